@@ -1,0 +1,1 @@
+"""The contract between the PyTorch side and the deployment side: spec, manifest, directory."""

@@ -1,0 +1,127 @@
+"""The manifest: everything a bundle says about itself, and a digest that tells when it was altered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.errors import ManifestInvalid, VersionUnknown
+
+FORMAT = "dovit-bundle"
+VERSION = 1
+
+
+class FileEntry(Noun):
+    """A file of the bundle: SHA-256 in hexadecimal and size in bytes."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class TokenCount(Noun):
+    """How many tokens enter a stage, extra tokens included: fewest, usual, most."""
+
+    minimum: int = Field(ge=1)
+    typical: int = Field(ge=1)
+    maximum: int = Field(ge=1)
+
+
+class Preprocessing(Noun):
+    """How an upright RGB image of 0..255 becomes `pixels`, and how logits become an image again."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    assumed: bool
+    """Mean and std are ImageNet's because the checkpoint did not say."""
+    stride: tuple[int, int] | None
+    """Step of the sliding window in pixels, rows then columns; None: images are resized to the model's size."""
+    logits_cover: Literal["image", "padded"] = "image"
+    """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
+
+
+class ClassEntry(Noun):
+    """A class: its name and its colour (red, green, blue)."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+class GateDefaults(Noun):
+    """Where tokens stop unless the caller says otherwise."""
+
+    thresholds: tuple[tuple[float, ...], ...]
+    """Per gate, per class."""
+    floor: float = 0.0
+    origin: Literal["configuration", "calibration"] = "configuration"
+
+
+class Provenance(Noun):
+    """Where the bundle comes from."""
+
+    tool: str
+    source: str
+    """File name of the checkpoint."""
+    source_sha256: str
+    license: str = ""
+
+
+class Manifest(Noun):
+    """The contents of `manifest.json`; see docs/bundle-format.md."""
+
+    format: Literal["dovit-bundle"] = FORMAT
+    version: int = VERSION
+    name: str
+    task: Literal["segmentation"] = "segmentation"
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    classes: tuple[ClassEntry, ...]
+    defaults: GateDefaults
+    counts: tuple[TokenCount, ...]
+    """One per stage."""
+    precisions: tuple[str, ...] = ("fp32",)
+    opset: int = 20
+    provenance: Provenance
+    files: dict[str, FileEntry]
+    """Every file of the bundle but the manifest itself and what lies in `engines/`."""
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, with its own digest."""
+        body = self.model_dump(mode="json")
+        return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read the text of `manifest.json`.
+
+        Raises:
+            ManifestInvalid: not JSON, wrong fields, or altered after it was written.
+            VersionUnknown: another version of the format.
+        """
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise ManifestInvalid(f"manifest.json is not JSON: {error}") from error
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise ManifestInvalid(f"manifest.json does not describe a bundle: 'format' is not '{FORMAT}'")
+        if body.get("version") != VERSION:
+            raise VersionUnknown(
+                f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
+                "export the checkpoint again, or install a matching dovit-deploy"
+            )
+        if body.pop("digest", None) != _digest(body):
+            raise ManifestInvalid("manifest.json was altered: its digest does not match; export it again")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ManifestInvalid(f"manifest.json: {place}: {first['msg']}") from error
+
+
+def _digest(body: dict[str, object]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""The seam to a runtime: a Backend makes a graph of a bundle runnable, an Engine runs it.
+
+A buffer is whatever the backend keeps tensors in (a NumPy array, device memory); only the backend looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.directory import Bundle
+
+Array = npt.NDArray[Any]
+Buffer = Any
+
+
+class Engine(Protocol):
+    """One graph, ready to run."""
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Run the graph; keys are the graph's input and output names."""
+
+    def close(self) -> None:
+        """Free what the engine holds; it is not used afterwards."""
+
+
+class Backend(Protocol):
+    """One runtime at one precision."""
+
+    name: str
+    precision: str
+
+    def load(self, bundle: Bundle, graph: str) -> Engine:
+        """Make `graph` (stage0, ..., merged, dense) of `bundle` runnable."""
+
+    def upload(self, array: Array) -> Buffer:
+        """Bring a host array to where the engines compute."""
+
+    def download(self, buffer: Buffer) -> Array:
+        """Bring a buffer back as a host array."""
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        """The first `count` entries, without a copy."""
+
+
+def as_float32(array: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """A contiguous float32 array."""
+    return np.ascontiguousarray(array, dtype=np.float32)

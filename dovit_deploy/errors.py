@@ -1,0 +1,176 @@
+"""Every error a user can cause, as one tree; each class carries the exit code of the command line.
+
+    DovitError                          1   a bug of ours, when raised bare
+    ├── UsageError                      2   arguments: unknown, contradictory, out of range, output exists
+    ├── InputError                      3   what was given cannot be read or used
+    │   ├── SourceError                     an image, folder, video, camera or stream
+    │   ├── ConfigError                     configuration values unknown, unsupported or contradictory
+    │   └── DatasetError                    a fault in a data set
+    ├── CheckError                      4   a check failed
+    │   └── ParityError                     two engines disagree
+    ├── EnvironmentProblem              5   this machine lacks something
+    │   ├── PackageMissing                  a Python package
+    │   ├── EncoderMissing                  a video encoder
+    │   └── ProviderMissing                 a device or execution provider
+    ├── UntrustedError                  6   not to be trusted
+    │   ├── PickleRefused                   a checkpoint that would execute code
+    │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
+    │   └── BundleError                     anything wrong in a bundle
+    │       ├── ManifestInvalid                 absent, not JSON, wrong fields, altered
+    │       ├── VersionUnknown                  a format this version does not read
+    │       ├── FileMissing                     listed, not there
+    │       ├── FileUnlisted                    there, not listed
+    │       ├── DigestMismatch                  bytes differ from the manifest
+    │       ├── PathEscapes                     absolute, "..", or a link out
+    │       └── GraphMismatch                   a graph's inputs or outputs are not what the manifest promises
+    ├── PartialFailure                  7   finished, but some inputs failed
+    └── Interrupted                   130   the user stopped it
+
+A message is one or two lines: what was given, what is allowed, what mends it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BundleError",
+    "CheckError",
+    "CheckpointMismatch",
+    "ConfigError",
+    "DatasetError",
+    "DigestMismatch",
+    "DovitError",
+    "EncoderMissing",
+    "EnvironmentProblem",
+    "FileMissing",
+    "FileUnlisted",
+    "GraphMismatch",
+    "InputError",
+    "Interrupted",
+    "ManifestInvalid",
+    "PackageMissing",
+    "ParityError",
+    "PartialFailure",
+    "PathEscapes",
+    "PickleRefused",
+    "ProviderMissing",
+    "SourceError",
+    "UntrustedError",
+    "UsageError",
+    "VersionUnknown",
+]
+
+
+class DovitError(Exception):
+    """Root of the tree; `exit_code` is what the command line returns for it."""
+
+    exit_code: int = 1
+
+
+class UsageError(DovitError):
+    """An argument is unknown, out of range or contradicts another; or the output exists."""
+
+    exit_code = 2
+
+
+class InputError(DovitError):
+    """What was given cannot be read or cannot be used."""
+
+    exit_code = 3
+
+
+class SourceError(InputError):
+    """An image, folder, video, camera or stream cannot be opened or decoded."""
+
+
+class ConfigError(InputError):
+    """Configuration values are unknown, unsupported or contradict the weights."""
+
+
+class DatasetError(InputError):
+    """A data set has a fault; the message names the file."""
+
+
+class CheckError(DovitError):
+    """A check failed: parity, gate or budget."""
+
+    exit_code = 4
+
+
+class ParityError(CheckError):
+    """Two engines disagree by more than their numerical error explains."""
+
+
+class EnvironmentProblem(DovitError):
+    """This machine lacks a package, driver, encoder or device."""
+
+    exit_code = 5
+
+
+class PackageMissing(EnvironmentProblem):
+    """A Python package is not installed; the message carries the line that installs it."""
+
+
+class EncoderMissing(EnvironmentProblem):
+    """No encoder for the wanted video codec."""
+
+
+class ProviderMissing(EnvironmentProblem):
+    """A device or execution provider is absent, or would silently fall back to the CPU."""
+
+
+class UntrustedError(DovitError):
+    """What was given must not be trusted."""
+
+    exit_code = 6
+
+
+class PickleRefused(UntrustedError):
+    """A checkpoint holds pickled objects beyond tensors and plain containers."""
+
+
+class CheckpointMismatch(UntrustedError):
+    """A checkpoint has missing, unexpected, misshaped, NaN or Inf entries."""
+
+
+class BundleError(UntrustedError):
+    """A bundle breaks a rule of `docs/bundle-format.md`."""
+
+
+class ManifestInvalid(BundleError):
+    """`manifest.json` is absent, not JSON, has wrong fields, or was altered."""
+
+
+class VersionUnknown(BundleError):
+    """The bundle's format version is not one that this version reads."""
+
+
+class FileMissing(BundleError):
+    """A file that the manifest lists is not there."""
+
+
+class FileUnlisted(BundleError):
+    """A file lies in the bundle that the manifest does not list."""
+
+
+class DigestMismatch(BundleError):
+    """A file's bytes are not those that the manifest's digest was taken of."""
+
+
+class PathEscapes(BundleError):
+    """A path in the bundle is absolute, climbs with "..", or is a link out of it."""
+
+
+class GraphMismatch(BundleError):
+    """A graph's inputs or outputs are not what the manifest promises."""
+
+
+class PartialFailure(DovitError):
+    """The work finished, but some inputs failed."""
+
+    exit_code = 7
+
+
+class Interrupted(DovitError):
+    """The user stopped the command; what was done until then is kept."""
+
+    exit_code = 130

@@ -1,0 +1,84 @@
+"""The one place where each optional package is imported, lazily, with the line that installs it.
+
+Code asks for the *module*; whichever distribution provides it (opencv-python or
+opencv-python-headless, onnxruntime or onnxruntime-gpu) is the user's affair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dovit_deploy.errors import PackageMissing
+
+# ONNX Runtime reads this when it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+@dataclass(frozen=True)
+class OptionalPackage:
+    """An importable module, what it is for, and how to get it."""
+
+    module: str
+    purpose: str
+    install: str
+
+
+OPTIONAL = {
+    package.module: package
+    for package in (
+        OptionalPackage("onnxruntime", "running bundles", "pip install 'dovit-deploy[cpu]'"),
+        OptionalPackage("cv2", "reading, resizing and painting images", "pip install 'dovit-deploy[cpu]'"),
+        OptionalPackage("PIL", "reading images", "pip install 'dovit-deploy[cpu]'"),
+        OptionalPackage("av", "video with audio, rotation and H.264", "pip install 'dovit-deploy[video]'"),
+        OptionalPackage("torch", "checkpoints, export and training", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnx", "export", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnx_ir", "export", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),
+    )
+}
+
+
+def load(module: str) -> Any:  # noqa: ANN401  the modules carry no types of their own
+    """Import `module` (a key of `OPTIONAL`) and return it.
+
+    Raises:
+        PackageMissing: it is not installed, or is installed and broken.
+    """
+    package = OPTIONAL[module]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        broken = "" if isinstance(error, ModuleNotFoundError) and error.name == module else f" ({error})"
+        raise PackageMissing(
+            f"the package '{module}' is needed for {package.purpose} and cannot be imported{broken}; "
+            f"install it with: {package.install}"
+        ) from error
+
+
+def opencv() -> Any:  # noqa: ANN401
+    """OpenCV (`cv2`); no window call is ever made."""
+    return load("cv2")
+
+
+def onnxruntime() -> Any:  # noqa: ANN401
+    """ONNX Runtime, with its telemetry switched off before the import."""
+    return load("onnxruntime")
+
+
+def pillow() -> Any:  # noqa: ANN401
+    """Pillow's `PIL.Image`."""
+    load("PIL")
+    return importlib.import_module("PIL.Image")
+
+
+def pyav() -> Any | None:  # noqa: ANN401
+    """PyAV, or None: video then goes through OpenCV, without audio."""
+    try:
+        return importlib.import_module("av")
+    except ImportError:
+        return None

@@ -1,0 +1,1 @@
+"""Pixels to pixels: session, transforms, predictor, sources, video, overlay."""

@@ -1,0 +1,127 @@
+"""What goes in and what comes out: a Frame, the report of a session, the result of a predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+
+RGB = npt.NDArray[np.uint8]
+"""(H, W, 3) uint8, red first, upright."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source."""
+
+    rgb: RGB
+    """(H, W, 3) uint8, upright."""
+    index: int
+    """Position in the source, from 0, before `--every` and `--start` select."""
+    source: str
+    """File name, device or address."""
+    time_s: Fraction
+    """Presentation time in seconds, exact; 0 for images."""
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunTiming:
+    """Milliseconds of one session run: the model and each of its stages."""
+
+    model: float
+    stages: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TokenReport:
+    """What one run of a session did with the tokens of one image, and what it cost.
+
+    MACs as `cost` counts them; `gmacs_*` in 10^9.
+    """
+
+    kept: tuple[int, ...]
+    """Tokens that entered each stage, extra tokens included."""
+    gmacs_dense: float
+    gmacs_actual: float
+    keep: tuple[npt.NDArray[np.bool_], ...]
+    """Per gate, (h, w): still running after it; monotone from gate to gate."""
+    confidence: tuple[npt.NDArray[np.float32], ...]
+    """Per gate, (h, w), NaN where the head was not evaluated."""
+    timing: RunTiming
+
+    @property
+    def flops_saved(self) -> float:
+        """1 - actual / dense; negative when auxiliary heads cost more than was saved."""
+        return 1.0 - self.gmacs_actual / self.gmacs_dense
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window of an image: where it lies in the model's input, in pixels, and its report."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    report: TokenReport
+
+
+@dataclass(frozen=True)
+class FrameTokens:
+    """Tokens and MACs of a whole image: sums over its windows."""
+
+    windows: tuple[Window, ...]
+    input_size: tuple[int, int]
+    """Height and width of the image as the windows saw it, in pixels."""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Tokens that entered each stage."""
+        return tuple(sum(counts) for counts in zip(*(w.report.kept for w in self.windows), strict=True))
+
+    @property
+    def total(self) -> int:
+        """All tokens; equals `kept[0]`."""
+        return self.kept[0]
+
+    @property
+    def gmacs_dense(self) -> float:
+        """10^9 MACs with nothing stopped and no gates."""
+        return sum(w.report.gmacs_dense for w in self.windows)
+
+    @property
+    def gmacs_actual(self) -> float:
+        """10^9 MACs that were computed."""
+        return sum(w.report.gmacs_actual for w in self.windows)
+
+    @property
+    def flops_saved(self) -> float:
+        """1 - actual / dense."""
+        return 1.0 - self.gmacs_actual / self.gmacs_dense
+
+
+@dataclass(frozen=True)
+class FrameTiming:
+    """Milliseconds of one frame from file to class map."""
+
+    decode: float
+    preprocess: float
+    model: float
+    postprocess: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.decode + self.preprocess + self.model + self.postprocess
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Names and colours of the classes, for painting."""
+
+    names: tuple[str, ...]
+    colors: npt.NDArray[np.uint8] = field(repr=False)
+    """(K, 3) uint8 RGB."""
