@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -99,7 +100,7 @@ class ModelSpec(Noun):
     heads: int = Field(gt=0)
     hidden: int = Field(gt=0)
     """Width of the MLP's inner layer."""
-    extra_tokens: Literal[1, 2] = 1
+    extra_tokens: Literal[0, 1, 2] = 1
     """1: class token; 2: class and distillation token."""
     norm_eps: float = 1e-6
     final_norm: bool = True
@@ -121,7 +122,9 @@ class ModelSpec(Noun):
         if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
-            raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
+            raise ValueError(
+                f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}"
+            )
         return self
 
     @property
@@ -143,7 +146,7 @@ class ModelSpec(Noun):
     def stage_layers(self) -> tuple[tuple[int, int], ...]:
         """First and one-past-last layer of each stage; a stage ends where a gate stands."""
         cuts = [0, *(gate.layer for gate in self.gates), self.depth]
-        return tuple(zip(cuts[:-1], cuts[1:], strict=True))
+        return tuple(itertools.pairwise(cuts))
 
     @property
     def logits_grid(self) -> tuple[int, int]:

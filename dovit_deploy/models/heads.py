@@ -89,7 +89,9 @@ class MaskTransformerHead(nn.Module):
         self.mask_norm = nn.LayerNorm(classes, eps=1e-5)
 
     def forward(self, tokens: Tensor, attend: Attend = attention) -> Tensor:
-        classes = self.class_tokens.expand(*tokens.shape[:-2], -1, -1)
+        classes = self.class_tokens
+        if tokens.dim() > 2:
+            classes = classes.expand(*tokens.shape[:-2], -1, -1)
         x = torch.cat([self.embed(tokens), classes], dim=-2)
         for block in self.blocks:
             x = block(x, attend)

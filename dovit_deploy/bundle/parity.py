@@ -1,0 +1,88 @@
+"""ParityReport: what `parity.json` says about how far a bundle's graphs are from the reference."""
+
+from __future__ import annotations
+
+from dovit_deploy.bundle.spec import Noun
+
+
+class GateParity(Noun):
+    """One gate: how far the confidences are apart, and which decisions differ."""
+
+    confidence_error: float
+    """Largest |difference| over all evaluated tokens, the reference's decisions replayed."""
+    explained: int
+    """Decisions that differ where the reference's confidence is closer to its limit than that error."""
+    unexplained: int
+    """Decisions that differ anywhere else: failures."""
+
+
+class FloatParity(Noun):
+    """One tensor: the largest difference, and what is allowed, 1e-4 * max(1, absmax of the reference) in fp32."""
+
+    name: str
+    error: float
+    allowed: float
+
+
+class RunParity(Noun):
+    """One image at one setting of the thresholds."""
+
+    image: str
+    thresholds: tuple[float, ...]
+    """The first class's threshold of each gate."""
+    kept: tuple[int, ...]
+    """Tokens that entered each stage in the reference."""
+    gates: tuple[GateParity, ...]
+    floats: tuple[FloatParity, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong, in words; empty when the engines agree."""
+        decisions = [
+            f"gate {number}: {gate.unexplained} decisions differ without an explanation"
+            for number, gate in enumerate(self.gates)
+            if gate.unexplained
+        ]
+        # Written so that NaN fails.
+        floats = [
+            f"{entry.name}: differs by {entry.error:.3g}, allowed {entry.allowed:.3g}"
+            for entry in self.floats
+            if not entry.error <= entry.allowed
+        ]
+        return (*decisions, *floats)
+
+
+class FormParity(Noun):
+    """One form of the graphs (portable, fast) in one engine."""
+
+    form: str
+    engine: str
+    runs: tuple[RunParity, ...]
+
+
+class ParityReport(Noun):
+    """The contents of `parity.json`."""
+
+    reference: str
+    precision: str
+    forms: tuple[FormParity, ...]
+    versions: dict[str, str]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Every failure with its form and image."""
+        return tuple(
+            f"{form.form} ({form.engine}), {run.image}: {failure}"
+            for form in self.forms
+            for run in form.runs
+            for failure in run.failures
+        )
+
+    @property
+    def proves_something(self) -> bool:
+        """Some run keeps between 10 and 90 % of the tokens at some gate; without gates always true."""
+        for form in self.forms:
+            shares = [count / run.kept[0] for run in form.runs for count in run.kept[1:]]
+            if shares and not any(0.1 <= share <= 0.9 for share in shares):
+                return False
+        return True

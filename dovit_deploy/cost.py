@@ -1,0 +1,123 @@
+"""CostModel: from an architecture and token counts to multiply-adds (MACs), in closed form.
+
+One MAC is one multiply-add of a convolution, a linear layer, QK^T or AV. Norms, softmax, biases, resizing and
+gathering count nothing. ViT papers and mmsegmentation print these numbers and call them FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+
+
+@dataclass(frozen=True)
+class FlopReport:
+    """MACs of one image, by part."""
+
+    stem: int
+    layers: int
+    """All transformer layers of the backbone."""
+    gates: int
+    """Auxiliary heads, on the tokens they were evaluated on."""
+    head: int
+
+    @property
+    def backbone(self) -> int:
+        """Stem and layers, without auxiliary heads."""
+        return self.stem + self.layers
+
+    @property
+    def total(self) -> int:
+        """Everything that is computed."""
+        return self.stem + self.layers + self.gates + self.head
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """MACs of the network of `spec`, dense or with given numbers of running tokens."""
+
+    spec: ModelSpec
+
+    def dense(self) -> FlopReport:
+        """The same network with nothing stopped and without auxiliary heads."""
+        layers = self.spec.depth * self._layer(self.spec.tokens)
+        return FlopReport(stem=self._stem(), layers=layers, gates=0, head=self._head(self.spec.head))
+
+    def actual(self, kept: Sequence[int]) -> FlopReport:
+        """What runs when `kept[i]` tokens, extra tokens included, enter the blocks of stage i.
+
+        Rises with every entry of `kept`.
+        """
+        stages = self.spec.stage_layers
+        if len(kept) != len(stages):
+            raise ValueError(f"{len(kept)} token counts for {len(stages)} stages")
+        layers = sum((last - first) * self._layer(n) for (first, last), n in zip(stages, kept, strict=True))
+        gates = sum(
+            self._gate(gate.head, n - self.spec.extra_tokens)
+            for gate, n in zip(self.spec.gates, kept[:-1], strict=True)
+        )
+        return FlopReport(stem=self._stem(), layers=layers, gates=gates, head=self._head(self.spec.head))
+
+    def _layer(self, tokens: int) -> int:
+        return block_macs(tokens, self.spec.width, self.spec.hidden)
+
+    def _stem(self) -> int:
+        spec = self.spec
+        if not isinstance(spec.stem, ConvStem):
+            return spec.patches * 3 * spec.patch**2 * spec.width
+        return _conv_stem(spec.stem, spec)
+
+    def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
+        """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""
+        if isinstance(head, SetrHead):
+            return self._head(head)
+        return running * _token_head(head, self.spec.width, self.spec.classes)
+
+    def _head(self, head: LinearHead | FcnHead | SetrHead | MaskHead) -> int:
+        spec = self.spec
+        if isinstance(head, MaskHead):
+            return _mask_head(head, spec.patches, spec.width, spec.classes)
+        if isinstance(head, SetrHead):
+            return _setr_head(head, spec.patches, spec.width, spec.classes)
+        return spec.patches * _token_head(head, spec.width, spec.classes)
+
+
+def block_macs(tokens: int, width: int, hidden: int) -> int:
+    """One pre-norm block: query, key, value, output and MLP, then QK^T and AV (12nC^2 + 2n^2C for hidden = 4C)."""
+    return tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+
+
+def _token_head(head: LinearHead | FcnHead, width: int, classes: int) -> int:
+    """Per token."""
+    if isinstance(head, FcnHead):
+        return head.channels * (width + classes)
+    return width * classes
+
+
+def _setr_head(head: SetrHead, patches: int, width: int, classes: int) -> int:
+    total, positions, inputs = 0, patches, width
+    for _ in range(head.convs):
+        total += positions * head.kernel**2 * inputs * head.channels
+        positions, inputs = positions * head.up_scale**2, head.channels
+    return total + positions * inputs * classes
+
+
+def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:
+    embed = patches * width * head.width
+    blocks = head.layers * block_macs(patches + classes, head.width, 4 * head.width)
+    projections = (patches + classes) * head.width**2
+    return embed + blocks + projections + patches * classes * head.width
+
+
+def _conv_stem(stem: ConvStem, spec: ModelSpec) -> int:
+    height, width = (side * spec.patch for side in spec.grid)
+    total, inputs = 0, 3
+    for number, outputs in enumerate(stem.widths):
+        height, width = height // 2, width // 2
+        total += height * width * 9 * inputs * outputs
+        if number:
+            total += height * width * 9 * outputs * outputs
+        inputs = outputs
+    return total + spec.patches * 4 * inputs * spec.width

@@ -1,0 +1,109 @@
+"""One PyTorch module -> one ONNX graph with standard operators, `dovit.Attention` and named weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnx.defs import OpSchema
+
+from dovit_deploy.bundle.interface import KEPT, GraphInterface, Port
+
+OPSET = 20
+DOMAIN = "dovit"
+ATTENTION = "Attention"
+
+_TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+def _attention_operator() -> onnxscript.values.Op:
+    parameter = OpSchema.FormalParameter
+    schema = OpSchema(
+        ATTENTION,
+        DOMAIN,
+        1,
+        inputs=[parameter(name, "T") for name in ("query", "key", "value")],
+        outputs=[parameter("mixed", "T")],
+        type_constraints=[("T", ["tensor(float)"], "tokens")],
+        attributes=[OpSchema.Attribute("heads", OpSchema.AttrType.INT, required=True)],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), ATTENTION, schema)
+
+
+_ATTENTION = _attention_operator()
+
+
+def _translate_attention(query: Any, key: Any, value: Any, heads: int) -> Any:  # noqa: ANN401
+    return _ATTENTION(query, key, value, heads=heads)
+
+
+def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.Model:
+    """Export `module` with the inputs and outputs of `interface`, in order.
+
+    The attention stays one node `dovit.Attention`, which `passes` lower; weights keep the names of the module's
+    parameters.
+    """
+    examples = tuple(_example(port) for port in interface.takes)
+    shapes = tuple(
+        {0: torch.export.Dim(KEPT, min=1)} if KEPT in port.shape else None for port in interface.takes
+    )
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            examples,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(interface.inputs),
+            output_names=list(interface.outputs),
+            dynamic_shapes=shapes,
+            custom_translation_table={torch.ops.dovit.attention.default: _translate_attention},
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    return _without_traces(program.model)
+
+
+def _without_traces(model: ir.Model) -> ir.Model:
+    """Drop the exporter's notes on every node: they hold stack traces with paths of the machine that exported."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for value in model.graph.inputs:
+        value.metadata_props.clear()
+    return model
+
+
+def _example(port: Port) -> torch.Tensor:
+    # Any count but 0 and 1 serves: the exporter would treat those as constants.
+    shape = [3 if side == KEPT else int(side) for side in port.shape]
+    if port.name == "index":
+        return torch.arange(shape[0])
+    return torch.zeros(shape, dtype=_TORCH_TYPES[port.dtype])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks about packages it does not need and its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,180 @@
+"""Verification is the comparison of two sessions: decisions first, then floats with the decisions replayed.
+
+The rule (docs/bundle-format.md, "Parity"): a decision may differ only where the reference's confidence is closer to
+its limit than the confidence error measured at that gate, and closer than 1e-4 in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.parity import FloatParity, FormParity, GateParity, RunParity
+from dovit_deploy.engines.base import Array, Backend
+from dovit_deploy.runtime.gate_inputs import floor_from, thresholds_from
+from dovit_deploy.runtime.session import Pixels, Session
+
+TOLERANCE = 1e-4
+"""fp32: of confidences absolutely, of floats times max(1, absmax)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One image at one setting of the gates."""
+
+    image: str
+    pixels: Pixels
+    thresholds: npt.NDArray[np.float32]
+    """(gates, K)."""
+    floor: np.float32
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that the stages of one run put out, as host arrays."""
+
+    tokens: list[Array]
+    confidence: list[Array]
+    label: list[Array]
+    keep: list[npt.NDArray[np.bool_]]
+    """Per gate, (E + N,): the gate's *own* decision, also when another one was replayed."""
+    index: list[npt.NDArray[np.int64]]
+    """Per gate, what ran on."""
+    logits: Array
+
+
+def trace_from_session(
+    session: Session, setting: Setting, *, replay: list[npt.NDArray[np.int64]] | None = None
+) -> Trace:
+    """Run `setting` through the stages of `session` and keep everything."""
+    download = session.backend.download
+    trace = Trace([], [], [], [], [], np.empty(0))
+    for outputs, index in session.stages(
+        setting.pixels, thresholds=setting.thresholds, floor=setting.floor, replay=replay
+    ):
+        if index is None:
+            return Trace(trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs["logits"]))
+        order, count = download(outputs["order"]), int(download(outputs["count"]))
+        keep = np.zeros(order.shape, dtype=bool)
+        keep[order[:count]] = True
+        trace.tokens.append(download(outputs["tokens_out" if trace.tokens else "tokens"]))
+        trace.confidence.append(download(outputs["confidence"]))
+        trace.label.append(download(outputs["label"]))
+        trace.keep.append(keep)
+        trace.index.append(download(index))
+    raise AssertionError("the last stage gives no index")
+
+
+def settings_from_images(reference: Session, images: list[tuple[str, Pixels]]) -> list[Setting]:
+    """Each image at the bundle's own thresholds, and at thresholds that stop about half of the tokens at each gate."""
+    manifest = reference.bundle.manifest
+    thresholds, floor = thresholds_from(None, manifest), floor_from(None, manifest)
+    settings = [Setting(name, pixels, thresholds, floor) for name, pixels in images]
+    if manifest.spec.gates:
+        settings += [halving_setting(reference, setting) for setting in settings]
+    return settings
+
+
+def halving_setting(reference: Session, setting: Setting) -> Setting:
+    """`setting` with thresholds chosen, gate after gate, in the widest gap near the median of the confidences."""
+    thresholds = np.ones_like(setting.thresholds)
+    for gate in range(len(thresholds)):
+        trial = Setting(setting.image, setting.pixels, thresholds.copy(), np.float32(0))
+        trace = trace_from_session(reference, trial)
+        extra = reference.bundle.manifest.spec.extra_tokens
+        running = np.arange(trace.keep[0].shape[0])[extra:] if gate == 0 else trace.index[gate - 1][extra:]
+        thresholds[gate] = _middle_gap(trace.confidence[gate][running - extra])
+    return Setting(setting.image, setting.pixels, thresholds, setting.floor)
+
+
+def _middle_gap(confidence: Array) -> float:
+    """The centre of the widest gap between neighbouring values of the middle half; 1 when there is none."""
+    values = np.sort(confidence[np.isfinite(confidence)].astype(np.float64))
+    middle = values[len(values) // 4 : max(len(values) * 3 // 4, len(values) // 4 + 2)]
+    if len(middle) < 2:
+        return 1.0
+    widest = int(np.argmax(np.diff(middle)))
+    return float((middle[widest] + middle[widest + 1]) / 2)
+
+
+def form_parity(
+    bundle: Bundle, settings: list[Setting], *, reference: Session, backend: Backend, form: str
+) -> FormParity:
+    """Compare every graph of one form in `backend` with the reference."""
+    with Session(bundle, backend=backend) as candidate:
+        runs = tuple(_run_parity(reference, candidate, setting) for setting in settings)
+    return FormParity(form=form, engine=backend.name, runs=runs)
+
+
+def _run_parity(reference: Session, candidate: Session, setting: Setting) -> RunParity:
+    expected = trace_from_session(reference, setting)
+    replayed = trace_from_session(candidate, setting, replay=expected.index)
+    spec = reference.bundle.manifest.spec
+    gates = tuple(
+        _gate_parity(expected, replayed, gate, setting, spec.extra_tokens) for gate in range(len(spec.gates))
+    )
+    floats = [
+        _float_parity(f"stage{number} tokens", want, got)
+        for number, (want, got) in enumerate(zip(expected.tokens, replayed.tokens, strict=True))
+    ]
+    floats.append(_float_parity("logits", expected.logits, replayed.logits))
+    floats.extend(_whole_graphs(reference, candidate, setting))
+    return RunParity(
+        image=setting.image,
+        thresholds=tuple(float(row[0]) for row in setting.thresholds),
+        kept=(spec.tokens, *(len(index) for index in expected.index)),
+        gates=gates,
+        floats=tuple(floats),
+    )
+
+
+def _whole_graphs(reference: Session, candidate: Session, setting: Setting) -> Iterator[FloatParity]:
+    """The dense graph against the reference; the merged one against the same form's own staged run."""
+    backend, bundle = candidate.backend, candidate.bundle
+    dense = backend.load(bundle, "dense")
+    got = backend.download(dense.run({"pixels": backend.upload(setting.pixels)})["logits"])
+    dense.close()
+    yield _float_parity("dense logits", reference.run_one(setting.pixels, dense=True)[0], got)
+    merged = backend.load(bundle, "merged")
+    inputs = {"pixels": backend.upload(setting.pixels)}
+    if len(setting.thresholds):
+        inputs["thresholds"] = backend.upload(setting.thresholds)
+        inputs["floor"] = backend.upload(np.asarray(setting.floor))
+    outputs = merged.run(inputs)
+    merged.close()
+    own = trace_from_session(candidate, setting)
+    kept = np.asarray([bundle.manifest.spec.tokens, *(len(index) for index in own.index)])
+    yield FloatParity(
+        name="merged kept", error=float(np.abs(kept - backend.download(outputs["kept"])).max()), allowed=0.0
+    )
+    yield _float_parity("merged logits", own.logits, backend.download(outputs["logits"]))
+
+
+def _gate_parity(expected: Trace, replayed: Trace, gate: int, setting: Setting, extra: int) -> GateParity:
+    want, got = expected.confidence[gate], replayed.confidence[gate]
+    both = np.isfinite(want) & np.isfinite(got)
+    difference = np.abs(want - got)[both]
+    error = float(difference.max(initial=0.0))
+    differs = (expected.keep[gate] != replayed.keep[gate])[extra:]
+    label = np.maximum(expected.label[gate], 0)
+    to_threshold = np.abs(want - setting.thresholds[gate][label])
+    to_floor = np.abs(want - setting.floor) if setting.floor > 0 else np.full_like(want, np.inf)
+    # The error can be as large as the distance to the limit and no larger than what fp32 may give.
+    close = np.minimum(to_threshold, to_floor) <= min(error, TOLERANCE)
+    missing = int((np.isfinite(want) != np.isfinite(got)).sum())
+    return GateParity(
+        confidence_error=error,
+        explained=int((differs & close).sum()),
+        unexplained=int((differs & ~close).sum()) + missing,
+    )
+
+
+def _float_parity(name: str, want: Array, got: Array) -> FloatParity:
+    if want.shape != got.shape:
+        return FloatParity(name=f"{name} (shape {got.shape} for {want.shape})", error=float("inf"), allowed=0.0)
+    error = float(np.abs(want - got).max(initial=0.0))
+    return FloatParity(name=name, error=error, allowed=TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))))

@@ -1,0 +1,82 @@
+"""Output folders appear whole or not at all: written as `NAME.partial`, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dovit_deploy.errors import InputError, UsageError
+
+
+def partial_path(path: Path) -> Path:
+    """Where the folder `path` is while it is being written."""
+    return path.with_name(path.name + ".partial")
+
+
+def free_path(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3`, ... when that is taken."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError when `path` is there and must not be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; choose another with -o, or allow it with --overwrite")
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`; what was there before is set aside first and removed last."""
+    previous = path.with_name(path.name + ".previous")
+    if path.exists():
+        _remove(previous)
+        path.rename(previous)
+    partial.rename(path)
+    _remove(previous)
+
+
+@contextmanager
+def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a fresh `NAME.partial` to fill; rename it to `path` when the block ends well, else remove it.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is off.
+        InputError: the folder cannot be made.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    partial = partial_path(path)
+    make_fresh(partial)
+    try:
+        yield partial
+        put_in_place(partial, path)
+    finally:
+        _remove(partial)
+
+
+def make_fresh(folder: Path) -> None:
+    """Make `folder` empty, with its parents; what a killed process left there goes."""
+    try:
+        _remove(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` in one step."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

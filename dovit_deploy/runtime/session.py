@@ -1,0 +1,214 @@
+"""Session: all stages of one bundle in one backend. The whole dynamic runtime is the loop in `stages`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.cost import CostModel
+from dovit_deploy.engines.base import Backend, Buffer, Engine, as_float32
+from dovit_deploy.engines.registry import backend_from_name
+from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.runtime.gate_inputs import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
+from dovit_deploy.runtime.results import RunTiming, TokenReport
+
+Pixels = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
+
+
+class Session:
+    """A bundle ready to run, one image at a time; usable with `with`, or closed by `close()`.
+
+    Args:
+        bundle: an opened bundle.
+        engine: a name of `engines.registry`; "torch" is the reference.
+        precision: one that engine and bundle both have.
+        threads: of one operator; None leaves it to the engine.
+        backend: in place of the four above, a backend made by the caller.
+
+    Raises:
+        UsageError: unknown engine or precision.
+        PackageMissing: the engine's package is not installed.
+        GraphMismatch: the engine refuses a graph.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "onnxruntime",
+        precision: str = "fp32",
+        threads: int | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads)
+        self._cost = CostModel(bundle.manifest.spec)
+        self._engines: dict[str, Engine] = {}
+        for number in range(bundle.stages):
+            self._engine(f"stage{number}")
+
+    def run(
+        self,
+        pixels: Pixels,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> tuple[Logits, TokenReport | list[TokenReport]]:
+        """Logits and what was done to reach them.
+
+        Args:
+            pixels: (1, 3, H, W) or (B, 3, H, W) float32, normalised, at exactly the bundle's size.
+            thresholds: one number, one per gate, or (gates, K); None: the bundle's own.
+            floor: tokens less confident than this stop too; 0 is off; None: the bundle's own.
+            keep: one boolean grid (h, w) per gate: replay these decisions instead of the gates' own (B = 1).
+            dense: no gates and no floor.
+
+        Returns:
+            Logits (B, K, h, w) as the decode head gives them, and a `TokenReport`, or a list of them for B > 1.
+            Each image of a batch gives what it gives alone.
+
+        Raises:
+            InputError: pixels of another size or type, or a replay that is impossible.
+            UsageError: thresholds or floor out of range, or given together with `dense`.
+        """
+        spec = self.bundle.manifest.spec
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, *spec.size) or pixels.shape[0] < 1:
+            raise InputError(f"pixels of shape {pixels.shape} given, (B, 3, {spec.size[0]}, {spec.size[1]}) needed")
+        if keep is not None and pixels.shape[0] != 1:
+            raise InputError(f"keep replays one image, {pixels.shape[0]} given")
+        results = [
+            self.run_one(pixels[number : number + 1], thresholds=thresholds, floor=floor, keep=keep, dense=dense)
+            for number in range(pixels.shape[0])
+        ]
+        reports = [report for _, report in results]
+        return np.concatenate([logits for logits, _ in results]), reports[0] if len(reports) == 1 else reports
+
+    def run_one(
+        self,
+        pixels: Pixels,
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> tuple[Logits, TokenReport]:
+        """`run` for one image (1, 3, H, W): logits (1, K, h, w) and its report."""
+        spec, manifest = self.bundle.manifest.spec, self.bundle.manifest
+        if pixels.shape != (1, 3, *spec.size):
+            raise InputError(f"pixels of shape {pixels.shape} given, (1, 3, {spec.size[0]}, {spec.size[1]}) needed")
+        if dense and not (thresholds is None and floor is None and keep is None):
+            raise UsageError("dense means no gates: it takes no thresholds, floor or keep")
+        if dense:
+            return self._run_dense(as_float32(pixels))
+        replay = None if keep is None else index_from_keep(keep, spec)
+        limits = thresholds_from(thresholds, manifest), floor_from(floor, manifest)
+        return self._run_stages(as_float32(pixels), *limits, replay)
+
+    def close(self) -> None:
+        """Free the engines."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _engine(self, graph: str) -> Engine:
+        if graph not in self._engines:
+            self._engines[graph] = self.backend.load(self.bundle, graph)
+        return self._engines[graph]
+
+    def stages(
+        self,
+        pixels: Pixels,
+        *,
+        thresholds: npt.NDArray[np.float32],
+        floor: np.float32,
+        replay: list[npt.NDArray[np.int64]] | None = None,
+    ) -> Iterator[tuple[dict[str, Buffer], Buffer | None]]:
+        """Run stage by stage; yields each stage's outputs and the `index` that the next one gets (None at the end).
+
+        Args:
+            pixels: (1, 3, H, W) float32.
+            thresholds: (gates, K).
+            floor: ().
+            replay: per gate, the index to use in place of the gate's own decision.
+        """
+        backend, gates = self.backend, len(self.bundle.manifest.spec.gates)
+        inputs: dict[str, Buffer] = {"pixels": backend.upload(pixels)}
+        for number in range(gates):
+            inputs["thresholds"] = backend.upload(thresholds[number])
+            inputs["floor"] = backend.upload(np.asarray(floor))
+            outputs = self._engine(f"stage{number}").run(inputs)
+            if replay is None:
+                index = backend.narrow(outputs["order"], int(backend.download(outputs["count"])))
+            else:
+                index = backend.upload(replay[number])
+            yield outputs, index
+            inputs = {"tokens": outputs["tokens_out" if number else "tokens"], "index": index}
+        yield self._engine(f"stage{gates}").run(inputs), None
+
+    def _run_stages(
+        self,
+        pixels: Pixels,
+        thresholds: npt.NDArray[np.float32],
+        floor: np.float32,
+        replay: list[npt.NDArray[np.int64]] | None,
+    ) -> tuple[Logits, TokenReport]:
+        indices, confidence, times = [], [], [perf_counter()]
+        for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
+            if index is not None:
+                indices.append(self.backend.download(index))
+                confidence.append(self.backend.download(outputs["confidence"]))
+            times.append(perf_counter())
+        logits = self.backend.download(outputs["logits"])
+        return as_float32(logits), self._report(indices, confidence, times)
+
+    def _run_dense(self, pixels: Pixels) -> tuple[Logits, TokenReport]:
+        spec = self.bundle.manifest.spec
+        engine, start = self._engine("dense"), perf_counter()
+        logits = self.backend.download(engine.run({"pixels": self.backend.upload(pixels)})["logits"])
+        macs = self._cost.dense().total / 1e9
+        timing = _timing([start, perf_counter()])
+        return as_float32(logits), TokenReport((spec.tokens,) * (len(spec.gates) + 1), macs, macs, (), (), timing)
+
+    def _report(
+        self,
+        indices: list[npt.NDArray[np.int64]],
+        confidence: list[npt.NDArray[np.float32]],
+        times: list[float],
+    ) -> TokenReport:
+        spec = self.bundle.manifest.spec
+        kept = (spec.tokens, *(len(index) for index in indices))
+        return TokenReport(
+            kept=kept,
+            gmacs_dense=self._cost.dense().total / 1e9,
+            gmacs_actual=self._cost.actual(kept).total / 1e9,
+            keep=tuple(_grid_from_index(index, spec.extra_tokens, spec.grid) for index in indices),
+            confidence=tuple(as_float32(values).reshape(spec.grid) for values in confidence),
+            timing=_timing(times),
+        )
+
+
+def _grid_from_index(index: npt.NDArray[np.int64], extra: int, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    keep = np.zeros(grid[0] * grid[1], dtype=bool)
+    keep[index[extra:] - extra] = True
+    return keep.reshape(grid)
+
+
+def _timing(times: list[float]) -> RunTiming:
+    stages = tuple(1e3 * (after - before) for before, after in zip(times[:-1], times[1:], strict=True))
+    return RunTiming(model=sum(stages), stages=stages)
