@@ -38,6 +38,7 @@ OPTIONAL = {
         OptionalPackage("onnx_ir", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
         OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),
     )
 }
@@ -74,6 +75,11 @@ def pillow() -> Any:  # noqa: ANN401
     """Pillow's `PIL.Image`."""
     load("PIL")
     return importlib.import_module("PIL.Image")
+
+
+def supervision() -> Any:  # noqa: ANN401
+    """Roboflow's supervision, which some users annotate with."""
+    return load("supervision")
 
 
 def pyav() -> Any | None:  # noqa: ANN401

@@ -76,6 +76,8 @@ class FrameTokens:
     windows: tuple[Window, ...]
     input_size: tuple[int, int]
     """Height and width of the image as the windows saw it, in pixels."""
+    patch: int = 16
+    """Side of a patch in those pixels."""
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -1,0 +1,158 @@
+"""The exact class map of stretched logits, computed only where the answer is open.
+
+Every pixel is a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot
+win whose largest node is below the smallest node of some other class: it need not be interpolated there, and a tile
+in which one class is left is filled. The rest is interpolated in bands that stay in the cache.
+Nothing is approximated: a class is left out only when it is behind by more than float32 rounding can make up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.runtime.bilinear import Axis, Span, spans
+
+Logits = npt.NDArray[np.float32]
+ClassMap = npt.NDArray[np.uint8]
+
+BAND = 48
+"""Rows decided together: two float32 planes of 1280 columns stay in the second-level cache."""
+TILE = 64
+"""Columns of a tile in which classes are ruled out."""
+STARTING_COST = 400
+"""What starting another run costs, in columns of a band; measured."""
+FILLING_COST = 40
+"""What filling a run with one class costs, in the same unit."""
+MARGIN = 1e-5
+"""Of the largest logit: more than the rounding error of two interpolated float32 values, which is below 1e-6."""
+
+
+class Run(NamedTuple):
+    """Neighbouring tiles of a band, decided together: columns start..stop-1, classes as the bits of a number."""
+
+    start: int
+    stop: int
+    classes: int
+
+
+def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
+    """The class with the largest logit at each pixel, the lowest of them when several are equal.
+
+    Args:
+        logits: (K, rows.grid, columns.grid) float32, K at most 256.
+        rows: how the grid's rows become the picture's.
+        columns: how its columns do.
+
+    Returns:
+        (rows.size, columns.size) uint8.
+    """
+    bands, tiles = spans(rows, BAND), spans(columns, TILE)
+    wide = _stretch_columns(logits, tiles, columns.size)
+    result = np.empty((rows.size, columns.size), dtype=np.uint8)
+    scratch = _Scratch(min(BAND, rows.size) * columns.size)
+    for band, masks in zip(bands, _open_classes(logits, bands, tiles), strict=True):
+        for run in _runs(masks, tiles):
+            out = result[band.start : band.stop, run.start : run.stop]
+            _decide(run, band, wide[:, band.first : band.last, run.start : run.stop], out, scratch)
+    return result
+
+
+def class_map(logits: Logits) -> ClassMap:
+    """The same of logits (K, H, W) that need no stretching: (H, W) uint8."""
+    result = np.zeros(logits.shape[1:], dtype=np.uint8)
+    for start in range(0, len(result), BAND):
+        winner = result[start : start + BAND]
+        best = logits[0, start : start + BAND].copy()
+        for number in range(1, len(logits)):
+            value = logits[number, start : start + BAND]
+            # Classes come in rising order, so the later of two winners is the larger number.
+            np.maximum(winner, np.greater(value, best).view(np.uint8) * np.uint8(number), out=winner)
+            np.maximum(best, value, out=best)
+    return result
+
+
+class _Scratch:
+    """Memory for one run, taken once per picture: fresh pages cost more than the arithmetic."""
+
+    def __init__(self, pixels: int) -> None:
+        self.best = np.empty(pixels, dtype=np.float32)
+        self.value = np.empty(pixels, dtype=np.float32)
+        self.ahead = np.empty(pixels, dtype=np.bool_)
+        self.number = np.empty(pixels, dtype=np.uint8)
+        self.winner = np.empty(pixels, dtype=np.uint8)
+
+
+def _stretch_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Logits:
+    classes, height, grid = logits.shape
+    wide = np.empty((classes * height, width), dtype=np.float32)
+    flat = np.ascontiguousarray(logits).reshape(classes * height, grid)
+    for tile in tiles:
+        np.matmul(flat[:, tile.first : tile.last], tile.matrix.T, out=wide[:, tile.start : tile.stop])
+    return wide.reshape(classes, height, width)
+
+
+def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) -> list[list[int]]:
+    """Per band and tile, the classes that can win there, as the bits of a number."""
+    most = _reduce(np.maximum, _reduce(np.maximum, logits, bands, axis=1), tiles, axis=2)
+    least = _reduce(np.minimum, _reduce(np.minimum, logits, bands, axis=1), tiles, axis=2)
+    margin = np.float32(MARGIN) * np.abs(logits).max()
+    # Written so that NaN rules nothing out.
+    possible = ~(most < least.max(axis=0) - margin)
+    packed = np.packbits(possible, axis=0, bitorder="little").transpose(1, 2, 0)
+    return [[int.from_bytes(tile.tobytes(), "little") for tile in band] for band in packed]
+
+
+def _reduce(ufunc: np.ufunc, values: Logits, parts: Sequence[Span], *, axis: int) -> Logits:
+    """The largest or smallest node of each part along `axis`."""
+    longest = max(part.last - part.first for part in parts)
+    result = values.take([part.first for part in parts], axis=axis)
+    for step in range(1, longest):
+        nodes = [min(part.first + step, part.last - 1) for part in parts]
+        ufunc(result, values.take(nodes, axis=axis), out=result)
+    return result
+
+
+def _runs(masks: Sequence[int], tiles: Sequence[Span]) -> Iterator[Run]:
+    """Join neighbouring tiles while that is cheaper than deciding them apart."""
+    start, stop, classes = tiles[0].start, tiles[0].stop, masks[0]
+    cost = _cost(stop - start, classes)
+    for tile, mask in zip(tiles[1:], masks[1:], strict=True):
+        alone = _cost(tile.stop - tile.start, mask)
+        together = _cost(tile.stop - start, classes | mask)
+        if together <= cost + alone:
+            stop, classes, cost = tile.stop, classes | mask, together
+        else:
+            yield Run(start, stop, classes)
+            start, stop, classes, cost = tile.start, tile.stop, mask, alone
+    yield Run(start, stop, classes)
+
+
+def _cost(width: int, classes: int) -> int:
+    """What a run takes, in columns of a band."""
+    count = classes.bit_count()
+    return FILLING_COST if count == 1 else count * (width + STARTING_COST)
+
+
+def _decide(run: Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scratch) -> None:
+    """Fill `out` (rows, columns) with the winners among the run's classes; `nodes`: (K, band's nodes, columns)."""
+    classes = [number for number in range(len(nodes)) if run.classes >> number & 1]
+    if len(classes) == 1:
+        out.fill(classes[0])
+        return
+    best, value = (memory[: out.size].reshape(out.shape) for memory in (scratch.best, scratch.value))
+    ahead, number, winner = scratch.ahead[: out.size], scratch.number[: out.size], scratch.winner[: out.size]
+    np.matmul(band.matrix, nodes[classes[0]], out=best)
+    winner.fill(classes[0])
+    for candidate in classes[1:]:
+        np.matmul(band.matrix, nodes[candidate], out=value)
+        np.greater(value.reshape(-1), best.reshape(-1), out=ahead)
+        # Candidates come in rising order, so the later of two winners is the larger number.
+        np.multiply(ahead.view(np.uint8), np.uint8(candidate), out=number)
+        np.maximum(winner, number, out=winner)
+        if candidate != classes[-1]:
+            np.maximum(best, value, out=best)
+    out[...] = winner.reshape(out.shape)

@@ -1,0 +1,142 @@
+"""Pixels in, class map out: what lies before and after the model, done the way each family's own code does it.
+
+Sources: mmsegmentation's test pipeline (OpenCV's bilinear resize of 0..255, then mean and std; logits to the input,
+then to the picture) and Segmenter's (logits to the padded input, cropped). Sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.manifest import Preprocessing
+from dovit_deploy.errors import ConfigError, InputError
+from dovit_deploy.runtime.bilinear import Axis
+from dovit_deploy.runtime.class_map import class_map, stretched_class_map
+from dovit_deploy.runtime.results import RGB
+
+Pixels = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
+ClassMap = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+Cover = Literal["image", "padded"]
+
+LONGEST_ENLARGED = 8
+"""Windows that an enlarged side may measure; a picture of one row would fill the memory otherwise."""
+
+
+def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
+    """A picture as the model takes it.
+
+    Without a stride the picture is resized to `size`. With one it keeps its own size, and is only enlarged, keeping
+    its proportions, until both sides reach `size`.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        preprocessing: the manifest's.
+        size: the model's.
+
+    Returns:
+        (1, 3, h, w) float32, normalised.
+    """
+    cv2 = packages.opencv()
+    height, width = size if preprocessing.stride is None else sliding_size(rgb.shape[:2], size)
+    rgb = np.ascontiguousarray(rgb)
+    if rgb.shape[:2] != (height, width):
+        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+    pixels = np.empty((1, 3, height, width), dtype=np.float32)
+    # 256 values per channel: looking up is exact, and faster than the arithmetic.
+    values = np.arange(256)
+    for channel, plane in enumerate(cv2.split(rgb)):
+        table = (values - preprocessing.mean[channel]) / preprocessing.std[channel]
+        cv2.LUT(plane, table.astype(np.float32), dst=pixels[0, channel])
+    return pixels
+
+
+def sliding_size(picture: Size, window: Size) -> Size:
+    """The size at which windows slide over a picture: its own, or enlarged until both sides reach the window.
+
+    Proportions are kept unless a side would have to be enlarged to more than `LONGEST_ENLARGED` windows.
+    """
+    scale = max(1.0, window[0] / picture[0], window[1] / picture[1])
+    longest = [max(own, LONGEST_ENLARGED * side) for own, side in zip(picture, window, strict=True)]
+    wanted = [max(side, int(own * scale + 0.5)) for own, side in zip(picture, window, strict=True)]
+    return min(wanted[0], longest[0]), min(wanted[1], longest[1])
+
+
+def windows(height: int, width: int, size: Size, stride: Size) -> tuple[tuple[int, int], ...]:
+    """Top and left corner of each window over an input of (height, width), in raster order, by mmsegmentation's rule.
+
+    The last window of each row and column is shifted back so that it ends at the border.
+
+    Raises:
+        InputError: a side is smaller than the window.
+        ConfigError: the stride leaves gaps, or is not positive.
+    """
+    if height < size[0] or width < size[1]:
+        raise InputError(f"input {height}x{width} is smaller than the window {size[0]}x{size[1]}")
+    if not (0 < stride[0] <= size[0] and 0 < stride[1] <= size[1]):
+        raise ConfigError(
+            f"stride {stride[0]}x{stride[1]}: each side must be between 1 and the window's {size[0]}x{size[1]}"
+        )
+    tops = _corners(height, size[0], stride[0])
+    return tuple((top, left) for top in tops for left in _corners(width, size[1], stride[1]))
+
+
+def _corners(length: int, window: int, stride: int) -> list[int]:
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [min(number * stride, length - window) for number in range(count)]
+
+
+def covered_size(input_size: Size, *, cover: Cover, patch: int) -> Size:
+    """What the logits' grid is stretched over: the input, or the input padded right and bottom to whole patches."""
+    if cover == "image":
+        return input_size
+    return math.ceil(input_size[0] / patch) * patch, math.ceil(input_size[1] / patch) * patch
+
+
+def resize_logits(logits: Logits, size: Size) -> Logits:
+    """(K, h, w) to (K, *size), bilinear with half-pixel centres and without antialiasing (`align_corners=False`)."""
+    if logits.shape[1:] == size:
+        return logits
+    cv2 = packages.opencv()
+    resized = np.empty((len(logits), *size), dtype=np.float32)
+    for source, target in zip(np.ascontiguousarray(logits), resized, strict=True):
+        cv2.resize(source, size[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def logits_at_input(logits: Logits, input_size: Size, *, cover: Cover, patch: int) -> Logits:
+    """The head's logits (K, h, w) at the size of the model's input: (K, *input_size)."""
+    stretched = resize_logits(logits, covered_size(input_size, cover=cover, patch=patch))
+    return stretched[:, : input_size[0], : input_size[1]]
+
+
+def to_class_map(logits: Logits, input_size: Size, image_size: Size, *, cover: Cover, patch: int) -> ClassMap:
+    """The class of each pixel of the picture; of equal logits the lowest class, as argmax has it.
+
+    Equal to resizing the logits to the input (padded and cropped where `cover` says so), then to the picture, then
+    taking the argmax; both resizes are done as one.
+
+    Args:
+        logits: (K, h, w) float32, as the head gives them; K at most 256.
+        input_size: of the model's input, unpadded.
+        image_size: of the picture.
+        cover: what the logits' grid is stretched over.
+        patch: side of a patch in pixels, to which the input is padded.
+
+    Returns:
+        (H, W) uint8 in the picture's own pixels.
+    """
+    canvas = covered_size(input_size, cover=cover, patch=patch)
+    if logits.shape[1:] == canvas == input_size == image_size:
+        return class_map(logits)
+    rows, columns = (
+        Axis(grid=grid, canvas=over, visible=visible, size=size)
+        for grid, over, visible, size in zip(logits.shape[1:], canvas, input_size, image_size, strict=True)
+    )
+    return stretched_class_map(logits, rows, columns)
