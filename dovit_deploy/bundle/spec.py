@@ -101,7 +101,7 @@ class ModelSpec(Noun):
     hidden: int = Field(gt=0)
     """Width of the MLP's inner layer."""
     extra_tokens: Literal[0, 1, 2] = 1
-    """1: class token; 2: class and distillation token."""
+    """1: class token; 2: class and distillation token; 0: mmsegmentation's `with_cls_token=False`, never with gates."""
     norm_eps: float = 1e-6
     final_norm: bool = True
     classes: int = Field(gt=0)
@@ -118,6 +118,8 @@ class ModelSpec(Noun):
             raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least 16")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.gates and not self.extra_tokens:
+            raise ValueError("gates need a class token")
         layers = [gate.layer for gate in self.gates]
         if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")

@@ -86,7 +86,7 @@ class MaskTransformerHead(nn.Module):
         self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.patch_projection = nn.Linear(spec.width, spec.width, bias=False)
         self.class_projection = nn.Linear(spec.width, spec.width, bias=False)
-        self.mask_norm = nn.LayerNorm(classes, eps=1e-5)
+        self.mask_norm = nn.LayerNorm(classes, eps=spec.norm_eps)
 
     def forward(self, tokens: Tensor, attend: Attend = attention) -> Tensor:
         classes = self.class_tokens

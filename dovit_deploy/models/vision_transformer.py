@@ -24,7 +24,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.spec = spec
         self.stem = stem_from_spec(spec, trainable=trainable)
-        self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
+        if spec.extra_tokens:
+            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
         self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
@@ -36,7 +37,8 @@ class VisionTransformer(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
         patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
-        return torch.cat([self.extra_tokens, patches]) + self.positions
+        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
+        return tokens + self.positions
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""

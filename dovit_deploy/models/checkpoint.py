@@ -1,0 +1,207 @@
+"""Checkpoint: a weights file understood, whichever of the supported projects wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.models import own_format
+from dovit_deploy.models.architecture import Architecture, thresholds_per_gate
+from dovit_deploy.models.configuration import (
+    Configuration,
+    configuration_from_file,
+    configuration_from_meta,
+    merged,
+)
+from dovit_deploy.models.image_facts import IMAGE_SETTINGS, class_entries, mean_and_std
+from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
+from dovit_deploy.models.mmseg_spec import MODEL_SETTINGS, mmseg_architecture
+from dovit_deploy.models.official_state import ours_from_official
+from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.models.segmenter_spec import FILE_SETTINGS, NETWORK_SETTINGS, segmenter_architecture
+from dovit_deploy.models.weights_file import WeightsFile, sha256_of, weights_from_file
+
+__all__ = ["Checkpoint", "OwnConfig", "checkpoint_from_path", "save_checkpoint"]
+
+SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that an export, a fit of gates or a training run needs to know of trained weights."""
+
+    spec: ModelSpec
+    """At the training size."""
+    state: dict[str, Tensor]
+    """Of `VisionTransformer(spec)` in deployment form, fp32, on the CPU."""
+    preprocessing: Preprocessing
+    classes: tuple[ClassEntry, ...]
+    thresholds: tuple[float, ...]
+    """One per gate."""
+    floor: float
+    """Confidence below which a token also stops; 0 is off."""
+    slide_size: tuple[int, int] | None
+    """Window of the configuration's sliding inference, in pixels."""
+    source: str
+    """File name of the weights."""
+    source_sha256: str
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """What the caller says; it has the say over everything else."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    classes: Sequence[ClassEntry] | None
+    thresholds: Sequence[float] | None
+
+
+def checkpoint_from_path(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    allow_pickle: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[ClassEntry] | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> Checkpoint:
+    """Understand the checkpoint at `path`: a folder of ours, .safetensors with official keys, or .pth.
+
+    Args:
+        path: the checkpoint.
+        config: file with settings that the checkpoint does not carry (docs: `--config`).
+        allow_pickle: read pickles that may run code.
+        mean: of red, green and blue in 0..255, instead of the configuration's; with `std`.
+        std: of red, green and blue in 0..255.
+        classes: names and colours, instead of the checkpoint's own.
+        thresholds: one for all gates or one each, instead of the configuration's.
+
+    Raises:
+        InputError: a file is absent or unreadable.
+        ConfigError: configuration values are unknown (named), unsupported, or contradict the keys.
+        PickleRefused: a pickle that may run code.
+        CheckpointMismatch: entries missing, unexpected, misshaped, NaN or Inf.
+        UsageError: a flag's value does not fit the network.
+    """
+    place = Path(path)
+    flags = _Flags(mean, std, classes, thresholds)
+    if not place.exists():
+        raise InputError(f"no checkpoint at {place}")
+    if place.name == own_format.WEIGHTS and own_format.is_own_format(place.parent):
+        place = place.parent
+    if place.is_dir() and (place / own_format.CONFIG).is_file():
+        return _own(place, None if config is None else Path(config), flags)
+    if place.is_dir():
+        place = place / SEGMENTER_FILES[0]
+        if not place.is_file():
+            raise InputError(
+                f"{place.parent} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {place.name}"
+            )
+    weights = weights_from_file(place, allow_pickle=allow_pickle)
+    return _official(weights, _configuration_for(place, config), flags)
+
+
+def _configuration_for(place: Path, config: str | Path | None) -> Configuration | None:
+    if config is not None:
+        return configuration_from_file(Path(config))
+    beside = place.with_name(SEGMENTER_FILES[1])
+    if place.name == SEGMENTER_FILES[0] and beside.is_file():
+        return configuration_from_file(beside)
+    return None
+
+
+def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    facts = facts_from_state(weights.state)
+    if facts.has(r"encoder\.blocks\..*"):
+        settings = _settings(weights, given, NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS)
+        architecture = segmenter_architecture(settings, facts, weights.name)
+    elif facts.has(r"backbone\.layers\..*"):
+        settings = _settings(weights, given, MODEL_SETTINGS | IMAGE_SETTINGS)
+        architecture = mmseg_architecture(settings, facts, weights.name, thresholds=flags.thresholds)
+    else:
+        raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
+    return _assembled(weights, architecture, settings, flags)
+
+
+def _seen(facts: KeyFacts) -> str:
+    """A hint at what the file holds instead."""
+    names = ", ".join(list(facts.shapes)[:3])
+    return f"its {len(facts.shapes)} entries begin with {names}" if names else "it has no entries"
+
+
+def _settings(weights: WeightsFile, given: Configuration | None, known: frozenset[str]) -> dict[str, object]:
+    """Settings of the given file over those of the checkpoint's meta."""
+    try:
+        own = configuration_from_meta(weights.meta, weights.name)
+        below = {} if own is None else own.settings(known)
+    except ConfigError:
+        # A file given with --config is the remedy for a meta that cannot be read.
+        if given is None:
+            raise
+        below = {}
+    return merged(below, {} if given is None else given.settings(known))
+
+
+def _assembled(
+    weights: WeightsFile, architecture: Architecture, settings: Mapping[str, object], flags: _Flags
+) -> Checkpoint:
+    spec = architecture.spec
+    mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
+    entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
+    return Checkpoint(
+        spec=spec,
+        state=ours_from_official(
+            weights.state, architecture.rules, spec, unused=architecture.unused, source=weights.name
+        ),
+        preprocessing=Preprocessing(
+            mean=mean,
+            std=std,
+            assumed=assumed,
+            stride=architecture.stride,
+            logits_cover=architecture.logits_cover,
+        ),
+        classes=entries,
+        thresholds=architecture.thresholds,
+        floor=architecture.floor,
+        slide_size=architecture.slide_size,
+        source=weights.name,
+        source_sha256=weights.sha256,
+    )
+
+
+def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
+    if config is not None:
+        raise UsageError(
+            f"{folder.name} carries its whole configuration; edit its {own_format.CONFIG} instead of --config"
+        )
+    own, state = own_format.load_own_format(folder)
+    preprocessing = own.preprocessing
+    if flags.mean is not None or flags.std is not None:
+        mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
+        preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std, "assumed": False})
+    classes, limits = own.classes, own.thresholds
+    if flags.classes is not None:
+        classes = class_entries({}, {}, own.spec.classes, given=flags.classes)
+    if flags.thresholds is not None:
+        limits = thresholds_per_gate(flags.thresholds, len(own.spec.gates), UsageError)
+    return Checkpoint(
+        spec=own.spec,
+        state=state,
+        preprocessing=preprocessing,
+        classes=classes,
+        thresholds=limits,
+        floor=own.floor,
+        slide_size=own.slide_size,
+        source=folder.name,
+        source_sha256=sha256_of(folder / own_format.WEIGHTS),
+        license=own.license,
+    )

@@ -1,0 +1,181 @@
+"""Mean, standard deviation, class names and colours: from the caller, the configuration, the meta, else assumed."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dovit_deploy.bundle.manifest import ClassEntry
+from dovit_deploy.errors import ConfigError, InputError, UsageError
+from dovit_deploy.models.section import Section
+
+Triple = tuple[float, float, float]
+IMAGENET: tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""Mean and standard deviation of red, green and blue in 0..255."""
+HALF: tuple[Triple, Triple] = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+"""Of Segmenter's models that start from Google's ViT ("vit")."""
+IMAGE_SETTINGS = frozenset(
+    {
+        *("data_preprocessor", "img_norm_cfg", "classes", "palette", "CLASSES", "PALETTE"),
+        *("metainfo", "dataset_meta"),
+    }
+)
+_PREPROCESSOR = frozenset(
+    {
+        *("type", "mean", "std", "bgr_to_rgb", "rgb_to_bgr", "pad_val", "seg_pad_val", "size", "size_divisor"),
+        *("test_cfg", "batch_augments", "to_rgb"),
+    }
+)
+
+
+def mean_and_std(
+    settings: Mapping[str, object], *, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Triple, Triple, bool]:
+    """Mean and standard deviation for an RGB image of 0..255, and whether they are merely assumed.
+
+    Args:
+        settings: of the configuration.
+        mean: the caller's, which has the say.
+        std: the caller's; given together with `mean` or not at all.
+
+    Raises:
+        UsageError: only one of `mean` and `std` is given, or they are no colours.
+        ConfigError: the configuration's are no colours, or not in the order red, green, blue.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; give both or neither")
+    if mean is not None and std is not None:
+        return *_checked(mean, std, UsageError("--mean and --std need three numbers each, --std above 0")), False
+    section = Section("", settings)
+    for key in ("data_preprocessor", "img_norm_cfg"):
+        stated = section.section(key)
+        if stated is not None and (stated.values.get("mean") is not None or stated.values.get("std") is not None):
+            stated.only(_PREPROCESSOR)
+            _refuse_other_order(stated)
+            wrong = ConfigError(f"'{key}' needs 'mean' and 'std' of three numbers each, 'std' above 0")
+            return *_checked(stated.numbers("mean") or (), stated.numbers("std") or (), wrong), False
+    named = _normalization(section)
+    return *(named or IMAGENET), named is None
+
+
+def _checked(mean: Sequence[float], std: Sequence[float], wrong: Exception) -> tuple[Triple, Triple]:
+    finite = all(abs(value) < 1e6 for value in (*mean, *std))
+    if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
+        raise wrong
+    return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+
+
+def _refuse_other_order(stated: Section) -> None:
+    # A network fed with blue first would need its own kind of preprocessing; none of the sources has one.
+    stated.must_be("bgr_to_rgb", True)
+    stated.must_be("to_rgb", True)
+    stated.must_be("rgb_to_bgr", False)
+
+
+def _normalization(section: Section) -> tuple[Triple, Triple] | None:
+    """Segmenter's name for a mean and standard deviation."""
+    for place in (section.section("dataset_kwargs"), section):
+        name = place.text("normalization") if place is not None else None
+        if name is not None and place is not None:
+            place.must_be("normalization", "vit", "deit")
+            return HALF if name == "vit" else IMAGENET
+    return None
+
+
+def class_entries(
+    settings: Mapping[str, object],
+    meta: Mapping[str, object],
+    count: int,
+    *,
+    given: Sequence[ClassEntry] | None,
+) -> tuple[ClassEntry, ...]:
+    """`count` classes with names and colours; generated where nobody names or paints them.
+
+    Raises:
+        UsageError: the caller's are not `count`.
+        ConfigError: the configuration's or the meta's are not `count`, or no names and colours.
+    """
+    if given is not None:
+        if len(given) != count:
+            raise UsageError(f"--classes names {len(given)} classes; the network has {count}")
+        return tuple(given)
+    names = _first_list(settings, meta, ("classes", "CLASSES"))
+    colors = _first_list(settings, meta, ("palette", "PALETTE"))
+    return entries_from_lists(names, colors, count, ConfigError)
+
+
+def entries_from_lists(
+    names: Sequence[object] | None,
+    colors: Sequence[object] | None,
+    count: int,
+    kind: type[ConfigError] | type[InputError],
+) -> tuple[ClassEntry, ...]:
+    """Classes of the given names and colours, or of generated ones where None."""
+    for what, values in (("class names", names), ("colours", colors)):
+        if values is not None and len(values) != count:
+            raise kind(f"{len(values)} {what} for a network of {count} classes")
+    painted = generated_palette(count) if colors is None else [_color(value, kind) for value in colors]
+    named = [f"class_{number}" for number in range(count)] if names is None else [str(name) for name in names]
+    return tuple(ClassEntry(name=name, color=color) for name, color in zip(named, painted, strict=True))
+
+
+def _first_list(
+    settings: Mapping[str, object], meta: Mapping[str, object], keys: tuple[str, ...]
+) -> Sequence[object] | None:
+    """The first list called one of `keys`: in the configuration, its dataset's description, then the meta."""
+    places = [settings, settings.get("metainfo"), settings.get("dataset_meta"), meta, meta.get("dataset_meta")]
+    for place in [place for place in places if isinstance(place, Mapping)]:
+        for key in keys:
+            value = place.get(key)
+            value = value.tolist() if hasattr(value, "tolist") else value
+            if isinstance(value, list | tuple) and value:
+                return value
+    return None
+
+
+def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[int, int, int]:
+    if isinstance(value, list | tuple) and len(value) == 3 and all(_byte(part) for part in value):
+        return int(value[0]), int(value[1]), int(value[2])
+    raise kind(f"{value!r} is no colour; red, green and blue of 0 to 255 are needed")
+
+
+def _byte(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def generated_palette(count: int) -> list[tuple[int, int, int]]:
+    """`count` colours that are easy to tell apart, always the same.
+
+    The golden ratio spreads hues evenly for any count; brightness alternates so that near hues differ.
+    """
+    palette = []
+    for number in range(count):
+        hue = (0.08 + number * 0.618034) % 1.0
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.75)[number % 3], (0.95, 0.8, 0.6)[number % 3])
+        palette.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return palette
+
+
+def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
+    """Read `--classes`: one name a line, or JSON: a list of names, or `{"classes": [...], "palette": [...]}`.
+
+    Raises:
+        InputError: there is no such file, or it is none of these.
+    """
+    if not path.is_file():
+        raise InputError(f"no class list at {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        parsed: object = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except (ValueError, PermissionError) as error:
+        raise InputError(f"the class list {path} cannot be read: {error}") from error
+    contents = parsed if isinstance(parsed, dict) else {"classes": parsed}
+    names, colors = contents.get("classes"), contents.get("palette")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"the class list {path.name} is neither one name a line nor JSON with a list of names")
+    names = [name for name in names if name]
+    if not names or not isinstance(colors, list | None):
+        raise InputError(f"the class list {path.name} names no classes, or its 'palette' is no list")
+    return entries_from_lists(names, colors, len(names), InputError)

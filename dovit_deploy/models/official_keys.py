@@ -1,0 +1,216 @@
+"""Official key names against ours: which entry of a published checkpoint becomes which of our parameters.
+
+The tables are built from a `ModelSpec`, so that they also say which shape each entry must have. Sources:
+FLHonker/DoViT-code and mmsegmentation (`mmseg_rules`), rstrudel/segmenter (`segmenter_rules`).
+Target names are those of the network in training form (batch norms apart); see `batch_norm.folded`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+
+Change = Literal["as_is", "transposed", "without_first"]
+"""`transposed`: a raw parameter used as x @ W; `without_first`: the class token's position is dropped."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`sources`, each of `shape`, one below the other, are cut into equal parts that become `targets`."""
+
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    targets: tuple[str, ...]
+    change: Change = "as_is"
+    zero_if_absent: bool = False
+
+
+def rule(source: str, target: str, *shape: int, change: Change = "as_is", zero_if_absent: bool = False) -> Rule:
+    """One entry that becomes one parameter."""
+    return Rule((source,), shape, (target,), change, zero_if_absent)
+
+
+def affine(source: str, target: str, *shape: int) -> list[Rule]:
+    """Weight of `shape` and bias of its first axis, of a linear layer, convolution or LayerNorm."""
+    return [
+        rule(f"{source}.weight", f"{target}.weight", *shape),
+        rule(f"{source}.bias", f"{target}.bias", shape[0]),
+    ]
+
+
+@dataclass(frozen=True)
+class AttentionKeys:
+    """How a source names packed query, key and value, and the output projection."""
+
+    weight: str
+    bias: str
+    output: str
+    has_bias: bool = True
+
+
+QKV = AttentionKeys("attn.qkv.weight", "attn.qkv.bias", "attn.proj")
+"""DoViT-code and timm."""
+IN_PROJ = AttentionKeys("attn.attn.in_proj_weight", "attn.attn.in_proj_bias", "attn.attn.out_proj")
+"""mmcv's wrapper of torch.nn.MultiheadAttention."""
+
+
+@dataclass(frozen=True)
+class BlockKeys:
+    """How a source names the parts of a transformer block."""
+
+    norm1: str
+    norm2: str
+    expand: str
+    contract: str
+    attention: AttentionKeys
+
+
+def mmseg_block_keys(attention: AttentionKeys) -> BlockKeys:
+    """mmsegmentation's TransformerEncoderLayer."""
+    return BlockKeys("ln1", "ln2", "ffn.layers.0.0", "ffn.layers.1", attention)
+
+
+TIMM_BLOCK = BlockKeys("norm1", "norm2", "mlp.fc1", "mlp.fc2", QKV)
+
+
+def block_rules(source: str, target: str, keys: BlockKeys, *, width: int, hidden: int) -> list[Rule]:
+    """All entries of one transformer block."""
+    attention = keys.attention
+    parts = [f"{target}.attention.{part}" for part in ("query", "key", "value")]
+    return [
+        *affine(f"{source}.{keys.norm1}", f"{target}.norm1", width),
+        Rule((f"{source}.{attention.weight}",), (3 * width, width), tuple(f"{part}.weight" for part in parts)),
+        Rule(
+            (f"{source}.{attention.bias}",),
+            (3 * width,),
+            tuple(f"{part}.bias" for part in parts),
+            zero_if_absent=not attention.has_bias,
+        ),
+        *affine(f"{source}.{attention.output}", f"{target}.attention.output", width, width),
+        *affine(f"{source}.{keys.norm2}", f"{target}.norm2", width),
+        *affine(f"{source}.{keys.expand}", f"{target}.mlp.expand", hidden, width),
+        *affine(f"{source}.{keys.contract}", f"{target}.mlp.contract", width, hidden),
+    ]
+
+
+def conv_norm_rules(source: str, target: str, *shape: int) -> list[Rule]:
+    """mmcv's ConvModule: a convolution without bias, and its batch norm."""
+    norms = ("weight", "bias", "running_mean", "running_var")
+    return [
+        rule(f"{source}.conv.weight", f"{target}.projection.weight", *shape),
+        *(rule(f"{source}.bn.{entry}", f"{target}.norm.{entry}", shape[0]) for entry in norms),
+    ]
+
+
+def fcn_rules(source: str, target: str, head: FcnHead, *, width: int, classes: int) -> list[Rule]:
+    """FCNHead with one 1x1 convolution; ours are linear layers."""
+    return [
+        *conv_norm_rules(f"{source}.convs.0", f"{target}.hidden", head.channels, width, 1, 1),
+        *affine(f"{source}.conv_seg", f"{target}.classifier", classes, head.channels, 1, 1),
+    ]
+
+
+def setr_rules(source: str, target: str, head: SetrHead, *, width: int, classes: int) -> list[Rule]:
+    """SETRUPHead."""
+    rules = affine(f"{source}.norm", f"{target}.norm", width)
+    for number in range(head.convs):
+        inputs = width if number == 0 else head.channels
+        shape = (head.channels, inputs, head.kernel, head.kernel)
+        rules += conv_norm_rules(f"{source}.up_convs.{number}.0", f"{target}.up.{number}", *shape)
+    return rules + affine(f"{source}.conv_seg", f"{target}.classifier", classes, head.channels, 1, 1)
+
+
+def mask_rules(source: str, head: MaskHead, *, width: int, classes: int) -> list[Rule]:
+    """SegmenterMaskTransformerHead of mmsegmentation as decode head."""
+    keys, inner = mmseg_block_keys(IN_PROJ), head.width
+    rules = [
+        rule(f"{source}.cls_emb", "head.class_tokens", 1, classes, inner),
+        *affine(f"{source}.dec_proj", "head.embed", inner, width),
+        rule(f"{source}.patch_proj.weight", "head.patch_projection.weight", inner, inner),
+        rule(f"{source}.classes_proj.weight", "head.class_projection.weight", inner, inner),
+        *affine(f"{source}.decoder_norm", "head.norm", inner),
+        *affine(f"{source}.mask_norm", "head.mask_norm", classes),
+    ]
+    for number in range(head.layers):
+        place = f"head.blocks.{number}"
+        rules += block_rules(f"{source}.layers.{number}", place, keys, width=inner, hidden=4 * inner)
+    return rules
+
+
+def mmseg_head_rules(source: str, target: str, spec: ModelSpec, head: FcnHead | SetrHead) -> list[Rule]:
+    """An auxiliary or decode head of mmsegmentation that is made of convolutions."""
+    if isinstance(head, SetrHead):
+        return setr_rules(source, target, head, width=spec.width, classes=spec.classes)
+    return fcn_rules(source, target, head, width=spec.width, classes=spec.classes)
+
+
+def mmseg_rules(spec: ModelSpec, attention: AttentionKeys, *, patch_bias: bool) -> list[Rule]:
+    """Every entry of a DoViT or stock mmsegmentation ViT segmentor.
+
+    Args:
+        spec: the architecture at its training size.
+        attention: how the backbone names its attention.
+        patch_bias: the patch embedding has a bias; without it ours is zero.
+    """
+    width, patch = spec.width, spec.patch
+    stem, target = "backbone.patch_embed.projection", "stem.projection"
+    # The source always stores a class token's position, even where the token itself is then dropped.
+    change: Change = "as_is" if spec.extra_tokens else "without_first"
+    rules = [
+        rule(f"{stem}.weight", f"{target}.weight", width, 3, patch, patch),
+        rule(f"{stem}.bias", f"{target}.bias", width, zero_if_absent=not patch_bias),
+        rule("backbone.pos_embed", "positions", 1, 1 + spec.patches, width, change=change),
+    ]
+    if spec.extra_tokens:
+        rules.append(rule("backbone.cls_token", "extra_tokens", 1, 1, width))
+    for number in range(spec.depth):
+        source, keys = f"backbone.layers.{number}", mmseg_block_keys(attention)
+        rules += block_rules(source, f"blocks.{number}", keys, width=width, hidden=spec.hidden)
+    if spec.final_norm:
+        rules += affine("backbone.ln1", "norm", width)
+    for number, gate in enumerate(spec.gates):
+        if not isinstance(gate.head, LinearHead):
+            source = f"backbone.auxiliary_head.{number}"
+            rules += mmseg_head_rules(source, f"gates.{number}.head", spec, gate.head)
+    if isinstance(spec.head, MaskHead):
+        return rules + mask_rules("decode_head", spec.head, width=width, classes=spec.classes)
+    if isinstance(spec.head, FcnHead):
+        return rules + mmseg_head_rules("decode_head", "head.head", spec, spec.head)
+    if isinstance(spec.head, SetrHead):
+        return rules + mmseg_head_rules("decode_head", "head", spec, spec.head)
+    raise TypeError("mmsegmentation has no linear head")
+
+
+def segmenter_rules(spec: ModelSpec) -> list[Rule]:
+    """Every entry of rstrudel/segmenter."""
+    width, patch = spec.width, spec.patch
+    extra = ("encoder.cls_token", "encoder.dist_token")[: spec.extra_tokens]
+    rules = [
+        *affine("encoder.patch_embed.proj", "stem.projection", width, 3, patch, patch),
+        Rule(extra, (1, 1, width), ("extra_tokens",)),
+        rule("encoder.pos_embed", "positions", 1, spec.tokens, width),
+        *affine("encoder.norm", "norm", width),
+    ]
+    for number in range(spec.depth):
+        source, target = f"encoder.blocks.{number}", f"blocks.{number}"
+        rules += block_rules(source, target, TIMM_BLOCK, width=width, hidden=spec.hidden)
+    if isinstance(spec.head, LinearHead):
+        return rules + affine("decoder.head", "head.head.classifier", spec.classes, width)
+    if not isinstance(spec.head, MaskHead):
+        raise TypeError("Segmenter has a linear or a mask decoder")
+    inner = spec.head.width
+    rules += [
+        rule("decoder.cls_emb", "head.class_tokens", 1, spec.classes, inner),
+        *affine("decoder.proj_dec", "head.embed", inner, width),
+        # Raw parameters of the source, used as x @ W.
+        rule("decoder.proj_patch", "head.patch_projection.weight", inner, inner, change="transposed"),
+        rule("decoder.proj_classes", "head.class_projection.weight", inner, inner, change="transposed"),
+        *affine("decoder.decoder_norm", "head.norm", inner),
+        *affine("decoder.mask_norm", "head.mask_norm", spec.classes),
+    ]
+    for number in range(spec.head.layers):
+        source, target = f"decoder.blocks.{number}", f"head.blocks.{number}"
+        rules += block_rules(source, target, TIMM_BLOCK, width=inner, hidden=4 * inner)
+    return rules
