@@ -35,10 +35,10 @@ def put_in_place(partial: Path, path: Path) -> None:
     """Rename `partial` to `path`; what was there before is set aside first and removed last."""
     previous = path.with_name(path.name + ".previous")
     if path.exists():
-        _remove(previous)
+        remove(previous)
         path.rename(previous)
     partial.rename(path)
-    _remove(previous)
+    remove(previous)
 
 
 @contextmanager
@@ -56,13 +56,13 @@ def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield partial
         put_in_place(partial, path)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def make_fresh(folder: Path) -> None:
     """Make `folder` empty, with its parents; what a killed process left there goes."""
     try:
-        _remove(folder)
+        remove(folder)
         folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -75,7 +75,8 @@ def write_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -52,7 +52,7 @@ class Session:
         self._cost = CostModel(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
         for number in range(bundle.stages):
-            self._engine(f"stage{number}")
+            self.engine(f"stage{number}")
 
     def run(
         self,
@@ -126,7 +126,8 @@ class Session:
     ) -> None:
         self.close()
 
-    def _engine(self, graph: str) -> Engine:
+    def engine(self, graph: str) -> Engine:
+        """The engine of `graph` (stage0, ..., merged, dense), loaded at its first use."""
         if graph not in self._engines:
             self._engines[graph] = self.backend.load(self.bundle, graph)
         return self._engines[graph]
@@ -152,14 +153,14 @@ class Session:
         for number in range(gates):
             inputs["thresholds"] = backend.upload(thresholds[number])
             inputs["floor"] = backend.upload(np.asarray(floor))
-            outputs = self._engine(f"stage{number}").run(inputs)
+            outputs = self.engine(f"stage{number}").run(inputs)
             if replay is None:
                 index = backend.narrow(outputs["order"], int(backend.download(outputs["count"])))
             else:
                 index = backend.upload(replay[number])
             yield outputs, index
             inputs = {"tokens": outputs["tokens_out" if number else "tokens"], "index": index}
-        yield self._engine(f"stage{gates}").run(inputs), None
+        yield self.engine(f"stage{gates}").run(inputs), None
 
     def _run_stages(
         self,
@@ -179,7 +180,7 @@ class Session:
 
     def _run_dense(self, pixels: Pixels) -> tuple[Logits, TokenReport]:
         spec = self.bundle.manifest.spec
-        engine, start = self._engine("dense"), perf_counter()
+        engine, start = self.engine("dense"), perf_counter()
         logits = self.backend.download(engine.run({"pixels": self.backend.upload(pixels)})["logits"])
         macs = self._cost.dense().total / 1e9
         timing = _timing([start, perf_counter()])

@@ -1,0 +1,99 @@
+"""The Typer application and the entry points: `dovit`, `dovit-export`, `dovit-run`, `dovit-bench`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from dovit_deploy import __version__
+from dovit_deploy.commands.bench import bench
+from dovit_deploy.commands.doctor import doctor
+from dovit_deploy.commands.export import export
+from dovit_deploy.commands.inspect import inspect
+from dovit_deploy.commands.run import run
+from dovit_deploy.errors import DovitError, Interrupted
+
+VERBS: tuple[Callable[..., None], ...] = (run, export, bench, inspect, doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"dovit-deploy {__version__}\n")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+]
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(
+        name="dovit",
+        help="Dynamic-token vision transformers: checkpoint -> bundle -> fast, exact, measured segmentation.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(version: Version = False) -> None:
+        del version
+
+    for verb in VERBS:
+        app.command(verb.__name__)(verb)
+    return app
+
+
+def _single(verb: Callable[..., None]) -> typer.Typer:
+    app = typer.Typer(
+        name=f"dovit-{verb.__name__}",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command(verb.__name__)(verb)
+    return app
+
+
+def _run(app: typer.Typer, arguments: list[str]) -> int:
+    """Run `app` and turn what happens into an exit code (docs/exit-codes in README)."""
+    if arguments == ["--version"]:
+        sys.stdout.write(f"dovit-deploy {__version__}\n")
+        return 0
+    try:
+        app(args=arguments)
+    except DovitError as error:
+        if {"-v", "--verbose"} & set(arguments):
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return Interrupted.exit_code
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    return 0
+
+
+def main() -> None:
+    """`dovit VERB ...`."""
+    sys.exit(_run(_application(), sys.argv[1:]))
+
+
+def main_run() -> None:
+    """`dovit-run SOURCE ...`."""
+    sys.exit(_run(_single(run), sys.argv[1:]))
+
+
+def main_export() -> None:
+    """`dovit-export CHECKPOINT ...`."""
+    sys.exit(_run(_single(export), sys.argv[1:]))
+
+
+def main_bench() -> None:
+    """`dovit-bench [BUNDLE] ...`."""
+    sys.exit(_run(_single(bench), sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""What the command line prints: results on stdout, progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+from rich.console import Console
+
+from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.output_folder import write_text
+
+Json = Mapping[str, object]
+
+
+def errors_console() -> Console:
+    """Where progress goes; made anew so that a redirected stderr is respected."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def result(text: str) -> None:
+    """A line of results."""
+    sys.stdout.write(text + "\n")
+
+
+def remark(text: str, *, quiet: bool) -> None:
+    """A line about what is going on."""
+    if not quiet:
+        sys.stderr.write(text + "\n")
+
+
+def next_command(command: str, *, quiet: bool) -> None:
+    """The next useful command, with real paths in it."""
+    remark(f"next: {command}", quiet=quiet)
+
+
+def write_json(path: Path | None, report: Json) -> None:
+    """Write `report` to `path`, whole or not at all; nothing for None."""
+    if path is None:
+        return
+    try:
+        write_text(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse early a report file that could not be written after a long run."""
+    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+        raise UsageError(f"--json {path}: a file in an existing folder is needed")
+
+
+@contextmanager
+def progress_bar(*, total: int | None, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr with frames a second and mean FLOPs saved; gives the function to call after each frame."""
+    if quiet:
+        yield lambda saved: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} fps"),
+        TextColumn("FLOPs saved {task.fields[saved]:.0%}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors_console(), transient=True) as progress:
+        task = progress.add_task("", total=total, rate=0.0, saved=0.0)
+        start, seen, saved_sum = perf_counter(), 0, 0.0
+
+        def advance(saved: float) -> None:
+            nonlocal seen, saved_sum
+            seen, saved_sum = seen + 1, saved_sum + saved
+            rate = seen / max(perf_counter() - start, 1e-9)
+            progress.update(task, advance=1, rate=rate, saved=saved_sum / seen)
+
+        yield advance

@@ -1,0 +1,141 @@
+"""`dovit export CHECKPOINT`: checkpoint -> bundle, checked against PyTorch before it is called done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy import packages
+from dovit_deploy.commands import console, options, parse
+from dovit_deploy.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dovit_deploy.bundle.parity import ParityReport
+    from dovit_deploy.bundle.spec import ModelSpec
+    from dovit_deploy.models.checkpoint import Checkpoint
+    from dovit_deploy.runtime.results import RGB
+
+PARITY_IMAGES = 2
+PARITY_SEED = 11
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .safetensors, or a folder of dovit's own.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="NAME.dovit; default: beside it.")] = None,
+    config: Annotated[Path | None, typer.Option(help="What the keys cannot tell: JSON or variant.yml.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")] = None,
+    threshold: options.Threshold = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the pixels, on 0..255.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, on 0..255.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class names: JSON, or one name a line.")] = None,
+    stride: Annotated[str | None, typer.Option(metavar="HxW", help="Slide over larger images by this step.")] = None,
+    parity_images: Annotated[str | None, typer.Option(metavar="SRC", help="Images to verify with.")] = None,
+    precision: options.Precision = "fp32",
+    allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
+    overwrite: options.Overwrite = False,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Turn a checkpoint into a bundle: staged ONNX graphs with dynamic token counts, verified."""
+    del verbose
+    start = perf_counter()
+    if precision != "fp32":
+        raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")
+    if mean is not None and std is None or std is not None and mean is None:
+        raise UsageError("--mean and --std belong together; give both or neither")
+    for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        packages.load(package)
+    from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
+    from dovit_deploy.models.checkpoint import checkpoint_from_path
+    from dovit_deploy.output_folder import refuse_existing
+
+    target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
+    if target.resolve() == checkpoint.resolve():
+        raise UsageError(f"the output {target} is the checkpoint itself; choose another with -o")
+    if target.suffix != ".dovit":
+        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
+    refuse_existing(target, overwrite=overwrite)
+    request = ExportRequest(
+        size=parse.size(size, option="--size"),
+        stride=parse.size(stride, option="--stride"),
+        thresholds=parse.thresholds(threshold),
+    )
+    source = checkpoint_from_path(
+        checkpoint,
+        config=config,
+        allow_pickle=allow_pickle,
+        mean=parse.triple(mean, option="--mean"),
+        std=parse.triple(std, option="--std"),
+        classes=classes,
+    )
+    if source.preprocessing.assumed:
+        console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
+    spec = bundle_spec(source, request)
+    images = _parity_pixels(source, spec, parity_images)
+    with console.errors_console().status("export") if not quiet else _silent() as status:
+        bundle, report = bundle_from_checkpoint(
+            source,
+            target,
+            request=request,
+            images=images,
+            overwrite=overwrite,
+            progress=lambda step: status.update(step) if status else None,
+        )
+    console.result(_summary(report, perf_counter() - start, bundle.path))
+    console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
+    console.next_command(f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {target}", quiet=quiet)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    yield None
+
+
+def _parity_pixels(
+    source: Checkpoint, spec: ModelSpec, given: str | None
+) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    """Images to verify with, as pixels at the bundle's size: the user's, or rendered street scenes."""
+    from dovit_deploy.runtime.transforms import to_input
+
+    # The graphs take one window, so a sliding bundle is verified on resized pictures too.
+    preprocessing = source.preprocessing.model_copy(update={"stride": None})
+    if given is None:
+        from dovit_deploy.scenes import street_frames
+
+        rendered = street_frames(PARITY_IMAGES, seed=PARITY_SEED)
+        pictures = [(f"rendered street scene {number}", frame.rgb) for number, frame in enumerate(rendered)]
+    else:
+        pictures = _given_pictures(given)
+    return [(name, to_input(rgb, preprocessing, spec.size)) for name, rgb in pictures]
+
+
+def _given_pictures(given: str) -> list[tuple[str, RGB]]:
+    from dovit_deploy.runtime.frame_source import FailedFrame
+    from dovit_deploy.runtime.sources import open_source
+
+    pictures = []
+    with open_source(given, max_pixels=options.DEFAULT_MAX_PIXELS, max_frames=PARITY_IMAGES) as source:
+        for frame in source:
+            if isinstance(frame, FailedFrame):
+                raise SourceError(f"--parity-images: {frame.message}")
+            pictures.append((f"{Path(frame.source).name} frame {frame.index}", frame.rgb))
+    return pictures
+
+
+def _summary(report: ParityReport, seconds: float, path: Path) -> str:
+    runs = [run for form in report.forms for run in form.runs]
+    logits = max(entry.error for run in runs for entry in run.floats if entry.name == "logits")
+    flips = sum(gate.explained for run in runs for gate in run.gates)
+    return (
+        f"{path}\nverified against PyTorch: {len(runs)} runs, largest logit difference {logits:.1e}, "
+        f"{flips} explained decision flips; {seconds:.0f} s"
+    )

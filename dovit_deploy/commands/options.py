@@ -1,0 +1,23 @@
+"""Options that several verbs share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON here.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints; results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail, and the traceback of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+EngineName = Annotated[str, typer.Option("--engine", help="onnxruntime, or torch (the reference).")]
+Precision = Annotated[str, typer.Option("--precision", help="Number format of weights and arithmetic: fp32.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator; default: all cores.")]
+Threshold = Annotated[
+    str | None,
+    typer.Option("--threshold", metavar="T[,T...]", help="Confidence above which a token stops: one, or one per gate."),
+]
+MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse pictures with more pixels than this.")]
+DEFAULT_MAX_PIXELS = 178_956_970
+"""About 13400 x 13400: the size at which Pillow speaks of a decompression bomb."""

@@ -1,0 +1,140 @@
+"""`dovit run SOURCE`: pictures in; overlay, masks, tokens and a truthful report out."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy.commands import console, options, parse
+from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.runtime.session import Session
+
+
+def run(
+    source: Annotated[str, typer.Argument(help="Image, folder, glob, video, camera index or stream URL.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; default: runs/<stem>.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="NAME.dovit; default: the installed default model.")] = None,
+    engine: options.EngineName = "onnxruntime",
+    precision: options.Precision = "fp32",
+    threshold: options.Threshold = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
+    save: Annotated[
+        str | None,
+        typer.Option(metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: video overlay; images also masks."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take every N-th frame.")] = 1,
+    start: Annotated[float | None, typer.Option(help="Seconds into the video to begin at.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the video to stop before.")] = None,
+    threads: options.Threads = None,
+    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Segment images or video; report latency, tokens and FLOPs saved, frame by frame."""
+    del verbose
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.runtime.gate_inputs import thresholds_from
+    from dovit_deploy.runtime.job import RunJob
+    from dovit_deploy.runtime.run_outputs import IMAGES_DEFAULT, KINDS, VIDEO_DEFAULT
+    from dovit_deploy.runtime.session import Session
+    from dovit_deploy.runtime.sources import open_source
+
+    if dense and threshold is not None:
+        raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
+    kinds = None if save is None else parse.names(save, option="--save", allowed=KINDS)
+    values = parse.thresholds(threshold)
+    console.check_writable(json_file)
+    job_output = _output_folder(source, output, overwrite=overwrite)
+    path, licence = (bundle, None) if bundle is not None else default_bundle()
+    with open_source(
+        source, max_pixels=max_pixels, every=every, max_frames=max_frames, start=start, end=end
+    ) as frames:
+        opened = Bundle.open(path)
+        limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
+        if licence:
+            console.remark(licence, quiet=quiet)
+        with Session(opened, engine=engine, precision=precision, threads=threads) as session, _stop_on_signal() as stop:
+            job = RunJob(
+                session,
+                frames,
+                folder=job_output,
+                kinds=kinds or (VIDEO_DEFAULT if frames.video is not None else IMAGES_DEFAULT),
+                thresholds=limits,
+                dense=dense,
+                every=every,
+            )
+            with console.progress_bar(total=frames.count, quiet=quiet) as advance:
+                summary = job.run(stop=stop, advance=advance, failed=lambda text: console.remark(text, quiet=False))
+        for line in (*frames.warnings, *job.warnings):
+            console.remark(f"note: {line}", quiet=quiet)
+        ended_early = frames.ended_early
+    _finish(summary, job_output, json_file=json_file, quiet=quiet, session=session, source=source)
+    if summary["interrupted"]:
+        raise Interrupted(f"stopped after {summary['frames']} frames; what was done is in {job_output}")
+    if job.failures:
+        raise PartialFailure(f"{len(job.failures)} inputs could not be read, the others are done: {job_output}")
+    if ended_early:
+        raise PartialFailure(f"{ended_early}; {summary['frames']} frames are done: {job_output}")
+
+
+def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path:
+    """Where the results go: as named, or `runs/<stem>`, numbered when taken.
+
+    Raises:
+        UsageError: it exists, or it is the input or holds it.
+    """
+    from dovit_deploy.output_folder import free_path, refuse_existing
+
+    if output is None:
+        stem = Path(source.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
+        return free_path(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
+    target, given = output.resolve(), Path(source).resolve()
+    if target == given or target in given.parents:
+        raise UsageError(f"-o {output}: this is the input, or holds it; choose another folder")
+    refuse_existing(output, overwrite=overwrite)
+    return output
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM ask for an orderly end; a second one ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(
+    summary: dict[str, object], folder: Path, *, json_file: Path | None, quiet: bool, session: Session, source: str
+) -> None:
+    from dovit_deploy.runtime.job import summary_lines
+
+    console.write_json(json_file, summary)
+    for line in summary_lines(summary):
+        console.result(line)
+    console.result(str(folder))
+    bundle = session.bundle.path
+    console.next_command(f"dovit bench {bundle} --frames {source}", quiet=quiet)

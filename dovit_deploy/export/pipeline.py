@@ -1,0 +1,168 @@
+"""Checkpoint -> bundle: export, verify against the reference, then rename into place in one step."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dovit_deploy import __version__
+from dovit_deploy.bundle.directory import PARITY, WEIGHTS, Bundle, file_entry
+from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Provenance, TokenCount
+from dovit_deploy.bundle.parity import ParityReport
+from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
+from dovit_deploy.errors import ParityError
+from dovit_deploy.export.graphs import Progress, write_graphs
+from dovit_deploy.export.shared_weights import WeightsFile
+from dovit_deploy.export.verify import form_parity, reference_runs, settings_from_images
+from dovit_deploy.models.build import model_from_spec, spec_at_size, state_at_size
+from dovit_deploy.models.checkpoint import Checkpoint
+from dovit_deploy.output_folder import written_aside
+from dovit_deploy.runtime.gate_inputs import thresholds_from
+from dovit_deploy.runtime.session import Pixels, Session
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user may choose about a bundle; None takes what the checkpoint says."""
+
+    size: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    thresholds: tuple[float, ...] | None = None
+    """One for all gates, or one per gate."""
+
+
+def bundle_from_checkpoint(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    request: ExportRequest,
+    images: list[tuple[str, Pixels]],
+    overwrite: bool,
+    progress: Progress,
+) -> tuple[Bundle, ParityReport]:
+    """Export `checkpoint` to the folder `output`, check it, and open it.
+
+    Args:
+        images: names and normalised pixels (1, 3, H, W) to verify with, at the bundle's size.
+        progress: told what is being done.
+
+    Raises:
+        UsageError: `output` exists, or the thresholds are out of range or of the wrong number.
+        ParityError: the graphs differ from PyTorch by more than rounding; nothing is left behind.
+    """
+    spec = bundle_spec(checkpoint, request)
+    state = state_at_size(checkpoint.state, checkpoint.spec, spec.size)
+    manifest = _manifest(output.stem, checkpoint, spec, request)
+    with written_aside(output, overwrite=overwrite) as folder:
+        weights = WeightsFile.write(folder / WEIGHTS, state, {"format": "dovit-weights"})
+        model = model_from_spec(spec, state)
+        write_graphs(folder, model, weights=weights, metadata=_metadata(manifest), progress=progress)
+        draft = Bundle(folder, manifest.model_copy(update={"files": _files(folder)}))
+        report = parity_report(draft, images, progress=progress)
+        (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        final = manifest.model_copy(update={"files": _files(folder), "counts": _counts(spec, report)})
+        (folder / "manifest.json").write_text(final.to_json(), encoding="utf-8")
+        Bundle.open(folder)
+        if report.failures:
+            shown = "; ".join(report.failures[:3])
+            raise ParityError(f"{len(report.failures)} parity failures: {shown}. Nothing was written to {output}")
+        if not report.proves_something:
+            raise ParityError(
+                "no parity image keeps between 10 and 90 % of its tokens at any gate, so the check proves nothing; "
+                "give images of the kind that the model was trained on with --parity-images"
+            )
+    return Bundle.open(output), report
+
+
+def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> ModelSpec:
+    """The architecture at the size that the graphs will take."""
+    size = request.size or checkpoint.slide_size or checkpoint.spec.size
+    return spec_at_size(checkpoint.spec, size)
+
+
+def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Progress) -> ParityReport:
+    """Compare both forms of every graph with PyTorch on `images`."""
+    progress("verify reference")
+    with Session(bundle, engine="torch") as reference:
+        expected = reference_runs(reference, settings_from_images(reference, images))
+    forms = []
+    for form, fast in (("portable", False), ("fast", True)):
+        progress(f"verify {form}")
+        forms.append(form_parity(bundle, expected, backend=OnnxRuntimeBackend(fast=fast), form=form))
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    versions = {"dovit-deploy": __version__}
+    for package in packages:
+        versions[package] = _version(package)
+    return ParityReport(reference="torch", precision="fp32", forms=tuple(forms), versions=versions)
+
+
+def _version(package: str) -> str:
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"
+
+
+def _manifest(name: str, checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest) -> Manifest:
+    preprocessing = checkpoint.preprocessing
+    if request.stride is not None:
+        preprocessing = preprocessing.model_copy(update={"stride": request.stride})
+    counts = tuple(
+        TokenCount(minimum=spec.extra_tokens, typical=spec.tokens, maximum=spec.tokens) for _ in spec.stage_layers
+    )
+    manifest = Manifest(
+        name=name,
+        spec=spec,
+        preprocessing=preprocessing,
+        classes=checkpoint.classes,
+        defaults=GateDefaults(thresholds=()),
+        counts=counts,
+        provenance=Provenance(
+            tool=f"dovit-deploy {__version__}",
+            source=checkpoint.source,
+            source_sha256=checkpoint.source_sha256,
+            license=checkpoint.license,
+        ),
+        files={},
+    )
+    if not spec.gates:
+        return manifest
+    wanted = checkpoint.thresholds if request.thresholds is None else request.thresholds
+    value = np.asarray(wanted[0] if len(wanted) == 1 else wanted, dtype=np.float64)
+    table = thresholds_from(value, manifest)
+    rows = tuple(tuple(round(float(entry), 7) for entry in row) for row in table)
+    return manifest.model_copy(update={"defaults": GateDefaults(thresholds=rows, floor=checkpoint.floor)})
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    """What other tools can read in each ONNX file."""
+    preprocessing, spec = manifest.preprocessing, manifest.spec
+    return {
+        "dovit.format": manifest.format,
+        "dovit.version": str(manifest.version),
+        "dovit.family": spec.family,
+        "dovit.size": f"{spec.size[0]}x{spec.size[1]}",
+        "dovit.mean": ",".join(f"{value:g}" for value in preprocessing.mean),
+        "dovit.std": ",".join(f"{value:g}" for value in preprocessing.std),
+        "dovit.classes": ",".join(entry.name for entry in manifest.classes),
+        "dovit.tool": manifest.provenance.tool,
+    }
+
+
+def _counts(spec: ModelSpec, report: ParityReport) -> tuple[TokenCount, ...]:
+    """Fewest, usual (over the parity images at the bundle's own thresholds) and most tokens of each stage."""
+    runs = report.forms[0].runs
+    own = runs[: max(1, len(runs) // 2)] if spec.gates else runs
+    typical = [round(sum(column) / len(column)) for column in zip(*(run.kept for run in own), strict=True)]
+    first = TokenCount(minimum=spec.tokens, typical=spec.tokens, maximum=spec.tokens)
+    later = (
+        TokenCount(minimum=spec.extra_tokens, typical=max(usual, spec.extra_tokens), maximum=spec.tokens)
+        for usual in typical[1:]
+    )
+    return (first, *later)
+
+
+def _files(folder: Path) -> dict[str, object]:
+    return {path.name: file_entry(path) for path in sorted(folder.iterdir())}
