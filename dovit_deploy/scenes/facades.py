@@ -1,0 +1,214 @@
+"""Pictures of house walls: bricks or plaster, windows, doors, shop fronts, drawn once per house."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy import packages
+from dovit_deploy.scenes.light import Colour
+from dovit_deploy.scenes.noise import noise_patch
+from dovit_deploy.scenes.texture import Texture
+from dovit_deploy.scenes.things import Building
+
+SCALE = 32
+"""Pixels per metre."""
+
+Sheet = npt.NDArray[np.float32]
+"""(h, w, 3) float32 RGB; row 0 is the eaves."""
+
+
+def facade_texture(house: Building) -> Texture:
+    """The wall on the street, seen from the street; its near end is on the left of the picture."""
+    rng = np.random.default_rng([house.seed, 1])
+    sheet = _wall(rng, house, house.length)
+    storeys = max(1, round(house.height / 3.1))
+    bays = max(1, round(house.length / float(rng.uniform(2.5, 3.4))))
+    style = _WindowStyle(rng)
+    for storey in range(storeys):
+        for bay in range(bays):
+            if storey or not house.shop:
+                _opening(rng, sheet, house, (storey, storeys), (bay, bays), style)
+    if house.shop:
+        _shop_front(rng, sheet, house, storeys)
+    return _finish(sheet)
+
+
+def end_wall_texture(house: Building) -> Texture:
+    """The wall towards the camera: hardly any windows."""
+    rng = np.random.default_rng([house.seed, 2])
+    sheet = _wall(rng, house, house.depth)
+    style = _WindowStyle(rng)
+    storeys = max(1, round(house.height / 3.1))
+    for storey in range(storeys):
+        if rng.random() < 0.4:
+            _opening(rng, sheet, house, (storey, storeys), (1, 3), style, door=False)
+    return _finish(sheet)
+
+
+class _WindowStyle:
+    """Size and colours that all windows of a wall share."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.width = float(rng.uniform(0.95, 1.4))
+        self.height = float(rng.uniform(1.3, 1.75))
+        self.frame: Colour = (232.0, 232.0, 226.0) if rng.random() < 0.75 else (70.0, 66.0, 62.0)
+        self.lintel: Colour = (206.0, 200.0, 186.0) if rng.random() < 0.6 else (150.0, 110.0, 90.0)
+        self.panes = int(rng.integers(1, 4))
+        self.door: Colour = [(40.0, 60.0, 92.0), (120.0, 30.0, 30.0), (36.0, 70.0, 52.0), (60.0, 50.0, 46.0)][
+            int(rng.integers(4))
+        ]
+
+
+def _wall(rng: np.random.Generator, house: Building, length: float) -> Sheet:
+    """Bare masonry `length` metres long."""
+    height, width = round(house.height * SCALE), max(8, round(length * SCALE))
+    stains = noise_patch(rng, height, width, roughness=1.2)
+    grain = noise_patch(rng, height, width, roughness=0.3)
+    tone = 1.0 + 0.05 * stains + (0.03 if house.brick else 0.012) * grain
+    if house.brick:
+        tone *= _bricks(height, width, rng)
+    # Rain and roof: a wall is darker under its eaves and at its foot.
+    up = np.linspace(1.0, 0.0, height, dtype=np.float32)[:, None] * house.height
+    tone *= 1.0 - 0.22 * np.exp(-up / 0.5) - 0.18 * np.exp(-(house.height - up) / 0.35)
+    return (tone[..., None] * np.asarray(house.wall, np.float32)).astype(np.float32)
+
+
+def _bricks(height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Tone of courses three pixels high and nine long, every brick with its own."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    course = rows // 3
+    brick = (columns + 4 * (course % 2)) // 9
+    own = rng.normal(1.0, 0.07, (height // 3 + 1, width // 9 + 2)).astype(np.float32)
+    joint = (rows % 3 == 2) | ((columns + 4 * (course % 2)) % 9 == 8)
+    out: npt.NDArray[np.float32] = own[course, brick] * np.where(joint, 1.12, 1.0).astype(np.float32)
+    return out
+
+
+def _opening(
+    rng: np.random.Generator,
+    sheet: Sheet,
+    house: Building,
+    level: tuple[int, int],
+    bay: tuple[int, int],
+    style: _WindowStyle,
+    *,
+    door: bool = True,
+) -> None:
+    """A window, or the door of the ground floor; `level` and `bay` are (number, of how many)."""
+    floor = house.height / level[1] * level[0]
+    pitch = sheet.shape[1] / SCALE / bay[1]
+    middle = (bay[0] + 0.5) * pitch
+    half = min(style.width / 2, 0.4 * pitch)
+    if door and level[0] == 0 and bay[0] == bay[1] // 2:
+        _door(sheet, middle, style)
+        return
+    sill = floor + 0.9
+    top = min(sill + style.height, floor + house.height / level[1] - 0.35)
+    _box(sheet, middle - half - 0.1, middle + half + 0.1, sill - 0.12, sill, style.lintel)
+    _box(sheet, middle - half - 0.08, middle + half + 0.08, top, top + 0.2, style.lintel)
+    _box(sheet, middle - half - 0.02, middle + half + 0.02, sill - 0.4, sill - 0.12, None, tone=0.93)
+    _box(sheet, middle - half, middle + half, sill, top, style.frame)
+    _glass(rng, sheet, (middle - half + 0.08, middle + half - 0.08), (sill + 0.08, top - 0.08))
+    for pane in range(1, style.panes):
+        at = middle - half + 2 * half * pane / style.panes
+        _box(sheet, at - 0.03, at + 0.03, sill, top, style.frame)
+    _box(sheet, middle - half, middle + half, (sill + top) / 2 - 0.03, (sill + top) / 2 + 0.03, style.frame)
+
+
+def _door(sheet: Sheet, middle: float, style: _WindowStyle) -> None:
+    _box(sheet, middle - 0.62, middle + 0.62, 0.0, 2.5, style.lintel)
+    _box(sheet, middle - 0.5, middle + 0.5, 0.08, 2.1, style.door)
+    _box(sheet, middle - 0.5, middle + 0.5, 2.15, 2.42, (60.0, 70.0, 80.0))
+    for low in (0.3, 1.2):
+        for side in (-0.24, 0.24):
+            _box(sheet, middle + side - 0.16, middle + side + 0.16, low, low + 0.65, None, tone=0.82)
+    _box(sheet, middle + 0.36, middle + 0.42, 1.0, 1.08, (210.0, 190.0, 120.0))
+
+
+def _shop_front(rng: np.random.Generator, sheet: Sheet, house: Building, storeys: int) -> None:
+    """Panes from end to end under a painted board."""
+    length = sheet.shape[1] / SCALE
+    top = min(3.0, house.height / storeys - 0.1)
+    paints: tuple[Colour, ...] = ((46, 52, 70), (110, 34, 38), (40, 76, 62), (196, 186, 160), (52, 50, 48))
+    paint = paints[int(rng.integers(len(paints)))]
+    _box(sheet, 0.15, length - 0.15, 0.0, top, paint)
+    _box(sheet, 0.3, length - 0.3, top - 0.58, top - 0.08, tuple(min(255.0, 1.2 * c + 14) for c in paint))
+    _lettering(rng, sheet, (0.3, length - 0.3), (top - 0.45, top - 0.2))
+    panes = max(2, round(length / 2.0))
+    edges = np.linspace(0.3, length - 0.3, panes + 1)
+    entrance = int(rng.integers(panes))
+    for number, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        low = 0.1 if number == entrance else 0.55
+        _glass(rng, sheet, (left + 0.07, right - 0.07), (low, top - 0.68), lit=0.5)
+
+
+def _lettering(
+    rng: np.random.Generator, sheet: Sheet, across: tuple[float, float], upright: tuple[float, float]
+) -> None:
+    """Bars that read as writing from afar."""
+    at = across[0] + 0.3 * (across[1] - across[0])
+    ink: Colour = (236.0, 230.0, 214.0)
+    while at < across[1] - 0.3 * (across[1] - across[0]):
+        width = float(rng.uniform(0.06, 0.2))
+        _box(sheet, at, at + width, upright[0], upright[1] - float(rng.uniform(0.0, 0.1)), ink)
+        at += width + float(rng.choice([0.06, 0.06, 0.06, 0.22]))
+
+
+def _glass(
+    rng: np.random.Generator,
+    sheet: Sheet,
+    across: tuple[float, float],
+    upright: tuple[float, float],
+    *,
+    lit: float = 0.0,
+) -> None:
+    """A dark pane that mirrors the sky towards its top, with a curtain or goods behind it."""
+    rows, columns = _span(sheet, *across, *upright)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if height <= 0 or width <= 0:
+        return
+    up = np.linspace(1.0, 0.0, height, dtype=np.float32)[:, None, None]
+    slant = np.linspace(-0.12, 0.12, width, dtype=np.float32)[None, :, None]
+    sky = np.clip(up**1.5 * float(rng.uniform(0.35, 0.8)) + slant, 0.0, 1.0)
+    dark = np.array([44.0, 50.0, 58.0], np.float32) * float(rng.uniform(0.8, 1.3))
+    pane = dark + (np.array([150.0, 168.0, 188.0], np.float32) - dark) * sky
+    if lit:
+        goods = noise_patch(rng, height, width, roughness=1.0)[..., None]
+        pane += lit * np.array([70.0, 58.0, 40.0], np.float32) * np.clip(goods, -0.4, 1.5) * (1.0 - up)
+    elif rng.random() < 0.5:
+        pane[:, : max(1, width // 4)] += 46.0
+        pane[:, -max(1, width // 4) :] += 46.0
+    sheet[rows, columns] = np.clip(pane, 0, 255)
+
+
+def _box(
+    sheet: Sheet,
+    left: float,
+    right: float,
+    low: float,
+    high: float,
+    colour: tuple[float, ...] | None,
+    *,
+    tone: float = 1.0,
+) -> None:
+    """Fill a rectangle in metres from the wall's lower near corner, or darken what is there by `tone`."""
+    rows, columns = _span(sheet, left, right, low, high)
+    if colour is None:
+        sheet[rows, columns] *= tone
+    else:
+        sheet[rows, columns] = np.asarray(colour, np.float32)
+
+
+def _span(sheet: Sheet, left: float, right: float, low: float, high: float) -> tuple[slice, slice]:
+    height, width = sheet.shape[:2]
+    rows = slice(max(0, height - round(high * SCALE)), max(0, height - round(low * SCALE)))
+    return rows, slice(max(0, round(left * SCALE)), min(width, round(right * SCALE)))
+
+
+def _finish(sheet: Sheet) -> Texture:
+    """Soften the edges that were drawn on whole pixels."""
+    cv2 = packages.opencv()
+    soft = cv2.GaussianBlur(np.clip(sheet, 0, 255), (0, 0), 0.6)
+    opaque = np.full((*soft.shape[:2], 1), 255.0, np.float32)
+    return Texture(np.concatenate([soft, opaque], axis=-1).astype(np.uint8))

@@ -1,0 +1,181 @@
+"""Cars: three shapes built from a lower body, a cabin of glass, wheels, lamps and plates."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.scenes.canvas import Canvas, Points
+from dovit_deploy.scenes.classes import SceneClass
+from dovit_deploy.scenes.mesh import Face, Mesh, disc, mesh_from_parts, prism, rectangle
+from dovit_deploy.scenes.things import Car, CarBody
+
+WHEEL = 0.31
+"""Radius, metres."""
+
+Profile = list[tuple[float, float]]
+
+
+def paint_car(canvas: Canvas, thing: Car) -> None:
+    """Paint a car; its mesh is shared by all cars of its shape."""
+    depth = thing.s - 2.2 - canvas.camera.s
+    number = canvas.claim(SceneClass.CAR, depth)
+    car_mesh(thing.body).paint(canvas, (thing.x, thing.s), thing.heading, _colours(canvas, thing), number)
+
+
+def _colours(canvas: Canvas, thing: Car) -> dict[str, npt.NDArray[np.float32]]:
+    paint = np.asarray(thing.paint, np.float32)
+    sky = np.asarray(canvas.light.haze, np.float32)
+    yellow = thing.heading > 0
+    return {
+        "paint": paint,
+        # The belt catches the sky, the lower half the road.
+        "upper": paint + (sky - paint) * 0.13,
+        "lower": paint * 0.82,
+        "roof": paint + (sky - paint) * 0.2,
+        "glass": np.array([58.0, 66.0, 74.0], np.float32) * 0.8 + sky * 0.12,
+        "mirrored": np.array([70.0, 80.0, 88.0], np.float32) * 0.5 + sky * 0.36,
+        "plastic": np.array([44.0, 45.0, 47.0], np.float32),
+        "dark": np.array([22.0, 22.0, 24.0], np.float32),
+        "tyre": np.array([34.0, 34.0, 36.0], np.float32),
+        "hub": np.array([158.0, 160.0, 164.0], np.float32),
+        "lamp rear": np.array([250.0, 44.0, 34.0] if thing.braking else [156.0, 28.0, 30.0], np.float32),
+        "lamp front": np.array([238.0, 240.0, 236.0], np.float32),
+        "rear plate": np.array([222.0, 184.0, 52.0] if yellow else [226.0, 226.0, 222.0], np.float32),
+        "front plate": np.array([228.0, 228.0, 224.0], np.float32),
+    }
+
+
+@lru_cache(maxsize=len(CarBody))
+def car_mesh(body: CarBody) -> Mesh:
+    """The shape `body`, centred on the ground under the car, front towards +z."""
+    half, lower, cabin = _shapes(body)
+    belt = max(y for _, y in lower)
+    inside = np.array([0.0, 0.6, 0.0], np.float32)
+    above = np.array([0.0, belt + 0.25, float(np.mean([z for z, _ in cabin]))], np.float32)
+    body_faces = prism(lower, [half] * len(lower), "paint")
+    widths = [half * (0.98 if y <= belt + 0.02 else 0.79) for _, y in cabin]
+    cabin_faces = prism(cabin, widths, "roof")
+    return mesh_from_parts(
+        [
+            (inside, _under(half, lower)),
+            (inside, body_faces),
+            (inside, _trim(half, lower, belt)),
+            (inside, _wheels(half, lower)),
+            (above, cabin_faces),
+            (above, _windows(cabin_faces)),
+        ]
+    )
+
+
+def _shapes(body: CarBody) -> tuple[float, Profile, Profile]:
+    """Half the width; side view of the lower body; side view of the cabin: (z, y) in metres."""
+    match body:
+        case CarBody.HATCHBACK:
+            lower = [(-1.95, 0.3), (-1.98, 0.62), (-1.9, 0.95), (0.85, 0.93), (1.85, 0.76), (1.98, 0.55), (1.94, 0.27)]
+            return 0.84, lower, [(-1.86, 0.94), (-1.5, 1.4), (-0.9, 1.47), (0.15, 1.45), (1.0, 0.92)]
+        case CarBody.SALOON:
+            lower = [(-2.2, 0.32), (-2.24, 0.7), (-2.12, 0.93), (0.9, 0.93), (2.05, 0.76), (2.2, 0.55), (2.16, 0.28)]
+            return 0.87, lower, [(-1.75, 0.93), (-1.05, 1.4), (-0.5, 1.44), (0.2, 1.42), (1.05, 0.92)]
+        case CarBody.VAN:
+            lower = [(-2.2, 0.34), (-2.22, 0.8), (-2.2, 1.08), (1.2, 1.06), (2.0, 0.92), (2.2, 0.62), (2.16, 0.3)]
+            return 0.92, lower, [(-2.2, 1.07), (-2.08, 1.92), (-1.6, 1.98), (0.6, 1.96), (1.45, 1.05)]
+
+
+def _under(half: float, lower: Profile) -> list[Face]:
+    """The dark behind the sills and bumpers, down to a hand above the road."""
+    back, front = lower[0][0] + 0.1, lower[-1][0] - 0.1
+    return [
+        (rectangle("z", back, (-half + 0.06, half - 0.06), (0.16, 0.45)), "dark"),
+        (rectangle("z", front, (-half + 0.06, half - 0.06), (0.14, 0.45)), "dark"),
+        (rectangle("x", -half + 0.04, (back, front), (0.18, 0.45)), "dark"),
+        (rectangle("x", half - 0.04, (back, front), (0.18, 0.45)), "dark"),
+        *(
+            (rectangle("z", z, (side * half - side * 0.24, side * half - side * 0.02), (0.0, 0.4)), "tyre")
+            for z in (back + 0.3, front - 0.3)
+            for side in (-1, 1)
+        ),
+    ]
+
+
+def _trim(half: float, lower: Profile, belt: float) -> list[Face]:
+    """Bands along the flanks, bumpers, lamps, plates, a grille."""
+    faces: list[Face] = []
+    back, front = lower[0][0], lower[-1][0]
+    for x in (-half - 0.005, half + 0.005):
+        faces += [
+            (rectangle("x", x, (back + 0.12, 0.8), (belt - 0.2, belt - 0.05)), "upper"),
+            (rectangle("x", x, (back + 0.05, front - 0.05), (0.3, 0.5)), "lower"),
+            (rectangle("x", x, (back + 0.05, front - 0.05), (0.26, 0.33)), "plastic"),
+            *((rectangle("x", x, (z - 0.012, z + 0.012), (0.42, belt - 0.04)), "plastic") for z in (-0.65, 0.35)),
+            (rectangle("x", x, (-0.5, -0.36), (belt - 0.16, belt - 0.12)), "plastic"),
+        ]
+    rear, nose = min(z for z, _ in lower) - 0.01, max(z for z, _ in lower) + 0.01
+    top = lower[1][1]
+    faces += [
+        (rectangle("z", rear, (-half, half), (0.3, 0.5)), "lower"),
+        (rectangle("z", rear, (-half + 0.1, half - 0.1), (0.3, 0.36)), "plastic"),
+        (rectangle("z", rear - 0.005, (-0.27, 0.27), (0.5, 0.61)), "rear plate"),
+        (rectangle("z", nose, (-half + 0.1, half - 0.1), (0.28, 0.4)), "plastic"),
+        (rectangle("z", nose, (-0.4, 0.4), (0.5, 0.6)), "dark"),
+        (rectangle("z", nose + 0.005, (-0.27, 0.27), (0.38, 0.48)), "front plate"),
+    ]
+    for side in (-1, 1):
+        outer, inner = side * (half - 0.02), side * (half - 0.24)
+        faces += [
+            (rectangle("z", rear - 0.005, (inner, outer), (top - 0.04, top + 0.2)), "lamp rear"),
+            (rectangle("z", nose + 0.005, (side * (half - 0.38), outer), (0.54, 0.68)), "lamp front"),
+        ]
+    return faces
+
+
+def _wheels(half: float, lower: Profile) -> list[Face]:
+    """Arch, tyre and hub on both flanks."""
+    faces: list[Face] = []
+    for side in (-1, 1):
+        for z in (lower[0][0] + 0.72, lower[-1][0] - 0.78):
+            x = side * (half + 0.008)
+            faces += [
+                (_arch((x, WHEEL, z)), "dark"),
+                (disc((x + side * 0.002, WHEEL, z), WHEEL), "tyre"),
+                (disc((x + side * 0.004, WHEEL, z), WHEEL * 0.62), "hub"),
+                (disc((x + side * 0.006, WHEEL, z), WHEEL * 0.2), "plastic"),
+            ]
+    return faces
+
+
+def _arch(at: tuple[float, float, float]) -> Points:
+    turn = np.linspace(0.0, np.pi, 9)
+    ring = np.stack([np.zeros(9), np.sin(turn), np.cos(turn)], axis=-1) * (WHEEL + 0.07)
+    return (ring + at).astype(np.float32)
+
+
+def _windows(cabin: list[Face]) -> list[Face]:
+    """Panes a little smaller than the cabin's faces: screens at both ends, two side windows each."""
+    rear, flanks, screen = cabin[0][0], cabin[-2:], cabin[-4][0]
+    panes: list[Face] = [(_inset(rear, 0.86), "mirrored"), (_inset(screen, 0.88), "mirrored")]
+    for side, _ in flanks:
+        shrunk = _inset(side, 0.84)
+        panes.append((shrunk, "glass"))
+        middle = float(side[:, 2].mean()) - 0.1
+        low, high = float(shrunk[:, 1].min()), float(shrunk[:, 1].max())
+        bottom, top = shrunk[np.argmin(shrunk[:, 1])], shrunk[np.argmax(shrunk[:, 1])]
+        pillar = np.array(
+            [
+                (bottom[0] * 1.004, low, middle - 0.05),
+                (bottom[0] * 1.004, low, middle + 0.05),
+                (top[0] * 1.004, high, middle + 0.05),
+                (top[0] * 1.004, high, middle - 0.05),
+            ],
+            np.float32,
+        )
+        panes.append((pillar, "paint"))
+    return panes
+
+
+def _inset(face: Points, share: float) -> Points:
+    """`face` shrunk towards its middle and lifted off its body by a hair."""
+    middle = face.mean(axis=0)
+    return (middle + (face - middle) * share).astype(np.float32)

@@ -1,0 +1,165 @@
+"""One moment of a world as a picture, its label map and a count of what shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy import packages
+from dovit_deploy.errors import UsageError
+from dovit_deploy.scenes.camera import Camera
+from dovit_deploy.scenes.canvas import OVERSAMPLING, Canvas
+from dovit_deploy.scenes.noise import TILE, noise_tile
+from dovit_deploy.scenes.order import paint_order
+from dovit_deploy.scenes.paint_buildings import paint_building
+from dovit_deploy.scenes.paint_cars import paint_car
+from dovit_deploy.scenes.paint_ground import ground_rows, paint_ground
+from dovit_deploy.scenes.paint_people import paint_bicyclist, paint_pedestrian
+from dovit_deploy.scenes.paint_plants import paint_fence, paint_hedge, paint_tree
+from dovit_deploy.scenes.paint_poles import paint_pole
+from dovit_deploy.scenes.paint_shadows import paint_shadows
+from dovit_deploy.scenes.paint_sky import paint_sky
+from dovit_deploy.scenes.things import (
+    Bicyclist,
+    Building,
+    Car,
+    Crossing,
+    Fence,
+    Hedge,
+    Pedestrian,
+    Pole,
+    Thing,
+    Tree,
+)
+from dovit_deploy.scenes.world import World, camera_at, things_in_sight, world_from_seed
+
+FRAME_RATE = 15.0
+"""Frames per second of the world's clock, unless told otherwise."""
+
+SMALLEST, LARGEST = 32, 4096
+"""Sides of a picture, pixels."""
+
+GRAIN = 1.6
+"""Deviation of the sensor's noise, grey levels of 255."""
+
+
+@dataclass(frozen=True)
+class SceneFrame:
+    """A rendered picture with its truth."""
+
+    rgb: npt.NDArray[np.uint8] = field(repr=False)
+    """(H, W, 3) uint8."""
+    labels: npt.NDArray[np.uint8] = field(repr=False)
+    """(H, W) uint8, ids of `SceneClass`, in the picture's own pixels."""
+    visible: tuple[int, ...]
+    """How many things of each class show with at least one pixel in 10,000: 11 counts; sky, road and pavement
+    are not counted."""
+
+    @property
+    def objects(self) -> int:
+        """How many things show."""
+        return sum(self.visible)
+
+
+def street_frames(
+    count: int, *, seed: int, size: tuple[int, int] = (360, 640), density: float = 0.5, fps: float = FRAME_RATE
+) -> Iterator[SceneFrame]:
+    """The first `count` frames of a drive along street number `seed`; `size` is (height, width) in pixels.
+
+    Raises:
+        UsageError: an argument is out of range.
+        PackageMissing: OpenCV is not installed.
+    """
+    if count < 0:
+        raise UsageError(f"{count} frames cannot be rendered; take 0 or more")
+    world = world_from_seed(seed, density=density)
+    _check_size(size)
+    return (render(world, index, size=size, fps=fps) for index in range(count))
+
+
+def render(
+    world: World, time_index: int, *, size: tuple[int, int] = (360, 640), fps: float = FRAME_RATE
+) -> SceneFrame:
+    """Frame `time_index` of a drive along `world`; depends on nothing but its arguments.
+
+    Raises:
+        UsageError: a size or frame rate that is not possible, or a negative frame number.
+        PackageMissing: OpenCV is not installed.
+    """
+    _check_size(size)
+    if time_index < 0 or not fps > 0:
+        raise UsageError(f"frame {time_index} at {fps} frames per second: take a number from 0 and a positive rate")
+    time_s = time_index / fps
+    height, width = size
+    camera = camera_at(world, time_s, size=(height * OVERSAMPLING, width * OVERSAMPLING))
+    canvas = Canvas(camera, world.light)
+    things = things_in_sight(world, time_s)
+    _paint(canvas, world, things, time_s)
+    least = max(4, height * width // 10_000)
+    rgb = _develop(canvas.picture(), world.seed, time_index)
+    return SceneFrame(rgb, canvas.labels(), canvas.visible(least))
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if not all(SMALLEST <= side <= LARGEST for side in size):
+        raise UsageError(
+            f"a picture of {size[1]}x{size[0]} pixels cannot be rendered; "
+            f"both sides must lie between {SMALLEST} and {LARGEST}"
+        )
+
+
+def _paint(canvas: Canvas, world: World, things: Sequence[Thing], time_s: float) -> None:
+    """Sky, ground and shadows, then everything that stands, farthest first."""
+    paint_sky(canvas, world.seed, time_s)
+    paint_ground(canvas, world.street, [thing for thing in things if isinstance(thing, Crossing)])
+    standing = [thing for thing in things if not isinstance(thing, Crossing)]
+    paint_shadows(canvas, standing, ground_rows(canvas).top)
+    for index in paint_order(_boxes(canvas.camera, standing)):
+        _paint_thing(canvas, standing[index], time_s)
+
+
+def _paint_thing(canvas: Canvas, thing: Thing, time_s: float) -> None:
+    match thing:
+        case Building():
+            paint_building(canvas, thing)
+        case Tree():
+            paint_tree(canvas, thing)
+        case Hedge():
+            paint_hedge(canvas, thing)
+        case Fence():
+            paint_fence(canvas, thing)
+        case Pole():
+            paint_pole(canvas, thing)
+        case Car():
+            paint_car(canvas, thing)
+        case Pedestrian():
+            paint_pedestrian(canvas, thing, time_s)
+        case Bicyclist():
+            paint_bicyclist(canvas, thing, time_s)
+        case Crossing():
+            pass
+
+
+def _boxes(camera: Camera, things: Sequence[Thing]) -> npt.NDArray[np.float32]:
+    """Footprints (n, 4) as the camera sees them: x from, x to, depth from, depth to."""
+    boxes = np.array([thing.footprint for thing in things], np.float32).reshape(-1, 4)
+    boxes[:, 2:] -= np.float32(camera.s)
+    # The street's bend moves a thing sideways by what it is at its nearer end, where most of it shows.
+    boxes[:, :2] += camera.shift(np.maximum(boxes[:, 2:3], 0.0)) - np.float32(camera.x)
+    return boxes
+
+
+def _develop(rgb: npt.NDArray[np.uint8], seed: int, time_index: int) -> npt.NDArray[np.uint8]:
+    """What a camera adds: darker corners and a little grain that is new in every frame."""
+    height, width = rgb.shape[:2]
+    rows = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
+    columns = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
+    corners = 1.0 - 0.13 * (0.5 * rows * rows + 0.5 * columns * columns) ** 1.5
+    top, left = np.random.default_rng([seed, 8, time_index]).integers(TILE, size=2)
+    tile = noise_tile(1, roughness=0.25)
+    grain = tile[(top + np.arange(height)) % TILE][:, (left + np.arange(width)) % TILE] * GRAIN
+    shown = packages.opencv().merge([corners] * 3) * rgb + grain[..., None]
+    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)

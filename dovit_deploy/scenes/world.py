@@ -1,0 +1,155 @@
+"""A seeded street without end, and what of it is in sight at a given moment.
+
+Everything comes in *streams*: belts of slots that lie still or slide along the street at one speed. What a slot
+holds depends on (seed, stream, slot number) alone, so any moment can be asked for by itself, nothing is stored
+between frames, and memory does not grow with the length of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from dovit_deploy.errors import UsageError
+from dovit_deploy.scenes import plots, traffic
+from dovit_deploy.scenes.camera import Camera
+from dovit_deploy.scenes.light import Light, light_from_seed
+from dovit_deploy.scenes.street import Street, street_from_seed
+from dovit_deploy.scenes.things import Thing
+
+SPEED = 6.5
+"""Of the camera, metres per second."""
+
+RANGE = 230.0
+"""Metres ahead of the camera beyond which nothing is painted one by one."""
+
+BEHIND = 32.0
+"""Metres behind the camera where a long thing that is still in sight may begin."""
+
+Maker = Callable[[np.random.Generator, Street, float, int, float], tuple[Thing, ...]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A belt of slots: who fills a slot, how long one is (metres), how fast the belt slides (metres per second)."""
+
+    name: str
+    fill: Maker
+    side: int
+    slot: float
+    pace: float = 0.0
+    surge: float = 0.0
+    """Metres by which the belt swings back and forth around its even motion."""
+    first: float = -math.inf
+    """Slots before this one stay empty: a car in the camera's own lane starts ahead of it."""
+
+    def travelled(self, time_s: float) -> float:
+        """Metres that the belt has moved since time 0."""
+        return self.pace * time_s + self.surge * math.sin(0.45 * time_s)
+
+
+@dataclass(frozen=True)
+class World:
+    """One street: everything about it follows from `seed` and `density`."""
+
+    seed: int
+    density: float
+    """0: an empty road; 1: a crowded one."""
+    street: Street
+    light: Light
+
+
+def world_from_seed(seed: int, *, density: float = 0.5) -> World:
+    """The street number `seed`; the same arguments give the same street everywhere.
+
+    Raises:
+        UsageError: a negative seed or a density outside 0..1.
+    """
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; take 0 or more")
+    if not 0.0 <= density <= 1.0:
+        raise UsageError(f"density {density} is outside 0..1 (0 is an empty road, 1 a crowded one)")
+    rng = np.random.default_rng([seed, 0])
+    return World(seed, float(density), street_from_seed(rng), light_from_seed(rng))
+
+
+def camera_at(world: World, time_s: float, *, size: tuple[int, int]) -> Camera:
+    """Where the camera is after `time_s` seconds; `size` is (height, width) in pixels."""
+    height, width = size
+    # A car's springs: two slow swings that do not repeat together.
+    pitch = 0.0022 * math.sin(2.1 * time_s) + 0.0012 * math.sin(5.3 * time_s + 1.0)
+    return Camera(
+        width=width,
+        height=height,
+        s=SPEED * time_s,
+        x=0.12 * math.sin(0.31 * time_s),
+        elevation=1.4,
+        pitch=pitch,
+        bend=world.street.bend,
+        side=world.street.side,
+    )
+
+
+def things_in_sight(world: World, time_s: float) -> list[Thing]:
+    """All things that may show at `time_s` seconds, where they are then, in no particular order."""
+    camera_s = SPEED * time_s
+    out: list[Thing] = []
+    for number, stream in enumerate(STREAMS):
+        moved = stream.travelled(time_s)
+        first = math.floor((camera_s - BEHIND - moved) / stream.slot)
+        last = math.floor((camera_s + RANGE - moved) / stream.slot)
+        for slot in range(first, last + 1):
+            for thing in things_in_slot(world, number, slot):
+                placed = replace(thing, s=thing.s + moved) if moved else thing
+                _, _, near, far = placed.footprint
+                if far > camera_s and near < camera_s + RANGE:
+                    out.append(placed)
+    return out
+
+
+@lru_cache(maxsize=8192)
+def things_in_slot(world: World, number: int, slot: int) -> tuple[Thing, ...]:
+    """What slot `slot` of stream `number` holds, at time 0."""
+    stream = STREAMS[number]
+    if slot < stream.first:
+        return ()
+    # Slot numbers of belts that come towards the camera or start behind it are negative; a seed must not be.
+    code = 2 * abs(slot) + (slot < 0)
+    rng = np.random.default_rng([world.seed, 1 + number, code])
+    return stream.fill(rng, world.street, world.density, stream.side, slot * stream.slot)
+
+
+def _fill_plot(
+    rng: np.random.Generator, street: Street, density: float, side: int, s: float
+) -> tuple[Thing, ...]:
+    """Houses and gardens are the same at every density."""
+    return plots.fill_plot(rng, street, side, s)
+
+
+def _walkers(side: int, pace: float) -> Stream:
+    fill = partial(traffic.pedestrian, heading=1 if pace > 0 else -1, pace=abs(pace))
+    return Stream("pedestrians", fill, side, traffic.PEDESTRIAN_SLOT, pace=pace)
+
+
+def _riders(pace: float) -> Stream:
+    heading = 1 if pace > 0 else -1
+    fill = partial(traffic.bicyclist, heading=heading, pace=abs(pace))
+    return Stream("bicyclists", fill, -heading, traffic.BICYCLE_SLOT, pace=pace)
+
+
+STREAMS: tuple[Stream, ...] = (
+    *(Stream("plots", _fill_plot, side, plots.SLOT) for side in (-1, 1)),
+    *(Stream("kerb", traffic.kerb_side, side, traffic.KERB_SLOT) for side in (-1, 1)),
+    *(Stream("parked", traffic.parked_car, side, traffic.PARKED_SLOT) for side in (-1, 1)),
+    Stream("oncoming", traffic.oncoming_car, 1, traffic.CAR_SLOT, pace=-8.0),
+    Stream("leading", traffic.leading_car, -1, traffic.LEAD_SLOT, pace=SPEED, surge=2.5, first=1),
+    *(_walkers(side, pace) for side in (-1, 1) for pace in (1.25, -1.4)),
+    _riders(4.4),
+    _riders(-4.0),
+    Stream("crossings", traffic.crossing, 1, traffic.CROSSING_SLOT),
+)
+"""Their order is part of the world: a slot's seed holds the stream's number."""
