@@ -27,6 +27,8 @@ Tokens = dict[int, Array]
 class NaiveGate:
     """What one gate saw and decided."""
 
+    seen: Array
+    """(E + N, C): every token as the gate finds it, stopped ones frozen."""
     confidence: dict[int, float]
     """Of the tokens that ran until this gate."""
     label: dict[int, int]
@@ -202,6 +204,7 @@ def _gate(
         mean = sum((grid[position] for position in stopped), np.zeros(spec.width)) / len(stopped)
         class_token = 0.5 * (mean + class_token)
     return NaiveGate(
+        seen=np.array([*extra, *(grid[position] for position in sorted(grid))]),
         confidence={position: everywhere[position][1] for position in running},
         label={position: everywhere[position][0] for position in running},
         running=still,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
+from torch import Tensor
 
 from dovit_deploy.bundle.spec import ModelSpec
 from dovit_deploy.models.build import model_from_spec
@@ -17,7 +18,6 @@ from tests.plain_maths import Array
 from tests.staged_loop import StagedRun, run_staged
 from tests.tiny import GateName, HeadName, tiny_pixels, tiny_spec, tiny_state
 
-TOLERANCE = 1e-4
 GATES: list[GateName] = ["fcn", "linear", "setr"]
 HEADS: list[HeadName] = ["mask", "linear", "setr", "pup"]
 steadily = settings(
@@ -107,22 +107,26 @@ def _between(gate: NaiveGate, share: float) -> float:
     return (ladder[below] + ladder[below + 1]) / 2
 
 
-def assert_agree(spec: ModelSpec, found: StagedRun, expected: NaiveRun) -> None:
+def assert_agree(spec: ModelSpec, found: StagedRun, expected: NaiveRun, *, tolerance: float = 1e-4) -> None:
+    """Decisions and counts are equal, floats within `tolerance` of the largest."""
     assert found.kept == expected.kept
     for number, gate in enumerate(expected.gates):
         extra = list(range(spec.extra_tokens))
         running = [spec.extra_tokens + position for position in gate.running]
         stopped = [spec.extra_tokens + position for position in gate.stopped]
         assert found.orders[number].tolist() == [*extra, *running, *stopped]
+        _assert_close(found.tokens[number], gate.seen, tolerance)
         looked = list(gate.confidence)
         confidence = found.confidences[number].double().numpy()
-        np.testing.assert_allclose(confidence[looked], list(gate.confidence.values()), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(confidence[looked], list(gate.confidence.values()), rtol=0, atol=tolerance)
         assert found.labels[number][looked].tolist() == list(gate.label.values())
-    expected_size = np.abs(expected.logits).max()
     assert found.logits.shape == (1, spec.classes, *spec.logits_grid)
-    np.testing.assert_allclose(
-        found.logits[0].double().numpy(), expected.logits, rtol=0, atol=TOLERANCE * max(1.0, expected_size)
-    )
+    _assert_close(found.logits[0], expected.logits, tolerance)
+
+
+def _assert_close(found: Tensor, expected: Array, tolerance: float) -> None:
+    atol = tolerance * np.abs(expected).max(initial=1.0)
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=atol)
 
 
 def _on_the_edge(gate: NaiveGate, thresholds: Array, floor: float) -> bool:

@@ -1,0 +1,70 @@
+"""Misreadings of the cost: what counts, and for how many tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dovit_deploy import cost
+from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.cost import CostModel
+from tests.mutants.mutant import Catalogue, Patch
+
+CATALOGUE = Catalogue()
+
+
+@CATALOGUE.add(caught_by="cost")
+def auxiliary_heads_are_counted_on_the_full_grid(patch: Patch) -> None:
+    patch.setattr(CostModel, "_gate", lambda self, head, running: self._head(head))
+
+
+@CATALOGUE.add(caught_by="cost")
+def up_sampling_heads_are_counted_on_running_tokens(patch: Patch) -> None:
+    def on_running(self: Any, head: Any, running: int) -> int:
+        return int(self._head(head)) * running // int(self.spec.patches)
+
+    patch.setattr(CostModel, "_gate", on_running)
+
+
+@CATALOGUE.add(caught_by="cost")
+def attention_is_forgotten(patch: Patch) -> None:
+    def block_macs(tokens: int, width: int, hidden: int) -> int:
+        return tokens * (4 * width * width + 2 * width * hidden)
+
+    patch.setattr(cost, "block_macs", block_macs)
+
+
+@CATALOGUE.add(caught_by="cost")
+def attention_is_counted_against_all_tokens(patch: Patch) -> None:
+    def layer(self: Any, tokens: int) -> int:
+        spec: ModelSpec = self.spec
+        attention = 2 * tokens * spec.tokens * spec.width
+        return tokens * (4 * spec.width**2 + 2 * spec.width * spec.hidden) + attention
+
+    patch.setattr(CostModel, "_layer", layer)
+
+
+@CATALOGUE.add(caught_by="cost")
+def every_layer_is_counted_for_all_tokens(patch: Patch) -> None:
+    layer = CostModel._layer
+    patch.setattr(CostModel, "_layer", lambda self, tokens: layer(self, self.spec.tokens))
+
+
+@CATALOGUE.add(caught_by="cost")
+def class_embeddings_of_the_mask_head_cost_nothing(patch: Patch) -> None:
+    count = cost._mask_head
+    patch.setattr(cost, "_mask_head", lambda head, patches, width, classes: count(head, patches, width, 0))
+
+
+@CATALOGUE.add(caught_by="cost")
+def up_sampling_changes_no_positions(patch: Patch) -> None:
+    count = cost._setr_head
+    patch.setattr(
+        cost,
+        "_setr_head",
+        lambda head, patches, width, classes: count(head.model_copy(update={"up_scale": 1}), patches, width, classes),
+    )
+
+
+@CATALOGUE.add(caught_by="cost")
+def dense_counts_the_auxiliary_heads(patch: Patch) -> None:
+    patch.setattr(CostModel, "dense", lambda self: self.actual([self.spec.tokens] * len(self.spec.stage_layers)))

@@ -1,0 +1,215 @@
+"""Misreadings of the network: padding, positions, norms, activations, attention, heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from dovit_deploy.models import batch_norm, build, heads, layers, vision_transformer
+from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
+from dovit_deploy.models.layers import Block
+from dovit_deploy.models.staged import LastStage
+from dovit_deploy.models.vision_transformer import VisionTransformer
+from tests.mutants.mutant import Catalogue, Overlay, Patch
+
+CATALOGUE = Catalogue()
+
+
+@CATALOGUE.add(caught_by="mask")
+def padding_is_added_left_and_on_top(patch: Patch) -> None:
+    def padded(pixels: Tensor, size: int) -> Tensor:
+        height, width = pixels.shape[-2:]
+        return functional.pad(pixels, (-width % size, 0, -height % size, 0))
+
+    patch.setattr(vision_transformer, "padded", padded)
+
+
+@CATALOGUE.add(caught_by="mask")
+def padding_repeats_the_border(patch: Patch) -> None:
+    def padded(pixels: Tensor, size: int) -> Tensor:
+        height, width = pixels.shape[-2:]
+        return functional.pad(pixels, (0, -width % size, 0, -height % size), mode="replicate")
+
+    patch.setattr(vision_transformer, "padded", padded)
+
+
+@CATALOGUE.add(caught_by="mask")
+def extra_tokens_get_no_position(patch: Patch) -> None:
+    embed = VisionTransformer.embed
+
+    def without(self: Any, pixels: Tensor) -> Tensor:
+        return torch.cat([self.extra_tokens, embed(self, pixels)[self.spec.extra_tokens :]])
+
+    patch.setattr(VisionTransformer, "embed", without)
+
+
+@CATALOGUE.add(caught_by="mask")
+def extra_tokens_stand_behind_the_positions(patch: Patch) -> None:
+    embed = VisionTransformer.embed
+
+    def shifted(self: VisionTransformer, pixels: Tensor) -> Tensor:
+        return embed(self, pixels) - self.positions + self.positions.roll(-self.spec.extra_tokens, 0)
+
+    patch.setattr(VisionTransformer, "embed", shifted)
+
+
+@CATALOGUE.add(caught_by="positions")
+def positions_are_resized_by_shape(patch: Patch) -> None:
+    def state_at_size(state: dict[str, Tensor], spec: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+        target = build.spec_at_size(spec, size)
+        extra, grid = state["positions"][: spec.extra_tokens], state["positions"][spec.extra_tokens :]
+        image = grid_from_tokens(grid, spec.grid)
+        resized = functional.interpolate(image, target.grid, mode=spec.position_mode).flatten(2)[0].T
+        return {**state, "positions": torch.cat([extra, resized])}
+
+    patch.setattr(build, "state_at_size", state_at_size)
+
+
+@CATALOGUE.add(caught_by="positions")
+def positions_are_always_bicubic(patch: Patch) -> None:
+    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+        return functional.interpolate(image, size=size, mode="bicubic", align_corners=align_corners)
+
+    patch.setattr(build, "functional", Overlay(functional, interpolate=interpolate))
+
+
+@CATALOGUE.add(caught_by="positions")
+def positions_are_resized_with_aligned_corners(patch: Patch) -> None:
+    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+        return functional.interpolate(image, size=size, mode=mode, align_corners=True)
+
+    patch.setattr(build, "functional", Overlay(functional, interpolate=interpolate))
+
+
+@CATALOGUE.add(caught_by="positions")
+def positions_are_antialiased(patch: Patch) -> None:
+    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+        return functional.interpolate(image, size=size, mode=mode, align_corners=False, antialias=True)
+
+    patch.setattr(build, "functional", Overlay(functional, interpolate=interpolate))
+
+
+@CATALOGUE.add(caught_by="quiet_mask")
+def blocks_use_pytorchs_own_epsilon(patch: Patch) -> None:
+    make = Block.__init__
+
+    def wrong(self: Any, width: int, heads: int, hidden: int, norm_eps: float) -> None:
+        make(self, width, heads, hidden, max(norm_eps, 1e-5))
+
+    patch.setattr(Block, "__init__", wrong)
+
+
+@CATALOGUE.add(caught_by="quiet_mask")
+def the_mask_head_uses_the_backbones_epsilon(patch: Patch) -> None:
+    make = MaskTransformerHead.__init__
+
+    def wrong(self: Any, spec: Any, *arguments: Any) -> None:
+        make(self, spec.model_copy(update={"norm_eps": 1e-6}), *arguments)
+
+    patch.setattr(MaskTransformerHead, "__init__", wrong)
+
+
+@CATALOGUE.add(caught_by="quiet_grid")
+def the_up_sampling_head_uses_pytorchs_own_epsilon(patch: Patch) -> None:
+    make = SetrUpHead.__init__
+
+    def wrong(self: Any, spec: Any, *arguments: Any, **options: Any) -> None:
+        make(self, spec.model_copy(update={"norm_eps": 1e-5}), *arguments, **options)
+
+    patch.setattr(SetrUpHead, "__init__", wrong)
+
+
+@CATALOGUE.add(caught_by="folding")
+def batch_norms_use_another_epsilon(patch: Patch) -> None:
+    patch.setattr(batch_norm, "EPS", 1e-3)
+
+
+@CATALOGUE.add(caught_by="mask")
+def the_final_norm_skips_stopped_tokens(patch: Patch) -> None:
+    def forward(self: Any, tokens: Tensor, index: Tensor) -> Tensor:
+        tokens = self.advance(tokens, index)
+        normed = tokens.index_copy(0, index, self.model.norm(tokens[index]))
+        return self.model.head(normed[self.model.spec.extra_tokens :])  # type: ignore[no-any-return]
+
+    patch.setattr(LastStage, "forward", forward)
+
+
+@CATALOGUE.add(caught_by="mask")
+def norms_come_after_the_blocks(patch: Patch) -> None:
+    def forward(self: Any, x: Tensor, attend: Any = layers.attention) -> Tensor:
+        x = self.norm1(x + self.attention(x, attend))
+        return self.norm2(x + self.mlp(x))  # type: ignore[no-any-return]
+
+    patch.setattr(Block, "forward", forward)
+
+
+@CATALOGUE.add(caught_by="mask")
+def gelu_is_approximated_by_tanh(patch: Patch) -> None:
+    overlay = Overlay(functional, gelu=lambda x: functional.gelu(x, approximate="tanh"))
+    patch.setattr(layers, "functional", overlay)
+
+
+@CATALOGUE.add(caught_by="mask")
+def attention_is_scaled_by_the_whole_width(patch: Patch) -> None:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        width = query.shape[-3] * query.shape[-1]
+        return functional.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
+
+    patch.setattr(layers, "functional", Overlay(functional, scaled_dot_product_attention=attend))
+
+
+@CATALOGUE.add(caught_by="grid")
+def up_sampling_aligns_corners(patch: Patch) -> None:
+    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+        return functional.interpolate(image, size=size, mode=mode, align_corners=True)
+
+    patch.setattr(heads, "functional", Overlay(functional, interpolate=interpolate))
+
+
+@CATALOGUE.add(caught_by="grid")
+def up_sampling_is_bicubic(patch: Patch) -> None:
+    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+        return functional.interpolate(image, size=size, mode="bicubic", align_corners=False)
+
+    patch.setattr(heads, "functional", Overlay(functional, interpolate=interpolate))
+
+
+@CATALOGUE.add(caught_by="mask")
+def class_embeddings_stand_in_front_of_the_patches(patch: Patch) -> None:
+    # The network does not mind the order itself, only that it is read back as it was written.
+    def cat(parts: list[Tensor], dim: int) -> Tensor:
+        return torch.cat(parts[::-1], dim=dim)
+
+    patch.setattr(heads, "torch", Overlay(torch, cat=cat))
+
+
+@CATALOGUE.add(caught_by="mask")
+def patches_and_prototypes_keep_their_length(patch: Patch) -> None:
+    patch.setattr(heads, "functional", Overlay(functional, normalize=lambda x, dim: x))
+
+
+@CATALOGUE.add(caught_by="mask")
+def masks_are_normed_over_the_patches(patch: Patch) -> None:
+    class OverPatches(torch.nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            normed = functional.layer_norm(x.mT, x.mT.shape[-1:], eps=self.eps).mT
+            return normed * self.weight + self.bias
+
+    make = MaskTransformerHead.__init__
+
+    def wrong(self: Any, spec: Any, width: int, classes: int, grid: tuple[int, int]) -> None:
+        make(self, spec, width, classes, grid)
+        self.mask_norm = OverPatches(classes, eps=1e-5)
+
+    patch.setattr(MaskTransformerHead, "__init__", wrong)
+
+
+@CATALOGUE.add(caught_by="grid")
+def rows_and_columns_of_the_grid_are_exchanged(patch: Patch) -> None:
+    def turned(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return grid_from_tokens(tokens, (grid[1], grid[0])).mT
+
+    patch.setattr(heads, "grid_from_tokens", turned)

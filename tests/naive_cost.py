@@ -1,0 +1,98 @@
+"""Multiply-adds counted one by one: every weight of every layer is met once per token, every key once per query.
+
+The reference for the closed form; nothing is shared with it. Norms, softmax, biases, resizing and gathering count
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, Head, MaskHead, ModelSpec, SetrHead
+
+
+@dataclass(frozen=True)
+class NaiveCost:
+    """Multiply-adds by part."""
+
+    stem: int
+    layers: int
+    gates: int
+    head: int
+
+
+def naive_cost(spec: ModelSpec, kept: Sequence[int], *, gates: bool = True) -> NaiveCost:
+    """`kept[i]` tokens, extra tokens included, enter the blocks of stage i; `gates`: auxiliary heads run."""
+    layers = 0
+    stage = 0
+    for layer in range(spec.depth):
+        if any(gate.layer == layer for gate in spec.gates):
+            stage += 1
+        layers += _block(kept[stage], spec.width, spec.hidden, spec.heads)
+    looked = 0
+    for number, gate in enumerate(spec.gates if gates else ()):
+        # A head that up-samples mixes neighbours, so it is shown the stopped tokens too.
+        up_sampling = isinstance(gate.head, SetrHead)
+        patches = spec.patches if up_sampling else kept[number] - spec.extra_tokens
+        looked += _head(gate.head, spec, patches)
+    return NaiveCost(stem=_stem(spec), layers=layers, gates=looked, head=_head(spec.head, spec, spec.patches))
+
+
+def _linear(tokens: int, inputs: int, outputs: int) -> int:
+    return sum(inputs for _ in range(tokens) for _ in range(outputs))
+
+
+def _block(tokens: int, width: int, hidden: int, heads: int) -> int:
+    query_key_value_and_output = 4 * _linear(tokens, width, width)
+    scores = sum(width // heads for _ in range(heads) for _ in range(tokens) for _ in range(tokens))
+    weighted_values = scores
+    mlp = _linear(tokens, width, hidden) + _linear(tokens, hidden, width)
+    return query_key_value_and_output + scores + weighted_values + mlp
+
+
+def _convolution(
+    rows: int, columns: int, inputs: int, outputs: int, *, kernel: int, stride: int = 1
+) -> tuple[int, int, int]:
+    """Multiply-adds, and the rows and columns of the result; padding keeps a stride of 1 at the same size."""
+    padding = (kernel - 1) // 2 if kernel % 2 else 0
+    rows = (rows + 2 * padding - kernel) // stride + 1
+    columns = (columns + 2 * padding - kernel) // stride + 1
+    each = inputs * kernel * kernel
+    return sum(each * outputs for _ in range(rows * columns)), rows, columns
+
+
+def _stem(spec: ModelSpec) -> int:
+    rows, columns = (math.ceil(side / spec.patch) * spec.patch for side in spec.size)
+    if not isinstance(spec.stem, ConvStem):
+        return _convolution(rows, columns, 3, spec.width, kernel=spec.patch, stride=spec.patch)[0]
+    total, inputs = 0, 3
+    for number, width in enumerate(spec.stem.widths):
+        macs, rows, columns = _convolution(rows, columns, inputs, width, kernel=3, stride=2)
+        total += macs
+        if number > 0:
+            total += _convolution(rows, columns, width, width, kernel=3)[0]
+        inputs = width
+    return total + _convolution(rows, columns, inputs, spec.width, kernel=2, stride=2)[0]
+
+
+def _head(head: Head, spec: ModelSpec, patches: int) -> int:
+    """A head that is shown `patches` tokens."""
+    if isinstance(head, MaskHead):
+        sequence = patches + spec.classes
+        blocks = sum(_block(sequence, head.width, 4 * head.width, head.heads) for _ in range(head.layers))
+        projections = _linear(patches, head.width, head.width) + _linear(spec.classes, head.width, head.width)
+        products = _linear(patches, head.width, spec.classes)
+        return _linear(patches, spec.width, head.width) + blocks + projections + products
+    if isinstance(head, SetrHead):
+        total, inputs = 0, spec.width
+        rows, columns = spec.grid
+        for _ in range(head.convs):
+            macs, rows, columns = _convolution(rows, columns, inputs, head.channels, kernel=head.kernel)
+            total, inputs = total + macs, head.channels
+            rows, columns = rows * head.up_scale, columns * head.up_scale
+        return total + _convolution(rows, columns, inputs, spec.classes, kernel=1)[0]
+    if isinstance(head, FcnHead):
+        return _linear(patches, spec.width, head.channels) + _linear(patches, head.channels, spec.classes)
+    return _linear(patches, spec.width, spec.classes)
