@@ -138,9 +138,11 @@ def _rgb_from_image(image: Any, path: Path | str) -> RGB:  # noqa: ANN401
         return _grey_to_rgb(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):
         return _grey_to_rgb(_eight_bits(np.asarray(image), path))
-    if image.mode in ("RGBa", "La"):
-        # Premultiplied colours must be divided by alpha before alpha is dropped.
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "RGBa" or (image.mode == "P" and "transparency" in image.info):
+        # Premultiplied colours are divided by alpha, and transparent entries of a palette keep their colour.
+        image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
 
 

@@ -41,7 +41,7 @@ class VideoDecoder:
         self.stream = self.container.streams.best("video")
         if self.stream is None:
             self.container.close()
-            raise SourceError(f"{name}: it holds no pictures, only sound or text")
+            raise SourceError(f"{name}: it holds no pictures: sound or text only, or a header that is cut off")
         self.stream.codec_context.thread_type = "AUTO"
         self.stream.codec_context.thread_count = _DECODER_THREADS
         self.damaged = 0

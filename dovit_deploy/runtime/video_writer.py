@@ -6,7 +6,7 @@ Where PyAV is missing, OpenCV writes MPEG-4 Part 2 instead, and says what is los
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -115,11 +115,9 @@ class H264Writer(Closing):
         """
         yuv = self._cv2.cvtColor(self._padding.padded(rgb), self._cv2.COLOR_RGB2YUV_I420)
         if self._first is None:
-            self._first = time_s
-            if self._audio is not None:
-                self._audio.begin(time_s)
+            self._start(time_s)
         picture = self._av.VideoFrame.from_ndarray(yuv, format="yuv420p")
-        picture.pts = max(round((time_s - self._first) / self._tick), self._last + 1)
+        picture.pts = max(round((time_s - (self._first or 0)) / self._tick), self._last + 1)
         picture.time_base, picture.duration = self._tick, self._duration
         self._last = picture.pts
         with self._mapped_errors():
@@ -137,16 +135,24 @@ class H264Writer(Closing):
             return
         self._closed = True
         try:
-            with self._mapped_errors():
+            with self._mapped_errors(), closing(self._output):
                 if self._first is not None:
                     self._output.mux(self._stream.encode(None))
                     if self._audio is not None:
                         self._audio.copy_until((self._last + self._duration) * self._tick)
-                self._output.close()
         finally:
             if self._audio is not None:
                 self._audio.close()
                 self.warnings += self._audio.warnings
+
+    def _start(self, time_s: Fraction) -> None:
+        """Write the header; `time_s` becomes time 0 of the file."""
+        # Asked for by name: PyAV crashes when it is given packets after a header that failed.
+        with self._mapped_errors():
+            self._output.start_encoding()
+        self._first = time_s
+        if self._audio is not None:
+            self._audio.begin(time_s)
 
     def _picture_stream(self, rate: Fraction) -> Any:  # noqa: ANN401
         """The H.264 track, its encoder opened at once so that a refusal comes before any work."""
