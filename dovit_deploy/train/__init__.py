@@ -1,0 +1,1 @@
+"""Training: a folder of images and labels in, a checkpoint out."""
