@@ -79,7 +79,7 @@ class SegmentationFolder:
         self.root, self.split = root, split
         self.classes = class_list_from_file(root / "classes.json")
         self.stems = _stems(root / f"{split}.txt")
-        images = {path.stem: path for path in _listed(root / "images" / split)}
+        images = _by_stem(_listed(root / "images" / split))
         labels = root / "labels" / split
         for stem in self.stems:
             if stem not in images:
@@ -133,6 +133,15 @@ def _listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file())
 
 
+def _by_stem(paths: list[Path]) -> dict[str, Path]:
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in images:
+            raise DatasetError(f"{path}: {images[path.stem].name} has the same stem; keep one of them")
+        images[path.stem] = path
+    return images
+
+
 def _stems(path: Path) -> list[str]:
     try:
         stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -151,5 +160,5 @@ def _decoded(path: Path, mode: str | None) -> NDArray[np.uint8]:
             if mode is None and opened.mode not in ("L", "P"):
                 raise DatasetError(f"{path}: a label must be an 8-bit grey or indexed PNG, this is {opened.mode}")
             return np.array(opened if mode is None else opened.convert(mode), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise DatasetError(f"{path}: cannot be decoded ({error})") from error

@@ -76,7 +76,7 @@ def threshold_curve(
 
 
 def chosen_threshold(points: Sequence[CurvePoint], max_drop: float) -> float:
-    """The threshold that saves most of those that lose at most `max_drop` points; 1, where nothing stops, if none does.
+    """The threshold that saves most of those that lose at most `max_drop` points; 1 (nothing stops) if none does.
 
     The control at 0 is no choice: it would make the deep layers useless.
     """

@@ -66,6 +66,16 @@ def test_a_missing_image_is_named(root):
     faults(root, contains=r"images.train: no image for 'train_3'")
 
 
+def test_two_images_of_one_stem_are_refused(root):
+    Image.new("RGB", (56, 40)).save(root / "images" / "train" / "train_3.webp")
+    faults(root, contains=r"train_3\.webp: train_3\.png has the same stem")
+
+
+def test_an_image_too_large_to_decode_is_named(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    faults(root, contains=r"train_0\.png: cannot be decoded", sample=0)
+
+
 def test_a_missing_label_is_named(root):
     (root / "labels" / "train" / "train_3.png").unlink()
     faults(root, contains=r"train_3\.png: missing label")
