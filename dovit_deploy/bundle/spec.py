@@ -53,6 +53,12 @@ class MaskHead(Noun):
     heads: int = Field(gt=0)
     norm_eps: float = 1e-5
 
+    @model_validator(mode="after")
+    def _divisible(self) -> MaskHead:
+        if self.width % self.heads:
+            raise ValueError(f"the mask head's width {self.width} is not divisible by its {self.heads} heads")
+        return self
+
 
 Head = Annotated[LinearHead | FcnHead | SetrHead | MaskHead, Field(discriminator="kind")]
 GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]

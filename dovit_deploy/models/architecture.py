@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from dovit_deploy.bundle.spec import GateSpec, Head, ModelSpec
+from dovit_deploy.bundle.spec import ModelSpec
 from dovit_deploy.errors import ConfigError, UsageError
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.official_keys import Rule
@@ -70,33 +70,6 @@ def training_size(
             f"and {ledger.source} has position embeddings for {total - extra}; give the size it was trained at"
         )
     return rows * patch, columns * patch
-
-
-def checked_spec(
-    *,
-    source: str,
-    family: str,
-    size: tuple[int, int],
-    patch: int,
-    width: int,
-    depth: int,
-    heads: int,
-    hidden: int,
-    extra_tokens: int,
-    norm_eps: float,
-    final_norm: bool,
-    classes: int,
-    gates: tuple[GateSpec, ...],
-    aggregate_rate: float,
-    position_mode: str,
-    head: Head,
-) -> ModelSpec:
-    """A `ModelSpec`, its complaints as ConfigError."""
-    values = {name: value for name, value in locals().items() if name != "source"}
-    try:
-        return ModelSpec.model_validate(values)
-    except ValidationError as error:
-        raise invalid_as_config_error(error, source) from error
 
 
 def settled_thresholds(

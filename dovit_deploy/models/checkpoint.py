@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ModelSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.models import own_format
-from dovit_deploy.models.architecture import Architecture, thresholds_per_gate
+from dovit_deploy.models.architecture import Architecture, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.models.configuration import (
     Configuration,
     configuration_from_file,
     configuration_from_meta,
     merged,
 )
-from dovit_deploy.models.image_facts import IMAGE_SETTINGS, class_entries, mean_and_std
+from dovit_deploy.models.image_facts import IMAGE_SETTINGS, class_entries, classes_from_file, mean_and_std
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
 from dovit_deploy.models.mmseg_spec import MODEL_SETTINGS, mmseg_architecture
 from dovit_deploy.models.official_state import ours_from_official
@@ -71,7 +72,7 @@ def checkpoint_from_path(
     allow_pickle: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    classes: Sequence[ClassEntry] | None = None,
+    classes: Sequence[ClassEntry] | str | Path | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> Checkpoint:
     """Understand the checkpoint at `path`: a folder of ours, .safetensors with official keys, or .pth.
@@ -82,7 +83,7 @@ def checkpoint_from_path(
         allow_pickle: read pickles that may run code.
         mean: of red, green and blue in 0..255, instead of the configuration's; with `std`.
         std: of red, green and blue in 0..255.
-        classes: names and colours, instead of the checkpoint's own.
+        classes: names and colours, or a file of them, instead of the checkpoint's own.
         thresholds: one for all gates or one each, instead of the configuration's.
 
     Raises:
@@ -93,6 +94,8 @@ def checkpoint_from_path(
         UsageError: a flag's value does not fit the network.
     """
     place = Path(path)
+    if isinstance(classes, str | Path):
+        classes = classes_from_file(Path(classes))
     flags = _Flags(mean, std, classes, thresholds)
     if not place.exists():
         raise InputError(f"no checkpoint at {place}")
@@ -120,16 +123,24 @@ def _configuration_for(place: Path, config: str | Path | None) -> Configuration 
 
 
 def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    try:
+        architecture, settings = _understood(weights, given, flags)
+    except ValidationError as error:
+        raise invalid_as_config_error(error, weights.name) from error
+    return _assembled(weights, architecture, settings, flags)
+
+
+def _understood(
+    weights: WeightsFile, given: Configuration | None, flags: _Flags
+) -> tuple[Architecture, dict[str, object]]:
     facts = facts_from_state(weights.state)
     if facts.has(r"encoder\.blocks\..*"):
         settings = _settings(weights, given, NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS)
-        architecture = segmenter_architecture(settings, facts, weights.name)
-    elif facts.has(r"backbone\.layers\..*"):
+        return segmenter_architecture(settings, facts, weights.name), settings
+    if facts.has(r"backbone\.layers\..*"):
         settings = _settings(weights, given, MODEL_SETTINGS | IMAGE_SETTINGS)
-        architecture = mmseg_architecture(settings, facts, weights.name, thresholds=flags.thresholds)
-    else:
-        raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
-    return _assembled(weights, architecture, settings, flags)
+        return mmseg_architecture(settings, facts, weights.name, thresholds=flags.thresholds), settings
+    raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
 
 
 def _seen(facts: KeyFacts) -> str:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.models.section import Section
@@ -129,7 +131,7 @@ def _first_list(
     for place in [place for place in places if isinstance(place, Mapping)]:
         for key in keys:
             value = place.get(key)
-            value = value.tolist() if hasattr(value, "tolist") else value
+            value = value.tolist() if isinstance(value, np.ndarray) else value
             if isinstance(value, list | tuple) and value:
                 return value
     return None

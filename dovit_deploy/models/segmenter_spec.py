@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from dovit_deploy.bundle.spec import LinearHead, MaskHead
+from dovit_deploy.bundle.spec import LinearHead, MaskHead, ModelSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
-from dovit_deploy.models.architecture import Architecture, checked_spec, training_size
+from dovit_deploy.models.architecture import Architecture, training_size
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.official_keys import segmenter_rules
 from dovit_deploy.models.section import Ledger, Section
@@ -64,8 +64,7 @@ def segmenter_architecture(settings: Mapping[str, object], facts: KeyFacts, sour
     head = _head(_decoder(section), facts, ledger, width=width)
     hidden = ledger.settle("d_ff", section.integer("d_ff"), hidden, stand_in=4 * width)
     ledger.finish()
-    spec = checked_spec(
-        source=source,
+    spec = ModelSpec(
         family="segmenter",
         size=size,
         patch=patch,
