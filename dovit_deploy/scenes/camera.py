@@ -87,8 +87,10 @@ class Camera:
     def project(self, view: Points) -> Points:
         """View coordinates (..., 3), z >= NEAR -> pixels (..., 2), x then y."""
         scale = self.focal / view[..., 2]
-        columns = self.width * 0.5 + self.side * view[..., 0] * scale
-        return np.stack([columns, self.horizon - view[..., 1] * scale], axis=-1)
+        pixels = np.empty((*view.shape[:-1], 2), np.float32)
+        pixels[..., 0] = self.width * 0.5 + self.side * view[..., 0] * scale
+        pixels[..., 1] = self.horizon - view[..., 1] * scale
+        return pixels
 
 
 def clip_near(polygon: Points) -> Points:

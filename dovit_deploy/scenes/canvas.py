@@ -16,7 +16,6 @@ from dovit_deploy import packages
 from dovit_deploy.scenes.camera import NEAR, Camera, Points, clip_frame, clip_near
 from dovit_deploy.scenes.classes import CLASS_NAMES, SceneClass
 from dovit_deploy.scenes.light import Light
-from dovit_deploy.scenes.texture import Texture
 
 OVERSAMPLING = 2
 
@@ -34,7 +33,7 @@ Colouring = npt.NDArray[np.float32]
 
 
 class Canvas:
-    """Paints polygons, limbs and textures, given in street coordinates, nearest last."""
+    """Paints polygons and limbs, farthest first (surfaces.py paints textures on it)."""
 
     def __init__(self, camera: Camera, light: Light) -> None:
         """`camera` is that of the sheet: `OVERSAMPLING` times the picture."""
@@ -44,7 +43,7 @@ class Canvas:
         self._classes = np.full(256, int(SceneClass.SKY), np.uint8)
         self._classes[: len(CLASS_NAMES)] = np.arange(len(CLASS_NAMES))
         self._used = len(CLASS_NAMES)
-        self._haze = np.asarray(light.haze, np.float32)
+        self.haze: Colouring = np.asarray(light.haze, np.float32)
         self._cv2 = packages.opencv()
 
     def claim(self, kind: SceneClass, depth: float) -> int:
@@ -61,7 +60,7 @@ class Canvas:
     def hazed(self, colour: npt.ArrayLike, depth: float) -> Colouring:
         """`colour` as it looks from `depth` metres."""
         own = np.asarray(colour, np.float32)
-        return own + (self._haze - own) * float(self.light.fade(depth))
+        return own + (self.haze - own) * float(self.light.fade(depth))
 
     def fill(self, points: npt.ArrayLike, colour: npt.ArrayLike, number: int) -> None:
         """Fill a flat polygon `points` (n, 3) in street coordinates."""
@@ -130,7 +129,7 @@ class Canvas:
         """Fill polygons given in pixels (n, 2), each on its own, with one colour as it is."""
         red, green, blue = (min(max(value, 0.0), 255.0) for value in np.asarray(colour).tolist())
         for outline in outlines:
-            fixed = self._fixed(outline)
+            fixed = self.fixed(outline)
             self._cv2.fillPoly(self.pixels, [fixed], (red, green, blue, number), self._cv2.LINE_8, SHIFT)
 
     def limb(
@@ -142,123 +141,13 @@ class Canvas:
         number: int,
     ) -> None:
         """Paint a round bar from `start` to `end` (street coordinates), `radii` metres thick at its ends."""
-        ends = self.camera.view([[start, end]])
+        ends = self.camera.view(np.array([[start, end]], np.float64))
         self.limbs_view(ends, np.array([radii]), np.asarray(colour, np.float32)[None], number)
 
-    def texture(
-        self,
-        corner: npt.ArrayLike,
-        along: npt.ArrayLike,
-        up: npt.ArrayLike,
-        texture: Texture,
-        shade: npt.ArrayLike,
-        number: int,
-        *,
-        see_through: bool = False,
-    ) -> None:
-        """Paint `texture` on the parallelogram `corner` + a * `along` + b * `up`, a and b in 0..1, (3,) each.
-
-        `up` has no part along the street. `shade` (3,) multiplies the colours. With `see_through` the class
-        belongs to the whole surface, gaps included; else only to its opaque part.
-        """
-        base, span, rise = (np.asarray(value, np.float64) for value in (corner, along, up))
-        for first, last in self._pieces(float(base[2]), float(span[2])):
-            ends = np.array([base + first * span, base + last * span])
-            quad = self.camera.view(np.concatenate([ends, ends[::-1] + rise]))
-            outline = self.outline(quad)
-            if outline is not None and self._within(quad):
-                self._paste(texture, (first, last), quad, np.asarray(shade, np.float32), number, see_through)
-
-    def _pieces(self, s: float, length: float) -> list[tuple[float, float]]:
-        """Cut 0..1 where a surface from `s` on comes too near, and where its depth has grown by half."""
-        near, far = s - self.camera.s, s + length - self.camera.s
-        if abs(length) < 1e-6:
-            return [(0.0, 1.0)] if near >= NEAR else []
-        if far <= NEAR:
-            return []
-        begin = max(near, NEAR)
-        count = max(1, math.ceil(math.log(far / begin) / math.log(1.5)))
-        cuts = begin * (far / begin) ** (np.arange(count + 1) / count)
-        shares = np.clip((cuts - near) / length, 0.0, 1.0)
-        return [(float(a), float(b)) for a, b in zip(shares[:-1], shares[1:], strict=True)]
-
-    def _within(self, quad: Points) -> bool:
-        """Is the surface in the picture, as far as its four corners in pixels tell?"""
-        pixels = self.camera.project(quad)
-        low, high = pixels.min(axis=0), pixels.max(axis=0)
-        size = (self.camera.width, self.camera.height)
-        return bool((high >= 0).all() and (low < size).all())
-
-    def _paste(
-        self,
-        texture: Texture,
-        columns: tuple[float, float],
-        quad: Points,
-        shade: Colouring,
-        number: int,
-        see_through: bool,
-    ) -> None:
-        pixels = self.camera.project(quad)
-        shown_width = float(np.abs(pixels[1, 0] - pixels[0, 0])) / max(columns[1] - columns[0], 1e-6)
-        shown_height = float(np.hypot(*(pixels[3] - pixels[0])) + np.hypot(*(pixels[2] - pixels[1]))) / 2
-        level = texture.at_scale(shown_height, shown_width)
-        patch, source = self._patch(level, columns, quad[:2, 2], shade)
-        left, top = np.maximum(np.floor(pixels.min(axis=0)), 0).astype(int)
-        right = min(self.camera.width, math.ceil(float(pixels[:, 0].max())) + 1)
-        bottom = min(self.camera.height, math.ceil(float(pixels[:, 1].max())) + 1)
-        if right <= left or bottom <= top:
-            return
-        target = (pixels - (left, top)).astype(np.float32)
-        matrix = self._cv2.getPerspectiveTransform(source, target)
-        size = (int(right - left), int(bottom - top))
-        warped = self._cv2.warpPerspective(
-            patch, matrix, size, flags=self._cv2.INTER_LINEAR, borderMode=self._cv2.BORDER_REPLICATE
-        )
-        area = self.pixels[top:bottom, left:right]
-        inside = np.zeros((size[1], size[0]), np.uint8)
-        self._cv2.fillPoly(inside, [self._fixed(target)], 255, self._cv2.LINE_8, SHIFT)
-        if texture.opaque:
-            warped[..., 3] = number
-            self._cv2.copyTo(warped, inside, area)
-        else:
-            self._blend(area, warped, inside, number, see_through)
-
-    def _patch(
-        self, level: npt.NDArray[np.float32], columns: tuple[float, float], depths: Points, shade: Colouring
-    ) -> tuple[npt.NDArray[np.uint8], Points]:
-        """The lit and hazed columns of a texture, uint8, and where the surface's corners lie in them."""
-        height, width = level.shape[:2]
-        first, last = columns[0] * width, columns[1] * width
-        start, stop = max(0, int(first) - 1), min(width, math.ceil(last) + 1)
-        share = (np.arange(start, stop) + 0.5 - first) / max(last - first, 1e-6)
-        haze = self.light.fade(depths[0] + (depths[1] - depths[0]) * np.clip(share, 0, 1))[None, :, None]
-        crop = level[:, start:stop].copy()
-        opacity = crop[..., 3:] / 255.0
-        crop[..., :3] *= shade * (1.0 - haze)
-        crop[..., :3] += self._haze * haze * opacity
-        corners = [(first - start, height), (last - start, height), (last - start, 0.0), (first - start, 0.0)]
-        return np.clip(crop, 0, 255).astype(np.uint8), np.array(corners, np.float32) - 0.5
-
-    def _blend(
-        self,
-        area: npt.NDArray[np.uint8],
-        warped: npt.NDArray[np.uint8],
-        inside: npt.NDArray[np.uint8],
-        number: int,
-        see_through: bool,
-    ) -> None:
-        """Lay a partly transparent patch over `area`: colours by opacity, the number by its outline."""
-        opacity = self._cv2.bitwise_and(warped[..., 3], inside)
-        colours = self._cv2.bitwise_and(warped, warped, mask=inside)
-        through = self._cv2.cvtColor(255 - opacity, self._cv2.COLOR_GRAY2BGR)
-        below = self._cv2.multiply(np.ascontiguousarray(area[..., :3]), through, scale=1.0 / 255.0)
-        area[..., :3] = self._cv2.add(below, np.ascontiguousarray(colours[..., :3]))
-        owned = inside > 0 if see_through else opacity >= 128
-        area[..., 3][owned] = number
-
-    def _fixed(self, outline: Points) -> npt.NDArray[np.int32]:
+    def fixed(self, outline: Points) -> npt.NDArray[np.int32]:
         """Pixels to OpenCV's fixed point; the centre of a pixel is at half, OpenCV's at a whole number."""
-        return np.rint((outline - 0.5) * (1 << SHIFT)).astype(np.int32)
+        fixed: npt.NDArray[np.int32] = np.rint((outline - 0.5) * (1 << SHIFT)).astype(np.int32)
+        return fixed
 
     def labels(self) -> npt.NDArray[np.uint8]:
         """(H, W) uint8 class ids at the picture's own size."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -138,7 +140,7 @@ def _shop_front(rng: np.random.Generator, sheet: Sheet, house: Building, storeys
     panes = max(2, round(length / 2.0))
     edges = np.linspace(0.3, length - 0.3, panes + 1)
     entrance = int(rng.integers(panes))
-    for number, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for number, (left, right) in enumerate(pairwise(edges)):
         low = 0.1 if number == entrance else 0.55
         _glass(rng, sheet, (left + 0.07, right - 0.07), (low, top - 0.68), lit=0.5)
 

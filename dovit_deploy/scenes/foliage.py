@@ -49,7 +49,9 @@ def _trunk(rng: np.random.Generator, sheet: Sheet) -> None:
     middle, fork = columns / 2, rows * 0.52
     bark = np.array([86.0, 76.0, 66.0]) * float(rng.uniform(0.8, 1.2))
     half = max(3.0, 0.022 * rows)
-    stem = np.array([(middle - half, rows), (middle + half, rows), (middle + half * 0.6, fork), (middle - half * 0.6, fork)])
+    stem = np.array(
+        [(middle - half, rows), (middle + half, rows), (middle + half * 0.6, fork), (middle - half * 0.6, fork)]
+    )
     cv2.fillPoly(sheet, [np.rint(stem).astype(np.int32)], (*bark, 255.0))
     lit = stem.copy()
     lit[[0, 3], 0] = middle + half * 0.2
@@ -62,9 +64,7 @@ def _trunk(rng: np.random.Generator, sheet: Sheet) -> None:
         cv2.line(sheet, start, end, (*(bark * 0.85), 255.0), max(2, round(half * 0.5)))
 
 
-def _crown(
-    rng: np.random.Generator, sheet: Sheet, leaves: npt.NDArray[np.float64], sun_right: float
-) -> None:
+def _crown(rng: np.random.Generator, sheet: Sheet, leaves: npt.NDArray[np.float64], sun_right: float) -> None:
     """Blobs of leaves, dark and low ones first, bright ones towards the sun last."""
     cv2 = packages.opencv()
     rows, columns = sheet.shape[:2]

@@ -39,18 +39,20 @@ class Light:
     def on(self, normal: npt.ArrayLike) -> Vector:
         """Factor per channel on surfaces with unit normals `normal`: (..., 3) -> (..., 3) float32."""
         facing = np.maximum(np.asarray(normal, np.float32) @ np.asarray(self.sun, np.float32), 0.0)
-        lit = np.asarray(self.ambient, np.float32) + facing[..., None] * np.asarray(self.direct, np.float32)
-        return lit.astype(np.float32)
+        ambient, direct = np.asarray(self.ambient, np.float32), np.asarray(self.direct, np.float32)
+        lit: Vector = ambient + facing[..., None] * direct
+        return lit
 
     def fade(self, depth: npt.ArrayLike) -> Vector:
         """Share of haze at `depth` metres: 0 at the camera, towards 1 far away."""
         near_free = np.maximum(np.asarray(depth, np.float32) - 6.0, 0.0)
-        return (1.0 - np.exp(-near_free / self.visibility)).astype(np.float32)
+        share: Vector = (1.0 - np.exp(-near_free / self.visibility)).astype(np.float32)
+        return share
 
 
 def light_from_seed(rng: np.random.Generator) -> Light:
     """Draw an English street's weather: mostly bright, sometimes covered or late in the day."""
-    cloudiness = float(rng.beta(1.6, 2.2))
+    cloudiness = float(rng.beta(1.5, 2.6))
     warmth = float(rng.uniform(0.0, 1.0)) * (1.0 - cloudiness)
     elevation, azimuth = rng.uniform(0.55, 1.0), rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 2.3)
     sun = (
@@ -58,13 +60,13 @@ def light_from_seed(rng: np.random.Generator) -> Light:
         float(np.sin(elevation)),
         float(np.cos(elevation) * np.cos(azimuth)),
     )
-    grey = np.array([196.0, 203.0, 211.0])
-    blue = np.array([92.0, 141.0, 206.0])
+    grey = np.array([188.0, 197.0, 209.0])
+    blue = np.array([86.0, 146.0, 222.0])
     zenith = blue + (grey - blue) * cloudiness
-    haze = np.array([208.0, 219.0, 230.0]) + np.array([16.0, 2.0, -22.0]) * warmth
-    strength = 0.62 * (1.0 - 0.72 * cloudiness)
+    haze = np.array([216.0, 227.0, 238.0]) + np.array([22.0, 4.0, -24.0]) * warmth
+    strength = 0.84 * (1.0 - 0.75 * cloudiness)
     direct = strength * np.array([1.0 + 0.10 * warmth, 1.0, 1.0 - 0.22 * warmth])
-    ambient = (0.58 + 0.22 * cloudiness) * np.array([0.96, 1.0, 1.06])
+    ambient = (0.6 + 0.3 * cloudiness) * np.array([0.97, 1.0, 1.05])
     return Light(
         sun=sun,
         ambient=_triple(ambient),

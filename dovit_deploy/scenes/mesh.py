@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.scenes.canvas import Canvas, Points
+from dovit_deploy.scenes.camera import Points
+from dovit_deploy.scenes.canvas import Canvas
 
 Face = tuple[Points, str]
 """Corners (n, 3) in metres (x right, y up, z forward) and the name of what it is made of."""
@@ -36,7 +37,7 @@ class Mesh:
         """Paint the body standing at `place` (x, s); `colours` (3,) RGB per material, before light."""
         # A heading of -1 is half a turn: both horizontal axes change sign.
         turn = np.array([heading, 1.0, heading], np.float32)
-        view = canvas.camera.view(self.points * turn + (place[0], 0.0, place[1]))
+        view = canvas.camera.view(self.points * turn + np.array([place[0], 0.0, place[1]]))
         normals = self.normals * turn
         first = view[list(self.cuts[:-1])]
         shown = np.flatnonzero((normals * first).sum(axis=1) < 0)
@@ -71,9 +72,7 @@ def prism(profile: list[tuple[float, float]], widths: list[float], material: str
     right = np.stack([half, y, z], axis=-1)
     left = np.stack([-half, y, z], axis=-1)
     after = np.roll(np.arange(len(profile)), -1)
-    around = [
-        (np.array([left[k], right[k], right[n], left[n]], np.float32), material) for k, n in enumerate(after)
-    ]
+    around = [(np.array([left[k], right[k], right[n], left[n]], np.float32), material) for k, n in enumerate(after)]
     return [*around, (left, material), (right, material)]
 
 

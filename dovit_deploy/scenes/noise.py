@@ -28,7 +28,7 @@ def noise_tile(seed: int, *, roughness: float, size: int = TILE) -> Field:
     spectrum *= frequency**-roughness
     spectrum[0, 0] = 0.0
     field = np.fft.irfft2(spectrum, s=(size, size))
-    out = (field / field.std()).astype(np.float32)
+    out: Field = (field / field.std()).astype(np.float32)
     out.setflags(write=False)
     return out
 

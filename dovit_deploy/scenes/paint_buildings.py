@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from dovit_deploy.scenes.canvas import Canvas
 from dovit_deploy.scenes.classes import SceneClass
 from dovit_deploy.scenes.facades import end_wall_texture, facade_texture
+from dovit_deploy.scenes.surfaces import Surface, paint_surface
 from dovit_deploy.scenes.texture import Texture
 from dovit_deploy.scenes.things import Building
 
@@ -27,10 +29,10 @@ def paint_building(canvas: Canvas, thing: Building) -> None:
     if thing.s - canvas.camera.s > 0:
         shade = light.on((0.0, 0.0, -1.0))
         base, out = (thing.x, 0.0, thing.s), (float(thing.side) * thing.depth, 0.0, 0.0)
-        canvas.texture(base, out, (0.0, thing.height, 0.0), end_wall, shade, number)
+        paint_surface(canvas, Surface(base, out, (0.0, thing.height, 0.0)), end_wall, shade, number)
     shade = light.on((-float(thing.side), 0.0, 0.0))
     base, along = (thing.x, 0.0, thing.s), (0.0, 0.0, thing.length)
-    canvas.texture(base, along, (0.0, thing.height, 0.0), facade, shade, number)
+    paint_surface(canvas, Surface(base, along, (0.0, thing.height, 0.0)), facade, shade, number)
     _cornice(canvas, thing, number)
 
 
@@ -61,7 +63,7 @@ def _courses(
     number: int,
     eaves: tuple[float, float],
     ridge: tuple[float, float],
-    colour: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    colour: npt.ArrayLike,
 ) -> None:
     """Darker bands across the slope, as rows of tiles."""
     ends = (thing.s, thing.s + thing.length)

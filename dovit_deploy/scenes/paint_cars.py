@@ -7,13 +7,17 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.scenes.canvas import Canvas, Points
+from dovit_deploy.scenes.camera import Points
+from dovit_deploy.scenes.canvas import Canvas
 from dovit_deploy.scenes.classes import SceneClass
 from dovit_deploy.scenes.mesh import Face, Mesh, disc, mesh_from_parts, prism, rectangle
 from dovit_deploy.scenes.things import Car, CarBody
 
 WHEEL = 0.31
 """Radius, metres."""
+
+ROUNDED = 0.93
+"""Width of a body at its ends, against its width elsewhere."""
 
 Profile = list[tuple[float, float]]
 
@@ -36,13 +40,17 @@ def _colours(canvas: Canvas, thing: Car) -> dict[str, npt.NDArray[np.float32]]:
         "lower": paint * 0.82,
         "roof": paint + (sky - paint) * 0.2,
         "glass": np.array([58.0, 66.0, 74.0], np.float32) * 0.8 + sky * 0.12,
-        "mirrored": np.array([70.0, 80.0, 88.0], np.float32) * 0.5 + sky * 0.36,
+        # Screens mirror the sky towards their top and show the dark inside below.
+        "glass low": np.array([30.0, 33.0, 37.0], np.float32) + sky * 0.04,
+        "glass middle": np.array([36.0, 41.0, 46.0], np.float32) + sky * 0.14,
+        "glass high": np.array([38.0, 45.0, 52.0], np.float32) + sky * 0.3,
         "plastic": np.array([44.0, 45.0, 47.0], np.float32),
         "dark": np.array([22.0, 22.0, 24.0], np.float32),
         "tyre": np.array([34.0, 34.0, 36.0], np.float32),
         "hub": np.array([158.0, 160.0, 164.0], np.float32),
         "lamp rear": np.array([250.0, 44.0, 34.0] if thing.braking else [156.0, 28.0, 30.0], np.float32),
-        "lamp front": np.array([238.0, 240.0, 236.0], np.float32),
+        "lamp amber": np.array([214.0, 128.0, 40.0], np.float32),
+        "lamp front": np.array([214.0, 220.0, 222.0], np.float32),
         "rear plate": np.array([222.0, 184.0, 52.0] if yellow else [226.0, 226.0, 222.0], np.float32),
         "front plate": np.array([228.0, 228.0, 224.0], np.float32),
     }
@@ -55,7 +63,10 @@ def car_mesh(body: CarBody) -> Mesh:
     belt = max(y for _, y in lower)
     inside = np.array([0.0, 0.6, 0.0], np.float32)
     above = np.array([0.0, belt + 0.25, float(np.mean([z for z, _ in cabin]))], np.float32)
-    body_faces = prism(lower, [half] * len(lower), "paint")
+    # Corners are rounded off: the body is narrower at its very ends.
+    tips = (lower[1][0], lower[-2][0])
+    waist = [half * (ROUNDED if z <= tips[0] + 0.09 or z >= tips[1] - 0.09 else 1.0) for z, _ in lower]
+    body_faces = prism(lower, waist, "paint")
     widths = [half * (0.98 if y <= belt + 0.02 else 0.79) for _, y in cabin]
     cabin_faces = prism(cabin, widths, "roof")
     return mesh_from_parts(
@@ -64,6 +75,8 @@ def car_mesh(body: CarBody) -> Mesh:
             (inside, body_faces),
             (inside, _trim(half, lower, belt)),
             (inside, _wheels(half, lower)),
+            # Before the cabin, which hides the mirror on its other side.
+            *_mirrors(half, belt, front=cabin[-1][0] - 0.12),
             (above, cabin_faces),
             (above, _windows(cabin_faces)),
         ]
@@ -74,7 +87,15 @@ def _shapes(body: CarBody) -> tuple[float, Profile, Profile]:
     """Half the width; side view of the lower body; side view of the cabin: (z, y) in metres."""
     match body:
         case CarBody.HATCHBACK:
-            lower = [(-1.95, 0.3), (-1.98, 0.62), (-1.9, 0.95), (0.85, 0.93), (1.85, 0.76), (1.98, 0.55), (1.94, 0.27)]
+            lower = [
+                (-1.95, 0.3),
+                (-1.98, 0.62),
+                (-1.9, 0.95),
+                (0.85, 0.93),
+                (1.85, 0.76),
+                (1.98, 0.55),
+                (1.94, 0.27),
+            ]
             return 0.84, lower, [(-1.86, 0.94), (-1.5, 1.4), (-0.9, 1.47), (0.15, 1.45), (1.0, 0.92)]
         case CarBody.SALOON:
             lower = [(-2.2, 0.32), (-2.24, 0.7), (-2.12, 0.93), (0.9, 0.93), (2.05, 0.76), (2.2, 0.55), (2.16, 0.28)]
@@ -112,21 +133,33 @@ def _trim(half: float, lower: Profile, belt: float) -> list[Face]:
             *((rectangle("x", x, (z - 0.012, z + 0.012), (0.42, belt - 0.04)), "plastic") for z in (-0.65, 0.35)),
             (rectangle("x", x, (-0.5, -0.36), (belt - 0.16, belt - 0.12)), "plastic"),
         ]
+    faces += _ends(half, lower)
+    return faces
+
+
+def _ends(half: float, lower: Profile) -> list[Face]:
+    """Bumper, plate and lamps behind and in front."""
     rear, nose = min(z for z, _ in lower) - 0.01, max(z for z, _ in lower) + 0.01
-    top = lower[1][1]
-    faces += [
-        (rectangle("z", rear, (-half, half), (0.3, 0.5)), "lower"),
-        (rectangle("z", rear, (-half + 0.1, half - 0.1), (0.3, 0.36)), "plastic"),
+    top, end = lower[1][1], ROUNDED * half
+    faces: list[Face] = [
+        (rectangle("z", rear, (-end, end), (0.3, 0.47)), "lower"),
+        (rectangle("z", rear - 0.003, (-end, end), (0.455, 0.475)), "plastic"),
+        (rectangle("z", rear, (-end + 0.05, end - 0.05), (0.28, 0.36)), "plastic"),
         (rectangle("z", rear - 0.005, (-0.27, 0.27), (0.5, 0.61)), "rear plate"),
-        (rectangle("z", nose, (-half + 0.1, half - 0.1), (0.28, 0.4)), "plastic"),
-        (rectangle("z", nose, (-0.4, 0.4), (0.5, 0.6)), "dark"),
+        (rectangle("z", nose, (-end, end), (0.46, 0.48)), "plastic"),
+        (rectangle("z", nose, (-end + 0.03, end - 0.03), (0.26, 0.37)), "plastic"),
+        (rectangle("z", nose, (-0.36, 0.36), (0.52, 0.63)), "dark"),
+        (rectangle("z", nose + 0.002, (-0.36, 0.36), (0.565, 0.58)), "hub"),
         (rectangle("z", nose + 0.005, (-0.27, 0.27), (0.38, 0.48)), "front plate"),
     ]
     for side in (-1, 1):
-        outer, inner = side * (half - 0.02), side * (half - 0.24)
+        outer, inner = side * (end - 0.02), side * (end - 0.2)
         faces += [
-            (rectangle("z", rear - 0.005, (inner, outer), (top - 0.04, top + 0.2)), "lamp rear"),
-            (rectangle("z", nose + 0.005, (side * (half - 0.38), outer), (0.54, 0.68)), "lamp front"),
+            (rectangle("z", rear - 0.005, (inner, outer), (top - 0.04, top + 0.19)), "lamp rear"),
+            (rectangle("z", rear - 0.008, (inner, outer), (top + 0.01, top + 0.06)), "lamp amber"),
+            (rectangle("z", nose + 0.002, (side * (end - 0.4), outer), (0.5, 0.67)), "dark"),
+            (rectangle("z", nose + 0.005, (side * (end - 0.37), side * (end - 0.1)), (0.52, 0.65)), "lamp front"),
+            (rectangle("z", nose + 0.005, (side * (end - 0.09), outer), (0.53, 0.64)), "lamp amber"),
         ]
     return faces
 
@@ -155,7 +188,7 @@ def _arch(at: tuple[float, float, float]) -> Points:
 def _windows(cabin: list[Face]) -> list[Face]:
     """Panes a little smaller than the cabin's faces: screens at both ends, two side windows each."""
     rear, flanks, screen = cabin[0][0], cabin[-2:], cabin[-4][0]
-    panes: list[Face] = [(_inset(rear, 0.86), "mirrored"), (_inset(screen, 0.88), "mirrored")]
+    panes = [*_bands(_inset(rear, 0.86)), *_bands(_inset(screen, 0.88))]
     for side, _ in flanks:
         shrunk = _inset(side, 0.84)
         panes.append((shrunk, "glass"))
@@ -175,7 +208,32 @@ def _windows(cabin: list[Face]) -> list[Face]:
     return panes
 
 
+def _bands(pane: Points) -> list[Face]:
+    """A screen in three bands; `pane` (4, 3) has its first two and its last two corners on one level."""
+    order = pane if pane[0, 1] < pane[2, 1] else pane[[2, 3, 0, 1]]
+    low, high = order[[0, 1]], order[[3, 2]]
+    levels = [low + (high - low) * share for share in (0.0, 0.3, 0.62, 1.0)]
+    names = ("glass low", "glass middle", "glass high")
+    return [
+        (np.concatenate([under, over[::-1]]), name)
+        for under, over, name in zip(levels[:-1], levels[1:], names, strict=True)
+    ]
+
+
+def _mirrors(half: float, belt: float, *, front: float) -> list[tuple[Points, list[Face]]]:
+    """A wing mirror on each side, a flat box of its own."""
+    parts: list[tuple[Points, list[Face]]] = []
+    for side in (-1, 1):
+        across = (side * half * 0.97, side * (half + 0.16))
+        faces = [
+            (rectangle("z", front - 0.06, across, (belt, belt + 0.13)), "glass middle"),
+            (rectangle("z", front + 0.06, across, (belt, belt + 0.13)), "lower"),
+        ]
+        parts.append((np.array([side * half, belt, front], np.float32), faces))
+    return parts
+
+
 def _inset(face: Points, share: float) -> Points:
-    """`face` shrunk towards its middle and lifted off its body by a hair."""
+    """`face` shrunk towards its middle."""
     middle = face.mean(axis=0)
-    return (middle + (face - middle) * share).astype(np.float32)
+    return np.asarray(middle + (face - middle) * share, np.float32)

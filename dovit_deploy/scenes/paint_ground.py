@@ -1,23 +1,28 @@
 """The ground, row by row: road, markings, kerbs and pavements, their grain, and the shadows on them.
 
 A row of the picture lies at one depth, so each of its pixels has a place on the street, and what lies there
-follows from the street's cross-section. Edges are softened over one pixel's footprint.
+follows from the street's cross-section. Edges are softened over one pixel's footprint, so the ground needs no
+oversampling: it is made at the picture's own size and then enlarged onto the sheet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.scenes.canvas import Canvas
+from dovit_deploy.scenes.canvas import OVERSAMPLING, Canvas
 from dovit_deploy.scenes.classes import SceneClass
 from dovit_deploy.scenes.light import Colour
 from dovit_deploy.scenes.noise import TILE, Field, noise_tile
 from dovit_deploy.scenes.street import Street
 from dovit_deploy.scenes.things import Crossing
+
+Values = npt.NDArray[np.floating[Any]]
 
 KERB_STONE = 0.16
 """Width of the kerb stones, metres; they belong to the pavement."""
@@ -30,10 +35,10 @@ PAINT: Colour = (222.0, 222.0, 216.0)
 
 @dataclass(frozen=True)
 class GroundRows:
-    """Where the pixels below the horizon lie on the street."""
+    """Where the picture's pixels below the horizon lie on the street."""
 
     top: int
-    """First row of the sheet."""
+    """First row of the picture."""
     depth: Field
     """(rows, 1) metres ahead."""
     x: Field
@@ -49,13 +54,15 @@ class GroundRows:
 def ground_rows(canvas: Canvas) -> GroundRows:
     """Places of all pixels below the horizon."""
     camera = canvas.camera
-    top = int(max(0, np.floor(camera.horizon) + 1))
-    rows = np.arange(top, camera.height, dtype=np.float32) + 0.5
-    depth = (camera.focal * camera.elevation / np.maximum(rows - camera.horizon, 0.25))[:, None]
-    columns = np.arange(camera.width, dtype=np.float32) + 0.5 - camera.width / 2
-    footprint = depth / camera.focal
+    focal, horizon = camera.focal / OVERSAMPLING, camera.horizon / OVERSAMPLING
+    height, width = camera.height // OVERSAMPLING, camera.width // OVERSAMPLING
+    top = int(max(0, np.floor(horizon)))
+    rows = np.arange(top, height, dtype=np.float32) + 0.5
+    depth = (focal * camera.elevation / np.maximum(rows - horizon, 0.25))[:, None]
+    columns = np.arange(width, dtype=np.float32) + 0.5 - width / 2
+    footprint = depth / focal
     x = camera.side * columns[None, :] * footprint - camera.shift(depth) + np.float32(camera.x)
-    stretch = depth * depth / (camera.focal * camera.elevation)
+    stretch = depth * depth / (focal * camera.elevation)
     return GroundRows(top, depth, x, (depth + camera.s).astype(np.float32), footprint, stretch)
 
 
@@ -71,9 +78,13 @@ def paint_ground(canvas: Canvas, street: Street, crossings: Sequence[Crossing]) 
     colours *= canvas.light.on((0.0, 1.0, 0.0))
     haze = canvas.light.fade(rows.depth)[..., None]
     colours += (np.asarray(canvas.light.haze, np.float32) - colours) * haze
-    area = canvas.pixels[rows.top :]
-    area[..., :3] = np.clip(colours, 0, 255).astype(np.uint8)
-    area[..., 3] = np.where((rows.x > left) & (rows.x < right), SceneClass.ROAD, SceneClass.PAVEMENT)
+    kinds = np.where((rows.x > left) & (rows.x < right), SceneClass.ROAD, SceneClass.PAVEMENT)
+    ground = np.concatenate([np.clip(colours, 0, 255), kinds[..., None]], axis=-1).astype(np.uint8)
+    area = canvas.pixels[rows.top * OVERSAMPLING :]
+    size = (area.shape[1], area.shape[0])
+    cv2 = packages.opencv()
+    area[..., :3] = cv2.resize(ground[..., :3], size, interpolation=cv2.INTER_LINEAR)
+    area[..., 3] = cv2.resize(ground[..., 3], size, interpolation=cv2.INTER_NEAREST)
 
 
 def _road(rows: GroundRows, street: Street) -> Field:
@@ -133,20 +144,20 @@ def _wear(rows: GroundRows) -> Field:
 def _between(at: Field, low: float, high: float, footprint: Field) -> Field:
     """Share of a pixel at `at` that lies between `low` and `high`, all metres."""
     share = np.minimum(at + footprint / 2, high) - np.maximum(at - footprint / 2, low)
-    return np.clip(share / footprint, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(share / footprint, 0.0, 1.0), np.float32)
 
 
 def _dashes(at: Field, period: float, length: float, footprint: Field) -> Field:
     """Share of a pixel covered by dashes of `length` metres every `period` metres."""
-    return ((_integral(at + footprint / 2, period, length) - _integral(at - footprint / 2, period, length)) / (
-        footprint
-    )).astype(np.float32)
+    half = footprint / 2
+    covered = _integral(at + half, period, length) - _integral(at - half, period, length)
+    return np.asarray(covered / footprint, np.float32)
 
 
-def _integral(at: Field, period: float, length: float) -> Field:
+def _integral(at: Values, period: float, length: float) -> Values:
     """Metres of dash between 0 and `at`."""
     whole = np.floor(at / period)
-    return whole * length + np.minimum(at - whole * period, length)
+    return np.asarray(whole * length + np.minimum(at - whole * period, length))
 
 
 def _grid(at: Field, period: float, half: float, footprint: Field) -> Field:
@@ -167,4 +178,4 @@ def _sample(rows: GroundRows, *, pixels_per_metre: float, roughness: float) -> F
         borderMode=cv2.BORDER_WRAP,
     )
     blur = np.maximum(rows.stretch, rows.footprint) * pixels_per_metre
-    return (field / (1.0 + 0.35 * blur * blur)).astype(np.float32)
+    return np.asarray(field / (1.0 + 0.35 * blur * blur), np.float32)

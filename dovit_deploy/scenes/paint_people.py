@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -84,9 +86,7 @@ def paint_pedestrian(canvas: Canvas, thing: Pedestrian, time_s: float) -> None:
     figure.paint()
 
 
-def _leg(
-    figure: _Figure, x: float, swing: float, tall: float, bob: float, colour: Colour, *, dim: bool
-) -> None:
+def _leg(figure: _Figure, x: float, swing: float, tall: float, bob: float, colour: Colour, *, dim: bool) -> None:
     hip: Joint = (x, 0.9 * tall + bob, 0.0)
     # The leg that comes forward bends at the knee.
     lift = max(0.0, -swing) * 0.09
@@ -98,9 +98,7 @@ def _leg(
     figure.limb(hip, knee, (0.095 * tall, 0.068 * tall), colour, dim=dim)
 
 
-def _arm(
-    figure: _Figure, x: float, swing: float, tall: float, bob: float, sleeve: Colour, skin: Colour
-) -> None:
+def _arm(figure: _Figure, x: float, swing: float, tall: float, bob: float, sleeve: Colour, skin: Colour) -> None:
     shoulder: Joint = (x * 0.86, 1.4 * tall + bob, 0.0)
     elbow: Joint = (x * 1.1, 1.12 * tall + bob, 0.1 * swing * tall)
     hand: Joint = (x * 1.08, 0.88 * tall + bob, (0.24 * swing + 0.05) * tall)
@@ -113,7 +111,9 @@ def _torso(figure: _Figure, tall: float, bob: float, colour: Colour, *, coat: bo
     low = 0.62 if coat else 0.88
     for side, tone in ((-1, 0.94), (1, 1.04)):
         x = 0.085 * side * tall
-        figure.limb((x, 1.36 * tall + bob, 0.0), (x, low * tall + bob, 0.0), (0.125 * tall, 0.115 * tall), colour * tone)
+        figure.limb(
+            (x, 1.36 * tall + bob, 0.0), (x, low * tall + bob, 0.0), (0.125 * tall, 0.115 * tall), colour * tone
+        )
     figure.limb((0.0, 1.38 * tall + bob, 0.0), (0.0, 1.0 * tall + bob, 0.0), (0.12 * tall, 0.1 * tall), colour)
 
 
@@ -125,7 +125,9 @@ def _head(figure: _Figure, at: Joint, tall: float, skin: Colour, hair: Colour) -
     if figure.turn[2] > 0:
         figure.limb((x, y - 0.02 * tall, z), (x, y + 0.045 * tall, z), (0.094 * tall, 0.1 * tall), hair)
     else:
-        figure.limb((x - 0.03, y + 0.075 * tall, z), (x + 0.03, y + 0.075 * tall, z), (0.066 * tall, 0.066 * tall), hair)
+        figure.limb(
+            (x - 0.03, y + 0.075 * tall, z), (x + 0.03, y + 0.075 * tall, z), (0.066 * tall, 0.066 * tall), hair
+        )
 
 
 def paint_bicyclist(canvas: Canvas, thing: Bicyclist, time_s: float) -> None:
@@ -134,25 +136,20 @@ def paint_bicyclist(canvas: Canvas, thing: Bicyclist, time_s: float) -> None:
     number = canvas.claim(SceneClass.BICYCLIST, depth)
     figure = _Figure(canvas, (thing.x, thing.s), thing.heading, number)
     phase = 2 * math.pi * time_s * thing.pace / 5.2 + thing.seed % 7
-    away = thing.heading > 0
-    steps = (lambda: _wheel(figure, 0.52), lambda: _frame(figure, thing), lambda: _rider(figure, thing, phase))
-    if away:
-        for step in steps:
-            step()
-        _wheel(figure, -0.52)
-        _legs(figure, thing, phase)
-    else:
-        _wheel(figure, -0.52)
-        for step in (steps[1], steps[2], steps[0]):
-            step()
-        _legs(figure, thing, phase)
+    # The wheel that is farther from the camera comes first, the nearer one over frame and rider.
+    near_wheel = -0.52 * thing.heading
+    _wheel(figure, -near_wheel)
+    _frame(figure, thing)
+    _rider(figure, thing, phase)
+    _wheel(figure, near_wheel)
+    _legs(figure, thing, phase)
     figure.paint()
 
 
 def _wheel(figure: _Figure, z: float) -> None:
     dark = np.array([30.0, 30.0, 32.0], np.float32)
     turn = np.linspace(0.0, 2 * math.pi, 15)
-    for a, b in zip(turn[:-1], turn[1:], strict=True):
+    for a, b in pairwise(turn.tolist()):
         start = (0.0, WHEEL * (1 + math.sin(a)), z + WHEEL * math.cos(a))
         end = (0.0, WHEEL * (1 + math.sin(b)), z + WHEEL * math.cos(b))
         figure.limb(start, end, (0.022, 0.022), dark)
@@ -162,7 +159,14 @@ def _frame(figure: _Figure, thing: Bicyclist) -> None:
     colour = np.asarray(thing.frame, np.float32)
     dark = np.array([38.0, 38.0, 40.0], np.float32)
     rear, crank, seat, bars = (0.0, 0.34, -0.52), (0.0, 0.3, -0.06), (0.0, 0.88, -0.2), (0.0, 0.95, 0.36)
-    for start, end in ((rear, crank), (rear, seat), (crank, seat), (crank, bars), (seat, bars), (bars, (0.0, 0.34, 0.52))):
+    for start, end in (
+        (rear, crank),
+        (rear, seat),
+        (crank, seat),
+        (crank, bars),
+        (seat, bars),
+        (bars, (0.0, 0.34, 0.52)),
+    ):
         figure.limb(start, end, (0.022, 0.022), colour)
     figure.limb((-0.26, 1.0, 0.34), (0.26, 1.0, 0.34), (0.02, 0.02), dark)
     figure.limb((0.0, 0.93, -0.3), (0.0, 0.93, -0.1), (0.07, 0.04), dark)

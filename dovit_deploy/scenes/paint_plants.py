@@ -11,6 +11,7 @@ from dovit_deploy.scenes.classes import SceneClass
 from dovit_deploy.scenes.fences import fence_texture
 from dovit_deploy.scenes.foliage import hedge_texture, tree_texture
 from dovit_deploy.scenes.light import Colour
+from dovit_deploy.scenes.surfaces import Surface, paint_surface
 from dovit_deploy.scenes.texture import Texture
 from dovit_deploy.scenes.things import Fence, Hedge, Tree
 
@@ -25,7 +26,8 @@ def paint_tree(canvas: Canvas, thing: Tree) -> None:
     texture = _tree(thing.seed % SHAPES, thing.leaves, round(canvas.light.sun[0], 3))
     shade = canvas.light.on((0.5 * float(np.sign(canvas.light.sun[0])), 0.6, -0.62)) * thing.tone
     base = (thing.x - thing.spread / 2, 0.0, thing.s)
-    canvas.texture(base, (thing.spread, 0.0, 0.0), (0.0, thing.height, 0.0), texture, shade, number)
+    surface = Surface(base, (thing.spread, 0.0, 0.0), (0.0, thing.height, 0.0))
+    paint_surface(canvas, surface, texture, shade, number)
 
 
 @lru_cache(maxsize=64)
@@ -48,7 +50,7 @@ def paint_hedge(canvas: Canvas, thing: Hedge) -> None:
         canvas.fill(face, np.asarray(thing.leaves) * 0.8 * light.on((0.0, 0.0, -1.0)), number)
     shade = light.on((-0.8 * thing.side, 0.6, 0.0))
     along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
-    canvas.texture((thing.x, 0.0, thing.s), along, up, _hedge(thing), shade, number)
+    paint_surface(canvas, Surface((thing.x, 0.0, thing.s), along, up), _hedge(thing), shade, number)
 
 
 @lru_cache(maxsize=64)
@@ -62,7 +64,7 @@ def paint_fence(canvas: Canvas, thing: Fence) -> None:
     shade = canvas.light.on((-float(np.sign(thing.x)), 0.0, 0.0))
     along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
     base = (thing.x, 0.0, thing.s)
-    canvas.texture(base, along, up, _fence(thing), shade, number, see_through=True)
+    paint_surface(canvas, Surface(base, along, up), _fence(thing), shade, number, see_through=True)
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from dovit_deploy.scenes.canvas import Canvas
 from dovit_deploy.scenes.classes import SceneClass
@@ -23,7 +24,9 @@ def paint_pole(canvas: Canvas, thing: Pole) -> None:
     """A post and what it carries."""
     depth = thing.s - canvas.camera.s
     number = canvas.claim(SceneClass.POLE, depth)
-    grey = np.array([118.0, 122.0, 122.0]) if thing.kind is not PoleKind.TRAFFIC_LIGHT else np.array([64.0, 66.0, 66.0])
+    grey = (
+        np.array([118.0, 122.0, 122.0]) if thing.kind is not PoleKind.TRAFFIC_LIGHT else np.array([64.0, 66.0, 66.0])
+    )
     _post(canvas, thing, grey, number)
     if thing.kind is PoleKind.LAMP:
         _lamp(canvas, thing, grey, number)
@@ -38,7 +41,7 @@ def paint_pole(canvas: Canvas, thing: Pole) -> None:
     shapes[thing.kind](canvas, thing, sign)
 
 
-def _post(canvas: Canvas, thing: Pole, grey: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: int) -> None:
+def _post(canvas: Canvas, thing: Pole, grey: npt.NDArray[np.float64], number: int) -> None:
     """A tapering post: a lit and a shaded half."""
     half = 0.075 if thing.kind is PoleKind.LAMP else 0.055
     tip = half * 0.7
@@ -52,7 +55,7 @@ def _post(canvas: Canvas, thing: Pole, grey: np.ndarray[tuple[int, ...], np.dtyp
         canvas.fill(foot, grey * 0.9 * light.on((0.0, 0.2, -0.98)), number)
 
 
-def _lamp(canvas: Canvas, thing: Pole, grey: np.ndarray[tuple[int, ...], np.dtype[np.float64]], number: int) -> None:
+def _lamp(canvas: Canvas, thing: Pole, grey: npt.NDArray[np.float64], number: int) -> None:
     """An arm over the road with the lamp at its end."""
     top = (thing.x, thing.height, thing.s)
     end = (thing.x + thing.side * 1.3, thing.height + 0.35, thing.s)
@@ -101,7 +104,14 @@ def _triangle_sign(canvas: Canvas, thing: Pole, number: int) -> None:
     """A warning; every other one stands on its point (give way)."""
     up = 1.0 if thing.seed % 2 else -1.0
     for size, colour, lift in ((0.46, RED, 0.0), (0.31, WHITE, 0.01)):
-        _face(canvas, thing, [(-size, -size * 0.6 * up), (size, -size * 0.6 * up), (0.0, size * up)], colour, number, lift=lift)
+        _face(
+            canvas,
+            thing,
+            [(-size, -size * 0.6 * up), (size, -size * 0.6 * up), (0.0, size * up)],
+            colour,
+            number,
+            lift=lift,
+        )
     if up > 0:
         _face(canvas, thing, _box(-0.03, 0.03, -0.06, 0.12), BLACK, number, lift=0.02)
         _face(canvas, thing, _circle(0.035, at=(0.0, -0.12)), BLACK, number, lift=0.02)

@@ -1,140 +1,178 @@
 """Shadows on the ground: cast by houses, trees and poles along the sun, and the dark under everything low.
 
-All shadows are collected in one mask and laid on the ground at once, so that two of them never add up. Soft
+All shadows are collected in two masks and laid on the ground at once, so that two of them never add up. Soft
 edges come from nested polygons on the ground, which perspective then treats rightly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.scenes.canvas import Canvas, Points
+from dovit_deploy.scenes.camera import NEAR, Points
+from dovit_deploy.scenes.canvas import OVERSAMPLING, SHIFT, Canvas
 from dovit_deploy.scenes.things import Bicyclist, Building, Car, Pedestrian, Pole, Thing, Tree
 
-STEPS = ((1.22, 0.16), (1.1, 0.36), (0.98, 0.6), (0.86, 0.82), (0.7, 1.0))
-"""Size and strength of the nested polygons that make one soft shadow."""
+SIZES = np.array([1.3, 1.15, 1.0, 0.86, 0.7], np.float32)
+"""Of the nested polygons that make one soft shadow, against its nominal size."""
 
-NEAREST_RANGE = 80.0
-"""Metres beyond which shadows of small things are left out."""
+STRENGTHS = (0.14, 0.36, 0.62, 0.84, 1.0)
+"""Darkness of the nested polygons, 0..1."""
+
+RANGE = 55.0
+"""Metres at which the shadows of small things have faded away."""
+
+DARKEST = 0.6
+"""Share of light that is missing right under a car."""
+
+Mask = npt.NDArray[np.uint8]
+
+Outline = npt.NDArray[np.float64]
+"""(n, 3) corners on the ground, street coordinates."""
 
 
 def paint_shadows(canvas: Canvas, things: Iterable[Thing], top: int) -> None:
-    """Darken the ground of `canvas`, whose first row is `top`; the classes stay as they are."""
+    """Darken the ground below row `top` of the picture; the classes stay as they are."""
     cv2 = packages.opencv()
-    area = canvas.pixels[top:]
-    if not len(area):
+    area = canvas.pixels[top * OVERSAMPLING :]
+    size = (area.shape[0] // OVERSAMPLING, area.shape[1] // OVERSAMPLING)
+    if not size[0]:
         return
-    contact = np.zeros(area.shape[:2], np.uint8)
-    cast = np.zeros(area.shape[:2], np.uint8)
+    shadows = _Shadows(canvas, top, size)
     for thing in things:
-        _add_cast(canvas, cast, thing, top)
-        _add_contact(canvas, contact, thing, top)
-    cast = cv2.GaussianBlur(cast, (0, 0), 1.2)
-    kept = (1.0 - canvas.light.shadow / 255.0 * cast.astype(np.float32)) * (
-        1.0 - 0.62 / 255.0 * contact.astype(np.float32)
-    )
+        shadows.add_cast(thing)
+        shadows.add_contact(thing)
+    cast = cv2.GaussianBlur(shadows.cast, (0, 0), 0.8).astype(np.float32)
+    kept = 1.0 - canvas.light.shadow / 255.0 * cast
+    kept *= 1.0 - DARKEST / 255.0 * shadows.contact.astype(np.float32)
     # Far shadows drown in haze like everything else.
-    rows = np.arange(top, top + len(area), dtype=np.float32) + 0.5 - canvas.camera.horizon
-    depth = canvas.camera.focal * canvas.camera.elevation / np.maximum(rows, 0.25)
+    rows = np.arange(top, top + size[0], dtype=np.float32) + 0.5 - canvas.camera.horizon / OVERSAMPLING
+    depth = canvas.camera.focal / OVERSAMPLING * canvas.camera.elevation / np.maximum(rows, 0.25)
     kept += (1.0 - kept) * canvas.light.fade(depth)[:, None]
-    scale = cv2.merge([kept] * 3)
-    area[..., :3] = np.rint(area[..., :3] * scale).astype(np.uint8)
+    scale = cv2.resize(np.rint(255.0 * kept).astype(np.uint8), (area.shape[1], area.shape[0]))
+    rgb = np.ascontiguousarray(area[..., :3])
+    area[..., :3] = cv2.multiply(rgb, cv2.cvtColor(scale, cv2.COLOR_GRAY2BGR), scale=1.0 / 255.0)
 
 
-def _add_cast(canvas: Canvas, mask: npt.NDArray[np.uint8], thing: Thing, top: int) -> None:
-    right, up, ahead = canvas.light.sun
-    reach = np.array([-right / up, 0.0, -ahead / up])
-    match thing:
-        case Building():
-            _fill(canvas, mask, _building_shadow(thing, reach), 255, top)
-        case Tree() if thing.s - canvas.camera.s < NEAREST_RANGE:
-            centre = np.array([thing.x, 0.0, thing.s]) + reach * thing.height * 0.62
-            _soft(canvas, mask, centre, (thing.spread * 0.45, thing.height * 0.34), top)
-            _fill(canvas, mask, _bar(thing.x, thing.s, 0.12, centre), 200, top)
-        case Pole() if thing.s - canvas.camera.s < NEAREST_RANGE / 2:
-            tip = np.array([thing.x, 0.0, thing.s]) + reach * thing.height
-            _fill(canvas, mask, _bar(thing.x, thing.s, 0.05, tip), 190, top)
-        case _:
-            pass
+class _Shadows:
+    """Two masks (rows, width) at the picture's size, 255 darkest: cast by the sun, and by mere nearness."""
+
+    def __init__(self, canvas: Canvas, top: int, size: tuple[int, int]) -> None:
+        self.canvas = canvas
+        self.top = top
+        self.cast: Mask = np.zeros(size, np.uint8)
+        self.contact: Mask = np.zeros(size, np.uint8)
+        right, up, ahead = canvas.light.sun
+        self.reach = np.array([-right / up, 0.0, -ahead / up])
+
+    def add_cast(self, thing: Thing) -> None:
+        """What `thing` throws along the sun."""
+        near = self._nearness(thing)
+        ground = np.array([thing.x, 0.0, thing.s])
+        match thing:
+            case Building():
+                self._fill(self.cast, [_building_shadow(thing, self.reach)], (1.0,))
+            case Tree() if near > 0:
+                crown = ground + self.reach * thing.height * 0.62
+                self._soft(self.cast, crown, (thing.spread * 0.4, thing.height * 0.3), near)
+                self._fill(self.cast, [_bar(ground, crown, 0.12)], (0.8 * near,))
+            case Pole() if near > 0:
+                self._fill(self.cast, [_bar(ground, ground + self.reach * thing.height, 0.05)], (0.8 * near,))
+            case _:
+                pass
+
+    def add_contact(self, thing: Thing) -> None:
+        """The dark right under `thing`, whatever the light."""
+        near = self._nearness(thing)
+        if near <= 0:
+            return
+        ground = np.array([thing.x, 0.0, thing.s])
+        match thing:
+            case Car():
+                self._soft(self.contact, ground, (0.92, 2.15), near, square=True)
+            case Pedestrian():
+                self._soft(self.contact, ground, (0.3, 0.3), near)
+            case Bicyclist():
+                self._soft(self.contact, ground, (0.2, 0.85), near)
+            case Tree() | Pole():
+                self._soft(self.contact, ground, (0.22, 0.22), near)
+            case _:
+                pass
+
+    def _nearness(self, thing: Thing) -> float:
+        """1 near the camera, falling to 0 at `RANGE`: small shadows come gently."""
+        return min(1.0, max(0.0, 2.5 * (1.0 - (thing.s - self.canvas.camera.s) / RANGE)))
+
+    def _soft(
+        self,
+        mask: Mask,
+        centre: npt.NDArray[np.float64],
+        radii: tuple[float, float],
+        strength: float,
+        *,
+        square: bool = False,
+    ) -> None:
+        """Nested ellipses (or rounded rectangles) around `centre`, `radii` metres across and along."""
+        ring = _SQUARE if square else _CIRCLE
+        outlines = centre + (ring * (radii[0], 0.0, radii[1]))[None] * SIZES[:, None, None]
+        self._fill(mask, list(outlines), tuple(strength * step for step in STRENGTHS))
+
+    def _fill(self, mask: Mask, outlines: list[Outline], strengths: tuple[float, ...]) -> None:
+        """Fill nested polygons on the ground, largest first, never lightening what is already darker."""
+        views = self.canvas.camera.view(np.concatenate(outlines))
+        if views[:, 2].max() < NEAR:
+            return
+        cuts = np.cumsum([len(outline) for outline in outlines])[:-1]
+        shapes = [self._pixels(view) for view in np.split(views, cuts)]
+        corners = np.concatenate([shape for shape in shapes if shape is not None] or [np.zeros((1, 2), np.int32)])
+        low = np.maximum(corners.min(axis=0) >> SHIFT, 0)
+        high = np.minimum((corners.max(axis=0) >> SHIFT) + 2, (mask.shape[1], mask.shape[0]))
+        if (high <= low).any():
+            return
+        part = mask[low[1] : high[1], low[0] : high[0]]
+        layer = np.zeros_like(part)
+        for shape, strength in zip(shapes, strengths, strict=True):
+            if shape is not None:
+                packages.opencv().fillPoly(layer, [shape - (low << SHIFT)], round(255 * strength), 8, SHIFT)
+        np.maximum(part, layer, out=part)
+
+    def _pixels(self, view: Points) -> npt.NDArray[np.int32] | None:
+        """(n, 2) in the mask, fixed point."""
+        pixels = self.canvas.outline(view)
+        if pixels is None:
+            return None
+        shifted = pixels / OVERSAMPLING - (0.5, self.top + 0.5)
+        return np.rint(shifted * (1 << SHIFT)).astype(np.int32)
 
 
-def _building_shadow(thing: Building, reach: npt.NDArray[np.float64]) -> Points:
-    """The shadow of the street wall and of the end wall that throws farther, as one convex polygon."""
-    back = thing.x + thing.side * thing.depth
-    corners = np.array(
-        [(x, 0.0, s) for x in (thing.x, back) for s in (thing.s, thing.s + thing.length)], np.float64
-    )
-    points = np.concatenate([corners, corners + reach * thing.height])
-    hull = packages.opencv().convexHull(np.ascontiguousarray(points[:, [0, 2]], np.float32))[:, 0]
-    return np.stack([hull[:, 0], np.zeros(len(hull), np.float32), hull[:, 1]], axis=-1)
-
-
-def _add_contact(canvas: Canvas, mask: npt.NDArray[np.uint8], thing: Thing, top: int) -> None:
-    if thing.s - canvas.camera.s > NEAREST_RANGE:
-        return
-    ground = np.array([thing.x, 0.0, thing.s])
-    match thing:
-        case Car():
-            _soft(canvas, mask, ground, (1.0, 2.35), top, square=True)
-        case Pedestrian():
-            _soft(canvas, mask, ground, (0.34, 0.34), top)
-        case Bicyclist():
-            _soft(canvas, mask, ground, (0.22, 0.95), top)
-        case Tree() | Pole():
-            _soft(canvas, mask, ground, (0.25, 0.25), top)
-        case _:
-            pass
-
-
-def _soft(
-    canvas: Canvas,
-    mask: npt.NDArray[np.uint8],
-    centre: npt.NDArray[np.float64],
-    radii: tuple[float, float],
-    top: int,
-    *,
-    square: bool = False,
-) -> None:
-    """Nested ellipses (or rounded rectangles) around `centre`, `radii` metres across and along."""
+def _ring(power: float) -> npt.NDArray[np.float64]:
+    """(20, 3) a circle on the ground; powers below one push it towards a square."""
     turn = np.linspace(0.0, 2 * np.pi, 20, endpoint=False)
-    power = 0.45 if square else 1.0
-    ring = np.stack([_bulge(np.cos(turn), power), np.zeros_like(turn), _bulge(np.sin(turn), power)], axis=-1)
-    for size, strength in STEPS:
-        outline = centre + ring * np.array([radii[0], 0.0, radii[1]]) * size
-        _fill(canvas, mask, outline, int(255 * strength), top)
+    x, z = (np.sign(wave) * np.abs(wave) ** power for wave in (np.cos(turn), np.sin(turn)))
+    return np.stack([x, np.zeros_like(turn), z], axis=-1)
 
 
-def _bulge(values: npt.NDArray[np.float64], power: float) -> npt.NDArray[np.float64]:
-    """Powers below one push a circle towards a square."""
-    return np.sign(values) * np.abs(values) ** power
+_CIRCLE, _SQUARE = _ring(1.0), _ring(0.4)
 
 
-def _bar(x: float, s: float, half: float, tip: Sequence[float] | npt.NDArray[np.float64]) -> Points:
-    """A thin quadrilateral on the ground from (x, s) to `tip`."""
-    end_x, end_s = float(tip[0]), float(tip[2])
-    length = float(np.hypot(end_x - x, end_s - s)) + 1e-6
-    across = np.array([(end_s - s) / length, 0.0, -(end_x - x) / length]) * half
-    start, end = np.array([x, 0.0, s]), np.array([end_x, 0.0, end_s])
-    return np.array([start - across, start + across, end + across, end - across], np.float32)
+def _building_shadow(thing: Building, reach: npt.NDArray[np.float64]) -> Outline:
+    """(n, 3) what the house's block throws on the ground: a convex polygon."""
+    back = thing.x + thing.side * thing.depth
+    corners = np.array([(x, 0.0, s) for x in (thing.x, back) for s in (thing.s, thing.s + thing.length)])
+    points = np.concatenate([corners, corners + reach * thing.height])
+    # OpenCV works in 32 bits; around the house's own corner they are plenty, kilometres down the street not.
+    around = points - corners[0]
+    hull = packages.opencv().convexHull(np.ascontiguousarray(around[:, [0, 2]], np.float32))[:, 0]
+    flat: Outline = np.stack([hull[:, 0], np.zeros(len(hull)), hull[:, 1]], axis=-1) + corners[0]
+    return flat
 
 
-def _fill(
-    canvas: Canvas, mask: npt.NDArray[np.uint8], outline: npt.ArrayLike, strength: int, top: int
-) -> None:
-    """Fill a polygon on the ground, never lightening what is already darker."""
-    pixels = canvas.outline(canvas.camera.view(outline))
-    if pixels is None:
-        return
-    shape = np.rint((pixels - (0.5, top + 0.5)) * 16).astype(np.int32)
-    low = np.maximum(shape.min(axis=0) // 16, 0)
-    high = np.minimum(shape.max(axis=0) // 16 + 2, (mask.shape[1], mask.shape[0]))
-    if (high <= low).any():
-        return
-    part = mask[low[1] : high[1], low[0] : high[0]]
-    layer = np.zeros_like(part)
-    packages.opencv().fillPoly(layer, [shape - low * 16], strength, 8, 4)
-    np.maximum(part, layer, out=part)
+def _bar(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], half: float) -> Outline:
+    """(4, 3) a strip on the ground from `start` to `end`, `2 * half` metres wide."""
+    direction = end - start
+    length = float(np.hypot(direction[0], direction[2])) + 1e-6
+    across = np.array([direction[2], 0.0, -direction[0]]) / length * half
+    return np.array([start - across, start + across, end + across, end - across])

@@ -12,6 +12,9 @@ from dovit_deploy.scenes.noise import TILE, Field, noise_tile
 CLOUD_DRIFT = 0.6
 """Noise pixels per second."""
 
+COARSE = 3
+"""Sheet pixels per pixel of the sky as it is computed: nothing in it is sharp."""
+
 SKYLINE_STEP = 4
 """Sheet pixels between the corners of the far tree line."""
 
@@ -21,43 +24,54 @@ def paint_sky(canvas: Canvas, seed: int, time_s: float) -> None:
     rows = int(min(canvas.camera.height, np.ceil(canvas.camera.horizon) + 2))
     if rows <= 0:
         return
-    sky = _gradient(canvas, rows)
-    cover = _clouds(canvas, rows, seed, time_s)[..., None]
-    white = np.float32(0.35) * np.asarray(canvas.light.haze, np.float32) + np.float32(0.65 * 250.0)
-    sky = sky + (white - sky) * cover
-    canvas.pixels[:rows, :, :3] = np.clip(sky, 0, 255).astype(np.uint8)
+    cv2 = packages.opencv()
+    elevation = _elevations(canvas, rows)
+    cover = _clouds(canvas, elevation, seed, time_s)[..., None]
+    # Clouds are lit from above: their thick parts are greyer than their edges.
+    haze = np.asarray(canvas.light.haze, np.float32)
+    thick = 0.5 * haze + np.array([100.0, 104.0, 111.0], np.float32)
+    cloud = 252.0 - (252.0 - thick) * np.clip(1.6 * cover - 0.5, 0.0, 1.0)
+    sky = _gradient(canvas, elevation)
+    sky = sky + (cloud - sky) * cover
+    size = (canvas.camera.width, rows)
+    smooth = cv2.resize(sky, size, interpolation=cv2.INTER_LINEAR)
+    canvas.pixels[:rows, :, :3] = np.clip(smooth, 0, 255).astype(np.uint8)
     canvas.pixels[:rows, :, 3] = SceneClass.SKY
     _skyline(canvas, seed)
 
 
-def _gradient(canvas: Canvas, rows: int) -> Field:
+def _elevations(canvas: Canvas, rows: int) -> Field:
+    """Slopes above the horizon of every `COARSE`-th of `rows` rows."""
+    count = max(2, rows // COARSE)
+    centres = (np.arange(count, dtype=np.float32) + 0.5) * rows / count
+    slopes: Field = (canvas.camera.horizon - centres) / canvas.camera.focal
+    return slopes
+
+
+def _gradient(canvas: Canvas, elevation: Field) -> Field:
     """(rows, 1, 3): from the horizon's haze to the zenith's blue."""
-    elevation = (canvas.camera.horizon - np.arange(rows, dtype=np.float32) - 0.5) / canvas.camera.focal
-    height = np.clip(elevation / 0.55, 0.0, 1.0)[:, None, None] ** 0.7
+    height = np.clip(elevation / 0.5, 0.0, 1.0)[:, None, None] ** 0.75
     low, high = (np.asarray(c, np.float32) for c in (canvas.light.haze, canvas.light.zenith))
-    out: Field = low + (high - low) * height
-    return out.astype(np.float32)
+    return (low + (high - low) * height).astype(np.float32)
 
 
-def _clouds(canvas: Canvas, rows: int, seed: int, time_s: float) -> Field:
-    """(rows, width) share of cloud: noise on a flat ceiling, seen in perspective."""
+def _clouds(canvas: Canvas, elevation: Field, seed: int, time_s: float) -> Field:
+    """(rows, columns) share of cloud: noise on a flat ceiling, seen in perspective."""
     cv2 = packages.opencv()
     camera = canvas.camera
-    # Clouds are soft, so a quarter of the sheet's resolution is enough.
-    height, width = max(2, rows // 4), max(2, camera.width // 4)
-    elevation = (camera.horizon - (np.arange(height, dtype=np.float32) + 0.5) * rows / height) / camera.focal
-    distance = (1.0 / (np.maximum(elevation, 0.0) + 0.07))[:, None]
+    width = max(2, camera.width // COARSE)
+    distance = (1.0 / (np.maximum(elevation, 0.0) + 0.09))[:, None]
     angle = ((np.arange(width, dtype=np.float32) + 0.5) * camera.width / width - camera.width / 2) / camera.focal
     # The camera turns with the street; the sky does not.
     bearing = camera.side * angle + camera.heading
-    across = np.mod(bearing[None, :] * distance * 34.0, TILE).astype(np.float32)
-    away = np.mod(distance * 34.0 + CLOUD_DRIFT * time_s, TILE)
-    away = np.broadcast_to(away, across.shape).astype(np.float32)
-    tile = noise_tile(seed, roughness=1.7)
-    field = cv2.remap(tile, across, np.ascontiguousarray(away), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    cover = np.clip((field + 2.6 * canvas.light.cloudiness - 1.1) / 1.9, 0.0, 1.0)
-    cover *= np.clip((np.maximum(elevation, 0.0) + 0.02) / 0.14, 0.0, 1.0)[:, None]
-    out: Field = cv2.resize(cover * 0.9, (camera.width, rows), interpolation=cv2.INTER_LINEAR)
+    across = np.mod(bearing[None, :] * distance * 22.0, TILE).astype(np.float32)
+    away = np.mod(distance * 22.0 + CLOUD_DRIFT * time_s, TILE)
+    away = np.ascontiguousarray(np.broadcast_to(away, across.shape), np.float32)
+    tile = noise_tile(seed, roughness=1.6)
+    field = cv2.remap(tile, across, away, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    cover = np.clip((field + 2.4 * canvas.light.cloudiness - 0.75) / 1.5, 0.0, 1.0)
+    cover *= np.clip((np.maximum(elevation, 0.0) + 0.02) / 0.16, 0.0, 1.0)[:, None]
+    out: Field = (0.94 * cover).astype(np.float32)
     return out
 
 

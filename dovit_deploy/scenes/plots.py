@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from dovit_deploy.scenes import colours
@@ -27,7 +29,7 @@ def _terrace(rng: np.random.Generator, street: Street, side: int, s: float) -> t
     cuts = np.cumsum(rng.uniform(0.7, 1.3, int(rng.integers(2, 4))))
     ends = s + SLOT * np.concatenate([[0.0], cuts / cuts[-1]])
     out: list[Thing] = []
-    for near, far in zip(ends[:-1], ends[1:], strict=True):
+    for near, far in pairwise(ends):
         if rng.random() < 0.1:
             out += _gap(rng, street, side, float(near), float(far))
         else:
@@ -35,9 +37,7 @@ def _terrace(rng: np.random.Generator, street: Street, side: int, s: float) -> t
     return tuple(out)
 
 
-def _building(
-    rng: np.random.Generator, x: float, side: int, near: float, far: float, *, urban: float
-) -> Building:
+def _building(rng: np.random.Generator, x: float, side: int, near: float, far: float, *, urban: float) -> Building:
     storeys = int(rng.integers(2, 3 + round(2.4 * urban)))
     brick = bool(rng.random() < 0.6)
     return Building(

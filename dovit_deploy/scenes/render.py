@@ -152,8 +152,17 @@ def _boxes(camera: Camera, things: Sequence[Thing]) -> npt.NDArray[np.float32]:
     return boxes
 
 
+def _tone_curve() -> npt.NDArray[np.uint8]:
+    """(256,) a gentle S: film and sensors give shadows and lights more contrast than a linear scale."""
+    level = np.arange(256) / 255.0
+    return np.rint(255.0 * (level + 0.042 * np.sin(2.0 * np.pi * (level - 0.5)))).astype(np.uint8)
+
+
+_TONES = _tone_curve()
+
+
 def _develop(rgb: npt.NDArray[np.uint8], seed: int, time_index: int) -> npt.NDArray[np.uint8]:
-    """What a camera adds: darker corners and a little grain that is new in every frame."""
+    """What a camera adds: contrast, darker corners and a little grain that is new in every frame."""
     height, width = rgb.shape[:2]
     rows = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
     columns = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
@@ -161,5 +170,7 @@ def _develop(rgb: npt.NDArray[np.uint8], seed: int, time_index: int) -> npt.NDAr
     top, left = np.random.default_rng([seed, 8, time_index]).integers(TILE, size=2)
     tile = noise_tile(1, roughness=0.25)
     grain = tile[(top + np.arange(height)) % TILE][:, (left + np.arange(width)) % TILE] * GRAIN
-    shown = packages.opencv().merge([corners] * 3) * rgb + grain[..., None]
-    return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+    cv2 = packages.opencv()
+    shown = cv2.merge([corners] * 3) * cv2.LUT(rgb, _TONES) + grain[..., None]
+    out: npt.NDArray[np.uint8] = np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+    return out

@@ -31,9 +31,7 @@ BICYCLE_SLOT = 17.0
 CROSSING_SLOT = 95.0
 
 
-def kerb_side(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def kerb_side(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A lamp post or sign and perhaps a street tree, just behind the kerb."""
     x = street.kerb(side) + side * 0.45
     at, kind_draw, tree_at, pole_chance, tree_chance = rng.random(5)
@@ -59,9 +57,7 @@ def kerb_side(
     return tuple(out)
 
 
-def parked_car(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def parked_car(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A car at the kerb, where the street has room for one."""
     chance, along, heading = rng.random(3)
     x = street.kerb(side) - side * (1.05 + 0.12 * float(along))
@@ -70,23 +66,17 @@ def parked_car(
     return (car,) if street.has_parking(side) and chance < 0.95 * density else ()
 
 
-def oncoming_car(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def oncoming_car(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A car in the other lane."""
     chance, along = rng.random(2)
     car = _car(rng, LANE + 0.25 * float(along), s + CAR_SLOT * (0.2 + 0.5 * float(along)), -1)
     return (car,) if chance < 0.85 * density else ()
 
 
-def leading_car(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def leading_car(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A car ahead in the camera's lane."""
     chance, along, braking = rng.random(3)
-    car = _car(
-        rng, 0.2 * float(along), s + LEAD_SLOT * (0.2 + 0.4 * float(along)), 1, braking=bool(braking < 0.3)
-    )
+    car = _car(rng, 0.2 * float(along), s + LEAD_SLOT * (0.2 + 0.4 * float(along)), 1, braking=bool(braking < 0.3))
     return (car,) if chance < 0.6 * density else ()
 
 
@@ -133,9 +123,7 @@ def bicyclist(
     return (rider,) if chance < 0.6 * density else ()
 
 
-def crossing(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def crossing(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A zebra crossing now and then."""
     chance, along = (float(value) for value in rng.random(2))
     return (Crossing(0.0, s + 60.0 * along, 2.8),) if chance < 0.5 else ()

@@ -123,9 +123,7 @@ def things_in_slot(world: World, number: int, slot: int) -> tuple[Thing, ...]:
     return stream.fill(rng, world.street, world.density, stream.side, slot * stream.slot)
 
 
-def _fill_plot(
-    rng: np.random.Generator, street: Street, density: float, side: int, s: float
-) -> tuple[Thing, ...]:
+def _fill_plot(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """Houses and gardens are the same at every density."""
     return plots.fill_plot(rng, street, side, s)
 
