@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
+from dovit_deploy.runtime.colors import colored
 from dovit_deploy.runtime.lettering import darken, letter_height, readable, text_width, write
 from dovit_deploy.runtime.results import RGB, FrameTokens, Window
 
@@ -34,7 +35,7 @@ def paint_tokens(rgb: RGB, tokens: FrameTokens, gates: tuple[int, ...], *, legen
         (H, W, 3) uint8, a new array.
     """
     cv2 = packages.opencv()
-    heat = cv2.applyColorMap(_heat_map(tokens, len(gates), rgb.shape[:2]), _ramp())
+    heat = colored(_heat_map(tokens, len(gates), rgb.shape[:2]), _ramp())
     grey = cv2.cvtColor(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     painted: RGB = cv2.addWeighted(grey, 1 - HEAT, heat, HEAT, 0)
     if len(tokens.windows) == 1:
@@ -82,9 +83,10 @@ def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt
 
 
 def _ramp() -> npt.NDArray[np.uint8]:
+    """The ramp in 256 steps: (256, 3) uint8."""
     stops = np.linspace(0, 255, len(RAMP))
     channels = [np.interp(np.arange(256), stops, channel) for channel in np.array(RAMP).T]
-    return np.round(np.stack(channels, axis=1)).astype(np.uint8).reshape(256, 1, 3)
+    return np.round(np.stack(channels, axis=1)).astype(np.uint8)
 
 
 def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
@@ -112,13 +114,18 @@ def _draw_legend(painted: RGB, tokens: FrameTokens, gates: tuple[int, ...]) -> N
     room = painted.shape[1] - text_width(saved, line) - 3 * margin
     write(painted, saved, left=room + 2 * margin, baseline=baseline, height=line)
     left = margin
-    names = [*(f"before {layer}" for layer in gates), "to the end"]
-    for number, (name, share) in enumerate(zip(names, exit_shares(tokens, len(gates)), strict=True)):
+    for number, share in enumerate(exit_shares(tokens, len(gates))):
         right = left + round(share * (room - margin))
-        color = _ramp()[255 * number // len(gates) if gates else 255, 0]
+        color = _ramp()[255 * number // len(gates) if gates else 255]
         painted[top + margin // 2 : top + height - margin // 2, left:right] = color
-        _write_inside(painted, f"{name}: {share:.0%}", f"{share:.0%}", field=(left, right), baseline=baseline)
+        names = ("ran to the end", "to the end") if number == len(gates) else _gate_names(gates[number])
+        texts = [*(f"{name}: {share:.0%}" for name in names), f"{share:.0%}"]
+        _write_inside(painted, *texts, field=(left, right), baseline=baseline)
         left = right
+
+
+def _gate_names(layer: int) -> tuple[str, str]:
+    return f"stopped before layer {layer}", f"before {layer}"
 
 
 def _write_inside(painted: RGB, *texts: str, field: tuple[int, int], baseline: int) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_deploy.runtime.colors import colored
 from dovit_deploy.runtime.lettering import darken, letter_height, readable, text_width, write
 from dovit_deploy.runtime.results import RGB, FrameTokens, Palette
 
@@ -36,11 +37,11 @@ def paint_overlay(rgb: RGB, class_map: npt.NDArray[np.uint8], palette: Palette, 
     if class_map.shape != rgb.shape[:2]:
         raise UsageError(f"a class map of shape {class_map.shape} does not cover a picture of {rgb.shape[:2]}")
     cv2 = packages.opencv()
-    colors = cv2.applyColorMap(class_map, _table(palette, light=0))
+    colors = colored(class_map, palette.colors)
     painted = cv2.addWeighted(np.ascontiguousarray(rgb), 1 - alpha, colors, alpha, 0)
     if alpha == 0:
         return np.asarray(painted, dtype=np.uint8)
-    bright = cv2.applyColorMap(class_map, _table(palette, light=BORDER_LIGHT))
+    bright = cv2.convertScaleAbs(colors, alpha=1 - BORDER_LIGHT, beta=255 * BORDER_LIGHT)
     return np.asarray(cv2.copyTo(bright, _borders(class_map), painted), dtype=np.uint8)
 
 
@@ -90,11 +91,3 @@ def _borders(class_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Not 0 on both sides of every line between classes: (H, W) uint8."""
     cv2 = packages.opencv()
     return np.asarray(cv2.morphologyEx(class_map, cv2.MORPH_GRADIENT, np.ones((2, 2), dtype=np.uint8)))
-
-
-def _table(palette: Palette, *, light: float) -> npt.NDArray[np.uint8]:
-    """The palette as OpenCV's 256 colours (256, 1, 3), `light` of the way to white."""
-    table = np.zeros((256, 1, 3), dtype=np.uint8)
-    colors = palette.colors.astype(np.float64)
-    table[: len(colors), 0] = np.round(colors + (255 - colors) * light)
-    return table

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dovit_deploy.runtime import class_map as module
+from dovit_deploy.runtime.bilinear import Axis, spans
+from dovit_deploy.runtime.class_map import class_map, stretched_class_map
+
+from .plain_pixels import assert_is_argmax, stretched
+
+
+def plain_axes(grid, size):
+    return tuple(Axis(grid=n, canvas=s, visible=s, size=s) for n, s in zip(grid, size, strict=True))
+
+
+def scene(classes, grid, *, seed, spread):
+    """Logits with large regions of one clear winner, and noise that makes the borders between them messy."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, classes, size=(2, 3))
+    owner = coarse[np.arange(grid[0]) * 2 // grid[0]][:, np.arange(grid[1]) * 3 // grid[1]]
+    logits = random.normal(scale=spread, size=(classes, *grid))
+    return (logits + 6.0 * (owner == np.arange(classes)[:, None, None])).astype(np.float32)
+
+
+@given(
+    st.integers(1, 20),
+    st.tuples(st.integers(1, 12), st.integers(1, 14)),
+    st.tuples(st.integers(1, 60), st.integers(1, 90)),
+    st.tuples(st.integers(1, 130), st.integers(1, 210)),
+    st.integers(0, 20),
+    st.sampled_from([0.1, 1.0, 4.0]),
+)
+@settings(max_examples=80, derandomize=True, deadline=None)
+def test_is_the_argmax_of_the_resized_logits(classes, grid, input_size, image_size, padding, spread):
+    canvas = (input_size[0] + padding, input_size[1] + padding)
+    logits = scene(classes, grid, seed=classes + padding, spread=spread)
+    rows, columns = (
+        Axis(grid=grid[axis], canvas=canvas[axis], visible=input_size[axis], size=image_size[axis]) for axis in (0, 1)
+    )
+    found = stretched_class_map(logits, rows, columns)
+    assert_is_argmax(found, stretched(logits, input_size, image_size, canvas=canvas))
+
+
+@pytest.mark.parametrize("starting_cost", [0, 10**6])
+def test_how_tiles_are_joined_changes_nothing(monkeypatch, starting_cost):
+    logits = scene(7, (9, 16), seed=3, spread=2.0)
+    axes = plain_axes((9, 16), (150, 700))
+    expected = stretched_class_map(logits, *axes)
+    monkeypatch.setattr(module, "STARTING_COST", starting_cost)
+    np.testing.assert_array_equal(stretched_class_map(logits, *axes), expected)
+
+
+def test_equal_logits_go_to_the_lowest_class():
+    logits = np.full((6, 5, 7), 0.25, dtype=np.float32)
+    logits[0] = -1.0
+    logits[5, 2:] = 0.5
+    found = stretched_class_map(logits, *plain_axes((5, 7), (50, 200)))
+    assert set(found[:10].reshape(-1)) == {1}
+    assert set(found[30:].reshape(-1)) == {5}
+    np.testing.assert_array_equal(class_map(logits), np.where(np.arange(5)[:, None] >= 2, 5, 1).repeat(7, axis=1))
+
+
+def test_a_class_that_wins_at_no_node_can_win_between_them():
+    logits = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.9, 0.9]]], dtype=np.float32)
+    assert 2 in stretched_class_map(logits, *plain_axes((1, 2), (8, 64)))
+
+
+def test_classes_that_cannot_win_are_left_out_and_no_other():
+    logits = scene(9, (12, 20), seed=1, spread=0.5)
+    rows, columns = plain_axes((12, 20), (240, 640))
+    bands, tiles = spans(rows, module.BAND), spans(columns, module.TILE)
+    masks = module._open_classes(logits, bands, tiles)
+    winners = stretched(logits, (240, 640), (240, 640), canvas=(240, 640)).argmax(axis=0)
+    for band, row in zip(bands, masks, strict=True):
+        for tile, mask in zip(tiles, row, strict=True):
+            present = set(np.unique(winners[band.start : band.stop, tile.start : tile.stop]))
+            assert present <= {number for number in range(9) if mask >> number & 1}
+    counts = [mask.bit_count() for row in masks for mask in row]
+    assert min(counts) == 1 and np.mean(counts) < 5, "nothing was ruled out: the speed is lost"
+
+
+def test_close_calls_are_not_ruled_out():
+    # Behind everywhere, by less than rounding: it must stay open.
+    logits = np.stack([np.full((4, 4), 1.0), np.full((4, 4), 1.0 - 1e-7)]).astype(np.float32)
+    rows, columns = plain_axes((4, 4), (32, 64))
+    assert module._open_classes(logits, spans(rows, 48), spans(columns, 64)) == [[0b11]]
+
+
+def test_class_numbers_up_to_255():
+    logits = np.zeros((256, 3, 3), dtype=np.float32)
+    logits[200, :, 0], logits[255, :, 2] = 5.0, 9.0
+    found = stretched_class_map(logits, *plain_axes((3, 3), (30, 90)))
+    assert found[:, 0].tolist() == [200] * 30 and found[:, -1].tolist() == [255] * 30
+    np.testing.assert_array_equal(class_map(logits), [[200, 0, 255]] * 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 120), st.integers(1, 40), st.integers(0, 99))
+@settings(max_examples=30, derandomize=True, deadline=None)
+def test_without_stretching_it_is_numpys_argmax(classes, height, width, seed):
+    # Halves make many exact ties.
+    logits = np.round(np.random.default_rng(seed).normal(size=(classes, height, width)) * 2) / 2
+    logits = logits.astype(np.float32)
+    before = logits.copy()
+    np.testing.assert_array_equal(class_map(logits), logits.argmax(axis=0))
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_a_nan_rules_nothing_out():
+    logits = scene(4, (6, 6), seed=0, spread=0.1)
+    clean = stretched_class_map(logits, *plain_axes((6, 6), (96, 128)))
+    logits[3, 0, 0] = np.nan
+    found = stretched_class_map(logits, *plain_axes((6, 6), (96, 128)))
+    np.testing.assert_array_equal(found[60:, 80:], clean[60:, 80:])
