@@ -1,0 +1,125 @@
+"""The parts of the naive reference that know nothing of stopping: stem, block, attention, heads.
+
+Single vectors and dictionaries of them, NumPy float64; only the names of the weights are the package's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+from tests.plain_maths import Array, convolve, gelu, layer_norm, resize, softmax, unit
+
+Weights = Mapping[str, Array]
+Tokens = dict[int, Array]
+"""Patch tokens by their position in raster order."""
+
+
+def stem(spec: ModelSpec, weights: Weights, image: Array) -> Array:
+    """(3, H, W) -> (C, h, w)."""
+    last = weights["stem.projection.weight"], weights["stem.projection.bias"]
+    if not isinstance(spec.stem, ConvStem):
+        return convolve(image, *last, stride=spec.patch, padding=0)
+    for number in range(len(spec.stem.widths)):
+        name = f"stem.down.{number}."
+        image = convolve(image, weights[name + "weight"], weights[name + "bias"], stride=2, padding=1)
+        image = np.maximum(image, 0.0)
+        if number:
+            name = f"stem.residual.{number - 1}.conv."
+            added = convolve(image, weights[name + "weight"], weights[name + "bias"], stride=1, padding=1)
+            image = np.maximum(image + added, 0.0)
+    return convolve(image, *last, stride=2, padding=0)
+
+
+def norm(token: Array, weights: Weights, name: str, eps: float) -> Array:
+    return layer_norm(token, weights[name + "weight"], weights[name + "bias"], eps)
+
+
+def linear(token: Array, weights: Weights, name: str) -> Array:
+    result: Array = weights[name + "weight"] @ token
+    return result + weights[name + "bias"] if name + "bias" in weights else result
+
+
+def block(sequence: list[Array], weights: Weights, name: str, *, heads: int, eps: float) -> list[Array]:
+    """A pre-norm block on a list of vectors."""
+    normed = [norm(token, weights, name + "norm1.", eps) for token in sequence]
+    mixed = attention(normed, weights, name + "attention.", heads=heads)
+    sequence = [token + added for token, added in zip(sequence, mixed, strict=True)]
+    result = []
+    for token in sequence:
+        inner = linear(norm(token, weights, name + "norm2.", eps), weights, name + "mlp.expand.")
+        result.append(token + linear(gelu(inner), weights, name + "mlp.contract."))
+    return result
+
+
+def attention(sequence: list[Array], weights: Weights, name: str, *, heads: int) -> list[Array]:
+    """Every token asks every token of the sequence, head by head."""
+    queries = [linear(token, weights, name + "query.") for token in sequence]
+    keys = [linear(token, weights, name + "key.") for token in sequence]
+    values = [linear(token, weights, name + "value.") for token in sequence]
+    head_width = len(queries[0]) // heads
+    result = []
+    for query in queries:
+        parts = []
+        for head in range(heads):
+            own = slice(head * head_width, (head + 1) * head_width)
+            scores = np.array([float(query[own] @ key[own]) / math.sqrt(head_width) for key in keys])
+            shares = softmax(scores)
+            parts.append(sum(share * value[own] for share, value in zip(shares, values, strict=True)))
+        result.append(linear(np.concatenate(parts), weights, name + "output."))
+    return result
+
+
+def per_token(head: FcnHead | LinearHead, weights: Weights, name: str, token: Array) -> Array:
+    """(C,) -> (K,) logits of a head that looks at one token alone; batch norm is in the weights already."""
+    if isinstance(head, FcnHead):
+        token = np.maximum(linear(token, weights, name + "hidden."), 0.0)
+    return linear(token, weights, name + "classifier.")
+
+
+def image_from_tokens(spec: ModelSpec, grid: Tokens) -> Array:
+    """(C, h, w) of the tokens in raster order."""
+    columns = spec.grid[1]
+    image = np.zeros((len(grid[0]), *spec.grid))
+    for position, token in grid.items():
+        image[:, position // columns, position % columns] = token
+    return image
+
+
+def up_sampled(head: SetrHead, weights: Weights, name: str, image: Array) -> Array:
+    """LayerNorm at each position, then convolutions that up-sample, then one to the classes."""
+    image = image.copy()
+    for row in range(image.shape[1]):
+        for column in range(image.shape[2]):
+            image[:, row, column] = norm(image[:, row, column], weights, name + "norm.", head.norm_eps)
+    for number in range(head.convs):
+        at = f"{name}up.{number}."
+        padding = (head.kernel - 1) // 2
+        image = convolve(image, weights[at + "weight"], weights[at + "bias"], stride=1, padding=padding)
+        image = np.maximum(image, 0.0)
+        bigger = (image.shape[1] * head.up_scale, image.shape[2] * head.up_scale)
+        image = resize(image, bigger, "bilinear")
+    at = name + "classifier."
+    return convolve(image, weights[at + "weight"], weights[at + "bias"], stride=1, padding=0)
+
+
+def masks(head: MaskHead, weights: Weights, grid: Tokens) -> Tokens:
+    """(K,) per position: patches and class embeddings attend together, then a normalised product."""
+    count = len(grid)
+    sequence = [linear(grid[position], weights, "head.embed.") for position in range(count)]
+    sequence += list(weights["head.class_tokens"])
+    for number in range(head.layers):
+        name = f"head.blocks.{number}."
+        sequence = block(sequence, weights, name, heads=head.heads, eps=head.norm_eps)
+    sequence = [norm(token, weights, "head.norm.", head.norm_eps) for token in sequence]
+    patches = [unit(linear(token, weights, "head.patch_projection.")) for token in sequence[:count]]
+    classes = [unit(linear(token, weights, "head.class_projection.")) for token in sequence[count:]]
+    result: Tokens = {}
+    for position, patch in enumerate(patches):
+        products = np.array([float(patch @ cls) for cls in classes])
+        # The published heads leave this one norm at PyTorch's own epsilon, whatever the blocks use.
+        result[position] = norm(products, weights, "head.mask_norm.", 1e-5)
+    return result
