@@ -21,9 +21,7 @@ def thresholds(spec: ModelSpec, value: float) -> Tensor:
 
 def run(spec: ModelSpec, value: float, *, floor: float = 0.0, indices: list[Tensor] | None = None) -> StagedRun:
     pixels = tiny_pixels(spec.size, 3)
-    return run_staged(
-        tiny_model(spec, 3), pixels, thresholds=thresholds(spec, value), floor=floor, indices=indices
-    )
+    return run_staged(tiny_model(spec, 3), pixels, thresholds=thresholds(spec, value), floor=floor, indices=indices)
 
 
 @pytest.mark.parametrize("gate", GATES)
