@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
@@ -115,16 +116,23 @@ def _parsed(text: str, path: Path) -> object:
     if path.suffix == ".py":
         return settings_from_text(text, path.name)
     if path.suffix in (".yml", ".yaml"):
-        yaml = packages.load("yaml")
-        try:
-            parsed: object = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the configuration {path.name} is not YAML: {str(error).splitlines()[0]}") from error
-        return parsed
+        return _yaml(text, path)
     try:
-        parsed = json.loads(text)
+        parsed: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the configuration {path.name} is not JSON: {error}") from error
+    return parsed
+
+
+def _yaml(text: str, path: Path) -> object:
+    """Plain YAML, and the tuples that Segmenter writes (`image_size: !!python/tuple`), as lists; no other objects."""
+    yaml = packages.load("yaml")
+    loader: Any = type("TupleLoader", (yaml.SafeLoader,), {})
+    loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
+    try:
+        parsed: object = yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration {path.name} is not YAML: {str(error).splitlines()[0]}") from error
     return parsed
 
 

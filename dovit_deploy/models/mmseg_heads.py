@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dovit_deploy.bundle.spec import FcnHead, MaskHead, SetrHead
+from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, SetrHead
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.models.batch_norm import EPS
 from dovit_deploy.models.key_facts import KeyFacts
@@ -14,7 +14,7 @@ Kind = Literal["FCNHead", "SETRUPHead", "SegmenterMaskTransformerHead"]
 KINDS: dict[Kind, str] = {
     "SegmenterMaskTransformerHead": r"(cls_emb|mask_norm\..*|dec_proj\..*|patch_proj\..*|layers\..*)",
     "SETRUPHead": r"up_convs\..*",
-    "FCNHead": r"convs\..*",
+    "FCNHead": r"(convs|conv_seg)\..*",
 }
 """Which entries give a head's kind away."""
 
@@ -61,7 +61,7 @@ def class_count(section: Section, facts: KeyFacts, prefix: str, ledger: Ledger) 
 
 def mmseg_head(
     section: Section, facts: KeyFacts, prefix: str, ledger: Ledger, *, width: int
-) -> FcnHead | SetrHead | MaskHead:
+) -> FcnHead | LinearHead | SetrHead | MaskHead:
     """The head whose entries begin with `prefix` (a pattern), stated in `section`.
 
     Raises:
@@ -94,23 +94,29 @@ def layer_norm_eps(section: Section, key: str, default: float | None) -> float |
     return 1e-5 if eps is None else eps
 
 
-def _fcn_head(section: Section, facts: KeyFacts, prefix: str, ledger: Ledger) -> FcnHead:
-    convs = facts.count(rf"{prefix}\.convs")
-    kernel = facts.size((rf"{prefix}\.convs\.\d+\.conv\.weight", 2))
+def _fcn_head(section: Section, facts: KeyFacts, prefix: str, ledger: Ledger) -> FcnHead | LinearHead:
+    counted = facts.count(rf"{prefix}\.convs")
+    if counted is None and facts.has(rf"{prefix}\.conv_seg\..*"):
+        counted = 0
+    convs = ledger.settle(section.name("num_convs"), section.integer("num_convs"), counted, stand_in=1)
     joined = facts.has(rf"{prefix}\.conv_cat\..*")
-    settled = {
-        "num_convs": ledger.settle(section.name("num_convs"), section.integer("num_convs"), convs, stand_in=1),
-        "kernel_size": ledger.settle(section.name("kernel_size"), section.integer("kernel_size"), kernel, stand_in=1),
-        "concat_input": ledger.settle(
-            section.name("concat_input"), section.flag("concat_input"), joined, stand_in=False
-        ),
-    }
+    joined = ledger.settle(section.name("concat_input"), section.flag("concat_input"), joined, stand_in=False)
+    kernel = facts.size((rf"{prefix}\.convs\.\d+\.conv\.weight", 2))
+    kernel = (
+        1
+        if convs == 0
+        else ledger.settle(section.name("kernel_size"), section.integer("kernel_size"), kernel, stand_in=1)
+    )
     # Only heads that look at one token at a time: anything wider would mix stopped tokens with running ones.
-    effective = Section(section.place, settled, section.source)
-    effective.must_be("num_convs", 1)
+    effective = Section(
+        section.place, {"num_convs": convs, "kernel_size": kernel, "concat_input": joined}, section.source
+    )
+    effective.must_be("num_convs", 0, 1)
     effective.must_be("kernel_size", 1)
     effective.must_be("concat_input", False)
     section.must_be("dilation", 1)
+    if convs == 0:
+        return LinearHead()
     return FcnHead(channels=_channels(section, facts, rf"{prefix}\.convs\.\d+", prefix, ledger))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, Head, MaskHead, ModelSpec, SetrHead
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, settled_thresholds
 from dovit_deploy.models.key_facts import KeyFacts
@@ -60,7 +60,7 @@ def mmseg_architecture(
 
 def _spec(
     backbone: Backbone,
-    head: FcnHead | SetrHead | MaskHead,
+    head: Head,
     *,
     classes: int,
     feature: int,

@@ -139,8 +139,10 @@ def mask_rules(source: str, head: MaskHead, *, width: int, classes: int) -> list
     return rules
 
 
-def mmseg_head_rules(source: str, target: str, spec: ModelSpec, head: FcnHead | SetrHead) -> list[Rule]:
-    """An auxiliary or decode head of mmsegmentation that is made of convolutions."""
+def mmseg_head_rules(source: str, target: str, spec: ModelSpec, head: FcnHead | LinearHead | SetrHead) -> list[Rule]:
+    """An auxiliary or decode head of mmsegmentation that is made of convolutions; FCNHead without any is linear."""
+    if isinstance(head, LinearHead):
+        return affine(f"{source}.conv_seg", f"{target}.classifier", spec.classes, spec.width, 1, 1)
     if isinstance(head, SetrHead):
         return setr_rules(source, target, head, width=spec.width, classes=spec.classes)
     return fcn_rules(source, target, head, width=spec.width, classes=spec.classes)
@@ -171,16 +173,12 @@ def mmseg_rules(spec: ModelSpec, attention: AttentionKeys, *, patch_bias: bool) 
     if spec.final_norm:
         rules += affine("backbone.ln1", "norm", width)
     for number, gate in enumerate(spec.gates):
-        if not isinstance(gate.head, LinearHead):
-            source = f"backbone.auxiliary_head.{number}"
-            rules += mmseg_head_rules(source, f"gates.{number}.head", spec, gate.head)
+        rules += mmseg_head_rules(f"backbone.auxiliary_head.{number}", f"gates.{number}.head", spec, gate.head)
     if isinstance(spec.head, MaskHead):
         return rules + mask_rules("decode_head", spec.head, width=width, classes=spec.classes)
-    if isinstance(spec.head, FcnHead):
-        return rules + mmseg_head_rules("decode_head", "head.head", spec, spec.head)
-    if isinstance(spec.head, SetrHead):
-        return rules + mmseg_head_rules("decode_head", "head", spec, spec.head)
-    raise TypeError("mmsegmentation has no linear head")
+    # Our per-token decode heads are wrapped, to lay their logits out as a grid.
+    target = "head" if isinstance(spec.head, SetrHead) else "head.head"
+    return rules + mmseg_head_rules("decode_head", target, spec, spec.head)
 
 
 def segmenter_rules(spec: ModelSpec) -> list[Rule]:

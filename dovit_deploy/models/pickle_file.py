@@ -46,7 +46,7 @@ _BROKEN = (
 
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What a checkpoint's pickle may name besides tensors: how NumPy numbers and arrays are written.
+    """What a pickle may name besides torch's own short list (tensors, OrderedDict): NumPy numbers and arrays.
 
     mmsegmentation stores best scores as NumPy scalars and palettes as arrays.
     """
@@ -58,14 +58,7 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
         for core in ("core", "_core")
     ]
     types = {type(np.dtype(name)) for name in _NUMBERS}
-    return [*spelled, np.dtype, np.ndarray, *types, (_encoded, "_codecs.encode")]
-
-
-def _encoded(text: str, encoding: str = "latin1") -> bytes:
-    """What `codecs.encode` does for the one encoding that pickled bytes use."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
+    return [*spelled, np.dtype, np.ndarray, *types]
 
 
 def contents_of_pickle(path: Path, *, allow_pickle: bool) -> object:

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, PickleRefused, UsageError
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.models.official_keys import IN_PROJ, mmseg_rules
+from dovit_deploy.models.official_keys import IN_PROJ, QKV, mmseg_rules
 from tests.models import official
 
 
@@ -136,6 +137,22 @@ def test_setr_pup_is_a_dense_model_that_slides(tmp_path: Path) -> None:
     assert checkpoint.thresholds == ()
 
 
+def test_heads_of_convolutions_without_any_are_linear(tmp_path: Path) -> None:
+    linear = {**official.FCN, "num_convs": 0, "channels": official.WIDTH}
+    linear.pop("kernel_size")
+    config = official.changed({**official.DOVIT, "decode_head": linear}, "auxiliary_head", [linear, official.FCN])
+    spec = official.dovit_spec()
+    gates = (GateSpec(layer=1, head=LinearHead()), spec.gates[1])
+    spec = ModelSpec.model_validate({**spec.model_dump(), "gates": gates, "head": LinearHead()})
+    state = official.random_state(mmseg_rules(spec, QKV, patch_bias=True))
+    weights, settings = write(tmp_path, state, config)
+    checkpoint = checkpoint_from_path(weights, config=settings)
+    assert checkpoint.spec == spec
+    weight = state["decode_head.conv_seg.weight"][:, :, 0, 0]
+    assert torch.equal(checkpoint.state["head.head.classifier.weight"], weight)
+    model_from_spec(checkpoint.spec, checkpoint.state)
+
+
 def test_a_decode_head_that_reads_early_cuts_the_depth(tmp_path: Path) -> None:
     state = official.setr_state() | {"auxiliary_head.0.conv_seg.weight": torch.zeros(1)}
     config = official.changed(official.SETR_PUP, "decode_head.in_index", 1)
@@ -202,7 +219,11 @@ def test_segmenter_beside_its_variant(tmp_path: Path, decoder: str, extra: int, 
         "inference_kwargs": {"im_size": 32, "window_size": 32, "window_stride": 21},
         "amp": False,
     }
-    (tmp_path / "variant.yml").write_text(yaml.safe_dump(variant))
+    # As Segmenter writes it: with the full dumper, which marks the tuple.
+    network["image_size"] = (32, 32)
+    text = yaml.dump(variant)
+    assert "!!python/tuple" in text
+    (tmp_path / "variant.yml").write_text(text)
     for path in (tmp_path / "checkpoint.pth", tmp_path):
         checkpoint = checkpoint_from_path(path)
         assert checkpoint.spec == spec

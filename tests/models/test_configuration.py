@@ -167,6 +167,8 @@ def test_segmenter_contradictions(weights: dict[str, Path], tmp_path: Path, plac
         ("auxiliary_head.0.concat_input", True),
         ("auxiliary_head.0.norm_cfg", {"type": "GN"}),
         ("auxiliary_head.0.dilation", 2),
+        ("auxiliary_head.0.dilation", True),
+        ("backbone.patch_norm", 0),
         ("auxiliary_head", [{}]),
         ("neck", {"type": "FPN"}),
         ("test_cfg", {"mode": "slide"}),

@@ -120,6 +120,21 @@ def test_a_failed_write_leaves_the_old_one(folder: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
 
 
+def test_a_failed_rename_puts_the_old_one_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename = Path.rename
+
+    def broken(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("device lost")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(OSError, match="device lost"):
+        save_checkpoint(folder, CONFIG, trained(), overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_weights_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
     state = trained()
     del state["positions"]
