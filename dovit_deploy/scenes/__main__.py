@@ -72,6 +72,8 @@ def _clip(options: argparse.Namespace, size: tuple[int, int]) -> None:
 
 
 def _dataset(options: argparse.Namespace, size: tuple[int, int]) -> None:
+    if options.output.suffix.lower() == ".mp4":
+        raise UsageError(f"--images writes a folder; {options.output.name!r} names a clip: leave out one of the two")
     validation = max(1, options.images // 10) if options.val is None else options.val
     if options.images < 1 or validation < 0:
         raise UsageError("a data set needs at least one training image (--images), and --val of 0 or more")

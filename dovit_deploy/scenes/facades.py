@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,9 @@ from dovit_deploy.scenes.things import Building
 
 SCALE = 32
 """Pixels per metre."""
+
+BRICKWORKS = 4
+"""Patterns of bricks that walls share."""
 
 Sheet = npt.NDArray[np.float32]
 """(h, w, 3) float32 RGB; row 0 is the eaves."""
@@ -69,15 +73,19 @@ def _wall(rng: np.random.Generator, house: Building, length: float) -> Sheet:
     grain = noise_patch(rng, height, width, roughness=0.3)
     tone = 1.0 + 0.05 * stains + (0.03 if house.brick else 0.012) * grain
     if house.brick:
-        tone *= _bricks(height, width, rng)
+        work = _bricks(house.seed % BRICKWORKS)
+        tone *= work[np.arange(height) % work.shape[0]][:, np.arange(width) % work.shape[1]]
     # Rain and roof: a wall is darker under its eaves and at its foot.
     up = np.linspace(1.0, 0.0, height, dtype=np.float32)[:, None] * house.height
     tone *= 1.0 - 0.22 * np.exp(-up / 0.5) - 0.18 * np.exp(-(house.height - up) / 0.35)
     return (tone[..., None] * np.asarray(house.wall, np.float32)).astype(np.float32)
 
 
-def _bricks(height: int, width: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Tone of courses three pixels high and nine long, every brick with its own."""
+@lru_cache(maxsize=BRICKWORKS)
+def _bricks(variant: int) -> npt.NDArray[np.float32]:
+    """(512, 768) tone of courses three pixels high and bricks nine long, every brick with its own."""
+    height, width = 512, 768
+    rng = np.random.default_rng([variant, 10])
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
     course = rows // 3
     brick = (columns + 4 * (course % 2)) // 9
@@ -211,6 +219,6 @@ def _span(sheet: Sheet, left: float, right: float, low: float, high: float) -> t
 def _finish(sheet: Sheet) -> Texture:
     """Soften the edges that were drawn on whole pixels."""
     cv2 = packages.opencv()
-    soft = cv2.GaussianBlur(np.clip(sheet, 0, 255), (0, 0), 0.6)
-    opaque = np.full((*soft.shape[:2], 1), 255.0, np.float32)
-    return Texture(np.concatenate([soft, opaque], axis=-1).astype(np.uint8))
+    soft = cv2.GaussianBlur(cv2.convertScaleAbs(np.maximum(sheet, 0.0)), (0, 0), 0.6)
+    opaque = np.full(soft.shape[:2], 255, np.uint8)
+    return Texture(cv2.merge([*cv2.split(soft), opaque]), opaque=True)

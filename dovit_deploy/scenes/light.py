@@ -40,8 +40,7 @@ class Light:
         """Factor per channel on surfaces with unit normals `normal`: (..., 3) -> (..., 3) float32."""
         facing = np.maximum(np.asarray(normal, np.float32) @ np.asarray(self.sun, np.float32), 0.0)
         ambient, direct = np.asarray(self.ambient, np.float32), np.asarray(self.direct, np.float32)
-        lit: Vector = ambient + facing[..., None] * direct
-        return lit
+        return np.asarray(ambient + facing[..., None] * direct, np.float32)
 
     def fade(self, depth: npt.ArrayLike) -> Vector:
         """Share of haze at `depth` metres: 0 at the camera, towards 1 far away."""

@@ -33,10 +33,16 @@ def noise_tile(seed: int, *, roughness: float, size: int = TILE) -> Field:
     return out
 
 
+@lru_cache(maxsize=16)
+def _four_tiles(roughness: float) -> Field:
+    """(2 * TILE, 2 * TILE): from it any patch up to the size of a tile is a slice."""
+    return np.tile(noise_tile(0, roughness=roughness), (2, 2))
+
+
 def noise_patch(rng: np.random.Generator, height: int, width: int, *, roughness: float) -> Field:
     """(height, width) float32 cut from a tile at a place that `rng` draws; repeats beyond `TILE` pixels."""
-    tile = noise_tile(0, roughness=roughness)
     top, left = (int(value) for value in rng.integers(TILE, size=2))
-    rows = (top + np.arange(height)) % TILE
-    columns = (left + np.arange(width)) % TILE
-    return tile[rows[:, None], columns[None, :]]
+    if height <= TILE and width <= TILE:
+        return _four_tiles(roughness)[top : top + height, left : left + width]
+    rows, columns = (top + np.arange(height)) % TILE, (left + np.arange(width)) % TILE
+    return noise_tile(0, roughness=roughness)[rows[:, None], columns[None, :]]

@@ -138,7 +138,8 @@ def _markings(rows: GroundRows, street: Street, crossings: Sequence[Crossing]) -
 
 
 def _wear(rows: GroundRows) -> Field:
-    return np.clip(0.9 + 0.16 * _sample(rows, pixels_per_metre=16.0, roughness=0.7), 0.3, 1.0)
+    wear: Field = np.clip(0.9 + 0.16 * _sample(rows, pixels_per_metre=16.0, roughness=0.7), 0.3, 1.0)
+    return wear
 
 
 def _between(at: Field, low: float, high: float, footprint: Field) -> Field:

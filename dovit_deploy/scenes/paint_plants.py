@@ -15,7 +15,7 @@ from dovit_deploy.scenes.surfaces import Surface, paint_surface
 from dovit_deploy.scenes.texture import Texture
 from dovit_deploy.scenes.things import Fence, Hedge, Tree
 
-SHAPES = 6
+SHAPES = 5
 """Tree shapes that are drawn; trees share them, stretched and toned each in its own way."""
 
 
@@ -23,7 +23,8 @@ def paint_tree(canvas: Canvas, thing: Tree) -> None:
     """A tree, flat and turned to the camera."""
     number = canvas.claim(SceneClass.TREE, thing.s - canvas.camera.s)
     # A mirrored street has its textures mirrored too, so the sun's flank needs no turning.
-    texture = _tree(thing.seed % SHAPES, thing.leaves, round(canvas.light.sun[0], 3))
+    flank = 0.6 if canvas.light.sun[0] > 0 else -0.6
+    texture = _tree(thing.seed % SHAPES, thing.leaves, flank)
     shade = canvas.light.on((0.5 * float(np.sign(canvas.light.sun[0])), 0.6, -0.62)) * thing.tone
     base = (thing.x - thing.spread / 2, 0.0, thing.s)
     surface = Surface(base, (thing.spread, 0.0, 0.0), (0.0, thing.height, 0.0))

@@ -44,15 +44,14 @@ def _elevations(canvas: Canvas, rows: int) -> Field:
     """Slopes above the horizon of every `COARSE`-th of `rows` rows."""
     count = max(2, rows // COARSE)
     centres = (np.arange(count, dtype=np.float32) + 0.5) * rows / count
-    slopes: Field = (canvas.camera.horizon - centres) / canvas.camera.focal
-    return slopes
+    return np.asarray((canvas.camera.horizon - centres) / canvas.camera.focal, np.float32)
 
 
 def _gradient(canvas: Canvas, elevation: Field) -> Field:
     """(rows, 1, 3): from the horizon's haze to the zenith's blue."""
     height = np.clip(elevation / 0.5, 0.0, 1.0)[:, None, None] ** 0.75
     low, high = (np.asarray(c, np.float32) for c in (canvas.light.haze, canvas.light.zenith))
-    return (low + (high - low) * height).astype(np.float32)
+    return np.asarray(low + (high - low) * height, np.float32)
 
 
 def _clouds(canvas: Canvas, elevation: Field, seed: int, time_s: float) -> Field:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
 from itertools import pairwise
 
 import numpy as np
@@ -118,16 +117,14 @@ def _paste(
         _blend(area, warped, inside, number, see_through=see_through)
 
 
-def _lit_columns(
-    canvas: Canvas, level: npt.NDArray[np.float32], patch: _Patch, shade: Colouring
-) -> tuple[Pixels, Points]:
+def _lit_columns(canvas: Canvas, level: Pixels, patch: _Patch, shade: Colouring) -> tuple[Pixels, Points]:
     """The lit and hazed columns of a texture, uint8, and where the piece's corners lie in them (4, 2)."""
     height, width = level.shape[:2]
     first, last = patch.columns[0] * width, patch.columns[1] * width
     start, stop = max(0, int(first) - 1), min(width, math.ceil(last) + 1)
     share = np.clip((np.arange(start, stop) + 0.5 - first) / max(last - first, 1e-6), 0, 1)
     haze = canvas.light.fade(patch.depths[0] + (patch.depths[1] - patch.depths[0]) * share)[None, :, None]
-    crop = level[:, start:stop]
+    crop = level[:, start:stop].astype(np.float32)
     # Four channels at a time: factors on what is there, and haze in the measure of its opacity.
     factor = np.ones((1, stop - start, 4), np.float32)
     factor[..., :3] = shade * (1.0 - haze)

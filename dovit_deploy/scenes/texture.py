@@ -15,13 +15,10 @@ LEVELS = 7
 class Texture:
     """RGBA picture with its reductions by powers of two, separately in height and width (a "ripmap")."""
 
-    def __init__(self, pixels: Pixels) -> None:
-        """`pixels`: (h, w, 4) uint8, RGB and opacity (255 hides what is behind)."""
-        self.opaque = bool((pixels[..., 3] == 255).all())
-        # Colours under transparent pixels must not bleed into their neighbours: they are weighted by opacity.
-        weighted = pixels.astype(np.float32)
-        weighted[..., :3] *= weighted[..., 3:] / 255.0
-        self._levels: dict[tuple[int, int], npt.NDArray[np.float32]] = {(0, 0): weighted}
+    def __init__(self, pixels: Pixels, *, opaque: bool = False) -> None:
+        """`pixels`: (h, w, 4) uint8, RGB and opacity (255 hides what is behind); `opaque`: it is 255 everywhere."""
+        self.opaque = opaque
+        self._levels: dict[tuple[int, int], Pixels] = {(0, 0): pixels if opaque else _weighted(pixels)}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -29,15 +26,15 @@ class Texture:
         height, width = self._levels[0, 0].shape[:2]
         return height, width
 
-    def at_scale(self, rows: float, columns: float) -> npt.NDArray[np.float32]:
+    def at_scale(self, rows: float, columns: float) -> Pixels:
         """The reduction for a picture that is shown `rows` by `columns` pixels large.
 
-        Returns (h', w', 4) float32: colours multiplied by opacity / 255, and opacity 0..255.
+        Returns (h', w', 4) uint8: colours multiplied by opacity / 255, and opacity.
         """
         height, width = self.size
         return self._level(_level_for(height, rows), _level_for(width, columns))
 
-    def _level(self, down: int, across: int) -> npt.NDArray[np.float32]:
+    def _level(self, down: int, across: int) -> Pixels:
         key = (down, across)
         if key not in self._levels:
             cv2 = packages.opencv()
@@ -45,6 +42,15 @@ class Texture:
             size = (max(1, width >> across), max(1, height >> down))
             self._levels[key] = cv2.resize(self._levels[0, 0], size, interpolation=cv2.INTER_AREA)
         return self._levels[key]
+
+
+def _weighted(pixels: Pixels) -> Pixels:
+    """Colours times opacity: those under transparent pixels must not bleed into their neighbours."""
+    cv2 = packages.opencv()
+    opacity = np.ascontiguousarray(pixels[..., 3])
+    factor = cv2.merge([opacity, opacity, opacity, np.full_like(opacity, 255)])
+    out: Pixels = cv2.multiply(pixels, factor, scale=1.0 / 255.0)
+    return out
 
 
 def _level_for(source: int, shown: float) -> int:

@@ -1,0 +1,130 @@
+"""Clips and data sets as files, through the command line."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+
+from dovit_deploy import packages
+from dovit_deploy.errors import UsageError
+from dovit_deploy.scenes import PALETTE, render, street_frames, world_from_seed
+from dovit_deploy.scenes.__main__ import main
+from dovit_deploy.scenes.clip import write_clip
+from dovit_deploy.scenes.dataset import scene_sample
+
+ARGUMENTS = ["--frames", "5", "--seed", "3", "--size", "160x96", "--fps", "15", "--quiet"]
+
+
+def read_frames(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        good, frame = capture.read()
+        if not good:
+            return frames, capture.get(cv2.CAP_PROP_FPS)
+        frames.append(frame[..., ::-1])
+
+
+@pytest.mark.parametrize("with_pyav", [True, False])
+def test_a_clip_holds_the_rendered_frames(tmp_path, monkeypatch, with_pyav):
+    if not with_pyav:
+        monkeypatch.setattr(packages, "pyav", lambda: None)
+    path = tmp_path / "street.mp4"
+    assert main([str(path), *ARGUMENTS]) == 0
+    frames, fps = read_frames(path)
+    assert len(frames) == 5
+    assert fps == pytest.approx(15.0)
+    expected = render(world_from_seed(3), 4, size=(96, 160)).rgb
+    assert frames[4].shape == expected.shape
+    assert np.abs(frames[4].astype(int) - expected).mean() < 12
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_clip_is_kept_unless_told_otherwise(tmp_path, capsys):
+    path = tmp_path / "street.mp4"
+    path.write_bytes(b"mine")
+    assert main([str(path), *ARGUMENTS]) == 2
+    assert path.read_bytes() == b"mine"
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([str(path), *ARGUMENTS, "--overwrite"]) == 0
+    assert len(read_frames(path)[0]) == 5
+
+
+def test_a_clip_that_breaks_off_leaves_nothing(tmp_path):
+    def broken():
+        yield from street_frames(2, seed=1, size=(96, 160))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_clip(tmp_path / "a.mp4", broken(), size=(96, 160), fps=Fraction(15))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("street.avi", [], ".mp4"),
+        ("none/street.mp4", [], "no folder"),
+        ("street.mp4", ["--size", "161x96"], "even"),
+        ("street.mp4", ["--size", "big"], "WIDTHxHEIGHT"),
+        ("street.mp4", ["--density", "2"], "density"),
+        ("street.mp4", ["--frames", "0"], "at least one frame"),
+        ("street.mp4", ["--images", "3"], "folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_with_a_reason(tmp_path, capsys, name, changes, said):
+    assert main([str(tmp_path / name), *ARGUMENTS, *changes]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_has_camvids_layout(tmp_path):
+    root = tmp_path / "scenes"
+    assert main([str(root), "--images", "2", "--val", "1", "--size", "96x64", "--seed", "5", "--quiet"]) == 0
+    assert sorted(p.name for p in root.iterdir()) == ["classes.json", "images", "labels", "train.txt", "val.txt"]
+    number = 0
+    for split, count in (("train", 2), ("val", 1)):
+        stems = (root / f"{split}.txt").read_text().split()
+        assert len(stems) == count
+        for stem in stems:
+            image = cv2.imread(str(root / "images" / split / f"{stem}.png"))
+            labels = cv2.imread(str(root / "labels" / split / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+            sample = scene_sample(5, number, size=(64, 96))
+            assert np.array_equal(image[..., ::-1], sample.rgb)
+            assert np.array_equal(labels, sample.labels)
+            number += 1
+    classes = json.loads((root / "classes.json").read_text())
+    assert classes["ignore"] == 11
+    assert [entry["id"] for entry in classes["classes"]] == list(range(12))
+    assert [entry["color"] for entry in classes["classes"][:11]] == PALETTE.tolist()
+
+
+def test_an_existing_folder_is_never_written_into(tmp_path, capsys):
+    (tmp_path / "scenes").mkdir()
+    assert main([str(tmp_path / "scenes"), "--images", "1", "--quiet"]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert list((tmp_path / "scenes").iterdir()) == []
+
+
+def test_images_of_one_data_set_are_of_different_streets():
+    first, second = (scene_sample(5, number, size=(64, 96)) for number in (0, 1))
+    assert (first.labels != second.labels).mean() > 0.05
+
+
+def test_without_opencv_the_error_names_the_package(monkeypatch):
+    def missing():
+        raise packages.PackageMissing("the package 'cv2' is needed")
+
+    monkeypatch.setattr(packages, "opencv", missing)
+    with pytest.raises(packages.PackageMissing):
+        render(world_from_seed(0), 0, size=(64, 96))
+
+
+def test_the_message_of_a_missing_folder_is_one_line(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        write_clip(tmp_path / "no" / "a.mp4", [], size=(96, 160), fps=Fraction(15))
+    assert len(str(caught.value).splitlines()) == 1

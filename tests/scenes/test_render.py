@@ -1,0 +1,152 @@
+"""Rendered frames: determinism, labels, coherence over time, what density does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+
+from dovit_deploy.errors import UsageError
+from dovit_deploy.scenes import CLASS_NAMES, PALETTE, SceneClass, render, street_frames, world_from_seed
+from dovit_deploy.scenes.world import things_in_slot
+
+SIZE = (90, 160)
+
+
+def test_the_classes_are_camvids_in_camvids_order():
+    expected = "sky building pole road pavement tree sign fence car pedestrian bicyclist"
+    assert list(CLASS_NAMES) == expected.split()
+    assert PALETTE.shape == (11, 3)
+    assert PALETTE[SceneClass.ROAD].tolist() == [128, 64, 128]
+    assert len({tuple(colour) for colour in PALETTE.tolist()}) == 11
+
+
+def test_a_frame_has_the_promised_arrays():
+    frame = render(world_from_seed(3), 5, size=(75, 131))
+    assert frame.rgb.shape == (75, 131, 3)
+    assert frame.rgb.dtype == np.uint8
+    assert frame.labels.shape == (75, 131)
+    assert frame.labels.dtype == np.uint8
+    assert len(frame.visible) == 11
+    assert frame.objects == sum(frame.visible)
+
+
+def test_the_same_seed_gives_the_same_frame_with_or_without_caches():
+    first = render(world_from_seed(3, density=0.7), 12, size=SIZE)
+    things_in_slot.cache_clear()
+    second = render(world_from_seed(3, density=0.7), 12, size=SIZE)
+    assert np.array_equal(first.rgb, second.rgb)
+    assert np.array_equal(first.labels, second.labels)
+    assert first.visible == second.visible
+
+
+def test_different_seeds_are_different_streets():
+    labels = [render(world_from_seed(seed), 20, size=SIZE).labels for seed in (1, 2, 3)]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (labels[one] != labels[other]).mean() > 0.05
+
+
+def test_a_frame_alone_equals_the_frame_of_a_sequence():
+    frames = list(street_frames(4, seed=1, size=SIZE, density=0.8))
+    alone = render(world_from_seed(1, density=0.8), 3, size=SIZE)
+    assert np.array_equal(frames[3].rgb, alone.rgb)
+    assert np.array_equal(frames[3].labels, alone.labels)
+
+
+def test_every_class_appears_and_none_besides():
+    seen: set[int] = set()
+    for seed in (1, 2, 3, 4):
+        seen |= set(np.unique(render(world_from_seed(seed, density=0.8), 20, size=SIZE).labels).tolist())
+    assert seen == set(range(11))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sky_is_above_and_road_below(seed):
+    labels = render(world_from_seed(seed, density=0.0), 20, size=SIZE).labels
+    assert not (labels[SIZE[0] * 2 // 3 :] == SceneClass.SKY).any()
+    assert (labels[-5:, SIZE[1] // 2] == SceneClass.ROAD).all()
+    assert not (labels[: SIZE[0] // 3] == SceneClass.ROAD).any()
+
+
+def test_neighbouring_frames_agree_on_most_pixels_and_yet_move():
+    frames = list(street_frames(8, seed=2, size=SIZE, density=0.6))
+    for before, after in pairwise(frames):
+        agree = float((before.labels == after.labels).mean())
+        assert 0.9 < agree < 1.0
+    far = float((frames[0].labels == frames[-1].labels).mean())
+    assert far < agree
+
+
+def test_the_picture_does_not_flicker_where_nothing_moves():
+    first, second = street_frames(2, seed=2, size=SIZE, density=0.0)
+    sky = (first.labels == SceneClass.SKY) & (second.labels == SceneClass.SKY)
+    # A tree line or lamp that moves by a pixel changes the edge of the sky, not its inside.
+    sky = cv2.erode(sky.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
+    assert sky.sum() > 500
+    step = np.abs(first.rgb[sky].astype(int) - second.rgb[sky].astype(int))
+    assert step.mean() < 6
+    assert np.abs(first.rgb[sky].mean(axis=0) - second.rgb[sky].mean(axis=0)).max() < 1
+
+
+def test_an_empty_street_has_no_road_users():
+    for seed in (1, 2, 3):
+        frame = render(world_from_seed(seed, density=0.0), 20, size=SIZE)
+        users = [SceneClass.CAR, SceneClass.PEDESTRIAN, SceneClass.BICYCLIST]
+        assert not np.isin(frame.labels, users).any()
+        assert not any(frame.visible[kind] for kind in users)
+
+
+def test_the_count_of_objects_rises_with_density():
+    means = [
+        np.mean([render(world_from_seed(seed, density=density), 20, size=SIZE).objects for seed in (1, 2, 3)])
+        for density in (0.0, 0.5, 1.0)
+    ]
+    assert means[0] + 2 < means[1]
+    assert means[1] + 2 < means[2]
+
+
+def test_only_what_shows_is_counted_and_ground_and_sky_never():
+    frame = render(world_from_seed(1, density=1.0), 60, size=(180, 320))
+    assert frame.visible[SceneClass.SKY] == frame.visible[SceneClass.ROAD] == frame.visible[SceneClass.PAVEMENT] == 0
+    for kind, count in enumerate(frame.visible):
+        # Each counted thing owns at least one pixel in 10,000.
+        assert (frame.labels == kind).sum() >= count * (180 * 320 // 10_000)
+    assert frame.visible[SceneClass.CAR] >= 3
+
+
+def test_the_size_changes_the_sampling_and_not_the_scene():
+    world = world_from_seed(2, density=0.5)
+    small = render(world, 0, size=SIZE).labels
+    large = render(world, 0, size=(2 * SIZE[0], 2 * SIZE[1])).labels[::2, ::2]
+    assert (small == large).mean() > 0.96
+
+
+def test_the_frame_rate_is_only_a_clock():
+    world = world_from_seed(2, density=0.5)
+    slow, fast = render(world, 4, size=SIZE, fps=15.0), render(world, 8, size=SIZE, fps=30.0)
+    assert np.array_equal(slow.labels, fast.labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1, "density": 1.5}, "density 1.5"),
+        ({"seed": 1, "density": float("nan")}, "density nan"),
+        ({"seed": 1, "size": (8, 640)}, "640x8"),
+        ({"seed": 1, "size": (360, 100_000)}, "100000x360"),
+    ],
+)
+def test_impossible_scenes_are_refused_at_once(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        street_frames(1, **arguments)
+
+
+def test_a_negative_count_or_frame_is_refused():
+    with pytest.raises(UsageError, match="-1 frames"):
+        street_frames(-1, seed=0)
+    with pytest.raises(UsageError, match="frame -2"):
+        render(world_from_seed(0), -2, size=SIZE)
+    assert list(street_frames(0, seed=0)) == []
