@@ -1,3 +1,105 @@
-"""dovit-deploy: dynamic-token vision transformers from checkpoint to fast, exact, measured segmentation."""
+"""dovit-deploy: dynamic-token vision transformers from checkpoint to fast, exact, measured segmentation.
+
+    bundle = Bundle.open("x.dovit")
+    with Session(bundle, engine="onnxruntime", threads=1) as session:
+        logits, report = session.run(pixels)
+        result = Predictor(session).predict(rgb)
+
+Names are imported when first used, so that `import dovit_deploy` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dovit_deploy.errors import (
+    BundleError,
+    CheckError,
+    CheckpointMismatch,
+    ConfigError,
+    DatasetError,
+    DigestMismatch,
+    DovitError,
+    EncoderMissing,
+    EnvironmentProblem,
+    FileMissing,
+    FileUnlisted,
+    GraphMismatch,
+    InputError,
+    Interrupted,
+    ManifestInvalid,
+    PackageMissing,
+    ParityError,
+    PartialFailure,
+    PathEscapes,
+    PickleRefused,
+    ProviderMissing,
+    SourceError,
+    UntrustedError,
+    UsageError,
+    VersionUnknown,
+)
+
+if TYPE_CHECKING:
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.runtime.predictor import Predictor
+    from dovit_deploy.runtime.results import Frame, TokenReport
+    from dovit_deploy.runtime.segmentation import SegmentationResult
+    from dovit_deploy.runtime.session import Session
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckError",
+    "CheckpointMismatch",
+    "ConfigError",
+    "DatasetError",
+    "DigestMismatch",
+    "DovitError",
+    "EncoderMissing",
+    "EnvironmentProblem",
+    "FileMissing",
+    "FileUnlisted",
+    "Frame",
+    "GraphMismatch",
+    "InputError",
+    "Interrupted",
+    "ManifestInvalid",
+    "PackageMissing",
+    "ParityError",
+    "PartialFailure",
+    "PathEscapes",
+    "PickleRefused",
+    "Predictor",
+    "ProviderMissing",
+    "SegmentationResult",
+    "Session",
+    "SourceError",
+    "TokenReport",
+    "UntrustedError",
+    "UsageError",
+    "VersionUnknown",
+    "__version__",
+]
+
+_HOMES = {
+    "Bundle": "dovit_deploy.bundle.directory",
+    "Frame": "dovit_deploy.runtime.results",
+    "Predictor": "dovit_deploy.runtime.predictor",
+    "SegmentationResult": "dovit_deploy.runtime.segmentation",
+    "Session": "dovit_deploy.runtime.session",
+    "TokenReport": "dovit_deploy.runtime.results",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dovit_deploy' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

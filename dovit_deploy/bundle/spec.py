@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SMALLEST_SIDE = 16
+"""Pixels; a picture smaller than a patch is padded to one."""
+
 
 class Noun(BaseModel):
     """A frozen record that travels as JSON and refuses fields it does not know."""
@@ -120,8 +123,8 @@ class ModelSpec(Noun):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        if min(self.size) < 16:
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least 16")
+        if min(self.size) < SMALLEST_SIDE:
+            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least {SMALLEST_SIDE}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.gates and not self.extra_tokens:

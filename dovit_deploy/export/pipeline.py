@@ -12,9 +12,9 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.directory import PARITY, WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Provenance, TokenCount
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import SMALLEST_SIDE, ModelSpec
 from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
-from dovit_deploy.errors import ParityError
+from dovit_deploy.errors import ParityError, UsageError
 from dovit_deploy.export.graphs import Progress, write_graphs
 from dovit_deploy.export.shared_weights import WeightsFile
 from dovit_deploy.export.verify import form_parity, reference_runs, settings_from_images
@@ -81,6 +81,8 @@ def bundle_from_checkpoint(
 def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> ModelSpec:
     """The architecture at the size that the graphs will take."""
     size = request.size or checkpoint.slide_size or checkpoint.spec.size
+    if min(size) < SMALLEST_SIDE:
+        raise UsageError(f"size {size[0]}x{size[1]}: both sides must be at least {SMALLEST_SIDE} pixels")
     return spec_at_size(checkpoint.spec, size)
 
 

@@ -1,0 +1,43 @@
+# Everything happens in .venv; each target may be repeated and installs only what changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+MODEL  := models/road-tiny
+
+.PHONY: demo test test-all check clean
+
+# A short street clip is rendered, then segmented with the default model.
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m dovit_deploy.scenes demo/street.mp4 --frames 90 --seed 7 --size 640x360 --fps 15
+	$(BIN)/dovit run demo/street.mp4 -o demo/result --save overlay,tokens --overwrite
+	@echo "look at demo/result/overlay.mp4 and demo/result/tokens.mp4; figures are in demo/result/summary.json"
+
+# The default tests: a few minutes on two cores.
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2
+
+# Every golden case, more random cases, and the catalogue of mutants.
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m "exhaustive or mutants"
+
+# Formatting, lint and types.
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(wildcard $(MODEL)/*/*.dovit/manifest.json)
+	$(PIP) -e '.[cpu,video]'
+	$(PIP) --force-reinstall --no-deps ./$(MODEL)
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraints.txt
+	$(PIP) -c constraints.txt -e '.[cpu,video,export,report]' -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,66 @@
+"""Bundles for tests: tiny checkpoints exported for real, and golden cases exported at a wanted size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.parity import ParityReport
+from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
+from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
+from tests.golden import Case
+from tests.tiny import tiny_pixels, tiny_state
+
+
+def tiny_checkpoint(spec: ModelSpec, *, seed: int = 0, threshold: float = 0.7, stride=None) -> Checkpoint:
+    """A checkpoint of `spec` with `tiny_state`'s weights."""
+    return Checkpoint(
+        spec=spec,
+        state=tiny_state(spec, seed),
+        preprocessing=Preprocessing(
+            mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=False, stride=stride
+        ),
+        classes=tuple(
+            ClassEntry(name=f"class {number}", color=(40 * number % 256, 255 - 30 * number % 256, 90))
+            for number in range(spec.classes)
+        ),
+        thresholds=(threshold,) * len(spec.gates),
+        floor=0.0,
+        slide_size=None,
+        source="tiny.safetensors",
+        source_sha256="0" * 64,
+    )
+
+
+def export_tiny(
+    spec: ModelSpec, output: Path, *, seed: int = 0, threshold: float = 0.7, stride=None
+) -> tuple[Bundle, ParityReport]:
+    """Export a tiny model of `spec` to `output`, verified as always."""
+    return export(tiny_checkpoint(spec, seed=seed, threshold=threshold, stride=stride), output)
+
+
+def export_case(case: Case, output: Path, *, size: tuple[int, int] | None) -> Bundle:
+    """Export a golden case at `size`."""
+    checkpoint = checkpoint_from_path(case.weights, config=case.config)
+    return export(checkpoint, output, request=ExportRequest(size=size))[0]
+
+
+def export(
+    checkpoint: Checkpoint, output: Path, *, request: ExportRequest | None = None, images: list[Tensor] | None = None
+) -> tuple[Bundle, ParityReport]:
+    """Export `checkpoint`, verified on seeded pixels."""
+    request = request or ExportRequest()
+    pixels = images or [tiny_pixels(bundle_spec(checkpoint, request).size, seed=5)]
+    return bundle_from_checkpoint(
+        checkpoint,
+        output,
+        request=request,
+        images=[(f"pixels {number}", np.ascontiguousarray(image.numpy())) for number, image in enumerate(pixels)],
+        overwrite=False,
+        progress=lambda step: None,
+    )

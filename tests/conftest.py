@@ -1,0 +1,76 @@
+"""Fixtures that cost something and are made once a run: tiny bundles, exported and verified for real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch or ONNX Runtime are imported: tests of tiny models only lose by more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DoViT of 56x72 pixels with two FCN gates and a mask head; read it, do not change it."""
+    from tests.bundles import export_tiny
+    from tests.tiny import tiny_spec
+
+    path = tmp_path_factory.mktemp("bundles") / "tiny.dovit"
+    export_tiny(tiny_spec(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dense_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Segmenter without gates, linear head."""
+    from tests.bundles import export_tiny
+    from tests.tiny import tiny_spec
+
+    path = tmp_path_factory.mktemp("bundles") / "dense.dovit"
+    export_tiny(tiny_spec(gates=(), head="linear", depth=2), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DoViT with an up-sampling gate and a SETR head, sliding by 40x48."""
+    from tests.bundles import export_tiny
+    from tests.tiny import tiny_spec
+
+    path = tmp_path_factory.mktemp("bundles") / "setr.dovit"
+    export_tiny(tiny_spec(head="setr", gate="setr", gates=(2,), depth=3), path, stride=(40, 48))
+    return path
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to do harm to."""
+    target = tmp_path / "copy.dovit"
+    shutil.copytree(tiny_bundle_path, target)
+    return target
+
+
+@pytest.fixture
+def dovit(tmp_path: Path) -> Run:
+    """The real command line, in a process of its own, in an empty folder."""
+
+    def run(*arguments: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dovit_deploy", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
