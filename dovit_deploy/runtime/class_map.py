@@ -1,9 +1,9 @@
 """The exact class map of stretched logits, computed only where the answer is open.
 
-Every pixel is a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot
-win whose largest node is below the smallest node of some other class: it need not be interpolated there, and a tile
-in which one class is left is filled. The rest is interpolated in bands that stay in the cache.
-Nothing is approximated: a class is left out only when it is behind by more than float32 rounding can make up.
+Every pixel is a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot win
+whose largest node is below the smallest node of some other class, or of the mean of two: it need not be
+interpolated there, and a tile in which one class is left is filled. The rest is interpolated in bands that stay in
+the cache. Nothing is approximated: a class is left out only when it is behind by more than float32 rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dovit_deploy.runtime.bilinear import Axis, Span, spans
 
 Logits = npt.NDArray[np.float32]
 ClassMap = npt.NDArray[np.uint8]
+Nodes = npt.NDArray[np.intp]
 
 BAND = 48
 """Rows decided together: two float32 planes of 1280 columns stay in the second-level cache."""
@@ -97,22 +98,39 @@ def _stretch_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Logit
 
 def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) -> list[list[int]]:
     """Per band and tile, the classes that can win there, as the bits of a number."""
-    most = _reduce(np.maximum, _reduce(np.maximum, logits, bands, axis=1), tiles, axis=2)
-    least = _reduce(np.minimum, _reduce(np.minimum, logits, bands, axis=1), tiles, axis=2)
+    rows, columns = _nodes(bands), _nodes(tiles)
+    most = _reduce(np.maximum, _reduce(np.maximum, logits, rows, axis=1), columns, axis=2)
+    least = _reduce(np.minimum, _reduce(np.minimum, logits, rows, axis=1), columns, axis=2)
+    beaten = np.maximum(least.max(axis=0), _leaders_mean(logits, most, rows, columns))
     margin = np.float32(MARGIN) * np.abs(logits).max()
     # Written so that NaN rules nothing out.
-    possible = ~(most < least.max(axis=0) - margin)
+    possible = ~(most < beaten - margin)
     packed = np.packbits(possible, axis=0, bitorder="little").transpose(1, 2, 0)
     return [[int.from_bytes(tile.tobytes(), "little") for tile in band] for band in packed]
 
 
-def _reduce(ufunc: np.ufunc, values: Logits, parts: Sequence[Span], *, axis: int) -> Logits:
-    """The largest or smallest node of each part along `axis`."""
+def _leaders_mean(logits: Logits, most: Logits, rows: Nodes, columns: Nodes) -> Logits:
+    """The smallest node of the mean of a tile's two leading classes: (bands, tiles).
+
+    The better of two classes is nowhere below their mean. Where two regions meet neither class is high at every
+    node, but their mean is.
+    """
+    leaders = np.argpartition(-most, min(1, len(most) - 1), axis=0)[:2, :, :, None, None]
+    values = logits[leaders, rows[:, None, :, None], columns[None, :, None, :]]
+    return np.asarray(values.mean(axis=0).min(axis=(2, 3)), dtype=np.float32)
+
+
+def _nodes(parts: Sequence[Span]) -> Nodes:
+    """The nodes of each part, the last repeated so that all have as many: (parts, longest)."""
     longest = max(part.last - part.first for part in parts)
-    result = values.take([part.first for part in parts], axis=axis)
-    for step in range(1, longest):
-        nodes = [min(part.first + step, part.last - 1) for part in parts]
-        ufunc(result, values.take(nodes, axis=axis), out=result)
+    return np.array([[min(part.first + step, part.last - 1) for step in range(longest)] for part in parts])
+
+
+def _reduce(ufunc: np.ufunc, values: Logits, nodes: Nodes, *, axis: int) -> Logits:
+    """The largest or smallest node of each part along `axis`."""
+    result = values.take(nodes[:, 0], axis=axis)
+    for step in range(1, nodes.shape[1]):
+        ufunc(result, values.take(nodes[:, step], axis=axis), out=result)
     return result
 
 

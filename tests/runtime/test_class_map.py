@@ -82,6 +82,15 @@ def test_classes_that_cannot_win_are_left_out_and_no_other():
     assert min(counts) == 1 and np.mean(counts) < 5, "nothing was ruled out: the speed is lost"
 
 
+def test_where_two_regions_meet_only_their_classes_are_open():
+    logits = np.random.default_rng(0).uniform(0, 1, size=(9, 6, 8)).astype(np.float32)
+    logits[3, :, :4] += 6.0
+    logits[7, :, 4:] += 6.0
+    rows, columns = plain_axes((6, 8), (96, 256))
+    masks = module._open_classes(logits, spans(rows, module.BAND), spans(columns, module.TILE))
+    assert {mask for row in masks for mask in row} == {1 << 3, 1 << 3 | 1 << 7, 1 << 7}
+
+
 def test_close_calls_are_not_ruled_out():
     # Behind everywhere, by less than rounding: it must stay open.
     logits = np.stack([np.full((4, 4), 1.0), np.full((4, 4), 1.0 - 1e-7)]).astype(np.float32)
