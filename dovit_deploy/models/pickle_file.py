@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ _BROKEN = (
     OverflowError,
     OSError,
     MemoryError,
+    struct.error,
 )
 """What loading raises on a file that was cut short or is none of torch's."""
 

@@ -418,6 +418,16 @@ def test_truncated_files(tmp_path: Path, suffix: str) -> None:
         checkpoint_from_path(path)
 
 
+def test_an_old_style_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"state_dict": official.setr_state()}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for length in range(1, 4000, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises((InputError, PickleRefused), match="old"):
+            checkpoint_from_path(path)
+
+
 def test_absent_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth"):
         checkpoint_from_path(tmp_path / "nowhere.pth")
