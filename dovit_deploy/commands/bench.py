@@ -1,0 +1,197 @@
+"""`dovit bench [BUNDLE]`: dense against dynamic on real frames, engines side by side, interleaved."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands.table import show_table
+from dovit_deploy.errors import PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.measure.benchmark import BenchReport, BenchResult, Contestant, Progress, Side
+    from dovit_deploy.measure.frames import BenchFrames
+
+DEFAULT_REPEAT = 5
+
+
+def bench(
+    bundle: Annotated[Path | None, typer.Argument(help="NAME.dovit; default: the installed default model.")] = None,
+    frames: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Image, folder, glob or video. Default: rendered street frames.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="E[,E...]", help="onnxruntime, torch; the first is what others are compared with.")
+    ] = "onnxruntime",
+    precision: Annotated[str, typer.Option(metavar="P[,P...]", help="Number formats: fp32.")] = "fp32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds over all frames.")] = DEFAULT_REPEAT,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure latency, tokens and FLOPs: dense against dynamic, engines side by side.
+
+    Every frame is run densely and dynamically back to back, in changing order, after a warm-up; the speed-up is the
+    median of these pairs' ratios. Frames are resized to the model's size, also where `run` would slide a window.
+    Latency is the model step alone. At most 16 frames of a source are taken, evenly spread.
+    """
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.engines.registry import ENGINES
+    from dovit_deploy.machine import machine_facts, package_versions
+    from dovit_deploy.measure.benchmark import BenchReport, benchmark
+
+    engines = _different(engine, option="--engine", allowed=tuple(ENGINES))
+    allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
+    precisions = _different(precision, option="--precision", allowed=allowed)
+    console.check_writable(json_file)
+    path, licence = (bundle, None) if bundle is not None else default_bundle()
+    opened = Bundle.open(path)
+    if licence:
+        console.remark(licence, quiet=quiet)
+    with ExitStack() as stack:
+        contestants = _contestants(stack, opened, engines, precisions, threads)
+        taken = _frames(frames, opened, quiet=quiet)
+        with _progress(quiet=quiet) as progress:
+            results = benchmark(contestants, taken.pixels, labels=taken.labels, repeat=repeat, progress=progress)
+    report = BenchReport(
+        machine=machine_facts(),
+        versions=package_versions(),
+        bundle=str(opened.path),
+        frames=len(taken.pixels),
+        threads=threads,
+        repeat=repeat,
+        results=results,
+    )
+    _show(report, opened, verbose=verbose)
+    console.write_json(json_file, report.model_dump(mode="json"))
+    console.next_command(_next(opened.path, frames, engines, json_file), quiet=quiet)
+    if taken.failures:
+        raise PartialFailure(
+            f"{len(taken.failures)} inputs could not be read, the others were measured: {taken.failures[0]}"
+        )
+
+
+def _different(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in `text`, none of them twice."""
+    given = parse.names(text, option=option, allowed=allowed)
+    if len(set(given)) < len(given):
+        raise UsageError(f"{option}: '{text}' names one twice; each is measured once")
+    return given
+
+
+def _contestants(
+    stack: ExitStack, bundle: Bundle, engines: tuple[str, ...], precisions: tuple[str, ...], threads: int
+) -> list[Contestant]:
+    """A session for every engine and precision, closed with `stack`."""
+    from dovit_deploy.measure.benchmark import Contestant
+    from dovit_deploy.runtime.session import Session
+
+    return [
+        Contestant(
+            engine,
+            precision,
+            stack.enter_context(Session(bundle, engine=engine, precision=precision, threads=threads)),
+        )
+        for engine, precision in itertools.product(engines, precisions)
+    ]
+
+
+def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
+    from dovit_deploy.measure.frames import frames_from_source, rendered_frames
+
+    if source is None:
+        return rendered_frames(bundle.manifest)
+    taken = frames_from_source(source, bundle.manifest, max_pixels=options.DEFAULT_MAX_PIXELS)
+    if taken.taken_from is not None:
+        console.remark(f"{len(taken.pixels)} of {taken.taken_from} frames, evenly spread", quiet=quiet)
+    for failure in taken.failures:
+        console.remark(failure, quiet=False)
+    return taken
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress | None]:
+    if quiet:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    # A thread that redraws by itself would compute during the runs that are timed.
+    with Progress(*columns, console=console.errors_console(), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("warm-up", total=None)
+        bar.refresh()
+        yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total, refresh=True)
+
+
+def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
+    size = bundle.manifest.spec.size
+    title = (
+        f"{bundle.path.name}, {size[0]}x{size[1]}: model step in ms, {_plural(report.frames, 'frame')}, "
+        f"{_plural(report.repeat, 'round')}, {_plural(report.threads, 'thread')}, {report.machine['cpu']}"
+    )
+    headers = ("engine", "precision", "run", "mean", "p50", "p90", "p99", "CPU p50")
+    rows = [
+        (result.engine, result.precision, name, *_numbers(side))
+        for result in report.results
+        for name, side in (("dense", result.dense), ("dynamic", result.dynamic))
+    ]
+    show_table(title, headers, rows, right=range(3, 8))
+    console.result("")
+    for result in report.results:
+        for line in factor_lines(result, first=report.results[0]):
+            console.result(line)
+    if verbose:
+        for result in report.results:
+            _show_frames(result)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _numbers(side: Side) -> tuple[str, ...]:
+    latency = side.latency_ms
+    return tuple(f"{value:.2f}" for value in (latency.mean, latency.p50, latency.p90, latency.p99, side.cpu_ms))
+
+
+def factor_lines(result: BenchResult, *, first: BenchResult) -> tuple[str, ...]:
+    """A result in words: what the tokens give, what the engine gives, and whether FLOPs became time."""
+    cpu = "" if result.cpu_speedup is None else f" ({result.cpu_speedup:.2f}x in CPU time)"
+    kept = " -> ".join(f"{count:.0f}" for count in result.kept)
+    reference = f"{first.engine} {first.precision} dense"
+    return (
+        f"{result.engine} {result.precision}: {result.total_factor:.2f}x against {reference} "
+        f"= tokens {result.speedup:.2f}x{cpu} * engine {result.engine_factor:.2f}x",
+        f"  predicted from FLOPs {result.predicted_speedup:.2f}x, realised {result.realised_efficiency:.1%} of it; "
+        f"FLOPs saved {result.flops_saved:.1%}; tokens per stage {kept}",
+    )
+
+
+def _show_frames(result: BenchResult) -> None:
+    rows = [
+        (entry.frame, " -> ".join(map(str, entry.kept)), f"{entry.flops_saved:.1%}", f"{entry.speedup:.2f}x")
+        for entry in result.per_frame
+    ]
+    headers = ("frame", "tokens per stage", "FLOPs saved", "speed-up")
+    show_table(f"{result.engine} {result.precision}, frame by frame", headers, rows, right=(2, 3))
+
+
+def _next(path: Path, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
+    """With the report kept on file, using the model; without, keeping it."""
+    if json_file is not None:
+        source = "YOUR_IMAGE_OR_VIDEO" if frames is None else quote(frames)
+        return f"dovit run {source} --bundle {quote(str(path))}"
+    source = "" if frames is None else f" --frames {quote(frames)}"
+    names = "" if engines == ("onnxruntime",) else f" --engine {','.join(engines)}"
+    return f"dovit bench {quote(str(path))}{source}{names} --json bench.json"

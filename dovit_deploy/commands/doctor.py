@@ -1,0 +1,90 @@
+"""`dovit doctor`: what works on this machine, what is missing, and the line that mends each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dovit_deploy.commands import console, options
+from dovit_deploy.commands.table import show_table
+from dovit_deploy.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from dovit_deploy.measure.examination import Check, Examination
+    from dovit_deploy.measure.machine import Machine
+
+
+def doctor(
+    json_file: options.JsonFile = None, quiet: options.Quiet = False, verbose: options.Verbose = False
+) -> None:
+    """Say which engines and encoders work here, what is missing or doubled, and the line that mends it."""
+    del verbose
+    from dovit_deploy.measure.examination import examination
+
+    console.check_writable(json_file)
+    console.remark("trying engines and encoders ...", quiet=quiet)
+    found = examination()
+    for line in machine_lines(found.machine, found.version):
+        console.result(line)
+    checks = [*found.engines, found.images, *found.encoders]
+    show_table("tried here", ("", "name", "for", "found"), [check_row(check) for check in checks])
+    packages = [
+        ("ok" if state.installed else "--", state.module, state.version or "", state.purpose, state.install)
+        for state in found.packages
+    ]
+    shown = [(mark, *rest, "" if mark == "ok" else line) for mark, *rest, line in packages]
+    show_table("optional packages", ("", "module", "version", "for", "install with"), shown)
+    model = found.default_model
+    console.result(
+        f"default model: {model.path} ({model.detail})" if model.works else f"default model: {model.detail}"
+    )
+    for line in conflict_lines(found):
+        console.result(line)
+    for mend in found.mends:
+        console.result(f"to mend: {mend}")
+    console.write_json(
+        json_file, {**found.model_dump(mode="json"), "can_run": found.can_run, "mends": list(found.mends)}
+    )
+    if not found.can_run:
+        raise EnvironmentProblem(_why_nothing_runs(found))
+    console.next_command(next_line(found), quiet=quiet)
+
+
+def machine_lines(machine: Machine, version: str) -> tuple[str, ...]:
+    """The machine in two lines."""
+    memory = "memory unknown"
+    if machine.memory_gb is not None and machine.memory_free_gb is not None:
+        memory = f"{machine.memory_free_gb:.1f} of {machine.memory_gb:.1f} GB memory free"
+    features = f" ({', '.join(machine.features)})" if machine.features else ""
+    return (
+        f"dovit-deploy {version}, Python {machine.python}, {machine.system}",
+        f"{machine.cpu}{features}: {machine.cores} of {machine.cores_total} cores, {memory}",
+    )
+
+
+def check_row(check: Check) -> tuple[str, ...]:
+    """A line of the table of what was tried."""
+    return ("ok" if check.works else "--", check.name, check.purpose, check.detail)
+
+
+def conflict_lines(found: Examination) -> tuple[str, ...]:
+    """What is installed over one another."""
+    return tuple(
+        f"conflict: {' and '.join(conflict.distributions)} both unpack into '{conflict.module}'; "
+        "the one installed last has overwritten the other"
+        for conflict in found.conflicts
+    )
+
+
+def next_line(found: Examination) -> str:
+    """Mend first; else run."""
+    if found.mends:
+        return found.mends[0]
+    return "dovit run YOUR_IMAGE_OR_VIDEO" + ("" if found.default_model.works else " --bundle NAME.dovit")
+
+
+def _why_nothing_runs(found: Examination) -> str:
+    engines = ", ".join(engine.name for engine in found.engines)
+    what = (
+        "pictures cannot be read" if any(engine.works for engine in found.engines) else f"no engine works ({engines})"
+    )
+    return f"nothing can run here: {what}; mend it with: {found.mends[0]}"

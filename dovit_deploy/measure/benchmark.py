@@ -1,0 +1,231 @@
+"""Dense against dynamic on the same frames, interleaved in pairs, several engines side by side.
+
+    round r, frame f:   engine A: dense, dynamic   engine B: dynamic? dense?   ...
+                        the order inside the pairs and the order of the engines change from turn to turn
+
+A pair is run back to back, so that whatever else the machine does falls on both of its halves; the speed-up is the
+median of the pairs' ratios. Times are those of a whole session run: the model step, without reading and painting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter, process_time
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.measure.statistics import Percentiles, median, median_ratio, percentiles
+from dovit_deploy.runtime.results import TokenReport
+
+Pixels = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Told how many turns are done, and of how many."""
+
+WARM_UP_RUNS = 2
+"""Of each side: the first run allocates, the second finds the memory there."""
+
+
+class Runnable(Protocol):
+    """What of a session is timed."""
+
+    def run_one(self, pixels: Pixels, *, dense: bool = False) -> tuple[npt.NDArray[np.float32], TokenReport]:
+        """Logits and report of one image (1, 3, H, W)."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds that passed, and seconds that all threads of this process computed."""
+
+    wall: Callable[[], float] = perf_counter
+    cpu: Callable[[], float] = process_time
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A session under its name."""
+
+    engine: str
+    precision: str
+    session: Runnable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run, in milliseconds."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One frame run both ways, back to back, and what the dynamic run did."""
+
+    frame: int
+    dense: Sample
+    dynamic: Sample
+    report: TokenReport
+
+
+class Side(Noun):
+    """One way of running: latency in wall time, and the median of the processor time beside it, both in ms."""
+
+    latency_ms: Percentiles
+    cpu_ms: float
+
+
+class FrameResult(Noun):
+    """One frame of the benchmark: how easy it was."""
+
+    frame: str
+    kept: tuple[int, ...]
+    flops_saved: float
+    speedup: float
+
+
+class BenchResult(Noun):
+    """One engine at one precision."""
+
+    engine: str
+    precision: str
+    dense: Side
+    dynamic: Side
+    speedup: float
+    """Median of dense / dynamic over the pairs: what the tokens give."""
+    predicted_speedup: float
+    """MACs of the dense network / MACs that were computed, over the same frames."""
+    realised_efficiency: float
+    """speedup / predicted_speedup."""
+    flops_saved: float
+    kept: tuple[float, ...]
+    """Mean over the frames of the tokens that entered each stage."""
+    cpu_speedup: float | None
+    """As `speedup`, in processor time: steadier on a machine that others use too. None: the clock is too coarse."""
+    engine_factor: float
+    """Median of (first engine's dense) / (this engine's dense): what the engine gives."""
+    per_frame: tuple[FrameResult, ...]
+
+    @property
+    def total_factor(self) -> float:
+        """Against the first engine's dense run: tokens times engine."""
+        return self.speedup * self.engine_factor
+
+
+class BenchReport(Noun):
+    """The contents of `bench --json`."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    bundle: str
+    frames: int
+    threads: int
+    repeat: int
+    results: tuple[BenchResult, ...]
+
+
+def benchmark(
+    contestants: Sequence[Contestant],
+    frames: Sequence[Pixels],
+    *,
+    labels: Sequence[str],
+    repeat: int,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+) -> tuple[BenchResult, ...]:
+    """Time every contestant on every frame `repeat` times, dense and dynamic.
+
+    Args:
+        contestants: at least one; the first is what the others' engine factors refer to.
+        frames: at least one, each (1, 3, H, W) at the model's size.
+        labels: a name for each frame.
+        repeat: rounds over all frames, at least 1.
+        clock: for tests; default: this process's own.
+        progress: told after every turn.
+    """
+    clock = clock or Clock()
+    _warm_up(contestants, frames)
+    pairs: list[list[Pair]] = [[] for _ in contestants]
+    turns = [(number, frame) for number in range(repeat) for frame in range(len(frames))]
+    for done, (number, frame) in enumerate(turns, start=1):
+        # Both orders change with the frame and with the round, and not in step with each other.
+        dense_first, shift = (number + frame) % 2 == 0, (number + frame) // 2
+        for place in range(len(contestants)):
+            which = (place + shift) % len(contestants)
+            pair = _pair(contestants[which].session, frames[frame], frame, dense_first=dense_first, clock=clock)
+            pairs[which].append(pair)
+        if progress is not None:
+            progress(done, len(turns))
+    return tuple(
+        _result(contestant, measured, first=pairs[0], labels=labels)
+        for contestant, measured in zip(contestants, pairs, strict=True)
+    )
+
+
+def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels]) -> None:
+    for contestant in contestants:
+        for number in range(WARM_UP_RUNS):
+            for dense in (True, False):
+                contestant.session.run_one(frames[number % len(frames)], dense=dense)
+
+
+def _pair(session: Runnable, pixels: Pixels, frame: int, *, dense_first: bool, clock: Clock) -> Pair:
+    samples, report = {}, None
+    for dense in (dense_first, not dense_first):
+        cpu, wall = clock.cpu(), clock.wall()
+        _, run = session.run_one(pixels, dense=dense)
+        samples[dense] = Sample(wall=1e3 * (clock.wall() - wall), cpu=1e3 * (clock.cpu() - cpu))
+        report = report if dense else run
+    assert report is not None
+    return Pair(frame, samples[True], samples[False], report)
+
+
+def _result(
+    contestant: Contestant, pairs: Sequence[Pair], *, first: Sequence[Pair], labels: Sequence[str]
+) -> BenchResult:
+    dense, dynamic = [pair.dense.wall for pair in pairs], [pair.dynamic.wall for pair in pairs]
+    # A frame's tokens are the same in every round, so one report of each frame is enough.
+    reports = [pair.report for pair in pairs[: len(labels)]]
+    gmacs = sum(report.gmacs_dense for report in reports), sum(report.gmacs_actual for report in reports)
+    speedup, predicted = median_ratio(dense, dynamic), gmacs[0] / gmacs[1]
+    return BenchResult(
+        engine=contestant.engine,
+        precision=contestant.precision,
+        dense=_side([pair.dense for pair in pairs]),
+        dynamic=_side([pair.dynamic for pair in pairs]),
+        speedup=speedup,
+        predicted_speedup=predicted,
+        realised_efficiency=speedup / predicted,
+        flops_saved=1.0 - gmacs[1] / gmacs[0],
+        kept=tuple(float(np.mean(column)) for column in zip(*(report.kept for report in reports), strict=True)),
+        cpu_speedup=_cpu_speedup(pairs),
+        engine_factor=median_ratio([pair.dense.wall for pair in first], dense),
+        per_frame=tuple(_frame_result(number, label, pairs) for number, label in enumerate(labels)),
+    )
+
+
+def _side(samples: Sequence[Sample]) -> Side:
+    return Side(
+        latency_ms=percentiles([sample.wall for sample in samples]), cpu_ms=median([sample.cpu for sample in samples])
+    )
+
+
+def _cpu_speedup(pairs: Sequence[Pair]) -> float | None:
+    # The processor clock of some systems ticks every 16 ms, so a short run may measure 0.
+    ticked = [pair for pair in pairs if pair.dense.cpu > 0 and pair.dynamic.cpu > 0]
+    if not ticked:
+        return None
+    return median_ratio([pair.dense.cpu for pair in ticked], [pair.dynamic.cpu for pair in ticked])
+
+
+def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult:
+    own = [pair for pair in pairs if pair.frame == number]
+    return FrameResult(
+        frame=label,
+        kept=own[0].report.kept,
+        flops_saved=own[0].report.flops_saved,
+        speedup=median_ratio([pair.dense.wall for pair in own], [pair.dynamic.wall for pair in own]),
+    )

@@ -1,0 +1,101 @@
+"""A network in words and numbers: what a bundle and a checkpoint have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, ModelSpec, Noun, SetrHead
+from dovit_deploy.cost import CostModel, FlopReport
+
+Rows = tuple[tuple[str, str], ...]
+
+
+class CostRow(Noun):
+    """10^9 MACs of one image, by part."""
+
+    case: str
+    stem: float
+    layers: float
+    gates: float
+    head: float
+    total: float
+
+
+def cost_row(case: str, report: FlopReport) -> CostRow:
+    """A cost in 10^9 MACs."""
+    return CostRow(
+        case=case,
+        stem=report.stem / 1e9,
+        layers=report.layers / 1e9,
+        gates=report.gates / 1e9,
+        head=report.head / 1e9,
+        total=report.total / 1e9,
+    )
+
+
+def cost_rows(spec: ModelSpec, counts: Sequence[int] | None) -> tuple[CostRow, ...]:
+    """Cost of the dense network; for models with gates, with nothing stopped and at `counts` tokens per stage."""
+    model = CostModel(spec)
+    rows = [cost_row("dense", model.dense())]
+    if spec.gates:
+        rows.append(cost_row("nothing stopped", model.actual((spec.tokens,) * len(spec.stage_layers))))
+        if counts is not None:
+            rows.append(cost_row("typical", model.actual(counts)))
+    return tuple(rows)
+
+
+def network_rows(spec: ModelSpec) -> Rows:
+    """Family, size and shape of a network."""
+    rows, columns = spec.grid
+    return (
+        ("family", spec.family),
+        ("size", f"{spec.size[0]}x{spec.size[1]} pixels, {rows}x{columns} patches of {spec.patch}"),
+        ("backbone", f"width {spec.width}, {spec.depth} layers, {spec.heads} heads, {spec.stem.kind} stem"),
+        ("decode head", head_text(spec.head)),
+    )
+
+
+def head_text(head: LinearHead | FcnHead | SetrHead | MaskHead) -> str:
+    """A head in a few words."""
+    if isinstance(head, MaskHead):
+        return f"mask transformer, width {head.width}, {head.layers} layers"
+    if isinstance(head, SetrHead):
+        step = f"{head.kernel}x{head.kernel} convolution, x{head.up_scale}"
+        return f"SETR, {head.convs} x [{step}], {head.channels} channels"
+    if isinstance(head, FcnHead):
+        return f"1x1 convolutions, {head.channels} channels"
+    return "linear"
+
+
+def gate_rows(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: float) -> Rows:
+    """Where tokens stop: a row per gate, then the floor where it is on."""
+    rows = [
+        (f"gate {number}", f"before layer {gate.layer}, {head_text(gate.head)}, threshold {_limits(row)}")
+        for number, (gate, row) in enumerate(zip(spec.gates, thresholds, strict=True))
+    ]
+    if not spec.gates:
+        return (("gates", "none: a dense model"),)
+    return (*rows, *((("floor", f"{floor:g}"),) if floor else ()))
+
+
+def _limits(row: Sequence[float]) -> str:
+    """One number where all classes share it."""
+    if len(set(row)) == 1:
+        return f"{row[0]:g}"
+    return f"{min(row):g} to {max(row):g} by class"
+
+
+def picture_rows(preprocessing: Preprocessing, classes: Sequence[ClassEntry]) -> Rows:
+    """What happens to pictures, and what they are cut into."""
+    origin = " (assumed: ImageNet's)" if preprocessing.assumed else ""
+    stride = preprocessing.stride
+    return (
+        ("mean, std", f"{_triple(preprocessing.mean)}; {_triple(preprocessing.std)}{origin}"),
+        ("larger images", "are resized" if stride is None else f"slide by {stride[0]}x{stride[1]}"),
+        ("classes", f"{len(classes)}: {', '.join(entry.name for entry in classes)}"),
+    )
+
+
+def _triple(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

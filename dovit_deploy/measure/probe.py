@@ -1,0 +1,106 @@
+"""Try one thing for real; `probing` calls `main` in a process of its own.
+
+It prints what was found and gives 0, or fails as the thing fails: with an exception, a signal, or never.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from dovit_deploy import packages
+from dovit_deploy.errors import DovitError, EncoderMissing
+from dovit_deploy.measure.tiny_onnx import square_model
+from dovit_deploy.runtime.video_writer import VideoWriter, open_video_writer
+from dovit_deploy.runtime.video_writer_opencv import OpencvVideoWriter
+
+MATRIX = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+SQUARE = np.array([[7.0, 10.0], [15.0, 22.0]], dtype=np.float32)
+
+CLIP_FRAMES, CLIP_SIZE, CLIP_RATE = 8, (64, 96), Fraction(25)
+
+
+def onnxruntime() -> str:
+    """Run a small model on the CPU provider."""
+    runtime = packages.onnxruntime()
+    session = runtime.InferenceSession(square_model(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(["y"], {"x": MATRIX})
+    _check_square(result)
+    return f"{runtime.__version__}, providers: {', '.join(runtime.get_available_providers())}"
+
+
+def torch() -> str:
+    """Multiply two small matrices on the CPU."""
+    module = packages.load("torch")
+    matrix = module.from_numpy(MATRIX)
+    _check_square((matrix @ matrix).numpy())
+    return str(module.__version__)
+
+
+def _check_square(result: object) -> None:
+    if not np.allclose(np.asarray(result), SQUARE):
+        raise ArithmeticError(f"computed {np.asarray(result).tolist()}, expected {SQUARE.tolist()}")
+
+
+def images() -> str:
+    """Encode a picture with Pillow, decode it, and resize it with OpenCV."""
+    cv2, pillow = packages.opencv(), packages.pillow()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        pillow.fromarray(np.zeros((8, 12, 3), dtype=np.uint8)).save(path)
+        with pillow.open(path) as picture:
+            resized = cv2.resize(np.asarray(picture), (6, 4))
+    if resized.shape != (4, 6, 3):
+        raise ArithmeticError(f"a resize to 6x4 gave {resized.shape}")
+    return f"OpenCV {cv2.__version__}, Pillow {packages.load('PIL').__version__}"
+
+
+def h264() -> str:
+    """Write a short clip with PyAV."""
+    av = packages.load("av")
+    size = _clip_bytes(lambda path: open_video_writer(path, size=CLIP_SIZE, rate=CLIP_RATE), codec="H.264")
+    return f"PyAV {av.__version__}, a clip of {size} bytes"
+
+
+def mp4v() -> str:
+    """Write a short clip with OpenCV."""
+    cv2 = packages.opencv()
+    size = _clip_bytes(
+        lambda path: OpencvVideoWriter(path, size=CLIP_SIZE, rate=CLIP_RATE, wants_audio=False), codec="mp4v"
+    )
+    return f"OpenCV {cv2.__version__}, a clip of {size} bytes"
+
+
+def _clip_bytes(opened: Callable[[Path], VideoWriter], *, codec: str) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with opened(path) as writer:
+            # The chooser of writers falls back by itself; here that would hide what is missing.
+            if codec == "H.264" and isinstance(writer, OpencvVideoWriter):
+                raise EncoderMissing("this PyAV has no H.264 encoder")
+            for number in range(CLIP_FRAMES):
+                picture = np.full((*CLIP_SIZE, 3), 20 * number, dtype=np.uint8)
+                writer.write(picture, number / CLIP_RATE)
+        size = path.stat().st_size if path.is_file() else 0
+    if not size:
+        raise EncoderMissing(f"the {codec} encoder wrote nothing")
+    return size
+
+
+PROBES: dict[str, Callable[[], str]] = {probe.__name__: probe for probe in (onnxruntime, torch, images, h264, mp4v)}
+"""By name; every engine of the registry has the probe of its name."""
+
+
+def main(name: str) -> int:
+    """Run one probe; what it found goes to stdout, why it failed to the last line of stderr."""
+    try:
+        sys.stdout.write(PROBES[name]() + "\n")
+    except DovitError as error:
+        sys.stderr.write(str(error).replace("\n", " ") + "\n")
+        return error.exit_code
+    return 0

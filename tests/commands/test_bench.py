@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.commands.bench import factor_lines
+from dovit_deploy.cost import CostModel
+from dovit_deploy.measure.benchmark import BenchResult, FrameResult, Side
+from dovit_deploy.measure.statistics import Percentiles
+
+LATENCY = {"mean", "p50", "p90", "p99"}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    for number in range(2):
+        Image.fromarray(rng.integers(0, 255, (56, 72, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
+    done = dovit("bench", tiny_bundle_path, "--repeat", 1, "--json", "bench.json", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert {"machine", "versions", "frames", "threads", "results"} <= report.keys()
+    assert {"cpu", "cores", "system", "python"} <= report["machine"].keys()
+    assert {"dovit-deploy", "onnxruntime", "numpy"} <= report["versions"].keys()
+    assert (report["frames"], report["threads"]) == (9, 1)
+    (result,) = report["results"]
+    wanted = {"engine", "precision", "dense", "dynamic", "speedup", "predicted_speedup", "realised_efficiency"}
+    assert wanted | {"flops_saved", "kept"} <= result.keys()
+    assert (result["engine"], result["precision"]) == ("onnxruntime", "fp32")
+    for side in ("dense", "dynamic"):
+        assert result[side]["latency_ms"].keys() == LATENCY and min(result[side]["latency_ms"].values()) > 0
+    assert result["realised_efficiency"] == pytest.approx(result["speedup"] / result["predicted_speedup"])
+    assert result["flops_saved"] == pytest.approx(1 - 1 / result["predicted_speedup"])
+    assert "tokens per stage" in done.stdout and "dynamic" in done.stdout
+    assert f"next: dovit run YOUR_IMAGE_OR_VIDEO --bundle {tiny_bundle_path}" in done.stderr
+
+
+def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_path, pictures, tmp_path):
+    done = dovit(
+        *("bench", tiny_bundle_path, "--frames", pictures, "--engine", "onnxruntime,torch", "--repeat", 2, "-v"),
+        *("--json", "bench.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    first, second = report["results"]
+    assert (first["engine"], second["engine"]) == ("onnxruntime", "torch") and report["frames"] == 2
+    assert first["kept"] == second["kept"] and first["flops_saved"] == second["flops_saved"]
+    cost = CostModel(Bundle.open(tiny_bundle_path).manifest.spec)
+    assert first["kept"][0] == cost.spec.tokens and first["kept"][2] < first["kept"][0]
+    actual = sum(cost.actual(entry["kept"]).total for entry in first["per_frame"])
+    assert first["predicted_speedup"] == pytest.approx(2 * cost.dense().total / actual)
+    assert "against onnxruntime fp32 dense = tokens" in done.stdout and "0.png 0" in done.stdout
+
+
+def test_a_dense_model_saves_nothing(dovit, dense_bundle_path, pictures, tmp_path):
+    done = dovit("bench", dense_bundle_path, "--frames", pictures, "--repeat", 1, "--json", "bench.json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert (result["predicted_speedup"], result["flops_saved"]) == (1.0, 0.0)
+    assert len(result["kept"]) == 1
+
+
+def test_a_bad_picture_among_good_ones(dovit, tiny_bundle_path, pictures):
+    (pictures / "bad.png").write_text("not a picture")
+    done = dovit("bench", tiny_bundle_path, "--frames", pictures, "--repeat", 1)
+    assert done.returncode == 7
+    assert "bad.png" in done.stderr and "onnxruntime fp32:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--engine", "warp"), 2, "allowed: onnxruntime, torch"),
+        (("--engine", "onnxruntime,onnxruntime"), 2, "names one twice"),
+        (("--precision", "fp8"), 2, "allowed: fp32"),
+        (("--repeat", "0"), 2, "repeat"),
+        (("--threads", "0"), 2, "threads"),
+        (("--threshold", "0.5"), 2, "No such option"),
+        (("--json", "no/such/folder.json"), 2, "--json"),
+        (("--frames", "nowhere.mp4"), 3, "nowhere.mp4"),
+    ],
+)
+def test_bad_arguments(dovit, tiny_bundle_path, arguments, code, said):
+    done = dovit("bench", tiny_bundle_path, *arguments)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_bundle_there(dovit):
+    done = dovit("bench", "nowhere.dovit")
+    assert done.returncode == 3 and "nowhere.dovit" in done.stderr
+
+
+def test_the_factors_multiply():
+    side = Side(latency_ms=Percentiles(mean=1, p50=1, p90=1, p99=1), cpu_ms=1)
+    frame = FrameResult(frame="a", kept=(9, 3), flops_saved=0.5, speedup=1.8)
+    result = BenchResult(
+        engine="b",
+        precision="fp32",
+        dense=side,
+        dynamic=side,
+        speedup=1.8,
+        predicted_speedup=2.0,
+        realised_efficiency=0.9,
+        flops_saved=0.5,
+        kept=(9.0, 3.0),
+        cpu_speedup=None,
+        engine_factor=1.5,
+        per_frame=(frame,),
+    )
+    first, second = factor_lines(result, first=result.model_copy(update={"engine": "a"}))
+    assert math.isclose(result.total_factor, 2.7)
+    assert first == "b fp32: 2.70x against a fp32 dense = tokens 1.80x * engine 1.50x"
+    assert "predicted from FLOPs 2.00x, realised 90.0% of it" in second and second.endswith("9 -> 3")

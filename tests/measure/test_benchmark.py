@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec
+from dovit_deploy.cost import CostModel
+from dovit_deploy.measure.benchmark import WARM_UP_RUNS, Clock, Contestant, benchmark
+from dovit_deploy.runtime.results import RunTiming, TokenReport
+
+SPEC = ModelSpec(
+    family="fake",
+    size=(32, 48),
+    width=16,
+    depth=4,
+    heads=2,
+    hidden=64,
+    classes=3,
+    gates=(GateSpec(layer=2, head=LinearHead()),),
+    head=LinearHead(),
+)
+FRAMES = tuple(np.full((1, 3, 32, 48), number, dtype=np.float32) for number in range(3))
+LABELS = ("a", "b", "c")
+KEPT = ((7, 7), (7, 4), (7, 1))
+"""Tokens that the scripted session keeps of each frame."""
+
+
+class Time:
+    """A clock that only moves when a session says so."""
+
+    def __init__(self):
+        self.wall_s = self.cpu_s = 0.0
+
+    def clock(self):
+        return Clock(wall=lambda: self.wall_s, cpu=lambda: self.cpu_s)
+
+
+class ScriptedSession:
+    """Takes `dense_ms` densely and `dense_ms / speedup` dynamically, times the load of the machine at that moment."""
+
+    def __init__(self, time, log, *, name="", dense_ms=10.0, speedup=2.0, cpu_share=1.0, load=lambda run: 1.0):
+        self.time, self.log, self.name, self.load = time, log, name, load
+        self.dense_ms, self.speedup, self.cpu_share = dense_ms, speedup, cpu_share
+
+    def run_one(self, pixels, *, dense=False):
+        frame = int(pixels[0, 0, 0, 0])
+        ms = (self.dense_ms if dense else self.dense_ms / self.speedup) * self.load(len(self.log))
+        self.log.append((self.name, frame, dense))
+        self.time.wall_s += ms / 1e3
+        self.time.cpu_s += ms / 1e3 * self.cpu_share
+        cost = CostModel(SPEC)
+        kept = (SPEC.tokens, SPEC.tokens) if dense else KEPT[frame]
+        actual = cost.dense() if dense else cost.actual(kept)
+        report = TokenReport(kept, cost.dense().total / 1e9, actual.total / 1e9, (), (), RunTiming(ms, (ms,)))
+        return np.zeros((1, 3, 2, 3), dtype=np.float32), report
+
+
+def run(time, sessions, *, repeat=4):
+    contestants = [Contestant(session.name, "fp32", session) for session in sessions]
+    return benchmark(contestants, FRAMES, labels=LABELS, repeat=repeat, clock=time.clock())
+
+
+def one(**options):
+    time, log = Time(), []
+    (result,) = run(time, [ScriptedSession(time, log, name="one", **options)])
+    return result, log[2 * WARM_UP_RUNS :]
+
+
+def test_latency_and_speedup_come_from_the_clock():
+    result, _ = one(dense_ms=10.0, speedup=2.5, cpu_share=0.5)
+    assert result.dense.latency_ms.p50 == pytest.approx(10.0) and result.dynamic.latency_ms.p99 == pytest.approx(4.0)
+    assert result.dense.cpu_ms == pytest.approx(5.0) and result.dynamic.cpu_ms == pytest.approx(2.0)
+    assert result.speedup == pytest.approx(2.5) and result.cpu_speedup == pytest.approx(2.5)
+    assert result.engine_factor == 1.0
+
+
+def test_prediction_is_the_ratio_of_macs_over_all_frames():
+    result, _ = one(speedup=1.5)
+    cost = CostModel(SPEC)
+    expected = 3 * cost.dense().total / sum(cost.actual(kept).total for kept in KEPT)
+    assert result.predicted_speedup == pytest.approx(expected)
+    assert result.flops_saved == pytest.approx(1 - 1 / expected)
+    assert result.realised_efficiency == pytest.approx(1.5 / expected)
+    assert result.kept == pytest.approx((7.0, 4.0))
+
+
+def test_every_frame_is_run_both_ways_in_both_orders():
+    _, log = one()
+    pairs = [(log[number], log[number + 1]) for number in range(0, len(log), 2)]
+    assert len(pairs) == 12
+    for first, second in pairs:
+        assert first[1] == second[1] and first[2] != second[2]
+    for frame in range(3):
+        orders = [first[2] for first, _ in pairs if first[1] == frame]
+        assert orders.count(True) == orders.count(False) == 2
+
+
+def test_a_load_that_comes_and_goes_does_not_move_the_speedup():
+    calm, _ = one(speedup=2.0)
+    # Five-fold load from the middle of the measurement on; whole pairs, so each ratio stays what it is.
+    loaded, _ = one(speedup=2.0, load=lambda number: 5.0 if number >= 2 * WARM_UP_RUNS + 12 else 1.0)
+    assert loaded.speedup == pytest.approx(calm.speedup)
+    assert loaded.dense.latency_ms.p90 == pytest.approx(5 * calm.dense.latency_ms.p90)
+
+
+def test_the_warm_up_is_not_counted():
+    result, _ = one(load=lambda number: 100.0 if number < 2 * WARM_UP_RUNS else 1.0)
+    assert result.dense.latency_ms.p99 == pytest.approx(10.0)
+
+
+def test_engines_take_turns_and_are_compared_with_the_first():
+    time, log = Time(), []
+    slow = ScriptedSession(time, log, name="slow", dense_ms=30.0, speedup=1.5)
+    fast = ScriptedSession(time, log, name="fast", dense_ms=10.0, speedup=2.0)
+    first, second = run(time, [slow, fast])
+    assert (first.engine, second.engine) == ("slow", "fast")
+    assert first.engine_factor == 1.0 and second.engine_factor == pytest.approx(3.0)
+    assert second.total_factor == pytest.approx(6.0)
+    turns = [log[number : number + 4] for number in range(4 * WARM_UP_RUNS, len(log), 4)]
+    assert all({entry[0] for entry in turn} == {"slow", "fast"} for turn in turns)
+    leaders = [turn[0][0] for turn in turns]
+    assert leaders.count("slow") == leaders.count("fast")
+
+
+def test_frames_are_told_apart():
+    result, _ = one()
+    assert [entry.frame for entry in result.per_frame] == list(LABELS)
+    assert [entry.kept for entry in result.per_frame] == list(KEPT)
+    saved = [entry.flops_saved for entry in result.per_frame]
+    assert saved[0] < saved[1] < saved[2]
+
+
+def test_a_coarse_processor_clock_gives_no_cpu_speedup():
+    result, _ = one(cpu_share=0.0)
+    assert result.cpu_speedup is None and result.speedup == pytest.approx(2.0)
+
+
+def test_progress_counts_turns():
+    time, log, seen = Time(), [], []
+    contestant = Contestant("one", "fp32", ScriptedSession(time, log))
+    benchmark(
+        [contestant],
+        FRAMES,
+        labels=LABELS,
+        repeat=2,
+        clock=time.clock(),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(number, 6) for number in range(1, 7)]
