@@ -89,6 +89,8 @@ class VideoReader(Closing):
     def close(self) -> None:
         """Close the file or connection; may be called twice."""
         self._decoder.close()
+        # The generator refers back to the reader: without this, megabytes wait for the garbage collector.
+        self._pictures: Iterator[Any] = iter(())
 
     def _opened(self) -> VideoDecoder:
         # An absolute path cannot be taken for one of FFmpeg's protocols ("concat:...").

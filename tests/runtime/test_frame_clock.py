@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -39,7 +40,7 @@ def test_times_always_grow(stamps):
     clock = FrameClock(tick=Fraction(1, 90), first=stamps[0], rate=Fraction(30), constant_rate=False)
     times = [clock.time(stamp, index=index) for index, stamp in enumerate(stamps)]
     assert times[0] == 0
-    assert all(a < b for a, b in zip(times, times[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(times))
 
 
 def test_after_a_reset_the_steps_are_kept():

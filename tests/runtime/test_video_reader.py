@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -139,12 +143,41 @@ def test_a_span_without_a_frame(tmp_path):
 def test_a_truncated_video_gives_its_frames_and_says_so(tmp_path, suffix, with_sound):
     sound_s = Fraction(12, 5) if with_sound and suffix == ".mp4" else None
     clip = make_clip(tmp_path / f"clip{suffix}", count=120, rate=Fraction(25), noise=True, sound_s=sound_s)
-    assert frames_of(clip)[0].ended_early is None
+    source, whole = frames_of(clip)
+    assert source.ended_early is None
     source, frames = frames_of(cut(clip, 0.6))
     assert 40 <= len(frames) < 110
+    # The picture that the cut went through is left out, not shown half grey.
+    assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, whole, strict=False))
     assert source.ended_early
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert frames_of(clip, max_frames=5)[0].ended_early is None
+
+
+def test_even_the_last_bytes_are_missed(tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", count=30, noise=True)
+    source, frames = frames_of(cut(clip, 0.9995))
+    assert len(frames) >= 26 and source.ended_early == "its last packet is cut off"
+
+
+@pytest.mark.parametrize("start", [None, Fraction(1, 25), Fraction(1)])
+def test_what_an_edit_list_hides_is_no_frame(tmp_path, start):
+    """Cutting without encoding again leaves frames before the first shown one in the file."""
+    clip = make_clip(tmp_path / "clip.mp4", count=50, gop=20)
+    whole = frames_of(clip)[1]
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "edited.mp4"), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        step = round(Fraction(1, 25) / source.streams.video[0].time_base)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - 7 * step, packet.dts - 7 * step
+                packet.stream = stream
+                output.mux(packet)
+    source, frames = frames_of(tmp_path / "edited.mp4", start=start)
+    first = 0 if start is None else int(start * 25)
+    assert [(f.index, f.time_s) for f in frames] == [(n, Fraction(n, 25)) for n in range(first, 43)]
+    assert np.array_equal(frames[0].rgb, whole[first + 7].rgb)
+    assert source.ended_early is None
 
 
 def test_a_video_cut_before_its_first_frame(tmp_path):
@@ -168,8 +201,6 @@ def test_damage_in_the_middle_is_counted_not_fatal(tmp_path):
 
 
 def test_sound_alone_is_no_video(tmp_path):
-    import av
-
     with av.open(str(tmp_path / "tone.mp4"), "w") as output:
         stream = output.add_stream("aac", rate=48000)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -182,7 +213,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_too_many_pixels(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", count=2)
-    with pytest.raises(SourceError, match="64x48 is 3072 pixels.*--max-pixels 3072"):
+    with pytest.raises(SourceError, match=r"64x48 is 3072 pixels.*--max-pixels 3072"):
         open_source(str(clip), max_pixels=3071)
 
 
@@ -194,9 +225,6 @@ def test_a_name_like_a_protocol_is_a_file(tmp_path, monkeypatch):
 
 def test_a_stream_over_http(tmp_path):
     """The address goes where a file's goes; that it is bounded is tested with the sources."""
-    import functools
-    import http.server
-    import threading
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
