@@ -64,8 +64,7 @@ def case_parameters(folder: str) -> list[Any]:
         return [pytest.param(None, id="absent", marks=absent)]
     handful = HANDFUL[folder]
     return [
-        pytest.param(case, id=case.name, marks=() if case.name in handful else pytest.mark.exhaustive)
-        for case in found
+        pytest.param(case, id=case.name, marks=() if case.name in handful else pytest.mark.exhaustive) for case in found
     ]
 
 

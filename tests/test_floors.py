@@ -34,7 +34,7 @@ APART = {("models", "engines"), ("engines", "models")}
 # `models/eager.py` speaks the engine protocol, and that is all it may know of engines.
 SPEAKS = {"dovit_deploy.engines.base"}
 TORCH_WING = {"models", "export", "train"}
-OPTIONAL = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av", "PIL", "matplotlib", "supervision", "cuda", "pycuda"}
+OPTIONAL = {"onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "av", "PIL", "matplotlib", "supervision", "pycuda"}
 
 
 def room(path: Path) -> str:

@@ -59,9 +59,8 @@ sys.exit(code)
 
 def test_export_without_torch_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"x")
-    result = in_child(
-        "from dovit_deploy.cli import _application, _run\nsys.exit(_run(_application(), ['export', 'model.pth']))", tmp_path
-    )
+    code = "from dovit_deploy.cli import _application, _run\nsys.exit(_run(_application(), ['export', 'model.pth']))"
+    result = in_child(code, tmp_path)
     assert result.returncode == 5
     assert "pip install 'dovit-deploy[export]'" in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2

@@ -52,9 +52,7 @@ class Bundle:
         _check_links(root)
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
-            raise ManifestInvalid(
-                f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish"
-            )
+            raise ManifestInvalid(f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish")
         manifest = Manifest.from_json(manifest_path.read_bytes())
         _check_files(root, manifest)
         return cls(root.resolve(), manifest)
@@ -91,13 +89,9 @@ def _check_files(root: Path, manifest: Manifest) -> None:
             raise PathEscapes(f"the manifest of {root.name} lists '{name}'; files lie flat in the bundle")
         path = root / name
         if not path.is_file():
-            raise FileMissing(
-                f"{root.name}: '{name}' is listed in the manifest and not there; copy it whole again"
-            )
+            raise FileMissing(f"{root.name}: '{name}' is listed in the manifest and not there; copy it whole again")
         if path.stat().st_size != entry.bytes or file_entry(path) != entry:
-            raise DigestMismatch(
-                f"{root.name}: '{name}' differs from what was exported; copy or export it again"
-            )
+            raise DigestMismatch(f"{root.name}: '{name}' differs from what was exported; copy or export it again")
     for path in root.iterdir():
         if path.name not in manifest.files and path.name not in (MANIFEST, ENGINES):
             raise FileUnlisted(f"{root.name}: '{path.name}' is not listed in the manifest; take it out")

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from dovit_deploy.bundle.spec import ModelSpec, Noun
 from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 
-FORMAT = "dovit-bundle"
+FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
 
 
@@ -115,11 +115,30 @@ class Manifest(Noun):
         if body.pop("digest", None) != _digest(body):
             raise ManifestInvalid("manifest.json was altered: its digest does not match; export it again")
         try:
-            return cls.model_validate(body)
+            manifest = cls.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ManifestInvalid(f"manifest.json: {place}: {first['msg']}") from error
+        _check_agreement(manifest)
+        return manifest
+
+
+def _check_agreement(manifest: Manifest) -> None:
+    """Raise ManifestInvalid where what is written beside the spec does not fit the spec."""
+    spec, rows = manifest.spec, manifest.defaults.thresholds
+    wanted = {
+        "classes": (len(manifest.classes), spec.classes),
+        "counts": (len(manifest.counts), len(spec.stage_layers)),
+        "defaults.thresholds": (len(rows), len(spec.gates)),
+        **{f"defaults.thresholds.{gate}": (len(row), spec.classes) for gate, row in enumerate(rows)},
+    }
+    for place, (given, needed) in wanted.items():
+        if given != needed:
+            raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
+    # Written so that NaN is refused too.
+    if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
+        raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
 
 
 def _digest(body: dict[str, object]) -> str:

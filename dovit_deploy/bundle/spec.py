@@ -44,7 +44,7 @@ class SetrHead(Noun):
     @property
     def scale(self) -> int:
         """Side of the logits over side of the token grid."""
-        return self.up_scale**self.convs
+        return int(self.up_scale**self.convs)
 
 
 class MaskHead(Noun):
@@ -133,9 +133,7 @@ class ModelSpec(Noun):
         if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
-            raise ValueError(
-                f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}"
-            )
+            raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
         return self
 
     @property

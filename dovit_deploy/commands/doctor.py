@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from dovit_deploy.measure.machine import Machine
 
 
-def doctor(
-    json_file: options.JsonFile = None, quiet: options.Quiet = False, verbose: options.Verbose = False
-) -> None:
+def doctor(json_file: options.JsonFile = None, quiet: options.Quiet = False, verbose: options.Verbose = False) -> None:
     """Say which engines and encoders work here, what is missing or doubled, and the line that mends it."""
     del verbose
     from dovit_deploy.measure.examination import examination
@@ -34,9 +32,7 @@ def doctor(
     shown = [(mark, *rest, "" if mark == "ok" else line) for mark, *rest, line in packages]
     show_table("optional packages", ("", "module", "version", "for", "install with"), shown)
     model = found.default_model
-    console.result(
-        f"default model: {model.path} ({model.detail})" if model.works else f"default model: {model.detail}"
-    )
+    console.result(f"default model: {model.path} ({model.detail})" if model.works else f"default model: {model.detail}")
     for line in conflict_lines(found):
         console.result(line)
     for mend in found.mends:

@@ -50,7 +50,7 @@ def export(
     start = perf_counter()
     if precision != "fp32":
         raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")
-    if mean is not None and std is None or std is not None and mean is None:
+    if (mean is not None and std is None) or (std is not None and mean is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
@@ -76,6 +76,7 @@ def export(
         mean=parse.triple(mean, option="--mean"),
         std=parse.triple(std, option="--std"),
         classes=classes,
+        thresholds=request.thresholds,
     )
     if source.preprocessing.assumed:
         console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
@@ -100,9 +101,7 @@ def _silent() -> Iterator[None]:
     yield None
 
 
-def _parity_pixels(
-    source: Checkpoint, spec: ModelSpec, given: str | None
-) -> list[tuple[str, npt.NDArray[np.float32]]]:
+def _parity_pixels(source: Checkpoint, spec: ModelSpec, given: str | None) -> list[tuple[str, npt.NDArray[np.float32]]]:
     """Images to verify with, as pixels at the bundle's size: the user's, or rendered street scenes."""
     from dovit_deploy.runtime.transforms import to_input
 

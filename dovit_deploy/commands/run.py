@@ -29,7 +29,9 @@ def run(
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     save: Annotated[
         str | None,
-        typer.Option(metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: video overlay; images also masks."),
+        typer.Option(
+            metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: video overlay; images also masks."
+        ),
     ] = None,
     overwrite: options.Overwrite = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
@@ -59,14 +61,15 @@ def run(
     console.check_writable(json_file)
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
-    with open_source(
-        source, max_pixels=max_pixels, every=every, max_frames=max_frames, start=start, end=end
-    ) as frames:
+    with open_source(source, max_pixels=max_pixels, every=every, max_frames=max_frames, start=start, end=end) as frames:
         opened = Bundle.open(path)
         limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
         if licence:
             console.remark(licence, quiet=quiet)
-        with Session(opened, engine=engine, precision=precision, threads=threads) as session, _stop_on_signal() as stop:
+        with (
+            Session(opened, engine=engine, precision=precision, threads=threads) as session,
+            _stop_on_signal() as stop,
+        ):
             job = RunJob(
                 session,
                 frames,

@@ -63,9 +63,7 @@ class OnnxRuntimeBackend:
             session = self._runtime.InferenceSession(str(path), options, providers=[PROVIDER])
         except errors as error:
             first = str(error).splitlines()[0]
-            raise GraphMismatch(
-                f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}"
-            ) from error
+            raise GraphMismatch(f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}") from error
         if session.get_providers() != [PROVIDER]:
             raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
         return OnnxRuntimeEngine(session)

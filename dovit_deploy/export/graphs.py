@@ -42,9 +42,7 @@ def write_graphs(
 def exported_graphs(model: VisionTransformer, *, progress: Progress) -> dict[str, ir.Model]:
     """The graphs with attention not yet lowered, by name."""
     interfaces = graph_interfaces(model.spec)
-    modules: dict[str, nn.Module] = {
-        f"stage{number}": stage for number, stage in enumerate(stages_from_model(model))
-    }
+    modules: dict[str, nn.Module] = {f"stage{number}": stage for number, stage in enumerate(stages_from_model(model))}
     modules["dense"] = DenseNetwork(model)
     graphs = {}
     for name, module in modules.items():

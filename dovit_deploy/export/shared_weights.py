@@ -67,11 +67,19 @@ def with_shared_weights(model: ir.Model, weights: WeightsFile) -> ir.Model:
             continue
         offset, length = weights.places[name]
         if length != tensor.nbytes:
-            raise RuntimeError(f"initializer '{value.name}': {tensor.nbytes} bytes in the graph, {length} in the weights")
+            raise RuntimeError(
+                f"initializer '{value.name}': {tensor.nbytes} bytes in the graph, {length} in the weights"
+            )
         del model.graph.initializers[str(value.name)]
         value.name = name
         value.const_value = ir.ExternalTensor(
-            weights.path.name, offset, length, tensor.dtype, shape=tensor.shape, name=name, base_dir=weights.path.parent
+            weights.path.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=name,
+            base_dir=weights.path.parent,
         )
         model.graph.initializers[name] = value
     return model

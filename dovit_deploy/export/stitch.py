@@ -37,7 +37,11 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
             break
         count = _joined(tape, nodes, "Reshape", [outputs["count"], one])
         index = _joined(tape, nodes, "Slice", [outputs["order"], zero, count, zero])
-        index.name, index.shape, index.dtype = f"stage{number}.index", ir.Shape([f"{KEPT}{number + 1}"]), _TYPES["int64"]
+        index.name, index.shape, index.dtype = (
+            f"stage{number}.index",
+            ir.Shape([f"{KEPT}{number + 1}"]),
+            _TYPES["int64"],
+        )
         counts.append(count)
         current = {
             "tokens": outputs["tokens_out" if number else "tokens"],

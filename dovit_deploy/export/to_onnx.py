@@ -50,9 +50,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.M
     parameters.
     """
     examples = tuple(_example(port) for port in interface.takes)
-    shapes = tuple(
-        {0: torch.export.Dim(KEPT, min=1)} if KEPT in port.shape else None for port in interface.takes
-    )
+    shapes = tuple({0: torch.export.Dim(KEPT, min=1)} if KEPT in port.shape else None for port in interface.takes)
     with _quiet():
         program = torch.onnx.export(
             module,

@@ -56,7 +56,9 @@ def trace_from_session(
         setting.pixels, thresholds=setting.thresholds, floor=setting.floor, replay=replay
     ):
         if index is None:
-            return Trace(trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs["logits"]))
+            return Trace(
+                trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs["logits"])
+            )
         order, count = download(outputs["order"]), int(download(outputs["count"]))
         keep = np.zeros(order.shape, dtype=bool)
         keep[order[:count]] = True
@@ -112,9 +114,7 @@ class ReferenceRun:
 def reference_runs(reference: Session, settings: list[Setting]) -> list[ReferenceRun]:
     """Run every setting through the reference, once for all forms."""
     dense = {setting.image: reference.run_one(setting.pixels, dense=True)[0] for setting in settings}
-    return [
-        ReferenceRun(setting, trace_from_session(reference, setting), dense[setting.image]) for setting in settings
-    ]
+    return [ReferenceRun(setting, trace_from_session(reference, setting), dense[setting.image]) for setting in settings]
 
 
 def form_parity(bundle: Bundle, expected: list[ReferenceRun], *, backend: Backend, form: str) -> FormParity:
@@ -134,7 +134,9 @@ def _run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
     floats.append(_float_parity("logits", trace.logits, replayed.logits))
-    floats.append(_float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"]))
+    floats.append(
+        _float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
+    )
     # The merged graph decides for itself, so it is held to this form's own staged run, which is the same arithmetic.
     agrees = all(np.array_equal(want, got) for want, got in zip(trace.keep, replayed.keep, strict=True))
     own = replayed if agrees else trace_from_session(candidate, setting)

@@ -83,9 +83,7 @@ def _parity(bundle: Bundle) -> ParityContents | None:
         report = ParityReport.model_validate_json((bundle.path / PARITY).read_bytes())
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BundleError(
-            f"{bundle.path.name}: {PARITY} is not a parity report ({place}); export it again"
-        ) from error
+        raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({place}); export it again") from error
     runs = [run for form in report.forms for run in form.runs]
     logits = [entry.error for run in runs for entry in run.floats if entry.name == "logits"]
     return ParityContents(

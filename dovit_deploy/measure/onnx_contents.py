@@ -102,8 +102,7 @@ def _contents(path: Path, model: memoryview) -> OnnxContents:
     if not graphs:
         raise ValueError("it holds no graph")
     opsets = {
-        text_of(entry, 1) or "ai.onnx": max(integers_of(entry, 2), default=0)
-        for entry in bytes_of(model, MODEL_OPSET)
+        text_of(entry, 1) or "ai.onnx": max(integers_of(entry, 2), default=0) for entry in bytes_of(model, MODEL_OPSET)
     }
     graph, tally = graphs[-1], _Tally()
     tally.add_graph(graph, depth=0)

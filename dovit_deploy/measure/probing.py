@@ -39,8 +39,7 @@ def probe_command(name: str) -> list[str]:
     # -P, and our own place last: nothing in the user's folder or beside us may pass for a module.
     place = str(Path(dovit_deploy.__file__).resolve().parents[1])
     program = (
-        f"import sys; sys.path.append({place!r}); from dovit_deploy.measure.probe import main; "
-        f"sys.exit(main({name!r}))"
+        f"import sys; sys.path.append({place!r}); from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
     )
     return [sys.executable, "-P", "-c", program]
 

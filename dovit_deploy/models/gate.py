@@ -22,7 +22,7 @@ class Decision(NamedTuple):
 
     order: Tensor
     """(E + N,) int64: extra tokens, then running tokens in raster order, then the rest."""
-    count: Tensor
+    kept: Tensor
     """() int64: extra and running tokens."""
     confidence: Tensor
     """(N,) float32, NaN where the head was not evaluated."""

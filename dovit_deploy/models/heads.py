@@ -89,7 +89,7 @@ class MaskTransformerHead(nn.Module):
         self.mask_norm = nn.LayerNorm(classes, eps=spec.norm_eps)
 
     def forward(self, tokens: Tensor, attend: Attend = attention) -> Tensor:
-        classes = self.class_tokens
+        classes: Tensor = self.class_tokens
         if tokens.dim() > 2:
             classes = classes.expand(*tokens.shape[:-2], -1, -1)
         x = torch.cat([self.embed(tokens), classes], dim=-2)

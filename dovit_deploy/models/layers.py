@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
-_LIBRARY = torch.library.Library("dovit", "DEF")
-_LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")
+_LIBRARY = torch.library.Library("dovit", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (heads, -1)).transpose(-3, -2)
+        return tokens.reshape(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(-3, -2)
 
     mixed = functional.scaled_dot_product_attention(split(query), split(key), split(value))
     return mixed.transpose(-3, -2).flatten(-2)
@@ -28,7 +28,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 # Composite: autograd and the FLOP counter look inside, while the exporter sees one node that it can lower
 # to standard operators or to a runtime's fused kernel.
-_LIBRARY.impl("attention", _attention, "CompositeImplicitAutograd")
+_LIBRARY.impl("attention", _attention, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:

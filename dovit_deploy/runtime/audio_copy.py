@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # What players expect in an MP4 file; FFmpeg writes a few more that hardly anything plays.
-_MP4_CODECS = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "flac", "opus"})
+_MP4_CODECS = frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "alac", "flac", "opus"})
 
 
 class AudioCopy:
@@ -35,7 +35,7 @@ class AudioCopy:
         self._stream = self._input.streams.best("audio")
         if self._stream is None:
             return
-        codec = self._stream.codec_context.name.removesuffix("float")
+        codec = self._stream.codec_context.codec.canonical_name
         if codec in _MP4_CODECS:
             self._track = output.add_stream_from_template(self._stream)
         else:

@@ -93,7 +93,7 @@ class RunOutputs:
 
 
 def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
-    """Path as text -> name of its results: the stem; with the suffix where stems meet; numbered where that meets too."""
+    """Path as text -> name of its results: the stem; where stems meet with the suffix, then with a number."""
     stems = Counter(path.stem for path in paths)
     names: dict[str, str] = {}
     taken: set[str] = set()

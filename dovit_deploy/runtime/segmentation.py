@@ -57,9 +57,7 @@ class SegmentationResult:
         masks = self.class_map[None] == present[:, None, None]
         boxes = np.array([_box(mask) for mask in masks], dtype=np.float32)
         names = np.array([self.palette.names[number] for number in present])
-        return supervision.Detections(
-            xyxy=boxes, mask=masks, class_id=present.astype(int), data={"class_name": names}
-        )
+        return supervision.Detections(xyxy=boxes, mask=masks, class_id=present.astype(int), data={"class_name": names})
 
 
 def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:

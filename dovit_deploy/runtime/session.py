@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from time import perf_counter
 from types import TracebackType
@@ -211,5 +212,5 @@ def _grid_from_index(index: npt.NDArray[np.int64], extra: int, grid: tuple[int, 
 
 
 def _timing(times: list[float]) -> RunTiming:
-    stages = tuple(1e3 * (after - before) for before, after in zip(times[:-1], times[1:], strict=True))
+    stages = tuple(1e3 * (after - before) for before, after in itertools.pairwise(times))
     return RunTiming(model=sum(stages), stages=stages)

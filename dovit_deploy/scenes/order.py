@@ -32,9 +32,7 @@ def paint_order(boxes: Boxes) -> list[int]:
     return order
 
 
-def _next(
-    farthest_first: npt.NDArray[np.intp], painted: npt.NDArray[np.bool_], waiting: npt.NDArray[np.int64]
-) -> int:
+def _next(farthest_first: npt.NDArray[np.intp], painted: npt.NDArray[np.bool_], waiting: npt.NDArray[np.int64]) -> int:
     free = ~painted[farthest_first]
     ready = free & (waiting[farthest_first] <= 0)
     # Three boxes can hide one another in a ring; then the farthest goes first.

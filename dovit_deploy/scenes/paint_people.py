@@ -39,9 +39,7 @@ class _Figure:
         self._radii: list[tuple[float, float]] = []
         self._colours: list[Colour] = []
 
-    def limb(
-        self, start: Joint, end: Joint, radii: tuple[float, float], colour: Colour, *, dim: bool = False
-    ) -> None:
+    def limb(self, start: Joint, end: Joint, radii: tuple[float, float], colour: Colour, *, dim: bool = False) -> None:
         """Add a round bar from `start` to `end`."""
         self._ends.append((start, end))
         self._radii.append(radii)

@@ -24,9 +24,7 @@ def paint_pole(canvas: Canvas, thing: Pole) -> None:
     """A post and what it carries."""
     depth = thing.s - canvas.camera.s
     number = canvas.claim(SceneClass.POLE, depth)
-    grey = (
-        np.array([118.0, 122.0, 122.0]) if thing.kind is not PoleKind.TRAFFIC_LIGHT else np.array([64.0, 66.0, 66.0])
-    )
+    grey = np.array([118.0, 122.0, 122.0]) if thing.kind is not PoleKind.TRAFFIC_LIGHT else np.array([64.0, 66.0, 66.0])
     _post(canvas, thing, grey, number)
     if thing.kind is PoleKind.LAMP:
         _lamp(canvas, thing, grey, number)

@@ -80,9 +80,7 @@ def street_frames(
     return (render(world, index, size=size, fps=fps) for index in range(count))
 
 
-def render(
-    world: World, time_index: int, *, size: tuple[int, int] = (360, 640), fps: float = FRAME_RATE
-) -> SceneFrame:
+def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640), fps: float = FRAME_RATE) -> SceneFrame:
     """Frame `time_index` of a drive along `world`; depends on nothing but its arguments.
 
     Raises:

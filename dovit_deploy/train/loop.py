@@ -59,9 +59,7 @@ class Trainer:
         self, config: TrainConfig, data: SegmentationFolder, watched: SegmentationFolder | None, folder: RunFolder
     ) -> None:
         if len(data.classes.names) != config.spec.classes:
-            raise ConfigError(
-                f"{data.root}: {len(data.classes.names)} classes, the network has {config.spec.classes}"
-            )
+            raise ConfigError(f"{data.root}: {len(data.classes.names)} classes, the network has {config.spec.classes}")
         self.config, self.data, self.watched, self.folder = config, data, watched, folder
         self.model = trainable_model(config.spec)
         initialise(self.model, config.seed)

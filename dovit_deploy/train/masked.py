@@ -54,9 +54,7 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, hidd
     On a CPU, forward and backward of two products and a softmax are six times faster in bfloat16 than
     `scaled_dot_product_attention`.
     """
-    query, key, value = (
-        tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (query, key, value)
-    )
+    query, key, value = (tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (query, key, value))
     scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if hidden is not None:
         scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))

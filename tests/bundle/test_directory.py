@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -118,7 +117,7 @@ def test_a_path_that_leaves(bundle_copy: Path, name: str) -> None:
 def test_a_link_that_leaves(bundle_copy: Path, tmp_path: Path) -> None:
     outside = tmp_path / "weights.safetensors"
     (bundle_copy / "weights.safetensors").rename(outside)
-    os.symlink(outside, bundle_copy / "weights.safetensors")
+    (bundle_copy / "weights.safetensors").symlink_to(outside)
     with pytest.raises(PathEscapes):
         Bundle.open(bundle_copy)
 

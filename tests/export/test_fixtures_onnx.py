@@ -18,8 +18,10 @@ from dovit_deploy.runtime.session import Session
 from tests.bundles import export_case
 from tests.golden import Case, case_parameters, compare, load
 
+Tensors = dict[str, torch.Tensor]
 
-def prefixes(io: dict[str, torch.Tensor]) -> list[tuple[str, str, torch.Tensor]]:
+
+def prefixes(io: Tensors) -> list[tuple[str, str, torch.Tensor]]:
     """(prefix, suffix, input) of every image set of a case: `input`, `b.input`, `input0`, `input1`."""
     found = [("", "", io["input"])] if "input" in io else []
     found += [("b.", "", io["b.input"])] if "b.input" in io else []
@@ -48,7 +50,7 @@ def test_dovit_four_ways(case: Case, tmp_path: Path) -> None:
         check_batch(sessions["fast"], [pixels.numpy() for _, _, pixels in prefixes(io)])
 
 
-def check_decisions(keep: Any, confidence: Any, io: dict[str, torch.Tensor], prefix: str, case: Case) -> None:
+def check_decisions(keep: Any, confidence: Any, io: Tensors, prefix: str, case: Case) -> None:
     result = case.facts["result_b" if prefix else "result"]
     assert [int(cells.sum()) for cells in keep] == list(result["kept_tokens_excl_cls"])
     running = np.ones(keep[0].shape, dtype=bool)
@@ -63,11 +65,12 @@ def check_decisions(keep: Any, confidence: Any, io: dict[str, torch.Tensor], pre
         running = cells
 
 
-def check_logits(logits: Any, io: dict[str, torch.Tensor], prefix: str, pixels: torch.Tensor, case: Case) -> None:
+def check_logits(logits: Any, io: Tensors, prefix: str, pixels: torch.Tensor, case: Case) -> None:
     tensor = torch.from_numpy(np.asarray(logits))
     assert compare(io, f"{prefix}logits", tensor) or compare(io, f"{prefix}logits_resized", resized(tensor, pixels))
     if f"{prefix}argmax" in io:
-        wrong = int((resized(tensor, pixels).argmax(1) != io[f"{prefix}argmax"].long().reshape(1, *pixels.shape[-2:])).sum())
+        wanted = io[f"{prefix}argmax"].long().reshape(1, *pixels.shape[-2:])
+        wrong = int((resized(tensor, pixels).argmax(1) != wanted).sum())
         result = case.facts["result_b" if prefix else "result"]
         assert wrong <= result["argmax_pixels_with_margin_below_1e_4"]
 
@@ -121,7 +124,7 @@ def test_dense_models_four_ways(case: Case, tmp_path: Path) -> None:
 
 
 def check_dense(
-    logits: torch.Tensor, one: torch.Tensor, io: dict[str, torch.Tensor], suffix: str, image: int, cover: str, patch: int
+    logits: torch.Tensor, one: torch.Tensor, io: Tensors, suffix: str, image: int, cover: str, patch: int
 ) -> None:
     name = f"dec_masks{suffix}" if f"dec_masks{suffix}" in io else "dec_logits"
     reference = io[name][image : image + 1]

@@ -61,10 +61,7 @@ def state(module, *distributions):
 
 def test_what_is_there_and_broken_is_installed_anew():
     assert state("onnxruntime", "onnxruntime").mend == "pip install --force-reinstall --no-deps onnxruntime"
+    assert state("cv2", "opencv-python").mend == "pip uninstall -y opencv-python && pip install opencv-python-headless"
     assert (
-        state("cv2", "opencv-python").mend == "pip uninstall -y opencv-python && pip install opencv-python-headless"
-    )
-    assert (
-        state("cv2", "opencv-python-headless").mend
-        == "pip install --force-reinstall --no-deps opencv-python-headless"
+        state("cv2", "opencv-python-headless").mend == "pip install --force-reinstall --no-deps opencv-python-headless"
     )

@@ -10,9 +10,7 @@ from tests.mutants.checks import CHECKS
 from tests.mutants.mutant import Mutant
 
 MUTANTS = [
-    mutant
-    for room in (token_mutants, gate_mutants, network_mutants, cost_mutants)
-    for mutant in room.CATALOGUE.mutants
+    mutant for room in (token_mutants, gate_mutants, network_mutants, cost_mutants) for mutant in room.CATALOGUE.mutants
 ]
 
 

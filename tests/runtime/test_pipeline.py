@@ -18,7 +18,7 @@ def frame(index: int) -> Frame:
     return Frame(np.zeros((2, 2, 3), np.uint8), index, "fake", Fraction(index))
 
 
-def pipeline(source, *, predict=lambda f: f.index, write=lambda f, r: None, failed=lambda f: None, stop=None) -> Pipeline:
+def pipeline(source, *, predict=lambda f: f.index, write=lambda f, r: None, failed=lambda f: None, stop=None):
     return Pipeline(source, predict=predict, write=write, failed=failed, stop=stop or threading.Event())
 
 

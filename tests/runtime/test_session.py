@@ -69,7 +69,8 @@ def test_replaying_a_runs_own_decisions_is_bit_equal(tiny_bundle_path: Path, eng
             again, replayed = session.run_one(pixels, keep=report.keep)
             assert np.array_equal(logits, again)
             assert replayed.kept == report.kept
-            assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(report.confidence, replayed.confidence))
+            for first, second in zip(report.confidence, replayed.confidence, strict=True):
+                assert np.array_equal(first, second, equal_nan=True)
 
 
 def test_a_replay_may_stop_more(session: Session) -> None:
@@ -189,7 +190,8 @@ def test_a_graph_that_the_engine_refuses(bundle_copy: Path) -> None:
     from tests.bundle.test_directory import rewritten
 
     (bundle_copy / "stage0.ort.onnx").write_bytes(b"not onnx at all")
-    files = {file.name: file_entry(file).model_dump() for file in bundle_copy.iterdir() if file.name != "manifest.json"}
+    listed = [file for file in bundle_copy.iterdir() if file.name != "manifest.json"]
+    files = {file.name: file_entry(file).model_dump() for file in listed}
     rewritten(bundle_copy, files=files)
     with pytest.raises(GraphMismatch, match=r"stage0\.ort\.onnx"):
         Session(Bundle.open(bundle_copy))

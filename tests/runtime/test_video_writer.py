@@ -103,9 +103,7 @@ def test_a_rate_survives_any_container_and_every(tmp_path, suffix):
 
 
 @settings(derandomize=True, max_examples=15)
-@given(
-    steps=st.lists(st.integers(1, 2000), min_size=1, max_size=20), ticks=st.sampled_from([600, 1000, 12800, 90000])
-)
+@given(steps=st.lists(st.integers(1, 2000), min_size=1, max_size=20), ticks=st.sampled_from([600, 1000, 12800, 90000]))
 def test_variable_rates_keep_their_time_stamps(tmp_path_factory, steps, ticks):
     path = tmp_path_factory.mktemp("variable") / "out.mp4"
     times = [Fraction(sum(steps[:n]), ticks) for n in range(len(steps))]

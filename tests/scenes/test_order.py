@@ -39,9 +39,7 @@ def test_nothing_and_boxes_inside_one_another_are_ordered_too():
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(-20, 20), st.floats(0.1, 6), st.floats(0.5, 80), st.floats(0.1, 20)), max_size=14)
-)
+@given(st.lists(st.tuples(st.floats(-20, 20), st.floats(0.1, 6), st.floats(0.5, 80), st.floats(0.1, 20)), max_size=14))
 def test_every_box_is_painted_once_and_none_over_one_that_is_wholly_nearer(raw):
     boxes = np.array([(x, x + w, z, z + d) for x, w, z, d in raw], np.float32).reshape(-1, 4)
     result = paint_order(boxes)

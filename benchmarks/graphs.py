@@ -1,0 +1,250 @@
+"""What the graphs gain, and what token passing really saves: interleaved pairs, medians of ratios in process CPU time.
+
+    python benchmarks/graphs.py -o benchmarks/results/graphs.json
+
+A ViT-S/16 at 512x512 with random weights (attention and MLP cost the same whatever the weights), one thread. Tokens are
+forced to a profile by replaying decisions, so that the ratio of MACs is known exactly:
+
+    dense       our dense graph, fast form, against the export that `torch.onnx.export` gives of a plain ViT
+    efficiency  measured speed-up of the staged and the merged run over the one predicted from MACs
+    overhead    everything kept, merged and staged, against dense
+    gate        the stages' time when everything is kept, less dense, per gate
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as functional
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, ModelSpec
+from dovit_deploy.cost import CostModel
+from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
+from dovit_deploy.machine import machine_facts, package_versions
+from dovit_deploy.models.build import model_from_spec
+from dovit_deploy.models.checkpoint import Checkpoint
+from dovit_deploy.runtime.session import Session
+
+PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
+Step = Callable[[], object]
+
+
+class PlainBlock(torch.nn.Module):
+    """A block as everybody writes it: three-dimensional tokens, one qkv projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+        self.qkv, self.proj = torch.nn.Linear(width, 3 * width), torch.nn.Linear(width, width)
+        self.fc1, self.fc2 = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, count, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, count, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, count, width))
+        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+
+
+class PlainViT(torch.nn.Module):
+    """The same network as `spec_of(LinearHead())`, without gates."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
+        self.cls = torch.nn.Parameter(torch.zeros(1, 1, spec.width))
+        self.positions = torch.nn.Parameter(torch.zeros(1, spec.tokens, spec.width))
+        self.blocks = torch.nn.Sequential(*(PlainBlock(spec.width, spec.heads) for _ in range(spec.depth)))
+        self.norm, self.head = torch.nn.LayerNorm(spec.width), torch.nn.Linear(spec.width, spec.classes)
+        self.grid = spec.grid
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        patches = self.embed(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls, patches], dim=1) + self.positions
+        logits = self.head(self.norm(self.blocks(x))[:, 1:])
+        return logits.transpose(1, 2).reshape(1, -1, *self.grid)
+
+
+def spec_of(head: LinearHead | MaskHead, layers: tuple[int, ...], size: int) -> ModelSpec:
+    """ViT-S/16 with FCN gates before `layers`."""
+    gates = tuple(GateSpec(layer=layer, head=FcnHead(channels=256)) for layer in layers)
+    return ModelSpec(
+        family="dovit",
+        size=(size, size),
+        width=384,
+        depth=12,
+        heads=6,
+        hidden=1536,
+        classes=19,
+        gates=gates,
+        head=head,
+    )
+
+
+def bundle_of(spec: ModelSpec, folder: Path) -> Bundle:
+    """A bundle with random weights, exported as any other."""
+    torch.manual_seed(0)
+    model = model_from_spec(spec)
+    state = {name: torch.randn_like(value) * 0.05 for name, value in model.state_dict().items()}
+    norms = [name for name in state if "norm" in name and name.endswith("weight")]
+    state.update({name: torch.ones_like(state[name]) for name in norms})
+    checkpoint = Checkpoint(
+        spec=spec,
+        state=state,
+        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), assumed=True, stride=None),
+        classes=tuple(ClassEntry(name=f"class {n}", color=(n, n, n)) for n in range(spec.classes)),
+        thresholds=(1.0,) * len(spec.gates),
+        floor=0.0,
+        slide_size=None,
+        source="random weights",
+        source_sha256="0" * 64,
+    )
+    bundle, _ = bundle_from_checkpoint(
+        checkpoint,
+        folder,
+        request=ExportRequest(),
+        images=[("noise", pixels_of(spec))],
+        overwrite=True,
+        progress=lambda step: None,
+    )
+    return bundle
+
+
+def pixels_of(spec: ModelSpec) -> np.ndarray:
+    """Noise: only counts matter here, and they are forced."""
+    return np.random.default_rng(0).normal(size=(1, 3, *spec.size)).astype(np.float32)
+
+
+def plain_session(spec: ModelSpec, folder: Path) -> onnxruntime.InferenceSession:
+    """What a user gets from `torch.onnx.export` of a plain ViT."""
+    path = folder / "plain.onnx"
+    program = torch.onnx.export(
+        PlainViT(spec).eval(), (torch.from_numpy(pixels_of(spec)),), dynamo=True, opset_version=20, verbose=False
+    )
+    program.save(str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
+    """Median of baseline / other over interleaved pairs, order alternating, in CPU time of the process."""
+    for step in (baseline, other):
+        step()
+    pairs = []
+    for number in range(repeat):
+        steps = (baseline, other) if number % 2 == 0 else (other, baseline)
+        times = {step: _cpu_seconds(step) for step in steps}
+        pairs.append((times[baseline], times[other]))
+    values = [first / second for first, second in pairs]
+    return {
+        "ratio": statistics.median(values),
+        "low": sorted(values)[len(values) // 4],
+        "high": sorted(values)[-1 - len(values) // 4],
+        "baseline_ms": 1e3 * statistics.median(first for first, _ in pairs),
+        "other_ms": 1e3 * statistics.median(second for _, second in pairs),
+    }
+
+
+def _cpu_seconds(step: Step) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def keep_of(spec: ModelSpec, shares: tuple[float, ...]) -> list[np.ndarray]:
+    """Nested random decisions that keep `shares` of the patches."""
+    order = np.random.default_rng(1).permutation(spec.patches)
+    grids = []
+    for share in shares:
+        cells = np.zeros(spec.patches, dtype=bool)
+        cells[order[: round(share * spec.patches)]] = True
+        grids.append(cells.reshape(spec.grid))
+    return grids
+
+
+def measure(size: int, repeat: int) -> dict[str, object]:
+    """All figures, for one input size."""
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain_spec = spec_of(LinearHead(), (), size)
+        plain, pixels = plain_session(plain_spec, folder), pixels_of(plain_spec)
+        ours = Session(bundle_of(plain_spec, folder / "plain.dovit"), threads=1)
+        figures["dense_fast_over_plain_export"] = ratios(
+            lambda: plain.run(None, {"pixels": pixels}), lambda: ours.run_one(pixels, dense=True), repeat=repeat
+        )
+        for label, head, layers in (
+            ("bench model (stages 3/3/3/3, linear head)", LinearHead(), (3, 6, 9)),
+            ("DoViT-S (stages 2/3/3/4, mask head)", MaskHead(width=384, layers=2, heads=6), (2, 5, 8)),
+        ):
+            spec = spec_of(head, layers, size)
+            session = Session(bundle_of(spec, folder / f"{len(figures)}.dovit"), threads=1)
+            figures[label] = _token_figures(session, spec, pixels, repeat)
+    return figures
+
+
+def _token_figures(session: Session, spec: ModelSpec, pixels: np.ndarray, repeat: int) -> dict[str, object]:
+    figures: dict[str, object] = {}
+    cost = CostModel(spec)
+
+    def dense() -> object:
+        return session.run_one(pixels, dense=True)
+
+    for name, shares in PROFILES.items():
+        keep = keep_of(spec, shares)
+        _, report = session.run_one(pixels, keep=keep)
+        predicted = cost.dense().total / cost.actual(report.kept).total
+        staged = ratios(dense, lambda keep=keep: session.run_one(pixels, keep=keep), repeat=repeat)
+        figures[name] = {"predicted": predicted, "staged": staged, "efficiency": staged["ratio"] / predicted}
+    merged = session.engine("merged")
+    feed = {
+        "pixels": pixels,
+        "thresholds": np.ones((len(spec.gates), spec.classes), np.float32),
+        "floor": np.zeros((), np.float32),
+    }
+    figures["nothing stopped, merged"] = ratios(dense, lambda: merged.run(feed), repeat=repeat)
+    whole = ratios(dense, lambda: session.run_one(pixels, thresholds=1.0), repeat=repeat)
+    figures["nothing stopped, staged"] = whole
+    extra = (whole["other_ms"] - whole["baseline_ms"]) / len(spec.gates)
+    head = cost.actual([spec.tokens] * len(spec.stage_layers)).gates / cost.dense().total * whole["baseline_ms"]
+    figures["a gate with its partition, ms"] = {"total": extra, "of which auxiliary head": head / len(spec.gates)}
+    return figures
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    report = {
+        "command": f"python benchmarks/graphs.py --size {arguments.size} --repeat {arguments.repeat}",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine_facts(),
+        "versions": package_versions(),
+        "figures": measure(arguments.size, arguments.repeat),
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if arguments.output is not None:
+        arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
