@@ -35,7 +35,8 @@ class AudioCopy:
         self._stream = self._input.streams.best("audio")
         if self._stream is None:
             return
-        codec = self._stream.codec_context.codec.canonical_name
+        context = self._stream.codec_context
+        codec = "an unknown codec" if context is None else context.codec.canonical_name
         if codec in _MP4_CODECS:
             self._track = output.add_stream_from_template(self._stream)
         else:

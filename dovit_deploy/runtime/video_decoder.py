@@ -42,6 +42,9 @@ class VideoDecoder:
         if self.stream is None:
             self.container.close()
             raise SourceError(f"{name}: it holds no pictures: sound or text only, or a header that is cut off")
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise SourceError(f"{name}: its pictures are in a codec that FFmpeg does not know")
         self.stream.codec_context.thread_type = "AUTO"
         self.stream.codec_context.thread_count = _DECODER_THREADS
         self.damaged = 0

@@ -211,6 +211,13 @@ def test_sound_alone_is_no_video(tmp_path):
         open_source(str(tmp_path / "tone.mp4"))
 
 
+def test_an_unknown_codec(tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", count=3)
+    clip.write_bytes(clip.read_bytes().replace(b"avc1", b"qqqq").replace(b"avcC", b"qqqC"))
+    with pytest.raises(SourceError, match="codec"):
+        open_source(str(clip))
+
+
 def test_too_many_pixels(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", count=2)
     with pytest.raises(SourceError, match=r"64x48 is 3072 pixels.*--max-pixels 3072"):

@@ -193,6 +193,14 @@ def test_sound_that_mp4_cannot_carry_is_named(tmp_path):
     assert len(times_of(tmp_path / "out.mp4")) == 10
 
 
+def test_unknown_sound_is_named(tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", count=10, sound_s=Fraction(1))
+    clip.write_bytes(clip.read_bytes().replace(b"mp4a", b"qqqq").replace(b"esds", b"qqqs"))
+    (warning,) = copy(clip, tmp_path / "out.mp4").warnings
+    assert "sound is left out" in warning
+    assert len(times_of(tmp_path / "out.mp4")) == 10
+
+
 def test_a_turned_video_is_written_upright(tmp_path):
     clip = turn(make_clip(tmp_path / "clip.mp4", count=5), (0, 1, -1, 0))
     copy(clip, tmp_path / "out.mp4")
