@@ -1,0 +1,56 @@
+"""The street as data: what moves how fast, what a denser street adds, and that it has no end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dovit_deploy.scenes.things import Bicyclist, Building, Car, Pedestrian
+from dovit_deploy.scenes.world import RANGE, SPEED, camera_at, things_in_sight, world_from_seed
+
+
+def standing_still(thing):
+    """The thing without its place along the street: who it is."""
+    return replace(thing, s=0.0)
+
+
+def test_people_and_traffic_move_and_houses_do_not():
+    world = world_from_seed(3, density=1.0)
+    before = {standing_still(thing): thing.s for thing in things_in_sight(world, 2.0)}
+    moved = {type(thing): set() for thing in before}
+    for thing in things_in_sight(world, 2.5):
+        start = before.get(standing_still(thing))
+        if start is not None:
+            moved[type(thing)].add(round(thing.s - start, 3))
+    assert moved[Pedestrian] == {0.625, -0.7}
+    assert moved[Bicyclist] <= {2.2, -2.0} and moved[Bicyclist]
+    assert {0.0, -4.0} <= moved[Car]
+    assert moved[Building] == {0.0}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nobody_drives_through_the_camera(seed):
+    world = world_from_seed(seed, density=1.0)
+    for step in range(0, 400, 7):
+        time_s = step / 5
+        for thing in things_in_sight(world, time_s):
+            left, right, near, _ = thing.footprint
+            if left < 0.9 and right > -0.9 and isinstance(thing, Car | Bicyclist | Pedestrian):
+                assert near - SPEED * time_s > 8.0
+
+
+def test_a_denser_street_holds_everything_that_a_thinner_one_holds():
+    thin, dense = (set(things_in_sight(world_from_seed(5, density=d), 4.0)) for d in (0.3, 0.9))
+    assert thin < dense
+
+
+def test_a_street_goes_on_for_ever_and_no_more_of_it_is_ever_in_sight():
+    world = world_from_seed(6, density=0.5)
+    for time_s in (0.0, 600.0, 36_000.0):
+        things = things_in_sight(world, time_s)
+        assert 80 < len(things) < 500
+        camera = camera_at(world, time_s, size=(360, 640))
+        for thing in things:
+            _, _, near, far = thing.footprint
+            assert far > camera.s and near < camera.s + RANGE
