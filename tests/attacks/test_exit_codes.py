@@ -61,7 +61,7 @@ def runs(dovit: Run, tiny_bundle_path: Path):
     """`dovit run` with the tiny bundle."""
 
     def run(*arguments: object, **rest: object) -> subprocess.CompletedProcess[str]:
-        return dovit("run", *arguments, "--bundle", tiny_bundle_path, "--threads", 1, **rest)
+        return dovit("run", "--threads", 1, "--bundle", tiny_bundle_path, *arguments, **rest)
 
     return run
 

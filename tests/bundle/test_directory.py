@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.bundle.manifest import Manifest, digest_of
 from dovit_deploy.errors import (
     BundleError,
     DigestMismatch,
@@ -23,9 +23,9 @@ from dovit_deploy.errors import (
 
 def rewritten(path: Path, **changes: object) -> None:
     """The manifest with other fields, its own digest made right again."""
-    manifest = Manifest.from_json((path / "manifest.json").read_bytes())
-    body = {**manifest.model_dump(mode="json"), **changes}
-    (path / "manifest.json").write_text(Manifest.model_construct(**body).to_json())
+    body = {**json.loads((path / "manifest.json").read_text()), **changes}
+    body.pop("digest")
+    (path / "manifest.json").write_text(json.dumps({**body, "digest": digest_of(body)}))
 
 
 def test_a_whole_bundle_opens(tiny_bundle_path: Path) -> None:
@@ -130,11 +130,6 @@ def test_a_manifest_that_is_none(bundle_copy: Path, text: str) -> None:
 
 
 def test_an_unknown_field(bundle_copy: Path) -> None:
-    body = json.loads((bundle_copy / "manifest.json").read_text())
-    body.pop("digest")
-    body["surprise"] = 1
-    from dovit_deploy.bundle.manifest import _digest
-
-    (bundle_copy / "manifest.json").write_text(json.dumps({**body, "digest": _digest(body)}))
+    rewritten(bundle_copy, surprise=1)
     with pytest.raises(ManifestInvalid, match="surprise"):
         Bundle.open(bundle_copy)
