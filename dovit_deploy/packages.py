@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,8 @@ def onnxruntime() -> Any:  # noqa: ANN401
 def pillow() -> Any:  # noqa: ANN401
     """Pillow's `PIL.Image`."""
     load("PIL")
+    # It remarks on damaged metadata of pictures that it reads all the same.
+    warnings.filterwarnings("ignore", module="PIL")
     return importlib.import_module("PIL.Image")
 
 

@@ -91,7 +91,7 @@ class Manifest(Noun):
     def to_json(self) -> str:
         """The text of `manifest.json`, with its own digest."""
         body = self.model_dump(mode="json")
-        return json.dumps({**body, "digest": _digest(body)}, indent=1) + "\n"
+        return json.dumps({**body, "digest": digest_of(body)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
@@ -112,7 +112,7 @@ class Manifest(Noun):
                 f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
                 "export the checkpoint again, or install a matching dovit-deploy"
             )
-        if body.pop("digest", None) != _digest(body):
+        if body.pop("digest", None) != digest_of(body):
             raise ManifestInvalid("manifest.json was altered: its digest does not match; export it again")
         try:
             manifest = cls.model_validate(body)
@@ -141,6 +141,7 @@ def _check_agreement(manifest: Manifest) -> None:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
 
 
-def _digest(body: dict[str, object]) -> str:
+def digest_of(body: dict[str, object]) -> str:
+    """SHA-256 of the manifest's JSON without its digest, keys sorted, without white space."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

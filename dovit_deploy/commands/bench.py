@@ -111,7 +111,7 @@ def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
 
     if source is None:
         return rendered_frames(bundle.manifest)
-    taken = frames_from_source(source, bundle.manifest, max_pixels=options.DEFAULT_MAX_PIXELS)
+    taken = frames_from_source(source, bundle.manifest)
     if taken.taken_from is not None:
         console.remark(f"{len(taken.pixels)} of {taken.taken_from} frames, evenly spread", quiet=quiet)
     for failure in taken.failures:

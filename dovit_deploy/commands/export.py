@@ -122,7 +122,7 @@ def _given_pictures(given: str) -> list[tuple[str, RGB]]:
     from dovit_deploy.runtime.sources import open_source
 
     pictures = []
-    with open_source(given, max_pixels=options.DEFAULT_MAX_PIXELS, max_frames=PARITY_IMAGES) as source:
+    with open_source(given, max_frames=PARITY_IMAGES) as source:
         for frame in source:
             if isinstance(frame, FailedFrame):
                 raise SourceError(f"--parity-images: {frame.message}")

@@ -92,7 +92,7 @@ def contents_of(path: Path) -> Contents:
         return safetensors_contents(path)
     from dovit_deploy.measure.picture_contents import picture_contents
 
-    return picture_contents(path, max_pixels=options.DEFAULT_MAX_PIXELS)
+    return picture_contents(path)
 
 
 def _show_tables(contents: Contents) -> None:

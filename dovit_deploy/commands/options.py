@@ -18,6 +18,7 @@ Threshold = Annotated[
     str | None,
     typer.Option("--threshold", metavar="T[,T...]", help="Confidence above which a token stops: one, or one per gate."),
 ]
-MaxPixels = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse pictures with more pixels than this.")]
-DEFAULT_MAX_PIXELS = 178_956_970
-"""About 13400 x 13400: the size at which Pillow speaks of a decompression bomb."""
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", min=1, help="Refuse pictures with more pixels than this; default: 150 million."),
+]

@@ -39,7 +39,7 @@ def run(
     start: Annotated[float | None, typer.Option(help="Seconds into the video to begin at.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the video to stop before.")] = None,
     threads: options.Threads = None,
-    max_pixels: options.MaxPixels = options.DEFAULT_MAX_PIXELS,
+    max_pixels: options.MaxPixels = None,
     json_file: options.JsonFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -49,6 +49,7 @@ def run(
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
     from dovit_deploy.runtime.gate_inputs import thresholds_from
+    from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.runtime.job import RunJob
     from dovit_deploy.runtime.run_outputs import IMAGES_DEFAULT, KINDS, VIDEO_DEFAULT
     from dovit_deploy.runtime.session import Session
@@ -61,7 +62,9 @@ def run(
     console.check_writable(json_file)
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
-    with open_source(source, max_pixels=max_pixels, every=every, max_frames=max_frames, start=start, end=end) as frames:
+    with open_source(
+        source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
+    ) as frames:
         opened = Bundle.open(path)
         limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
         if licence:

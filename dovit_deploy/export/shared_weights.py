@@ -30,7 +30,8 @@ class WeightsFile:
     def write(cls, path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> WeightsFile:
         """Write `state` (name -> float32 tensor) to `path`."""
         tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(tensors, path, metadata=metadata)
+        # Not `save_file`: it makes the file unreadable for everybody else.
+        path.write_bytes(safetensors.torch.save(tensors, metadata=metadata))
         return cls.read(path)
 
     @classmethod

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import SourceError
 from dovit_deploy.runtime.frame_source import FailedFrame
+from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.runtime.results import RGB
 from dovit_deploy.runtime.sources import open_source
 from dovit_deploy.runtime.transforms import to_input
@@ -53,7 +54,7 @@ def _rendered() -> Iterator[tuple[str, RGB]]:
             yield f"street {number + 1}, density {density:g}", frame.rgb
 
 
-def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int) -> BenchFrames:
+def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> BenchFrames:
     """At most `MOST_FRAMES` frames of what the user named, evenly spread, resized to the model's size.
 
     Raises:

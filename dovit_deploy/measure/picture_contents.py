@@ -9,6 +9,7 @@ from typing import Literal
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.measure.model_contents import Rows
 from dovit_deploy.runtime.frame_source import FailedFrame, Source
+from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.runtime.sources import open_source
 
 
@@ -44,7 +45,7 @@ class PictureContents(Noun):
         )
 
 
-def picture_contents(path: Path, *, max_pixels: int) -> PictureContents:
+def picture_contents(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PictureContents:
     """Describe the image, folder or video at `path`.
 
     Raises:
