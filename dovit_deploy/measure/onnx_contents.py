@@ -115,7 +115,7 @@ def _contents(path: Path, model: memoryview) -> OnnxContents:
         bytes=len(model),
         producer=f"{text_of(model, MODEL_PRODUCER)} {text_of(model, MODEL_PRODUCER_VERSION)}".strip(),
         opsets=opsets,
-        inputs=tuple(port for port in inputs),
+        inputs=tuple(port for port in inputs if port.name not in tally.names),
         outputs=tuple(_port(entry) for entry in bytes_of(graph, GRAPH_OUTPUT)),
         operators=dict(tally.operators.most_common()),
         weights=tally.weights,
