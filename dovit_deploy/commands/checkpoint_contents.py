@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-from torch import Tensor
+from typing import Any, Literal
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ModelSpec, Noun
@@ -94,7 +92,7 @@ def _network(checkpoint: Checkpoint) -> NetworkContents:
 
 
 def _described(
-    path: Path, state: Mapping[str, Tensor], *, network: NetworkContents | None, problem: str | None
+    path: Path, state: Mapping[str, Any], *, network: NetworkContents | None, problem: str | None
 ) -> CheckpointContents:
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
     return CheckpointContents(
