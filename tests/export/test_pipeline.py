@@ -53,6 +53,17 @@ def test_graphs_hold_no_operator_with_a_data_dependent_shape(tiny_bundle_path: P
                 assert constants[node.input[1]].tolist() == [1]
 
 
+def test_the_mean_of_stopped_tokens_copies_no_matrix(tiny_bundle_path: Path) -> None:
+    for name in ("stage1.onnx", "stage2.ort.onnx", "merged.onnx"):
+        model = onnx.load(str(tiny_bundle_path / name), load_external_data=False)
+        producers = {output: node for node in model.graph.node for output in node.output}
+        products = [node for node in model.graph.node if node.op_type == "MatMul"]
+        masked = [node for node in products if producers[node.input[0]].op_type == "Cast"]
+        assert masked, f"{name}: no product with the mask of stopped tokens"
+        before = {producers[value].op_type for node in masked for value in node.input if value in producers}
+        assert "Transpose" not in before
+
+
 def test_weights_are_stored_once_and_graphs_only_point_at_them(tiny_bundle_path: Path) -> None:
     for file in graphs(tiny_bundle_path):
         model = onnx.load(str(file), load_external_data=False)
