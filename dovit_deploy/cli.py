@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.errors import DovitError, Interrupted
+
+# NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (run, export, bench, inspect, doctor)
 

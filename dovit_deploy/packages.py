@@ -16,6 +16,8 @@ from dovit_deploy.errors import PackageMissing
 
 # ONNX Runtime reads this when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# The FFmpeg inside OpenCV reads this at its first video; our errors say what it would print. Set it to see its lines.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @dataclass(frozen=True)

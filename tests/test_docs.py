@@ -42,7 +42,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page: Path) -> None:
     """Paths of the project in backticks."""
-    for name in re.findall(r"`((?:dovit_deploy|tests|docs|benchmarks|models)/[\w./-]+)`", page.read_text()):
+    for name in re.findall(r"`((?:dovit_deploy|tests|docs|benchmarks)/[\w./-]+\.(?:py|md|json))`", page.read_text()):
         assert (ROOT / name).exists(), f"{page.name}: {name}"
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU. Its default session options are the fastest measured; only threads are set."""
+"""ONNX Runtime on the CPU, with its default session options but for threads (docs/decisions/0005)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ class OnnxRuntimeBackend:
         """
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
+        # Otherwise the threads of one stage go on spinning while the next stage, or what follows the model, runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = bundle.graph(graph, fast=self._fast)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
@@ -84,7 +84,9 @@ def save_checkpoint(folder: Path, config: OwnConfig, state: Mapping[str, Tensor]
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
         fresh, old = Path(aside) / "new", Path(aside) / "old"
         fresh.mkdir()
-        save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
+        tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        # Not `save_file`: it makes the file unreadable for everybody else.
+        (fresh / WEIGHTS).write_bytes(save(tensors))
         (fresh / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from typing import Any
 
@@ -10,16 +9,14 @@ OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
 _ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
-_FFMPEG_QUIET = "-8"
 
 
 def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
     """`cv2.VideoCapture` of an address or camera index; `isOpened()` tells whether it worked.
 
-    OpenCV and the FFmpeg in it write their own lines to stderr when it does not; our error says it once.
+    OpenCV writes lines of its own to stderr when it does not; our error says it once (`packages` silences the FFmpeg
+    inside).
     """
-    # Read when the first video is opened; a user who wants to see the lines sets it himself.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", _FFMPEG_QUIET)
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
