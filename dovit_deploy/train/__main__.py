@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from dovit_deploy.errors import DovitError, Interrupted
+from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.train.config import default_config
-from dovit_deploy.train.data import SegmentationFolder
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.result import UNMEASURED_THRESHOLD, chosen_threshold, save_result, threshold_curve
 from dovit_deploy.train.state import RunFolder, write_atomically

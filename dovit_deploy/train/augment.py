@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy import packages
+from dovit_deploy.measure.datasets import IGNORE, Sample
 from dovit_deploy.train.config import IMAGENET_MEAN, IMAGENET_STD, Augmentation
-from dovit_deploy.train.data import IGNORE, Sample
 
 MEAN = np.array(IMAGENET_MEAN, np.float32)
 STD = np.array(IMAGENET_STD, np.float32)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dovit_deploy.bundle.spec import ModelSpec, SetrHead
 from dovit_deploy.errors import CheckError, ConfigError
+from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.augment import random_view
 from dovit_deploy.train.config import Phase, TrainConfig
-from dovit_deploy.train.data import SegmentationFolder
 from dovit_deploy.train.initialise import initialise
 from dovit_deploy.train.loss import class_weights, gate_loss, pixel_loss, token_histograms
 from dovit_deploy.train.masked import Passing, masked_forward

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.train.data import IGNORE
+from dovit_deploy.measure.datasets import IGNORE
 from dovit_deploy.train.masked import GateOutput
 
 

@@ -11,10 +11,10 @@ import torch
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ModelSpec, Noun
 from dovit_deploy.cost import CostModel
+from dovit_deploy.measure.datasets import ClassList, SegmentationFolder
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.config import IMAGENET_MEAN, IMAGENET_STD
-from dovit_deploy.train.data import ClassList, SegmentationFolder
 from dovit_deploy.train.masked import Passing
 from dovit_deploy.train.validate import Validation, validate
 

@@ -10,9 +10,9 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dovit_deploy.measure.datasets import IGNORE, Dataset
 from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.augment import normalised, resized
-from dovit_deploy.train.data import IGNORE, SegmentationFolder
 from dovit_deploy.train.masked import Passing, masked_forward
 
 
@@ -53,9 +53,7 @@ def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int
 
 
 @torch.no_grad()
-def validate(
-    model: VisionTransformer, data: SegmentationFolder, *, passing: Passing | None, bfloat16: bool
-) -> Validation:
+def validate(model: VisionTransformer, data: Dataset, *, passing: Passing | None, bfloat16: bool) -> Validation:
     """Run `model` over every image of `data`, one at a time, in evaluation mode; its mode is put back."""
     spec, classes = model.spec, model.spec.classes
     was_training = model.training

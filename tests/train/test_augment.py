@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dovit_deploy.measure.datasets import IGNORE, Sample
 from dovit_deploy.train.augment import MEAN, STD, normalised, random_view
 from dovit_deploy.train.config import Augmentation
-from dovit_deploy.train.data import IGNORE, Sample
 
 PLAIN = Augmentation(
     scale=(1, 1), aspect=(1, 1), brightness=(1, 1), channel_gain=(1, 1), gamma=(1, 1), saturation=(1, 1)

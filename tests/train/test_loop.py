@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dovit_deploy.errors import CheckError, ConfigError, InputError, UsageError
+from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.train.config import Augmentation, Phase, TokenPassing, TrainConfig
-from dovit_deploy.train.data import SegmentationFolder
 from dovit_deploy.train.loop import Trainer, trainable_model
 from dovit_deploy.train.schedule import learning_rate_at, progress_of
 from dovit_deploy.train.state import LOG, STATE, RunFolder

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dovit_deploy.train.data import IGNORE
+from dovit_deploy.measure.datasets import IGNORE
 from dovit_deploy.train.loss import class_weights, gate_loss, pixel_loss, token_histograms
 from dovit_deploy.train.masked import GateOutput
 

@@ -7,11 +7,11 @@ import torch
 
 from dovit_deploy.cost import CostModel
 from dovit_deploy.errors import UsageError
+from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import checkpoint_from_path
 from dovit_deploy.models.staged import DenseNetwork
 from dovit_deploy.train.__main__ import main
-from dovit_deploy.train.data import SegmentationFolder
 from dovit_deploy.train.initialise import initialise
 from dovit_deploy.train.loop import trainable_model
 from dovit_deploy.train.masked import masked_forward

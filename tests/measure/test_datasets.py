@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.train.data import IGNORE, SegmentationFolder
+from dovit_deploy.measure.datasets import IGNORE, SegmentationFolder
 from tests.train.tiny_folder import COLOURS, picture, write_folder
 
 
