@@ -24,7 +24,12 @@ class DatasetPart:
         if not self.indices:
             raise DatasetError(f"{self.name}: no image")
         self.classes = whole.classes
-        self.stems = tuple(whole.stems[index] for index in self.indices)
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the part's samples."""
+        names = self.whole.stems
+        return tuple(names[index] for index in self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -40,6 +45,11 @@ class DatasetPart:
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of the part's labelled pixels of each class, (K,); reads every label once."""
         return frequencies(self)
+
+    def check(self) -> None:
+        """Decode every image and label of the part once; raises DatasetError naming the first with a fault."""
+        for index in range(len(self)):
+            self.sample(index)
 
 
 def with_prefix(whole: Dataset, prefix: str, *, without: bool = False) -> DatasetPart:

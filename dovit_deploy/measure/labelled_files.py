@@ -42,9 +42,12 @@ class Dataset(Protocol):
     """One split: so many samples, each decoded (or rendered) when asked for."""
 
     classes: ClassList
-    stems: tuple[str, ...]
     name: str
     """Where it comes from and which split, for messages."""
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """A name for each sample; neighbours of one drive start alike."""
 
     def __len__(self) -> int: ...
 
@@ -56,6 +59,9 @@ class Dataset(Protocol):
 
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of the labelled pixels of each class, (K,)."""
+
+    def check(self) -> None:
+        """Raise DatasetError naming the first file with a fault: before an hour of work, not after it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,11 @@ class LabelledFiles:
             raise DatasetError(f"{name}: no labelled image")
         self.name, self.classes = name, classes
         self.files, self.codes = tuple(files), codes
-        self.stems = tuple(file.stem for file in files)
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the images without suffix."""
+        return tuple(file.stem for file in self.files)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -130,6 +140,11 @@ class LabelledFiles:
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of the labelled pixels of each class, (K,); reads every label once."""
         return frequencies(self)
+
+    def check(self) -> None:
+        """Decode every image and label once; raises DatasetError naming the first that cannot be used."""
+        for index in range(len(self)):
+            self.sample(index)
 
 
 def frequencies(data: Dataset) -> NDArray[np.float64]:
@@ -176,6 +191,15 @@ def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
             raise DatasetError(f"{path}: {files[path.stem].name} has the same stem; keep one of them")
         files[path.stem] = path
     return files
+
+
+def paired(images: Sequence[Path], labels: Sequence[Path]) -> list[LabelledFile]:
+    """Images and labels of the same stems; raises DatasetError naming a file that has no partner."""
+    image_of, label_of = by_stem(images), by_stem(labels)
+    for stem in sorted(image_of.keys() ^ label_of.keys()):
+        path, missing = (image_of[stem], "label") if stem in image_of else (label_of[stem], "image")
+        raise DatasetError(f"{path}: there is no {missing} named '{stem}'")
+    return [LabelledFile(stem, image_of[stem], label_of[stem]) for stem in sorted(image_of)]
 
 
 def lines_of(path: Path) -> list[str]:
