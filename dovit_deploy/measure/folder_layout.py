@@ -64,6 +64,9 @@ class SegmentationFolder(LabelledFiles):
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
         classes = class_list_from_file(root / "classes.json")
+        if not (root / f"{split}.txt").is_file():
+            known = ", ".join(sorted(path.stem for path in root.glob("*.txt"))) or "none"
+            raise DatasetError(f"{root / f'{split}.txt'}: cannot be read, it is not there; splits here: {known}")
         stems = lines_of(root / f"{split}.txt")
         images = by_stem(listed(root / "images" / split))
         files = [_file(root, split, stem, images) for stem in stems]

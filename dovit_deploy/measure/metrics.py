@@ -152,4 +152,5 @@ def _band(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
     cv2 = packages.opencv()
     framed = np.pad(mask.view(np.uint8), 1)
     inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
-    return mask & (inner == 0)
+    ring: NDArray[np.bool_] = mask & (inner == 0)
+    return ring
