@@ -13,6 +13,7 @@ import typer
 from dovit_deploy import __version__
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.doctor import doctor
+from dovit_deploy.commands.evaluate import evaluate
 from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
@@ -21,7 +22,7 @@ from dovit_deploy.errors import DovitError, Interrupted
 # NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-VERBS: tuple[Callable[..., None], ...] = (run, export, bench, inspect, doctor)
+VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, inspect, doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -35,6 +35,11 @@ class Blocks:
         """How many blocks there are."""
         return int(self.number[-1]) + 1 if len(self.number) else 0
 
+    @property
+    def longest(self) -> int:
+        """Images in the longest block."""
+        return int(np.bincount(self.number).max())
+
 
 def blocks_from_stems(stems: Sequence[str], *, length: int = BLOCK) -> Blocks:
     """Blocks of at most `length` neighbours of one drive: what stands before the last "_" of a stem names the drive."""

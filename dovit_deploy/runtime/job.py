@@ -114,7 +114,7 @@ class RunJob:
             "interrupted": interrupted,
             "engine": session.backend.name,
             "precision": session.backend.precision,
-            "thresholds": None if self._dense else _short(limits),
+            "thresholds": None if self._dense else short_thresholds(limits),
             "dense": self._dense,
             "bundle": str(session.bundle.path),
             "machine": machine_facts(),
@@ -124,7 +124,7 @@ class RunJob:
         }
 
 
-def _short(thresholds: npt.NDArray[np.float32]) -> list[Any]:
+def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
     """One number per gate where all classes share it, else one per gate and class."""
     rows = np.round(thresholds.astype(np.float64), 7)
     if rows.size and (rows == rows[:, :1]).all():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,7 @@ from dovit_deploy.runtime.results import RunTiming, TokenReport
 
 Pixels = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
+Decide = Callable[[int, Mapping[str, Buffer]], npt.NDArray[np.int64]]
 
 
 class Session:
@@ -140,6 +141,7 @@ class Session:
         thresholds: npt.NDArray[np.float32],
         floor: np.float32,
         replay: list[npt.NDArray[np.int64]] | None = None,
+        decide: Decide | None = None,
     ) -> Iterator[tuple[dict[str, Buffer], Buffer | None]]:
         """Run stage by stage; yields each stage's outputs and the `index` that the next one gets (None at the end).
 
@@ -148,6 +150,7 @@ class Session:
             thresholds: (gates, K).
             floor: ().
             replay: per gate, the index to use in place of the gate's own decision.
+            decide: makes that index from the number of the gate and the outputs before it.
         """
         backend, gates = self.backend, len(self.bundle.manifest.spec.gates)
         inputs: dict[str, Buffer] = {"pixels": backend.upload(pixels)}
@@ -155,7 +158,9 @@ class Session:
             inputs["thresholds"] = backend.upload(thresholds[number])
             inputs["floor"] = backend.upload(np.asarray(floor))
             outputs = self.engine(f"stage{number}").run(inputs)
-            if replay is None:
+            if decide is not None:
+                index = backend.upload(decide(number, outputs))
+            elif replay is None:
                 index = backend.narrow(outputs["order"], int(backend.download(outputs["count"])))
             else:
                 index = backend.upload(replay[number])

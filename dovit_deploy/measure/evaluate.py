@@ -1,0 +1,184 @@
+"""Evaluating what is deployed: every image of a set dense, dynamic and under the controls, through one session.
+
+All ways of running see the same decoded image in turn, so that their answers are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.measure.controls import Steer, SteeredSession, first_gate_keep, oracle_keep, random_keep
+from dovit_deploy.measure.labelled_files import ClassList, Dataset, Sample
+from dovit_deploy.measure.metrics import ClassCounts, Confusion, boundary_counts
+from dovit_deploy.runtime.gate_inputs import Thresholds
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.results import RGB, FrameTokens, TokenReport
+from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.session import Logits, Pixels, Session
+
+Advance = Callable[[float], None]
+"""Told after every image what share of its MACs was saved."""
+
+SEED = 0
+"""Of the random control."""
+
+
+@dataclass
+class Tally:
+    """One way of running the bundle, image by image."""
+
+    pixels: list[ClassCounts] = field(default_factory=list)
+    boundary: list[ClassCounts] = field(default_factory=list)
+    kept: list[tuple[int, ...]] = field(default_factory=list)
+    """Tokens entering each stage, summed over the windows."""
+    gmacs: list[float] = field(default_factory=list)
+
+    def add(self, sample: Sample, result: SegmentationResult, *, classes: int) -> None:
+        """Count one image's answer."""
+        self.pixels.append(Confusion.of(sample.label, result.class_map, classes=classes).counts)
+        self.boundary.append(boundary_counts(sample.label, result.class_map, classes=classes))
+        self.kept.append(result.tokens.kept)
+        self.gmacs.append(result.tokens.gmacs_actual)
+
+    @property
+    def counts(self) -> ClassCounts:
+        """Of all images, (n, K)."""
+        return ClassCounts.stacked(self.pixels)
+
+    @property
+    def boundary_counts(self) -> ClassCounts:
+        """Of the bands along the contours of all images, (n, K)."""
+        return ClassCounts.stacked(self.boundary)
+
+
+@dataclass
+class Measured:
+    """All ways of running, over the whole set."""
+
+    stems: list[str] = field(default_factory=list)
+    dense: Tally = field(default_factory=Tally)
+    dynamic: Tally = field(default_factory=Tally)
+    random: Tally = field(default_factory=Tally)
+    first_gate: Tally = field(default_factory=Tally)
+    oracle: Tally = field(default_factory=Tally)
+    smaller: list[Tally] = field(default_factory=list)
+
+
+def check_classes(classes: ClassList, manifest: Manifest) -> None:
+    """Refuse a data set whose classes are not the bundle's.
+
+    Raises:
+        DatasetError: another number of classes, or the same names in another order.
+    """
+    own, given = [entry.name.lower() for entry in manifest.classes], [name.lower() for name in classes.names]
+    if len(own) != len(given):
+        raise DatasetError(
+            f"the data set has {len(given)} classes ({_few(given)}), the bundle {manifest.name} has {len(own)} "
+            f"({_few(own)}); evaluate on a data set of the bundle's classes"
+        )
+    if own != given and sorted(own) == sorted(given):
+        place = next(number for number in range(len(own)) if own[number] != given[number])
+        raise DatasetError(
+            f"class {place} is '{given[place]}' in the data set and '{own[place]}' in the bundle {manifest.name}: "
+            "the same names in another order; number the labels as the bundle does"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def measure_set(
+    session: Session,
+    data: Dataset,
+    *,
+    thresholds: Thresholds | None,
+    controls: bool,
+    smaller: Sequence[Session] = (),
+    advance: Advance,
+) -> Measured:
+    """Run every image of `data` in every way.
+
+    Args:
+        session: of the deployed bundle.
+        data: of the bundle's classes.
+        thresholds: None: the bundle's own.
+        controls: also the random, first-gate and oracle controls.
+        smaller: sessions of the same network at other input sizes, run dense.
+        advance: told after each image.
+
+    Raises:
+        DatasetError: other classes, a file that cannot be used, or no labelled pixel in the whole set.
+        UsageError: controls of a model without gates, or thresholds out of range.
+    """
+    manifest = session.bundle.manifest
+    check_classes(data.classes, manifest)
+    if controls and not manifest.spec.gates:
+        raise UsageError(f"{manifest.name} is a dense model without gates; there is nothing to control")
+    measured = Measured(smaller=[Tally() for _ in smaller])
+    runner = _ImageRunner(session, thresholds=thresholds, controls=controls)
+    predictors = [Predictor(small) for small in smaller]
+    for number in range(len(data)):
+        sample = data.sample(number)
+        saved = runner.run(measured, sample, number)
+        for predictor, tally in zip(predictors, measured.smaller, strict=True):
+            tally.add(sample, predictor.predict(sample.rgb, dense=True), classes=manifest.spec.classes)
+        advance(saved)
+    if not measured.dense.counts.true.sum():
+        raise DatasetError(f"{data.name}: no labelled pixel in the whole split")
+    return measured
+
+
+class _ImageRunner:
+    """One image at a time, in every way."""
+
+    def __init__(self, session: Session, *, thresholds: Thresholds | None, controls: bool) -> None:
+        self.session, self.thresholds, self.controls = session, thresholds, controls
+        self.spec = session.bundle.manifest.spec
+        self.predictor = Predictor(session)
+
+    def run(self, measured: Measured, sample: Sample, number: int) -> float:
+        """Count the answers to image `number`; returns the share of its MACs that was saved."""
+        logits: list[Logits] = []
+
+        def dense(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            del window
+            answer = self.session.run_one(pixels, dense=True)
+            logits.append(answer[0])
+            return answer
+
+        measured.stems.append(sample.stem)
+        measured.dense.add(sample, self._steered(sample.rgb, dense), classes=self.spec.classes)
+        dynamic = self.predictor.predict(sample.rgb, thresholds=self.thresholds)
+        measured.dynamic.add(sample, dynamic, classes=self.spec.classes)
+        if self.controls:
+            self._control(measured, sample, number, dynamic.tokens, logits)
+        return dynamic.tokens.flops_saved
+
+    def _control(
+        self, measured: Measured, sample: Sample, number: int, tokens: FrameTokens, logits: Sequence[Logits]
+    ) -> None:
+        session, spec = self.session, self.spec
+
+        def drawn(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            rng = np.random.default_rng([SEED, number, window])
+            return session.run_one(pixels, keep=random_keep(tokens.windows[window].report.kept, spec, rng=rng))
+
+        def first(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            del window
+            return session.run_one(pixels, keep=first_gate_keep(spec))
+
+        def oracle(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            return session.run_one(pixels, keep=oracle_keep(session, pixels, logits[window]))
+
+        for steer, tally in ((drawn, measured.random), (first, measured.first_gate), (oracle, measured.oracle)):
+            tally.add(sample, self._steered(sample.rgb, steer), classes=spec.classes)
+
+    def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
+        return Predictor(cast("Session", SteeredSession(self.session, steer))).predict(rgb)
