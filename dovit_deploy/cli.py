@@ -17,12 +17,13 @@ from dovit_deploy.commands.evaluate import evaluate
 from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
+from dovit_deploy.commands.train import train
 from dovit_deploy.errors import DovitError, Interrupted
 
 # NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, inspect, doctor)
+VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, train, inspect, doctor)
 
 
 def _print_version(wanted: bool) -> None:

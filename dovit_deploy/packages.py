@@ -82,6 +82,12 @@ def pillow() -> Any:  # noqa: ANN401
     return importlib.import_module("PIL.Image")
 
 
+def matplotlib_figure() -> Any:  # noqa: ANN401
+    """Matplotlib's module of figures, which need no display and no state of pyplot's."""
+    load("matplotlib")
+    return importlib.import_module("matplotlib.figure")
+
+
 def supervision() -> Any:  # noqa: ANN401
     """Roboflow's supervision, which some users annotate with."""
     return load("supervision")

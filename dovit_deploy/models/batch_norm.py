@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,7 @@ class NormedConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(
-            inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False
-        )
+        self.projection = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,4 +64,26 @@ def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
         scale = entries["weight"] / torch.sqrt(entries["running_var"] + EPS)
         result[f"{prefix}.weight"] = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).float()
         result[f"{prefix}.bias"] = (entries["bias"] - entries["running_mean"] * scale).float()
+    return result
+
+
+def unfolded(state: dict[str, Tensor], training_names: Iterable[str]) -> dict[str, Tensor]:
+    """The opposite of `folded`: a state dict for a network whose entries are `training_names`.
+
+    Each folded projection gets a batch norm that only adds its bias, so that in evaluation mode the network computes
+    what it did. Entries that the network does not norm come back unchanged.
+    """
+    result = dict(state)
+    for name in training_names:
+        prefix = name.removesuffix(".norm.running_var")
+        if prefix == name or f"{prefix}.weight" not in result:
+            continue
+        result[f"{prefix}.projection.weight"] = result.pop(f"{prefix}.weight")
+        bias = result.pop(f"{prefix}.bias")
+        result[f"{prefix}.norm.bias"] = bias
+        result[f"{prefix}.norm.weight"] = torch.ones_like(bias)
+        result[f"{prefix}.norm.running_mean"] = torch.zeros_like(bias)
+        # The norm divides by sqrt(variance + EPS), which is 1 then.
+        result[f"{prefix}.norm.running_var"] = torch.full_like(bias, 1.0 - EPS)
+        result[f"{prefix}.norm.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
     return result

@@ -64,13 +64,21 @@ def is_own_format(folder: Path) -> bool:
     return isinstance(contents, dict) and contents.get("format") == FORMAT
 
 
-def save_checkpoint(folder: Path, config: OwnConfig, state: Mapping[str, Tensor], *, overwrite: bool = False) -> None:
+def save_checkpoint(
+    folder: Path,
+    config: OwnConfig,
+    state: Mapping[str, Tensor],
+    *,
+    documents: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
     """Write a checkpoint aside and rename it into place, so that `folder` is always whole.
 
     Args:
         folder: where it goes.
         config: what is written beside the weights.
         state: of `VisionTransformer(config.spec)`, in training or deployment form.
+        documents: further files, name -> text; nothing here reads them.
         overwrite: replace a checkpoint of ours at `folder`; anything else there is never touched.
 
     Raises:
@@ -84,10 +92,12 @@ def save_checkpoint(folder: Path, config: OwnConfig, state: Mapping[str, Tensor]
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
         fresh, old = Path(aside) / "new", Path(aside) / "old"
         fresh.mkdir()
-        tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         # Not `save_file`: it makes the file unreadable for everybody else.
         (fresh / WEIGHTS).write_bytes(save(tensors))
         (fresh / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for name, text in (documents or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rename(old)
         try:

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 from dovit_deploy import packages
 from dovit_deploy.measure.datasets import IGNORE, Sample
-from dovit_deploy.train.config import IMAGENET_MEAN, IMAGENET_STD, Augmentation
-
-MEAN = np.array(IMAGENET_MEAN, np.float32)
-STD = np.array(IMAGENET_STD, np.float32)
+from dovit_deploy.train.config import Augmentation, Scaling
 
 
 @dataclass(frozen=True)
@@ -28,9 +25,10 @@ class View:
     place: tuple[float, float]
 
 
-def normalised(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) uint8 -> (3, H, W) float32 with ImageNet's mean and standard deviation."""
-    pixels: NDArray[np.float32] = (rgb.astype(np.float32) - MEAN) / STD
+def normalised(rgb: NDArray[np.uint8], scaling: Scaling) -> NDArray[np.float32]:
+    """(H, W, 3) uint8 -> (3, H, W) float32."""
+    mean, std = np.array(scaling.mean, np.float32), np.array(scaling.std, np.float32)
+    pixels: NDArray[np.float32] = (rgb.astype(np.float32) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -48,6 +46,7 @@ def random_view(
     size: tuple[int, int],
     crop: tuple[int, int],
     ranges: Augmentation,
+    scaling: Scaling,
     rng: np.random.Generator,
 ) -> View:
     """A view of `crop` (height, width) pixels, cut from `sample` as if it had been resized to `size` first."""
@@ -76,7 +75,7 @@ def random_view(
     )
     inside = cv2.warpAffine(np.ones((height, width), np.uint8), matrix, target, flags=cv2.INTER_NEAREST)
     # Outside the image lies what padding puts there at inference: zeros after normalisation.
-    return View(normalised(rgb) * inside, label, (float(place[0]), float(place[1])))
+    return View(normalised(rgb, scaling) * inside, label, (float(place[0]), float(place[1])))
 
 
 def _draw(bounds: tuple[float, float], rng: np.random.Generator) -> float:

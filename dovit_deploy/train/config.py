@@ -1,17 +1,24 @@
-"""TrainConfig: everything that decides a training run, as data; with the seed it is the recipe."""
+"""TrainConfig: everything that decides a training run, as data; with the data and the seed it is the run."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, GateSpec, ModelSpec, Noun, SetrHead
+from dovit_deploy.bundle.spec import ModelSpec, Noun
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB, on the scale 0..255."""
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """RGB, on the scale 0..255."""
+
+
+class Scaling(Noun):
+    """From 0..255 to what the network takes: mean and standard deviation of red, green and blue."""
+
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
 
 class Phase(Noun):
@@ -22,6 +29,8 @@ class Phase(Noun):
     crop: tuple[int, int]
     """Height and width in pixels, whole patches, no larger than the padded input."""
     batch: int = Field(ge=1)
+    rendered: float = Field(default=0.0, ge=0, le=1)
+    """Share of the images that are rendered scenes; 1 makes the phase a pre-training on them."""
 
 
 class Augmentation(Noun):
@@ -34,48 +43,100 @@ class Augmentation(Noun):
     gamma: tuple[float, float] = (0.7, 1.4)
     saturation: tuple[float, float] = (0.5, 1.4)
 
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, (lowest, highest) in self:
+            if not 0 < lowest <= highest:
+                raise ValueError(f"{name} ({lowest}, {highest}): lowest and highest, both above 0")
+        return self
+
 
 class TokenPassing(Noun):
     """When tokens are stopped in training, exactly as at inference."""
 
-    start: float = Field(default=0.65, ge=0, le=1)
-    """Share of the run after which it begins; the learning rate must still fall there."""
+    mode: Literal["random", "annealed", "off"] = "random"
+    """random: late in the run, one random threshold a step. annealed: the threshold falls from 1 over the run, as the
+    official recipe has it. off: every step is dense; the gates' heads learn all the same."""
     share: float = Field(default=0.75, ge=0, le=1)
-    """Share of the steps, from then on, that stop tokens; the others stay dense."""
+    """Share of the steps that stop tokens, once it has begun; the others stay dense."""
+    start: float = Field(default=0.65, ge=0, le=1)
+    """random: share of the run after which it begins; the learning rate must still fall there."""
     thresholds: tuple[float, float] = (0.8, 0.99)
-    """Each step draws one threshold from this range."""
+    """random: each step draws one threshold from this range."""
+    final: float = Field(default=0.9, ge=0, le=1)
+    """annealed: the threshold that the fall ends at."""
+    until: float = Field(default=0.8, gt=0, le=1)
+    """annealed: share of the run at which it ends."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if not 0 <= self.thresholds[0] <= self.thresholds[1] <= 1:
+            raise ValueError(f"thresholds {self.thresholds}: lowest and highest, within [0, 1]")
+        return self
 
 
-class TrainConfig(Noun):
-    """A run: the network, its length (`steps` or `minutes` of processor time, not both) and the recipe."""
+class Distillation(Noun):
+    """What steps that stop tokens learn from a frozen dense copy of the network."""
 
-    spec: ModelSpec
+    teacher: Literal["off", "init", "average"] = "off"
+    """init: the network that the run starts from. average: the moving average when tokens are first stopped."""
+    features: float = Field(default=0.5, ge=0)
+    """Weight of the mean squared difference of the last features."""
+    pixels: float = Field(default=1.0, ge=0)
+    """Weight of the Kullback-Leibler divergence of the class probabilities."""
+
+
+class Settings(Noun):
+    """What a user may set and what travels unchanged into the run."""
+
     steps: int | None = Field(default=None, ge=1)
     minutes: float | None = Field(default=None, gt=0)
+    clock: Literal["wall", "processor"] = "wall"
+    """How `minutes` are counted; processor: of this process alone, so that others on the machine do not matter."""
     seed: int = Field(default=0, ge=0)
-    phases: tuple[Phase, ...]
     augmentation: Augmentation = Augmentation()
     passing: TokenPassing = TokenPassing()
-    learning_rate: float = 1e-3
+    distillation: Distillation = Distillation()
+    learning_rate: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.05
+    weight_decay: float = Field(default=0.05, ge=0)
     """On matrices and kernels only."""
-    warm_up: float = 0.04
+    warm_up: float = Field(default=0.04, ge=0, lt=1)
     """Share of the run."""
-    clip: float = 1.0
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
-    average_decay: float = 0.995
+    average_decay: float = Field(default=0.995, ge=0, lt=1)
     """Of the exponential moving average of the weights, which is what the run yields."""
-    auxiliary_weight: float = 0.4
-    detach_auxiliary: bool = True
+    auxiliary_weight: float = Field(default=0.4, ge=0)
+    detach_aux: bool = True
     """Gates do not train the layers below them: otherwise the first layers become the final classifier."""
-    class_weight_power: float = 0.5
+    class_weight_power: float = Field(default=0.5, ge=0)
     """Class weights are (1 / frequency) to this power; 0 weighs all pixels alike."""
-    bfloat16: bool = True
-    save_seconds: float = 120.0
-    """Processor seconds between two states on the disk."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: whichever a short trial finds faster when the run is made."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    """Of PyTorch; 0 leaves it to PyTorch."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that decode, render and augment ahead; 0: the training process does it. Results do not change."""
+    scenes: int = Field(default=0, ge=0)
+    """How many different rendered scenes there are, kept in the run's folder; 0: every one is new."""
+    save_seconds: float = Field(default=120.0, gt=0)
+    """Between two states on the disk."""
     validations: int = Field(default=8, ge=0)
-    """How many times the validation split is looked at."""
+    """How many times the watched images are looked at."""
+    max_drop: float = Field(default=0.8, ge=0)
+    """Points of mIoU that the chosen threshold may cost on the watched images."""
+    license: str = ""
+    """Note that travels with the weights."""
+
+
+class TrainConfig(Settings):
+    """A run: the network, its length (`steps` or `minutes`, not both), what it sees and the recipe."""
+
+    spec: ModelSpec
+    phases: tuple[Phase, ...]
+    scaling: Scaling = Scaling()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,47 +147,20 @@ class TrainConfig(Noun):
             raise ValueError(f"phases end at {ends}: they must rise and the last must end at 1")
         patch, limits = self.spec.patch, [side * self.spec.patch for side in self.spec.grid]
         for phase in self.phases:
-            if any(side % patch or side > limit for side, limit in zip(phase.crop, limits, strict=True)):
+            if any(side < 1 or side % patch or side > limit for side, limit in zip(phase.crop, limits, strict=True)):
                 raise ValueError(f"crop {phase.crop} must be multiples of {patch} up to {tuple(limits)}")
         return self
+
+    @property
+    def bfloat16(self) -> bool:
+        """Matrix products are computed in bfloat16."""
+        return self.precision == "bf16"
+
+    @property
+    def renders(self) -> bool:
+        """Some phase shows rendered scenes."""
+        return any(phase.rendered > 0 for phase in self.phases)
 
     def phase_at(self, progress: float) -> Phase:
         """The phase that covers `progress` in [0, 1]."""
         return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
-
-
-def small_spec(size: tuple[int, int], classes: int) -> ModelSpec:
-    """The default network: a ViT of width 192 and 12 layers behind a convolutional stem, under 7 M parameters."""
-    gates = tuple(GateSpec(layer=layer, head=FcnHead(channels=128)) for layer in (3, 6, 9))
-    return ModelSpec(
-        family="dovit",
-        size=size,
-        stem=ConvStem(widths=(24, 48, 96)),
-        width=192,
-        depth=12,
-        heads=3,
-        hidden=768,
-        classes=classes,
-        gates=gates,
-        position_mode="bilinear",
-        head=SetrHead(channels=96, convs=2, up_scale=2, kernel=3),
-    )
-
-
-def default_config(
-    size: tuple[int, int], classes: int, *, minutes: float | None = None, steps: int | None = None, seed: int = 0
-) -> TrainConfig:
-    """The recipe for a data set of images of `size` (height, width), trained from scratch."""
-    spec = small_spec(size, classes)
-    full = tuple(side * spec.patch for side in spec.grid)
-    small = tuple(max(spec.patch, round(side * 0.72 / spec.patch) * spec.patch) for side in full)
-    return TrainConfig(
-        spec=spec,
-        minutes=minutes,
-        steps=steps,
-        seed=seed,
-        phases=(
-            Phase(until=0.6, crop=(small[0], small[1]), batch=8),
-            Phase(until=1.0, crop=(full[0], full[1]), batch=4),
-        ),
-    )

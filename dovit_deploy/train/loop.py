@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dovit_deploy.bundle.spec import ModelSpec, SetrHead
-from dovit_deploy.errors import CheckError, ConfigError
-from dovit_deploy.measure.datasets import SegmentationFolder
+from dovit_deploy.errors import CheckError, Interrupted
+from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.vision_transformer import VisionTransformer
-from dovit_deploy.train.augment import random_view
-from dovit_deploy.train.config import Phase, TrainConfig
-from dovit_deploy.train.initialise import initialise
-from dovit_deploy.train.loss import class_weights, gate_loss, pixel_loss, token_histograms
-from dovit_deploy.train.masked import Passing, masked_forward
-from dovit_deploy.train.schedule import learning_rate_at, progress_of
+from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
+from dovit_deploy.train.config import TrainConfig
+from dovit_deploy.train.device import device_from_name
+from dovit_deploy.train.initialise import Start, initialise, load_start, settle_norms, trainable_model
+from dovit_deploy.train.loss import class_weights
+from dovit_deploy.train.material import Material
+from dovit_deploy.train.objective import Objective
+from dovit_deploy.train.schedule import learning_rate_at, passing_at, progress_of
 from dovit_deploy.train.state import RunFolder, RunState
 from dovit_deploy.train.validate import validate
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a watcher is told after each step."""
+
+    step: int
+    progress: float
+    """Share of the run that is done."""
+    loss: float
+    """Of the decode head, smoothed."""
+    miou: float | None
+    """In percent, when last looked at."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -28,7 +44,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        embedding = name in ("extra_tokens", "positions")
+        embedding = name in ("extra_tokens", "positions", "head.class_tokens")
         (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
@@ -45,32 +61,59 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
             mine[name].copy_(value)
 
 
-def trainable_model(spec: ModelSpec) -> VisionTransformer:
-    """The network of `spec` with its batch norms apart; ConfigError for gates that cannot be trained here."""
-    if any(isinstance(gate.head, SetrHead) for gate in spec.gates):
-        raise ConfigError("gates with up-sampling (setr) heads are not trained; use linear or fcn heads")
-    return VisionTransformer(spec, trainable=True)
+def starting_model(config: TrainConfig, start: Start | None) -> VisionTransformer:
+    """The network of a run before its first step, on the run's device."""
+    model = trainable_model(config.spec)
+    initialise(model, config.seed)
+    if start is not None:
+        load_start(model, start.state)
+    model.to(device_from_name(config.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 class Trainer:
-    """One run: `data` is what it learns from, `watched` (may be None) what it is looked at on."""
+    """One run.
+
+    Args:
+        config: the run; its precision is settled.
+        material: what it learns from.
+        watched: what it is looked at on; may be absent.
+        folder: where log and state go.
+        frequencies: share of each class among the labelled pixels.
+        start: weights to start from.
+    """
 
     def __init__(
-        self, config: TrainConfig, data: SegmentationFolder, watched: SegmentationFolder | None, folder: RunFolder
+        self,
+        config: TrainConfig,
+        material: Material,
+        watched: Dataset | None,
+        folder: RunFolder,
+        *,
+        frequencies: Sequence[float],
+        start: Start | None = None,
     ) -> None:
-        if len(data.classes.names) != config.spec.classes:
-            raise ConfigError(f"{data.root}: {len(data.classes.names)} classes, the network has {config.spec.classes}")
-        self.config, self.data, self.watched, self.folder = config, data, watched, folder
-        self.model = trainable_model(config.spec)
-        initialise(self.model, config.seed)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config, self.material, self.watched, self.folder = config, material, watched, folder
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.maker = BatchMaker(config, material)
+        self.model = starting_model(config, start)
+        self.device = self.model.positions.device
+        self.step, self.seen, self.scenes, self.seconds = 0, 0, 0, 0.0
+        if start is not None:
+            first = next(iter(self.plans(None)))
+            settle_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
         )
-        frequencies = torch.from_numpy(data.class_frequencies())
-        self.weights = class_weights(frequencies, config.class_weight_power)
-        self.step, self.seen, self.seconds = 0, 0, 0.0
+        weights = class_weights(torch.tensor(frequencies, dtype=torch.float64), config.class_weight_power)
+        self.objective = Objective(config, weights.to(self.device))
+        self.miou: float | None = None
+
+    def _frozen(self, model: VisionTransformer) -> VisionTransformer:
+        return copy.deepcopy(model).eval().requires_grad_(False)
 
     @property
     def progress(self) -> float:
@@ -85,104 +128,109 @@ class Trainer:
         self.model.load_state_dict(state.model)
         self.average.load_state_dict(state.average)
         self.optimiser.load_state_dict(state.optimiser)
-        self.step, self.seen, self.seconds = state.step, state.seen, state.seconds
+        if state.teacher is not None:
+            self.teacher = self._frozen(self.model)
+            self.teacher.load_state_dict(state.teacher)
+        self.step, self.seen, self.scenes, self.seconds = state.step, state.seen, state.scenes, state.seconds
         self.folder.forget_after(self.step)
+        self.miou = next((row["miou"] for row in reversed(self.folder.rows()) if "miou" in row), None)
         return True
 
     def save(self) -> None:
         """Put the whole state on the disk."""
-        models = self.model.state_dict(), self.average.state_dict()
-        self.folder.save(RunState(self.step, self.seen, self.seconds, *models, self.optimiser.state_dict()))
+        self.folder.save(
+            RunState(
+                step=self.step,
+                seen=self.seen,
+                scenes=self.scenes,
+                seconds=self.seconds,
+                model=self.model.state_dict(),
+                average=self.average.state_dict(),
+                optimiser=self.optimiser.state_dict(),
+                teacher=None if self.teacher is None else self.teacher.state_dict(),
+            )
+        )
 
-    def run(self, *, stop_after: int | None = None) -> None:
-        """Train until the budget is spent, or until step `stop_after`; the state is saved at the end."""
-        saved = self.seconds
-        looked = int(self.progress * self.config.validations)
-        while self.progress < 1.0 and (stop_after is None or self.step < stop_after):
-            started = time.process_time()
-            row = self.train_step()
-            self.seconds += time.process_time() - started
+    def run(
+        self,
+        *,
+        stop_after: int | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        report: Callable[[Standing], None] = lambda standing: None,
+    ) -> None:
+        """Train until the budget is spent, or until step `stop_after`; the state is saved at the end.
+
+        Raises:
+            Interrupted: `stopped` says so after a step; the state is saved then too.
+        """
+        clock = time.perf_counter if self.config.clock == "wall" else time.process_time
+        began, saved, smooth = clock() - self.seconds, self.seconds, float("nan")
+        for batch in batches(self.maker, self.plans(stop_after), workers=self.config.workers):
+            looked = int(self.progress * self.config.validations)
+            row = self.train_step(batch)
+            self.seconds = clock() - began
+            smooth = row["loss"] if np.isnan(smooth) else 0.95 * smooth + 0.05 * row["loss"]
             self.folder.log({"step": self.step, "seconds": round(self.seconds, 2), **row})
+            # Before the state is saved, so that a run killed in between looks again.
+            if int(self.progress * self.config.validations) > looked:
+                self.look()
             if self.seconds - saved > self.config.save_seconds:
                 self.save()
                 saved = self.seconds
-            if int(self.progress * self.config.validations) > looked:
-                looked = int(self.progress * self.config.validations)
-                self.look()
+            report(Standing(self.step, self.progress, smooth, self.miou))
+            if stopped():
+                self.save()
+                raise Interrupted(f"stopped after step {self.step}; the same command with --resume goes on")
+            if self.progress >= 1.0:
+                break
         self.save()
 
+    def plans(self, stop_after: int | None) -> Iterator[Plan]:
+        """The plans of the steps to come; made ahead, they take the progress of a timed run as it is then."""
+        planner = Planner(self.config, self.material.images, seen=self.seen, scenes=self.scenes)
+        step = self.step
+        while stop_after is None or step < stop_after:
+            progress = progress_of(self.config, step=step, seconds=self.seconds)
+            if progress >= 1.0:
+                return
+            yield planner.plan(step, progress)
+            step += 1
+
     def look(self) -> None:
-        """Log the average's mIoU on the watched split."""
+        """Log the average's mIoU on the watched images."""
         if self.watched is None:
             return
-        result = validate(self.average, self.watched, passing=None, bfloat16=self.config.bfloat16)
+        result = validate(
+            self.average,
+            self.watched,
+            passing=None,
+            scaling=self.config.scaling,
+            bfloat16=self.config.bfloat16,
+        )
+        self.miou = result.miou
         self.folder.log({"step": self.step, "miou": result.miou, "pixel_accuracy": result.pixel_accuracy})
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser; returns what is logged."""
-        progress = self.progress
-        rng = np.random.default_rng((self.config.seed, 1, self.step))
-        phase = self.config.phase_at(progress)
-        pixels, labels, origin = self.batch(phase, rng)
-        passing, threshold = self.passing(progress, rng)
-        rate = learning_rate_at(self.config, progress)
+        config, progress = self.config, self.progress
+        passing = passing_at(config, progress, np.random.default_rng((config.seed, 4, self.step)))
+        if passing is not None and config.distillation.teacher == "average" and self.teacher is None:
+            self.teacher = self._frozen(self.average)
+        rate = learning_rate_at(config, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, row = self.loss(pixels, labels, origin, passing)
+        loss, row = self.objective(self.model, batch, threshold=passing, teacher=self.teacher)
         torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         if not torch.isfinite(norm):
-            raise CheckError(f"step {self.step}: the gradient is not finite; lower the learning rate")
-        self.optimiser.step()
-        update_average(self.average, self.model, self.step, self.config.average_decay)
-        self.step += 1
-        return {"rate": rate, "threshold": threshold, "norm": float(norm), **row}
-
-    def loss(
-        self, pixels: Tensor, labels: Tensor, origin: Tensor, passing: Passing | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum of the decode head's and the gates' losses, and each of them as a number."""
-        config, spec = self.config, self.config.spec
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            output = masked_forward(
-                self.model, pixels, passing=passing, origin=origin, detach_gates=config.detach_auxiliary
+            raise CheckError(
+                f"step {self.step}: the gradient is not finite; lower learning_rate and start again "
+                "(the state before is kept)"
             )
-        main = pixel_loss(output.logits, labels, self.weights)
-        histograms = token_histograms(labels, spec.patch, spec.classes)
-        gates = [gate_loss(gate, histograms, self.weights) for gate in output.gates]
-        total = main + config.auxiliary_weight * sum(gates, torch.zeros(()))
-        kept = [float(gate.keep.float().mean()) for gate in output.gates]
-        row = {"loss": main.item(), **{f"gate{i}": loss.item() for i, loss in enumerate(gates)}}
-        return total, row | {f"kept{i}": share for i, share in enumerate(kept)}
-
-    def passing(self, progress: float, rng: np.random.Generator) -> tuple[Passing | None, float]:
-        """What stops tokens in this step: nothing early in the run, later one random threshold; 1 when dense."""
-        rule, spec = self.config.passing, self.config.spec
-        if not spec.gates or progress < rule.start or rng.random() >= rule.share:
-            return None, 1.0
-        threshold = float(rng.uniform(*rule.thresholds))
-        thresholds = torch.full((len(spec.gates), spec.classes), threshold)
-        return Passing(thresholds, torch.zeros(())), threshold
-
-    def batch(self, phase: Phase, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """`pixels` (B, 3, h, w), `labels` (B, h, w) uint8 and `origin` (B, 2): where each crop's grid lies."""
-        spec = self.config.spec
-        free = np.array(spec.grid) - np.array(phase.crop) // spec.patch
-        views, origins = [], []
-        for _ in range(phase.batch):
-            sample = self.data.sample(self.next_index())
-            view = random_view(sample, size=spec.size, crop=phase.crop, ranges=self.config.augmentation, rng=rng)
-            views.append(view)
-            origins.append(np.rint(np.array(view.place) * free).astype(np.int64))
-        pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
-        labels = torch.from_numpy(np.stack([view.label for view in views]))
-        return pixels.to(memory_format=torch.channels_last), labels, torch.from_numpy(np.stack(origins))
-
-    def next_index(self) -> int:
-        """Every image once per epoch, in an order of the epoch's own."""
-        epoch, place = divmod(self.seen, len(self.data))
-        self.seen += 1
-        order = np.random.default_rng((self.config.seed, 2, epoch)).permutation(len(self.data))
-        return int(order[place])
+        self.optimiser.step()
+        update_average(self.average, self.model, self.step, config.average_decay)
+        self.step += 1
+        self.seen, self.scenes = batch.plan.seen
+        return {"rate": rate, "threshold": 1.0 if passing is None else passing, "norm": float(norm), **row}

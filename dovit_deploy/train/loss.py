@@ -1,4 +1,5 @@
-"""What is minimised: pixel cross-entropy of the decode head, and soft-label cross-entropy of the gates' heads."""
+"""What is minimised: pixel cross-entropy of the decode head, soft-label cross-entropy of the gates' heads, and the
+distance from a dense teacher."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from dovit_deploy.measure.datasets import IGNORE
-from dovit_deploy.train.masked import GateOutput
+from dovit_deploy.train.masked import GateOutput, MaskedOutput
 
 
 def class_weights(frequencies: Tensor, power: float) -> Tensor:
@@ -33,8 +34,8 @@ def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
     batch, height, width = labels.shape
     cells = labels.reshape(batch, height // patch, patch, width // patch, patch).transpose(2, 3)
     cells = cells.reshape(-1, patch * patch).long().clamp(max=classes)
-    count = torch.zeros(len(cells), classes + 1)
-    count.scatter_add_(1, cells, torch.ones(1, 1).expand_as(cells))
+    count = torch.zeros(len(cells), classes + 1, device=labels.device)
+    count.scatter_add_(1, cells, torch.ones(1, 1, device=labels.device).expand_as(cells))
     return (count[:, :classes] / patch**2).reshape(batch, -1, classes)
 
 
@@ -42,6 +43,14 @@ def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
     target = histograms[gate.running] * weights
     if not len(target):
-        return torch.zeros(())
+        return weights.new_zeros(())
     loss = -(target * gate.logits.float().log_softmax(1)).sum()
     return loss / target.sum().clamp(min=1e-6)
+
+
+def distillation_loss(student: MaskedOutput, teacher: MaskedOutput, *, features: float, pixels: float) -> Tensor:
+    """`features` x mean squared difference of the last features + `pixels` x KL(teacher, student) of each position."""
+    near = functional.mse_loss(student.features.float(), teacher.features.float())
+    wanted = teacher.logits.float().log_softmax(1)
+    apart = (wanted.exp() * (wanted - student.logits.float().log_softmax(1))).sum(1).mean()
+    return features * near + pixels * apart

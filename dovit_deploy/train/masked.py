@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from dovit_deploy.bundle.spec import ModelSpec
 from dovit_deploy.models.gate import TokenGate, stops
-from dovit_deploy.models.heads import SetrUpHead, TokenLogitsHead
+from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
 from dovit_deploy.models.layers import Attend
 from dovit_deploy.models.stem import padded
 from dovit_deploy.models.tokens import aggregate_limit
@@ -34,9 +35,10 @@ class GateOutput:
 
 @dataclass(frozen=True)
 class MaskedOutput:
-    """`logits` (B, K, h', w') of the decode head and one `GateOutput` per gate."""
+    """`logits` (B, K, h', w') of the decode head, the `features` (B, N, C) that it saw, one `GateOutput` per gate."""
 
     logits: Tensor
+    features: Tensor
     gates: tuple[GateOutput, ...]
 
 
@@ -48,13 +50,22 @@ class Passing:
     floor: Tensor
 
 
+def uniform_passing(spec: ModelSpec, threshold: float) -> Passing:
+    """The same threshold at every gate for every class, no floor."""
+    return Passing(torch.full((len(spec.gates), spec.classes), threshold), torch.zeros(()))
+
+
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, hidden: Tensor | None) -> Tensor:
     """Attention of (B, n, C) written out; keys where `hidden` (B, n) is true are not seen.
 
     On a CPU, forward and backward of two products and a softmax are six times faster in bfloat16 than
-    `scaled_dot_product_attention`.
+    `scaled_dot_product_attention`; on a GPU that one is faster.
     """
     query, key, value = (tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2) for tokens in (query, key, value))
+    if query.is_cuda:
+        seen = None if hidden is None else ~hidden[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        return mixed.transpose(1, 2).flatten(2)
     scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if hidden is not None:
         scores = scores.masked_fill(hidden[:, None, None, :], float("-inf"))
@@ -78,13 +89,16 @@ def embed(model: VisionTransformer, pixels: Tensor, origin: Tensor | None = None
     image = model.stem(padded(pixels, model.spec.patch))
     rows, columns = image.shape[-2:]
     patches = image.flatten(2).transpose(1, 2)
-    extra = model.spec.extra_tokens
-    corner = torch.zeros(len(pixels), 2, dtype=torch.int64) if origin is None else origin
-    row = corner[:, :1, None] + torch.arange(rows)[None, :, None]
-    column = corner[:, 1:, None] + torch.arange(columns)[None, None, :]
+    extra, device = model.spec.extra_tokens, pixels.device
+    corner = torch.zeros(len(pixels), 2, dtype=torch.int64, device=device) if origin is None else origin
+    row = corner[:, :1, None] + torch.arange(rows, device=device)[None, :, None]
+    column = corner[:, 1:, None] + torch.arange(columns, device=device)[None, None, :]
     place = (row * model.spec.grid[1] + column).flatten(1) + extra
-    first = (model.extra_tokens + model.positions[:extra]).expand(len(pixels), -1, -1)
-    return torch.cat([first, patches + functional.embedding(place, model.positions)], 1), (rows, columns)
+    tokens = patches + functional.embedding(place, model.positions)
+    if extra:
+        first = (model.extra_tokens + model.positions[:extra]).expand(len(pixels), -1, -1)
+        tokens = torch.cat([first, tokens], 1)
+    return tokens, (rows, columns)
 
 
 def aggregated(tokens: Tensor, running: Tensor, extra: int, rate: float) -> Tensor:
@@ -105,7 +119,7 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, ex
         for block in blocks:
             tokens = block(tokens, attend)
         return tokens
-    everywhere = torch.cat([torch.ones(len(running), extra, dtype=torch.bool), running], 1)
+    everywhere = torch.cat([running.new_ones(len(running), extra), running], 1)
     attend = attend_without(~everywhere)
     for block in blocks:
         tokens = torch.where(everywhere[..., None], block(tokens, attend), tokens)
@@ -122,15 +136,14 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
     if passing is None:
         return GateOutput(logits, running, running)
     confidence, label = logits.detach().float().softmax(1).max(1)
-    stop = stops(confidence, passing.thresholds[number][label], passing.floor)
+    stop = stops(confidence, passing.thresholds.to(label.device)[number][label], passing.floor.to(label.device))
     keep = running.clone()
     keep[running] = ~stop
     return GateOutput(logits, running, keep)
 
 
-def decode(model: VisionTransformer, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Logits (B, K, h', w') of all tokens at their last value."""
-    patches = model.norm(tokens)[:, model.spec.extra_tokens :]
+def decode(model: VisionTransformer, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Logits (B, K, h', w') of all `patches` (B, N, C), normed, at their last value."""
     head = cast("SetrUpHead", model.head)
     # A crop has a grid of its own; the head's is plain state.
     head.grid = grid
@@ -138,6 +151,8 @@ def decode(model: VisionTransformer, tokens: Tensor, grid: tuple[int, int]) -> T
         # Its batch norm, if any, wants a list of tokens.
         logits = model.head.head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
         return logits.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
+    if isinstance(model.head, MaskTransformerHead):
+        return model.head(patches, attend_without(None))  # type: ignore[no-any-return]
     return head(patches)  # type: ignore[no-any-return]
 
 
@@ -152,7 +167,7 @@ def masked_forward(
     """The whole network on `pixels` (B, 3, H, W); without `passing` nothing stops, but the gates' heads still run."""
     extra = model.spec.extra_tokens
     tokens, grid = embed(model, pixels, origin)
-    running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool)
+    running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
     for number, (first, last) in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
@@ -164,4 +179,5 @@ def masked_forward(
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
             outputs.append(output)
             running = output.keep
-    return MaskedOutput(decode(model, tokens, grid), tuple(outputs))
+    features = model.norm(tokens)[:, extra:]
+    return MaskedOutput(decode(model, features, grid), features, tuple(outputs))

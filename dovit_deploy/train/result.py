@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ModelSpec, Noun
 from dovit_deploy.cost import CostModel
-from dovit_deploy.measure.datasets import ClassList, SegmentationFolder
+from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
-from dovit_deploy.train.config import IMAGENET_MEAN, IMAGENET_STD
-from dovit_deploy.train.masked import Passing
+from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.masked import uniform_passing
 from dovit_deploy.train.validate import Validation, validate
 
 THRESHOLDS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -42,11 +41,6 @@ class CurvePoint(Noun):
     """Mean number of tokens that enter each stage, extra tokens included."""
 
 
-def uniform_passing(spec: ModelSpec, threshold: float) -> Passing:
-    """The same threshold at every gate for every class, no floor."""
-    return Passing(torch.full((len(spec.gates), spec.classes), threshold), torch.zeros(()))
-
-
 def curve_point(spec: ModelSpec, threshold: float | None, result: Validation, dense_miou: float) -> CurvePoint:
     """What `result` says, with the costs that its token counts stand for."""
     cost = CostModel(spec)
@@ -64,13 +58,13 @@ def curve_point(spec: ModelSpec, threshold: float | None, result: Validation, de
 
 
 def threshold_curve(
-    model: VisionTransformer, data: SegmentationFolder, thresholds: Sequence[float] = THRESHOLDS
+    model: VisionTransformer, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[CurvePoint, ...]:
     """The dense network first, then each threshold, in float32."""
-    dense = validate(model, data, passing=None, bfloat16=False)
+    dense = validate(model, data, passing=None, scaling=scaling)
     points = [curve_point(model.spec, None, dense, dense.miou)]
     for threshold in thresholds if model.spec.gates else ():
-        result = validate(model, data, passing=uniform_passing(model.spec, threshold), bfloat16=False)
+        result = validate(model, data, passing=uniform_passing(model.spec, threshold), scaling=scaling)
         points.append(curve_point(model.spec, threshold, result, dense.miou))
     return tuple(points)
 
@@ -87,23 +81,26 @@ def chosen_threshold(points: Sequence[CurvePoint], max_drop: float) -> float:
 def save_result(
     folder: Path,
     model: VisionTransformer,
-    classes: ClassList,
+    classes: tuple[ClassEntry, ...],
     *,
     threshold: float,
+    scaling: Scaling,
     license_note: str,
+    documents: Mapping[str, str],
     overwrite: bool = False,
 ) -> None:
-    """Write `model` as a checkpoint of ours at `folder`, in training form, so that it can be trained further."""
+    """Write `model` as a checkpoint of ours at `folder`, in training form, so that it can be trained further.
+
+    `documents` (file name -> text) lie beside the weights.
+    """
     config = OwnConfig(
         spec=model.spec,
         # The loss stretched the logits' grid over the padded crop.
         preprocessing=Preprocessing(
-            mean=IMAGENET_MEAN, std=IMAGENET_STD, assumed=False, stride=None, logits_cover="padded"
+            mean=scaling.mean, std=scaling.std, assumed=False, stride=None, logits_cover="padded"
         ),
-        classes=tuple(
-            ClassEntry(name=name, color=color) for name, color in zip(classes.names, classes.palette, strict=True)
-        ),
+        classes=classes,
         thresholds=(threshold,) * len(model.spec.gates),
         license=license_note,
     )
-    save_checkpoint(folder, config, model.state_dict(), overwrite=overwrite)
+    save_checkpoint(folder, config, model.state_dict(), documents=documents, overwrite=overwrite)

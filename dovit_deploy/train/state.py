@@ -6,16 +6,19 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.train.config import TrainConfig
+from dovit_deploy.errors import InputError
+from dovit_deploy.output_folder import make_fresh, partial_path, refuse_existing, remove
+from dovit_deploy.train.record import RunRecord
 
-CONFIG, LOG, STATE = "train.json", "log.jsonl", "state.pt"
+RECORD, LOG, STATE = "train.json", "log.jsonl", "state.pt"
 
 
 @dataclass
@@ -24,66 +27,98 @@ class RunState:
 
     step: int
     seen: int
-    """Samples drawn so far."""
+    """Images of the data set drawn so far."""
+    scenes: int
+    """Rendered scenes drawn so far."""
     seconds: float
-    """Processor seconds spent in steps."""
+    """Spent so far, by the run's clock."""
     model: dict[str, Any]
     average: dict[str, Any]
     optimiser: dict[str, Any]
+    teacher: dict[str, Any] | None
+    """The dense network that is learnt from, once there is one."""
+
+
+@contextmanager
+def told_of_failure(path: Path) -> Iterator[None]:
+    """Turn a failing write (a full disk, say) into an InputError that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is kept. "
+            "Make room, then the same command with --resume goes on"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one."""
+    """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one.
+
+    Raises:
+        InputError: it cannot be written; then the old file is as it was.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with told_of_failure(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 class RunFolder:
-    """A run's folder, created empty or opened to resume."""
+    """A run's folder, created with its record or opened to resume."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> RunFolder:
-        """A new folder; UsageError when something is there already."""
-        if path.exists():
-            raise UsageError(f"{path} exists; give another folder, or --resume to go on with that run")
+    def create(cls, path: Path, record: RunRecord) -> RunFolder:
+        """A new folder, which appears with its record in it; UsageError when something is there already."""
+        refuse_existing(path, overwrite=False)
+        partial = partial_path(path)
+        make_fresh(partial)
         try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"{path}: the folder cannot be made ({error.strerror})") from error
-        write_atomically(path / CONFIG, config.model_dump_json(indent=1).encode())
+            write_atomically(partial / RECORD, record.to_json().encode())
+            with told_of_failure(path):
+                partial.rename(path)
+        finally:
+            remove(partial)
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, TrainConfig]:
-        """A folder made by `create`; InputError when it holds no readable configuration."""
+    def open(cls, path: Path) -> tuple[RunFolder, RunRecord]:
+        """A folder made by `create`; InputError when it holds no readable record."""
         try:
-            config = TrainConfig.model_validate_json((path / CONFIG).read_bytes())
+            record = RunRecord.model_validate_json((path / RECORD).read_bytes())
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: no run to resume, {CONFIG} cannot be read ({error})") from error
-        return cls(path), config
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise InputError(f"{path}: no run to resume, {RECORD} cannot be read ({reason})") from error
+        return cls(path), record
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one JSON object to the log."""
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
+        with told_of_failure(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is logged so far; a row that a kill cut short is left out."""
+        path = self.path / LOG
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        return [row for line in lines if (row := _row(line)) is not None]
 
     def forget_after(self, step: int) -> None:
         """Drop the log's rows of steps that will run again."""
-        path = self.path / LOG
-        if path.exists():
-            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-            write_atomically(path, "".join(kept).encode())
+        kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
+        if kept or (self.path / LOG).exists():
+            write_atomically(self.path / LOG, "".join(kept).encode())
 
     def save(self, state: RunState) -> None:
-        """Replace the state on the disk."""
+        """Replace the state on the disk; InputError when that fails, and the earlier state stays."""
         content = io.BytesIO()
         torch.save(vars(state), content)
         write_atomically(self.path / STATE, content.getvalue())
@@ -95,5 +130,14 @@ class RunFolder:
             return None
         try:
             return RunState(**torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); delete it to start the run again") from error
+        except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot be read ({reason}); delete it to start the run again") from error
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

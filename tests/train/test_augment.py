@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from dovit_deploy.measure.datasets import IGNORE, Sample
-from dovit_deploy.train.augment import MEAN, STD, normalised, random_view
-from dovit_deploy.train.config import Augmentation
+from dovit_deploy.train.augment import normalised, random_view
+from dovit_deploy.train.config import Augmentation, Scaling
 
+MEAN, STD = np.array(Scaling().mean), np.array(Scaling().std)
 PLAIN = Augmentation(
     scale=(1, 1), aspect=(1, 1), brightness=(1, 1), channel_gain=(1, 1), gamma=(1, 1), saturation=(1, 1)
 )
@@ -20,7 +21,9 @@ def gradient(height=64, width=96):
 
 
 def view(seed, *, ranges=PLAIN, size=(64, 96), crop=(32, 48), sample=None):
-    return random_view(sample or gradient(), size=size, crop=crop, ranges=ranges, rng=np.random.default_rng(seed))
+    return random_view(
+        sample or gradient(), size=size, crop=crop, ranges=ranges, scaling=Scaling(), rng=np.random.default_rng(seed)
+    )
 
 
 def colours(pixels):
@@ -29,8 +32,8 @@ def colours(pixels):
 
 def test_normalised_is_zero_at_the_mean_colour():
     grey = np.tile(np.round(MEAN).astype(np.uint8), (4, 5, 1))
-    assert normalised(grey).shape == (3, 4, 5)
-    assert np.abs(normalised(grey)).max() < 0.01
+    assert normalised(grey, Scaling()).shape == (3, 4, 5)
+    assert np.abs(normalised(grey, Scaling())).max() < 0.01
 
 
 @pytest.mark.parametrize("seed", range(8))

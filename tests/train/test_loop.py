@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from dovit_deploy.errors import CheckError, ConfigError, InputError, UsageError
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.train.config import Augmentation, Phase, TokenPassing, TrainConfig
-from dovit_deploy.train.loop import Trainer, trainable_model
-from dovit_deploy.train.schedule import learning_rate_at, progress_of
+from dovit_deploy.errors import CheckError, InputError, Interrupted, UsageError
+from dovit_deploy.measure.datasets import RenderedScenes, SegmentationFolder
+from dovit_deploy.train.config import Augmentation, Distillation, Phase, TokenPassing, TrainConfig
+from dovit_deploy.train.initialise import trainable_model
+from dovit_deploy.train.kept import KeptInFolder
+from dovit_deploy.train.loop import Trainer
+from dovit_deploy.train.material import Material
 from dovit_deploy.train.state import LOG, STATE, RunFolder
 from tests.tiny import tiny_spec
+from tests.train.runs import record_of
 from tests.train.tiny_folder import write_folder
 
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2), size=(40, 56), classes=4, aggregate_rate=0.1)
@@ -25,24 +29,32 @@ def data(tmp_path_factory):
 
 def config_of(**changes):
     return TrainConfig(
-        spec=changes.pop("spec", SPEC),
-        steps=changes.pop("steps", STEPS),
-        phases=(Phase(until=0.5, crop=(32, 32), batch=3), Phase(until=1, crop=(48, 64), batch=2)),
-        passing=TokenPassing(start=0.3, share=1.0, thresholds=(0.3, 0.5)),
-        **{"validations": 0, **changes},
+        **{
+            "spec": SPEC,
+            "steps": STEPS,
+            "phases": (Phase(until=0.5, crop=(32, 32), batch=3), Phase(until=1, crop=(48, 64), batch=2)),
+            "passing": TokenPassing(start=0.3, share=1.0, thresholds=(0.3, 0.5)),
+            "precision": "bf16",
+            "validations": 0,
+            **changes,
+        }
     )
 
 
-def trained(path, data, *, stop_after=None, watched=None, **changes):
+def trainer_of(folder, config, data, *, watched=None, scenes=None):
+    return Trainer(config, Material(data, scenes), watched, folder, frequencies=data.class_frequencies())
+
+
+def trained(path, data, *, stop_after=None, watched=None, scenes=None, **changes):
     config = config_of(**changes)
-    trainer = Trainer(config, data, watched, RunFolder.create(path, config))
+    trainer = trainer_of(RunFolder.create(path, record_of(config)), config, data, watched=watched, scenes=scenes)
     trainer.run(stop_after=stop_after)
     return trainer
 
 
 def resumed(path, data, **settings):
-    folder, config = RunFolder.open(path)
-    trainer = Trainer(config, data, None, folder)
+    folder, record = RunFolder.open(path)
+    trainer = trainer_of(folder, record.config, data)
     assert trainer.resume()
     trainer.run(**settings)
     return trainer
@@ -60,10 +72,19 @@ def assert_same(one, two):
             assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4])
-def test_a_resumed_run_is_the_straight_run(tmp_path, data, stop_after):
-    straight = trained(tmp_path / "straight", data)
-    trained(tmp_path / "parts", data, stop_after=stop_after)
+@pytest.mark.parametrize(
+    ("stop_after", "changes"),
+    [
+        (1, {}),
+        (2, {"passing": TokenPassing(mode="annealed", share=1.0, final=0.3)}),
+        (4, {}),
+        (4, {"distillation": Distillation(teacher="average")}),
+    ],
+    ids=["first phase", "annealed", "second phase", "distilled"],
+)
+def test_a_resumed_run_is_the_straight_run(tmp_path, data, stop_after, changes):
+    straight = trained(tmp_path / "straight", data, **changes)
+    trained(tmp_path / "parts", data, stop_after=stop_after, **changes)
     parts = resumed(tmp_path / "parts", data)
     assert_same(straight, parts)
     assert rows(tmp_path / "straight") == rows(tmp_path / "parts")
@@ -72,7 +93,7 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, data, stop_after):
 
 def test_steps_run_after_the_last_state_are_logged_once(tmp_path, data):
     first = trained(tmp_path / "run", data, stop_after=2)
-    first.train_step()
+    first.train_step(first.maker.batch(next(first.plans(None))))
     first.folder.log({"step": 3, "loss": 0.0})
     with (tmp_path / "run" / LOG).open("a") as file:
         file.write('{"step": 4, "lo')
@@ -103,29 +124,96 @@ def test_it_learns_and_passes_tokens(tmp_path, data):
     assert run.progress == 1
 
 
-def test_every_step_draws_its_own_views(tmp_path, data):
-    config = config_of()
-    trainer = Trainer(config, data, None, RunFolder.create(tmp_path / "run", config))
-    views = []
-    trainer.batch = lambda phase, rng, draw=trainer.batch: views.append(rng.random()) or draw(phase, rng)
-    for _ in range(3):
-        trainer.train_step()
-    assert len(set(views)) == 3
+def test_the_teacher_is_the_average_when_tokens_are_first_stopped(tmp_path, data):
+    passing = TokenPassing(start=0.5, share=1.0, thresholds=(0.3, 0.5))
+    run = trained(tmp_path / "run", data, passing=passing, distillation=Distillation(teacher="average"))
+    before = trained(tmp_path / "before", data, passing=passing, stop_after=3)
+    for name, value in before.average.state_dict().items():
+        assert torch.equal(value, run.teacher.state_dict()[name]), name
+    logged = rows(tmp_path / "run")
+    assert ["distillation" in row for row in logged] == [False] * 3 + [True] * 3
+    assert all(row["distillation"] > 0 for row in logged[3:])
 
 
-def test_every_image_is_seen_once_an_epoch(tmp_path, data):
+def test_workers_change_nothing(tmp_path, data):
+    assert_same(trained(tmp_path / "none", data), trained(tmp_path / "two", data, workers=2))
+    assert rows(tmp_path / "none") == rows(tmp_path / "two")
+
+
+def test_a_fault_in_a_worker_names_the_file(tmp_path):
+    root = write_folder(tmp_path / "set")
+    data = SegmentationFolder(root, "train")
+    frequencies = data.class_frequencies()
+    (root / "images" / "train" / "train_3.png").write_bytes(b"no image")
+    config = config_of(workers=1)
+    folder = RunFolder.create(tmp_path / "run", record_of(config))
+    with pytest.raises(InputError, match=r"^[^\n]*train_3\.png: cannot be decoded[^\n]*$"):
+        Trainer(config, Material(data, None), None, folder, frequencies=frequencies).run()
+
+
+def test_asked_to_stop_it_saves_the_step_it_was_at(tmp_path, data):
     config = config_of()
-    trainer = Trainer(config, data, None, RunFolder.create(tmp_path / "run", config))
-    epochs = [[trainer.next_index() for _ in range(len(data))] for _ in range(3)]
-    assert all(sorted(epoch) == list(range(len(data))) for epoch in epochs)
-    assert epochs[0] != epochs[1]
+    trainer = trainer_of(RunFolder.create(tmp_path / "run", record_of(config)), config, data)
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        trainer.run(stopped=lambda: trainer.step == 2)
+    assert_same(trained(tmp_path / "straight", data), resumed(tmp_path / "run", data))
+
+
+def test_a_failing_write_keeps_the_earlier_state(tmp_path, data, monkeypatch):
+    trainer = trained(tmp_path / "run", data, stop_after=2)
+    before = (tmp_path / "run" / STATE).read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dovit_deploy.train.state.os.fsync", full)
+        with pytest.raises(InputError, match=r"state\.pt: cannot be written \(No space left on device\)"):
+            trainer.run(stop_after=3)
+    assert (tmp_path / "run" / STATE).read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert_same(trained(tmp_path / "straight", data), resumed(tmp_path / "run", data))
+
+
+def test_scenes_are_mixed_in_as_asked(tmp_path, data):
+    shown = []
+
+    class Scenes:
+        classes, name, stems = data.classes, "scenes", ()
+
+        def __len__(self):
+            return 3
+
+        def sample(self, index):
+            shown.append(index)
+            return data.sample(index)
+
+    phases = (
+        Phase(until=0.5, crop=(32, 32), batch=3, rendered=1),
+        Phase(until=1, crop=(48, 64), batch=2, rendered=0),
+    )
+    run = trained(tmp_path / "run", data, scenes=Scenes(), phases=phases)
+    assert shown == [0, 1, 2] * 3
+    assert (run.seen, run.scenes) == (6, 9)
+
+
+def test_kept_scenes_are_rendered_once_and_come_back_the_same(tmp_path):
+    kept = KeptInFolder(RenderedScenes("train 0", size=(48, 64), count=2), tmp_path / "scenes")
+    first, again = kept.sample(1), kept.sample(1)
+    np.testing.assert_array_equal(first.rgb, again.rgb)
+    np.testing.assert_array_equal(first.label, again.label)
+    assert first.stem == again.stem
+    assert [path.name for path in (tmp_path / "scenes").iterdir()] == ["000001.npz"]
+    (tmp_path / "scenes" / "000001.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"000001\.npz: cannot be read"):
+        kept.sample(1)
 
 
 def test_the_average_follows_the_weights(tmp_path, data):
     config = config_of()
-    trainer = Trainer(config, data, None, RunFolder.create(tmp_path / "run", config))
+    trainer = trainer_of(RunFolder.create(tmp_path / "run", record_of(config)), config, data)
     before = trainer.average.positions.clone()
-    trainer.train_step()
+    trainer.train_step(trainer.maker.batch(next(trainer.plans(None))))
     expected = before.lerp(trainer.model.positions.detach(), 0.9)
     torch.testing.assert_close(trainer.average.positions, expected)
     assert trainer.average.stem.down[0].norm.num_batches_tracked == 1
@@ -153,7 +241,7 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="exists"):
-        RunFolder.create(tmp_path / "run", config_of())
+        RunFolder.create(tmp_path / "run", record_of(config_of()))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -166,37 +254,14 @@ def test_a_damaged_state_is_named(tmp_path, data):
     trained(tmp_path / "run", data, stop_after=1)
     path = tmp_path / "run" / STATE
     path.write_bytes(path.read_bytes()[:1000])
-    folder, config = RunFolder.open(tmp_path / "run")
+    folder, record = RunFolder.open(tmp_path / "run")
     with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
-        Trainer(config, data, None, folder).resume()
-
-
-def test_other_classes_than_the_networks_are_refused(tmp_path, data):
-    config = config_of(spec=tiny_spec(head="pup", stem="conv", size=(40, 56), classes=5))
-    with pytest.raises(ConfigError, match="4 classes, the network has 5"):
-        Trainer(config, data, None, RunFolder(tmp_path))
+        trainer_of(folder, record.config, data).resume()
 
 
 def test_gates_that_mix_neighbours_are_refused():
-    with pytest.raises(ConfigError, match="up-sampling"):
+    with pytest.raises(InputError, match="up-sampling"):
         trainable_model(tiny_spec(gate="setr"))
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    config = config_of(steps=100, warm_up=0.1, learning_rate=1.0)
-    rates = [learning_rate_at(config, progress / 100) for progress in range(101)]
-    assert rates[0] > 0
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10] == 1
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0)
-
-
-def test_progress_is_counted_in_steps_or_in_processor_time():
-    assert progress_of(config_of(steps=8), step=2, seconds=1e9) == 0.25
-    timed = TrainConfig(**{**config_of().model_dump(), "steps": None, "minutes": 2.0})
-    assert progress_of(timed, step=10**9, seconds=30) == 0.25
-    assert progress_of(timed, step=0, seconds=500) == 1
 
 
 @pytest.mark.parametrize(

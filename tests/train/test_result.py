@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
+from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.cost import CostModel
 from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import checkpoint_from_path
 from dovit_deploy.models.staged import DenseNetwork
-from dovit_deploy.train.__main__ import main
-from dovit_deploy.train.initialise import initialise
-from dovit_deploy.train.loop import trainable_model
+from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import masked_forward
 from dovit_deploy.train.result import CurvePoint, chosen_threshold, save_result, threshold_curve
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
@@ -49,7 +47,7 @@ def test_the_threshold_that_saves_most_within_the_drop_is_chosen():
 
 def test_the_curve_starts_dense_and_costs_what_ran(root):
     model = tiny_model(SPEC)
-    points = threshold_curve(model, SegmentationFolder(root, "val"), (0.0, 1.0))
+    points = threshold_curve(model, SegmentationFolder(root, "val"), scaling=Scaling(), thresholds=(0.0, 1.0))
     dense, all_stop, none_stop = points
     assert (dense.threshold, dense.drop, dense.flops_saved) == (None, 0, 0)
     assert all_stop.kept == (SPEC.tokens, SPEC.extra_tokens, SPEC.extra_tokens)
@@ -67,12 +65,16 @@ def test_the_saved_checkpoint_is_the_network(tmp_path, root):
     with torch.no_grad():
         masked_forward(model, tiny_pixels(SPEC.size, 1, images=4))
     model.eval().to(memory_format=torch.channels_last)
-    classes = SegmentationFolder(root, "train").classes
-    save_result(tmp_path / "made", model, classes, threshold=0.85, license_note="for tests")
+    listed = SegmentationFolder(root, "train").classes
+    classes = tuple(ClassEntry(name=name, color=c) for name, c in zip(listed.names, listed.palette, strict=True))
+    settings = {"threshold": 0.85, "scaling": Scaling(mean=(1, 2, 3)), "license_note": "for tests"}
+    save_result(tmp_path / "made", model, classes, documents={"train.json": "{}"}, **settings)
     read = checkpoint_from_path(tmp_path / "made")
     assert read.thresholds == (0.85, 0.85)
     assert [entry.color for entry in read.classes] == COLOURS
     assert read.license == "for tests"
+    assert read.preprocessing.mean == (1, 2, 3)
+    assert (tmp_path / "made" / "train.json").read_text() == "{}"
     assert read.preprocessing.logits_cover == "padded"
     pixels = tiny_pixels(SPEC.size, 2)
     with torch.inference_mode():
@@ -80,27 +82,4 @@ def test_the_saved_checkpoint_is_the_network(tmp_path, root):
         logits = DenseNetwork(model_from_spec(read.spec, read.state))(pixels)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     with pytest.raises(UsageError, match="exists"):
-        save_result(tmp_path / "made", model, classes, threshold=0.85, license_note="")
-
-
-def test_the_command_trains_measures_and_saves(tmp_path, root, monkeypatch):
-    monkeypatch.setattr("dovit_deploy.train.config.small_spec", lambda size, classes: SPEC)
-    run = tmp_path / "run"
-    command = [str(root), "-o", str(run), "--minutes", "0.001", "--license", "made of rectangles"]
-    assert main(command) == 0
-    curve = json.loads((run / "curve.json").read_text())
-    assert [row["threshold"] for row in curve][:2] == [None, 0.0]
-    assert checkpoint_from_path(run / "checkpoint").license == "made of rectangles"
-    assert not list(run.rglob("*.partial"))
-    # Once more without --resume would lose the run.
-    assert main(command) == 2
-    assert main([*command, "--resume"]) == 0
-
-
-@pytest.mark.parametrize(("change", "code"), [("train.txt", 3), ("classes.json", 3)])
-def test_faults_of_the_data_set_end_the_command_and_make_no_run(tmp_path, capsys, change, code):
-    root = write_folder(tmp_path / "set")
-    (root / change).unlink()
-    assert main([str(root), "-o", str(tmp_path / "run")]) == code
-    assert change in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+        save_result(tmp_path / "made", model, classes, documents={}, **settings)

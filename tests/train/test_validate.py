@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dovit_deploy.measure.datasets import IGNORE, DatasetPart, SegmentationFolder
-from dovit_deploy.train.masked import masked_forward
-from dovit_deploy.train.result import uniform_passing
+from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.masked import masked_forward, uniform_passing
 from dovit_deploy.train.validate import Validation, class_map_from_logits, validate
 from tests.tiny import tiny_model, tiny_spec
 from tests.train.tiny_folder import write_folder
@@ -44,7 +44,7 @@ def test_a_picture_of_another_size_gets_a_map_of_its_size():
 def test_the_confusion_counts_every_known_pixel_of_every_image(data, threshold):
     model = tiny_model(SPEC)
     passing = None if threshold is None else uniform_passing(SPEC, threshold)
-    result = validate(model, data, passing=passing, bfloat16=False)
+    result = validate(model, data, passing=passing, scaling=Scaling())
     known = sum(int((data.label(number) != IGNORE).sum()) for number in range(len(data)))
     assert result.confusion.sum() == known
     assert result.kept.shape == (3, 3)
@@ -55,7 +55,7 @@ def test_the_confusion_counts_every_known_pixel_of_every_image(data, threshold):
 def test_the_models_mode_is_put_back(data):
     for training in (True, False):
         model = tiny_model(SPEC).train(training)
-        validate(model, data, passing=None, bfloat16=False)
+        validate(model, data, passing=None, scaling=Scaling())
         assert model.training == training
 
 
@@ -65,9 +65,9 @@ def test_it_is_the_masked_forward_on_normalised_pixels(data):
     model = tiny_model(SPEC)
     sample = data.sample(0)
     with torch.no_grad():
-        logits = masked_forward(model, torch.from_numpy(normalised(sample.rgb))[None]).logits
+        logits = masked_forward(model, torch.from_numpy(normalised(sample.rgb, Scaling()))[None]).logits
     predicted = class_map_from_logits(logits, SPEC.size, SPEC.patch, SPEC.size).numpy()
-    confusion = validate(model, DatasetPart(data, [0]), passing=None, bfloat16=False).confusion
+    confusion = validate(model, DatasetPart(data, [0]), passing=None, scaling=Scaling()).confusion
     for true in range(4):
         for called in range(4):
             assert confusion[true, called] == ((sample.label == true) & (predicted == called)).sum()

@@ -1,0 +1,153 @@
+"""`dovit train DATASET`: labelled images -> a checkpoint that `dovit export` takes, resumable at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy import packages
+from dovit_deploy.commands import console, options
+from dovit_deploy.commands.table import show_table
+from dovit_deploy.errors import PackageMissing, UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.train.job import Result
+    from dovit_deploy.train.loop import Standing
+
+RUNS = Path("runs")
+PICTURE = "training.png"
+
+
+def train(
+    dataset: Annotated[str, typer.Argument(help="Folder of a data set; 'rendered': rendered street scenes.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="RUN_DIR", help="Folder of the run; default: runs/train-<data set>."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe, TOML or YAML; saved with the weights.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN_DIR.")] = False,
+    init: Annotated[
+        Path | None, typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")
+    ] = None,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train a dynamic-token model: from scratch, from a trained checkpoint, or going on where a run was killed.
+
+    Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes, ADE20K. RUN_DIR gets the checkpoint,
+    log.jsonl, curve.json (accuracy and FLOPs by threshold), a picture of the run, and the recipe. docs/training.md
+    has the keys of the recipe.
+    """
+    del verbose
+    _check(output, resume=resume, minutes=minutes)
+    console.check_writable(json_file)
+    for package in ("torch", "cv2", "PIL"):
+        packages.load(package)
+    from dovit_deploy.output_folder import free_path
+    from dovit_deploy.train.job import Request
+    from dovit_deploy.train.job import train as trained
+    from dovit_deploy.train.recipe import Recipe, recipe_from_file, with_flags
+
+    recipe = Recipe() if config is None else recipe_from_file(config)
+    folder = output or free_path(RUNS / f"train-{Path(dataset).resolve().name}")
+    request = Request(
+        dataset=dataset,
+        output=folder,
+        recipe=with_flags(recipe, minutes=minutes, seed=seed),
+        recipe_given=config is not None,
+        init=init,
+        resume=resume,
+    )
+    with _progress(quiet=quiet) as progress:
+        result = trained(request, progress=progress, remark=lambda text: console.remark(text, quiet=quiet))
+    _picture(result, quiet=quiet)
+    _show(result)
+    console.write_json(json_file, _report(result))
+    console.next_command(f"dovit export {quote(str(result.checkpoint))}", quiet=quiet)
+
+
+def _check(output: Path | None, *, resume: bool, minutes: float | None) -> None:
+    if resume and output is None:
+        raise UsageError("--resume goes on with the run in RUN_DIR; name it with -o")
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UsageError(f"--minutes: {minutes:g} given; a number above 0 is needed")
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[Standing], None]]:
+    """A bar on stderr with loss, mIoU and the time left."""
+    if quiet:
+        yield lambda standing: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("step {task.fields[step]}"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("mIoU {task.fields[miou]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console.errors_console(), transient=True, speed_estimate_period=300) as bar:
+        task = bar.add_task("", total=1.0, step=0, loss=float("nan"), miou="-")
+
+        def show(standing: Standing) -> None:
+            miou = "-" if standing.miou is None else f"{standing.miou:.1f}"
+            bar.update(task, completed=standing.progress, step=standing.step, loss=standing.loss, miou=miou)
+
+        yield show
+
+
+def _picture(result: Result, *, quiet: bool) -> None:
+    """The curve as PNG, where it can be drawn; the run stands without."""
+    from dovit_deploy.train.picture import write_picture
+    from dovit_deploy.train.state import RunFolder
+
+    try:
+        write_picture(result.folder / PICTURE, RunFolder(result.folder).rows(), result.curve)
+    except PackageMissing as error:
+        console.remark(f"no picture of the run: {error}", quiet=quiet)
+
+
+def _show(result: Result) -> None:
+    rows = [
+        (
+            "dense" if point.threshold is None else f"{point.threshold:g}",
+            f"{point.miou:.1f}",
+            f"{point.drop:+.2f}",
+            f"{point.flops_saved:.1%}",
+            " -> ".join(f"{count:.0f}" for count in point.kept),
+        )
+        for point in result.curve
+    ]
+    if rows:
+        headers = ("threshold", "mIoU", "drop", "FLOPs saved", "tokens per stage")
+        show_table("watched images, by threshold", headers, rows, right=range(4))
+    gates = f", threshold {result.threshold:g}" if result.record.config.spec.gates else ", dense"
+    console.result(f"{result.checkpoint}\n{result.steps} steps in {result.seconds / 60:.1f} minutes{gates}")
+
+
+def _report(result: Result) -> dict[str, object]:
+    config = result.record.config
+    return {
+        "run": str(result.folder.resolve()),
+        "checkpoint": str(result.checkpoint.resolve()),
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "seed": config.seed,
+        "precision": config.precision,
+        "images": result.record.data.images,
+        "threshold": result.threshold if config.spec.gates else None,
+        "curve": [point.model_dump(mode="json") for point in result.curve],
+    }

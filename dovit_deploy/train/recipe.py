@@ -1,0 +1,148 @@
+"""Recipe: the small TOML or YAML file of a user, and the run that it makes of a data set."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.errors import ConfigError, InputError
+from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig
+from dovit_deploy.train.network import NetworkChoice
+
+DEFAULT_MINUTES = 60.0
+
+
+class PhaseChoice(Noun):
+    """A phase as a user writes it; without `crop` it sees whole inputs."""
+
+    until: float = Field(gt=0, le=1)
+    crop: tuple[int, int] | None = None
+    batch: int = Field(default=4, ge=1)
+    rendered: float | None = Field(default=None, ge=0, le=1)
+
+
+class Recipe(Settings):
+    """Everything of the configuration file; every key may be left out."""
+
+    network: NetworkChoice = NetworkChoice()
+    phases: tuple[PhaseChoice, ...] | None = None
+    """Default: crops of 72 % of each side in batches of 8 for 60 % of the run, then whole inputs in batches of 4."""
+    rendered: float = Field(default=0.0, ge=0, le=1)
+    """Share of rendered scenes in phases that do not say."""
+    pretrain: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the run, at its start, that sees nothing but rendered scenes."""
+    split: str = "train"
+    """Images to train on: NAME, `NAME:PREFIX` (stems that start so) or `NAME:-PREFIX` (the others)."""
+    watch: str = "val"
+    """Images to look at during the run and to choose the threshold on, as `split`."""
+    init_config: str | None = None
+    """What the keys of the `--init` checkpoint cannot tell: JSON or variant.yml."""
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> Self:
+        if self.steps is not None and self.minutes is not None:
+            raise ValueError("give either steps or minutes")
+        if self.phases is not None and self.pretrain:
+            raise ValueError("give either phases (with rendered = 1 for the first) or pretrain")
+        return self
+
+
+def recipe_from_file(path: Path) -> Recipe:
+    """Read a recipe, TOML or (`.yaml`, `.yml`) YAML.
+
+    Raises:
+        InputError: the file cannot be read.
+        ConfigError: it is neither, or a key is unknown or has a wrong value; the key is named.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read ({error})") from error
+    return recipe_from_contents(_parsed(text, path), path.name)
+
+
+def _parsed(text: str, path: Path) -> Any:  # noqa: ANN401  whatever the file holds
+    if path.suffix.lower() in (".yaml", ".yml"):
+        yaml = packages.load("yaml")
+        try:
+            contents = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        return {} if contents is None else contents
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def recipe_from_contents(contents: object, source: str) -> Recipe:
+    """Check the contents of a file; raises ConfigError that names the first wrong key."""
+    try:
+        return Recipe.model_validate(contents)
+    except ValidationError as error:
+        raise config_error(error, source) from error
+
+
+def config_error(error: ValidationError, source: str) -> ConfigError:
+    """The first complaint of a validation, with the key's name."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    given = f" ({first['input']!r} given)" if place and not isinstance(first["input"], dict) else ""
+    return ConfigError(f"{source}: {place}{': ' if place else ''}{message}{given}")
+
+
+def run_config(
+    recipe: Recipe,
+    spec: ModelSpec,
+    *,
+    scaling: Scaling,
+    rendered_only: bool = False,
+) -> TrainConfig:
+    """The run that `recipe` makes with the network `spec`; raises ConfigError when they do not fit together."""
+    shared = {name: getattr(recipe, name) for name in Settings.model_fields}
+    if recipe.steps is None and recipe.minutes is None:
+        shared["minutes"] = DEFAULT_MINUTES
+    if rendered_only:
+        recipe = recipe.model_copy(update={"rendered": 1.0})
+    try:
+        return TrainConfig.model_validate({**shared, "spec": spec, "phases": _phases(recipe, spec), "scaling": scaling})
+    except ValidationError as error:
+        raise config_error(error, "the configuration") from error
+
+
+def _phases(recipe: Recipe, spec: ModelSpec) -> tuple[Phase, ...]:
+    full = (spec.grid[0] * spec.patch, spec.grid[1] * spec.patch)
+    if recipe.phases is not None:
+        return tuple(
+            Phase(
+                until=phase.until,
+                crop=phase.crop or full,
+                batch=phase.batch,
+                rendered=recipe.rendered if phase.rendered is None else phase.rendered,
+            )
+            for phase in recipe.phases
+        )
+    rows, columns = (max(spec.patch, round(side * 0.72 / spec.patch) * spec.patch) for side in full)
+    begin, small = recipe.pretrain, (rows, columns)
+    before = (Phase(until=begin, crop=small, batch=8, rendered=1.0),) if begin else ()
+    return (
+        *before,
+        Phase(until=begin + 0.6 * (1 - begin), crop=small, batch=8, rendered=recipe.rendered),
+        Phase(until=1.0, crop=full, batch=4, rendered=recipe.rendered),
+    )
+
+
+def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None) -> Recipe:
+    """`recipe` with what flags say instead; `minutes` also instead of steps."""
+    stated = {name: getattr(recipe, name) for name in recipe.model_fields_set}
+    if minutes is not None:
+        stated = {name: value for name, value in stated.items() if name != "steps"} | {"minutes": minutes}
+    if seed is not None:
+        stated["seed"] = seed
+    return Recipe.model_validate(stated)
