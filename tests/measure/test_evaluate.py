@@ -1,0 +1,157 @@
+"""Evaluation of a deployed bundle: the same numbers as counted by hand, and controls that are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.cost import CostModel
+from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.measure.datasets import IGNORE, dataset_from_path
+from dovit_deploy.measure.evaluate import check_classes, measure_set
+from dovit_deploy.measure.evaluation_report import report_from_measured
+from dovit_deploy.runtime.gate_inputs import thresholds_from
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.session import Session
+from tests.measure.labelled_folder import VOID, write_labelled
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return dataset_from_path(write_labelled(tmp_path_factory.mktemp("data") / "set", images=IMAGES), "val")
+
+
+def evaluated(path, data, *, controls=False, thresholds=None, engine="onnxruntime"):
+    bundle = Bundle.open(path)
+    saved = []
+    with Session(bundle, engine=engine, threads=1) as session:
+        measured = measure_set(session, data, thresholds=thresholds, controls=controls, advance=saved.append)
+        limits = thresholds_from(thresholds, bundle.manifest)
+        report = report_from_measured(
+            measured, session, dataset="set", split="val", thresholds=limits, controls=controls, smaller=()
+        )
+    assert len(saved) == len(data)
+    return measured, report
+
+
+def plain_iou(data, maps, classes):
+    """Per class, over the pixels of all images in one row."""
+    true = np.concatenate([data.sample(number).label.ravel() for number in range(len(data))])
+    called = np.concatenate([values.ravel() for values in maps])[true != IGNORE]
+    true = true[true != IGNORE]
+    shares = []
+    for number in range(classes):
+        union = ((true == number) | (called == number)).sum()
+        shares.append(100 * ((true == number) & (called == number)).sum() / union if union else np.nan)
+    return np.array(shares), 100 * (true == called).mean()
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path", "dense_bundle_path"])
+def test_metrics_are_those_of_the_predictors_maps(request, fixture, data):
+    path = request.getfixturevalue(fixture)
+    _, report = evaluated(path, data)
+    with Session(Bundle.open(path), threads=1) as session:
+        predictor = Predictor(session)
+        for dense, side in ((True, report.dense), (False, report.dynamic)):
+            results = [predictor.predict(data.sample(number).rgb, dense=dense) for number in range(IMAGES)]
+            iou, right = plain_iou(data, [result.class_map for result in results], 5)
+            np.testing.assert_allclose([np.nan if v is None else v for v in side.iou.values()], iou)
+            assert side.miou == pytest.approx(np.nanmean(iou))
+            assert side.pixel_accuracy == pytest.approx(right)
+            assert side.gmacs == pytest.approx(np.mean([result.tokens.gmacs_actual for result in results]))
+    dynamic = report.dynamic
+    assert dynamic.drop == pytest.approx(report.dense.miou - dynamic.miou)
+    assert dynamic.flops_saved == pytest.approx(1 - dynamic.gmacs / report.dense.gmacs)
+    losses = {name: report.dense.iou[name] - dynamic.iou[name] for name in dynamic.iou if dynamic.iou[name] is not None}
+    assert dynamic.worst_class_drop == pytest.approx(max(losses.values()))
+    assert losses[dynamic.worst_class] == max(losses.values())
+
+
+def test_the_rows_and_their_spread(tiny_bundle_path, data):
+    _, report = evaluated(tiny_bundle_path, data)
+    saved = [row.flops_saved for row in report.per_image]
+    kept = np.array([row.tokens.kept for row in report.per_image])
+    assert [row.image for row in report.per_image] == list(data.stems)
+    assert (kept[:, 0] == [row.tokens.total for row in report.per_image]).all()
+    assert len({tuple(row) for row in kept.tolist()}) > 1
+    spread = report.dynamic.spread
+    assert (spread["flops_saved"].min, spread["flops_saved"].max) == (min(saved), max(saved))
+    assert spread["flops_saved"].p10 == pytest.approx(np.percentile(saved, 10))
+    assert spread["flops_saved"].p90 == pytest.approx(np.percentile(saved, 90))
+    assert [stage.mean for stage in spread["tokens"]] == pytest.approx(kept.mean(axis=0))
+    cost = CostModel(Bundle.open(tiny_bundle_path).manifest.spec)
+    for row in report.per_image:
+        assert row.gmacs.actual == pytest.approx(cost.actual(row.tokens.kept).total / 1e9)
+        assert row.gmacs.dense == pytest.approx(cost.dense().total / 1e9)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path"])
+def test_controls_are_what_they_say(request, fixture, data):
+    measured, report = evaluated(request.getfixturevalue(fixture), data, controls=True)
+    controls, spec = report.controls, Bundle.open(request.getfixturevalue(fixture)).manifest.spec
+    assert measured.random.kept == measured.dynamic.kept
+    assert measured.random.gmacs == measured.dynamic.gmacs
+    assert controls.random.flops_saved == report.dynamic.flops_saved
+    windows = [kept[0] // spec.tokens for kept in measured.dense.kept]
+    if fixture == "setr_bundle_path":
+        assert max(windows) > 1
+    stopped = [(count * spec.tokens, *[count * spec.extra_tokens] * len(spec.gates)) for count in windows]
+    assert measured.first_gate.kept == stopped
+    assert controls.first_gate.flops_saved > max(controls.random.flops_saved, 0)
+    for control in (controls.random, controls.first_gate, controls.oracle):
+        assert control.drop == pytest.approx(report.dense.miou - control.miou)
+    assert controls.smaller_input == ()
+
+
+def test_the_random_control_is_not_the_rule_and_the_same_again(tiny_bundle_path, data):
+    first, again = (evaluated(tiny_bundle_path, data, controls=True)[0] for _ in range(2))
+    np.testing.assert_array_equal(first.random.counts.hit, again.random.counts.hit)
+    assert (first.random.counts.hit != first.dynamic.counts.hit).any()
+
+
+def test_thresholds_are_heard(tiny_bundle_path, data):
+    _, nothing = evaluated(tiny_bundle_path, data, thresholds=1.0)
+    assert nothing.dynamic.miou == pytest.approx(nothing.dense.miou, abs=0.5)
+    assert nothing.dynamic.flops_saved < 0
+    _, everything = evaluated(tiny_bundle_path, data, thresholds=0.0, controls=True)
+    assert everything.dynamic.miou == everything.controls.first_gate.miou
+    assert everything.thresholds == [0.0, 0.0]
+
+
+def test_engines_agree(tiny_bundle_path, data):
+    reports = [evaluated(tiny_bundle_path, data, controls=True, engine=name)[1] for name in ("onnxruntime", "torch")]
+    assert reports[0].controls.oracle.miou == pytest.approx(reports[1].controls.oracle.miou, abs=0.3)
+    assert reports[0].dynamic.miou == pytest.approx(reports[1].dynamic.miou, abs=0.3)
+
+
+def test_a_model_without_gates_loses_nothing_and_has_no_controls(dense_bundle_path, data):
+    _, report = evaluated(dense_bundle_path, data)
+    assert report.dynamic.drop == pytest.approx(0, abs=0.5)
+    with pytest.raises(UsageError, match="without gates"):
+        evaluated(dense_bundle_path, data, controls=True)
+
+
+def test_classes_must_be_the_bundles(tiny_bundle_path, tmp_path):
+    manifest = Bundle.open(tiny_bundle_path).manifest
+    four = dataset_from_path(write_labelled(tmp_path / "four", classes=4, images=1), "val")
+    with pytest.raises(DatasetError, match=r"4 classes \(class 0, class 1, class 2, \.\.\.\), the bundle tiny has 5"):
+        check_classes(four.classes, manifest)
+    names = ["class 1", "class 0", "class 2", "class 3", "class 4"]
+    turned = dataset_from_path(write_labelled(tmp_path / "turned", names=names, images=1), "val")
+    with pytest.raises(DatasetError, match="class 0 is 'class 1' in the data set and 'class 0' in the bundle"):
+        check_classes(turned.classes, manifest)
+    other = dataset_from_path(write_labelled(tmp_path / "other", names=list("abcde"), images=1), "val")
+    check_classes(other.classes, manifest)
+
+
+def test_a_set_of_nothing_but_void_is_refused(tiny_bundle_path, tmp_path):
+    from PIL import Image
+
+    root = write_labelled(tmp_path / "void", images=2)
+    for path in (root / "labels" / "val").iterdir():
+        Image.new("L", (80, 60), VOID).save(path)
+    with pytest.raises(DatasetError, match="no labelled pixel"):
+        evaluated(tiny_bundle_path, dataset_from_path(root, "val"))
