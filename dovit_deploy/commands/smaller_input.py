@@ -1,7 +1,7 @@
 """The same network at smaller input sizes, run dense by the reference engine: what a user would do without gates.
 
-Graphs are made for one size, so other sizes need PyTorch: the bundle's own weights, position embeddings resized as an
-export at that size would do it. Accuracy and MACs are those of such an export; time is not measured here.
+Graphs are made for one size, so other sizes need PyTorch and the bundle's own weights. Accuracy and MACs are those of
+an export at that size; time is not measured here.
 """
 
 from __future__ import annotations
@@ -48,23 +48,10 @@ def smaller_sessions(bundle: Bundle, *, threads: int | None) -> Iterator[tuple[S
 
     `reason_against` was asked before.
     """
+    from dovit_deploy.export.other_size import reference_bundle_at_size
     from dovit_deploy.runtime.session import Session
 
     with TemporaryDirectory(prefix="dovit-") as folder, ExitStack() as stack:
-        small = [_bundle_at_size(bundle, size, Path(folder)) for size in smaller_sizes(bundle.manifest.spec)]
+        sizes = smaller_sizes(bundle.manifest.spec)
+        small = [reference_bundle_at_size(bundle, size, Path(folder)) for size in sizes]
         yield tuple(stack.enter_context(Session(one, engine="torch", threads=threads)) for one in small)
-
-
-def _bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path) -> Bundle:
-    """What the reference engine reads of a bundle: manifest and weights; it holds no graphs and is never opened."""
-    import safetensors.torch
-
-    from dovit_deploy.bundle.directory import WEIGHTS, Bundle
-    from dovit_deploy.models.build import spec_at_size, state_at_size
-
-    spec = bundle.manifest.spec
-    place = folder / f"{size[0]}x{size[1]}"
-    place.mkdir()
-    state = state_at_size(safetensors.torch.load_file(bundle.weights), spec, size)
-    safetensors.torch.save_file(state, place / WEIGHTS)
-    return Bundle(place, bundle.manifest.model_copy(update={"spec": spec_at_size(spec, size)}))
