@@ -12,6 +12,7 @@ import typer
 
 from dovit_deploy import __version__
 from dovit_deploy.commands.bench import bench
+from dovit_deploy.commands.calibrate import calibrate
 from dovit_deploy.commands.doctor import doctor
 from dovit_deploy.commands.evaluate import evaluate
 from dovit_deploy.commands.export import export
@@ -23,7 +24,7 @@ from dovit_deploy.errors import DovitError, Interrupted
 # NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, train, inspect, doctor)
+VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, inspect, doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +34,31 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`; what was there before is set aside first and removed last."""
+    """Rename `partial` to `path`; what was there before is removed last.
+
+    Where the system can exchange two names, `path` is the old or the new folder at every moment; elsewhere the old
+    one is set aside first, and a kill between the two renames leaves it as `NAME.previous`.
+    """
+    if path.exists() and not path.is_symlink() and _exchanged(partial, path):
+        remove(partial)
+        return
     previous = path.with_name(path.name + ".previous")
     if path.exists():
         remove(previous)
         path.rename(previous)
     partial.rename(path)
     remove(previous)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two names in one step, as Linux's `renameat2` can; False where that is not to be had."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(exchange))) == 0
 
 
 @contextmanager

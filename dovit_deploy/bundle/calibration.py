@@ -1,0 +1,111 @@
+"""Calibration: what `calibration.json` says about where a bundle's thresholds come from, with the whole curve."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dovit_deploy.bundle.spec import Noun
+
+BudgetKind = Literal["max-drop", "flops", "latency-ms", "max-disagree"]
+Part = Literal["search", "check", "all"]
+
+
+class BudgetEntry(Noun):
+    """What was asked for."""
+
+    kind: BudgetKind
+    limit: float
+    """mIoU points, a fraction of the dense MACs, milliseconds, or a fraction of the pixels."""
+    confidence: float | None = None
+    """Of the bound on disagreement."""
+    text: str
+    """The same in words."""
+
+
+class Prediction(Noun):
+    """What the recording says of thresholds that were not run."""
+
+    flops_saved: float
+    risk: float
+    """Share of the pixels, every class weighing the same, whose token stops with another class than the dense one."""
+
+
+class CurvePoint(Noun):
+    """One setting of the predicted curve, from cautious to bold."""
+
+    thresholds: tuple[float, ...]
+    """Per gate, the same for all classes."""
+    predicted: Prediction
+
+
+class Interval(Noun):
+    """95 % interval of a paired block bootstrap."""
+
+    low: float
+    high: float
+
+
+class MeasuredPoint(Noun):
+    """One setting that was really run on the deployed bundle."""
+
+    part: Part
+    thresholds: tuple[float, ...]
+    images: int
+    predicted: Prediction
+    flops_saved: float
+    """1 - actual / dense MACs of the whole model, over all images of the part."""
+    gmacs: float
+    """Mean per image, in 10^9 MACs."""
+    kept: tuple[float, ...]
+    """Mean tokens entering each stage."""
+    differing: float
+    """Share of the pixels whose class is not the dense answer's, mean over the images."""
+    miou: float | None
+    """In percent; None without labels."""
+    drop: float | None
+    """Dense mIoU - mIoU, in points."""
+    drop_interval: Interval | None
+    model_ms: float
+    """Median of the model step."""
+    judged: float
+    """The number that the budget is compared with."""
+    met: bool
+
+
+class PartEntry(Noun):
+    """The images of one part of the data set."""
+
+    part: Part
+    images: tuple[str, ...]
+    blocks: int
+    """Groups of neighbouring images that were kept together."""
+    dense_miou: float | None
+    dense_gmacs: float
+    """Mean per image."""
+
+
+class Calibration(Noun):
+    """The contents of `calibration.json`."""
+
+    version: Literal[1] = 1
+    tool: str
+    dataset: str
+    split: str | None
+    seed: int
+    engine: str
+    precision: str
+    budget: BudgetEntry
+    thresholds: tuple[tuple[float, ...], ...]
+    """The chosen ones, per gate and class."""
+    floor: float = Field(ge=0, le=1)
+    parts: tuple[PartEntry, ...]
+    curve: tuple[CurvePoint, ...]
+    measured: tuple[MeasuredPoint, ...]
+    chosen: MeasuredPoint
+    """The chosen thresholds on the held-back images."""
+    chosen_on_all: MeasuredPoint
+    """The same on the images of both parts together."""
+    passes: int
+    """How often a part was really run, dense runs included."""

@@ -1,0 +1,220 @@
+"""`dovit calibrate BUNDLE DATASET`: thresholds for a budget of accuracy, MACs or milliseconds; no re-export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy import packages
+from dovit_deploy.commands import console, options
+from dovit_deploy.commands.table import show_table
+from dovit_deploy.errors import DatasetError, PackageMissing, UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.bundle.calibration import Calibration, MeasuredPoint
+    from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.measure.budgets import Budget
+    from dovit_deploy.measure.pictures import Pictures
+
+DEFAULT_SPLIT = "val"
+NAMES = {"search": "search", "check": "held back", "all": "all"}
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
+    dataset: Annotated[Path, typer.Argument(help="Data set; a folder of images where no labels are needed.")],
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="mIoU that may be lost at most: upper end of the drop's 95 % interval."),
+    ] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="FRACTION", help="Save at least this fraction of the whole model's dense MACs."),
+    ] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="Median model step at most, measured here.")
+    ] = None,
+    max_disagree: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Share of the pixels that may differ from the dense answer; needs no labels."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="NEW.dovit", help="Default: the bundle itself changes.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and report, write no bundle.")] = False,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Choose the thresholds of all gates for one budget; graphs and weights stay as they are.
+
+    One half of the images is for the search, the other is held back: every image of the first is recorded once with
+    nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
+    kept the budget on the held-back half. The curve is saved in the bundle as calibration.json.
+    """
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.bundle.rewrite import refuse_installed, write_calibrated
+    from dovit_deploy.measure.calibrate import calibrate as calibrated
+    from dovit_deploy.runtime.session import Session
+
+    budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
+    _check_output(output)
+    console.check_writable(json_file)
+    opened = Bundle.open(bundle)
+    if output is None and not dry_run:
+        refuse_installed(opened)
+    pictures = _pictures(dataset, split, budget, opened.manifest)
+    with Session(opened) as session, _progress(quiet=quiet) as (advance, say):
+        calibration = calibrated(session, pictures, budget, advance=advance, progress=say)
+    _show(calibration, verbose=verbose)
+    target = opened.path if output is None else output
+    if not dry_run:
+        write_calibrated(opened, calibration, target)
+        console.result(str(target))
+        _plot(calibration, target, quiet=quiet)
+    report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
+    console.write_json(json_file, report)
+    shown = ",".join(f"{value:g}" for value in calibration.chosen.thresholds)
+    again = f" --threshold {shown}" if dry_run else ""
+    where = quote(str(bundle if dry_run or output is None else output))
+    console.next_command(f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {where}{again}", quiet=quiet)
+
+
+def _budget(
+    max_drop: float | None,
+    flops: float | None,
+    latency_ms: float | None,
+    max_disagree: float | None,
+    confidence: float | None,
+) -> Budget:
+    """The one budget that is given; raises UsageError for none or several."""
+    from dovit_deploy.measure.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
+
+    given = [value for value in (max_drop, flops, latency_ms, max_disagree) if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            f"{len(given)} budgets given, exactly one is needed: "
+            "--max-drop POINTS, --flops FRACTION, --latency-ms MS, or --max-disagree E --confidence C"
+        )
+    if (max_disagree is None) != (confidence is None):
+        raise UsageError("--max-disagree E and --confidence C belong together; give both or neither")
+    if max_drop is not None:
+        return DropBudget(max_drop)
+    if flops is not None:
+        return FlopsBudget(flops)
+    if latency_ms is not None:
+        return LatencyBudget(latency_ms)
+    assert max_disagree is not None
+    assert confidence is not None
+    return DisagreeBudget(max_disagree, confidence)
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.suffix != ".dovit":
+        raise UsageError(f"-o: '{output}' given; a bundle is called NAME.dovit")
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another with -o, or leave -o out to change the bundle itself")
+
+
+def _pictures(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> Pictures:
+    """A labelled data set, or a folder of images where the budget needs no labels."""
+    from dovit_deploy.measure.datasets import dataset_from_path
+    from dovit_deploy.measure.pictures import FolderPictures, LabelledPictures, image_files
+
+    if split is None and not budget.needs_labels and image_files(path):
+        return FolderPictures(path)
+    split = split or DEFAULT_SPLIT
+    data = dataset_from_path(path, split)
+    if len(data.classes.names) != manifest.spec.classes:
+        raise DatasetError(
+            f"{path} has {len(data.classes.names)} classes, {manifest.name} has {manifest.spec.classes}; "
+            "a drop cannot be measured between different classes"
+        )
+    return LabelledPictures(data, name=str(path), split=split)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """A line on stderr: what is being done, and how many images of it are."""
+    if quiet:
+        yield lambda: None, lambda text: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} images"), TimeElapsedColumn())
+    # A thread that redraws by itself would compute during the runs that are timed.
+    with Progress(*columns, console=console.errors_console(), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def advance() -> None:
+            bar.advance(task)
+            bar.refresh()
+
+        def say(text: str) -> None:
+            bar.update(task, description=text, completed=0)
+            bar.refresh()
+
+        yield advance, say
+
+
+def _show(calibration: Calibration, *, verbose: bool) -> None:
+    counts = {part.part: f"{len(part.images)} images in {part.blocks} blocks" for part in calibration.parts}
+    shown = [point for point in calibration.measured if verbose or point.part != "search"]
+    headers = ("images", "thresholds", "MACs saved", "differ", "mIoU", "drop", "95 % interval", "ms", "")
+    rows = [_row(point, chosen=point in (calibration.chosen, calibration.chosen_on_all)) for point in shown]
+    title = f"{calibration.budget.text}; searched on {counts['search']}, checked on {counts['check']}"
+    show_table(title, headers, rows, right=(2, 3, 4, 5, 7))
+    chosen = calibration.chosen
+    values = ", ".join(f"{value:g}" for value in chosen.thresholds)
+    console.result(
+        f"thresholds {values}: {chosen.flops_saved:.1%} of the MACs saved{_drop_text(chosen)}, "
+        f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-back images"
+    )
+    whole = calibration.chosen_on_all
+    console.result(f"on all {whole.images} images: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
+
+
+def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
+    interval = point.drop_interval
+    return (
+        NAMES[point.part],
+        ", ".join(f"{value:g}" for value in point.thresholds),
+        f"{point.flops_saved:.1%}",
+        f"{point.differing:.2%}",
+        "-" if point.miou is None else f"{point.miou:.2f}",
+        "-" if point.drop is None else f"{point.drop:.2f}",
+        "-" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
+        f"{point.model_ms:.1f}",
+        "chosen" if chosen else "met" if point.met else "not met",
+    )
+
+
+def _drop_text(point: MeasuredPoint) -> str:
+    if point.drop is None or point.drop_interval is None:
+        return ""
+    return f", mIoU drop {point.drop:.2f} ({point.drop_interval.low:.2f} to {point.drop_interval.high:.2f})"
+
+
+def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> None:
+    """The trade-off as a picture beside the bundle, where matplotlib is installed."""
+    from dovit_deploy.measure.calibration_plot import save_plot
+
+    try:
+        packages.matplotlib_figure()
+    except PackageMissing as missing:
+        console.remark(f"no plot: {missing}", quiet=quiet)
+        return
+    path = target.with_name(f"{target.stem}-calibration.png")
+    save_plot(calibration, path)
+    console.result(str(path))

@@ -1,0 +1,111 @@
+"""From a predicted curve to one setting by few real runs: along the curve, around its border, on held-back images.
+
+The curve goes from cautious to bold. Along it an accuracy budget is met up to somewhere and a cost budget from
+somewhere on; that border is found by running a few settings at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dovit_deploy.bundle.calibration import CurvePoint
+
+AT_ONCE = 3
+"""Settings run together: they share decoding, and what else the machine does falls on all of them."""
+NEIGHBOURS = 4
+"""Settings around the border that are really run."""
+STEPS = 8
+"""Settings at most that are run on the held-back images."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A setting that was really run."""
+
+    point: CurvePoint
+    met: bool
+    flops_saved: float
+    harm: float
+    """What accuracy it costs, the less the better."""
+
+
+Measure = Callable[[Sequence[CurvePoint]], list[Judged]]
+
+
+def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool) -> Judged | None:
+    """The last setting of `curve` that meets an accuracy budget, or the first that meets a cost budget.
+
+    None: not even the end where it should be met most easily meets it. `AT_ONCE` settings at a time are run between
+    what is known to meet and what is known not to; where that is not monotone, one of the borders is found.
+    """
+    order = list(reversed(curve)) if limits_cost else list(curve)
+    good, bad = -1, len(order)
+    best = None
+    while bad - good > 1:
+        places = _between(good, bad)
+        for place, result in zip(places, measure([order[place] for place in places]), strict=True):
+            if not result.met:
+                bad = place
+                break
+            good, best = place, result
+    return best
+
+
+def _between(good: int, bad: int) -> list[int]:
+    """Up to `AT_ONCE` places strictly between, evenly spread, rising."""
+    gap = bad - good
+    return sorted({good + max(1, round(gap * part / (AT_ONCE + 1))) for part in range(1, AT_ONCE + 1)} - {good, bad})
+
+
+def refined(start: Judged, candidates: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool) -> Judged:
+    """The best of `start` and of a few of `candidates`, really run.
+
+    Better is: met, and saving more (accuracy budget) or harming less (cost budget).
+    """
+    own = start.point.predicted
+    if limits_cost:
+        better = [point for point in candidates if point.predicted.risk < own.risk]
+        better.sort(key=lambda point: -point.predicted.flops_saved)
+    else:
+        better = [point for point in candidates if point.predicted.flops_saved > own.flops_saved]
+        better.sort(key=lambda point: point.predicted.risk)
+    if not better:
+        return start
+    met = [start, *(result for result in measure(better[:NEIGHBOURS]) if result.met)]
+    if limits_cost:
+        return min(met, key=lambda result: result.harm)
+    return max(met, key=lambda result: result.flops_saved)
+
+
+def check_sequence(chosen: CurvePoint, curve: Sequence[CurvePoint], *, limits_cost: bool) -> list[CurvePoint]:
+    """Settings to run on held-back images, in the order in which they are tried.
+
+    Accuracy budget: from cautious to `chosen`; the last before the first failure holds (a fixed sequence of tests
+    needs no correction for their number). Cost budget: from `chosen` on to bolder ones; the first that holds is taken.
+    """
+    own = chosen.predicted.flops_saved
+    if limits_cost:
+        rest = [point for point in curve if point.predicted.flops_saved > own]
+        return [chosen, *_spread(rest, STEPS - 1)]
+    rest = [point for point in curve if 0 < point.predicted.flops_saved < own]
+    return [*_spread(rest, STEPS - 1), chosen]
+
+
+def _spread(points: Sequence[CurvePoint], count: int) -> list[CurvePoint]:
+    """At most `count` of `points`, evenly spread, the ends among them."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(place * (len(points) - 1) / (count - 1))] for place in range(count)]
+
+
+def held(judged: Sequence[Judged], *, limits_cost: bool) -> Judged | None:
+    """Which of the settings of `check_sequence`, run on held-back images, is taken; None: none holds."""
+    if limits_cost:
+        return next((result for result in judged if result.met), None)
+    best = None
+    for result in judged:
+        if not result.met:
+            break
+        best = result
+    return best

@@ -1,0 +1,145 @@
+"""`dovit calibrate` through the real command line, with a tiny bundle and a tiny data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.directory import Bundle
+from tests.bundle.test_rewrite import contents
+from tests.conftest import Run
+from tests.train.tiny_folder import write_folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten images; the tiny bundle has five classes, so a fifth is added to the list."""
+    root = write_folder(tmp_path / "data", images=10, size=(56, 72), splits=("val",))
+    content = json.loads((root / "classes.json").read_text())
+    content["classes"].insert(4, {"id": 4, "name": "class 4", "color": [9, 9, 9]})
+    (root / "classes.json").write_text(json.dumps(content))
+    return root
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert result.returncode == code, f"{result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    before = contents(bundle_copy)
+    result = dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", "new.dovit", "--json", "report.json")
+    assert result.returncode == 0, result.stderr
+    assert contents(bundle_copy) == before
+    new = Bundle.open(tmp_path / "new.dovit")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report.pop("bundle") == str(new.path)
+    calibration = Calibration.model_validate(report)
+    assert calibration.chosen.flops_saved >= 0.1
+    assert new.manifest.defaults.thresholds == calibration.thresholds
+    assert (new.path / "calibration.json").is_file()
+    assert "dovit run YOUR_IMAGE_OR_VIDEO --bundle new.dovit" in result.stderr
+    assert "mIoU drop" in result.stdout
+    assert (tmp_path / "new-calibration.png").read_bytes()[:4] == b"\x89PNG"
+    # What was calibrated is what runs: the report's mean over all images, run again by another command.
+    again = dovit("run", data / "images" / "val", "--bundle", "new.dovit", "-o", "out", "--json", "run.json")
+    assert again.returncode == 0
+    summary = json.loads((tmp_path / "run.json").read_text())
+    assert summary["flops_saved"]["mean"] == pytest.approx(calibration.chosen_on_all.flops_saved, abs=1e-6)
+
+
+def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
+    before = contents(bundle_copy)
+    arguments = ("calibrate", bundle_copy, data / "images" / "val", "--max-disagree", 0.6, "--confidence", 0.6, "-q")
+    dry = dovit(*arguments, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert contents(bundle_copy) == before
+    real = dovit(*arguments)
+    assert real.returncode == 0, real.stderr
+    changed = {name for name, digest in contents(bundle_copy).items() if before.get(name) != digest}
+    assert changed == {"manifest.json", "calibration.json"}
+    assert Bundle.open(bundle_copy).manifest.defaults.origin == "calibration"
+    assert dry.stdout.splitlines()[-2].split(":")[0] == real.stdout.splitlines()[-4].split(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "0 budgets"),
+        (("--flops", "0.2", "--max-drop", "1"), "2 budgets"),
+        (("--max-disagree", "0.1"), "--confidence"),
+        (("--flops", "0.2", "--confidence", "0.9"), "--max-disagree"),
+        (("--flops", "1.5"), "--flops"),
+        (("--max-drop", "nan"), "--max-drop"),
+        (("--latency-ms", "-1"), "--latency-ms"),
+        (("--flops", "0.2", "-o", "new.folder"), "NAME.dovit"),
+        (("--flops", "0.2", "--json", "no/such/x.json"), "--json"),
+    ],
+)
+def test_usage(dovit: Run, bundle_copy: Path, data: Path, arguments: tuple[str, ...], word: str) -> None:
+    before = contents(bundle_copy)
+    refused(dovit("calibrate", bundle_copy, data, *arguments), 2, word)
+    assert contents(bundle_copy) == before
+
+
+def test_an_existing_output_is_kept(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.dovit").mkdir()
+    refused(dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", "new.dovit"), 2, "exists")
+    refused(dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", bundle_copy), 2, "exists")
+    assert list((tmp_path / "new.dovit").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "budget", [("--flops", 0.99), ("--latency-ms", 0.0001), ("--max-disagree", 0.001, "--confidence", 0.99)]
+)
+def test_a_budget_out_of_reach_changes_nothing(dovit: Run, bundle_copy: Path, data: Path, budget: tuple) -> None:
+    before = contents(bundle_copy)
+    refused(dovit("calibrate", bundle_copy, data, *budget), 4, "held-back" if len(budget) > 2 else "not reached")
+    assert contents(bundle_copy) == before
+    assert {path.name for path in bundle_copy.parent.iterdir()} == {bundle_copy.name, "data"}
+
+
+def test_faults_of_the_data(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    before = contents(bundle_copy)
+    refused(dovit("calibrate", bundle_copy, data / "images" / "val", "--max-drop", 1), 3, "images")
+    refused(dovit("calibrate", bundle_copy, data, "--max-drop", 1, "--split", "test"), 3, "test")
+    refused(dovit("calibrate", bundle_copy, "absent", "--flops", 0.1), 3, "absent")
+    four = write_folder(tmp_path / "four", images=6, splits=("val",))
+    refused(dovit("calibrate", bundle_copy, four, "--flops", 0.1), 3, "4 classes")
+    (data / "labels" / "val" / "val_7.png").unlink()
+    refused(dovit("calibrate", bundle_copy, data, "--max-drop", 1), 3, "val_7")
+    assert contents(bundle_copy) == before
+
+
+def test_a_bundle_without_gates_and_an_installed_one(
+    dovit: Run, dense_bundle_path: Path, bundle_copy: Path, data: Path, tmp_path: Path
+) -> None:
+    refused(dovit("calibrate", dense_bundle_path, data, "--flops", 0.1, "-o", "x.dovit"), 2, "without gates")
+    (tmp_path / "site-packages").mkdir()
+    inside = bundle_copy.rename(tmp_path / "site-packages" / "x.dovit")
+    refused(dovit("calibrate", inside, data, "--flops", 0.1), 2, "-o NEW.dovit")
+
+
+def test_a_kill_in_the_middle_leaves_the_bundle(bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    before = contents(bundle_copy)
+    command = [sys.executable, "-m", "dovit_deploy", "calibrate", bundle_copy, data, "--latency-ms", "0.3"]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, env=dict(os.environ), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stderr is not None
+    child.stderr.read(1)
+    time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert contents(bundle_copy) == before
+    assert {path.name for path in tmp_path.iterdir()} == {bundle_copy.name, "data"}
