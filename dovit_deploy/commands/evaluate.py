@@ -55,7 +55,6 @@ def evaluate(
         limits = thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
     data = dataset_from_path(dataset, split)
     check_classes(data.classes, opened.manifest)
-    data.check()
     with (
         Session(opened, engine=engine, precision=precision, threads=threads) as session,
         _smaller(opened, wanted=controls, threads=threads, quiet=quiet) as smaller,

@@ -121,6 +121,8 @@ def measure_set(
     check_classes(data.classes, manifest)
     if controls and not manifest.spec.gates:
         raise UsageError(f"{manifest.name} is a dense model without gates; there is nothing to control")
+    # A fault in the last image is found before the first is run, not an hour later.
+    data.check()
     measured = Measured(smaller=[Tally() for _ in smaller])
     runner = _ImageRunner(session, thresholds=thresholds, controls=controls)
     predictors = [Predictor(small) for small in smaller]

@@ -8,6 +8,7 @@ import pytest
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.cost import CostModel
 from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.measure.controls import oracle_keep
 from dovit_deploy.measure.datasets import IGNORE, dataset_from_path
 from dovit_deploy.measure.evaluate import check_classes, measure_set
 from dovit_deploy.measure.evaluation_report import report_from_measured
@@ -104,6 +105,37 @@ def test_controls_are_what_they_say(request, fixture, data):
     for control in (controls.random, controls.first_gate, controls.oracle):
         assert control.drop == pytest.approx(report.dense.miou - control.miou)
     assert controls.smaller_input == ()
+
+
+def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundle_path, data):
+    measured, _ = evaluated(setr_bundle_path, data, controls=True)
+    with Session(Bundle.open(setr_bundle_path), threads=1) as session:
+        predictor, spec = Predictor(session), session.bundle.manifest.spec
+        rgb = data.sample(1).rgb
+        pixels, kept = predictor.to_input(rgb), [0] * (len(spec.gates) + 1)
+        for window in predictor.predict(rgb).tokens.windows:
+            rows, columns = (
+                slice(window.top, window.top + window.height),
+                slice(window.left, window.left + window.width),
+            )
+            part = np.ascontiguousarray(pixels[:, :, rows, columns])
+            dense, _ = session.run_one(part, dense=True)
+            report = session.run_one(part, keep=oracle_keep(session, part, dense))[1]
+            kept = [before + more for before, more in zip(kept, report.kept, strict=True)]
+    assert measured.oracle.kept[1] == tuple(kept)
+
+
+def test_a_fault_in_the_last_image_is_found_before_the_first_is_run(tiny_bundle_path, tmp_path):
+    root = write_labelled(tmp_path / "spoilt", images=3)
+    (root / "labels" / "val" / "drive_002.png").write_bytes(b"no picture")
+    done = []
+    with (
+        Session(Bundle.open(tiny_bundle_path), threads=1) as session,
+        pytest.raises(DatasetError, match=r"drive_002\.png: cannot be decoded"),
+    ):
+        spoilt = dataset_from_path(root, "val")
+        measure_set(session, spoilt, thresholds=None, controls=False, advance=done.append)
+    assert done == []
 
 
 def test_the_random_control_is_not_the_rule_and_the_same_again(tiny_bundle_path, data):
