@@ -60,8 +60,9 @@ class _Bench:
         self.entries[point.thresholds] = entry
         good = self.budget.promising(self.dense, trial) if self.part == "search" else entry.met
         # A setting that saves nothing is no answer to how much accuracy may be given up.
-        good = good and (self.budget.limits_cost or entry.flops_saved > 0)
-        return Judged(point, good, entry.flops_saved, entry.differing if entry.drop is None else entry.drop)
+        useful = self.budget.limits_cost or entry.flops_saved > 0
+        harm = entry.differing if entry.drop is None else entry.drop
+        return Judged(point, good and useful, entry.met and useful, entry.flops_saved, harm)
 
     def _entry(self, point: CurvePoint, trial: Trial, judged: float) -> MeasuredPoint:
         drop = drop_with_interval(self.dense, trial) if trial.counts else None
@@ -123,12 +124,12 @@ def calibrate(
     surrogate = Surrogate(recording, floor=manifest.defaults.floor)
     curve = surrogate.curve()
     search = _Bench("search", dense, runner, budget)
-    chosen = _search(search, surrogate, curve, progress)
+    chosen, certain = _search(search, surrogate, curve, progress)
     progress(f"checking on {len(parts.check)} held-back images")
     unseen = runner.dense(parts.check, parts.blocks_of(parts.check))
     check = _Bench("check", unseen, runner, budget)
     whole = _Bench("all", joined_parts(dense, unseen, parts.blocks), runner, budget)
-    sequence = check_sequence(chosen.point, curve, limits_cost=budget.limits_cost)
+    sequence = check_sequence(chosen.point, certain, curve, limits_cost=budget.limits_cost)
     final = _checked(sequence, search, check, whole)
     table = tuple((float(value),) * manifest.spec.classes for value in final.point.thresholds)
     return Calibration(
@@ -172,15 +173,22 @@ def _check_count(parts: Halves, budget: Budget) -> None:
         )
 
 
-def _search(search: _Bench, surrogate: Surrogate, curve: Sequence[CurvePoint], progress: Progress) -> Judged:
-    """The setting that promises most, from the images of the search alone."""
+def _search(
+    search: _Bench, surrogate: Surrogate, curve: Sequence[CurvePoint], progress: Progress
+) -> tuple[Judged, CurvePoint | None]:
+    """The setting that promises most, and the boldest that is certain, from the images of the search alone."""
     cost = search.budget.limits_cost
     progress("running settings along the curve")
     start = border(curve, search.measure, limits_cost=cost)
     if start is None:
         raise CheckError(_unmet(search.budget, search.measured, "images of the search"))
+    certain = None
+    if not cost:
+        up_to = [point for point in curve if point.predicted.flops_saved <= start.point.predicted.flops_saved]
+        certain = border(up_to, search.measure, limits_cost=False, certain=True)
     progress("running neighbours")
-    return refined(start, surrogate.neighbours(start.point.thresholds), search.measure, limits_cost=cost)
+    best = refined(start, surrogate.neighbours(start.point.thresholds), search.measure, limits_cost=cost)
+    return best, None if certain is None else certain.point
 
 
 def _checked(sequence: Sequence[CurvePoint], search: _Bench, check: _Bench, whole: _Bench) -> Judged:

@@ -17,6 +17,8 @@ NEIGHBOURS = 4
 """Settings around the border that are really run."""
 STEPS = 8
 """Settings at most that are run on the held-back images."""
+CAUTIOUS, CLOSE = 2, 3
+"""Of them at least, those up to what the search is certain of; and those next to it on the curve."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Judged:
 
     point: CurvePoint
     met: bool
+    """As far as these images show."""
+    certain: bool
+    """As the budget wants it shown: by the end of an interval or bound, where it has one."""
     flops_saved: float
     harm: float
     """What accuracy it costs, the less the better."""
@@ -33,11 +38,12 @@ class Judged:
 Measure = Callable[[Sequence[CurvePoint]], list[Judged]]
 
 
-def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool) -> Judged | None:
+def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool, certain: bool = False) -> Judged | None:
     """The last setting of `curve` that meets an accuracy budget, or the first that meets a cost budget.
 
     None: not even the end where it should be met most easily meets it. `AT_ONCE` settings at a time are run between
     what is known to meet and what is known not to; where that is not monotone, one of the borders is found.
+    `certain`: the border of what meets it as the budget wants it shown.
     """
     order = list(reversed(curve)) if limits_cost else list(curve)
     good, bad = -1, len(order)
@@ -45,7 +51,7 @@ def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool) 
     while bad - good > 1:
         places = _between(good, bad)
         for place, result in zip(places, measure([order[place] for place in places]), strict=True):
-            if not result.met:
+            if not (result.certain if certain else result.met):
                 bad = place
                 break
             good, best = place, result
@@ -78,22 +84,31 @@ def refined(start: Judged, candidates: Sequence[CurvePoint], measure: Measure, *
     return max(met, key=lambda result: result.flops_saved)
 
 
-def check_sequence(chosen: CurvePoint, curve: Sequence[CurvePoint], *, limits_cost: bool) -> list[CurvePoint]:
+def check_sequence(
+    chosen: CurvePoint, certain: CurvePoint | None, curve: Sequence[CurvePoint], *, limits_cost: bool
+) -> list[CurvePoint]:
     """Settings to run on held-back images, in the order in which they are tried.
 
-    Accuracy budget: from cautious to `chosen`; the last before the first failure holds (a fixed sequence of tests
-    needs no correction for their number). Cost budget: from `chosen` on to bolder ones; the first that holds is taken.
+    Accuracy budget: from cautious to `chosen`, closest around `certain`, where the answer is likely to lie; the last
+    before the first failure holds (a fixed sequence of tests needs no correction for their number). Cost budget: from
+    `chosen` on to bolder ones; the first that holds is taken.
     """
     own = chosen.predicted.flops_saved
     if limits_cost:
         rest = [point for point in curve if point.predicted.flops_saved > own]
         return [chosen, *_spread(rest, STEPS - 1)]
-    rest = [point for point in curve if 0 < point.predicted.flops_saved < own]
-    return [*_spread(rest, STEPS - 1), chosen]
+    below = [point for point in curve if 0 < point.predicted.flops_saved < own]
+    if certain is None:
+        return [*_spread(below, STEPS - 1), chosen]
+    sure = certain.predicted.flops_saved
+    before = [point for point in below if point.predicted.flops_saved <= sure]
+    after = [point for point in below if point.predicted.flops_saved > sure]
+    bold = [*after[:CLOSE], *_spread(after[CLOSE:], STEPS - 1 - CLOSE - CAUTIOUS)]
+    return [*_spread(before, STEPS - 1 - len(bold)), *bold, chosen]
 
 
 def _spread(points: Sequence[CurvePoint], count: int) -> list[CurvePoint]:
-    """At most `count` of `points`, evenly spread, the ends among them."""
+    """At most `count` of `points`, at least 2, evenly spread, the ends among them."""
     if len(points) <= count:
         return list(points)
     return [points[round(place * (len(points) - 1) / (count - 1))] for place in range(count)]

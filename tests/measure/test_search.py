@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,13 +20,15 @@ CURVE = [point(number / 40, number / 40) for number in range(41)]
 class Meter:
     """Meets what `good` says of the saving; remembers what was run."""
 
-    def __init__(self, good) -> None:
-        self.good, self.run = good, []
+    def __init__(self, good, *, certain=lambda saved: True) -> None:
+        self.good, self.certain, self.run = good, certain, []
 
     def __call__(self, points):
         self.run += points
+        answers = [point.predicted for point in points]
         return [
-            Judged(p, self.good(p.predicted.flops_saved), p.predicted.flops_saved, p.predicted.risk) for p in points
+            Judged(p, self.good(a.flops_saved), self.certain(a.flops_saved), a.flops_saved, a.risk)
+            for p, a in zip(points, answers, strict=True)
         ]
 
 
@@ -51,7 +54,7 @@ def test_the_first_that_meets_a_cost_budget(limit: float, length: int) -> None:
 
 
 def test_a_neighbour_counts_only_when_it_is_really_better() -> None:
-    start = Judged(point(0.5, 0.2), True, 0.5, 0.2)
+    start = Judged(point(0.5, 0.2), True, True, 0.5, 0.2)
     bolder, cautious = point(0.6, 0.3), point(0.4, 0.1)
     assert refined(start, [cautious, bolder], Meter(lambda saved: True), limits_cost=False).point == bolder
     assert refined(start, [cautious, bolder], Meter(lambda saved: False), limits_cost=False) == start
@@ -59,19 +62,29 @@ def test_a_neighbour_counts_only_when_it_is_really_better() -> None:
     assert refined(start, [cautious], Meter(lambda saved: True), limits_cost=False) == start
 
 
-def test_held_back_images_are_asked_in_a_fixed_order() -> None:
-    cautious = check_sequence(CURVE[20], CURVE, limits_cost=False)
-    assert len(cautious) == STEPS
+def test_the_border_of_what_is_certain_lies_before_the_border_of_what_is_met() -> None:
+    meter = Meter(lambda saved: saved <= 0.8, certain=lambda saved: saved <= 0.3)
+    assert border(CURVE, meter, limits_cost=False, certain=True).point == CURVE[12]
+    assert border(CURVE, meter, limits_cost=False).point == CURVE[32]
+
+
+@pytest.mark.parametrize("certain", [None, CURVE[0], CURVE[10], CURVE[19], CURVE[20]])
+def test_held_back_images_are_asked_in_a_fixed_order(certain: CurvePoint | None) -> None:
+    cautious = check_sequence(CURVE[20], certain, CURVE, limits_cost=False)
+    assert 4 <= len(cautious) <= STEPS
+    assert len(set(cautious)) == len(cautious)
+    if certain == CURVE[10]:
+        assert [CURVE[number] in cautious for number in (10, 11, 12, 13)] == [True] * 4
     assert cautious[-1] == CURVE[20]
     assert [p.predicted.flops_saved for p in cautious] == sorted(p.predicted.flops_saved for p in cautious)
     assert cautious[0].predicted.flops_saved > 0
-    bold = check_sequence(CURVE[20], CURVE, limits_cost=True)
+    bold = check_sequence(CURVE[20], None, CURVE, limits_cost=True)
     assert bold[0] == CURVE[20]
     assert bold[-1] == CURVE[-1]
 
 
 def judged(*met: bool) -> list[Judged]:
-    return [Judged(CURVE[number], good, number / 40, 0.0) for number, good in enumerate(met)]
+    return [Judged(CURVE[number], good, good, number / 40, 0.0) for number, good in enumerate(met)]
 
 
 def test_the_first_failure_ends_the_sequence_of_an_accuracy_budget() -> None:
