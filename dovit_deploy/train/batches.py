@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -122,7 +123,7 @@ def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterat
         batch_size=None,
         sampler=plans,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_quiet,
     )
     for batch in loader:
         if isinstance(batch, Fault):
@@ -130,6 +131,9 @@ def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterat
         yield batch
 
 
-def _one_thread(worker: int) -> None:
+def _quiet(worker: int) -> None:
+    """A worker computes in one thread, leaves Ctrl-C to the training process and ends when that one says so."""
     del worker
     packages.opencv().setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

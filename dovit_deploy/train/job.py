@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.measure.datasets import Dataset
+from dovit_deploy.models.checkpoint import checkpoint_from_path
 from dovit_deploy.output_folder import refuse_existing
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.device import with_settled_precision
@@ -78,7 +79,7 @@ def train(request: Request, *, progress: Progress, remark: Remark) -> Result:
     trainer, record = (_resumed if request.resume else _begun)(request, remark)
     with noticed() as stopped:
         trainer.run(stopped=stopped, report=progress)
-        return _finished(trainer, record, remark)
+    return _finished(trainer, record, remark)
 
 
 def _begun(request: Request, remark: Remark) -> tuple[Trainer, RunRecord]:
@@ -120,18 +121,25 @@ def _resumed(request: Request, remark: Remark) -> tuple[Trainer, RunRecord]:
     data = opened(request.dataset, recipe)
     material = Material(data, scenes_for(recipe, record.config.spec.size, None))
     refuse_other_data(record, data_facts(material, record.data.frequencies))
-    start = None
-    if request.init is not None or not (folder.path / STATE).exists():
-        start = _start(request, recipe, record.config.spec.size, record.config.spec.classes)
-        if init_facts(None if start is None else start.checkpoint) != record.init:
-            own = f"--init with the checkpoint {record.init.source}" if record.init else "random weights"
-            given = f", not from {request.init}" if request.init else ""
-            raise UsageError(f"--resume: the run began from {own}{given}; give what it began with")
+    _refuse_other_start(request, record, begun=(folder.path / STATE).exists())
+    start = _start(request, recipe, record.config.spec.size, record.config.spec.classes)
     looked_at = watched(request.dataset, recipe, record.config.spec.size)
     trainer = _trainer(record, data, looked_at, folder, start)
     if trainer.resume():
         remark(f"going on after step {trainer.step}")
     return trainer, record
+
+
+def _refuse_other_start(request: Request, record: RunRecord, *, begun: bool) -> None:
+    """Raise UsageError if `--init` is not what the run began from; a run with a state need not be told again."""
+    if request.init is None and (begun or record.init is None):
+        return
+    config = record.recipe.init_config
+    given = None if request.init is None else checkpoint_from_path(request.init, config=config)
+    if init_facts(given) != record.init:
+        own = f"--init with the checkpoint {record.init.source}" if record.init else "random weights"
+        other = f", not from {request.init}" if request.init else ""
+        raise UsageError(f"--resume: the run began from {own}{other}; give what it began with")
 
 
 def _size_of(data: Dataset | None) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.models.batch_norm import NormedConv, NormedLinear, conv_norm, folded, linear_norm
+from dovit_deploy.models.batch_norm import NormedConv, NormedLinear, conv_norm, folded, linear_norm, unfolded
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.staged import DenseNetwork
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -86,3 +86,22 @@ def test_a_deployment_state_comes_back_as_it_is() -> None:
     again = folded(state)
     assert again.keys() == state.keys()
     assert all(again[name] is state[name] for name in state)
+
+
+@torch.no_grad()
+def test_unfolding_is_the_opposite_of_folding() -> None:
+    spec = tiny_spec(head="pup", stem="conv", gate="fcn", gates=(1, 2))
+    trained = randomised(VisionTransformer(spec, trainable=True), 3)
+    deployed = folded(trained.state_dict())
+    again = VisionTransformer(spec, trainable=True).eval()
+    again.load_state_dict(unfolded(deployed, again.state_dict()), strict=True)
+    pixels = tiny_pixels(spec.size, 5)
+    torch.testing.assert_close(again.stem(pixels), trained.stem(pixels), atol=1e-4, rtol=1e-4)
+    for name, value in folded(again.state_dict()).items():
+        torch.testing.assert_close(value, deployed[name], msg=name)
+
+
+def test_unfolding_leaves_alone_what_has_no_norm() -> None:
+    spec = tiny_spec(head="linear", gate="linear")
+    state = VisionTransformer(spec).state_dict()
+    assert unfolded(state, state).keys() == state.keys()

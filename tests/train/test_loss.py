@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from dovit_deploy.measure.datasets import IGNORE
-from dovit_deploy.train.loss import class_weights, gate_loss, pixel_loss, token_histograms
-from dovit_deploy.train.masked import GateOutput
+from dovit_deploy.train.loss import class_weights, distillation_loss, gate_loss, pixel_loss, token_histograms
+from dovit_deploy.train.masked import GateOutput, MaskedOutput
 
 
 def random_labels(seed, size=(2, 32, 48), classes=3):
@@ -76,3 +76,14 @@ def test_gate_loss_weighs_classes():
 def test_gate_loss_without_running_tokens_is_zero():
     nobody = torch.zeros(1, 4, dtype=torch.bool)
     assert gate_loss(GateOutput(torch.zeros(0, 0), nobody, nobody), torch.ones(1, 4, 3), torch.ones(3)) == 0
+
+
+def test_distillation_is_nothing_for_the_teacher_itself_and_by_hand_for_another():
+    draw = torch.Generator().manual_seed(4)
+    logits, features = torch.randn(2, 3, 2, 2, generator=draw), torch.randn(2, 4, 5, generator=draw)
+    teacher = MaskedOutput(logits, features, ())
+    assert distillation_loss(teacher, teacher, features=0.5, pixels=1).abs() < 1e-6
+    student = MaskedOutput(logits.roll(1, 1), features + 0.2, ())
+    wanted, given = logits.softmax(1), student.logits.softmax(1)
+    apart = (wanted * (wanted / given).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(student, teacher, features=0.5, pixels=2), 0.5 * 0.04 + 2 * apart)

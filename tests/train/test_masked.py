@@ -135,3 +135,29 @@ def test_training_form_and_its_folded_weights_agree():
         logits = masked_forward(model, pixels).logits
         expected = DenseNetwork(deployed)(pixels)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("head", ["linear", "mask", "setr", "pup"])
+def test_every_head_learns_from_every_gate_that_may_learn(head, bfloat16):
+    spec = tiny_spec(head=head, gates=(1, 2))
+    model = trainable_model(spec)
+    initialise(model, 1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        output = masked_forward(model, tiny_pixels(spec.size, 3, images=2), passing=passing_of(spec, 0.9))
+    (
+        output.logits.float().square().mean() + sum(gate.logits.float().square().mean() for gate in output.gates)
+    ).backward()
+    idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert idle == []
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+def test_a_network_without_class_token_runs_dense():
+    spec = tiny_spec(head="setr", gates=()).model_copy(update={"extra_tokens": 0})
+    pixels = tiny_pixels(spec.size, 2)
+    model = tiny_model(spec)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            masked_forward(model, pixels).logits, DenseNetwork(model)(pixels), atol=1e-4, rtol=1e-4
+        )

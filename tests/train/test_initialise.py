@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.spec import ConvStem, FcnHead
+from dovit_deploy.errors import ConfigError, PickleRefused
+from dovit_deploy.models.build import model_from_spec
+from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.train.initialise import (
+    initialise,
+    load_start,
+    settle_norms,
+    start_from_checkpoint,
+    trainable_model,
+)
+from dovit_deploy.train.masked import masked_forward
+from dovit_deploy.train.network import NetworkChoice, added_layers
+from tests.models import official
+from tests.tiny import tiny_pixels, tiny_spec, tiny_state
+
+SPEC = tiny_spec(head="pup", stem="conv", gates=(1, 2), classes=4)
+
+
+def saved(folder, spec, **settings):
+    """A checkpoint of ours with `tiny_state`'s weights, in deployment form."""
+    config = OwnConfig(
+        spec=spec,
+        preprocessing=Preprocessing(mean=(1, 2, 3), std=(4, 5, 6), assumed=False, stride=None),
+        classes=tuple(ClassEntry(name=f"class {number}", color=(number, 0, 0)) for number in range(spec.classes)),
+        thresholds=(0.9,) * len(spec.gates),
+    )
+    save_checkpoint(folder, config, tiny_state(spec))
+    return folder
+
+
+def started(path, *, size=SPEC.size, classes=4, config=None, **choice):
+    return start_from_checkpoint(path, NetworkChoice(**choice), config=config, size=size, classes=classes)
+
+
+def model_of(start, seed=0):
+    model = trainable_model(start.spec)
+    initialise(model, seed)
+    load_start(model, start.state)
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_computes(model, start, *, atol=1e-4):
+    """The dense network in training form gives what the checkpoint's gives."""
+    pixels = tiny_pixels(start.spec.size, 4)
+    plain = start.spec.model_copy(update={"gates": ()})
+    state = {name: tensor for name, tensor in start.state.items() if not name.startswith("gates.")}
+    expected = DenseNetwork(model_from_spec(plain, state))(pixels)
+    torch.testing.assert_close(masked_forward(model, pixels).logits, expected, atol=atol, rtol=1e-4)
+
+
+def test_unfolded_weights_compute_what_the_folded_ones_do(tmp_path):
+    start = started(saved(tmp_path / "made", SPEC))
+    assert isinstance(start.spec.stem, ConvStem)
+    assert_computes(model_of(start), start)
+
+
+@torch.no_grad()
+def test_settled_norms_change_nothing_in_evaluation_and_little_in_training(tmp_path):
+    start = started(saved(tmp_path / "made", SPEC))
+    model = model_of(start)
+    raw = copy.deepcopy(model)
+    pixels = tiny_pixels(SPEC.size, 7, images=3)
+    settle_norms(model, start.state, pixels)
+    assert_computes(model, start, atol=3e-4)
+    wanted = masked_forward(model, pixels).logits
+    settled, unsettled = (masked_forward(network.train(), pixels).logits for network in (model, raw))
+    torch.testing.assert_close(settled, wanted, atol=3e-3, rtol=1e-3)
+    assert (unsettled - wanted).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("spec", "state", "settings"),
+    [
+        (official.segmenter_spec(), official.segmenter_state(), official.SEGMENTER),
+        (official.setr_spec(), official.setr_state(), official.SETR_PUP),
+        (official.dovit_spec(), official.dovit_state(), official.DOVIT),
+    ],
+    ids=["Segmenter", "SETR", "DoViT"],
+)
+def test_official_checkpoints_compute_what_they_did_and_have_gates(tmp_path, spec, state, settings):
+    path = official.save_pth(tmp_path / "plain.pth", state)
+    (tmp_path / "settings.json").write_text(json.dumps({"config": settings}))
+    config = str(tmp_path / "settings.json")
+    start = started(path, size=spec.size, classes=spec.classes, config=config, gate_channels=6)
+    layers = [gate.layer for gate in spec.gates] or list(added_layers(spec.depth))
+    assert [gate.layer for gate in start.spec.gates] == layers
+    assert start.spec.family == "dovit"
+    assert start.spec.gates[0].head == FcnHead(channels=8 if spec.gates else 6)
+    assert_computes(model_of(start), start)
+
+
+def test_gates_of_the_checkpoint_stay_unless_others_are_wished(tmp_path):
+    path = saved(tmp_path / "made", SPEC)
+    kept, replaced, none = started(path), started(path, gates=(3,), gate_channels=5), started(path, gates=())
+    assert kept.spec == SPEC
+    assert "gates.0.head.classifier.weight" in kept.state
+    assert [gate.layer for gate in replaced.spec.gates] == [3]
+    assert not any(name.startswith("gates.") for name in replaced.state)
+    assert (none.spec.gates, none.spec.family) == ((), "segmenter")
+    weight = model_of(kept).gates[0].head.hidden.projection.weight
+    assert torch.equal(weight, kept.state["gates.0.head.hidden.weight"])
+
+
+def test_gates_are_added_by_the_contracts_rule():
+    assert added_layers(12) == (2, 5, 8)
+    assert added_layers(24) == (6, 12, 18)
+    assert added_layers(8) == (2, 4, 6)
+    assert added_layers(3) == (1, 2)
+    assert added_layers(1) == ()
+
+
+def test_another_size_resizes_the_positions(tmp_path):
+    start = started(saved(tmp_path / "made", SPEC), size=(96, 128))
+    assert start.spec.size == (96, 128)
+    assert len(start.state["positions"]) == start.spec.tokens
+    assert started(saved(tmp_path / "other", SPEC), size=(96, 128), gates=(1,)).spec.size == (96, 128)
+
+
+def test_another_number_of_classes_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="a network of 4 classes, the data set has 11"):
+        started(saved(tmp_path / "made", SPEC), classes=11)
+
+
+def test_what_the_checkpoint_decides_is_not_to_be_stated(tmp_path):
+    with pytest.raises(ConfigError, match=r"network\.width is the checkpoint's affair"):
+        started(saved(tmp_path / "made", SPEC), width=16)
+
+
+def test_gates_beyond_the_depth_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"gates \[9\] must rise and stay below the depth 4"):
+        started(saved(tmp_path / "made", SPEC), gates=(9,))
+
+
+def test_pickled_code_is_refused(tmp_path):
+    torch.save({"model": np.random.default_rng}, tmp_path / "evil.pth")
+    with pytest.raises(PickleRefused):
+        started(tmp_path / "evil.pth")
+
+
+def test_mask_heads_start_with_class_tokens_that_differ():
+    model = trainable_model(tiny_spec(head="mask"))
+    initialise(model, 0)
+    assert not torch.equal(model.head.class_tokens[0], model.head.class_tokens[1])
