@@ -35,9 +35,7 @@ def train(
         Path | None, typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")] = None,
     json_file: options.JsonFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
