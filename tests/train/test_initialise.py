@@ -10,9 +10,11 @@ import torch
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ConvStem, FcnHead
 from dovit_deploy.errors import ConfigError, PickleRefused
+from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
 from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.train.config import Phase, TrainConfig
 from dovit_deploy.train.initialise import (
     initialise,
     load_start,
@@ -20,10 +22,14 @@ from dovit_deploy.train.initialise import (
     start_from_checkpoint,
     trainable_model,
 )
+from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.masked import masked_forward
+from dovit_deploy.train.material import Material
 from dovit_deploy.train.network import NetworkChoice, added_layers
+from dovit_deploy.train.state import RunFolder
 from tests.models import official
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
+from tests.train.tiny_folder import write_folder
 
 SPEC = tiny_spec(head="pup", stem="conv", gates=(1, 2), classes=4)
 
@@ -154,3 +160,17 @@ def test_mask_heads_start_with_class_tokens_that_differ():
     model = trainable_model(tiny_spec(head="mask"))
     initialise(model, 0)
     assert not torch.equal(model.head.class_tokens[0], model.head.class_tokens[1])
+
+
+@torch.no_grad()
+def test_a_run_starts_as_the_network_it_was_given(tmp_path):
+    start = started(saved(tmp_path / "made", SPEC))
+    data = SegmentationFolder(write_folder(tmp_path / "set", size=SPEC.size), "train")
+    config = TrainConfig(spec=start.spec, steps=1, phases=(Phase(until=1, crop=(48, 64), batch=3),), precision="fp32")
+    frequencies = data.class_frequencies()
+    run = Trainer(config, Material(data, None), None, RunFolder(tmp_path), frequencies=frequencies, start=start)
+    assert_computes(copy.deepcopy(run.average).eval(), start, atol=3e-4)
+    # In training mode too, on the batch that the first step sees.
+    batch = run.maker.batch(next(run.plans(None)))
+    trained, given = (masked_forward(run.model.train(mode), batch.pixels).logits for mode in (True, False))
+    torch.testing.assert_close(trained, given, atol=3e-3, rtol=1e-3)
