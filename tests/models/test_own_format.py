@@ -110,10 +110,10 @@ def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> Non
 def test_a_failed_write_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> int:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(own_format, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(folder, CONFIG, trained(), overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
