@@ -18,6 +18,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,22 @@ def plain_session(spec: ModelSpec, folder: Path) -> onnxruntime.InferenceSession
     return onnxruntime.InferenceSession(str(path), options)
 
 
+def profile_ms(path: Path, pixels: np.ndarray, runs: int = 6) -> dict[str, float]:
+    """Mean kernel time by operator, largest first, by ONNX Runtime's own profile of one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling = 1, True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), options)
+    for _ in range(runs):
+        session.run(None, {session.get_inputs()[0].name: pixels})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    sums: Counter[str] = Counter()
+    for event in events:
+        if event["name"].endswith("kernel_time"):
+            sums[event["args"]["op_name"]] += event["dur"] / 1e3 / runs
+    return {name: round(value, 1) for name, value in sums.most_common(8)}
+
+
 def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
     """Median of baseline / other over interleaved pairs, order alternating, in CPU time of the process."""
     for step in (baseline, other):
@@ -192,6 +209,9 @@ def measure(size: int, repeat: int) -> dict[str, object]:
         figures["dense_fast_over_plain_export"] = ratios(
             lambda: plain.run(None, {"pixels": pixels}), lambda: ours.run_one(pixels, dense=True), repeat=repeat
         )
+        figures["profile of the plain export, ms by operator"] = profile_ms(folder / "plain.onnx", pixels)
+        fast = folder / "plain.dovit" / "dense.ort.onnx"
+        figures["profile of the dense fast form, ms by operator"] = profile_ms(fast, pixels)
         for label, head, layers in (
             ("bench model (stages 3/3/3/3, linear head)", LinearHead(), (3, 6, 9)),
             ("DoViT-S (stages 2/3/3/4, mask head)", MaskHead(width=384, layers=2, heads=6), (2, 5, 8)),
