@@ -26,9 +26,7 @@ class NormedConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(
-            inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False
-        )
+        self.projection = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2, bias=False)
         self.norm = nn.BatchNorm2d(outputs, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ConvStem, FcnHead, GateSpec, LinearHead, ModelSpec, SetrHead
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.models import own_format
 from dovit_deploy.models.batch_norm import folded
 from dovit_deploy.models.checkpoint import OwnConfig, checkpoint_from_path, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
