@@ -8,7 +8,7 @@ forced to a profile by replaying decisions, so that the ratio of MACs is known e
     dense       our dense graph, fast form, against the export that `torch.onnx.export` gives of a plain ViT
     efficiency  measured speed-up of the staged and the merged run over the one predicted from MACs
     overhead    everything kept, merged and staged, against dense
-    gate        what stands between two stages, by ONNX Runtime's own profile
+    gate        a stage without its blocks, less its auxiliary head
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as functional
 
 from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, ModelSpec
 from dovit_deploy.cost import CostModel
+from dovit_deploy.export.attention_forms import with_fused_attention
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
+from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import Checkpoint
+from dovit_deploy.models.staged import MiddleStage
 from dovit_deploy.runtime.session import Session
 
 PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
-WORK = {"Gemm", "MultiHeadAttention", "LayerNormalization", "Gelu", "Relu", "Add", "Squeeze", "FusedGemm"}
-"""Operators of blocks and heads; everything else in a later stage is what token passing costs."""
-
 Step = Callable[[], object]
 
 
@@ -143,6 +146,22 @@ def plain_session(spec: ModelSpec, folder: Path) -> onnxruntime.InferenceSession
     return onnxruntime.InferenceSession(str(path), options)
 
 
+def profile_ms(path: Path, pixels: np.ndarray, runs: int = 6) -> dict[str, float]:
+    """Mean kernel time by operator, largest first, by ONNX Runtime's own profile of one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling = 1, True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    session = onnxruntime.InferenceSession(str(path), options)
+    for _ in range(runs):
+        session.run(None, {session.get_inputs()[0].name: pixels})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    sums: Counter[str] = Counter()
+    for event in events:
+        if event["name"].endswith("kernel_time"):
+            sums[event["args"]["op_name"]] += event["dur"] / 1e3 / runs
+    return {name: round(value, 1) for name, value in sums.most_common(8)}
+
+
 def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
     """Median of baseline / other over interleaved pairs, order alternating, in CPU time of the process."""
     for step in (baseline, other):
@@ -190,6 +209,9 @@ def measure(size: int, repeat: int) -> dict[str, object]:
         figures["dense_fast_over_plain_export"] = ratios(
             lambda: plain.run(None, {"pixels": pixels}), lambda: ours.run_one(pixels, dense=True), repeat=repeat
         )
+        figures["profile of the plain export, ms by operator"] = profile_ms(folder / "plain.onnx", pixels)
+        fast = folder / "plain.dovit" / "dense.ort.onnx"
+        figures["profile of the dense fast form, ms by operator"] = profile_ms(fast, pixels)
         for label, head, layers in (
             ("bench model (stages 3/3/3/3, linear head)", LinearHead(), (3, 6, 9)),
             ("DoViT-S (stages 2/3/3/4, mask head)", MaskHead(width=384, layers=2, heads=6), (2, 5, 8)),
@@ -197,6 +219,7 @@ def measure(size: int, repeat: int) -> dict[str, object]:
             spec = spec_of(head, layers, size)
             session = Session(bundle_of(spec, folder / f"{len(figures)}.dovit"), threads=1)
             figures[label] = _token_figures(session, spec, pixels, repeat)
+        figures["a gate with its partition, ms"] = boundary_ms(spec, folder, repeat)
     return figures
 
 
@@ -221,42 +244,47 @@ def _token_figures(session: Session, spec: ModelSpec, pixels: np.ndarray, repeat
     }
     figures["nothing stopped, merged"] = ratios(dense, lambda: merged.run(feed), repeat=repeat)
     figures["nothing stopped, staged"] = ratios(dense, lambda: session.run_one(pixels, thresholds=1.0), repeat=repeat)
-    figures["a gate with its partition, ms"] = boundary_ms(session, keep_of(spec, PROFILES["p45"])[0], repeat)
     return figures
 
 
-def boundary_ms(session: Session, cells: np.ndarray, repeat: int) -> dict[str, float]:
-    """Median kernel time of what stands between two stages: aggregate, gather, put back, and the gate but its head.
+def boundary_ms(spec: ModelSpec, folder: Path, repeat: int) -> dict[str, dict[str, float]]:
+    """What token passing costs at a gate: aggregate, gather, put back, softmax, compare, partition.
 
-    By ONNX Runtime's own profile of stage 1 with the tokens `cells` running; the work of the blocks and of the
-    auxiliary head, matrix products, norms and activations, is left out.
+    A stage without its blocks, less its auxiliary head alone, both as graphs of their own, interleaved, in CPU time;
+    by share of patches that run.
     """
-    spec, path = session.bundle.manifest.spec, session.bundle.graph("stage1", fast=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.enable_profiling = 1, True
-    with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        engine = onnxruntime.InferenceSession(str(path), options)
-        index = np.concatenate([[0], 1 + np.flatnonzero(cells)]).astype(np.int64)
-        feed = {
-            "tokens": np.random.default_rng(2).normal(size=(spec.tokens, spec.width)).astype(np.float32),
-            "index": index,
-            "thresholds": np.full(spec.classes, 0.9, np.float32),
-            "floor": np.zeros((), np.float32),
+    model = model_from_spec(spec)
+    stage = MiddleStage(model, 1)
+    stage.last = stage.first
+    tokens = GraphInterface(
+        (Port("tokens", "float32", ("kept", spec.width)),), (Port("logits", "float32", ("kept", spec.classes)),)
+    )
+    whole = _session_of(stage, graph_interfaces(spec)["stage1"], folder / "boundary.onnx")
+    head = _session_of(model.gates[1].head, tokens, folder / "head.onnx")
+    random = np.random.default_rng(2)
+    values = random.normal(size=(spec.tokens, spec.width)).astype(np.float32)
+    figures = {}
+    for share in (1.0, 0.7, 0.3):
+        count = round(share * spec.patches)
+        index = np.concatenate([[0], 1 + np.sort(random.permutation(spec.patches)[:count])]).astype(np.int64)
+        limits = {"thresholds": np.full(spec.classes, 0.9, np.float32), "floor": np.zeros((), np.float32)}
+        feed = {"tokens": values, "index": index, **limits}
+        pairs = []
+        for _ in range(20 * repeat):
+            first = _cpu_seconds(lambda feed=feed: whole.run(None, feed))
+            pairs.append((first, _cpu_seconds(lambda count=count: head.run(None, {"tokens": values[1 : count + 1]}))))
+        figures[f"{share:.0%} running"] = {
+            "boundary": 1e3 * statistics.median(first - second for first, second in pairs[5:]),
+            "auxiliary head": 1e3 * statistics.median(second for _, second in pairs[5:]),
         }
-        for _ in range(repeat + 2):
-            engine.run(None, feed)
-        events = json.loads(Path(engine.end_profiling()).read_text())
-    nodes = [event for event in events if event["name"].endswith("kernel_time")]
-    runs = repeat + 2
-    each = len(nodes) // runs
-    sums: dict[str, list[float]] = {"boundary": [], "auxiliary head and blocks": []}
-    for run in range(2, runs):
-        chunk = nodes[run * each : (run + 1) * each]
-        work = [event["args"]["op_name"] in WORK for event in chunk]
-        sums["boundary"].append(sum(e["dur"] for e, w in zip(chunk, work, strict=True) if not w) / 1e3)
-        sums["auxiliary head and blocks"].append(sum(e["dur"] for e, w in zip(chunk, work, strict=True) if w) / 1e3)
-    return {name: statistics.median(values) for name, values in sums.items()}
+    return figures
+
+
+def _session_of(module: torch.nn.Module, interface: GraphInterface, path: Path) -> onnxruntime.InferenceSession:
+    ir.save(with_fused_attention(onnx_from_module(module.eval(), interface)), path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options)
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def bench(
     engines = _different(engine, option="--engine", allowed=tuple(ENGINES))
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
     precisions = _different(precision, option="--precision", allowed=allowed)
-    console.check_writable(json_file)
+    console.check_writable(json_file, given=Path(frames) if frames else None)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     opened = Bundle.open(path)
     if licence:

@@ -48,10 +48,14 @@ def write_json(path: Path | None, report: Json) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def check_writable(path: Path | None) -> None:
-    """Refuse early a report file that could not be written after a long run."""
-    if path is not None and (not path.absolute().parent.is_dir() or path.is_dir()):
+def check_writable(path: Path | None, *, given: Path | None = None) -> None:
+    """Refuse early a report file that could not be written after a long run, or that is the input `given`."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir() or path.is_dir():
         raise UsageError(f"--json {path}: a file in an existing folder is needed")
+    if given is not None and path.resolve() == given.resolve():
+        raise UsageError(f"--json {path}: this is the input; choose another file")
 
 
 @contextmanager

@@ -64,6 +64,7 @@ def export(
     if target.suffix != ".dovit":
         raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
     refuse_existing(target, overwrite=overwrite)
+    console.check_writable(json_file, given=checkpoint)
     request = ExportRequest(
         size=parse.size(size, option="--size"),
         stride=parse.size(stride, option="--stride"),

@@ -49,6 +49,7 @@ def run(
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
     from dovit_deploy.runtime.gate_inputs import thresholds_from
+    from dovit_deploy.runtime.image_source import ImageSource
     from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.runtime.job import RunJob
     from dovit_deploy.runtime.run_outputs import IMAGES_DEFAULT, KINDS, VIDEO_DEFAULT
@@ -59,12 +60,13 @@ def run(
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else parse.names(save, option="--save", allowed=KINDS)
     values = parse.thresholds(threshold)
-    console.check_writable(json_file)
+    console.check_writable(json_file, given=Path(source))
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     with open_source(
         source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
     ) as frames:
+        _refuse_inputs_inside(job_output, frames.paths if isinstance(frames, ImageSource) else ())
         opened = Bundle.open(path)
         limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
         if licence:
@@ -112,6 +114,14 @@ def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path
         raise UsageError(f"-o {output}: this is the input, or holds it; choose another folder")
     refuse_existing(output, overwrite=overwrite)
     return output
+
+
+def _refuse_inputs_inside(output: Path, inputs: tuple[Path, ...]) -> None:
+    """A glob can reach into the folder that would be replaced."""
+    target = output.resolve()
+    for path in inputs:
+        if target in path.resolve().parents:
+            raise UsageError(f"-o {output}: it holds the input {path}; choose another folder")
 
 
 @contextmanager

@@ -76,9 +76,7 @@ class EagerBackend:
             try:
                 self._models[key] = model_from_spec(bundle.manifest.spec, state)
             except RuntimeError as error:
-                raise CheckpointMismatch(
-                    f"{bundle.weights.name} does not fit the manifest's spec: {error}"
-                ) from error
+                raise CheckpointMismatch(f"{bundle.weights.name} does not fit the manifest's spec: {error}") from error
         return self._models[key]
 
 

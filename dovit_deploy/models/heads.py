@@ -54,9 +54,7 @@ class SetrUpHead(nn.Module):
         self.up_scale = spec.up_scale
         self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
         inputs = [width, *[spec.channels] * (spec.convs - 1)]
-        self.up = nn.ModuleList(
-            conv_norm(before, spec.channels, spec.kernel, trainable=trainable) for before in inputs
-        )
+        self.up = nn.ModuleList(conv_norm(before, spec.channels, spec.kernel, trainable=trainable) for before in inputs)
         self.classifier = nn.Conv2d(spec.channels, classes, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -71,9 +71,7 @@ def mmseg_backbone(section: Section, facts: KeyFacts, ledger: Ledger) -> Backbon
     return Backbone(
         section=section,
         dynamic=dynamic,
-        size=training_size(
-            section, "img_size", facts, ledger, positions=r"backbone\.pos_embed", extra=1, patch=patch
-        ),
+        size=training_size(section, "img_size", facts, ledger, positions=r"backbone\.pos_embed", extra=1, patch=patch),
         patch=patch,
         width=width,
         layers=layers,

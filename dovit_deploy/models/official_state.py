@@ -84,9 +84,7 @@ def ours_from_official(
     return ours
 
 
-def _parts(
-    rule: Rule, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> list[tuple[str, Tensor]]:
+def _parts(rule: Rule, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
     blank = torch.zeros(rule.shape)
     whole = torch.cat([state.get(name, blank) for name in rule.sources])
     if rule.change == "transposed":

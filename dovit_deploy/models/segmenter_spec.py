@@ -132,9 +132,7 @@ def _head(decoder: Section, facts: KeyFacts, ledger: Ledger, *, width: int) -> L
     if name == "linear":
         return LinearHead()
     heads = decoder.integer("n_heads")
-    layers = ledger.settle(
-        "decoder.n_layers", decoder.integer("n_layers"), facts.count(r"decoder\.blocks"), stand_in=2
-    )
+    layers = ledger.settle("decoder.n_layers", decoder.integer("n_layers"), facts.count(r"decoder\.blocks"), stand_in=2)
     # The source derives the decoder's heads from the width, whatever the encoder has.
     return MaskHead(
         width=width, layers=layers, heads=max(1, width // 64) if heads is None else heads, norm_eps=_NORM_EPS

@@ -81,9 +81,9 @@ class Session:
             InputError: pixels of another size or type, or a replay that is impossible.
             UsageError: thresholds or floor out of range, or given together with `dense`.
         """
-        spec = self.bundle.manifest.spec
-        if pixels.ndim != 4 or pixels.shape[1:] != (3, *spec.size) or pixels.shape[0] < 1:
-            raise InputError(f"pixels of shape {pixels.shape} given, (B, 3, {spec.size[0]}, {spec.size[1]}) needed")
+        height, width = self.bundle.manifest.spec.size
+        if pixels.ndim != 4 or pixels.shape[0] < 1:
+            raise InputError(f"pixels of shape {pixels.shape} given, (B, 3, {height}, {width}) needed")
         if keep is not None and pixels.shape[0] != 1:
             raise InputError(f"keep replays one image, {pixels.shape[0]} given")
         results = [
@@ -104,8 +104,11 @@ class Session:
     ) -> tuple[Logits, TokenReport]:
         """`run` for one image (1, 3, H, W): logits (1, K, h, w) and its report."""
         spec, manifest = self.bundle.manifest.spec, self.bundle.manifest
-        if pixels.shape != (1, 3, *spec.size):
-            raise InputError(f"pixels of shape {pixels.shape} given, (1, 3, {spec.size[0]}, {spec.size[1]}) needed")
+        if pixels.shape != (1, 3, *spec.size) or pixels.dtype != np.float32:
+            raise InputError(
+                f"pixels: {pixels.dtype} of shape {pixels.shape} given, "
+                f"float32 of shape (1, 3, {spec.size[0]}, {spec.size[1]}) needed"
+            )
         if dense and not (thresholds is None and floor is None and keep is None):
             raise UsageError("dense means no gates: it takes no thresholds, floor or keep")
         if dense:

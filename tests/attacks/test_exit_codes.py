@@ -198,6 +198,19 @@ def test_output_that_is_or_holds_the_input(runs, tmp_path: Path, output: str) ->
     assert source.read_bytes() == data
 
 
+def test_a_glob_that_reaches_into_the_output(runs, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = picture(tmp_path / "in" / "picture.png")
+    refused(runs("i*/*.png", "-o", "in", "--overwrite"), 2, "holds the input")
+    assert source.is_file()
+
+
+def test_a_report_that_is_the_input(runs, image: Path) -> None:
+    data = image.read_bytes()
+    refused(runs(image, "-o", "out", "--json", image), 2, "--json")
+    assert image.read_bytes() == data
+
+
 # 3: input
 
 

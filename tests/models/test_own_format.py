@@ -14,7 +14,6 @@ from torch import Tensor
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ConvStem, FcnHead, GateSpec, LinearHead, ModelSpec, SetrHead
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.models import own_format
 from dovit_deploy.models.batch_norm import folded
 from dovit_deploy.models.checkpoint import OwnConfig, checkpoint_from_path, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -110,10 +109,10 @@ def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> Non
 def test_a_failed_write_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> int:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(own_format, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(folder, CONFIG, trained(), overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

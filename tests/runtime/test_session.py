@@ -159,6 +159,12 @@ def test_pixels_of_another_size_name_the_right_one(session: Session, shape: tupl
         session.run(np.zeros(shape, np.float32))
 
 
+def test_pixels_of_another_type_are_refused(session: Session) -> None:
+    for dtype in (np.float64, np.float16, np.uint8):
+        with pytest.raises(InputError, match="float32"):
+            session.run(pixels_of(session).astype(dtype))
+
+
 def test_reports_say_where_the_head_looked(session: Session) -> None:
     pixels = pixels_of(session)
     _, report = session.run_one(pixels, thresholds=0.6)
