@@ -83,10 +83,16 @@ def calibrate(
         _plot(calibration, target, quiet=quiet)
     report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
     console.write_json(json_file, report)
+    console.next_command(_next(calibration, bundle if dry_run or output is None else output, dry_run), quiet=quiet)
+
+
+def _next(calibration: Calibration, bundle: Path, dry_run: bool) -> str:
+    """Measuring the calibrated bundle where there are labels, else using it."""
     shown = ",".join(f"{value:g}" for value in calibration.chosen.thresholds)
-    again = f" --threshold {shown}" if dry_run else ""
-    where = quote(str(bundle if dry_run or output is None else output))
-    console.next_command(f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {where}{again}", quiet=quiet)
+    given = f" --threshold {shown}" if dry_run else ""
+    if calibration.split is None:
+        return f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {quote(str(bundle))}{given}"
+    return f"dovit eval {quote(str(bundle))} {quote(calibration.dataset)} --split {quote(calibration.split)}{given}"
 
 
 def _budget(

@@ -48,7 +48,7 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
     assert calibration.chosen.flops_saved >= 0.1
     assert new.manifest.defaults.thresholds == calibration.thresholds
     assert (new.path / "calibration.json").is_file()
-    assert "dovit run YOUR_IMAGE_OR_VIDEO --bundle new.dovit" in result.stderr
+    assert f"next: dovit eval new.dovit {data} --split val" in result.stderr
     assert "mIoU drop" in result.stdout
     assert (tmp_path / "new-calibration.png").read_bytes()[:4] == b"\x89PNG"
     # What was calibrated is what runs: the report's mean over all images, run again by another command.
