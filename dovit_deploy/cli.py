@@ -67,7 +67,7 @@ def _single(verb: Callable[..., None]) -> typer.Typer:
 
 
 def _run(app: typer.Typer, arguments: list[str]) -> int:
-    """Run `app` and turn what happens into an exit code (docs/exit-codes in README)."""
+    """Run `app` and turn what happens into an exit code (README, "Exit codes")."""
     if arguments == ["--version"]:
         sys.stdout.write(f"dovit-deploy {__version__}\n")
         return 0
