@@ -18,7 +18,8 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from dovit_deploy.machine import machine_facts, package_versions
+from report import publish
+
 from dovit_deploy.runtime.video_writer import open_video_writer
 from dovit_deploy.scenes import street_frames
 
@@ -71,18 +72,15 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    report = {
-        "command": f"python benchmarks/commands.py --frames {arguments.frames} --repeat {arguments.repeat}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine_facts(),
-        "versions": package_versions(),
+    figures = {
         "help_seconds": help_seconds(2 * arguments.repeat),
         "overlap, 1 thread": overlap(arguments.frames, 1, arguments.repeat),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    publish(
+        figures,
+        command=f"python benchmarks/commands.py --frames {arguments.frames} --repeat {arguments.repeat}",
+        output=arguments.output,
+    )
 
 
 if __name__ == "__main__":

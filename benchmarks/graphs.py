@@ -27,6 +27,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as functional
+from report import publish
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
@@ -36,7 +37,6 @@ from dovit_deploy.cost import CostModel
 from dovit_deploy.export.attention_forms import with_fused_attention
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
 from dovit_deploy.export.to_onnx import onnx_from_module
-from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import Checkpoint
 from dovit_deploy.models.staged import MiddleStage
@@ -295,17 +295,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    report = {
-        "command": f"python benchmarks/graphs.py --size {arguments.size} --repeat {arguments.repeat}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine_facts(),
-        "versions": package_versions(),
+    figures = {
         "figures": measure(arguments.size, arguments.repeat),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    publish(
+        figures,
+        command=f"python benchmarks/graphs.py --size {arguments.size} --repeat {arguments.repeat}",
+        output=arguments.output,
+    )
 
 
 if __name__ == "__main__":

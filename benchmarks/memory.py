@@ -9,7 +9,6 @@ resident set is read twice a second.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import psutil
+from report import publish
 
-from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.video_writer import open_video_writer
 from dovit_deploy.scenes import street_frames
 
@@ -72,11 +71,7 @@ def main() -> None:
         seen = watch(command, folder / "out.partial" / "frames.jsonl")
     steady = [resident for done, resident in seen if done >= 100]
     third = len(steady) // 3
-    report = {
-        "command": f"python benchmarks/memory.py --frames {arguments.frames}",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine_facts(),
-        "versions": package_versions(),
+    figures = {
         "frames": arguments.frames,
         "resident_mib": {
             "after 100 frames": steady[0],
@@ -85,10 +80,7 @@ def main() -> None:
             "most": max(steady),
         },
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text + "\n")
+    publish(figures, command=f"python benchmarks/memory.py --frames {arguments.frames}", output=arguments.output)
 
 
 if __name__ == "__main__":

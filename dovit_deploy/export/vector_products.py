@@ -1,7 +1,7 @@
 """A transposed matrix times a vector becomes the vector times the matrix: the same sums, without copying the matrix.
 
 PyTorch writes the mean of the stopped tokens as `mv(tokens^T, mask)`; exported literally, ONNX Runtime would copy all
-tokens to transpose them, 0.9 ms for a ViT-S at 512 pixels in place of 0.03.
+tokens to transpose them, which costs far more than the product itself.
 """
 
 from __future__ import annotations

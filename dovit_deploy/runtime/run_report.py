@@ -65,11 +65,6 @@ class RunReport:
         else:
             self._columns.setdefault(path, array("d")).append(float(value))
 
-    def mean(self, *path: str) -> float:
-        """Mean of one field over all frames; 0 before the first."""
-        column = self._columns.get(path)
-        return float(np.mean(column)) if column else 0.0
-
     def statistics(self) -> dict[str, Any]:
         """Each numeric field with its mean and percentiles, nested as in a row; lists become lists."""
         tree: dict[str, Any] = {}
