@@ -98,6 +98,8 @@ class Settings(Noun):
     passing: TokenPassing = TokenPassing()
     distillation: Distillation = Distillation()
     learning_rate: float = Field(default=1e-3, gt=0)
+    final_rate: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate that is left at the end: above 0 for a run that another one goes on from."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.05, ge=0)
     """On matrices and kernels only."""

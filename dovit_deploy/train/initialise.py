@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, ModelSpec, SetrHead
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import invalid_as_config_error
 from dovit_deploy.models.batch_norm import unfolded
@@ -50,20 +50,45 @@ def start_from_checkpoint(
         raise ConfigError(f"network.{stated[0]} is the checkpoint's affair when --init is given; take it out")
     size = choice.size or size
     spec, state = spec_at_size(checkpoint.spec, size), state_at_size(checkpoint.state, checkpoint.spec, size)
-    if choice.gates is not None or not spec.gates:
-        layers = added_layers(spec.depth) if choice.gates is None else choice.gates
-        spec = _with_gates(spec, layers, choice.gate_channels, str(path))
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("gates.")}
-    return Start(spec, state, checkpoint)
+    depth = choice.depth if "depth" in choice.model_fields_set else spec.depth
+    if depth > spec.depth:
+        raise ConfigError(f"network.depth = {depth}: --init {path} has {spec.depth} layers; at most so many")
+    gates = tuple(gate for gate in spec.gates if gate.layer < depth)
+    if choice.gates is not None or not gates:
+        layers = added_layers(depth) if choice.gates is None else choice.gates
+        gates = gate_specs(layers, choice.gate_channels)
+    chosen = _changed(spec, depth, gates, str(path))
+    return Start(chosen, _state_of(chosen, state, spec), checkpoint)
 
 
-def _with_gates(spec: ModelSpec, layers: tuple[int, ...], channels: int, source: str) -> ModelSpec:
-    gates = [gate.model_dump() for gate in gate_specs(layers, channels)]
-    family = "dovit" if layers else "segmenter"
+def _changed(spec: ModelSpec, depth: int, gates: tuple[GateSpec, ...], source: str) -> ModelSpec:
+    """`spec` with its first `depth` layers and other gates; raises ConfigError where they do not fit."""
+    change = {
+        "depth": depth,
+        "gates": [gate.model_dump() for gate in gates],
+        "family": "dovit" if gates else "segmenter",
+    }
     try:
-        return ModelSpec.model_validate({**spec.model_dump(), "gates": gates, "family": family})
+        return ModelSpec.model_validate({**spec.model_dump(), **change})
     except ValidationError as error:
         raise invalid_as_config_error(error, source) from error
+
+
+def _state_of(chosen: ModelSpec, state: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    """What of `state`, weights of `spec`, the network `chosen` has: its layers, and the heads of gates in both."""
+    places = {str(spec.gates.index(gate)): place for place, gate in enumerate(chosen.gates) if gate in spec.gates}
+    taken: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        part, _, inner = name.partition(".")
+        number = inner.partition(".")[0]
+        if part == "blocks" and int(number) >= chosen.depth:
+            continue
+        if part == "gates":
+            if number not in places:
+                continue
+            name = f"gates.{places[number]}.{inner.removeprefix(f'{number}.')}"
+        taken[name] = tensor
+    return taken
 
 
 def trainable_model(spec: ModelSpec) -> VisionTransformer:

@@ -28,6 +28,7 @@ class NetworkChoice(Noun):
     stem: Literal["conv", "patch"] = "conv"
     width: int = Field(default=192, gt=0)
     depth: int = Field(default=12, gt=0)
+    """With `--init`, up to the checkpoint's: so many of its first layers, all of them by default."""
     heads: int | None = Field(default=None, gt=0)
     """Default: one for every 64 of the width."""
     head: Literal["setr", "mask", "linear"] = "setr"
@@ -40,7 +41,7 @@ class NetworkChoice(Noun):
     """Inner width of a gate's head; 0: one linear layer."""
 
 
-OPEN_WITH_INIT = frozenset({"size", "gates", "gate_channels"})
+OPEN_WITH_INIT = frozenset({"size", "depth", "gates", "gate_channels"})
 """What a checkpoint leaves open."""
 
 

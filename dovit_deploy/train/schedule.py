@@ -17,12 +17,13 @@ def progress_of(config: TrainConfig, *, step: int, seconds: float) -> float:
 
 
 def learning_rate_at(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up, then half a cosine to zero."""
+    """Linear warm-up, then half a cosine to the final share, which is zero by default."""
     if progress < config.warm_up:
         # Not quite zero at the first step, which would be wasted.
         return config.learning_rate * max(progress / config.warm_up, 0.01)
     rest = (progress - config.warm_up) / max(1e-9, 1.0 - config.warm_up)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * rest))
+    fallen = 0.5 * (1.0 - math.cos(math.pi * rest))
+    return config.learning_rate * (1.0 - (1.0 - config.final_rate) * fallen)
 
 
 def passing_at(config: TrainConfig, progress: float, rng: np.random.Generator) -> float | None:

@@ -120,6 +120,27 @@ def test_gates_of_the_checkpoint_stay_unless_others_are_wished(tmp_path):
     assert torch.equal(weight, kept.state["gates.0.head.hidden.weight"])
 
 
+def test_gates_that_stay_keep_their_heads(tmp_path):
+    path = saved(tmp_path / "made", SPEC)
+    channels = SPEC.gates[1].head.channels
+    start, kept = started(path, gates=(2, 3), gate_channels=channels), started(path)
+    assert [gate.layer for gate in start.spec.gates] == [2, 3]
+    assert torch.equal(start.state["gates.0.head.hidden.weight"], kept.state["gates.1.head.hidden.weight"])
+    assert not any(name.startswith("gates.1.") for name in start.state)
+    model_of(start)
+    assert not any(name.startswith("gates.") for name in started(path, gates=(2,), gate_channels=channels + 1).state)
+
+
+def test_the_first_layers_alone_make_a_shallower_network(tmp_path):
+    path = saved(tmp_path / "made", SPEC)
+    start = started(path, depth=2)
+    assert (start.spec.depth, [gate.layer for gate in start.spec.gates]) == (2, [1])
+    assert_computes(model_of(start), start)
+    assert (started(path, depth=1).spec.gates, started(path, depth=2, gates=()).spec.family) == ((), "segmenter")
+    with pytest.raises(ConfigError, match=r"network\.depth = 5: --init .* has 4 layers; at most so many"):
+        started(path, depth=5)
+
+
 def test_gates_are_added_by_the_contracts_rule():
     assert added_layers(12) == (2, 5, 8)
     assert added_layers(24) == (6, 12, 18)

@@ -29,6 +29,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[100] == pytest.approx(0)
 
 
+def test_a_run_that_another_goes_on_from_keeps_a_share_of_its_rate():
+    config = config_of(steps=100, warm_up=0.1, learning_rate=2.0, final_rate=0.4)
+    rates = [learning_rate_at(config, progress / 100) for progress in range(10, 101)]
+    assert (rates[0], rates[45], rates[-1]) == (2, pytest.approx(1.4), pytest.approx(0.8))
+
+
 def test_progress_is_counted_in_steps_or_in_time():
     assert progress_of(config_of(steps=8), step=2, seconds=1e9) == 0.25
     timed = TrainConfig(**{**config_of().model_dump(), "steps": None, "minutes": 2.0})
