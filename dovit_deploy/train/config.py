@@ -76,10 +76,11 @@ class TokenPassing(Noun):
 
 
 class Distillation(Noun):
-    """What steps that stop tokens learn from a frozen dense copy of the network."""
+    """What steps that stop tokens learn from a dense copy of the network."""
 
-    teacher: Literal["off", "init", "average"] = "off"
-    """init: the network that the run starts from. average: the moving average when tokens are first stopped."""
+    teacher: Literal["off", "init", "average", "current"] = "off"
+    """init: the network that the run starts from. average: the moving average when tokens are first stopped, frozen.
+    current: the moving average as it is at each step."""
     features: float = Field(default=0.5, ge=0)
     """Weight of the mean squared difference of the last features."""
     pixels: float = Field(default=1.0, ge=0)

@@ -103,7 +103,7 @@ class Trainer:
         if start is not None:
             first = next(iter(self.plans(None)))
             settle_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.average = self._frozen(self.model)
         self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
         self.optimiser = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
@@ -221,7 +221,8 @@ class Trainer:
             group["lr"] = rate
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, row = self.objective(self.model, batch, threshold=passing, teacher=self.teacher)
+        teacher = self.average if config.distillation.teacher == "current" else self.teacher
+        loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         if not torch.isfinite(norm):

@@ -79,8 +79,9 @@ def assert_same(one, two):
         (2, {"passing": TokenPassing(mode="annealed", share=1.0, final=0.3)}),
         (4, {}),
         (4, {"distillation": Distillation(teacher="average")}),
+        (4, {"distillation": Distillation(teacher="current")}),
     ],
-    ids=["first phase", "annealed", "second phase", "distilled"],
+    ids=["first phase", "annealed", "second phase", "distilled", "distilled from the current average"],
 )
 def test_a_resumed_run_is_the_straight_run(tmp_path, data, stop_after, changes):
     straight = trained(tmp_path / "straight", data, **changes)
@@ -133,6 +134,23 @@ def test_the_teacher_is_the_average_when_tokens_are_first_stopped(tmp_path, data
     logged = rows(tmp_path / "run")
     assert ["distillation" in row for row in logged] == [False] * 3 + [True] * 3
     assert all(row["distillation"] > 0 for row in logged[3:])
+
+
+def test_the_current_average_teaches_and_is_not_changed_by_teaching(tmp_path, data):
+    passing = TokenPassing(start=0.5, share=1.0, thresholds=(0.3, 0.5))
+    _, current = (
+        trained(tmp_path / teacher, data, passing=passing, distillation=Distillation(teacher=teacher))
+        for teacher in ("average", "current")
+    )
+    assert current.teacher is None
+    assert not current.average.training
+    losses = [[row.get("distillation") for row in rows(tmp_path / name)] for name in ("average", "current")]
+    # The same network when tokens are first stopped, another one afterwards.
+    assert losses[0][:4] == losses[1][:4]
+    assert losses[0][4] is not None
+    assert losses[0][4] != losses[1][4]
+    counted = [int(value) for name, value in current.average.state_dict().items() if "num_batches" in name]
+    assert set(counted) == {STEPS}
 
 
 def test_workers_change_nothing(tmp_path, data):
