@@ -7,26 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
-
-import numpy as np
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import DatasetError, UsageError
-from dovit_deploy.measure.controls import Steer, SteeredSession, first_gate_keep, oracle_keep, random_keep
 from dovit_deploy.measure.labelled_files import ClassList, Dataset, Sample
 from dovit_deploy.measure.metrics import ClassCounts, Confusion, boundary_counts
+from dovit_deploy.measure.steering import Steering
 from dovit_deploy.runtime.gate_inputs import Thresholds
 from dovit_deploy.runtime.predictor import Predictor
-from dovit_deploy.runtime.results import RGB, FrameTokens, TokenReport
+from dovit_deploy.runtime.results import FrameTokens
 from dovit_deploy.runtime.segmentation import SegmentationResult
-from dovit_deploy.runtime.session import Logits, Pixels, Session
+from dovit_deploy.runtime.session import Logits, Session
 
 Advance = Callable[[float], None]
 """Told after every image what share of its MACs was saved."""
-
-SEED = 0
-"""Of the random control."""
 
 
 @dataclass
@@ -67,6 +61,7 @@ class Measured:
     random: Tally = field(default_factory=Tally)
     first_gate: Tally = field(default_factory=Tally)
     oracle: Tally = field(default_factory=Tally)
+    oracle_unlimited: Tally = field(default_factory=Tally)
     smaller: list[Tally] = field(default_factory=list)
 
 
@@ -109,7 +104,7 @@ def measure_set(
         session: of the deployed bundle.
         data: of the bundle's classes.
         thresholds: None: the bundle's own.
-        controls: also the random, first-gate and oracle controls.
+        controls: also the random, the first-gate and both oracle controls.
         smaller: sessions of the same network at other input sizes, run dense.
         advance: told after each image.
 
@@ -141,24 +136,17 @@ class _ImageRunner:
     """One image at a time, in every way."""
 
     def __init__(self, session: Session, *, thresholds: Thresholds | None, controls: bool) -> None:
-        self.session, self.thresholds, self.controls = session, thresholds, controls
-        self.spec = session.bundle.manifest.spec
-        self.predictor = Predictor(session)
+        self.thresholds, self.controls = thresholds, controls
+        self.classes = session.bundle.manifest.spec.classes
+        self.predictor, self.steering = Predictor(session), Steering(session)
 
     def run(self, measured: Measured, sample: Sample, number: int) -> float:
         """Count the answers to image `number`; returns the share of its MACs that was saved."""
-        logits: list[Logits] = []
-
-        def dense(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
-            del window
-            answer = self.session.run_one(pixels, dense=True)
-            logits.append(answer[0])
-            return answer
-
+        dense, logits = self.steering.dense(sample.rgb)
         measured.stems.append(sample.stem)
-        measured.dense.add(sample, self._steered(sample.rgb, dense), classes=self.spec.classes)
+        measured.dense.add(sample, dense, classes=self.classes)
         dynamic = self.predictor.predict(sample.rgb, thresholds=self.thresholds)
-        measured.dynamic.add(sample, dynamic, classes=self.spec.classes)
+        measured.dynamic.add(sample, dynamic, classes=self.classes)
         if self.controls:
             self._control(measured, sample, number, dynamic.tokens, logits)
         return dynamic.tokens.flops_saved
@@ -166,21 +154,11 @@ class _ImageRunner:
     def _control(
         self, measured: Measured, sample: Sample, number: int, tokens: FrameTokens, logits: Sequence[Logits]
     ) -> None:
-        session, spec = self.session, self.spec
-
-        def drawn(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
-            rng = np.random.default_rng([SEED, number, window])
-            return session.run_one(pixels, keep=random_keep(tokens.windows[window].report.kept, spec, rng=rng))
-
-        def first(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
-            del window
-            return session.run_one(pixels, keep=first_gate_keep(spec))
-
-        def oracle(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
-            return session.run_one(pixels, keep=oracle_keep(session, pixels, logits[window]))
-
-        for steer, tally in ((drawn, measured.random), (first, measured.first_gate), (oracle, measured.oracle)):
-            tally.add(sample, self._steered(sample.rgb, steer), classes=spec.classes)
-
-    def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
-        return Predictor(cast("Session", SteeredSession(self.session, steer))).predict(rgb)
+        steering, rgb = self.steering, sample.rgb
+        for tally, result in (
+            (measured.random, steering.random(rgb, tokens, number=number)),
+            (measured.first_gate, steering.first_gate(rgb)),
+            (measured.oracle, steering.oracle(rgb, tokens, logits)),
+            (measured.oracle_unlimited, steering.unlimited_oracle(rgb, logits)),
+        ):
+            tally.add(sample, result, classes=self.classes)

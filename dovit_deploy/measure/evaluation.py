@@ -80,9 +80,12 @@ class Controls(Noun):
     first_gate: ControlResult
     """Everything stopped at the first gate."""
     oracle: ControlResult
-    """Exactly the tokens stopped whose gate's class is the final dense class."""
+    """The same number of tokens stopped at the same gates, those first that have the final dense class already."""
+    oracle_unlimited: ControlResult
+    """Every token stopped whose gate's class is the final dense class, at whatever cost that is."""
     gate_efficiency: float | None
-    """(rule - random) / (oracle - random) in mIoU; None where the oracle is no better than chance."""
+    """(rule - random) / (oracle - random) in mIoU, three runs of equal cost; None where the oracle is no better than
+    chance."""
     smaller_input: tuple[SmallerInput, ...]
     seed: int
 

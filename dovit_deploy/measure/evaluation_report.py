@@ -12,7 +12,7 @@ from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.measure.bootstrap import RESAMPLES, Blocks, blocks_from_stems, drop_interval
 from dovit_deploy.measure.bootstrap import SEED as BOOT_SEED
 from dovit_deploy.measure.controls import gate_efficiency
-from dovit_deploy.measure.evaluate import SEED, Measured, Tally
+from dovit_deploy.measure.evaluate import Measured, Tally
 from dovit_deploy.measure.evaluation import (
     Bootstrap,
     ControlResult,
@@ -29,6 +29,7 @@ from dovit_deploy.measure.evaluation import (
     number_or_none,
     spread,
 )
+from dovit_deploy.measure.steering import SEED
 from dovit_deploy.runtime.job import short_thresholds
 from dovit_deploy.runtime.session import Session
 
@@ -118,6 +119,7 @@ def controls_from_measured(measured: Measured, blocks: Blocks, smaller: Sequence
             ("random", measured.random),
             ("first_gate", measured.first_gate),
             ("oracle", measured.oracle),
+            ("oracle_unlimited", measured.oracle_unlimited),
         )
     }
     sizes = tuple(
@@ -135,6 +137,7 @@ def controls_from_measured(measured: Measured, blocks: Blocks, smaller: Sequence
         random=results["random"],
         first_gate=results["first_gate"],
         oracle=results["oracle"],
+        oracle_unlimited=results["oracle_unlimited"],
         gate_efficiency=efficiency,
         smaller_input=sizes,
         seed=SEED,

@@ -51,11 +51,20 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     assert low <= high
     controls = report["controls"]
     assert {"random", "first_gate", "oracle", "gate_efficiency", "smaller_input"} <= controls.keys()
+    assert controls["oracle"]["gmacs"] == controls["random"]["gmacs"] == report["dynamic"]["gmacs"]
     assert [entry["size"] for entry in controls["smaller_input"]] == [[48, 64], [32, 48]]
     gmacs = [report["dense"]["gmacs"], *(entry["gmacs"] for entry in controls["smaller_input"])]
     assert gmacs == sorted(gmacs, reverse=True)
     assert [row["image"] for row in report["per_image"]] == ["drive_000", "drive_001", "drive_002"]
-    for text in ("dense", "dynamic", "random, same counts", "oracle gate", "dense at 48x64", "gate efficiency"):
+    for text in (
+        "dense",
+        "dynamic",
+        "random, same counts",
+        "oracle gate, same",
+        "oracle gate, any",
+        "dense at 48x64",
+        "gate efficiency",
+    ):
         assert text in done.stdout
     assert f"next: dovit bench {tiny_bundle_path}" in done.stderr
 

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.export.verify import Setting, trace_from_session
-from dovit_deploy.measure.controls import first_gate_keep, gate_efficiency, oracle_keep, random_keep, token_classes
+from dovit_deploy.measure.controls import first_gate_keep, gate_efficiency, random_keep
 from dovit_deploy.runtime.gate_inputs import index_from_keep
-from dovit_deploy.runtime.session import Session
-from tests.tiny import tiny_pixels, tiny_spec
+from tests.tiny import tiny_spec
 
 SPEC = tiny_spec(gates=(1, 2, 3))
 
@@ -35,46 +31,6 @@ def test_random_stopping_is_spread_over_the_picture_and_follows_the_seed():
 
 def test_the_first_gate_stops_everything():
     assert [len(entry) for entry in index_from_keep(first_gate_keep(SPEC), SPEC)] == [SPEC.extra_tokens] * 3
-
-
-def test_the_class_of_a_token_is_that_of_its_cells():
-    spec = tiny_spec(head="setr", gate="setr", gates=(2,), depth=3)
-    rows, columns = spec.grid
-    scale = spec.logits_grid[0] // rows
-    wanted = np.random.default_rng(0).integers(0, spec.classes, spec.grid)
-    logits = np.random.default_rng(1).normal(0, 0.1, (spec.classes, *spec.logits_grid)).astype(np.float32)
-    for row in range(rows):
-        for column in range(columns):
-            cells = (
-                wanted[row, column],
-                slice(row * scale, (row + 1) * scale),
-                slice(column * scale, (column + 1) * scale),
-            )
-            logits[cells] += 1
-    np.testing.assert_array_equal(token_classes(logits, spec), wanted.ravel())
-
-
-@pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
-def test_the_oracle_stops_exactly_what_already_has_its_final_class(request, fixture, engine):
-    bundle = Bundle.open(request.getfixturevalue(fixture))
-    spec = bundle.manifest.spec
-    stopped = 0
-    with Session(bundle, engine=engine, threads=1) as session:
-        for seed in range(6):
-            pixels = np.ascontiguousarray(tiny_pixels(spec.size, seed=seed).numpy())
-            dense, _ = session.run_one(pixels, dense=True)
-            keep = oracle_keep(session, pixels, dense)
-            replay = index_from_keep(keep, spec)
-            limits = np.ones((len(spec.gates), spec.classes), np.float32)
-            # Once more with the oracle's decisions replayed: the labels that its gates saw.
-            trace = trace_from_session(session, Setting("", pixels, limits, np.float32(0)), replay=replay)
-            final, running = token_classes(dense[0], spec), np.ones(spec.patches, bool)
-            for gate, grid in enumerate(keep):
-                stops = running & (trace.label[gate] == final)
-                np.testing.assert_array_equal(grid.ravel(), running & ~stops)
-                running, stopped = running & ~stops, stopped + int(stops.sum())
-    assert stopped > 0
 
 
 def test_gate_efficiency():

@@ -8,10 +8,12 @@ import pytest
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.cost import CostModel
 from dovit_deploy.errors import DatasetError, UsageError
-from dovit_deploy.measure.controls import oracle_keep
+from dovit_deploy.measure.controls import gate_efficiency
 from dovit_deploy.measure.datasets import IGNORE, dataset_from_path
 from dovit_deploy.measure.evaluate import check_classes, measure_set
 from dovit_deploy.measure.evaluation_report import report_from_measured
+from dovit_deploy.measure.oracle import oracle_keep, unlimited_oracle_keep
+from dovit_deploy.measure.steering import Steering
 from dovit_deploy.runtime.gate_inputs import thresholds_from
 from dovit_deploy.runtime.predictor import Predictor
 from dovit_deploy.runtime.session import Session
@@ -95,6 +97,13 @@ def test_controls_are_what_they_say(request, fixture, data):
     controls, spec = report.controls, Bundle.open(request.getfixturevalue(fixture)).manifest.spec
     assert measured.random.kept == measured.dynamic.kept
     assert measured.random.gmacs == measured.dynamic.gmacs
+    assert measured.oracle.kept == measured.dynamic.kept
+    assert measured.oracle.gmacs == measured.dynamic.gmacs
+    assert controls.oracle.flops_saved == report.dynamic.flops_saved
+    assert measured.oracle_unlimited.kept != measured.dynamic.kept
+    assert controls.gate_efficiency == gate_efficiency(
+        rule=report.dynamic.miou, random=controls.random.miou, oracle=controls.oracle.miou
+    )
     assert controls.random.flops_saved == report.dynamic.flops_saved
     windows = [kept[0] // spec.tokens for kept in measured.dense.kept]
     if fixture == "setr_bundle_path":
@@ -102,7 +111,7 @@ def test_controls_are_what_they_say(request, fixture, data):
     stopped = [(count * spec.tokens, *[count * spec.extra_tokens] * len(spec.gates)) for count in windows]
     assert measured.first_gate.kept == stopped
     assert controls.first_gate.flops_saved > max(controls.random.flops_saved, 0)
-    for control in (controls.random, controls.first_gate, controls.oracle):
+    for control in (controls.random, controls.first_gate, controls.oracle, controls.oracle_unlimited):
         assert control.drop == pytest.approx(report.dense.miou - control.miou)
     assert controls.smaller_input == ()
 
@@ -110,9 +119,8 @@ def test_controls_are_what_they_say(request, fixture, data):
 def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundle_path, data):
     measured, _ = evaluated(setr_bundle_path, data, controls=True)
     with Session(Bundle.open(setr_bundle_path), threads=1) as session:
-        predictor, spec = Predictor(session), session.bundle.manifest.spec
-        rgb = data.sample(1).rgb
-        pixels, kept = predictor.to_input(rgb), [0] * (len(spec.gates) + 1)
+        predictor, rgb = Predictor(session), data.sample(1).rgb
+        pixels, keeps, kept = predictor.to_input(rgb), [], []
         for window in predictor.predict(rgb).tokens.windows:
             rows, columns = (
                 slice(window.top, window.top + window.height),
@@ -120,9 +128,15 @@ def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundl
             )
             part = np.ascontiguousarray(pixels[:, :, rows, columns])
             dense, _ = session.run_one(part, dense=True)
-            report = session.run_one(part, keep=oracle_keep(session, part, dense))[1]
-            kept = [before + more for before, more in zip(kept, report.kept, strict=True)]
-    assert measured.oracle.kept[1] == tuple(kept)
+            keeps.append(oracle_keep(session, part, dense, kept=window.report.kept))
+            kept.append(session.run_one(part, keep=unlimited_oracle_keep(session, part, dense))[1].kept)
+        steering = Steering(session)
+        tokens = predictor.predict(rgb).tokens
+        windows = steering.oracle(rgb, tokens, steering.dense(rgb)[1]).tokens.windows
+    assert len(windows) > 1
+    for window, keep in zip(windows, keeps, strict=True):
+        np.testing.assert_array_equal(window.report.keep, keep)
+    assert measured.oracle_unlimited.kept[1] == tuple(np.sum(kept, axis=0))
 
 
 def test_a_fault_in_the_last_image_is_found_before_the_first_is_run(tiny_bundle_path, tmp_path):
