@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.output_folder import refuse_existing
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.device import with_settled_precision
 from dovit_deploy.train.initialise import Start, start_from_checkpoint
@@ -23,7 +22,7 @@ from dovit_deploy.train.network import spec_from_choice
 from dovit_deploy.train.recipe import Recipe, config_error, run_config
 from dovit_deploy.train.record import RunRecord, data_facts, init_facts, refuse_other_data, refuse_other_recipe
 from dovit_deploy.train.result import UNMEASURED_THRESHOLD, CurvePoint, chosen_threshold, save_result, threshold_curve
-from dovit_deploy.train.state import RECORD, STATE, RunFolder, told_of_failure, write_atomically
+from dovit_deploy.train.state import RECORD, STATE, RunFolder, refuse_taken, told_of_failure, write_atomically
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
 
@@ -85,7 +84,7 @@ def train(request: Request, *, progress: Progress, remark: Remark) -> Result:
 def _begun(request: Request, remark: Remark) -> tuple[Trainer, RunRecord]:
     """A new run; nothing is written before everything was found in order."""
     recipe = request.recipe
-    refuse_existing(request.output, overwrite=False)
+    refuse_taken(request.output)
     data = opened(request.dataset, recipe)
     size = recipe.network.size or _size_of(data)
     material = Material(data, scenes_for(recipe, size, None))

@@ -80,10 +80,20 @@ def refuse_other_recipe(record: RunRecord, recipe: Recipe, *, whole: bool) -> No
     for name in Recipe.model_fields if whole else ("seed", "minutes", "steps"):
         given, own = getattr(recipe, name), getattr(record.recipe, name)
         if given != own and (whole or name in recipe.model_fields_set):
+            key, own, given = _first_difference(name, own, given)
             raise UsageError(
-                f"--resume: {name} is {_short(own)} in the run and {_short(given)} is given; "
+                f"--resume: {key} is {_short(own)} in the run and {_short(given)} is given; "
                 "a run goes on as it began: take it out, or start another run with another -o"
             )
+
+
+def _first_difference(name: str, own: object, given: object) -> tuple[str, object, object]:
+    """The first key at which two values differ, with both: `network.depth` rather than all of the network."""
+    if isinstance(own, Noun) and type(own) is type(given):
+        for key in type(own).model_fields:
+            if getattr(own, key) != getattr(given, key):
+                return _first_difference(f"{name}.{key}", getattr(own, key), getattr(given, key))
+    return name, own, given
 
 
 def _short(value: object) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from dovit_deploy.errors import InputError
-from dovit_deploy.output_folder import make_fresh, partial_path, refuse_existing, remove
+from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.output_folder import make_fresh, partial_path, remove
 from dovit_deploy.train.record import RunRecord
 
 RECORD, LOG, STATE = "train.json", "log.jsonl", "state.pt"
@@ -70,6 +70,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
+def refuse_taken(path: Path) -> None:
+    """Raise UsageError when something is at `path`: a run is never replaced, only gone on with."""
+    if path.exists():
+        raise UsageError(f"{path} exists; choose another with -o, or go on with it: --resume")
+
+
 class RunFolder:
     """A run's folder, created with its record or opened to resume."""
 
@@ -79,7 +85,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, record: RunRecord) -> RunFolder:
         """A new folder, which appears with its record in it; UsageError when something is there already."""
-        refuse_existing(path, overwrite=False)
+        refuse_taken(path)
         partial = partial_path(path)
         make_fresh(partial)
         try:
