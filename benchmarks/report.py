@@ -9,9 +9,9 @@ from pathlib import Path
 from dovit_deploy.machine import machine_facts, package_versions
 
 
-def publish(figures: dict[str, object], *, command: str, output: Path | None) -> None:
-    """Print the report as JSON, and write it to `output` too where that is given."""
-    report = {
+def publish(figures: dict[str, object], *, command: str, output: Path | None) -> dict[str, object]:
+    """Print the report as JSON, write it to `output` too where that is given, and return it."""
+    report: dict[str, object] = {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine_facts(),
@@ -22,3 +22,4 @@ def publish(figures: dict[str, object], *, command: str, output: Path | None) ->
     print(text)
     if output is not None:
         output.write_text(text + "\n")
+    return report

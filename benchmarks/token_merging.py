@@ -1,0 +1,167 @@
+"""Token merging (ToMe) over the weights of a network of ours: what a dense-trained model gains without gates.
+
+Written from Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv:2210.09461, section 3. In every layer,
+between attention and MLP, the patches are split into two sets by turns; each of the first set looks for the most
+similar one of the second, by the cosine of their keys averaged over the heads; the `count` most similar pairs become
+one token each, the mean weighted by how many patches a token stands for (its size). Later layers attend in proportion
+to size: its logarithm is added to the logits of a key. Before the decode head every patch gets the token it went into,
+which dense prediction needs. Extra tokens (class, distillation) are never merged.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.cost import CostModel
+from dovit_deploy.models.layers import Attention, Block, attention
+from dovit_deploy.models.tokens import partition, take
+from dovit_deploy.models.vision_transformer import VisionTransformer
+
+
+class Merged(NamedTuple):
+    """What a merging step leaves of n tokens."""
+
+    tokens: Tensor
+    """(n - count, C): extra tokens, what stayed of the first set, the second set."""
+    sizes: Tensor
+    """(n - count, 1) float32: patches that each token stands for."""
+    place: Tensor
+    """(n - extra,) int64: for each patch token that went in, the row of `tokens` it is now part of."""
+
+
+def merge(tokens: Tensor, sizes: Tensor, similar: Tensor, *, extra: int, count: int) -> Merged:
+    """Merge the `count` most similar pairs of patch tokens.
+
+    Args:
+        tokens: (n, C), the first `extra` of them extra tokens.
+        sizes: (n, 1) float32.
+        similar: (n, d), what is compared by its direction.
+        extra: tokens that are never merged.
+        count: pairs, from 1 to half of the patch tokens.
+    """
+    patches = tokens.shape[0] - extra
+    first, second = torch.arange(extra, tokens.shape[0], 2), torch.arange(extra + 1, tokens.shape[0], 2)
+    direction = functional.normalize(similar, dim=-1)
+    similarity = take(direction, first) @ take(direction, second).T
+    nearness, nearest = (values[:, 0] for values in torch.topk(similarity, 1, dim=1))
+    leaving = torch.topk(nearness, count)[1]
+    # Who stays keeps the order of the picture, which the next layer's division by turns relies on.
+    order, _ = partition(torch.ones(first.shape[0], dtype=torch.int64).index_fill(0, leaving, 0))
+    remain = first.shape[0] - count
+    stay, leave = take(first, order[:remain]), take(first, order[remain:])
+    target = take(nearest, order[remain:])
+    mass = torch.cat([tokens * sizes, sizes], dim=1)
+    merged = take(mass, second).index_add(0, target, take(mass, leave))
+    total = merged[:, -1:]
+    head = torch.arange(extra)
+    places = torch.cat([torch.arange(remain), remain + target, torch.arange(remain, remain + second.shape[0])])
+    came_from = torch.cat([take(first, order), second]) - extra
+    return Merged(
+        torch.cat([take(tokens, head), take(tokens, stay), merged[:, :-1] / total]),
+        torch.cat([take(sizes, head), take(sizes, stay), total]),
+        torch.zeros(patches, dtype=torch.int64).index_copy(0, came_from, extra + places),
+    )
+
+
+def summed_over_heads(keys: Tensor, heads: int) -> Tensor:
+    """(n, C) keys of all heads -> (n, C / heads), of the direction of their mean, which is all that is compared."""
+    # Not `reshape(...).mean(1)`: ONNX Runtime takes as long for that as for the product of all pairs.
+    first, *others = keys.chunk(heads, dim=1)
+    for other in others:
+        first = first + other
+    return first
+
+
+def proportional_attention(query: Tensor, key: Tensor, value: Tensor, sizes: Tensor, heads: int) -> Tensor:
+    """Attention in which a key counts as often as it stands for patches: log(size) is added to its logits.
+
+    The logarithm travels as one more channel of every head's keys, beside a constant one of the queries, so that the
+    runtime's fused kernel serves, which takes no bias: q.k / sqrt(d) + log s = (a q, b).(k, log s) / sqrt(d + 1) for
+    a = sqrt((d + 1) / d) and b = sqrt(d + 1).
+
+    Args:
+        query, key, value: (n, C).
+        sizes: (n, 1).
+    """
+    count, channels = query.shape[0], query.shape[1] // heads
+    by_head = (count, heads, channels)
+    constant = torch.full((count, heads, 1), (channels + 1) ** 0.5)
+    scaled = query.reshape(by_head) * ((channels + 1) / channels) ** 0.5
+    logarithm = sizes.log().reshape(count, 1, 1).expand(count, heads, 1)
+    return attention(
+        torch.cat([scaled, constant], dim=2).flatten(1),
+        torch.cat([key.reshape(by_head), logarithm], dim=2).flatten(1),
+        value,
+        heads,
+    )
+
+
+class MergingNetwork(nn.Module):
+    """`DenseNetwork` with `count` tokens merged in every layer: `pixels` (1, 3, H, W) -> `logits` (1, K, h, w)."""
+
+    def __init__(self, model: VisionTransformer, count: int) -> None:
+        super().__init__()
+        self.model = model
+        self.counts = merges(model.spec, count)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.decode(self.advance(self.model.embed(pixels)))
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """All layers on `tokens` (E + N, C); every patch comes back with the token it was merged into."""
+        extra = self.model.spec.extra_tokens
+        sizes = torch.ones(tokens.shape[0], 1)
+        place = torch.arange(extra, tokens.shape[0])
+        for number, block in enumerate(self.model.blocks):
+            assert isinstance(block, Block)
+            alike = not any(self.counts[:number])
+            tokens, keys = _attended(block, tokens, None if alike else sizes)
+            if self.counts[number]:
+                step = merge(tokens, sizes, keys, extra=extra, count=self.counts[number])
+                tokens, sizes, place = step.tokens, step.sizes, take(step.place, place - extra)
+            tokens = tokens + block.mlp(block.norm2(tokens))
+        return take(tokens, torch.cat([torch.arange(extra), place]))
+
+
+def _attended(block: Block, tokens: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The first half of a block, and its keys summed over the heads; sizes that are all 1 need no bias."""
+    layer: Attention = block.attention
+    normed = block.norm1(tokens)
+    query, key, value = layer.query(normed), layer.key(normed), layer.value(normed)
+    if sizes is None:
+        mixed = attention(query, key, value, layer.heads)
+    else:
+        mixed = proportional_attention(query, key, value, sizes, layer.heads)
+    return tokens + layer.output(mixed), summed_over_heads(key, layer.heads)
+
+
+def merges(spec: ModelSpec, count: int) -> tuple[int, ...]:
+    """Tokens merged in each layer: `count`, or half of the patch tokens where fewer than twice `count` are left."""
+    counts, patches = [], spec.patches
+    for _ in range(spec.depth):
+        counts.append(min(count, patches // 2))
+        patches -= counts[-1]
+    return tuple(counts)
+
+
+def merging_macs(spec: ModelSpec, count: int) -> int:
+    """Multiply-adds of one image as `CostModel` counts them, and the products that find similar pairs.
+
+    A layer's projections and attention run on the tokens that enter it, its MLP on those that are left. The extra
+    channel of `proportional_attention` is an addition to the logits and counts nothing.
+    """
+    width, dense = spec.width, CostModel(spec).dense()
+    total, tokens = dense.stem + dense.head, spec.tokens
+    for merged in merges(spec, count):
+        total += 4 * tokens * width * width + 2 * tokens * tokens * width
+        if merged:
+            patches = tokens - spec.extra_tokens
+            total += (patches - patches // 2) * (patches // 2) * (width // spec.heads)
+        tokens -= merged
+        total += 2 * tokens * width * spec.hidden
+    return total

@@ -1,0 +1,149 @@
+"""The ways to run that are compared: a name, a family, and what it does with one frame. All in one engine, one thread.
+
+Families: "dense", "token passing", "curve" (further thresholds), "control", "smaller", "dense-trained",
+"dense-trained smaller", "shallower", "merging".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from merging_session import MergingSession
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.commands.parse import numbers
+from dovit_deploy.measure.evaluate import Tally
+from dovit_deploy.measure.labelled_files import Sample
+from dovit_deploy.measure.steering import Steering
+from dovit_deploy.runtime.gate_inputs import thresholds_from
+from dovit_deploy.runtime.job import short_thresholds
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.results import FrameTokens
+from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, and what the rule did with it at the bundle's own thresholds."""
+
+    sample: Sample
+    number: int
+    tokens: FrameTokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be compared, by bundle files, thresholds (as on the command line) and tokens merged per layer."""
+
+    bundle: Path
+    thresholds: Sequence[str] = ()
+    curve: Sequence[str] = ()
+    smaller: Sequence[Path] = ()
+    dense_trained: Path | None = None
+    dense_trained_smaller: Sequence[Path] = ()
+    shallower: Sequence[Path] = ()
+    merge: Sequence[int] = ()
+
+
+@dataclass
+class Way:
+    """One way to run, and what it gave on the frames of one split."""
+
+    name: str
+    family: str
+    run: Callable[[Frame], SegmentationResult]
+    tally: Tally = field(default_factory=Tally)
+    model_ms: list[float] = field(default_factory=list)
+    """Per frame: the model step, without preparing the picture and reading the logits."""
+
+    def measure(self, frame: Frame, *, classes: int) -> None:
+        """Segment `frame` and count it."""
+        result = self.run(frame)
+        self.tally.add(frame.sample, result, classes=classes)
+        self.model_ms.append(result.timing.model)
+
+
+class Comparison:
+    """All ways, dense first, the bundle's own thresholds second.
+
+    Args:
+        asked: what is compared.
+        folder: an existing folder that outlives the object, for the graphs that are made here.
+    """
+
+    def __init__(self, asked: Asked, *, folder: Path) -> None:
+        self.main = _predictor(asked.bundle)
+        self.manifest = self.main.session.bundle.manifest
+        self.ways = self._passing(asked.thresholds, asked.curve) + self._controls()
+        self.ways += [_dense(path, "smaller", "same weights, {size}") for path in asked.smaller]
+        if asked.dense_trained is not None:
+            self.ways.append(_dense(asked.dense_trained, "dense-trained", "dense-trained"))
+        for path in asked.dense_trained_smaller:
+            self.ways.append(_dense(path, "dense-trained smaller", "dense-trained, {size}"))
+        self.ways += [_dense(path, "shallower", "dense-trained, {depth} layers") for path in asked.shallower]
+        merged = Bundle.open(asked.dense_trained or asked.bundle)
+        self.ways += [_merging(merged, count, folder) for count in asked.merge]
+
+    def frame(self, sample: Sample, number: int) -> Frame:
+        """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
+        return Frame(sample, number, self.main.predict(sample.rgb).tokens)
+
+    def _passing(self, thresholds: Iterable[str], curve: Iterable[str]) -> list[Way]:
+        own = _short(short_thresholds(thresholds_from(None, self.manifest)))
+        ways = [
+            Way("dense", "dense", lambda frame: self.main.predict(frame.sample.rgb, dense=True)),
+            Way(f"own thresholds ({own})", "token passing", lambda frame: self.main.predict(frame.sample.rgb)),
+        ]
+        points = dict.fromkeys(thresholds, "token passing")
+        further = {text: "curve" for text in curve if text not in points}
+        return ways + [self._at(text, family) for text, family in (points | further).items()]
+
+    def _at(self, text: str, family: str) -> Way:
+        given = numbers(text, option="--thresholds")
+        limits = thresholds_from(given[0] if len(given) == 1 else given, self.manifest)
+        name = f"threshold {_short(short_thresholds(limits))}"
+        return Way(name, family, lambda frame: self.main.predict(frame.sample.rgb, thresholds=limits))
+
+    def _controls(self) -> list[Way]:
+        steering = Steering(self.main.session)
+
+        def random(frame: Frame) -> SegmentationResult:
+            return steering.random(frame.sample.rgb, frame.tokens, number=frame.number)
+
+        return [
+            Way("as many stopped at random", "control", random),
+            Way(
+                "everything stopped at the first gate",
+                "control",
+                lambda frame: steering.first_gate(frame.sample.rgb),
+            ),
+        ]
+
+
+def _predictor(path: Path) -> Predictor:
+    return Predictor(Session(Bundle.open(path), threads=1))
+
+
+def _dense(path: Path, family: str, name: str) -> Way:
+    """`name` may hold {size} and {depth}, of the model."""
+    predictor = _predictor(path)
+    height, width = predictor.spec.size
+    full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
+    return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
+
+
+def _merging(bundle: Bundle, count: int, folder: Path) -> Way:
+    predictor = Predictor(cast("Session", MergingSession(bundle, count, folder=folder)))
+    return Way(f"merging {count} tokens a layer", "merging", lambda frame: predictor.predict(frame.sample.rgb))
+
+
+def _short(thresholds: Sequence[float | list[float]]) -> str:
+    """ "0.7" where all gates share it, "0.9, 1, 1" per gate, "per class" where classes differ."""
+    values = [row for row in thresholds if isinstance(row, float)]
+    if len(values) < len(thresholds):
+        return "per class"
+    return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,118 @@
+"""Why not just a smaller input, fewer layers, or merged tokens? Everything on the same frames, engine and thread.
+
+    python benchmarks/why_not.py CAMVID --split val --split train:0006R0 --bundle road-tiny.dovit \\
+        --smaller 384x288.dovit 320x240.dovit --dense-trained dense.dovit --dense-trained-smaller dense-384x288.dovit \\
+        --shallower 8.dovit 6.dovit --merge 8 16 24 32 40 48 56 \\
+        -o benchmarks/results/why_not.json --readme README.md --docs docs/benchmarks.md
+    python benchmarks/why_not.py --tables benchmarks/results/why_not.json --readme README.md --docs docs/benchmarks.md
+
+The second line writes the tables again without measuring. docs/benchmarks.md says what each row is and how it is
+compared. All ways run on a frame one after the other, the order turning from frame to frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from report import publish
+from rich.console import Console
+from rich.progress import track
+from ways import Asked, Comparison, Way
+from why_not_report import Report, SplitReport, figures_of, split_report
+from why_not_tables import write_tables
+
+from dovit_deploy.measure.datasets import Dataset, DatasetPart, dataset_from_path
+from dovit_deploy.measure.evaluate import Tally, check_classes
+
+CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
+
+
+def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
+    """Run every way on every frame of `data`."""
+    check_classes(data.classes, comparison.manifest)
+    ways = [dataclasses.replace(way, tally=Tally(), model_ms=[]) for way in comparison.ways]
+    classes = comparison.manifest.spec.classes
+    warm = comparison.frame(data.sample(0), 0)
+    for way in ways:
+        way.run(warm)
+    console = Console(stderr=True)
+    for number in track(range(len(data)), description=split, console=console, disable=not show):
+        frame = comparison.frame(data.sample(number), number)
+        for way in turned(ways, number):
+            way.measure(frame, classes=classes)
+    return split_report(split, data.stems, ways, [entry.name for entry in comparison.manifest.classes])
+
+
+def turned(ways: Sequence[Way], number: int) -> list[Way]:
+    """The order on frame `number`: begins one later from frame to frame, every second time backwards."""
+    start = number % len(ways)
+    order = [*ways[start:], *ways[:start]]
+    return order[::-1] if number % 2 else order
+
+
+def part(data: Dataset, every: int) -> Dataset:
+    """Each `every`th image."""
+    return data if every == 1 else DatasetPart(data, range(0, len(data), every))
+
+
+def command_text(words: Sequence[str]) -> str:
+    """The command line as it is published: files outside of the project by their names alone."""
+    shown = [Path(word).name if word.startswith(("/", "../", "~")) else word for word in words]
+    return shlex.join(["python", "benchmarks/why_not.py", *shown])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    result.add_argument("dataset", type=Path, nargs="?")
+    result.add_argument("--split", action="append", help="as `dovit eval` takes it; may be repeated; default: val")
+    result.add_argument("--bundle", type=Path, help="the model with gates")
+    result.add_argument("--thresholds", nargs="*", default=["0.8", "0.9"], help="further operating points: T or T,T,T")
+    result.add_argument("--curve", nargs="*", default=list(CURVE), help="thresholds for the curve alone")
+    result.add_argument("--smaller", type=Path, nargs="*", default=[], help="its weights exported at smaller inputs")
+    result.add_argument("--dense-trained", type=Path, help="trained dense with the same budget")
+    result.add_argument("--dense-trained-smaller", type=Path, nargs="*", default=[], help="that at smaller inputs")
+    result.add_argument("--shallower", type=Path, nargs="*", default=[], help="trained dense with fewer layers")
+    result.add_argument("--merge", type=int, nargs="*", default=[], help="tokens merged per layer")
+    result.add_argument("--every", type=int, default=1)
+    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; measure nothing")
+    result.add_argument("--readme", type=Path)
+    result.add_argument("--docs", type=Path)
+    return result
+
+
+def measured(arguments: argparse.Namespace, command: str) -> Report:
+    """Measure all splits and publish the result."""
+    asked = Asked(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Asked)})
+    splits = arguments.split or ["val"]
+    # All splits are found before the first is measured.
+    parts = [part(dataset_from_path(arguments.dataset, split), arguments.every) for split in splits]
+    with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+        comparison = Comparison(asked, folder=Path(folder))
+        reports = [measure(comparison, data, split, show=True) for data, split in zip(parts, splits, strict=True)]
+    figures = figures_of(arguments.dataset.name, arguments.every, reports)
+    return Report.model_validate(publish(figures, command=command, output=arguments.output))
+
+
+def main() -> None:
+    """Measure, or read what was measured, and write the tables."""
+    command_line = parser()
+    arguments = command_line.parse_args()
+    if arguments.tables is not None:
+        report = Report.model_validate_json(arguments.tables.read_text(encoding="utf-8"))
+    elif arguments.dataset is None or arguments.bundle is None:
+        command_line.error("DATASET and --bundle are needed, or --tables")
+    else:
+        report = measured(arguments, command_text(sys.argv[1:]))
+    write_tables(report, readme=arguments.readme, docs=arguments.docs)
+
+
+if __name__ == "__main__":
+    main()

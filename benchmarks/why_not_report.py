@@ -1,0 +1,193 @@
+"""The result of `why_not.py` as data: what was measured of every way on every split, ready for JSON and for tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from equal_latency import Point, at_latency
+from ways import Way
+
+from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.measure.bootstrap import Blocks, blocks_from_stems, drop_interval
+from dovit_deploy.measure.evaluation import iou_by_name
+from dovit_deploy.measure.statistics import median, median_ratio
+
+FAMILIES = {
+    "smaller": ("dense",),
+    "dense-trained smaller": ("dense-trained",),
+    "shallower": ("dense-trained",),
+    "merging": ("dense-trained", "dense"),
+}
+"""The alternatives, and whose dense run is the first point of each; merging takes a dense-trained model if given."""
+
+
+class Drop(Noun):
+    """Points of mIoU lost against a dense run on the same frames."""
+
+    points: float
+    interval: tuple[float, float] | None
+    """95 %, paired block bootstrap; None for sets of one block."""
+
+
+class Row(Noun):
+    """One way on one split; metrics in percent."""
+
+    name: str
+    family: str
+    miou: float
+    boundary_iou: float
+    pixel_accuracy: float
+    drop: Drop
+    """Against the bundle's own dense run."""
+    drop_from_dense_trained: Drop | None
+    """Against the dense-trained model; None where none was given."""
+    gmacs: float
+    """10^9 MACs, mean over the frames."""
+    macs_saved: float
+    """Against the bundle's own dense run."""
+    speedup: float
+    """Median over the frames of dense / this, model step."""
+    model_ms: float
+    """Median over the frames."""
+
+
+class EqualLatency(Noun):
+    """An operating point of token passing beside what each alternative reaches in the time it takes."""
+
+    name: str
+    speedup: float
+    miou: float
+    others: dict[str, float | None]
+    """mIoU by family, interpolated; None outside of what was measured."""
+
+
+class ClassRow(Noun):
+    """One class at the bundle's own thresholds: IoU in percent, None where it neither occurs nor is called."""
+
+    name: str
+    dense: float | None
+    dynamic: float | None
+
+
+class FrameRow(Noun):
+    """One frame at the bundle's own thresholds."""
+
+    stem: str
+    kept: tuple[int, ...]
+    """Tokens entering each stage."""
+    macs_saved: float
+
+
+class SplitReport(Noun):
+    """Everything of one split."""
+
+    split: str
+    frames: int
+    blocks: int
+    """Of the bootstrap."""
+    rows: tuple[Row, ...]
+    equal_latency: tuple[EqualLatency, ...]
+    classes: tuple[ClassRow, ...]
+    cheapest: FrameRow
+    dearest: FrameRow
+
+
+class Report(Noun):
+    """The contents of the JSON file."""
+
+    command: str
+    date: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    dataset: str
+    every: int
+    splits: tuple[SplitReport, ...]
+
+
+def split_report(split: str, stems: Sequence[str], ways: Sequence[Way], names: Sequence[str]) -> SplitReport:
+    """What was measured on one split.
+
+    Args:
+        stems: of the frames, in their order.
+        ways: after all frames; the first is dense, the second token passing at the bundle's own thresholds.
+        names: of the classes.
+    """
+    blocks = blocks_from_stems(stems)
+    trained = next((way for way in ways if way.family == "dense-trained"), None)
+    rows = tuple(_row(way, ways[0], trained, blocks) for way in ways)
+    frames = frame_rows(stems, ways[0], ways[1])
+    return SplitReport(
+        split=split,
+        frames=len(stems),
+        blocks=blocks.count,
+        rows=rows,
+        equal_latency=equal_latency(rows),
+        classes=_class_rows(ways[0], ways[1], names),
+        cheapest=max(frames, key=lambda frame: frame.macs_saved),
+        dearest=min(frames, key=lambda frame: frame.macs_saved),
+    )
+
+
+def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> Row:
+    return Row(
+        name=way.name,
+        family=way.family,
+        miou=way.tally.counts.miou,
+        boundary_iou=way.tally.boundary_counts.miou,
+        pixel_accuracy=way.tally.counts.pixel_accuracy,
+        drop=_drop(dense, way, blocks),
+        drop_from_dense_trained=None if trained is None else _drop(trained, way, blocks),
+        gmacs=sum(way.tally.gmacs) / len(way.tally.gmacs),
+        macs_saved=1 - sum(way.tally.gmacs) / sum(dense.tally.gmacs),
+        speedup=median_ratio(dense.model_ms, way.model_ms),
+        model_ms=median(way.model_ms),
+    )
+
+
+def _drop(before: Way, after: Way, blocks: Blocks) -> Drop:
+    first, second = before.tally.counts, after.tally.counts
+    return Drop(points=first.miou - second.miou, interval=drop_interval(first, second, blocks))
+
+
+def equal_latency(rows: Sequence[Row]) -> tuple[EqualLatency, ...]:
+    """Each operating point of token passing beside the alternatives at its latency; latency is 1 / speed-up."""
+    fronts = {family: _points(rows, family, first) for family, first in FAMILIES.items()}
+    return tuple(
+        EqualLatency(
+            name=row.name,
+            speedup=row.speedup,
+            miou=row.miou,
+            others={family: at_latency(points, 1 / row.speedup) for family, points in fronts.items()},
+        )
+        for row in rows
+        if row.family == "token passing"
+    )
+
+
+def _points(rows: Sequence[Row], family: str, first: tuple[str, ...]) -> list[Point]:
+    present = {row.family for row in rows}
+    if family not in present:
+        return []
+    taken = {family, *[name for name in first if name in present][:1]}
+    return [Point(1 / row.speedup, row.miou) for row in rows if row.family in taken]
+
+
+def frame_rows(stems: Sequence[str], dense: Way, dynamic: Way) -> list[FrameRow]:
+    """What token passing saved on each frame."""
+    return [
+        FrameRow(stem=stem, kept=kept, macs_saved=1 - actual / full)
+        for stem, kept, actual, full in zip(
+            stems, dynamic.tally.kept, dynamic.tally.gmacs, dense.tally.gmacs, strict=True
+        )
+    ]
+
+
+def _class_rows(dense: Way, dynamic: Way, names: Sequence[str]) -> tuple[ClassRow, ...]:
+    before, after = iou_by_name(dense.tally.counts, names), iou_by_name(dynamic.tally.counts, names)
+    return tuple(ClassRow(name=name, dense=before[name], dynamic=after[name]) for name in before)
+
+
+def figures_of(dataset: str, every: int, splits: Sequence[SplitReport]) -> dict[str, Any]:
+    """What `report.publish` puts beside command, date, machine and versions."""
+    return {"dataset": dataset, "every": every, "splits": [split.model_dump(mode="json") for split in splits]}

@@ -1,0 +1,195 @@
+"""The tables of README and docs/benchmarks.md from the JSON of `why_not.py`, put between their marks.
+
+<!-- table: benchmarks/why_not.py NAME -->      README's has no NAME
+...
+<!-- end of table -->
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from why_not_report import FAMILIES, Drop, FrameRow, Report, Row, SplitReport
+
+END = "<!-- end of table -->"
+README_FAMILIES = ("smaller", "dense-trained smaller", "shallower", "merging")
+SHOWN = {
+    "smaller": "same weights, smaller input",
+    "dense-trained smaller": "dense-trained, smaller input",
+    "shallower": "dense-trained, fewer layers",
+    "merging": "token merging",
+}
+
+
+def readme_table(report: Report) -> str:
+    """Few rows of the first split: dense, two operating points, and each alternative nearest to the first in time."""
+    split = report.splits[0]
+    own = next(row for row in split.rows if row.family == "token passing")
+    passing = [row for row in split.rows if row.family == "token passing"][:2]
+    chosen = [row for row in split.rows if row.family in ("dense", "dense-trained")] + passing
+    for family in README_FAMILIES:
+        rows = [row for row in split.rows if row.family == family]
+        chosen += sorted(rows, key=lambda row: abs(math.log(row.speedup / own.speedup)))[:1]
+    body = [(_named(row), _number(row.miou), f"{row.macs_saved:.0%}", f"{row.speedup:.2f}x") for row in chosen]
+    return _table(("", "mIoU", "MACs saved", "speed-up over dense"), body) + "\n\n" + _origin(report, split)
+
+
+def rows_table(report: Report) -> str:
+    """Every way but the curve's, split by split."""
+    header = (
+        *("", "mIoU", "boundary IoU", "pixel accuracy"),
+        *("drop from dense (95 %)", "drop from dense-trained (95 %)", "GMAC", "MACs saved", "speed-up"),
+    )
+
+    def line(row: Row) -> Sequence[str]:
+        return (
+            *(_named(row), _number(row.miou), _number(row.boundary_iou), _number(row.pixel_accuracy)),
+            "-" if row.family == "dense" else _drop(row.drop),
+            "-" if row.family == "dense-trained" else _drop(row.drop_from_dense_trained),
+            *(f"{row.gmacs:.2f}", f"{row.macs_saved:.0%}", f"{row.speedup:.2f}x"),
+        )
+
+    def table(split: SplitReport) -> str:
+        return _table(header, [line(row) for row in split.rows if row.family != "curve"])
+
+    return _by_split(report, table) + "\n\n" + _origin(report, report.splits[0])
+
+
+def equal_latency_table(report: Report) -> str:
+    """Each operating point, and what the alternatives reach in its time; in brackets how much less or more that is."""
+    header = ("token passing at", "speed-up", "mIoU", *(SHOWN[family] for family in FAMILIES))
+
+    def table(split: SplitReport) -> str:
+        body = []
+        for point in split.equal_latency:
+            others = (point.others[family] for family in FAMILIES)
+            shown = ("-" if other is None else f"{other:.1f} ({other - point.miou:+.1f})" for other in others)
+            body.append((point.name, f"{point.speedup:.2f}x", _number(point.miou), *shown))
+        return _table(header, body)
+
+    return _by_split(report, table)
+
+
+def curve_table(report: Report) -> str:
+    """Token passing at every threshold, dearest first."""
+    header = ("", "MACs saved", "mIoU", "drop (95 %)", "speed-up")
+
+    def table(split: SplitReport) -> str:
+        rows = [row for row in split.rows if row.family in ("dense", "token passing", "curve")]
+        body = [
+            (row.name, f"{row.macs_saved:.1%}", f"{row.miou:.2f}", _drop(row.drop), f"{row.speedup:.2f}x")
+            for row in sorted(rows, key=lambda row: row.macs_saved)
+        ]
+        return _table(header, body)
+
+    return _by_split(report, table)
+
+
+def classes_table(report: Report) -> str:
+    """IoU of each class, dense and at the bundle's own thresholds."""
+
+    def table(split: SplitReport) -> str:
+        body = [
+            (
+                *(row.name, _number(row.dense), _number(row.dynamic)),
+                "-" if row.dense is None or row.dynamic is None else f"{row.dense - row.dynamic:.1f}",
+            )
+            for row in split.classes
+        ]
+        return _table(("class", "dense", "own thresholds", "drop"), body)
+
+    return _by_split(report, table)
+
+
+def frames_table(report: Report) -> str:
+    """The frames that saved most and least at the bundle's own thresholds."""
+
+    def line(split: SplitReport, kind: str, frame: FrameRow) -> Sequence[str]:
+        tokens = " -> ".join(str(count) for count in frame.kept)
+        return (f"{split.split}, {kind}", f"`{frame.stem}`", tokens, f"{frame.macs_saved:.0%}")
+
+    body = [
+        line(split, kind, frame)
+        for split in report.splits
+        for kind, frame in (("cheapest", split.cheapest), ("dearest", split.dearest))
+    ]
+    return _table(("", "frame", "tokens entering each stage", "MACs saved"), body)
+
+
+DOCS_TABLES: dict[str, Callable[[Report], str]] = {
+    "rows": rows_table,
+    "equal latency": equal_latency_table,
+    "curve": curve_table,
+    "classes": classes_table,
+    "frames": frames_table,
+}
+
+
+def mark(name: str = "") -> str:
+    """The line before a table."""
+    return f"<!-- table: {' '.join(filter(None, ('benchmarks/why_not.py', name)))} -->"
+
+
+def between_marks(text: str, start: str, table: str) -> str:
+    """`text` with what stands between `start` and the next end mark replaced by `table`.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    before, found, rest = text.partition(start)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"no '{start}' with '{END}' behind it")
+    return f"{before}{start}\n{table}\n{END}{after}"
+
+
+def write_tables(report: Report, *, readme: Path | None, docs: Path | None) -> None:
+    """Put the tables into the pages that are given; raises ValueError before anything is written."""
+    pages: dict[Path, str] = {}
+    if readme is not None:
+        pages[readme] = between_marks(readme.read_text(encoding="utf-8"), mark(), readme_table(report))
+    if docs is not None:
+        text = docs.read_text(encoding="utf-8")
+        for name, table in DOCS_TABLES.items():
+            text = between_marks(text, mark(name), table(report))
+        pages[docs] = text
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _by_split(report: Report, table: Callable[[SplitReport], str]) -> str:
+    parts = (
+        f"`{split.split}` ({split.frames} frames, {split.blocks} blocks):\n\n{table(split)}" for split in report.splits
+    )
+    return "\n\n".join(parts)
+
+
+def _origin(report: Report, split: SplitReport) -> str:
+    every = "" if report.every == 1 else f", every {report.every}th"
+    return (
+        f"{report.dataset}, {split.split} ({split.frames} frames{every}), ONNX Runtime fp32, one thread, same frames, "
+        f"interleaved; {report.machine['cpu']}, {report.date}; `{report.command}`."
+    )
+
+
+def _named(row: Row) -> str:
+    return f"token passing, {row.name}" if row.family == "token passing" else row.name
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _drop(drop: Drop | None) -> str:
+    if drop is None:
+        return "-"
+    if drop.interval is None:
+        return f"{drop.points:.2f}"
+    return f"{drop.points:.2f} ({drop.interval[0]:.2f} to {drop.interval[1]:.2f})"

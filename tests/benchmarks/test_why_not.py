@@ -1,0 +1,143 @@
+"""The whole comparison on a tiny bundle and four pictures, and the tables that are made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from equal_latency import Point, at_latency
+from report import publish
+from ways import Asked, Comparison
+from why_not import command_text, measure, turned
+from why_not_report import Report, equal_latency, figures_of
+from why_not_tables import DOCS_TABLES, END, between_marks, mark, readme_table, write_tables
+
+from dovit_deploy.measure.datasets import dataset_from_path
+from dovit_deploy.measure.evaluate import measure_set
+from dovit_deploy.runtime.session import Session
+from tests.measure.labelled_folder import write_labelled
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return dataset_from_path(write_labelled(tmp_path_factory.mktemp("labelled")), "val")
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_bundle_path, dense_bundle_path, tmp_path_factory):
+    asked = Asked(
+        bundle=tiny_bundle_path,
+        thresholds=["0.9", "0.8,1"],
+        curve=["0.5", "0.9"],
+        smaller=[tiny_bundle_path],
+        dense_trained=dense_bundle_path,
+        shallower=[dense_bundle_path],
+        merge=[2],
+    )
+    return Comparison(asked, folder=tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture(scope="module")
+def report(comparison, data):
+    splits = [measure(comparison, data, "val")]
+    return Report.model_validate(publish(figures_of("labelled", 1, splits), command="x", output=None))
+
+
+def test_figures_are_those_of_eval(report, data, comparison) -> None:
+    with Session(comparison.main.session.bundle, threads=1) as session:
+        expected = measure_set(session, data, thresholds=None, controls=True, advance=lambda saved: None)
+    rows = {row.name: row for row in report.splits[0].rows}
+    own = rows["own thresholds (0.7)"]
+    for row, tally in (
+        (rows["dense"], expected.dense),
+        (own, expected.dynamic),
+        (rows["as many stopped at random"], expected.random),
+        (rows["everything stopped at the first gate"], expected.first_gate),
+    ):
+        assert row.miou == pytest.approx(tally.counts.miou)
+        assert row.boundary_iou == pytest.approx(tally.boundary_counts.miou)
+        assert row.gmacs == pytest.approx(np.mean(tally.gmacs))
+    assert own.drop.points == pytest.approx(expected.dense.counts.miou - expected.dynamic.counts.miou)
+    assert own.drop_from_dense_trained is not None
+    assert own.drop_from_dense_trained.points == pytest.approx(rows["dense-trained"].miou - own.miou)
+
+
+def test_families_are_all_there(report) -> None:
+    families = [row.family for row in report.splits[0].rows]
+    assert families == [
+        *("dense", "token passing", "token passing", "token passing", "curve", "control", "control"),
+        *("smaller", "dense-trained", "shallower", "merging"),
+    ]
+
+
+def test_equal_latency_takes_the_full_model_as_first_point(report) -> None:
+    def row(name, family, speedup, miou):
+        return (
+            report.splits[0]
+            .rows[0]
+            .model_copy(update={"name": name, "family": family, "speedup": speedup, "miou": miou})
+        )
+
+    rows = [
+        row("dense", "dense", 1.0, 60.0),
+        row("own", "token passing", 1.6, 59.5),
+        row("small", "smaller", 2.0, 56.0),
+        row("dense-trained", "dense-trained", 1.0, 61.0),
+        row("8 layers", "shallower", 1.5, 58.0),
+    ]
+    (point,) = equal_latency(rows)
+    assert point.others["smaller"] == pytest.approx(at_latency([Point(1.0, 60.0), Point(0.5, 56.0)], 1 / 1.6))
+    # Slower than the operating point, and nothing beyond it: not extrapolated.
+    assert point.others["shallower"] is None
+    assert point.others["merging"] is None
+    (point,) = equal_latency([*rows, row("6 layers", "shallower", 2.0, 54.0), row("8", "merging", 2.0, 55.0)])
+    assert 54.0 < point.others["shallower"] < 58.0
+    assert point.others["merging"] == pytest.approx(55.0 + (1 / 1.6 - 0.5) / 0.5 * 6.0)
+
+
+def test_tables_go_between_their_marks(report, tmp_path) -> None:
+    readme, docs = tmp_path / "README.md", tmp_path / "benchmarks.md"
+    readme.write_text(f"before\n{mark()}\nof yesterday\n{END}\nafter\n")
+    docs.write_text("\n".join(f"about {name}\n{mark(name)}\n{END}" for name in DOCS_TABLES))
+    write_tables(report, readme=readme, docs=docs)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "of yesterday" not in text
+    assert readme_table(report) in text
+    for table in DOCS_TABLES.values():
+        assert table(report) in docs.read_text()
+    once = docs.read_text()
+    write_tables(report, readme=readme, docs=docs)
+    assert (readme.read_text(), docs.read_text()) == (text, once)
+
+
+def test_a_missing_mark_leaves_every_page_as_it_was(report, tmp_path) -> None:
+    readme, docs = tmp_path / "README.md", tmp_path / "benchmarks.md"
+    readme.write_text(f"{mark()}\nof yesterday\n{END}\n")
+    docs.write_text("no marks")
+    with pytest.raises(ValueError, match=r"table: benchmarks/why_not\.py rows"):
+        write_tables(report, readme=readme, docs=docs)
+    assert "of yesterday" in readme.read_text()
+    with pytest.raises(ValueError):
+        between_marks(mark(), mark(), "table")
+
+
+def test_the_pages_of_the_project_have_the_marks() -> None:
+    root = Path(__file__).resolve().parents[2]
+    assert between_marks((root / "README.md").read_text(), mark(), "table")
+    for name in DOCS_TABLES:
+        assert between_marks((root / "docs" / "benchmarks.md").read_text(), mark(name), "table")
+
+
+def test_the_order_turns() -> None:
+    assert turned("abc", 0) == ["a", "b", "c"]
+    assert turned("abc", 1) == ["a", "c", "b"]
+    assert turned("abc", 2) == ["c", "a", "b"]
+    assert len({"".join(turned("abc", number)) for number in range(6)}) == 6
+
+
+def test_the_published_command_names_no_place() -> None:
+    words = ["/data/camvid", "--bundle", "../made/x.dovit", "-o", "benchmarks/results/why_not.json"]
+    assert command_text(words) == (
+        "python benchmarks/why_not.py camvid --bundle x.dovit -o benchmarks/results/why_not.json"
+    )
