@@ -86,6 +86,42 @@ class PartEntry(Noun):
     """Mean per image."""
 
 
+class ControlPoint(Noun):
+    """Another way to spend as much, or less, on the held-back images."""
+
+    flops_saved: float
+    """Against the dense bundle at its own size."""
+    gmacs: float
+    """Mean per image, in 10^9 MACs."""
+    miou: float
+    """In percent."""
+    drop: float
+    """Dense mIoU - mIoU, in points."""
+    drop_interval: Interval
+
+
+class SmallerPoint(ControlPoint):
+    """The same weights, dense, at a smaller input size."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    engine: str
+
+
+class ChoiceControls(Noun):
+    """What the chosen thresholds must beat; measured after the choice, on the held-back images."""
+
+    random: ControlPoint
+    """As many tokens stopped at each gate of each image as the chosen thresholds stop, drawn."""
+    oracle: ControlPoint
+    """As many again, those first that have their final class already."""
+    smaller_input: tuple[SmallerPoint, ...]
+    left_out: str | None
+    """Why there is nothing at smaller inputs."""
+    seed: int
+    """Of the draw."""
+
+
 class Calibration(Noun):
     """The contents of `calibration.json`."""
 
@@ -108,4 +144,6 @@ class Calibration(Noun):
     chosen_on_all: MeasuredPoint
     """The same on the images of both parts together."""
     passes: int
-    """How often a part was really run, dense runs included."""
+    """How often a part was really run, dense runs included, controls not."""
+    controls: ChoiceControls | None = None
+    """None without labels, and in files written before there were any."""

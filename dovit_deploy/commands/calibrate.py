@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +16,12 @@ from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import DatasetError, PackageMissing, UsageError
 
 if TYPE_CHECKING:
-    from dovit_deploy.bundle.calibration import Calibration, MeasuredPoint
+    from dovit_deploy.bundle.calibration import Calibration, ControlPoint, MeasuredPoint
+    from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.measure.budgets import Budget
     from dovit_deploy.measure.pictures import Pictures
+    from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
 NAMES = {"search": "search", "check": "held back", "all": "all"}
@@ -59,7 +61,8 @@ def calibrate(
 
     One half of the images is for the search, the other is held back: every image of the first is recorded once with
     nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
-    kept the budget on the held-back half. The curve is saved in the bundle as calibration.json.
+    kept the budget on the held-back half. Where there are labels, random and oracle stopping of as many tokens and
+    dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn.
     """
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.bundle.rewrite import refuse_installed, write_calibrated
@@ -75,7 +78,9 @@ def calibrate(
     pictures = _pictures(dataset, split, budget, opened.manifest)
     with Session(opened) as session, _progress(quiet=quiet) as (advance, say):
         calibration = calibrated(session, pictures, budget, advance=advance, progress=say)
-    _show(calibration, verbose=verbose)
+        if pictures.labelled:
+            calibration = _with_controls(calibration, opened, session, pictures, advance, say)
+    _show(calibration, verbose=verbose, quiet=quiet)
     target = opened.path if output is None else output
     if not dry_run:
         write_calibrated(opened, calibration, target)
@@ -150,6 +155,25 @@ def _pictures(path: Path, split: str | None, budget: Budget, manifest: Manifest)
     return LabelledPictures(data, name=str(path), split=split)
 
 
+def _with_controls(
+    calibration: Calibration,
+    bundle: Bundle,
+    session: Session,
+    pictures: Pictures,
+    advance: Callable[[], None],
+    say: Callable[[str], None],
+) -> Calibration:
+    """What the chosen thresholds must beat, measured last."""
+    from dovit_deploy.commands.smaller_input import reason_against, smaller_sessions
+    from dovit_deploy.measure.calibration_controls import controls_of_choice
+
+    say("controls on held-back images")
+    reason = reason_against(bundle)
+    with smaller_sessions(bundle, threads=None) if reason is None else nullcontext(()) as smaller:
+        controls = controls_of_choice(session, pictures, calibration, smaller=smaller, left_out=reason, advance=advance)
+    return calibration.model_copy(update={"controls": controls})
+
+
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
     """A line on stderr: what is being done, and how many images of it are."""
@@ -174,11 +198,12 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[st
         yield advance, say
 
 
-def _show(calibration: Calibration, *, verbose: bool) -> None:
+def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
     counts = {part.part: f"{len(part.images)} images in {part.blocks} blocks" for part in calibration.parts}
     shown = [point for point in calibration.measured if verbose or point.part != "search"]
     headers = ("images", "thresholds", "MACs saved", "differ", "mIoU", "drop", "95 % interval", "ms", "")
     rows = [_row(point, chosen=point in (calibration.chosen, calibration.chosen_on_all)) for point in shown]
+    rows += _control_rows(calibration)
     title = f"{calibration.budget.text}; searched on {counts['search']}, checked on {counts['check']}"
     show_table(title, headers, rows, right=(2, 3, 4, 5, 7))
     chosen = calibration.chosen
@@ -189,6 +214,8 @@ def _show(calibration: Calibration, *, verbose: bool) -> None:
     )
     whole = calibration.chosen_on_all
     console.result(f"on all {whole.images} images: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
+    if calibration.controls is not None and calibration.controls.left_out is not None:
+        console.remark(f"dense at smaller inputs is left out: {calibration.controls.left_out}", quiet=quiet)
 
 
 def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
@@ -204,6 +231,31 @@ def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
         f"{point.model_ms:.1f}",
         "chosen" if chosen else "met" if point.met else "not met",
     )
+
+
+def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    controls = calibration.controls
+    if controls is None:
+        return []
+    named: list[tuple[str, ControlPoint]] = [
+        ("random, same counts", controls.random),
+        ("oracle, same counts", controls.oracle),
+        *((f"dense at {small.size[0]}x{small.size[1]}", small) for small in controls.smaller_input),
+    ]
+    return [
+        (
+            NAMES["check"],
+            name,
+            f"{point.flops_saved:.1%}",
+            "-",
+            f"{point.miou:.2f}",
+            f"{point.drop:.2f}",
+            f"{point.drop_interval.low:.2f} to {point.drop_interval.high:.2f}",
+            "-",
+            "control",
+        )
+        for name, point in named
+    ]
 
 
 def _drop_text(point: MeasuredPoint) -> str:

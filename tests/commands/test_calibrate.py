@@ -14,8 +14,13 @@ import pytest
 
 from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.directory import Bundle
-from tests.bundle.test_rewrite import contents
+from dovit_deploy.commands.calibrate import _show, _with_controls
+from dovit_deploy.measure.datasets import dataset_from_path
+from dovit_deploy.measure.pictures import LabelledPictures
+from dovit_deploy.runtime.session import Session
+from tests.bundle.test_rewrite import VALUES, contents, made
 from tests.conftest import Run
+from tests.measure.labelled_folder import write_labelled
 from tests.train.tiny_folder import write_folder
 
 
@@ -46,6 +51,11 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
     assert report.pop("bundle") == str(new.path)
     calibration = Calibration.model_validate(report)
     assert calibration.chosen.flops_saved >= 0.1
+    controls = calibration.controls
+    assert controls.random.gmacs == controls.oracle.gmacs == pytest.approx(calibration.chosen.gmacs)
+    assert [small.size for small in controls.smaller_input] == [(48, 64), (32, 48)]
+    for name in ("random, same counts", "oracle, same counts", "dense at 48x64"):
+        assert name in result.stdout
     assert new.manifest.defaults.thresholds == calibration.thresholds
     assert (new.path / "calibration.json").is_file()
     assert f"next: dovit eval new.dovit {data} --split val" in result.stderr
@@ -69,7 +79,34 @@ def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
     changed = {name for name, digest in contents(bundle_copy).items() if before.get(name) != digest}
     assert changed == {"manifest.json", "calibration.json"}
     assert Bundle.open(bundle_copy).manifest.defaults.origin == "calibration"
+    assert json.loads((bundle_copy / "calibration.json").read_text())["controls"] is None
     assert dry.stdout.splitlines()[-2].split(":")[0] == real.stdout.splitlines()[-4].split(":")[0]
+
+
+def test_what_cannot_be_run_is_said(setr_bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A sliding window has no smaller input; that stands in the file and on the screen."""
+    data = dataset_from_path(write_labelled(tmp_path / "set", images=8), "val")
+    bundle, pictures = Bundle.open(setr_bundle_path), LabelledPictures(data, name="set", split="val")
+    done: list[str] = []
+    with Session(bundle, threads=1) as session:
+        chosen = made().chosen.model_copy(update={"thresholds": VALUES[:1]})
+        calibration = _with_controls(
+            made().model_copy(update={"chosen": chosen, "chosen_on_all": chosen}),
+            bundle,
+            session,
+            pictures,
+            lambda: None,
+            done.append,
+        )
+    assert calibration.controls is not None
+    assert calibration.controls.smaller_input == ()
+    assert "sliding window" in str(calibration.controls.left_out)
+    assert done == ["controls on held-back images"]
+    parts = (calibration.parts[0], calibration.parts[0].model_copy(update={"part": "search"}))
+    _show(calibration.model_copy(update={"parts": parts}), verbose=False, quiet=False)
+    shown = capsys.readouterr()
+    assert "random, same counts" in shown.out and "dense at" not in shown.out
+    assert "dense at smaller inputs is left out: a sliding window" in shown.err
 
 
 @pytest.mark.parametrize(

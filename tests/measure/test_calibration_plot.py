@@ -1,24 +1,85 @@
-"""The picture of the trade-off is written, with and without labels."""
+"""The picture of the trade-off: what stands where, and that it is written, with and without labels."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, ControlPoint, Interval, SmallerPoint
 from dovit_deploy.errors import InputError
-from dovit_deploy.measure.calibration_plot import save_plot
+from dovit_deploy.measure.calibration_plot import draw_plot, save_plot
 from tests.bundle.test_rewrite import made
 
 
-@pytest.mark.parametrize("miou", [None, 60.0])
-def test_a_png(tmp_path: Path, miou: float | None) -> None:
+def control(gmacs: float, miou: float) -> ControlPoint:
+    interval = Interval(low=0.5, high=2.5)
+    return ControlPoint(flops_saved=0.3, gmacs=gmacs, miou=miou, drop=1.0, drop_interval=interval)
+
+
+def labelled(*, left_out: str | None = None) -> Calibration:
+    """Dense 61, chosen 60 with a drop between 0.5 and 2.5, random 58, oracle 60.5, smaller 57."""
     plain = made()
-    point = plain.chosen.model_copy(update={"miou": miou})
-    part = plain.parts[0].model_copy(update={"dense_miou": miou})
-    labelled = plain.model_copy(update={"measured": (point,), "chosen": point, "parts": (part,)})
-    save_plot(labelled, tmp_path / "x.png")
+    drop = {"miou": 60.0, "drop": 1.0, "drop_interval": Interval(low=0.5, high=2.5)}
+    point = plain.chosen.model_copy(update=drop)
+    part = plain.parts[0].model_copy(update={"dense_miou": 61.0})
+    small = SmallerPoint(**dict(control(0.7, 57.0)), size=(48, 64), engine="torch")
+    controls = ChoiceControls(
+        random=control(1.0, 58.0),
+        oracle=control(1.0, 60.5),
+        smaller_input=() if left_out else (small,),
+        left_out=left_out,
+        seed=0,
+    )
+    new = {"measured": (point,), "chosen": point, "parts": (part,), "controls": controls}
+    return plain.model_copy(update=new)
+
+
+def drawn(calibration: Calibration) -> tuple[dict[str, list[tuple[float, float]]], object]:
+    """Points by their names in the legend, and the axes."""
+    axes = Figure().subplots()
+    draw_plot(axes, calibration)
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", (handle,))[0] for handle in handles]
+    assert len(set(labels)) == len(labels)
+    points = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in lines]
+    return dict(zip(labels, points, strict=True)), axes
+
+
+def test_everything_stands_where_it_was_measured() -> None:
+    points, axes = drawn(labelled())
+    assert points == {
+        "thresholds, held-back images": [(1.0, 60.0)],
+        "dense, held-back images": [(1.4, 61.0)],
+        "random, same counts": [(1.0, 58.0)],
+        "oracle, same counts": [(1.0, 60.5)],
+        "dense at smaller inputs": [(0.7, 57.0)],
+        "chosen, 95 % interval of its drop": [(1.0, 60.0)],
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("GMACs per image, whole model", "mIoU (%)")
+    assert [text.get_text() for text in axes.texts] == ["48x64"]
+    ((low, high),) = [line.get_segments()[0][:, 1] for line in axes.collections]
+    # The drop lies between 0.5 and 2.5, dense is 61.
+    assert (low, high) == pytest.approx((58.5, 60.5))
+
+
+def test_what_is_left_out_is_said() -> None:
+    points, _ = drawn(labelled(left_out="torch is not installed"))
+    assert "dense at smaller inputs: left out" in points
+
+
+def test_without_labels_there_is_agreement_and_no_control() -> None:
+    points, axes = drawn(made())
+    assert points["chosen"] == [(1.0, pytest.approx(98.0))]
+    assert set(points) == {"chosen", "thresholds, held-back images", "dense, held-back images"}
+    assert axes.get_ylabel() == "pixels as in the dense answer (%)"
+
+
+@pytest.mark.parametrize("calibration", [made(), labelled()], ids=["unlabelled", "labelled"])
+def test_a_png(tmp_path: Path, calibration: Calibration) -> None:
+    save_plot(calibration, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert len(image.convert("L").getcolors()) > 10

@@ -1,0 +1,77 @@
+"""The controls of a calibration are those of an evaluation of the held-back images."""
+
+from __future__ import annotations
+
+import pytest
+
+from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.errors import DatasetError
+from dovit_deploy.measure.calibration_controls import controls_of_choice
+from dovit_deploy.measure.datasets import DatasetPart, dataset_from_path
+from dovit_deploy.measure.evaluate import measure_set
+from dovit_deploy.measure.pictures import FolderPictures, LabelledPictures
+from dovit_deploy.measure.split import halves
+from dovit_deploy.runtime.session import Session
+from tests.bundle.test_rewrite import VALUES, made
+from tests.measure.labelled_folder import write_labelled
+
+IMAGES = 10
+
+
+@pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path"])
+def test_they_are_those_of_an_evaluation(request, fixture, tmp_path):
+    data = dataset_from_path(write_labelled(tmp_path / "set", images=IMAGES), "val")
+    bundle = Bundle.open(request.getfixturevalue(fixture))
+    values = VALUES[: len(bundle.manifest.spec.gates)]
+    chosen = made().chosen.model_copy(update={"thresholds": values})
+    calibration = made().model_copy(update={"chosen": chosen})
+    pictures, seen = LabelledPictures(data, name="set", split="val"), []
+    held_back = halves(data.stems, seed=calibration.seed).check
+    with Session(bundle, threads=1) as session:
+        controls = controls_of_choice(
+            session,
+            pictures,
+            calibration,
+            # A session of another size is one like any other; the same one is at hand.
+            smaller=(session,),
+            left_out="a reason",
+            advance=lambda: seen.append(None),
+        )
+        measured = measure_set(
+            session, DatasetPart(data, held_back), thresholds=values, controls=True, advance=lambda saved: None
+        )
+    assert len(seen) == len(held_back) >= 4
+    dense, rule = measured.dense, measured.dynamic
+    for point, tally in ((controls.random, measured.random), (controls.oracle, measured.oracle)):
+        assert point.miou == pytest.approx(tally.counts.miou)
+        assert point.drop == pytest.approx(dense.counts.miou - tally.counts.miou)
+        assert point.gmacs == pytest.approx(sum(rule.gmacs) / len(held_back))
+        assert point.flops_saved == pytest.approx(1 - sum(rule.gmacs) / sum(dense.gmacs))
+        assert point.drop_interval.low <= point.drop_interval.high
+    (small,) = controls.smaller_input
+    assert (small.miou, small.drop, small.flops_saved) == (pytest.approx(dense.counts.miou), 0, 0)
+    assert (small.size, small.engine) == (session.bundle.manifest.spec.size, "onnxruntime")
+    assert controls.left_out == "a reason"
+
+
+def test_without_labels_there_are_none(tiny_bundle_path, tmp_path):
+    root = write_labelled(tmp_path / "set", images=IMAGES)
+    with (
+        Session(Bundle.open(tiny_bundle_path), threads=1) as session,
+        pytest.raises(DatasetError, match="no labels"),
+    ):
+        controls_of_choice(
+            session,
+            FolderPictures(root / "images" / "val"),
+            made(),
+            smaller=(),
+            left_out=None,
+            advance=lambda: None,
+        )
+
+
+def test_a_file_from_before_there_were_controls_is_read():
+    content = made().model_dump()
+    del content["controls"]
+    assert Calibration.model_validate(content) == made()
