@@ -67,6 +67,9 @@ class TokenPassing(Noun):
     """annealed: the threshold that the fall ends at."""
     until: float = Field(default=0.8, gt=0, le=1)
     """annealed: share of the run at which it ends."""
+    detach_stopped: bool = False
+    """Stopped tokens do not train the layers below the gate that stopped them: the decode head learns to read them, the
+    first layers do not learn to be the last ones, and the deep layers keep their worth."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -113,6 +116,9 @@ class Settings(Noun):
     auxiliary_weight: float = Field(default=0.4, ge=0)
     detach_aux: bool = True
     """Gates do not train the layers below them: otherwise the first layers become the final classifier."""
+    freeze_norms: bool = False
+    """Batch norms use the statistics that the run starts with, in training as at inference, so that steps that stop
+    tokens and steps that do not see the same network; for runs from `--init`."""
     class_weight_power: float = Field(default=0.5, ge=0)
     """Class weights are (1 / frequency) to this power; 0 weighs all pixels alike."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -49,6 +49,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
+    """Put `model` into training mode, its batch norms perhaps not."""
+    model.train()
+    for module in model.modules() if freeze_norms else ():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eval()
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Move `average` towards `model`, parameters and batch-norm statistics alike; faster in the first steps."""
@@ -219,7 +227,7 @@ class Trainer:
         rate = learning_rate_at(config, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.model.train()
+        set_training(self.model, freeze_norms=config.freeze_norms)
         self.optimiser.zero_grad(set_to_none=True)
         teacher = self.average if config.distillation.teacher == "current" else self.teacher
         loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)

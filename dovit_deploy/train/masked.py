@@ -112,6 +112,11 @@ def aggregated(tokens: Tensor, running: Tensor, extra: int, rate: float) -> Tens
     return torch.cat([class_token[:, None], tokens[:, 1:]], 1)
 
 
+def with_extra(running: Tensor, extra: int) -> Tensor:
+    """`running` (B, N) with the `extra` tokens, which always run, before it: (B, E + N)."""
+    return torch.cat([running.new_ones(len(running), extra), running], 1)
+
+
 def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int) -> Tensor:
     """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen."""
     if running is None:
@@ -119,7 +124,7 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, ex
         for block in blocks:
             tokens = block(tokens, attend)
         return tokens
-    everywhere = torch.cat([running.new_ones(len(running), extra), running], 1)
+    everywhere = with_extra(running, extra)
     attend = attend_without(~everywhere)
     for block in blocks:
         tokens = torch.where(everywhere[..., None], block(tokens, attend), tokens)
@@ -163,8 +168,12 @@ def masked_forward(
     passing: Passing | None = None,
     origin: Tensor | None = None,
     detach_gates: bool = False,
+    detach_stopped: bool = False,
 ) -> MaskedOutput:
-    """The whole network on `pixels` (B, 3, H, W); without `passing` nothing stops, but the gates' heads still run."""
+    """The whole network on `pixels` (B, 3, H, W); without `passing` nothing stops, but the gates' heads still run.
+
+    `detach_gates` keeps the gates' gradient from the layers below them, `detach_stopped` that of stopped tokens.
+    """
     extra = model.spec.extra_tokens
     tokens, grid = embed(model, pixels, origin)
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
@@ -179,5 +188,7 @@ def masked_forward(
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
             outputs.append(output)
             running = output.keep
+            if detach_stopped:
+                tokens = torch.where(with_extra(running, extra)[..., None], tokens, tokens.detach())
     features = model.norm(tokens)[:, extra:]
     return MaskedOutput(decode(model, features, grid), features, tuple(outputs))

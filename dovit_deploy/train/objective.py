@@ -27,7 +27,14 @@ class Objective:
         labels, origin = batch.labels.to(device), batch.origin.to(device)
         passing = None if threshold is None else uniform_passing(spec, threshold)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            output = masked_forward(model, pixels, passing=passing, origin=origin, detach_gates=config.detach_aux)
+            output = masked_forward(
+                model,
+                pixels,
+                passing=passing,
+                origin=origin,
+                detach_gates=config.detach_aux,
+                detach_stopped=config.passing.detach_stopped,
+            )
         main = pixel_loss(output.logits, labels, self.weights)
         histograms = token_histograms(labels, spec.patch, spec.classes)
         gates = [gate_loss(gate, histograms, self.weights) for gate in output.gates]

@@ -153,6 +153,18 @@ def test_the_current_average_teaches_and_is_not_changed_by_teaching(tmp_path, da
     assert set(counted) == {STEPS}
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_norms_keep_their_statistics_and_learn_scale_and_bias(tmp_path, data, frozen):
+    before = trained(tmp_path / "before", data, stop_after=1, freeze_norms=frozen)
+    after = trained(tmp_path / "after", data, freeze_norms=frozen)
+    assert after.model.training
+    first, last = before.model.state_dict(), after.model.state_dict()
+    changed = {name for name, value in last.items() if not torch.equal(value, first[name])}
+    assert any("running_mean" in name for name in changed) is not frozen
+    assert any("running_var" in name for name in changed) is not frozen
+    assert "stem.down.0.norm.weight" in changed
+
+
 def test_workers_change_nothing(tmp_path, data):
     assert_same(trained(tmp_path / "none", data), trained(tmp_path / "two", data, workers=2))
     assert rows(tmp_path / "none") == rows(tmp_path / "two")

@@ -114,6 +114,30 @@ def test_detached_gates_do_not_train_the_layers_below():
         assert (model.blocks[0].mlp.expand.weight.grad is None) == detach
 
 
+def test_detached_stopped_tokens_do_not_train_the_layers_that_they_stopped_behind():
+    # Nothing but stopped patches reaches this head, so the layers below the gate get nothing at all.
+    spec = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(2,), aggregate_rate=1.0)
+    gradients, answers = [], []
+    for detached in (False, True):
+        model = tiny_model(spec).requires_grad_(True)
+        output = masked_forward(
+            model, tiny_pixels(spec.size, 3), passing=passing_of(spec, 0.0), detach_stopped=detached
+        )
+        assert not output.gates[0].keep.any()
+        output.logits.square().sum().backward()
+        gradients.append(
+            [
+                0.0 if block.mlp.expand.weight.grad is None else float(block.mlp.expand.weight.grad.abs().sum())
+                for block in model.blocks[:2]
+            ]
+        )
+        assert float(model.head.classifier.weight.grad.abs().sum()) > 0
+        answers.append(output.logits.detach())
+    assert min(gradients[0]) > 0
+    assert gradients[1] == [0.0, 0.0]
+    assert torch.equal(*answers)
+
+
 def test_a_gate_reached_by_no_token_is_harmless_in_training():
     model = trainable_model(SPEC)
     initialise(model, 0)
