@@ -120,14 +120,14 @@ def step_of(model: ir.Model, folder: Path, feed: dict[str, np.ndarray]) -> Calla
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     taken = {port.name: feed[port.name] for port in session.get_inputs()}
-    return lambda: session.run(None, taken)[0]  # type: ignore[no-any-return]
+    return lambda: session.run(None, taken)[0]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="*", default=[691, 500, 300])
-    parser.add_argument("--repeat", type=int, default=60)
+    parser.add_argument("--repeat", type=int, default=40)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from merging_session import MergingSession
+from timed_session import RunsOne, TimedSession, processor_ms
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.commands.parse import numbers
@@ -58,13 +59,16 @@ class Way:
     run: Callable[[Frame], SegmentationResult]
     tally: Tally = field(default_factory=Tally)
     model_ms: list[float] = field(default_factory=list)
-    """Per frame: the model step, without preparing the picture and reading the logits."""
+    """Per frame: the model step, without preparing the picture and reading the logits; CPU time."""
+    wall_ms: list[float] = field(default_factory=list)
+    """The same by the clock on the wall."""
 
     def measure(self, frame: Frame, *, classes: int) -> None:
         """Segment `frame` and count it."""
         result = self.run(frame)
         self.tally.add(frame.sample, result, classes=classes)
-        self.model_ms.append(result.timing.model)
+        self.model_ms.append(processor_ms(result))
+        self.wall_ms.append(result.timing.model)
 
 
 class Comparison:
@@ -125,7 +129,11 @@ class Comparison:
 
 
 def _predictor(path: Path) -> Predictor:
-    return Predictor(Session(Bundle.open(path), threads=1))
+    return _timed(Session(Bundle.open(path), threads=1))
+
+
+def _timed(session: RunsOne) -> Predictor:
+    return Predictor(cast("Session", TimedSession(session)))
 
 
 def _dense(path: Path, family: str, name: str) -> Way:
@@ -137,7 +145,7 @@ def _dense(path: Path, family: str, name: str) -> Way:
 
 
 def _merging(bundle: Bundle, count: int, folder: Path) -> Way:
-    predictor = Predictor(cast("Session", MergingSession(bundle, count, folder=folder)))
+    predictor = _timed(MergingSession(bundle, count, folder=folder))
     return Way(f"merging {count} tokens a layer", "merging", lambda frame: predictor.predict(frame.sample.rgb))
 
 

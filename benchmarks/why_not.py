@@ -36,7 +36,7 @@ CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
     """Run every way on every frame of `data`."""
     check_classes(data.classes, comparison.manifest)
-    ways = [dataclasses.replace(way, tally=Tally(), model_ms=[]) for way in comparison.ways]
+    ways = [dataclasses.replace(way, tally=Tally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
     classes = comparison.manifest.spec.classes
     warm = comparison.frame(data.sample(0), 0)
     for way in ways:

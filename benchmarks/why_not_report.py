@@ -47,9 +47,11 @@ class Row(Noun):
     macs_saved: float
     """Against the bundle's own dense run."""
     speedup: float
-    """Median over the frames of dense / this, model step."""
+    """Median over the frames of dense / this, CPU time of the model step."""
+    wall_speedup: float
+    """The same by the clock on the wall."""
     model_ms: float
-    """Median over the frames."""
+    """CPU time, median over the frames."""
 
 
 class EqualLatency(Noun):
@@ -141,6 +143,7 @@ def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> Row:
         gmacs=sum(way.tally.gmacs) / len(way.tally.gmacs),
         macs_saved=1 - sum(way.tally.gmacs) / sum(dense.tally.gmacs),
         speedup=median_ratio(dense.model_ms, way.model_ms),
+        wall_speedup=median_ratio(dense.wall_ms, way.wall_ms),
         model_ms=median(way.model_ms),
     )
 
