@@ -25,12 +25,14 @@ LATEST = 1500
 Progress = Callable[[int], None]
 
 
-def scene_sample(seed: int, number: int, *, size: tuple[int, int], density: float | None = None) -> SceneFrame:
+def scene_sample(
+    seed: int, number: int, *, size: tuple[int, int], density: float | None = None, share: float = 1.0
+) -> SceneFrame:
     """Image `number` of data set `seed`: its street, moment and (unless given) density are drawn from the two."""
     rng = np.random.default_rng([seed, number, 9])
     street, moment = int(rng.integers(2**31)), int(rng.integers(LATEST))
     drawn = float(rng.uniform(0.0, 1.0))
-    world = world_from_seed(street, density=drawn if density is None else density)
+    world = world_from_seed(street, density=drawn if density is None else density, share=share)
     return render(world, moment, size=size)
 
 

@@ -54,27 +54,31 @@ class Stream:
 
 @dataclass(frozen=True)
 class World:
-    """One street: everything about it follows from `seed` and `density`."""
+    """One street: everything about it follows from `seed`, `density` and `share`."""
 
     seed: int
     density: float
     """0: an empty road; 1: a crowded one."""
     street: Street
     light: Light
+    share: float = 1.0
+    """Of all that would stand or move there, what does, houses included; 0: nothing but ground and sky."""
 
 
-def world_from_seed(seed: int, *, density: float = 0.5) -> World:
+def world_from_seed(seed: int, *, density: float = 0.5, share: float = 1.0) -> World:
     """The street number `seed`; the same arguments give the same street everywhere.
 
     Raises:
-        UsageError: a negative seed or a density outside 0..1.
+        UsageError: a negative seed, or a density or share outside 0..1.
     """
     if seed < 0:
         raise UsageError(f"seed {seed} is negative; take 0 or more")
     if not 0.0 <= density <= 1.0:
         raise UsageError(f"density {density} is outside 0..1 (0 is an empty road, 1 a crowded one)")
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"share {share} is outside 0..1 (0 is a bare road, at 1 nothing is left out)")
     rng = np.random.default_rng([seed, 0])
-    return World(seed, float(density), street_from_seed(rng), light_from_seed(rng))
+    return World(seed, float(density), street_from_seed(rng), light_from_seed(rng), float(share))
 
 
 def camera_at(world: World, time_s: float, *, size: tuple[int, int]) -> Camera:
@@ -120,7 +124,9 @@ def things_in_slot(world: World, number: int, slot: int) -> tuple[Thing, ...]:
     # Slot numbers of belts that come towards the camera or start behind it are negative; a seed must not be.
     code = 2 * abs(slot) + (slot < 0)
     rng = np.random.default_rng([world.seed, 1 + number, code])
-    return stream.fill(rng, world.street, world.density, stream.side, slot * stream.slot)
+    things = stream.fill(rng, world.street, world.density, stream.side, slot * stream.slot)
+    # Drawn after everything else, so that leaving things out changes nothing about those that stay.
+    return tuple(thing for thing, draw in zip(things, rng.random(len(things)), strict=True) if draw < world.share)
 
 
 def _fill_plot(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:

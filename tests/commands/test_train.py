@@ -178,11 +178,11 @@ def test_other_classes_another_recipe_and_another_data_set_are_refused(tmp_path,
     run = tmp_path / "run"
     assert train(root, "--config", recipe, "-o", run, "--quiet") == 0
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    refused(capsys, 2, "exists; choose another with -o, or go on with it: --resume", root, "--config", recipe, "-o", run)
+    refused(capsys, 2, "or go on with it: --resume", root, "--config", recipe, "-o", run)
     refused(capsys, 2, "seed is 0 in the run and 4 is given", root, "-o", run, "--resume", "--seed", 4)
     refused(capsys, 2, "minutes is None", root, "-o", run, "--resume", "--minutes", 4)
     other = written(tmp_path, RECIPE + NETWORK + "stem = 'patch'\n")
-    refused(capsys, 2, "network.stem is conv in the run and patch is given", root, "-o", run, "--resume", "--config", other)
+    refused(capsys, 2, "stem is conv in the run and patch is given", root, "-o", run, "--resume", "--config", other)
     refused(capsys, 2, "random weights", root, "-o", run, "--resume", "--init", run / "checkpoint")
     larger = write_folder(tmp_path / "larger", images=5, size=(48, 64))
     refused(capsys, 3, "has 5 images to train on, the run began with 4", larger, "-o", run, "--resume")

@@ -42,6 +42,19 @@ def test_the_same_seed_gives_the_same_frame_with_or_without_caches():
     assert first.visible == second.visible
 
 
+def test_a_share_leaves_things_out_and_changes_nothing_else():
+    whole = render(world_from_seed(3, density=0.7), 12, size=SIZE)
+    every = render(world_from_seed(3, density=0.7, share=1.0), 12, size=SIZE)
+    assert np.array_equal(whole.rgb, every.rgb)
+    assert np.array_equal(whole.labels, every.labels)
+    counts = [render(world_from_seed(3, density=0.7, share=share), 12, size=SIZE).objects for share in (0.0, 0.1, 0.4)]
+    assert counts[0] == 0 < counts[1] < counts[2] < whole.objects
+    # What is left is ground, sky and the skyline far away.
+    bare = render(world_from_seed(3, density=0.7, share=0.0), 12, size=SIZE)
+    assert bare.labels[SIZE[0] // 2 + 6 :].max() <= SceneClass.PAVEMENT
+    assert not np.isin(bare.labels, [SceneClass.POLE, SceneClass.SIGN, SceneClass.FENCE, SceneClass.CAR]).any()
+
+
 def test_different_seeds_are_different_streets():
     labels = [render(world_from_seed(seed), 20, size=SIZE).labels for seed in (1, 2, 3)]
     for one, other in ((0, 1), (0, 2), (1, 2)):

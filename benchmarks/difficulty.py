@@ -1,0 +1,155 @@
+"""Do FLOPs follow difficulty? Rendered scenes of known content: objects in sight against the MACs that a bundle spends.
+
+    python benchmarks/difficulty.py road-tiny.dovit --scenes 200 -o benchmarks/results/difficulty.json \\
+        --docs docs/benchmarks.md
+    python benchmarks/difficulty.py --tables benchmarks/results/difficulty.json --docs docs/benchmarks.md
+
+The second line writes the table again without measuring. Two sets of scenes, every one a street of its own:
+
+- from bare to full: of all that would stand or move there a share is left, from nothing to everything, chosen so that
+  the counts spread about evenly (they saturate, since things hide each other);
+- full streets alone, as they are drawn for training: emptier and busier traffic between the same houses.
+
+An object counts when it shows with one pixel in 10,000, as the renderer says; sky, road and pavement are none. MACs are
+those of the whole model at the bundle's own thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rank_correlation import spearman, spearman_interval
+from report import publish
+from rich.console import Console
+from rich.progress import track
+from why_not_tables import between_marks
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.runtime.job import short_thresholds
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.scenes.dataset import scene_sample
+
+MARK = "<!-- table: benchmarks/difficulty.py -->"
+GROUPS = 5
+SETS = {"bare to full": "streets from bare to full", "full": "full streets alone"}
+
+
+def share_of(number: int, scenes: int) -> float:
+    """Of the things of scene `number` from bare to full; squared, since the count rises steeply at first."""
+    return float(((number + 0.5) / scenes) ** 2)
+
+
+def measure(predictor: Predictor, *, name: str, scenes: int, seed: int, show: bool = False) -> dict[str, Any]:
+    """Render and run the scenes of the set `name` of `SETS`; figures and, scene by scene, what they are made of."""
+    objects, gmacs, dense = [], [], []
+    world = seed + list(SETS).index(name)
+    for number in track(range(scenes), description=name, console=Console(stderr=True), disable=not show):
+        share = share_of(number, scenes) if name == "bare to full" else 1.0
+        scene = scene_sample(world, number, size=predictor.spec.size, share=share)
+        tokens = predictor.predict(scene.rgb).tokens
+        objects.append(scene.objects)
+        gmacs.append(tokens.gmacs_actual)
+        dense.append(tokens.gmacs_dense)
+    return {
+        "scenes": scenes,
+        "rank_correlation": spearman(objects, gmacs),
+        "interval": spearman_interval(objects, gmacs, seed=seed),
+        "groups": groups(objects, gmacs, dense),
+        "objects": objects,
+        "gmacs": gmacs,
+    }
+
+
+def groups(objects: Sequence[int], gmacs: Sequence[float], dense: Sequence[float]) -> list[dict[str, Any]]:
+    """Fifths of the scenes by their number of objects, fewest first; scenes of equal number in their own order."""
+    rows = np.array([objects, gmacs, dense], dtype=np.float64)[:, np.argsort(objects, kind="stable")]
+    return [
+        {
+            "scenes": part.shape[1],
+            "objects": [int(part[0].min()), int(part[0].max())],
+            "objects_mean": float(part[0].mean()),
+            "gmacs": float(part[1].mean()),
+            "flops_saved": float(1 - part[1].sum() / part[2].sum()),
+        }
+        for part in np.array_split(rows, GROUPS, axis=1)
+    ]
+
+
+def table(report: dict[str, Any]) -> str:
+    """What stands in docs/benchmarks.md."""
+    lines = ["| scenes | objects in sight | GMAC an image, mean | MACs saved |", "|---|---|---|---|"]
+    for name, title in SETS.items():
+        for number, group in enumerate(report["sets"][name]["groups"]):
+            low, high = group["objects"]
+            first = f"{title}, fifth with fewest objects" if number == 0 else f"fifth {number + 1}"
+            lines.append(f"| {first} | {low} to {high} | {group['gmacs']:.3f} | {group['flops_saved']:.1%} |")
+    lines += [""]
+    for name, title in SETS.items():
+        figures = report["sets"][name]
+        low, high = figures["interval"]
+        lines.append(
+            f"- Rank correlation of objects and MACs over {figures['scenes']} {title}: "
+            f"**{figures['rank_correlation']:.2f}** ({low:.2f} to {high:.2f})."
+        )
+    thresholds = ", ".join(str(value) for value in report["thresholds"])
+    lines += [
+        "",
+        f"{report['bundle']} at its own thresholds ({thresholds}), {report['engine']} {report['precision']}; "
+        f"{report['machine']['cpu']}, {report['date']}; `{report['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def figures_of(bundle: Path, *, scenes: int, seed: int, show: bool) -> dict[str, object]:
+    """Everything that is measured of one bundle."""
+    with Session(Bundle.open(bundle), threads=1) as session:
+        manifest, predictor = session.bundle.manifest, Predictor(session)
+        if not manifest.spec.gates:
+            raise SystemExit(f"{bundle} has no gates; it spends the same on every picture")
+        return {
+            "bundle": bundle.name,
+            "engine": session.backend.name,
+            "precision": session.backend.precision,
+            "thresholds": short_thresholds(np.asarray(manifest.defaults.thresholds, dtype=np.float32)),
+            "size": manifest.spec.size,
+            "seed": seed,
+            "sets": {name: measure(predictor, name=name, scenes=scenes, seed=seed, show=show) for name in SETS},
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--scenes", type=int, default=200, help="of each of the two sets (default 200)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--docs", type=Path, help="page with the table's marks")
+    options = parser.parse_args(arguments)
+    if (options.bundle is None) == (options.tables is None):
+        parser.error("a bundle to measure, or --tables JSON, is needed")
+    if options.scenes < GROUPS:
+        parser.error(f"--scenes {options.scenes}: at least {GROUPS} are needed")
+    if options.tables is not None:
+        report = json.loads(options.tables.read_text(encoding="utf-8"))
+    else:
+        figures = figures_of(options.bundle, scenes=options.scenes, seed=options.seed, show=sys.stderr.isatty())
+        command = ["python", "benchmarks/difficulty.py", options.bundle.name]
+        command += ["--scenes", str(options.scenes), "--seed", str(options.seed)]
+        report = publish(figures, command=shlex.join(command), output=options.output)
+    if options.docs is not None:
+        page = between_marks(options.docs.read_text(encoding="utf-8"), MARK, table(report))
+        options.docs.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
