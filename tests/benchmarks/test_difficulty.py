@@ -65,6 +65,7 @@ def test_the_table_is_written_between_its_marks_and_again(measured, tiny_bundle_
     text = page.read_text()
     assert text.startswith(f"before\n{MARK}\n| scenes |") and text.endswith(f"{END}\nafter\n") and "stale" not in text
     assert f"**{sets['full']['rank_correlation']:.2f}**" in text
+    assert ("0.7, reached" in text) == (sets["bare to full"]["rank_correlation"] >= 0.7) != ("0.7, **missed**" in text)
     assert f"python benchmarks/difficulty.py {tiny_bundle_path.name} --scenes 6 --seed 0" in text
     assert json.loads(result.read_text())["sets"]["full"]["objects"] == sets["full"]["objects"]
     page.write_text(f"before\n{MARK}\nother\n{END}\nafter\n")
