@@ -21,9 +21,10 @@ typedef struct {
 } dovit_tensor;
 
 /* Runs the plugin called `name` on `stream`; cudaErrorInvalidValue where name, ranks, types or sizes are not these:
- *   TokenGather         tokens (N, C), index (K,) int64                -> values (K, C)
- *   TokenGatherCounted  tokens (N, C), order (N,) int64, count () int64 -> values (up to N, C), size () int32
- *   TokenScatter        tokens (N, C), index (K,) int64, values (K, C) -> tokens (N, C) */
+ *   TokenGather     tokens (N, C), index (K,) int64                -> values (K, C)
+ *   TokenScatter    tokens (N, C), index (K,) int64, values (K, C) -> tokens (N, C)
+ *   TokenPartition  keep (N,) int64                                -> order (N,) int64, count () int64
+ *   TokenIndex      keep (N,) int64                                -> index (up to N,) int64, size () int32 */
 cudaError_t dovit_enqueue(const char* name, const dovit_tensor* inputs, int32_t input_count,
                           const dovit_tensor* outputs, int32_t output_count, cudaStream_t stream);
 

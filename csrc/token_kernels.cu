@@ -7,7 +7,7 @@
 namespace {
 
 template <typename Unit>
-using Gather = void (*)(const Unit*, const long long*, const long long*, Unit*, int*, long long, long long, long long);
+using Gather = void (*)(const Unit*, const long long*, Unit*, long long, long long, long long);
 template <typename Unit>
 using Scatter = void (*)(const long long*, const Unit*, Unit*, long long, long long, long long);
 
@@ -16,28 +16,14 @@ struct Rows {
 };
 
 template <typename Unit>
-cudaError_t launch_gather(Gather<Unit> kernel, const void* tokens, const int64_t* index, const int64_t* count,
-                          void* values, int32_t* size, const Rows& rows, cudaStream_t stream) {
+cudaError_t launch_gather(Gather<Unit> kernel, const void* tokens, const int64_t* index, void* values, const Rows& rows,
+                          cudaStream_t stream) {
     const long long units = rows.row_bytes / static_cast<int64_t>(sizeof(Unit));
     const dovit::RowGrid grid = dovit::row_grid(units, rows.kept);
     kernel<<<grid.blocks, dim3(grid.width, grid.rows), 0, stream>>>(
-        static_cast<const Unit*>(tokens), reinterpret_cast<const long long*>(index),
-        reinterpret_cast<const long long*>(count), static_cast<Unit*>(values), size, rows.total, rows.kept, units);
+        static_cast<const Unit*>(tokens), reinterpret_cast<const long long*>(index), static_cast<Unit*>(values),
+        rows.total, rows.kept, units);
     return cudaGetLastError();
-}
-
-cudaError_t gather(const void* tokens, const int64_t* index, const int64_t* count, void* values, int32_t* size,
-                   const Rows& rows, cudaStream_t stream) {
-    switch (dovit::unit_bytes(tokens, values, rows.row_bytes)) {
-        case 16:
-            return launch_gather(dovit_gather_rows_16, tokens, index, count, values, size, rows, stream);
-        case 4:
-            return launch_gather(dovit_gather_rows_4, tokens, index, count, values, size, rows, stream);
-        case 2:
-            return launch_gather(dovit_gather_rows_2, tokens, index, count, values, size, rows, stream);
-        default:
-            return launch_gather(dovit_gather_rows_1, tokens, index, count, values, size, rows, stream);
-    }
 }
 
 template <typename Unit>
@@ -51,20 +37,40 @@ cudaError_t launch_scatter(Scatter<Unit> kernel, const int64_t* index, const voi
     return cudaGetLastError();
 }
 
+cudaError_t compact(const void* keep, int64_t mask_bytes, int64_t* order, int64_t* count, int32_t* size, int64_t total,
+                    cudaStream_t stream) {
+    if (total < 0 || (mask_bytes != 1 && mask_bytes != 8)) return cudaErrorInvalidValue;
+    // With no tokens one block still writes the count.
+    const unsigned blocks = dovit::compact_blocks(total, dovit::kCompactTile);
+    auto* places = reinterpret_cast<long long*>(order);
+    auto* kept = reinterpret_cast<long long*>(count);
+    if (mask_bytes == 1) {
+        dovit_compact_1<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const unsigned char*>(keep), places,
+                                                                       kept, size, total);
+    } else {
+        dovit_compact_8<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const long long*>(keep), places,
+                                                                       kept, size, total);
+    }
+    return cudaGetLastError();
+}
+
 }  // namespace
 
 cudaError_t dovit_gather(const void* tokens, const int64_t* index, void* values, int64_t total, int64_t kept,
                          int64_t row_bytes, cudaStream_t stream) {
     if (total < 0 || kept < 0 || row_bytes < 0) return cudaErrorInvalidValue;
     if (kept == 0 || row_bytes == 0) return cudaSuccess;
-    return gather(tokens, index, nullptr, values, nullptr, {total, kept, row_bytes}, stream);
-}
-
-cudaError_t dovit_gather_counted(const void* tokens, const int64_t* order, const int64_t* count, void* values,
-                                 int32_t* size, int64_t total, int64_t row_bytes, cudaStream_t stream) {
-    // Somebody must write `size`, so there is no shortcut for nothing to copy.
-    if (total <= 0 || row_bytes <= 0) return cudaErrorInvalidValue;
-    return gather(tokens, order, count, values, size, {total, total, row_bytes}, stream);
+    const Rows rows{total, kept, row_bytes};
+    switch (dovit::unit_bytes(tokens, values, row_bytes)) {
+        case 16:
+            return launch_gather(dovit_gather_rows_16, tokens, index, values, rows, stream);
+        case 4:
+            return launch_gather(dovit_gather_rows_4, tokens, index, values, rows, stream);
+        case 2:
+            return launch_gather(dovit_gather_rows_2, tokens, index, values, rows, stream);
+        default:
+            return launch_gather(dovit_gather_rows_1, tokens, index, values, rows, stream);
+    }
 }
 
 cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, void* output, int64_t total,
@@ -91,17 +97,10 @@ cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* 
 
 cudaError_t dovit_compact(const void* keep, int64_t mask_bytes, int64_t* order, int64_t* count, int64_t total,
                           cudaStream_t stream) {
-    if (total < 0 || (mask_bytes != 1 && mask_bytes != 8)) return cudaErrorInvalidValue;
-    // With no tokens one block still writes the count.
-    const unsigned blocks = dovit::compact_blocks(total, dovit::kCompactTile);
-    auto* places = reinterpret_cast<long long*>(order);
-    auto* kept = reinterpret_cast<long long*>(count);
-    if (mask_bytes == 1) {
-        dovit_compact_1<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const unsigned char*>(keep), places,
-                                                                       kept, total);
-    } else {
-        dovit_compact_8<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const long long*>(keep), places,
-                                                                       kept, total);
-    }
-    return cudaGetLastError();
+    return compact(keep, mask_bytes, order, count, nullptr, total, stream);
+}
+
+cudaError_t dovit_compact_index(const void* keep, int64_t mask_bytes, int64_t* index, int32_t* size, int64_t total,
+                                cudaStream_t stream) {
+    return compact(keep, mask_bytes, index, nullptr, size, total, stream);
 }

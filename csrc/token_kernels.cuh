@@ -18,16 +18,10 @@ constexpr int kItemsPerThread = 4;
 constexpr int kCompactTile = kCompactThreads * kItemsPerThread;
 
 // Each row of threads (threadIdx.y) copies one token; threadIdx.x runs along it.
-// `count`, where given, says on the device how many of the `kept` rows there really are; `size` then repeats it in the
-// type that TensorRT wants for an output's size.
 template <typename Unit>
-__device__ void gather_rows(const Unit* tokens, const long long* index, const long long* count, Unit* values, int* size,
-                            long long total, long long kept, long long units) {
+__device__ void gather_rows(const Unit* tokens, const long long* index, Unit* values, long long total, long long kept,
+                            long long units) {
     const long long place = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
-    if (count != nullptr) {
-        kept = *count < 0 ? 0 : (*count < kept ? *count : kept);
-        if (size != nullptr && place == 0 && threadIdx.x == 0) *size = static_cast<int>(kept);
-    }
     if (place >= kept) return;
     const long long row = index[place];
     const bool inside = row >= 0 && row < total;
@@ -78,13 +72,14 @@ __device__ inline int block_exclusive_sum(int value, int* partial) {
     return sum;
 }
 
-// Stable order of a mask: kept positions first, then the rest, each in raster order.
+// Stable order of a mask: kept positions first, then the rest, each in raster order. With `size` in place of `count`
+// only the kept positions are written: TensorRT wants an output's size as an int.
 //
 // A block places one tile of kCompactTile positions. It counts what is kept before its tile, and in all, by itself:
 // the mask is small (64 KiB of bytes for 65536 tokens) and lies in the L2 cache, so reading it again is cheaper than
 // a second launch, and no block waits for another.
 template <typename Mask>
-__device__ void compact(const Mask* keep, long long* order, long long* count, long long total) {
+__device__ void compact(const Mask* keep, long long* order, long long* count, int* size, long long total) {
     __shared__ int partial[kCompactWarps];
     const long long start = static_cast<long long>(blockIdx.x) * kCompactTile;
     int before = 0, from = 0;
@@ -105,19 +100,21 @@ __device__ void compact(const Mask* keep, long long* order, long long* count, lo
         const long long position = first + item;
         if (position >= total) break;
         // Of the positions before this one, `kept` are kept and the others are not.
-        order[mine[item] ? kept : kept_in_all + position - kept] = position;
+        if (mine[item] || size == nullptr) order[mine[item] ? kept : kept_in_all + position - kept] = position;
         kept += mine[item];
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) *count = kept_in_all;
+    if (blockIdx.x != 0 || threadIdx.x != 0) return;
+    if (count != nullptr) *count = kept_in_all;
+    if (size != nullptr) *size = static_cast<int>(kept_in_all);
 }
 
 }  // namespace dovit
 
 #define DOVIT_ROW_KERNELS(bytes, Unit)                                                                               \
     extern "C" __global__ void dovit_gather_rows_##bytes(const Unit* tokens, const long long* index,                 \
-                                                         const long long* count, Unit* values, int* size,            \
-                                                         long long total, long long kept, long long units) {         \
-        dovit::gather_rows(tokens, index, count, values, size, total, kept, units);                                  \
+                                                         Unit* values, long long total, long long kept,              \
+                                                         long long units) {                                          \
+        dovit::gather_rows(tokens, index, values, total, kept, units);                                               \
     }                                                                                                                \
     extern "C" __global__ void dovit_scatter_rows_##bytes(const long long* index, const Unit* values, Unit* tokens,  \
                                                           long long total, long long kept, long long units) {        \
@@ -130,13 +127,13 @@ DOVIT_ROW_KERNELS(2, unsigned short)
 DOVIT_ROW_KERNELS(1, unsigned char)
 
 extern "C" __global__ void __launch_bounds__(dovit::kCompactThreads)
-    dovit_compact_1(const unsigned char* keep, long long* order, long long* count, long long total) {
-    dovit::compact(keep, order, count, total);
+    dovit_compact_1(const unsigned char* keep, long long* order, long long* count, int* size, long long total) {
+    dovit::compact(keep, order, count, size, total);
 }
 
 extern "C" __global__ void __launch_bounds__(dovit::kCompactThreads)
-    dovit_compact_8(const long long* keep, long long* order, long long* count, long long total) {
-    dovit::compact(keep, order, count, total);
+    dovit_compact_8(const long long* keep, long long* order, long long* count, int* size, long long total) {
+    dovit::compact(keep, order, count, size, total);
 }
 
 #endif

@@ -18,11 +18,6 @@ extern "C" {
 cudaError_t dovit_gather(const void* tokens, const int64_t* index, void* values, int64_t total, int64_t kept,
                          int64_t row_bytes, cudaStream_t stream);
 
-/* The same where only the device knows how many rows are wanted: the first `count` () of `order` (total,).
- * `values` has room for (total, C), of which the rest is left as it is; size () int32 repeats the count. */
-cudaError_t dovit_gather_counted(const void* tokens, const int64_t* order, const int64_t* count, void* values,
-                                 int32_t* size, int64_t total, int64_t row_bytes, cudaStream_t stream);
-
 /* output (total, C) = tokens with rows `index` (kept,), each named once, replaced by values (kept, C).
  * `output` may be `tokens` itself: then only the rows are written. */
 cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, void* output, int64_t total,
@@ -32,6 +27,11 @@ cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* 
  * count () int64: how many are kept. An entry of `keep` has `mask_bytes` bytes: 1 (bool) or 8 (int64). */
 cudaError_t dovit_compact(const void* keep, int64_t mask_bytes, int64_t* order, int64_t* count, int64_t total,
                           cudaStream_t stream);
+
+/* The same where only the kept positions are wanted: index (count,) int64, for which there is room for `total`;
+ * size () int32: how many they are. */
+cudaError_t dovit_compact_index(const void* keep, int64_t mask_bytes, int64_t* index, int32_t* size, int64_t total,
+                                cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-// TokenGather, TokenGatherCounted and TokenScatter as TensorRT plugins (IPluginV3: core, build, runtime).
+// TokenGather, TokenScatter, TokenPartition and TokenIndex as TensorRT plugins (IPluginV3: core, build, runtime).
 //
 // Compiled against the headers of the user's TensorRT or TensorRT for RTX, linked with no library of either: all that
 // is called is virtual or inline. What a plugin does when it runs stands in token_enqueue.cpp.
@@ -24,20 +24,25 @@ constexpr char const* kNamespace = "dovit";
 constexpr char const* kVersion = "1";
 constexpr int32_t kMostTensors = 3;
 
-enum class Role { kTokens, kIndex, kCount, kSize };
+// Rows (N, C) of the type of the tokens; int64 vectors and scalars; the int32 scalar that TensorRT wants for a size.
+enum class Role { kTokens, kIntegers, kSize };
+// What the shapes of the outputs are.
+enum class Shapes { kGather, kScatter, kPartition, kIndex };
 
 // A plugin as data: its name and what each tensor is, inputs first.
 struct Kind {
     char const* name;
+    Shapes shapes;
     int32_t inputs;
     int32_t outputs;
-    Role roles[kMostTensors + 2];
+    Role roles[kMostTensors + 1];
 };
 
 constexpr Kind kKinds[] = {
-    {"TokenGather", 2, 1, {Role::kTokens, Role::kIndex, Role::kTokens}},
-    {"TokenGatherCounted", 3, 2, {Role::kTokens, Role::kIndex, Role::kCount, Role::kTokens, Role::kSize}},
-    {"TokenScatter", 3, 1, {Role::kTokens, Role::kIndex, Role::kTokens, Role::kTokens}},
+    {"TokenGather", Shapes::kGather, 2, 1, {Role::kTokens, Role::kIntegers, Role::kTokens}},
+    {"TokenScatter", Shapes::kScatter, 3, 1, {Role::kTokens, Role::kIntegers, Role::kTokens, Role::kTokens}},
+    {"TokenPartition", Shapes::kPartition, 1, 2, {Role::kIntegers, Role::kIntegers, Role::kIntegers}},
+    {"TokenIndex", Shapes::kIndex, 1, 2, {Role::kIntegers, Role::kIntegers, Role::kSize}},
 };
 constexpr int32_t kKindCount = sizeof(kKinds) / sizeof(kKinds[0]);
 
@@ -100,21 +105,35 @@ public:
     int32_t getOutputDataTypes(DataType* types, int32_t outputs, DataType const* input_types,
                                int32_t inputs) const noexcept override {
         if (inputs != kind_.inputs || outputs != kind_.outputs) return 1;
-        types[0] = input_types[0];
-        if (outputs == 2) types[1] = DataType::kINT32;
+        for (int32_t i = 0; i < outputs; ++i) {
+            const Role role = kind_.roles[inputs + i];
+            types[i] = role == Role::kTokens   ? input_types[0]
+                       : role == Role::kSize ? DataType::kINT32
+                                             : DataType::kINT64;
+        }
         return 0;
     }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t input_count, DimsExprs const*, int32_t, DimsExprs* outputs,
                             int32_t output_count, IExprBuilder& expressions) noexcept override {
         if (input_count != kind_.inputs || output_count != kind_.outputs) return 1;
-        if (inputs[0].nbDims != 2 || inputs[1].nbDims != 1) return 1;
         outputs[0] = inputs[0];
-        if (is_scatter()) return 0;
-        outputs[0].d[0] = inputs[1].d[0];
-        if (output_count == 1) return 0;
+        switch (kind_.shapes) {
+            case Shapes::kGather:
+                if (inputs[0].nbDims != 2 || inputs[1].nbDims != 1) return 1;
+                outputs[0].d[0] = inputs[1].d[0];
+                return 0;
+            case Shapes::kScatter:
+                return inputs[0].nbDims == 2 && inputs[1].nbDims == 1 ? 0 : 1;
+            case Shapes::kPartition:
+                outputs[1].nbDims = 0;
+                return inputs[0].nbDims == 1 ? 0 : 1;
+            case Shapes::kIndex:
+                break;
+        }
+        if (inputs[0].nbDims != 1) return 1;
         // The count is known on the device alone. Tuned for half of the tokens, with room for all.
-        auto const& total = *inputs[1].d[0];
+        auto const& total = *inputs[0].d[0];
         auto const* half = expressions.operation(nvinfer1::DimensionOperation::kCEIL_DIV, total,
                                                  *expressions.constant(2));
         outputs[0].d[0] = expressions.declareSizeTensor(1, *half, total);
@@ -156,8 +175,6 @@ public:
     PluginFieldCollection const* getFieldsToSerialize() noexcept override { return &no_fields_; }
 
 private:
-    bool is_scatter() const noexcept { return kind_.outputs == 1 && kind_.inputs == 3; }
-
     Kind const& kind_;
     PluginFieldCollection no_fields_{};
 };
@@ -201,8 +218,8 @@ nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
 // TensorRT asks a plugin library for these two by name.
 DOVIT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static TokenPluginCreator gather{kKinds[0]}, gather_counted{kKinds[1]}, scatter{kKinds[2]};
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&gather, &gather_counted, &scatter};
+    static TokenPluginCreator gather{kKinds[0]}, scatter{kKinds[1]}, partition{kKinds[2]}, index{kKinds[3]};
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&gather, &scatter, &partition, &index};
     static_assert(sizeof(creators) / sizeof(creators[0]) == kKindCount, "a kind without a creator");
     count = kKindCount;
     return creators;
