@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.directory import WEIGHTS, Bundle
+from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.engines.graph_weights import GraphWeights
 from dovit_deploy.engines.half_precision import with_half_precision
 from dovit_deploy.engines.padded_form import with_padding
@@ -62,7 +62,7 @@ def derive_graphs(
         OSError: the folder cannot be written.
     """
     onnx = packages.onnx()
-    weights = GraphWeights(bundle.weights, file=WEIGHTS)
+    weights = GraphWeights(bundle.weights)
     models = {}
     for name in names:
         portable = onnx.load(str(bundle.graph(name)), load_external_data=False)
@@ -82,7 +82,7 @@ def _derived(model: Any, weights: GraphWeights, *, precision: str, plugins: bool
     if precision == "fp16":
         model = with_half_precision(model, weights)
     else:
-        weights.adopt(model)
+        weights.adopt(model.graph.initializer)
     return with_plugins(model) if plugins else model
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from dovit_deploy import packages
+from dovit_deploy.bundle.directory import WEIGHTS
 
 INLINE_LIMIT = 4096
 """Bytes; smaller tensors stay in the graph."""
@@ -28,56 +29,51 @@ class GraphWeights:
 
     Args:
         source: the bundle's safetensors file, which the portable graphs point into.
-        file: name of the file that `write` makes and derived graphs point into.
     """
 
-    def __init__(self, source: Path, *, file: str) -> None:
-        self._source, self._file = source, file
+    def __init__(self, source: Path) -> None:
+        self._source = source
         self._tensors: dict[str, Array] = {}
 
     def array(self, tensor: Any) -> Array:  # noqa: ANN401  an onnx.TensorProto
-        """The values of an initializer, wherever they are."""
-        onnx = packages.onnx()
-        if tensor.name in self._tensors and _external(tensor).get("location") == self._file:
-            return self._tensors[tensor.name]
-        places = _external(tensor)
-        if not places:
+        """The values of an initializer of a portable graph."""
+        onnx, place = packages.onnx(), {entry.key: entry.value for entry in tensor.external_data}
+        if not place:
             return np.asarray(onnx.numpy_helper.to_array(tensor))
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        count, offset = int(np.prod(tensor.dims)), int(places["offset"])
+        count, offset = int(np.prod(tensor.dims)), int(place["offset"])
         flat: Array = np.memmap(self._source, dtype=dtype, mode="r", offset=offset, shape=(count,))
         return flat.reshape(tuple(tensor.dims))
 
     def tensor(self, name: str, values: Array) -> Any:  # noqa: ANN401
-        """An initializer of these values, in the graph where it is small, else in the file."""
+        """An initializer of these values, in the graph where it is small, else in the file to come."""
         onnx = packages.onnx()
         if values.nbytes <= INLINE_LIMIT:
             return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
         self._tensors[name] = values
         kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensor = onnx.TensorProto(name=name, data_type=kind, dims=values.shape)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        _point(tensor, {"location": self._file})
-        return tensor
+        return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, data_location=onnx.TensorProto.EXTERNAL)
 
-    def adopt(self, model: Any) -> None:  # noqa: ANN401
-        """Let the initializers of `model` that lie in the source lie in the file to come."""
-        for tensor in model.graph.initializer:
-            if _external(tensor) and _external(tensor)["location"] != self._file:
+    def adopt(self, tensors: Iterable[Any]) -> None:
+        """Let those initializers of a portable graph that lie in the source lie in the file to come."""
+        for tensor in tensors:
+            if tensor.external_data:
                 tensor.CopyFrom(self.tensor(tensor.name, self.array(tensor)))
 
     def write(self, folder: Path, models: Iterable[Any]) -> Path:
-        """Write the file to `folder` and let the initializers of `models` point at their places in it."""
-        path = folder / self._file
+        """Write `weights.safetensors` to `folder` and let the initializers of `models` point at their places in it."""
+        path = folder / WEIGHTS
         tensors = {name: np.ascontiguousarray(values) for name, values in sorted(self._tensors.items())}
         # Not `save_file`: it makes the file unreadable for everybody else.
         path.write_bytes(safetensors.numpy.save(tensors))
-        places = tensor_places(path)
+        places, external = tensor_places(path), packages.onnx().TensorProto.EXTERNAL
         for model in models:
             for tensor in model.graph.initializer:
-                if _external(tensor).get("location") == self._file:
+                if tensor.data_location == external:
                     offset, length = places[tensor.name]
-                    _point(tensor, {"location": self._file, "offset": str(offset), "length": str(length)})
+                    del tensor.external_data[:]
+                    for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
+                        tensor.external_data.add(key=key, value=str(value))
         return path
 
 
@@ -92,13 +88,3 @@ def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _external(tensor: Any) -> dict[str, str]:  # noqa: ANN401
-    return {entry.key: entry.value for entry in tensor.external_data}
-
-
-def _point(tensor: Any, places: dict[str, str]) -> None:  # noqa: ANN401
-    del tensor.external_data[:]
-    for key, value in places.items():
-        tensor.external_data.add(key=key, value=value)

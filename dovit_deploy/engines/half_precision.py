@@ -76,7 +76,7 @@ class _Conversion:
 
     def run(self) -> None:
         graph = self.model.graph
-        nodes = [_copied(node, self.onnx) for node in graph.node]
+        nodes = [_copied(node, self.onnx.NodeProto) for node in graph.node]
         ranks, floats = _ranks(graph), _float_values(graph, self.onnx)
         kinds = {id(node): _kind(node, ranks) for node in nodes}
         reaching, users = _reaching_matrices(nodes, graph.output, floats, kinds), _users(nodes)
@@ -97,8 +97,10 @@ class _Conversion:
                 self.native[value.name] = HALF if value.name in CROSSING else FULL
             if value.name in CROSSING:
                 value.type.tensor_type.elem_type = proto.FLOAT16
-        kept = [tensor for tensor in graph.initializer if tensor.data_type != proto.FLOAT]
-        self.constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == proto.FLOAT}
+        tensors = [_copied(tensor, proto) for tensor in graph.initializer]
+        self.constants = {tensor.name: tensor for tensor in tensors if tensor.data_type == proto.FLOAT}
+        kept = [tensor for tensor in tensors if tensor.data_type != proto.FLOAT]
+        self.weights.adopt(kept)
         graph.ClearField("initializer")
         graph.initializer.extend(kept)
 
@@ -198,9 +200,10 @@ def _float_values(graph: Graph, onnx: Onnx) -> set[str]:
     return {value.name for value in values if value.type.tensor_type.elem_type == kind}
 
 
-def _copied(node: Node, onnx: Onnx) -> Node:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
+def _copied(message: Node | Tensor, kind: Any) -> Any:  # noqa: ANN401
+    """A message of its own: clearing a repeated field frees those that lie in it."""
+    copy = kind()
+    copy.CopyFrom(message)
     return copy
 
 

@@ -19,9 +19,9 @@ from dovit_deploy.engines.engine_cache import ENTRY, EngineCache, EngineSet, ope
 from dovit_deploy.engines.engine_graphs import DerivedGraph, derive_graphs
 from dovit_deploy.engines.engine_record import EngineEntry, EngineKey, EngineRecord, PluginRecord
 from dovit_deploy.engines.engine_request import BuildRequest, engine_key
-from dovit_deploy.engines.token_functions import DOMAIN, VERSION
 from dovit_deploy.engines.tensorrt_builder_process import BuilderJob, BuilderOutcome
 from dovit_deploy.engines.tensorrt_package import TensorRtPackage, child_environment, library_folder
+from dovit_deploy.engines.token_functions import DOMAIN, VERSION
 from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
 
 BUILDER = "dovit_deploy.engines.tensorrt_builder_process"
