@@ -39,14 +39,12 @@ class HostDriver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
     )
 
-    def cuMemcpyDtoDAsync(self, target: int, source: int, count: int, stream: int):  # noqa: N802
+    def cuMemcpyDtoDAsync(self, target: int, source: int, count: int, stream: int):
         self.streams.append(stream)
         ctypes.memmove(target, source, count)
         return (CUresult.CUDA_SUCCESS,)
 
-    def cuLaunchKernel(  # noqa: N802
-        self, function: str, *shape_and_stream: int | tuple[tuple[int, ...], tuple[type, ...]]
-    ):
+    def cuLaunchKernel(self, function: str, *shape_and_stream: int | tuple[tuple[int, ...], tuple[type, ...]]):
         blocks, rows, layers, width, height, depth, shared, stream, arguments, extra = shape_and_stream
         assert (rows, layers, depth, shared, extra) == (1, 1, 1, 0, 0)
         assert width * height <= 1024
