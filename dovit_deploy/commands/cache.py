@@ -73,7 +73,7 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
 def _facts(engines: EngineSet) -> tuple[str, ...]:
     key = engines.entry.key
     name = f"{key.engine} {key.package_version}"
-    return engines.entry.bundle, name, key.precision, str(len(key.graphs)), engines.entry.built[:10]
+    return engines.entry.bundle, name, key.precision, str(len(key.graphs)), engines.entry.built_at[:10]
 
 
 def _usable_here() -> dict[str, str | None]:

@@ -2,6 +2,8 @@
 
 TensorRT for RTX prints one message `Layers:` with a line `Name: ..., LayerType: ..., ...` for each layer and the
 inputs and outputs after them; TensorRT 10 prints `Engine Layer Information:` with lines `Layer(TYPE): NAME, ...`.
+Of several optimisation profiles each has its layers, one profile after the other, and the tensors of all but the first
+are called `NAME [profile N]`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ PLUGIN_KINDS = frozenset({"custom_layer", "PluginV3", "PluginV2", "Plugin"})
 FUSED_ATTENTION = re.compile(r"(?:^|_)f?mh(?:a|ca)(?:_|$)", re.IGNORECASE)
 HOST_COPY = re.compile(r"DeviceToHost|HostToDevice|ShapeHost|DeviceToShape|HostSync", re.IGNORECASE)
 HOST_TENSOR = re.compile(r"^ Name: (?P<name>.+?), IOMode: .*(?:Location: Host|IsShapeInferenceIO: true)")
+PROFILE = re.compile(r"\[profile (\d+)\]")
 ACTIVATIONS = re.compile(r"^Total Activation Memory: (\d+)")
 
 
@@ -27,6 +30,8 @@ class Layer:
 
     name: str
     kind: str
+    profile: int
+    """Number of the optimisation profile that runs it."""
 
 
 def layer_table(messages: Iterable[str]) -> str:
@@ -36,14 +41,20 @@ def layer_table(messages: Iterable[str]) -> str:
 
 def layers_from_table(table: str) -> tuple[Layer, ...]:
     """The layers of a table, in order."""
-    found = (LINE.match(line) for line in table.splitlines())
-    return tuple(
-        Layer(match["name"] or match["name2"], match["kind"] or match["kind2"] or "") for match in found if match
-    )
+    layers, profile = [], 0
+    for line in table.splitlines():
+        match = LINE.match(line)
+        if match is None:
+            continue
+        # A layer of constants alone bears no number; it belongs with what stands before it.
+        number = PROFILE.search(line)
+        profile = int(number[1]) if number else profile
+        layers.append(Layer(match["name"] or match["name2"], match["kind"] or match["kind2"] or "", profile))
+    return tuple(layers)
 
 
 def summary_of_log(messages: Iterable[str], *, attention: int) -> LayerSummary:
-    """What the log of a build says.
+    """What the log of a build says, of the optimisation profile that is worst in each respect.
 
     Args:
         messages: of every severity.
@@ -51,14 +62,25 @@ def summary_of_log(messages: Iterable[str], *, attention: int) -> LayerSummary:
     """
     kept = tuple(messages)
     table = layer_table(kept)
-    layers = layers_from_table(table)
+    profiles: dict[int, list[Layer]] = {}
+    for layer in layers_from_table(table):
+        profiles.setdefault(layer.profile, []).append(layer)
+    each = list(profiles.values())
     memory = [int(match[1]) for match in map(ACTIVATIONS.match, kept) if match]
     return LayerSummary(
-        layers=len(layers),
+        layers=max(map(len, each), default=0),
         attention=attention,
-        fused_attention=sum(bool(FUSED_ATTENTION.search(layer.name)) for layer in layers),
-        plugin_layers=sum(layer.kind in PLUGIN_KINDS for layer in layers),
-        host_syncs=sum(bool(HOST_COPY.search(f"{layer.kind} {layer.name}")) for layer in layers)
+        fused_attention=min((sum(map(_is_fused_attention, layers)) for layers in each), default=0),
+        plugin_layers=max((sum(layer.kind in PLUGIN_KINDS for layer in layers) for layers in each), default=0),
+        host_syncs=max((sum(map(_copies_to_or_from_host, layers)) for layers in each), default=0)
         + sum(bool(HOST_TENSOR.match(line)) for line in table.splitlines()),
         activation_bytes=memory[-1] if memory else None,
     )
+
+
+def _is_fused_attention(layer: Layer) -> bool:
+    return bool(FUSED_ATTENTION.search(layer.name))
+
+
+def _copies_to_or_from_host(layer: Layer) -> bool:
+    return bool(HOST_COPY.search(f"{layer.kind} {layer.name}"))

@@ -54,7 +54,7 @@ class TensorRecord(Noun):
 
 
 class LayerSummary(Noun):
-    """What the builder's layer table says."""
+    """What the builder's layer table says; of several profiles, of the one that is worst in each respect."""
 
     layers: int
     attention: int
@@ -123,5 +123,5 @@ class EngineEntry(Noun):
     bundle: str
     """Name of the bundle."""
     tool: str
-    built: str
+    built_at: str
     """Date and time, ISO 8601, UTC."""

@@ -79,7 +79,7 @@ def _fill(folder: Path, bundle: Bundle, key: EngineKey, package: TensorRtPackage
         record = _record(folder, graph, key, package, outcome, weights_entry)
         (folder / f"{graph.name}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = EngineEntry(key=key, bundle=bundle.manifest.name, tool=f"dovit-deploy {__version__}", built=now)
+    entry = EngineEntry(key=key, bundle=bundle.manifest.name, tool=f"dovit-deploy {__version__}", built_at=now)
     (folder / ENTRY).write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

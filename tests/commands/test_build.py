@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,12 @@ def faked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(tensorrt_package, "tensorrt_package", fake_package)
     monkeypatch.setattr(tensorrt_package, "installed_version", lambda engine: "1.7.1")
     return tmp_path / "xdg" / "dovit-deploy" / "engines"
+
+
+@pytest.fixture
+def single_copy(dense_bundle_path: Path, tmp_path: Path) -> Path:
+    """A bundle of one graph, to do harm to."""
+    return Path(shutil.copytree(dense_bundle_path, tmp_path / "single.dovit"))
 
 
 def command(*arguments: object) -> int:
@@ -50,22 +58,22 @@ def test_a_table_a_report_and_the_next_command(faked: Path, bundle_copy: Path, c
     assert "from the cache" in capsys.readouterr().out
 
 
-def test_into_the_bundle(faked: Path, bundle_copy: Path, capsys) -> None:
-    assert command("build", bundle_copy, "--into-bundle", "--quiet") == 0
+def test_into_the_bundle(faked: Path, single_copy: Path, capsys) -> None:
+    assert command("build", single_copy, "--into-bundle", "--quiet") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    (folder,) = (bundle_copy / "engines").iterdir()
+    (folder,) = (single_copy / "engines").iterdir()
     assert str(folder.resolve()) in out
-    assert (folder / "stage1.engine").is_file()
-    assert (folder / "stage1.json").is_file()
-    assert command("build", bundle_copy, "--into-bundle", "--quiet") == 0
+    assert (folder / "stage0.engine").is_file()
+    assert (folder / "stage0.json").is_file()
+    assert command("build", single_copy, "--into-bundle", "--quiet") == 0
 
 
-def test_ls_and_prune(faked: Path, bundle_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ls_and_prune(faked: Path, single_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("cache", "ls") == 0
     assert "0 entries" in capsys.readouterr().out
-    assert command("build", bundle_copy) == 0
-    assert command("build", bundle_copy, "--precision", "fp32") == 0
+    assert command("build", single_copy) == 0
+    assert command("build", single_copy, "--precision", "fp32") == 0
     capsys.readouterr()
     assert command("cache", "ls") == 0
     assert capsys.readouterr().out.count("usable") == 2
@@ -84,8 +92,8 @@ def test_ls_and_prune(faked: Path, bundle_copy: Path, capsys, monkeypatch: pytes
     assert not other.exists()
 
 
-def test_prune_all(faked: Path, bundle_copy: Path, capsys) -> None:
-    assert command("build", bundle_copy) == 0
+def test_prune_all(faked: Path, single_copy: Path, capsys) -> None:
+    assert command("build", single_copy) == 0
     assert command("cache", "prune", "--all") == 0
     assert "1 entries removed" in capsys.readouterr().out
     assert not [path for path in faked.iterdir() if path.is_dir()]
@@ -117,10 +125,10 @@ def test_a_bundle_that_cannot_be_trusted(faked: Path, bundle_copy: Path, capsys)
     assert command("build", bundle_copy / "none") == 3
 
 
-def test_a_builder_that_dies(faked: Path, bundle_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "segfault:stage1")
-    assert command("build", bundle_copy, "--quiet") == 5
-    assert capsys.readouterr().err.startswith("error: stage1: the process that builds it was ended by SIGSEGV")
+def test_a_builder_that_dies(faked: Path, single_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "segfault")
+    assert command("build", single_copy, "--quiet") == 5
+    assert capsys.readouterr().err.startswith("error: stage0: the process that builds it was ended by SIGSEGV")
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
@@ -129,8 +137,6 @@ def test_without_the_package(engine: str, dovit: Run, bundle_copy: Path, tmp_pat
     blocked = tmp_path / "blocked" / engine.replace("-", "_")
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text(f"raise ModuleNotFoundError('blocked', name={blocked.name!r})\n")
-    import os
-
     path = os.pathsep.join(part for part in (str(blocked.parent), os.environ.get("PYTHONPATH", "")) if part)
     result = dovit("build", bundle_copy, "--engine", engine, PYTHONPATH=path, XDG_CACHE_HOME=str(tmp_path / "xdg"))
     assert result.returncode == 5, result.stderr

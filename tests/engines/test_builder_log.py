@@ -32,6 +32,19 @@ def test_the_table_of_rtx() -> None:
     assert summary.activation_bytes == 8402944
 
 
+def test_of_several_profiles_the_worst_counts() -> None:
+    table = """Layers:
+Name: TokenGather.a_myl0_1, LayerType: custom_layer, Inputs: [ { Name: index, Dimensions: [8]
+Name: _gemm_mha_v2_myl0_2, LayerType: kgen, Inputs: [ { Name: q, Dimensions: [8]
+Name: TokenGather.a [profile 1]_myl1_1, LayerType: custom_layer, Inputs: [ { Name: index [profile 1], Dimensions: [16]
+Name: __myl_Move_myl1_2, LayerType: kgen, Inputs: []
+Name: __myl_Softmax_myl1_3, LayerType: kgen, Inputs: [ { Name: q [profile 1], Dimensions: [16]
+"""
+    assert [layer.profile for layer in layers_from_table(table)] == [0, 0, 1, 1, 1]
+    summary = summary_of_log([table], attention=1)
+    assert (summary.layers, summary.fused_attention, summary.plugin_layers) == (3, 0, 1)
+
+
 def test_the_table_of_tensorrt_10() -> None:
     layers = layers_from_table(TENSORRT)
     assert [(layer.name, layer.kind) for layer in layers] == [

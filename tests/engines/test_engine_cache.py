@@ -58,7 +58,7 @@ def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
     )
     (folder / "stage0.engine").write_bytes(plan)
     (folder / "stage0.json").write_text(record.model_dump_json())
-    (folder / "entry.json").write_text(EngineEntry(key=key, bundle="x", tool="t", built="now").model_dump_json())
+    (folder / "entry.json").write_text(EngineEntry(key=key, bundle="x", tool="t", built_at="now").model_dump_json())
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_padding_does_not_show(sessions, data: st.DataObject) -> None:
     index = np.asarray([0, *sorted(patches[:running])])
     tokens = np.random.default_rng(running).normal(size=(spec.tokens, spec.width)).astype(np.float32)
     engine = padded.engine("stage1")
-    feed = {"tokens": tokens, "thresholds": np.full(spec.classes, 0.7, np.float32), "floor": np.float32(0)}
+    feed = {"tokens": tokens, "thresholds": np.full(spec.classes, 0.7, np.float32), "floor": np.asarray(0, np.float32)}
     names = {port.name for port in engine.session.get_inputs()}
     feed = {name: value for name, value in feed.items() if name in names}
     valid = np.asarray(len(index), np.int64)
