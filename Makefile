@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 MODEL  := models/road-tiny
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check plugins clean
 
 # A short street clip is rendered, then segmented with the default model.
 demo: $(VENV)/.installed-demo
@@ -27,6 +27,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The CUDA kernels and, with TENSORRT_INCLUDE=/path/to/TensorRT/include, the TensorRT plugins around them (needs nvcc).
+plugins:
+	$(MAKE) -C csrc plugins
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -12,6 +12,8 @@ import typer
 
 from dovit_deploy import __version__
 from dovit_deploy.commands.bench import bench
+from dovit_deploy.commands.build import build
+from dovit_deploy.commands.cache import cache
 from dovit_deploy.commands.calibrate import calibrate
 from dovit_deploy.commands.doctor import doctor
 from dovit_deploy.commands.evaluate import evaluate
@@ -24,7 +26,7 @@ from dovit_deploy.errors import DovitError, Interrupted
 # NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, inspect, doctor)
+VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, build, cache, inspect, doctor)
 
 
 def _print_version(wanted: bool) -> None:

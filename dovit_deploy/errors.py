@@ -11,10 +11,12 @@
     ├── EnvironmentProblem              5   this machine lacks something
     │   ├── PackageMissing                  a Python package
     │   ├── EncoderMissing                  a video encoder
-    │   └── ProviderMissing                 a device or execution provider
+    │   ├── ProviderMissing                 a device or execution provider
+    │   └── EngineBuildFailed               TensorRT cannot make an engine of a graph
     ├── UntrustedError                  6   not to be trusted
     │   ├── PickleRefused                   a checkpoint that would execute code
     │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
+    │   ├── EngineInvalid                   a built engine or its sidecar: altered, foreign, for another machine
     │   └── BundleError                     anything wrong in a bundle
     │       ├── ManifestInvalid                 absent, not JSON, wrong fields, altered
     │       ├── VersionUnknown                  a format this version does not read
@@ -40,6 +42,8 @@ __all__ = [
     "DigestMismatch",
     "DovitError",
     "EncoderMissing",
+    "EngineBuildFailed",
+    "EngineInvalid",
     "EnvironmentProblem",
     "FileMissing",
     "FileUnlisted",
@@ -118,6 +122,10 @@ class ProviderMissing(EnvironmentProblem):
     """A device or execution provider is absent, or would silently fall back to the CPU."""
 
 
+class EngineBuildFailed(EnvironmentProblem):
+    """TensorRT refuses a graph, or its builder dies; the message carries what it said."""
+
+
 class UntrustedError(DovitError):
     """What was given must not be trusted."""
 
@@ -130,6 +138,10 @@ class PickleRefused(UntrustedError):
 
 class CheckpointMismatch(UntrustedError):
     """A checkpoint has missing, unexpected, misshaped, NaN or Inf entries."""
+
+
+class EngineInvalid(UntrustedError):
+    """A built engine or its sidecar is altered, incomplete, or not made for this bundle, package or device."""
 
 
 class BundleError(UntrustedError):

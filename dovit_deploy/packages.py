@@ -37,11 +37,15 @@ OPTIONAL = {
         OptionalPackage("PIL", "reading images", "pip install 'dovit-deploy[cpu]'"),
         OptionalPackage("av", "video with audio, rotation and H.264", "pip install 'dovit-deploy[video]'"),
         OptionalPackage("torch", "checkpoints, export and training", "pip install 'dovit-deploy[export]'"),
-        OptionalPackage("onnx", "export", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnx", "export and building engines", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnx_ir", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
+        OptionalPackage("cuda.bindings.driver", "running kernels on an NVIDIA GPU", "pip install cuda-bindings"),
+        OptionalPackage("cuda.bindings.nvrtc", "compiling kernels", "pip install cuda-bindings nvidia-cuda-nvrtc"),
+        OptionalPackage("tensorrt", "TensorRT engines", "pip install 'dovit-deploy[tensorrt]'"),
+        OptionalPackage("tensorrt_rtx", "TensorRT engines for RTX GPUs", "pip install 'dovit-deploy[tensorrt-rtx]'"),
         OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),
     )
 }
@@ -72,6 +76,11 @@ def opencv() -> Any:  # noqa: ANN401
 def onnxruntime() -> Any:  # noqa: ANN401
     """ONNX Runtime, with its telemetry switched off before the import."""
     return load("onnxruntime")
+
+
+def onnx() -> Any:  # noqa: ANN401
+    """ONNX, for reading and deriving graphs."""
+    return load("onnx")
 
 
 def pillow() -> Any:  # noqa: ANN401

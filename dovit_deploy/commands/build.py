@@ -1,0 +1,175 @@
+"""`dovit build BUNDLE`: TensorRT engines of every stage, kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy.commands import console, options
+from dovit_deploy.commands.table import show_table
+from dovit_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.engines.engine_cache import EngineSet
+    from dovit_deploy.engines.engine_record import EngineRecord
+    from dovit_deploy.engines.tensorrt_build import Progress
+
+HEADERS = ("graph", "tokens", "MB", "build s", "peak MB", "activations MB", "fused attention", "plugins", "host syncs")
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
+    engine: Annotated[
+        str, typer.Option(help="tensorrt-rtx (needs no GPU), or tensorrt (for this machine's GPU).")
+    ] = "tensorrt-rtx",
+    precision: Annotated[str, typer.Option(help="fp16, or fp32 (without fused attention).")] = "fp16",
+    buckets: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Token counts to tune for; default: all, tuned for the usual one."),
+    ] = None,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Standard operators only: the engines then need no plugin to run.")
+    ] = False,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(metavar="C[,C...]", help="GPUs to build for, as 8.6,12.0 (tensorrt-rtx); default: 8.0 and later."),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again what the cache has.")] = False,
+    into_bundle: Annotated[bool, typer.Option("--into-bundle", help="Also copy the engines into the bundle.")] = False,
+    json_file: options.JsonFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Build TensorRT engines: one for each stage and one for the dense network, kept in a cache.
+
+    The table is taken from the builder's own log. Nothing is run: whether an engine is fast on a GPU, and how close it
+    is to the reference, is for `bench` and `run` on that GPU to say.
+    """
+    del verbose
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.engines.engine_cache import EngineCache, copy_into_bundle
+    from dovit_deploy.engines.engine_request import BuildRequest
+    from dovit_deploy.engines.tensorrt_build import build_engines
+    from dovit_deploy.engines.tensorrt_package import ENGINES, tensorrt_package
+
+    if engine not in ENGINES:
+        raise UsageError(f"--engine: '{engine}' given; engines are built for: {', '.join(ENGINES)}")
+    request = BuildRequest(
+        precision=precision,
+        buckets=_counts(buckets),
+        plugins=not no_plugins,
+        compute_capabilities=_capabilities(compute_capability),
+    )
+    console.check_writable(json_file)
+    opened = Bundle.open(bundle)
+    package = tensorrt_package(engine)
+    with _status(quiet=quiet) as progress:
+        engines, built = build_engines(
+            opened, request, package=package, cache=EngineCache(), rebuild=rebuild, progress=progress
+        )
+    _show(engines, built=built)
+    if into_bundle:
+        console.result(f"copied to {copy_into_bundle(engines, opened)}")
+    console.write_json(json_file, _report(engines, opened.path, built=built))
+    console.next_command("dovit cache ls" if into_bundle else _next(opened.path, engine, precision), quiet=quiet)
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    """ "128,256" -> (128, 256)."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--buckets: '{text}' given; token counts separated by commas are needed, as 128,256,512")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _capabilities(text: str | None) -> tuple[str, ...]:
+    """ "8.6,12.0" -> ("8.6", "12.0"); which of them can be built for, the package says."""
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(number.isdecimal() for part in parts for number in part.split(".", 1)) or not all(
+        "." in part for part in parts
+    ):
+        raise UsageError(f"--compute-capability: '{text}' given; as in 8.6,12.0 is needed")
+    return parts
+
+
+def _show(engines: EngineSet, *, built: bool) -> None:
+    key, record = engines.entry.key, next(iter(engines.records.values()))
+    origin = "built" if built else "from the cache"
+    title = (
+        f"{engines.entry.bundle}: {key.engine} {key.package_version} {key.precision}, "
+        f"compute capability {', '.join(record.compute_capabilities)}, {origin}"
+    )
+    rows = [record_row(record) for record in engines.records.values()]
+    show_table(title, HEADERS, rows, right=range(2, 6))
+    console.result(f"engines in {engines.folder}; build-verified: none of them has been run")
+
+
+def record_row(record: EngineRecord) -> tuple[str, ...]:
+    """A line of the table; MB are 10^6 bytes."""
+    layers = record.layers
+    activations = "?" if layers.activation_bytes is None else f"{layers.activation_bytes / 1e6:.1f}"
+    return (
+        record.graph,
+        ", ".join(profile_text(entry.minimum, entry.typical, entry.maximum) for entry in record.profiles) or "all",
+        f"{record.file.bytes / 1e6:.1f}",
+        f"{record.seconds:.1f}",
+        f"{record.peak_memory_bytes / 1e6:.0f}",
+        activations,
+        f"{layers.fused_attention} of {layers.attention}",
+        str(layers.plugin_layers),
+        str(layers.host_syncs),
+    )
+
+
+def profile_text(minimum: int, typical: int, maximum: int) -> str:
+    """ "1-400-691", or "400" where only that count is built for."""
+    return str(maximum) if minimum == maximum else f"{minimum}-{typical}-{maximum}"
+
+
+def _report(engines: EngineSet, bundle: Path, *, built: bool) -> console.Json:
+    return {
+        "bundle": str(bundle),
+        "folder": str(engines.folder),
+        "built": built,
+        **engines.entry.model_dump(mode="json"),
+        "engines": [record.model_dump(mode="json") for record in engines.records.values()],
+    }
+
+
+def _next(bundle: Path, engine: str, precision: str) -> str:
+    """Keeping the engines with the bundle; the build itself is then a matter of copying."""
+    return f"dovit build {quote(str(bundle))} --engine {engine} --precision {precision} --into-bundle"
+
+
+@contextmanager
+def _status(*, quiet: bool) -> Iterator[Progress]:
+    """What is being built and for how long, on stderr."""
+    if quiet:
+        yield lambda step: None
+        return
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    start, stream = perf_counter(), console.errors_console()
+    with Bar(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=stream, transient=True
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def say(step: str) -> None:
+            bar.update(task, description=step)
+            if not stream.is_terminal:
+                # Without a terminal nothing is drawn; a log then shows at least what was begun when.
+                console.remark(f"{perf_counter() - start:6.1f} s  {step}", quiet=False)
+
+        yield say

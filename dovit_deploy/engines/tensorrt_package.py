@@ -1,0 +1,191 @@
+"""TensorRT in either of its packages: the one file that knows `tensorrt` from `tensorrt_rtx`, and what each can do.
+
+`tensorrt` (10.x, 11.x) builds for the GPU of this machine and needs it; `tensorrt_rtx` builds without a GPU, for a
+range of compute capabilities. Their Python interfaces are one but for what `Capabilities` lists.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from dovit_deploy import packages
+from dovit_deploy.errors import EnvironmentProblem, UsageError
+
+
+@dataclass(frozen=True)
+class _Distribution:
+    """What must be known of a package before it is imported."""
+
+    module: str
+    libraries: str
+    """Package in which its wheel keeps the shared libraries."""
+    core: str
+    """Name that the ONNX parser opens when it meets a plugin; wheels carry it with a version behind it only."""
+    oldest: tuple[int, int]
+    default_compute_capabilities: tuple[str, ...]
+    """What an engine runs on when nothing is asked for; empty: the GPU that it was built on."""
+
+
+ENGINES = {
+    "tensorrt": _Distribution("tensorrt", "tensorrt_libs", "libnvinfer.so", (10, 0), ()),
+    "tensorrt-rtx": _Distribution(
+        "tensorrt_rtx", "tensorrt_rtx_libs", "libtensorrt_rtx.so", (1, 7), ("8.0", "8.6", "8.9", "12.0")
+    ),
+}
+"""Engine as the command line calls it -> its package."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this version of the package has; found by looking, not by its number."""
+
+    strongly_typed: bool
+    """Networks can be declared strongly typed; where this is absent (11.x) they always are."""
+    compute_capabilities: tuple[str, ...]
+    """Those that can be built for ("8.6", ...) without the GPU; empty: only the GPU of this machine."""
+    plugins: bool
+    """IPluginV3 classes written in Python."""
+    add_plugin_v3: bool
+    """Networks take plugins directly, not only through the ONNX parser."""
+    plugins_in_engine: bool
+    """A plugin library can be carried inside the engine."""
+    runtime_config: bool
+    """Execution contexts take an IRuntimeConfig: CUDA graphs, kernel specialisation, runtime cache."""
+    engine_validity: bool
+    """A serialised engine can be examined before it is deserialised."""
+    static_plugin_registry: bool
+    """`get_plugin_registry` hands out the registry that the parser reads."""
+
+
+@dataclass(frozen=True)
+class TensorRtPackage:
+    """An imported package."""
+
+    engine: str
+    version: str
+    capabilities: Capabilities
+    module: Any
+    default_compute_capabilities: tuple[str, ...]
+
+    @property
+    def network_flags(self) -> int:
+        """Bits for `Builder.create_network`: strongly typed, so that the types of the graph are those of the engine."""
+        flags = self.module.NetworkDefinitionCreationFlag
+        return 1 << int(flags.STRONGLY_TYPED) if self.capabilities.strongly_typed else 0
+
+    def compute_capability(self, name: str) -> Any:  # noqa: ANN401  an enumeration of the package
+        """The package's value for "8.6".
+
+        Raises:
+            UsageError: it cannot build for that, or only builds for the GPU at hand.
+        """
+        known = self.capabilities.compute_capabilities
+        if name not in known:
+            allowed = f"it builds for: {', '.join(known)}" if known else "it builds for this machine's GPU only"
+            raise UsageError(f"--compute-capability: '{name}' given to {self.engine} {self.version}; {allowed}")
+        return getattr(self.module.ComputeCapability, "SM" + name.replace(".", ""))
+
+
+def tensorrt_package(engine: str) -> TensorRtPackage:
+    """Import the package of `engine` (tensorrt or tensorrt-rtx).
+
+    Raises:
+        PackageMissing: it is not installed, or is broken.
+        EnvironmentProblem: it is too old, or its libraries do not load.
+    """
+    distribution = ENGINES[engine]
+    try:
+        module = packages.load(distribution.module)
+    except (OSError, RuntimeError) as error:
+        # Its __init__ loads shared libraries, and says so when they are not there.
+        install = packages.OPTIONAL[distribution.module].install
+        raise EnvironmentProblem(
+            f"the package '{distribution.module}' is installed and its libraries do not load: "
+            f"{str(error).splitlines()[0]}; install it anew: {install} --force-reinstall"
+        ) from error
+    version = str(module.__version__)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < distribution.oldest:
+        raise EnvironmentProblem(
+            f"{distribution.module} {version} is installed, {'.'.join(map(str, distribution.oldest))} or later is "
+            f"needed: {packages.OPTIONAL[distribution.module].install} --upgrade"
+        )
+    defaults = distribution.default_compute_capabilities
+    return TensorRtPackage(engine, version, capabilities_of(module), module, defaults)
+
+
+def installed_version(engine: str) -> str | None:
+    """Version of the package of `engine`, found without importing it; None where it is not installed."""
+    module = ENGINES[engine].module
+    for name in importlib.metadata.packages_distributions().get(module, ()):
+        return importlib.metadata.version(name)
+    return None
+
+
+def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
+    """What `module` has."""
+    names = dir(getattr(module, "ComputeCapability", None))
+    return Capabilities(
+        strongly_typed=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
+        compute_capabilities=tuple(
+            sorted((_dotted(name) for name in names if re.fullmatch(r"SM\d+", name)), key=float)
+        ),
+        plugins=hasattr(module, "IPluginV3") and hasattr(module, "IPluginCreatorV3One"),
+        add_plugin_v3=hasattr(module.INetworkDefinition, "add_plugin_v3"),
+        plugins_in_engine=hasattr(module.IBuilderConfig, "plugins_to_serialize"),
+        runtime_config=hasattr(module.ICudaEngine, "create_runtime_config"),
+        engine_validity=hasattr(module.Runtime, "get_engine_validity"),
+        static_plugin_registry=hasattr(module, "get_plugin_registry"),
+    )
+
+
+def _dotted(name: str) -> str:
+    """SM86 -> 8.6, SM120 -> 12.0."""
+    return f"{name[2:-1]}.{name[-1]}"
+
+
+def cache_home() -> Path:
+    """Where this package keeps what it can make again (XDG_CACHE_HOME/dovit-deploy on Linux)."""
+    return Path(platformdirs.user_cache_path("dovit-deploy"))
+
+
+def library_folder(package: TensorRtPackage, *, home: Path | None = None) -> Path | None:
+    """A folder in which the core library goes by its bare name; None where there is nothing to mend.
+
+    The ONNX parser opens `libtensorrt_rtx.so` when it meets a plugin and aborts the process when it does not find it;
+    the wheel has `libtensorrt_rtx.so.1`. The loader reads LD_LIBRARY_PATH at process start only, hence
+    `child_environment`.
+    """
+    distribution = ENGINES[package.engine]
+    found = importlib.util.find_spec(distribution.libraries)
+    places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
+    versioned = [path for place in places for path in sorted(place.glob(f"{distribution.core}.*"))]
+    if not versioned:
+        return None
+    folder = (home or cache_home()) / "libraries" / f"{package.engine}-{package.version}"
+    folder.mkdir(parents=True, exist_ok=True)
+    link, target = folder / distribution.core, versioned[0].resolve()
+    if not link.is_symlink() or link.readlink() != target:
+        # Another process may be at the same: a rename replaces whatever is there in one step.
+        aside = folder / f"{distribution.core}.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(target)
+        aside.replace(link)
+    return folder
+
+
+def child_environment(folder: Path | None) -> dict[str, str]:
+    """The environment of a process that may meet plugins: `folder` comes first on LD_LIBRARY_PATH."""
+    environment = dict(os.environ)
+    if folder is not None:
+        rest = environment.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = f"{folder}{os.pathsep}{rest}" if rest else str(folder)
+    return environment

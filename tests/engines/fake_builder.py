@@ -1,0 +1,63 @@
+"""Stands for the process that builds: what it does is told by the environment variable FAKE_BUILDER."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+from dovit_deploy.engines.engine_record import LayerSummary, TensorRecord
+from dovit_deploy.engines.tensorrt_builder_process import BuilderJob, BuilderOutcome
+from dovit_deploy.engines.tensorrt_package import Capabilities, TensorRtPackage
+
+MODULE = "tests.engines.fake_builder"
+VARIABLE = "FAKE_BUILDER"
+
+
+def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
+    """A package with next to nothing in it."""
+    capabilities = Capabilities(
+        strongly_typed=True,
+        compute_capabilities=("8.6", "12.0"),
+        plugins=True,
+        add_plugin_v3=False,
+        plugins_in_engine=True,
+        runtime_config=True,
+        engine_validity=True,
+        static_plugin_registry=True,
+    )
+    module = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(SM86=1, SM120=2))
+    return TensorRtPackage(engine, "1.7.1", capabilities, module, ("8.0", "8.6"))
+
+
+def main() -> None:
+    job = BuilderJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    behaviour, _, only = os.environ.get(VARIABLE, "").partition(":")
+    if only and only != Path(job.onnx).stem:
+        behaviour = ""
+    if behaviour == "segfault":
+        sys.stderr.write("Internal Error: CHECK(is_const()) failed.\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "exit":
+        sys.exit(3)
+    if behaviour == "slow":
+        time.sleep(1.0)
+    if behaviour == "refuse":
+        outcome = BuilderOutcome(error="stage1: the parser of TensorRT refuses the graph: NonZero")
+    else:
+        Path(job.output).write_bytes(Path(job.onnx).read_bytes()[:100])
+        Path(job.table).write_text("Layers:\n")
+        layers = LayerSummary(
+            layers=1, attention=job.attention, fused_attention=0, plugin_layers=0, host_syncs=0, activation_bytes=1
+        )
+        tensors = (TensorRecord(name="pixels", mode="input", dtype="float32", shape=(1,)),)
+        outcome = BuilderOutcome(tensors=tensors, layers=layers, seconds=1.5, peak_memory_bytes=1000)
+    Path(job.outcome).write_text(outcome.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
