@@ -61,7 +61,8 @@ def load(module: str) -> Any:  # noqa: ANN401  the modules carry no types of the
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        broken = "" if isinstance(error, ModuleNotFoundError) and error.name == module else f" ({error})"
+        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        broken = "" if absent else f" ({error})"
         raise PackageMissing(
             f"the package '{module}' is needed for {package.purpose} and cannot be imported{broken}; "
             f"install it with: {package.install}"

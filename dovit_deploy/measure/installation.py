@@ -109,7 +109,7 @@ def package_states(modules: Iterable[str] = tuple(OPTIONAL)) -> tuple[PackageSta
 
 def _state(module: str, distributions: list[str]) -> PackageState:
     package = OPTIONAL[module]
-    installed = importlib.util.find_spec(module) is not None
+    installed = _is_there(module)
     return PackageState(
         module=module,
         purpose=package.purpose,
@@ -118,3 +118,12 @@ def _state(module: str, distributions: list[str]) -> PackageState:
         version=importlib.metadata.version(distributions[0]) if installed and distributions else None,
         install=package.install,
     )
+
+
+def _is_there(module: str) -> bool:
+    """`module`, perhaps inside a package, can be found."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package above it is missing.
+        return False
