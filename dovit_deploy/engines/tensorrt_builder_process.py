@@ -55,8 +55,8 @@ class BuilderOutcome(Noun):
 def main(arguments: list[str]) -> None:
     """Carry out the job in the file named by the one argument."""
     job = BuilderJob.model_validate_json(Path(arguments[0]).read_bytes())
-    _die_with(job.parent)
-    # Ctrl-C reaches the whole group; the parent ends this process when it has told the user.
+    die_with(job.parent)
+    # Ctrl-C reaches the whole group; the parent alone decides, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         outcome = _carried_out(job)
@@ -87,7 +87,7 @@ def _registered_plugins(module: object) -> list[object]:
     return list(register_plugins(module))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Let the kernel end this process when its parent is gone, so that no orphan builds on into a removed folder."""
     if not sys.platform.startswith("linux"):
         return

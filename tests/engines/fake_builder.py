@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 
 from dovit_deploy.engines.engine_record import LayerSummary, TensorRecord
-from dovit_deploy.engines.tensorrt_builder_process import BuilderJob, BuilderOutcome
+from dovit_deploy.engines.tensorrt_builder_process import BuilderJob, BuilderOutcome, die_with
 from dovit_deploy.engines.tensorrt_package import Capabilities, TensorRtPackage
 
 MODULE = "tests.engines.fake_builder"
@@ -35,6 +35,7 @@ def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
 
 def main() -> None:
     job = BuilderJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    die_with(job.parent)
     behaviour, _, only = os.environ.get(VARIABLE, "").partition(":")
     if only and only != Path(job.onnx).stem:
         behaviour = ""
@@ -44,8 +45,8 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if behaviour == "exit":
         sys.exit(3)
-    if behaviour == "slow":
-        time.sleep(1.0)
+    if behaviour in ("slow", "hang"):
+        time.sleep(1.0 if behaviour == "slow" else 100.0)
     if behaviour == "refuse":
         outcome = BuilderOutcome(error="stage1: the parser of TensorRT refuses the graph: NonZero")
     else:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dovit_deploy.bundle.directory import Bundle
@@ -136,6 +142,34 @@ def test_of_two_at_once_one_builds_and_both_have_it(
     assert sorted(built for _, built in results) == [False, True]
     assert "waiting for another build of the same engines" in steps
     assert steps.count("deriving graphs") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_killed_leaves_no_process_and_the_cache_as_before(
+    number: signal.Signals, single: Bundle, cache: EngineCache
+) -> None:
+    before, _ = build(single, cache)
+    code = f"""
+from tests.engines.test_tensorrt_build import *
+tensorrt_build.BUILDER = MODULE
+build(Bundle.open({str(single.path)!r}), EngineCache(Path({str(cache.root.parent)!r})), rebuild=True)
+"""
+    environment = {**os.environ, VARIABLE: "hang", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as parent:
+        while not list(cache.root.glob("*.partial/*.job")):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        children = []
+        while not children:
+            children = psutil.Process(parent.pid).children()
+        time.sleep(0.2)
+        parent.send_signal(number)
+        assert parent.wait(timeout=30) != 0
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+    found, built = build(single, cache)
+    assert not built
+    assert found.entry == before.entry
 
 
 @pytest.mark.parametrize(
