@@ -26,10 +26,9 @@ from typing import Any
 
 import numpy as np
 from rank_correlation import spearman, spearman_interval
-from report import publish
+from report import between_marks, publish
 from rich.console import Console
 from rich.progress import track
-from why_not_tables import between_marks
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.runtime.job import short_thresholds

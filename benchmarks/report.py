@@ -1,4 +1,4 @@
-"""What every benchmark's result says beside its figures: the command, the date, the machine, the versions."""
+"""What every benchmark's result says beside its figures, and where its tables stand in the pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import time
 from pathlib import Path
 
 from dovit_deploy.machine import machine_facts, package_versions
+
+END = "<!-- end of table -->"
+"""Closes the place of every table."""
 
 
 def publish(figures: dict[str, object], *, command: str, output: Path | None) -> dict[str, object]:
@@ -23,3 +26,16 @@ def publish(figures: dict[str, object], *, command: str, output: Path | None) ->
     if output is not None:
         output.write_text(text + "\n")
     return report
+
+
+def between_marks(text: str, start: str, table: str) -> str:
+    """`text` with what stands between `start` and the next end mark replaced by `table`.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    before, found, rest = text.partition(start)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise ValueError(f"no '{start}' with '{END}' behind it")
+    return f"{before}{start}\n{table}\n{END}{after}"

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from report import between_marks
 from why_not_report import FAMILIES, Drop, FrameRow, Report, Row, SplitReport
 
-END = "<!-- end of table -->"
 README_FAMILIES = ("smaller", "dense-trained smaller", "shallower", "merging")
 SHOWN = {
     "smaller": "same weights, smaller input",
@@ -130,19 +130,6 @@ DOCS_TABLES: dict[str, Callable[[Report], str]] = {
 def mark(name: str = "") -> str:
     """The line before a table."""
     return f"<!-- table: {' '.join(filter(None, ('benchmarks/why_not.py', name)))} -->"
-
-
-def between_marks(text: str, start: str, table: str) -> str:
-    """`text` with what stands between `start` and the next end mark replaced by `table`.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    before, found, rest = text.partition(start)
-    _, ended, after = rest.partition(END)
-    if not (found and ended):
-        raise ValueError(f"no '{start}' with '{END}' behind it")
-    return f"{before}{start}\n{table}\n{END}{after}"
 
 
 def write_tables(report: Report, *, readme: Path | None, docs: Path | None) -> None:

@@ -8,7 +8,7 @@ import difficulty
 import numpy as np
 import pytest
 from difficulty import MARK, groups, measure, share_of
-from why_not_tables import END
+from report import END
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.runtime.predictor import Predictor

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from equal_latency import Point, at_latency
-from report import publish
+from report import END, between_marks, publish
 from ways import Asked, Comparison
 from why_not import command_text, measure, turned
 from why_not_report import Report, equal_latency, figures_of
-from why_not_tables import DOCS_TABLES, END, between_marks, mark, readme_table, write_tables
+from why_not_tables import DOCS_TABLES, mark, readme_table, write_tables
 
 from dovit_deploy.measure.datasets import dataset_from_path
 from dovit_deploy.measure.evaluate import measure_set
