@@ -7,32 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from time import process_time
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.runtime.gate_inputs import Keep, Thresholds
 from dovit_deploy.runtime.results import RunTiming, TokenReport
+from dovit_deploy.runtime.runs_one import RunsOne
 from dovit_deploy.runtime.segmentation import SegmentationResult
-
-
-class RunsOne(Protocol):
-    """What a `Predictor` needs of a session."""
-
-    bundle: Bundle
-
-    def run_one(
-        self,
-        pixels: NDArray[np.float32],
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[NDArray[np.float32], TokenReport]:
-        """As `Session.run_one`."""
 
 
 class TimedSession:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from merging_session import MergingSession
-from timed_session import RunsOne, TimedSession, processor_ms
+from timed_session import TimedSession, processor_ms
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.commands.parse import numbers
@@ -23,6 +22,7 @@ from dovit_deploy.runtime.gate_inputs import thresholds_from
 from dovit_deploy.runtime.job import short_thresholds
 from dovit_deploy.runtime.predictor import Predictor
 from dovit_deploy.runtime.results import FrameTokens
+from dovit_deploy.runtime.runs_one import RunsOne
 from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.session import Session
 
@@ -133,7 +133,7 @@ def _predictor(path: Path) -> Predictor:
 
 
 def _timed(session: RunsOne) -> Predictor:
-    return Predictor(cast("Session", TimedSession(session)))
+    return Predictor(TimedSession(session))
 
 
 def _dense(path: Path, family: str, name: str) -> Way:

@@ -7,7 +7,7 @@ every gate's confidence and label for every token, and its logits are the dense 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Recording:
 
 
 class RecordingSession:
-    """What a `Predictor` needs of a session; runs `session` with nothing stopped and writes down what the gates say."""
+    """A `RunsOne` that runs `session` with nothing stopped and writes down what the gates say."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.bundle = session, session.bundle
@@ -98,5 +98,5 @@ def class_histogram(answer: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArr
 
 def recorded_answer(recorder: RecordingSession, rgb: RGB) -> npt.NDArray[np.uint8]:
     """The dense class map (H, W) uint8 of one picture; its windows join the recording."""
-    predictor = Predictor(cast("Session", recorder))
+    predictor = Predictor(recorder)
     return predictor.predict(rgb).class_map

@@ -6,7 +6,6 @@ A predictor cuts a picture into windows; each window is run as a control says, b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -26,7 +25,7 @@ Steer = Callable[[int, Pixels], tuple[Logits, TokenReport]]
 
 
 class SteeredSession:
-    """What a `Predictor` needs of a session: the windows of one picture, each run as `steer` says."""
+    """A `RunsOne`: the windows of one picture, each run as `steer` says."""
 
     def __init__(self, session: Session, steer: Steer) -> None:
         self.bundle, self.steer = session.bundle, steer
@@ -100,4 +99,4 @@ class Steering:
         return self._steered(rgb, lambda window, pixels: self.session.run_one(pixels, keep=keep(window, pixels)))
 
     def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
-        return Predictor(cast("Session", SteeredSession(self.session, steer))).predict(rgb)
+        return Predictor(SteeredSession(self.session, steer)).predict(rgb)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,12 +12,10 @@ from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.gate_inputs import Thresholds
 from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens, Palette, Window
+from dovit_deploy.runtime.runs_one import RunsOne
 from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.sliding import averaged_bands
 from dovit_deploy.runtime.transforms import ClassMap, Logits, Pixels, Size
-
-if TYPE_CHECKING:
-    from dovit_deploy.runtime.session import Session
 
 MOST_CLASSES = 256
 """A class map is uint8, and so is an indexed PNG."""
@@ -31,7 +28,7 @@ class Predictor:
         InputError: the bundle has more classes than a class map can hold.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunsOne) -> None:
         manifest = session.bundle.manifest
         self.session = session
         self.spec = manifest.spec
