@@ -51,8 +51,8 @@ OPTIONAL = {
 }
 
 
-def load(module: str) -> Any:  # noqa: ANN401  the modules carry no types of their own
-    """Import `module` (a key of `OPTIONAL`) and return it.
+def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  the modules carry no types of their own
+    """Import `module` (a key of `OPTIONAL`) and return it; `install` is the line that installs it for a use of its own.
 
     Raises:
         PackageMissing: it is not installed, or is installed and broken.
@@ -65,7 +65,7 @@ def load(module: str) -> Any:  # noqa: ANN401  the modules carry no types of the
         broken = "" if absent else f" ({error})"
         raise PackageMissing(
             f"the package '{module}' is needed for {package.purpose} and cannot be imported{broken}; "
-            f"install it with: {package.install}"
+            f"install it with: {install or package.install}"
         ) from error
 
 
@@ -74,9 +74,9 @@ def opencv() -> Any:  # noqa: ANN401
     return load("cv2")
 
 
-def onnxruntime() -> Any:  # noqa: ANN401
+def onnxruntime(*, install: str | None = None) -> Any:  # noqa: ANN401
     """ONNX Runtime, with its telemetry switched off before the import."""
-    return load("onnxruntime")
+    return load("onnxruntime", install=install)
 
 
 def onnx() -> Any:  # noqa: ANN401

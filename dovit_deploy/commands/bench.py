@@ -31,7 +31,9 @@ def bench(
     engine: Annotated[
         str, typer.Option(metavar="E[,E...]", help="onnxruntime, torch; the first is what others are compared with.")
     ] = "onnxruntime",
-    precision: Annotated[str, typer.Option(metavar="P[,P...]", help="Number formats: fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="P[,P...]", help="Number formats: fp32, with cuda also fp16.")
+    ] = "fp32",
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all frames.")] = DEFAULT_REPEAT,
     json_file: options.JsonFile = None,

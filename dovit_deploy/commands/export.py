@@ -38,7 +38,7 @@ def export(
     classes: Annotated[Path | None, typer.Option(help="Class names: JSON, or one name a line.")] = None,
     stride: Annotated[str | None, typer.Option(metavar="HxW", help="Slide over larger images by this step.")] = None,
     parity_images: Annotated[str | None, typer.Option(metavar="SRC", help="Images to verify with.")] = None,
-    precision: options.Precision = "fp32",
+    precision: Annotated[str, typer.Option(help="Number format of the weights: fp32.")] = "fp32",
     allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
     overwrite: options.Overwrite = False,
     json_file: options.JsonFile = None,

@@ -21,7 +21,7 @@ class Engine(Protocol):
     """One graph, ready to run."""
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Run the graph; keys are the graph's input and output names."""
+        """Run the graph; keys are its input and output names. What it gives stays as it is until it runs again."""
 
     def close(self) -> None:
         """Free what the engine holds; it is not used afterwards."""

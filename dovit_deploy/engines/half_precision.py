@@ -24,7 +24,8 @@ from dovit_deploy.engines.graph_weights import GraphWeights
 CROSSING = frozenset({"tokens", "tokens_out"})
 """Inputs and outputs that are float16."""
 
-MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "MultiHeadAttention"})
+"""Products of matrices, and ONNX Runtime's fused attention, which keeps its own sums in float32."""
 MOVING = frozenset(
     {
         *("Add", "Sub", "Mul", "Neg", "Relu", "Gelu", "Max", "Min", "Identity", "Where"),
@@ -37,6 +38,7 @@ MOVING = frozenset(
 TYPED_INPUTS = {"Resize": (0,)}
 """Operators of which only these inputs follow the type; the others are float32 by definition."""
 
+CONTRIB = "com.microsoft"
 HALF, FULL = "fp16", "fp32"
 Model = Any
 Graph = Any
@@ -47,7 +49,7 @@ Onnx = Any
 
 
 def with_half_precision(model: Model, weights: GraphWeights) -> Model:
-    """`model` (an `onnx.ModelProto` with standard operators) in half precision; the argument is left alone.
+    """`model` (an `onnx.ModelProto`, portable or fast form) in half precision; the argument is left alone.
 
     Args:
         weights: where its large initializers are; those of the result are added there, as `<name>.fp16`.
@@ -197,7 +199,12 @@ def _ranks(graph: Graph) -> dict[str, int]:
 def _float_values(graph: Graph, onnx: Onnx) -> set[str]:
     kind = onnx.TensorProto.FLOAT
     values = (*graph.input, *graph.output, *graph.value_info)
-    return {value.name for value in values if value.type.tensor_type.elem_type == kind}
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == kind}
+    for node in graph.node:
+        # Inference does not know contrib operators; those in use give what they take.
+        if node.domain == CONTRIB and node.input[0] in floats:
+            floats.update(node.output)
+    return floats
 
 
 def _copied(message: Node | Tensor, kind: Any) -> Any:  # noqa: ANN401

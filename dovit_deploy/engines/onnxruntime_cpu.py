@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = bundle.graph(graph, fast=self._fast)
-        errors = _load_errors(self._runtime)
+        errors = load_errors(self._runtime)
         try:
             session = self._runtime.InferenceSession(str(path), options, providers=[PROVIDER])
         except errors as error:
@@ -84,7 +84,8 @@ class OnnxRuntimeBackend:
         return buffer[:count]
 
 
-def _load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
+def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
+    """What ONNX Runtime raises where it refuses a graph, or fails to run it."""
     # These live in the extension module and derive from Exception only.
     state = runtime.capi.onnxruntime_pybind11_state
     names = ("Fail", "InvalidGraph", "InvalidArgument", "InvalidProtobuf", "NotImplemented", "RuntimeException")

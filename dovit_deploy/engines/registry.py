@@ -18,11 +18,23 @@ class EngineEntry:
     package: str
     precisions: tuple[str, ...]
     purpose: str
+    install: str | None = None
+    """The line that installs it, where that is not the package's own."""
 
+
+CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
+"""`onnxruntime` and `onnxruntime-gpu` unpack into one folder: never both."""
 
 ENGINES = {
     "onnxruntime": EngineEntry(
         "dovit_deploy.engines.onnxruntime_cpu", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"
+    ),
+    "cuda": EngineEntry(
+        "dovit_deploy.engines.onnxruntime_cuda",
+        "onnxruntime",
+        ("fp32", "fp16"),
+        "ONNX Runtime on an NVIDIA GPU",
+        CUDA_INSTALL,
     ),
     "torch": EngineEntry("dovit_deploy.models.eager", "torch", ("fp32",), "PyTorch, the reference"),
 }
@@ -44,6 +56,6 @@ def backend_from_name(engine: str, *, precision: str = "fp32", threads: int | No
         )
     if threads is not None and threads < 1:
         raise UsageError(f"threads: {threads} given, at least 1 is needed")
-    packages.load(entry.package)
+    packages.load(entry.package, install=entry.install)
     backend: Backend = importlib.import_module(entry.module).backend(precision=precision, threads=threads)
     return backend

@@ -76,7 +76,8 @@ def examination() -> Examination:
         version=__version__,
         machine=this_machine(),
         engines=tuple(
-            _check(found[name], entry.purpose, packages, modules=(entry.package,)) for name, entry in ENGINES.items()
+            _check(found[name], entry.purpose, packages, modules=(entry.package,), install=entry.install)
+            for name, entry in ENGINES.items()
         ),
         images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
         encoders=tuple(
@@ -88,9 +89,17 @@ def examination() -> Examination:
     )
 
 
-def _check(found: Finding, purpose: str, packages: tuple[PackageState, ...], *, modules: tuple[str, ...]) -> Check:
-    """A finding with the line that mends it; `modules` are what it takes."""
-    mend = None if found.works else _culprit(found, [state for state in packages if state.module in modules]).mend
+def _check(
+    found: Finding,
+    purpose: str,
+    packages: tuple[PackageState, ...],
+    *,
+    modules: tuple[str, ...],
+    install: str | None = None,
+) -> Check:
+    """A finding with the line that mends it; `modules` are what it takes, `install` is a line of its own."""
+    culprit = _culprit(found, [state for state in packages if state.module in modules])
+    mend = None if found.works else install or culprit.mend
     return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, mend=mend)
 
 

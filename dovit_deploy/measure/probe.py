@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy import packages
+from dovit_deploy.engines.cuda_session import cuda_runtime, session_on_gpu
+from dovit_deploy.engines.gpu_device import gpu_device
 from dovit_deploy.errors import DovitError, EncoderMissing
 from dovit_deploy.measure.tiny_onnx import square_model
 from dovit_deploy.runtime.video_writer import VideoWriter, open_video_writer
@@ -32,6 +34,16 @@ def onnxruntime() -> str:
     (result,) = session.run(["y"], {"x": MATRIX})
     _check_square(result)
     return f"{runtime.__version__}, providers: {', '.join(runtime.get_available_providers())}"
+
+
+def cuda() -> str:
+    """Run a small model on the GPU, and nothing of it on the CPU."""
+    runtime = cuda_runtime()
+    session = session_on_gpu(runtime, square_model(), described="a small model")
+    (result,) = session.run(["y"], {"x": MATRIX})
+    _check_square(result)
+    device = gpu_device()
+    return f"{runtime.__version__} on {device.name}, compute capability {device.compute_capability}"
 
 
 def torch() -> str:
@@ -92,7 +104,9 @@ def _clip_bytes(opened: Callable[[Path], VideoWriter], *, codec: str) -> int:
     return size
 
 
-PROBES: dict[str, Callable[[], str]] = {probe.__name__: probe for probe in (onnxruntime, torch, images, h264, mp4v)}
+PROBES: dict[str, Callable[[], str]] = {
+    probe.__name__: probe for probe in (onnxruntime, cuda, torch, images, h264, mp4v)
+}
 """By name; every engine of the registry has the probe of its name."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import safetensors.torch
 import torch
@@ -10,7 +11,7 @@ import torch
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.engines.base import Array, Buffer
-from dovit_deploy.errors import CheckpointMismatch
+from dovit_deploy.errors import CheckpointMismatch, ProviderMissing, UsageError
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.staged import DenseNetwork, stages_from_model
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -19,13 +20,17 @@ from dovit_deploy.models.vision_transformer import VisionTransformer
 class EagerEngine:
     """One stage as a PyTorch module."""
 
-    def __init__(self, module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        self._module = module
+    def __init__(
+        self, module: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...], *, on_gpu: bool = False
+    ) -> None:
+        self._module, self._on_gpu = module, on_gpu
         self._inputs, self._outputs = inputs, outputs
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Run the module on tensors."""
-        with torch.inference_mode():
+        # By default PyTorch lets convolutions round their inputs to TF32 on a GPU.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if self._on_gpu else nullcontext()
+        with torch.inference_mode(), exact:
             values = self._module(*(inputs[name] for name in self._inputs))
         values = values if isinstance(values, tuple) else (values,)
         return dict(zip(self._outputs, values, strict=True))
@@ -35,18 +40,25 @@ class EagerEngine:
 
 
 class EagerBackend:
-    """Buffers are CPU tensors.
+    """Buffers are tensors on one device.
 
     Args:
         threads: of one operator, for the whole process (PyTorch knows no other scope); None leaves it alone.
+        device: "cpu", or "cuda", "cuda:1", ...: the reference on a GPU, in fp32 as on the CPU. The name `torch` of the
+            registry is the CPU (docs/decisions/0008-the-reference-stays-on-the-cpu.md).
+
+    Raises:
+        UsageError: no name of a device.
+        ProviderMissing: this PyTorch has no such device.
     """
 
     name = "torch"
     precision = "fp32"
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    def __init__(self, *, threads: int | None = None, device: str = "cpu") -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        self.device = device_from_name(device)
         self._models: dict[str, VisionTransformer] = {}
 
     def load(self, bundle: Bundle, graph: str) -> EagerEngine:
@@ -54,15 +66,15 @@ class EagerBackend:
         model = self._model(bundle)
         interface = graph_interfaces(bundle.manifest.spec)[graph]
         module = DenseNetwork(model) if graph == "dense" else stages_from_model(model)[int(graph[5:])]
-        return EagerEngine(module, interface.inputs, interface.outputs)
+        return EagerEngine(module, interface.inputs, interface.outputs, on_gpu=self.device.type == "cuda")
 
     def upload(self, array: Array) -> Buffer:
-        """A tensor over the same memory."""
-        return torch.from_numpy(array)
+        """A tensor over the same memory, or a copy on the GPU."""
+        return torch.from_numpy(array).to(self.device)
 
     def download(self, buffer: Buffer) -> Array:
-        """A NumPy array over the same memory."""
-        array: Array = buffer.numpy()
+        """A NumPy array over the same memory, or a copy of what the GPU has."""
+        array: Array = buffer.cpu().numpy()
         return array
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
@@ -74,10 +86,36 @@ class EagerBackend:
         if key not in self._models:
             state = safetensors.torch.load_file(bundle.weights)
             try:
-                self._models[key] = model_from_spec(bundle.manifest.spec, state)
+                self._models[key] = model_from_spec(bundle.manifest.spec, state).to(self.device)
             except RuntimeError as error:
                 raise CheckpointMismatch(f"{bundle.weights.name} does not fit the manifest's spec: {error}") from error
         return self._models[key]
+
+
+def device_from_name(name: str) -> torch.device:
+    """The device called `name`, proved to be there: PyTorch itself says so only where it is first used.
+
+    Raises:
+        UsageError: not "cpu" and no "cuda".
+        ProviderMissing: this PyTorch has no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device '{name}' given; there are: cpu, cuda, cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device '{name}' given; there are: cpu, cuda, cuda:N")
+    if device.type == "cuda":
+        _check_gpu(device.index or 0)
+    return device
+
+
+def _check_gpu(number: int) -> None:
+    built = f"PyTorch {torch.__version__}"
+    if not torch.cuda.is_available():
+        raise ProviderMissing(f"{built} sees no GPU; a build of PyTorch with CUDA and NVIDIA's driver are needed")
+    if number >= torch.cuda.device_count():
+        raise ProviderMissing(f"{built} sees {torch.cuda.device_count()} GPUs; there is no cuda:{number}")
 
 
 def backend(*, precision: str, threads: int | None) -> EagerBackend:

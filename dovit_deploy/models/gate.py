@@ -93,8 +93,9 @@ def kept_mask(index: Tensor, stop: Tensor, extra: int, total: int) -> Tensor:
         index: (E + n,) int64, what ran.
         stop: (n,) bool, for the running patches in the order of `index`.
     """
-    keep = torch.cat([torch.ones(extra, dtype=torch.int64), (~stop).to(torch.int64)])
-    return torch.zeros(total, dtype=torch.int64).index_copy(0, index, keep)
+    ones = torch.ones(extra, dtype=torch.int64, device=stop.device)
+    keep = torch.cat([ones, (~stop).to(torch.int64)])
+    return torch.zeros(total, dtype=torch.int64, device=stop.device).index_copy(0, index, keep)
 
 
 def gate_from_spec(gate: GateSpec, spec: ModelSpec, *, trainable: bool) -> nn.Module:

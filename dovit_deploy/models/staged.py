@@ -35,7 +35,7 @@ class WholeStage(nn.Module):
         self.tokens = model.spec.tokens
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(pixels), torch.full((1,), self.tokens, dtype=torch.int64)
+        return self.network(pixels), torch.full((1,), self.tokens, dtype=torch.int64, device=pixels.device)
 
 
 class FirstStage(nn.Module):
@@ -53,7 +53,7 @@ class FirstStage(nn.Module):
         tokens = self.model.embed(pixels)
         for block in self.model.blocks[self.first : self.last]:
             tokens = block(tokens)
-        everything = torch.arange(self.model.spec.tokens)
+        everything = torch.arange(self.model.spec.tokens, device=tokens.device)
         return tokens, *self.model.gates[0](tokens, everything, thresholds, floor)
 
 

@@ -38,13 +38,13 @@ def partition(keep: Tensor) -> tuple[Tensor, Tensor]:
     place_kept = keep.cumsum(0) - 1
     place_rest = count + (1 - keep).cumsum(0) - 1
     place = torch.where(keep > 0, place_kept, place_rest)
-    order = torch.zeros_like(place).index_copy(0, place, torch.arange(keep.shape[0]))
+    order = torch.zeros_like(place).index_copy(0, place, torch.arange(keep.shape[0], device=keep.device))
     return order, count
 
 
 def scatter_from(index: Tensor, values: Tensor, length: int, fill: float) -> Tensor:
     """A vector of `length` that is `fill` except at `index` (n,), where it is `values` (n,)."""
-    return torch.full((length,), fill, dtype=values.dtype).index_copy(0, index, values)
+    return torch.full((length,), fill, dtype=values.dtype, device=values.device).index_copy(0, index, values)
 
 
 def aggregate_limit(rate: float, total: int) -> int:
@@ -70,7 +70,7 @@ def aggregate(tokens: Tensor, index: Tensor, limit: int) -> Tensor:
 
     The mean runs over *all* tokens stopped so far, so it fires again at later stages (families.md, DoViT 4).
     """
-    stopped = torch.ones(tokens.shape[0], dtype=torch.int64).index_fill(0, index, 0)
+    stopped = torch.ones(tokens.shape[0], dtype=torch.int64, device=tokens.device).index_fill(0, index, 0)
     count = stopped.sum()
     # `mv` and not `@`: this sum is no work of the network, and counters of MACs do not see it.
     mean = torch.mv(tokens.T, stopped.to(tokens.dtype)) / count.clamp(min=1).to(tokens.dtype)

@@ -178,14 +178,16 @@ class Session:
         floor: np.float32,
         replay: list[npt.NDArray[np.int64]] | None,
     ) -> tuple[Logits, TokenReport]:
-        indices, confidence, times = [], [], [perf_counter()]
+        gates, times = [], [perf_counter()]
         for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
             if index is not None:
-                indices.append(self.backend.download(index))
-                confidence.append(self.backend.download(outputs["confidence"]))
+                gates.append((index, outputs["confidence"]))
             times.append(perf_counter())
-        logits = self.backend.download(outputs["logits"])
-        return as_float32(logits), self._report(indices, confidence, times)
+        download = self.backend.download
+        logits = as_float32(download(outputs["logits"]))
+        # What the report tells is fetched after the last stage: no stage waits for it.
+        indices, confidence = [download(index) for index, _ in gates], [download(values) for _, values in gates]
+        return logits, self._report(indices, confidence, times)
 
     def _run_dense(self, pixels: Pixels) -> tuple[Logits, TokenReport]:
         spec = self.bundle.manifest.spec

@@ -7,7 +7,7 @@ from dovit_deploy.measure import examination as module
 from dovit_deploy.measure.examination import examination
 from dovit_deploy.measure.probing import Finding
 
-NAMES = ("onnxruntime", "torch", "images", "h264", "mp4v")
+NAMES = ("onnxruntime", "cuda", "torch", "images", "h264", "mp4v")
 
 
 @pytest.fixture
@@ -47,7 +47,14 @@ def test_a_missing_engine_package_is_installed(machine):
 
 
 def test_without_any_engine_nothing_runs(machine):
-    assert not machine(broken={"onnxruntime", "torch"}).can_run
+    assert not machine(broken={"onnxruntime", "cuda", "torch"}).can_run
+
+
+def test_the_gpu_engine_has_a_line_of_its_own_and_is_no_fault(machine):
+    found = machine(broken={"cuda"})
+    assert found.can_run and found.mends == ()
+    (cuda,) = [check for check in found.engines if check.name == "cuda"]
+    assert cuda.mend == "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 
 
 def test_without_pictures_nothing_runs(machine):

@@ -1,0 +1,156 @@
+"""ONNX Runtime on an NVIDIA GPU: tensors stay on the device, and `cuda_session` proves that every node runs there.
+
+A bundle's fast graphs are loaded (attention is then a fused kernel), in fp16 after the pass of `half_precision`.
+Between stages nothing but a gate's count comes to the host.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.cuda_session import cuda_runtime, memory_is_short, session_on_gpu
+from dovit_deploy.engines.graph_weights import GraphWeights
+from dovit_deploy.engines.half_precision import with_half_precision
+from dovit_deploy.engines.onnxruntime_cpu import load_errors
+from dovit_deploy.errors import EnvironmentProblem
+
+DEVICE = "cuda"
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+"""What crosses between stages."""
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An `OrtValue` on the GPU, or the first `count` entries of one along its first axis."""
+
+    value: Any
+    count: int | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        """Of what is seen of it."""
+        whole = list(self.value.shape())
+        return whole if self.count is None else [self.count, *whole[1:]]
+
+    def numpy(self) -> Array:
+        """A copy on the host."""
+        whole = np.asarray(self.value.numpy())
+        return whole if self.count is None else whole[: self.count]
+
+
+class OnnxRuntimeCudaEngine:
+    """One ONNX graph in one inference session; inputs and outputs are `DeviceArray`s."""
+
+    def __init__(self, session: Any, errors: tuple[type[Exception], ...]) -> None:  # noqa: ANN401  it has no types
+        self._session, self._errors = session, errors
+        self._inputs = [port.name for port in session.get_inputs()]
+        self._outputs = [port.name for port in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Run the graph; returns when the GPU has finished.
+
+        Raises:
+            EnvironmentProblem: the GPU has too little memory.
+        """
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            _bind(binding, name, inputs[name])
+        for name in self._outputs:
+            # Allocated by ONNX Runtime, where it computes.
+            binding.bind_output(name, DEVICE)
+        try:
+            self._session.run_with_iobinding(binding)
+        except self._errors as error:
+            if memory_is_short(error):
+                first = str(error).partition("\n")[0]
+                raise EnvironmentProblem(f"the GPU has too little memory for this run: {first}") from error
+            raise
+        values = (DeviceArray(value) for value in binding.get_outputs())
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the session, and with it its memory."""
+        self._session = None
+
+
+def _bind(binding: Any, name: str, given: DeviceArray) -> None:  # noqa: ANN401
+    value = given.value
+    if given.count is None:
+        binding.bind_ortvalue_input(name, value)
+    else:
+        # The same memory under a shorter shape: nothing is copied. `inputs` of the caller keeps the value alive.
+        binding.bind_input(name, DEVICE, 0, ELEMENTS[value.data_type()], given.shape, value.data_ptr())
+
+
+class OnnxRuntimeCudaBackend:
+    """Loads a bundle's graphs on the first GPU; buffers are `DeviceArray`s.
+
+    Args:
+        precision: "fp32" or "fp16"; fp16 is made at load, which takes the package `onnx`.
+
+    Raises:
+        ProviderMissing: no driver, no GPU, an ONNX Runtime without CUDA, or one whose libraries are missing.
+    """
+
+    name = "cuda"
+
+    def __init__(self, *, precision: str = "fp32") -> None:
+        self.precision = precision
+        self._runtime = cuda_runtime()
+
+    def load(self, bundle: Bundle, graph: str) -> OnnxRuntimeCudaEngine:
+        """Load `graph` and its share of the weights.
+
+        Raises:
+            ProviderMissing: a node of it would not run on the GPU.
+            GraphMismatch: ONNX Runtime refuses the graph.
+        """
+        path = bundle.graph(graph, fast=True)
+        described = f"{bundle.path.name}/{path.name}"
+        if self.precision == "fp32":
+            return self._engine(path, described)
+        with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+            half = write_half_precision(path, bundle.weights, Path(folder))
+            return self._engine(half, f"{described} in fp16")
+
+    def _engine(self, path: Path, described: str) -> OnnxRuntimeCudaEngine:
+        session = session_on_gpu(self._runtime, path, described=described)
+        return OnnxRuntimeCudaEngine(session, load_errors(self._runtime))
+
+    def upload(self, array: Array) -> Buffer:
+        """Copy to the GPU."""
+        return DeviceArray(self._runtime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), DEVICE, 0))
+
+    def download(self, buffer: Buffer) -> Array:
+        """Copy to the host."""
+        array: Array = buffer.numpy()
+        return array
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        """The same memory under a shorter shape."""
+        return DeviceArray(buffer.value, count)
+
+
+def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:
+    """Write the fp16 form of the graph at `path`, whose large tensors lie in `weights`, to `folder`."""
+    onnx, tensors = packages.onnx(), GraphWeights(weights)
+    model = with_half_precision(onnx.load(str(path), load_external_data=False), tensors)
+    tensors.write(folder, [model])
+    target = folder / path.name
+    target.write_bytes(model.SerializeToString(deterministic=True))
+    return target
+
+
+def backend(*, precision: str, threads: int | None) -> OnnxRuntimeCudaBackend:
+    """Entry point of the registry; `precision` was checked there, and threads are the GPU's affair."""
+    del threads
+    return OnnxRuntimeCudaBackend(precision=precision)
