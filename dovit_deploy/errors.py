@@ -12,7 +12,10 @@
     │   ├── PackageMissing                  a Python package
     │   ├── EncoderMissing                  a video encoder
     │   ├── ProviderMissing                 a device or execution provider
-    │   └── EngineBuildFailed               TensorRT cannot make an engine of a graph
+    │   ├── DeviceFailed                    a GPU refused or broke off what it was given
+    │   │   └── DeviceOutOfMemory               it has no memory left
+    │   ├── EngineBuildFailed               TensorRT cannot make an engine of a graph
+    │   └── EngineMissing                   no engine was built for a bundle
     ├── UntrustedError                  6   not to be trusted
     │   ├── PickleRefused                   a checkpoint that would execute code
     │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
@@ -39,11 +42,14 @@ __all__ = [
     "CheckpointMismatch",
     "ConfigError",
     "DatasetError",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
     "DigestMismatch",
     "DovitError",
     "EncoderMissing",
     "EngineBuildFailed",
     "EngineInvalid",
+    "EngineMissing",
     "EnvironmentProblem",
     "FileMissing",
     "FileUnlisted",
@@ -122,8 +128,20 @@ class ProviderMissing(EnvironmentProblem):
     """A device or execution provider is absent, or would silently fall back to the CPU."""
 
 
+class DeviceFailed(EnvironmentProblem):
+    """A GPU, or its driver, refused or broke off what it was given; the message carries what it said."""
+
+
+class DeviceOutOfMemory(DeviceFailed):
+    """A GPU has not as much memory left as is needed."""
+
+
 class EngineBuildFailed(EnvironmentProblem):
     """TensorRT refuses a graph, or its builder dies; the message carries what it said."""
+
+
+class EngineMissing(EnvironmentProblem):
+    """No engine was built for a bundle; the message carries the line that builds it."""
 
 
 class UntrustedError(DovitError):

@@ -44,6 +44,7 @@ OPTIONAL = {
         OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
         OptionalPackage("cuda.bindings.driver", "running kernels on an NVIDIA GPU", "pip install cuda-bindings"),
         OptionalPackage("cuda.bindings.nvrtc", "compiling kernels", "pip install cuda-bindings nvidia-cuda-nvrtc"),
+        OptionalPackage("pycuda.driver", "GPU memory by --cuda-memory pycuda", "pip install 'dovit-deploy[pycuda]'"),
         OptionalPackage("tensorrt", "TensorRT engines", "pip install 'dovit-deploy[tensorrt]'"),
         OptionalPackage("tensorrt_rtx", "TensorRT engines for RTX GPUs", "pip install 'dovit-deploy[tensorrt-rtx]'"),
         OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),

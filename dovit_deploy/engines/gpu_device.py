@@ -27,11 +27,7 @@ def gpu_device(number: int = 0) -> GpuDevice:
     Raises:
         ProviderMissing: no driver, or no such GPU.
     """
-    try:
-        driver = ctypes.CDLL(DRIVER)
-    except OSError as error:
-        raise ProviderMissing(f"no NVIDIA driver here ({DRIVER} cannot be loaded); a GPU is needed") from error
-    device = ctypes.c_int()
+    driver, device = nvidia_driver(), ctypes.c_int()
     _check(driver.cuInit(0), "the driver does not start")
     _check(driver.cuDeviceGet(ctypes.byref(device), number), f"no GPU {number}")
     name = ctypes.create_string_buffer(256)
@@ -42,6 +38,18 @@ def gpu_device(number: int = 0) -> GpuDevice:
         _check(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device), "its capability is unknown")
         capability.append(str(value.value))
     return GpuDevice(name.value.decode(errors="replace"), ".".join(capability))
+
+
+def nvidia_driver() -> ctypes.CDLL:
+    """The driver's library.
+
+    Raises:
+        ProviderMissing: there is none.
+    """
+    try:
+        return ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise ProviderMissing(f"no NVIDIA driver here ({DRIVER} cannot be loaded); a GPU is needed") from error
 
 
 def _check(status: int, what: str) -> None:
