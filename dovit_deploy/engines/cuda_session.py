@@ -17,7 +17,7 @@ from dovit_deploy import packages
 from dovit_deploy.engines.gpu_device import gpu_device
 from dovit_deploy.engines.onnxruntime_cpu import load_errors
 from dovit_deploy.engines.registry import CUDA_INSTALL
-from dovit_deploy.errors import DovitError, EnvironmentProblem, GraphMismatch, ProviderMissing
+from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -80,7 +80,7 @@ def _refusal(error: Exception, described: str, libraries: Path) -> DovitError:
     """What a failure to make a session means."""
     first = str(error).partition("\n")[0]
     if memory_is_short(error):
-        return EnvironmentProblem(f"the GPU has too little memory for {described}: {first}")
+        return DeviceOutOfMemory(f"the GPU has too little memory for {described}: {first}")
     if "CPU EP" not in first:
         return GraphMismatch(f"ONNX Runtime cannot load {described}: {first}")
     missing = _missing_library(libraries)

@@ -21,7 +21,7 @@ from dovit_deploy.engines.cuda_session import cuda_runtime, memory_is_short, ses
 from dovit_deploy.engines.graph_weights import GraphWeights
 from dovit_deploy.engines.half_precision import with_half_precision
 from dovit_deploy.engines.onnxruntime_cpu import load_errors
-from dovit_deploy.errors import EnvironmentProblem
+from dovit_deploy.errors import DeviceOutOfMemory
 
 DEVICE = "cuda"
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -29,7 +29,7 @@ ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(
 
 
 @dataclass(frozen=True)
-class DeviceArray:
+class OrtArray:
     """An `OrtValue` on the GPU, or the first `count` entries of one along its first axis."""
 
     value: Any
@@ -48,7 +48,7 @@ class DeviceArray:
 
 
 class OnnxRuntimeCudaEngine:
-    """One ONNX graph in one inference session; inputs and outputs are `DeviceArray`s."""
+    """One ONNX graph in one inference session; inputs and outputs are `OrtArray`s."""
 
     def __init__(self, session: Any, errors: tuple[type[Exception], ...]) -> None:  # noqa: ANN401  it has no types
         self._session, self._errors = session, errors
@@ -59,7 +59,7 @@ class OnnxRuntimeCudaEngine:
         """Run the graph; returns when the GPU has finished.
 
         Raises:
-            EnvironmentProblem: the GPU has too little memory.
+            DeviceOutOfMemory: the GPU has too little memory.
         """
         binding = self._session.io_binding()
         for name in self._inputs:
@@ -72,9 +72,9 @@ class OnnxRuntimeCudaEngine:
         except self._errors as error:
             if memory_is_short(error):
                 first = str(error).partition("\n")[0]
-                raise EnvironmentProblem(f"the GPU has too little memory for this run: {first}") from error
+                raise DeviceOutOfMemory(f"the GPU has too little memory for this run: {first}") from error
             raise
-        values = (DeviceArray(value) for value in binding.get_outputs())
+        values = (OrtArray(value) for value in binding.get_outputs())
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class OnnxRuntimeCudaEngine:
         self._session = None
 
 
-def _bind(binding: Any, name: str, given: DeviceArray) -> None:  # noqa: ANN401
+def _bind(binding: Any, name: str, given: OrtArray) -> None:  # noqa: ANN401
     value = given.value
     if given.count is None:
         binding.bind_ortvalue_input(name, value)
@@ -92,7 +92,7 @@ def _bind(binding: Any, name: str, given: DeviceArray) -> None:  # noqa: ANN401
 
 
 class OnnxRuntimeCudaBackend:
-    """Loads a bundle's graphs on the first GPU; buffers are `DeviceArray`s.
+    """Loads a bundle's graphs on the first GPU; buffers are `OrtArray`s.
 
     Args:
         precision: "fp32" or "fp16"; fp16 is made at load, which takes the package `onnx`.
@@ -128,7 +128,7 @@ class OnnxRuntimeCudaBackend:
 
     def upload(self, array: Array) -> Buffer:
         """Copy to the GPU."""
-        return DeviceArray(self._runtime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), DEVICE, 0))
+        return OrtArray(self._runtime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), DEVICE, 0))
 
     def download(self, buffer: Buffer) -> Array:
         """Copy to the host."""
@@ -137,7 +137,7 @@ class OnnxRuntimeCudaBackend:
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         """The same memory under a shorter shape."""
-        return DeviceArray(buffer.value, count)
+        return OrtArray(buffer.value, count)
 
 
 def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:

@@ -12,9 +12,9 @@ import pytest
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.engines import cuda_session
 from dovit_deploy.engines.gpu_device import GpuDevice
-from dovit_deploy.engines.onnxruntime_cuda import DeviceArray, OnnxRuntimeCudaBackend, write_half_precision
+from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArray, write_half_precision
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
-from dovit_deploy.errors import EnvironmentProblem, GraphMismatch, PackageMissing, ProviderMissing
+from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
 from dovit_deploy.measure.tiny_onnx import square_model
 from dovit_deploy.runtime.session import Session
@@ -100,7 +100,7 @@ def test_a_narrowed_array_is_its_front(runtime) -> None:
 def test_uploads_are_copies_of_any_layout(runtime) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     uploaded = OnnxRuntimeCudaBackend().upload(array)
-    assert isinstance(uploaded, DeviceArray)
+    assert isinstance(uploaded, OrtArray)
     np.testing.assert_array_equal(uploaded.numpy(), array)
     assert OnnxRuntimeCudaBackend().upload(np.float32(0.5)).shape == []
 
@@ -183,12 +183,12 @@ def test_a_graph_that_is_none_is_refused(runtime) -> None:
 
 def test_too_little_memory_is_said(runtime, gated) -> None:
     runtime.fails_to_load = Fail("CUDA failure 2: out of memory ; GPU=0")
-    with pytest.raises(EnvironmentProblem, match="too little memory for"):
+    with pytest.raises(DeviceOutOfMemory, match="too little memory for"):
         Session(gated, engine="cuda")
     runtime.fails_to_load = None
     runtime.fails_to_run = Fail("Failed to allocate memory for requested buffer of size 123\nmore")
     with Session(gated, engine="cuda") as gpu:
-        with pytest.raises(EnvironmentProblem, match=r"too little memory for this run.*123$"):
+        with pytest.raises(DeviceOutOfMemory, match=r"too little memory for this run.*123$"):
             gpu.run(pixels_of(gated))
         runtime.fails_to_run = Fail("something else")
         with pytest.raises(Fail, match="something else"):
