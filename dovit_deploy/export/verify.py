@@ -128,14 +128,14 @@ def _run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
     setting, trace = expected.setting, expected.trace
     spec = candidate.bundle.manifest.spec
     replayed = trace_from_session(candidate, setting, replay=trace.index)
-    gates = tuple(_gate_parity(trace, replayed, gate, setting, spec.extra_tokens) for gate in range(len(spec.gates)))
+    gates = tuple(gate_parity(trace, replayed, gate, setting, spec.extra_tokens) for gate in range(len(spec.gates)))
     floats = [
-        _float_parity(f"stage{number} tokens", want, got)
+        float_parity(f"stage{number} tokens", want, got)
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
-    floats.append(_float_parity("logits", trace.logits, replayed.logits))
+    floats.append(float_parity("logits", trace.logits, replayed.logits))
     floats.append(
-        _float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
+        float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
     )
     # The merged graph decides for itself, so it is held to this form's own staged run, which is the same arithmetic.
     agrees = all(np.array_equal(want, got) for want, got in zip(trace.keep, replayed.keep, strict=True))
@@ -143,7 +143,7 @@ def _run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
     merged = _run_graph(candidate, "merged", setting)
     kept = np.asarray([spec.tokens, *(len(index) for index in own.index)])
     floats.append(FloatParity(name="merged kept", error=float(np.abs(kept - merged["kept"]).max()), allowed=0.0))
-    floats.append(_float_parity("merged logits", own.logits, merged["logits"]))
+    floats.append(float_parity("merged logits", own.logits, merged["logits"]))
     return RunParity(
         image=setting.image,
         thresholds=tuple(float(row[0]) for row in setting.thresholds),
@@ -163,7 +163,10 @@ def _run_graph(session: Session, graph: str, setting: Setting) -> dict[str, Arra
     return {name: download(buffer) for name, buffer in session.engine(graph).run(inputs).items()}
 
 
-def _gate_parity(expected: Trace, replayed: Trace, gate: int, setting: Setting, extra: int) -> GateParity:
+def gate_parity(
+    expected: Trace, replayed: Trace, gate: int, setting: Setting, extra: int, *, limit: float = TOLERANCE
+) -> GateParity:
+    """The rule for the decisions of one gate; no confidence error above `limit` explains anything."""
     want, got = expected.confidence[gate], replayed.confidence[gate]
     both = np.isfinite(want) & np.isfinite(got)
     difference = np.abs(want - got)[both]
@@ -172,8 +175,8 @@ def _gate_parity(expected: Trace, replayed: Trace, gate: int, setting: Setting, 
     label = np.maximum(expected.label[gate], 0)
     to_threshold = np.abs(want - setting.thresholds[gate][label])
     to_floor = np.abs(want - setting.floor) if setting.floor > 0 else np.full_like(want, np.inf)
-    # The error can be as large as the distance to the limit and no larger than what fp32 may give.
-    close = np.minimum(to_threshold, to_floor) <= min(error, TOLERANCE)
+    # The error can be as large as the distance to the limit and no larger than what the precision may give.
+    close = np.minimum(to_threshold, to_floor) <= min(error, limit)
     missing = int((np.isfinite(want) != np.isfinite(got)).sum())
     return GateParity(
         confidence_error=error,
@@ -182,8 +185,9 @@ def _gate_parity(expected: Trace, replayed: Trace, gate: int, setting: Setting, 
     )
 
 
-def _float_parity(name: str, want: Array, got: Array) -> FloatParity:
+def float_parity(name: str, want: Array, got: Array, *, tolerance: float = TOLERANCE) -> FloatParity:
+    """How far `got` is from `want`; allowed is `tolerance` times max(1, absmax)."""
     if want.shape != got.shape:
         return FloatParity(name=f"{name} (shape {got.shape} for {want.shape})", error=float("inf"), allowed=0.0)
     error = float(np.abs(want - got).max(initial=0.0))
-    return FloatParity(name=name, error=error, allowed=TOLERANCE * max(1.0, float(np.abs(want).max(initial=0.0))))
+    return FloatParity(name=name, error=error, allowed=tolerance * max(1.0, float(np.abs(want).max(initial=0.0))))
