@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 MODEL  := models/road-tiny
+GPU_VENV := .venv-gpu
 
-.PHONY: demo test test-all check plugins clean
+.PHONY: demo test test-all check plugins prove-gpu clean
 
 # A short street clip is rendered, then segmented with the default model.
 demo: $(VENV)/.installed-demo
@@ -32,6 +33,19 @@ check: $(VENV)/.installed-test
 plugins:
 	$(MAKE) -C csrc plugins
 
+# On a machine with an NVIDIA GPU: kernels, plugins, memory, stages against dense, engines and parity, in ten minutes (once
+# installed); the tables of docs/benchmarks.md are written from the result. Without one the self-test runs. It has an
+# environment of its own: onnxruntime-gpu and onnxruntime exclude each other. TENSORRT_INCLUDE as for `make plugins`.
+prove-gpu: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python benchmarks/gpu.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
+
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu,export]' pytest
+	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[tensorrt-rtx]'
+	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[pycuda]'
+	@touch $@
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -45,4 +59,4 @@ $(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraint
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(GPU_VENV) demo

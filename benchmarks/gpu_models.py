@@ -12,8 +12,8 @@ import torch
 from packed_runner import StagedRunner
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.vision_transformer import VisionTransformer
 
@@ -42,16 +42,16 @@ class Case:
         return f"ViT-{self.size} {self.pixels} px, {self.images} image{'s' if self.images > 1 else ''}"
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> VisionTransformerSpec:
         """Patches of 16; stages of a quarter of the layers; linear heads."""
         width, depth, heads = WIDTHS[self.size]
         return vit_spec(width, depth, heads, self.pixels)
 
 
-def vit_spec(width: int, depth: int, heads: int, pixels: int) -> ModelSpec:
+def vit_spec(width: int, depth: int, heads: int, pixels: int) -> VisionTransformerSpec:
     """The architecture that is measured."""
     gates = tuple(GateSpec(layer=depth * part // 4, head=LinearHead()) for part in (1, 2, 3))
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit",
         size=(pixels, pixels),
         width=width,
@@ -64,7 +64,7 @@ def vit_spec(width: int, depth: int, heads: int, pixels: int) -> ModelSpec:
     )
 
 
-def random_model(spec: ModelSpec, device: torch.device) -> VisionTransformer:
+def random_model(spec: VisionTransformerSpec, device: torch.device) -> VisionTransformer:
     """Weights of gain about 1 in fp32, the same on every device."""
     draw = torch.Generator().manual_seed(0)
     shapes = {name: value.shape for name, value in model_from_spec(spec).state_dict().items()}
@@ -81,7 +81,7 @@ def random_model(spec: ModelSpec, device: torch.device) -> VisionTransformer:
     return model_from_spec(spec, state).to(device)
 
 
-def random_pixels(spec: ModelSpec, images: int, device: torch.device) -> Tensor:
+def random_pixels(spec: VisionTransformerSpec, images: int, device: torch.device) -> Tensor:
     """(B, 3, H, W) float32: blocks of even colour under noise, every image of other blocks and contrast."""
     draw = torch.Generator().manual_seed(1)
     height, width = spec.size
@@ -93,7 +93,7 @@ def random_pixels(spec: ModelSpec, images: int, device: torch.device) -> Tensor:
 
 
 def thresholds_for(runner: StagedRunner, pixels: Tensor, shares: tuple[float, ...]) -> list[float]:
-    """Thresholds at which `shares` of all patches of all images run on after each gate; the runner is left with them."""
+    """Thresholds at which `shares` of all patches run on after each gate, over all images; the runner keeps them."""
     spec = runner.model.spec
     chosen = [1.0] * len(spec.gates)
     for gate, share in enumerate(shares):
@@ -101,15 +101,15 @@ def thresholds_for(runner: StagedRunner, pixels: Tensor, shares: tuple[float, ..
         runner.run(pixels)
         confidence = runner.decisions[gate].confidence
         seen = confidence[confidence.isfinite()].sort().values
-        # Strictly above the threshold stops: with the k-th smallest as threshold, k run on.
-        wanted = round(share * runner.images * spec.patches)
-        chosen[gate] = float(seen[min(max(wanted, 1), len(seen)) - 1])
+        wanted = min(max(round(share * runner.images * spec.patches), 1), len(seen) - 1)
+        # Between two tokens, so that rounding decides of neither.
+        chosen[gate] = float((seen[wanted - 1].double() + seen[wanted].double()) / 2)
     runner.set_thresholds(chosen)
     return chosen
 
 
-def predicted_speedup(spec: ModelSpec, counts: list[list[int]]) -> float:
+def predicted_speedup(spec: VisionTransformerSpec, counts: list[list[int]]) -> float:
     """Dense MACs over actual MACs of all images, from `counts` (gates, B)."""
-    cost, images = CostModel(spec), len(counts[0])
+    cost, images = cost_model(spec), len(counts[0])
     actual = sum(cost.actual([spec.tokens, *(row[image] for row in counts)]).total for image in range(images))
     return images * cost.dense().total / actual

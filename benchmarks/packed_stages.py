@@ -1,4 +1,4 @@
-"""The stages for a GPU: several images packed into one row of tokens, sizes rounded up to a bucket, nothing padded shows.
+"""The stages for a GPU: images packed into one row of tokens, sizes rounded up to a bucket, no padding that shows.
 
 B images of T = E + N tokens lie one behind the other in `tokens` (B * T, C). A stage takes `index` (bucket,), positions
 in there, and `bounds` (B + 1,): image b runs on `index[bounds[b]:bounds[b + 1]]`, what lies behind `bounds[B]` is
@@ -24,7 +24,7 @@ from dovit_deploy.models.tokens import aggregate_limit, partition
 from dovit_deploy.models.vision_transformer import VisionTransformer
 
 PackedAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor, int], Tensor]
-"""Query, key, value (n, C), heads, bounds (B + 1,), most tokens of one image -> (n, C); rows of padding are anything."""
+"""Query, key, value (n, C), heads, bounds (B + 1,) int32, most tokens of an image -> (n, C); padding gets anything."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PackedDecision:
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
     """Each image's tokens attend to each other under a mask (n, n): right on every device, quadratic in all tokens."""
     del longest
-    places = torch.arange(query.shape[0], device=query.device)
+    places = torch.arange(query.shape[0], dtype=bounds.dtype, device=query.device)
     # 0 before the first bound, so images are numbered from 1; padding gets B + 1 and attends to itself.
     image = torch.bucketize(places, bounds, right=True)
     same = image[:, None] == image[None, :]
@@ -65,9 +65,8 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, boun
     """The same by PyTorch's packed kernel (2.10 and later, half precision, compute capability 8.0 and later)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    starts = bounds.to(torch.int32)
     parts = (part.unflatten(1, (heads, -1)) for part in (query, key, value))
-    mixed: Tensor = varlen_attn(*parts, starts, starts, longest, longest)  # type: ignore[assignment]
+    mixed: Tensor = varlen_attn(*parts, bounds, bounds, longest, longest)  # type: ignore[assignment]
     return mixed.flatten(1)
 
 
@@ -121,10 +120,10 @@ def advanced(
     before = tokens.index_select(0, index)
     runs = torch.arange(len(index), device=index.device) < bounds[-1]
     running = with_aggregates(model, tokens, before, index, runs, bounds)
-    longest = min(len(index), spec.tokens)
+    starts, longest = bounds.to(torch.int32), min(len(index), spec.tokens)
 
     def packed(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return attend(query, key, value, heads, bounds, longest)
+        return attend(query, key, value, heads, starts, longest)
 
     for block in model.blocks[slice(*spec.stage_layers[number])]:
         running = block(running, packed)

@@ -1,0 +1,181 @@
+"""Prove what runs on an NVIDIA GPU, in ten minutes: kernels, plugins, memory, stages against dense, engines, parity.
+
+    python benchmarks/gpu.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
+    python benchmarks/gpu.py --tables benchmarks/results/gpu.json --docs docs/benchmarks.md
+
+`make prove-gpu` installs what it takes and runs the first line; the second writes the tables again. The self-test runs
+first, on every machine; without a GPU it is all that runs, and the report says what was not done. Exit code 0: nothing
+that was tried is wrong (slow is not wrong); 4: something is. docs/benchmarks.md says what the figures are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# The contracts that are proved here are those of the tests.
+sys.path.append(str(ROOT))
+
+import torch  # noqa: E402
+from gpu_cases import Budget, CaseResults, all_cases, gpu_bench, run_cases  # noqa: E402
+from gpu_engines import bundle_spec, engine_rows, gpu_backends, random_bundle  # noqa: E402
+from gpu_kernels import bandwidths, kernel_checks  # noqa: E402
+from gpu_programs import Found, memory_outcomes, plugin_outcomes  # noqa: E402
+from gpu_report import Bandwidth, EngineRow, Gpu, GpuReport, Outcome, Undone  # noqa: E402
+from gpu_selftest import one_thread, selftest  # noqa: E402
+from gpu_tables import write_tables  # noqa: E402
+from report import publish  # noqa: E402
+
+from dovit_deploy.engines.token_kernels import TokenKernels  # noqa: E402
+from dovit_deploy.errors import DovitError  # noqa: E402
+
+ONLY_ON_A_GPU = (
+    "kernels on the GPU and their bandwidth",
+    "the C++ plugins' enqueue",
+    "device memory through cuda-core and PyCUDA",
+    "staged against dense: latency, efficiency, boundaries, break-even",
+    "engines of the registry on the GPU",
+)
+PROGRAM_S, BUNDLE_S, ENGINE_SECONDS = 120.0, 60.0, 1.5
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """What PyTorch says of it."""
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu(
+        name=properties.name,
+        compute_capability=f"{properties.major}.{properties.minor}",
+        memory_gb=round(properties.total_memory / 1e9, 1),
+        torch_cuda=str(torch.version.cuda),
+    )
+
+
+def kernels_on(device: torch.device) -> tuple[list[Outcome], float | None, list[Bandwidth], list[Undone]]:
+    """The token kernels, compiled for this GPU; PyTorch's context is the current one."""
+    torch.zeros(1, device=device)
+    try:
+        kernels = TokenKernels.on_current_device()
+    except DovitError as error:
+        return [], None, [], [Undone(what="kernels on the GPU", why=str(error))]
+    outcomes = kernel_checks(kernels, device, stream=torch.cuda.current_stream(device).cuda_stream)
+    ceiling, found = bandwidths(kernels, device)
+    return outcomes, ceiling, found, []
+
+
+def engines_on(budget: Budget) -> tuple[list[EngineRow], list[Undone]]:
+    """The registry's engines for GPUs on a bundle that is made here."""
+    if not budget.allows("engines on a bundle", BUNDLE_S):
+        return [], []
+    with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+        bundle = random_bundle(bundle_spec(), Path(folder))
+        return engine_rows(bundle, gpu_backends(), seconds=ENGINE_SECONDS, allows=budget.allows)
+
+
+def on_gpu(budget: Budget, device: torch.device) -> dict[str, object]:
+    """Everything that takes a GPU, the aims first; as fields of the report."""
+    gpu, undone = gpu_of(device), []
+    say(f"{gpu.name}: kernels")
+    kernels, ceiling, bandwidth, missing = kernels_on(device)
+    undone += missing
+    programs: dict[str, list[Outcome]] = {}
+    for name, prove in (("memory", memory_on), ("plugin", lambda seconds: plugins_on(gpu, seconds))):
+        say(name)
+        programs[name], missing = prove(PROGRAM_S) if budget.allows(name, PROGRAM_S / 2) else ([], [])
+        undone += missing
+    cases = list(all_cases())
+    # The aims and the other single images, then engines, then batches with what is left.
+    single, batches = [case for case in cases if case.images == 1], [case for case in cases if case.images > 1]
+    bench = gpu_bench(device)
+    first = run_cases(single, budget, bench, say)
+    say("engines")
+    engines, missing = engines_on(budget)
+    undone += missing
+    second = run_cases(batches, budget, bench, say)
+    return {
+        "gpu": gpu,
+        "kernels": kernels,
+        "copy_gb_per_s": ceiling,
+        "bandwidth": bandwidth,
+        **programs,
+        **_joined(first, second),
+        "engines": engines,
+        "undone": [*undone, *budget.undone],
+    }
+
+
+def memory_on(seconds: float) -> Found:
+    """Both packages for device memory."""
+    return memory_outcomes(seconds=seconds)
+
+
+def plugins_on(gpu: Gpu, seconds: float) -> Found:
+    """csrc on this GPU."""
+    return plugin_outcomes(gpu.compute_capability, seconds=seconds, headers=os.environ.get("TENSORRT_INCLUDE"))
+
+
+def _joined(first: CaseResults, second: CaseResults) -> dict[str, object]:
+    return {name: [*getattr(first, name), *getattr(second, name)] for name in ("parity", "staged", "boundaries")}
+
+
+def proved(minutes: float, command: str, output: Path | None) -> GpuReport:
+    """Run the self-test and, where there is a GPU, everything else; publish the result."""
+    budget = Budget.minutes(minutes)
+    say("self-test on the CPU")
+    with one_thread():
+        outcomes, undone = selftest()
+    for outcome in outcomes:
+        say(f"  {'ok' if outcome.ok else 'WRONG'}  {outcome.name}: {outcome.detail}")
+    fields: dict[str, object] = {"gpu": None}
+    if torch.cuda.is_available():
+        fields = on_gpu(budget, torch.device("cuda"))
+    else:
+        reason = f"PyTorch {torch.__version__} sees no GPU"
+        undone += [Undone(what=what, why=reason) for what in ONLY_ON_A_GPU]
+    undone += fields.pop("undone", [])  # type: ignore[arg-type, operator]
+    facts = {"command": command, "date": "", "machine": {}, "versions": {}, "minutes": minutes}
+    report = GpuReport.model_validate({**facts, "selftest": outcomes, "undone": undone, **fields})
+    skipped = ("command", "date", "machine", "versions")
+    figures = {name: value for name, value in report.model_dump(mode="json").items() if name not in skipped}
+    return GpuReport.model_validate(publish(figures, command=command, output=output))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    result.add_argument("--minutes", type=float, default=10, help="drop what does not fit, and say so")
+    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; run nothing")
+    result.add_argument("--docs", type=Path, help="the page with the places of the tables")
+    return result
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Command line."""
+    given = list(sys.argv[1:] if words is None else words)
+    arguments = parser().parse_args(given)
+    if arguments.tables is not None:
+        report = GpuReport.model_validate_json(arguments.tables.read_text())
+    else:
+        report = proved(arguments.minutes, shlex.join(["python", "benchmarks/gpu.py", *given]), arguments.output)
+    if arguments.docs is not None:
+        write_tables(report, arguments.docs)
+    for undone in report.undone:
+        say(f"not done: {undone.what}: {undone.why}")
+    for failure in report.failures:
+        say(f"WRONG: {failure}")
+    return 4 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

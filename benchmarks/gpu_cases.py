@@ -1,0 +1,202 @@
+"""One case after another, as long as time allows: a model at a size and a batch, staged against dense."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from gpu_latency import latency, paired
+from gpu_models import (
+    EVERYTHING,
+    PIXELS,
+    PROFILES,
+    Case,
+    predicted_speedup,
+    random_model,
+    random_pixels,
+    thresholds_for,
+)
+from gpu_parity import parity
+from gpu_report import Boundary, ParityRow, StagedRow, Undone
+from packed_runner import DenseRunner, StagedRunner
+from packed_stages import PackedAttend, masked_attention, varlen_attention
+from torch import Tensor
+
+from dovit_deploy.bundle.parity import RunParity
+
+BATCH = 8
+PARITY_PROFILE = "p45"
+NEVER = 2.0
+"""A threshold that no probability reaches, rounding included."""
+SECONDS_A_PROFILE = 1.5
+GUESS_S = {"S": 10.0, "B": 13.0, "L": 20.0}
+"""Seconds for a case of one image at 768 pixels, capturing included: a guess until one was measured."""
+
+
+@dataclass
+class Budget:
+    """A time by which everything must be done; what does not fit is left out and said."""
+
+    end: float
+    undone: list[Undone] = field(default_factory=list)
+
+    @classmethod
+    def minutes(cls, minutes: float) -> Budget:
+        """From now on."""
+        return cls(time.monotonic() + 60 * minutes)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def allows(self, what: str, seconds: float) -> bool:
+        """Whether `seconds` are left; where not, `what` is noted as not done."""
+        if self.left >= seconds:
+            return True
+        self.undone.append(
+            Undone(what=what, why=f"{max(self.left, 0):.0f} s were left, about {seconds:.0f} are needed")
+        )
+        return False
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How cases run."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attend: PackedAttend
+    attention: str
+    """What it is called."""
+    finish: Callable[[], object]
+    """Returns when the device has nothing left to do."""
+    seconds: float = SECONDS_A_PROFILE
+    step: int = 128
+    """Of token counts."""
+
+
+def gpu_bench(device: torch.device) -> Bench:
+    """Half precision and the fastest packed attention that works on `device`."""
+    attend, attention = fastest_attention(device)
+    return Bench(device, torch.float16, attend, attention, torch.cuda.synchronize)
+
+
+@dataclass
+class CaseResults:
+    """What the cases gave."""
+
+    staged: list[StagedRow] = field(default_factory=list)
+    parity: list[ParityRow] = field(default_factory=list)
+    boundaries: list[Boundary] = field(default_factory=list)
+
+
+def all_cases() -> Iterator[Case]:
+    """The aims first, then the other sizes, then batches."""
+    for size in ("L", "B", "S"):
+        yield Case(size, 768, 1)
+    for pixels in (512, 1024):
+        for size in ("L", "B", "S"):
+            yield Case(size, pixels, 1)
+    for pixels in PIXELS:
+        for size in ("B", "S", "L"):
+            yield Case(size, pixels, BATCH)
+
+
+def run_cases(cases: Iterable[Case], budget: Budget, bench: Bench, say: Callable[[str], None]) -> CaseResults:
+    """Measure `cases` until the budget is spent."""
+    results = CaseResults()
+    for case in cases:
+        if case.images > 1 and bench.device.type == "cuda" and bench.attend is masked_attention:
+            budget.undone.append(Undone(what=case.name, why="this PyTorch or GPU has no packed attention"))
+        elif budget.allows(case.name, guess_s(case)):
+            say(case.name)
+            try:
+                run_case(case, results, bench)
+            except torch.OutOfMemoryError as error:
+                budget.undone.append(Undone(what=case.name, why=str(error).partition(".")[0]))
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return results
+
+
+def guess_s(case: Case) -> float:
+    """Seconds that a case takes, about: with the pixels, and with the square of them for the reference's attention."""
+    return GUESS_S[case.size] * (case.pixels / 768) ** 2 * (1 + 0.25 * (case.images - 1))
+
+
+def fastest_attention(device: torch.device) -> tuple[PackedAttend, str]:
+    """The packed kernel where it works on this device, else the masked one."""
+    rows = torch.zeros((16, 64), dtype=torch.float16, device=device)
+    bounds = torch.tensor([0, 9], dtype=torch.int32, device=device)
+    try:
+        with torch.inference_mode():
+            varlen_attention(rows, rows, rows, 1, bounds, 16)
+    except (ImportError, RuntimeError, NotImplementedError):
+        return masked_attention, "masked"
+    return varlen_attention, "packed (torch.nn.attention.varlen)"
+
+
+def run_case(case: Case, results: CaseResults, bench: Bench) -> None:
+    """Parity, the boundary and all profiles of one case."""
+    spec = case.spec
+    reference = random_model(spec, bench.device)
+    model = copy.deepcopy(reference).to(bench.dtype)
+    pixels = random_pixels(spec, case.images, bench.device)
+    runner = StagedRunner(model, case.images, bench.attend, step=bench.step)
+    dense = DenseRunner(model, case.images)
+    thresholds = thresholds_for(runner, pixels, PROFILES[PARITY_PROFILE])
+    # The reference is fp32: PyTorch lets convolutions round their inputs to TF32 by default.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        runs = parity(runner, reference, pixels, thresholds)
+    results.parity.append(parity_row(case.name, str(bench.dtype).removeprefix("torch."), runs))
+    del reference
+    for profile, shares in {EVERYTHING: None, **PROFILES}.items():
+        chosen = [NEVER] * len(spec.gates) if shares is None else thresholds_for(runner, pixels, shares)
+        runner.set_thresholds(chosen)
+        row, difference = measured(case, runner, dense, pixels.to(bench.dtype), profile, bench)
+        results.staged.append(row.model_copy(update={"thresholds": tuple(chosen)}))
+        if shares is None:
+            micros = 1e6 * difference / len(spec.gates)
+            place = {"model": case.size, "pixels": case.pixels, "images": case.images}
+            results.boundaries.append(Boundary(**place, microseconds=micros))
+
+
+def measured(
+    case: Case, runner: StagedRunner, dense: DenseRunner, pixels: Tensor, profile: str, bench: Bench
+) -> tuple[StagedRow, float]:
+    """Staged against dense at the runner's thresholds, and the median of staged less dense in seconds."""
+    counts = runner.run(pixels).counts
+    times = paired(lambda: dense.run(pixels), lambda: runner.run(pixels), seconds=bench.seconds, finish=bench.finish)
+    row = StagedRow(
+        model=case.size,
+        pixels=case.pixels,
+        images=case.images,
+        profile=profile,
+        attention=bench.attention,
+        thresholds=(),
+        kept=tuple(sum(row) / runner.total for row in counts),
+        dense=latency(times.first),
+        staged=latency(times.second),
+        runs=len(times.first),
+        predicted=predicted_speedup(case.spec, counts),
+        speedup=times.ratio,
+        graphs=runner.captured,
+    )
+    return row, times.difference
+
+
+def parity_row(name: str, precision: str, runs: list[RunParity]) -> ParityRow:
+    """The images of a case together."""
+    gates = [gate for run in runs for gate in run.gates]
+    return ParityRow(
+        name=name,
+        precision=precision,
+        explained=sum(gate.explained for gate in gates),
+        failures=tuple(f"{run.image}: {failure}" for run in runs for failure in run.failures),
+        confidence_error=max((gate.confidence_error for gate in gates), default=0.0),
+        float_error=max(entry.error / entry.allowed for run in runs for entry in run.floats),
+    )

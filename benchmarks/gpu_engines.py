@@ -1,0 +1,152 @@
+"""Engines of the registry on a bundle: dense against its gates, and parity with the reference by the contract's rule.
+
+The bundle is a ViT-S with random weights, exported like any other. An engine that cannot run here is named with its own
+words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from gpu_latency import latency, paired
+from gpu_models import CLASSES, random_model, random_pixels, vit_spec
+from gpu_parity import HALF_TOLERANCE
+from gpu_report import EngineRow, Undone
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
+from dovit_deploy.engines.base import Backend
+from dovit_deploy.engines.registry import ENGINES, backend_from_name
+from dovit_deploy.errors import DovitError
+from dovit_deploy.export.verify import (
+    TOLERANCE,
+    ReferenceRun,
+    float_parity,
+    gate_parity,
+    reference_runs,
+    settings_from_images,
+    trace_from_session,
+)
+from dovit_deploy.runtime.session import Session
+
+BUNDLE_PIXELS = 512
+ON_THE_CPU = frozenset({"onnxruntime", "torch"})
+"""Engines that need no GPU, by their names in the registry: they are measured elsewhere."""
+
+
+def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
+    """Random weights, exported and verified as any other."""
+    import torch
+
+    from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
+    from dovit_deploy.models.checkpoint import Checkpoint
+
+    cpu = torch.device("cpu")
+    checkpoint = Checkpoint(
+        spec=spec,
+        state=dict(random_model(spec, cpu).state_dict()),
+        preprocessing=Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), assumed=True, stride=None),
+        classes=tuple(ClassEntry(name=f"class {number}", color=(number, number, number)) for number in range(CLASSES)),
+        thresholds=(1.0,) * len(spec.gates),
+        floor=0.0,
+        slide_size=None,
+        source="random weights",
+        source_sha256="0" * 64,
+    )
+    bundle, _ = bundle_from_checkpoint(
+        checkpoint,
+        folder / "random.dovit",
+        request=ExportRequest(),
+        images=[("noise", random_pixels(spec, 1, cpu).numpy())],
+        overwrite=True,
+        progress=lambda step: None,
+    )
+    return bundle
+
+
+def gpu_backends() -> Iterable[tuple[str, str, Callable[[], Backend]]]:
+    """Engine, precision and how to get the backend: the registry's, and the reference on the GPU."""
+    for name, entry in ENGINES.items():
+        if name not in ON_THE_CPU:
+            for precision in entry.precisions:
+                yield (
+                    name,
+                    precision,
+                    lambda name=name, precision=precision: backend_from_name(name, precision=precision),
+                )
+    from dovit_deploy.models.eager import EagerBackend
+
+    yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")
+
+
+def engine_rows(
+    bundle: Bundle,
+    backends: Iterable[tuple[str, str, Callable[[], Backend]]],
+    *,
+    seconds: float,
+    allows: Callable[[str, float], bool],
+) -> tuple[list[EngineRow], list[Undone]]:
+    """One row for each backend that runs here."""
+    import torch
+
+    pixels = random_pixels(bundle.manifest.spec, 1, torch.device("cpu")).numpy()
+    with Session(bundle, engine="torch") as reference:
+        # Each image's second setting stops about half of its tokens at each gate.
+        expected = reference_runs(reference, settings_from_images(reference, [("noise", pixels)])[1:])[0]
+    rows, undone = [], []
+    for name, precision, backend in backends:
+        if not allows(f"engine {name} {precision}", 6 * seconds):
+            continue
+        try:
+            with Session(bundle, backend=backend()) as session:
+                rows.append(engine_row(session, expected, name, precision, seconds=seconds))
+        except DovitError as error:
+            undone.append(Undone(what=f"engine {name} {precision}", why=str(error).replace("\n", " ")))
+    return rows, undone
+
+
+def engine_row(session: Session, expected: ReferenceRun, name: str, precision: str, *, seconds: float) -> EngineRow:
+    """Latency of the whole session, host arrays in and out, and parity."""
+    setting, spec = expected.setting, session.bundle.manifest.spec
+    _, report = session.run_one(setting.pixels, thresholds=setting.thresholds)
+    times = paired(
+        lambda: session.run_one(setting.pixels, dense=True),
+        lambda: session.run_one(setting.pixels, thresholds=setting.thresholds),
+        seconds=seconds,
+        finish=lambda: None,
+    )
+    cost = cost_model(spec)
+    return EngineRow(
+        engine=name,
+        precision=precision,
+        model=f"ViT {spec.width} wide, {spec.size[0]} px",
+        dense=latency(times.first),
+        staged=latency(times.second),
+        predicted=cost.dense().total / cost.actual(report.kept).total,
+        speedup=times.ratio,
+        parity=tuple(_failures(session, expected, TOLERANCE if precision == "fp32" else HALF_TOLERANCE)),
+    )
+
+
+def _failures(session: Session, expected: ReferenceRun, tolerance: float) -> list[str]:
+    """What is wrong by the contract's rule, the reference's decisions replayed."""
+    want, setting = expected.trace, expected.setting
+    got = trace_from_session(session, setting, replay=want.index)
+    extra = session.bundle.manifest.spec.extra_tokens
+    gates = [gate_parity(want, got, gate, setting, extra, limit=tolerance) for gate in range(len(want.keep))]
+    wrong = [f"gate {number}: {gate.unexplained} unexplained" for number, gate in enumerate(gates) if gate.unexplained]
+    floats = [
+        float_parity(f"stage{number} tokens", one, other.astype(np.float32), tolerance=tolerance)
+        for number, (one, other) in enumerate(zip(want.tokens, got.tokens, strict=True))
+    ]
+    floats.append(float_parity("logits", want.logits, got.logits, tolerance=tolerance))
+    return wrong + [f"{entry.name}: {entry.error:.3g}" for entry in floats if not entry.error <= entry.allowed]
+
+
+def bundle_spec() -> VisionTransformerSpec:
+    """The bundle that is measured."""
+    return vit_spec(384, 12, 6, BUNDLE_PIXELS)

@@ -1,0 +1,84 @@
+"""What is proved by programs of its own: the C++ plugins' enqueue, and both packages for device memory.
+
+Each runs in a process of its own, so that a crash on the device is a finding and takes nothing along.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpu_report import Outcome, Undone
+
+from dovit_deploy.engines.cuda_memory import MEMORIES
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_GPU = 2
+"""What csrc/harness.cpp gives where it could not run."""
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Found = tuple[list[Outcome], list[Undone]]
+
+
+def plugin_outcomes(
+    compute_capability: str, *, seconds: float, headers: str | None = None, run: Run = subprocess.run
+) -> Found:
+    """Build csrc's libraries and harness for this GPU, and let the harness run the plugins' own enqueue.
+
+    Args:
+        headers: folder of TensorRT's headers; without them the same work is called without TensorRT's interface.
+        run: as `subprocess.run`.
+    """
+    missing = [tool for tool in ("make", "nvcc") if shutil.which(tool) is None]
+    if missing:
+        return [], [Undone(what="C++ plugins", why=f"{' and '.join(missing)} is not installed (CUDA toolkit)")]
+    with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+        variables = [f"BUILD={folder}", f"ARCHS={compute_capability.replace('.', '')}"]
+        variables += [f"TENSORRT_INCLUDE={headers}"] if headers else []
+        built = _done(["make", "-C", str(ROOT / "csrc"), "plugins", "harness", *variables], seconds=seconds, run=run)
+        if built is None or built.returncode:
+            return [Outcome(name="C++ plugins", ok=False, detail=f"not built: {_last_line(built)}")], []
+        library = Path(folder) / "libdovit_plugins.so"
+        undone = []
+        if not library.exists():
+            library = Path(folder) / "libdovit_kernels.so"
+            undone.append(Undone(what="IPluginV3's enqueue", why="no TensorRT headers (TENSORRT_INCLUDE)"))
+        ran = _done([str(Path(folder) / "harness"), str(library)], seconds=seconds, run=run)
+    if ran is not None and ran.returncode == NO_GPU:
+        return [], [*undone, Undone(what="C++ plugins", why=_last_line(ran))]
+    return [Outcome(name="C++ plugins", ok=ran is not None and not ran.returncode, detail=_last_line(ran))], undone
+
+
+def memory_outcomes(*, seconds: float, run: Run = subprocess.run) -> Found:
+    """Both packages for device memory against the contract that tests hold (tests/engines/memory_contract.py)."""
+    outcomes, undone = [], []
+    for name in MEMORIES:
+        ran = _done([sys.executable, "-m", "tests.engines.memory_contract", name], seconds=seconds, run=run)
+        if ran is not None and ran.returncode == 0:
+            outcomes.append(Outcome(name=name, ok=True, detail=_last_line(ran)))
+        elif ran is not None and ("PackageMissing" in ran.stderr or "ProviderMissing" in ran.stderr):
+            undone.append(Undone(what=f"memory by {name}", why=_last_line(ran)))
+        else:
+            outcomes.append(Outcome(name=name, ok=False, detail=_last_line(ran)))
+    return outcomes, undone
+
+
+def _done(command: Sequence[str], *, seconds: float, run: Run) -> subprocess.CompletedProcess[str] | None:
+    """None where it took too long."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        return run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _last_line(done: subprocess.CompletedProcess[str] | None) -> str:
+    if done is None:
+        return "took too long"
+    lines = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip().splitlines()
+    return lines[-1].strip() if lines else f"left with code {done.returncode}"

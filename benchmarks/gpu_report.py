@@ -1,0 +1,154 @@
+"""The result of `gpu.py` as data: what ran on which GPU, what did not and why, ready for JSON and for tables."""
+
+from __future__ import annotations
+
+from dovit_deploy.bundle.spec import Noun
+
+AIMS = {"L": 0.92, "B": 0.85, "S": 0.75}
+"""Efficiency to reach at 768 pixels with one image."""
+
+
+class Gpu(Noun):
+    """The GPU, and what PyTorch was built for."""
+
+    name: str
+    compute_capability: str
+    memory_gb: float
+    torch_cuda: str
+
+
+class Outcome(Noun):
+    """Something that was tried."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Undone(Noun):
+    """Something that was not tried, and why."""
+
+    what: str
+    why: str
+
+
+class Bandwidth(Noun):
+    """A kernel over rows of one shape."""
+
+    kernel: str
+    tokens: int
+    kept: int
+    row_bytes: int
+    microseconds: float
+    gb_per_s: float
+    """Read and written, 10^9 bytes a second."""
+    of_copy: float
+    """Over what a device-to-device copy of as many bytes reaches."""
+
+
+class Latency(Noun):
+    """Milliseconds from the pixels on the device to the logits on the device."""
+
+    p50: float
+    p99: float
+
+
+class StagedRow(Noun):
+    """A model at a size, a batch and a profile: staged against dense, interleaved."""
+
+    model: str
+    """S, B or L."""
+    pixels: int
+    images: int
+    profile: str
+    attention: str
+    thresholds: tuple[float, ...]
+    kept: tuple[float, ...]
+    """Mean share of all tokens entering each stage behind a gate."""
+    dense: Latency
+    staged: Latency
+    runs: int
+    predicted: float
+    """Dense MACs over actual MACs."""
+    speedup: float
+    """Median of paired ratios."""
+    graphs: int
+    """CUDA graphs captured so far."""
+
+    @property
+    def efficiency(self) -> float:
+        """Measured over predicted."""
+        return self.speedup / self.predicted
+
+
+class Boundary(Noun):
+    """What token passing costs at a gate: everything kept, staged less dense, over the number of gates."""
+
+    model: str
+    pixels: int
+    images: int
+    microseconds: float
+
+
+class ParityRow(Noun):
+    """The contract's rule over the images of a case."""
+
+    name: str
+    precision: str
+    explained: int
+    failures: tuple[str, ...]
+    confidence_error: float
+    float_error: float
+    """Largest, as a share of what is allowed."""
+
+
+class EngineRow(Noun):
+    """An engine of the registry on a bundle, one image."""
+
+    engine: str
+    precision: str
+    model: str
+    dense: Latency
+    staged: Latency
+    predicted: float
+    speedup: float
+    parity: tuple[str, ...]
+    """Failures; empty where it agrees with the reference."""
+
+    @property
+    def efficiency(self) -> float:
+        """Measured over predicted."""
+        return self.speedup / self.predicted
+
+
+class GpuReport(Noun):
+    """The contents of `results/gpu.json`."""
+
+    command: str
+    date: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    minutes: float
+    gpu: Gpu | None
+    """None where there was none: then only the self-test ran."""
+    selftest: tuple[Outcome, ...]
+    """The same code on CPU tensors and tiny models."""
+    kernels: tuple[Outcome, ...] = ()
+    copy_gb_per_s: float | None = None
+    bandwidth: tuple[Bandwidth, ...] = ()
+    plugin: tuple[Outcome, ...] = ()
+    memory: tuple[Outcome, ...] = ()
+    parity: tuple[ParityRow, ...] = ()
+    staged: tuple[StagedRow, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
+    engines: tuple[EngineRow, ...] = ()
+    undone: tuple[Undone, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Whatever was tried and is wrong; slow is not wrong."""
+        tried = (*self.selftest, *self.kernels, *self.plugin, *self.memory)
+        wrong = [f"{outcome.name}: {outcome.detail}" for outcome in tried if not outcome.ok]
+        wrong += [f"{row.name}, {failure}" for row in self.parity for failure in row.failures]
+        wrong += [f"{row.engine} {row.precision}, {failure}" for row in self.engines for failure in row.parity]
+        return tuple(wrong)
