@@ -1,0 +1,324 @@
+"""`make prove-gpu` as far as it can be tried without a GPU: self-test, budget, programs, report and tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import gpu
+import gpu_cases
+import gpu_engines
+import gpu_programs
+import gpu_selftest
+import gpu_tables
+import pytest
+import torch
+from gpu_cases import Bench, Budget, CaseResults, all_cases, guess_s, run_case, run_cases
+from gpu_kernels import kernel_checks
+from gpu_latency import Paired, latency, paired
+from gpu_models import EVERYTHING, PIXELS, PROFILES, WIDTHS, Case
+from gpu_report import AIMS, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
+from gpu_selftest import TINY_PIXELS, TinyCase
+from gpu_tables import NOT_RUN, TABLES, mark, write_tables
+from packed_stages import masked_attention
+from report import END
+
+from dovit_deploy.engines.registry import ENGINES
+from dovit_deploy.errors import ProviderMissing
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+HERE = Bench(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=8)
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run make prove-gpu")
+
+
+def page_with_marks(folder: Path) -> Path:
+    page = folder / "page.md"
+    page.write_text("\n".join(f"about {name}\n{mark(name)}\nof yesterday\n{END}" for name in TABLES))
+    return page
+
+
+@no_gpu
+def test_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path, capsys) -> None:
+    output, page = tmp_path / "gpu.json", page_with_marks(tmp_path)
+    assert gpu.main(["--minutes", "1", "-o", str(output), "--docs", str(page)]) == 0
+    report = GpuReport.model_validate_json(output.read_text())
+    assert report.gpu is None and not report.staged and not report.engines and report.copy_gb_per_s is None
+    assert len(report.selftest) >= 5 and all(outcome.ok for outcome in report.selftest)
+    assert {entry.what for entry in report.undone} >= set(gpu.ONLY_ON_A_GPU)
+    said = capsys.readouterr().err
+    assert all(f"not done: {what}" in said for what in gpu.ONLY_ON_A_GPU)
+    text = page.read_text()
+    assert "of yesterday" not in text and text.count(NOT_RUN) == 4 and "no GPU" in text
+    written = page.read_text()
+    page.write_text(page_with_marks(tmp_path).read_text())
+    assert gpu.main(["--tables", str(output), "--docs", str(page)]) == 0
+    assert page.read_text() == written, "the tables come from the JSON"
+
+
+@no_gpu
+def test_a_selftest_that_fails_is_exit_code_4(monkeypatch, tmp_path) -> None:
+    def wrong():
+        return [Outcome(name="x", ok=False, detail="it is wrong")], []
+
+    monkeypatch.setattr(gpu, "selftest", wrong)
+    assert gpu.main(["-o", str(tmp_path / "gpu.json")]) == 4
+
+
+def test_a_wrong_stage_fails_the_selftest(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_selftest, "_engines", lambda: "")
+    monkeypatch.setattr(gpu_selftest, "_kernels", lambda: "")
+
+    def leaking(query, key, value, heads, bounds, longest):
+        whole = torch.stack([bounds[0], bounds[-1] + 1])
+        return masked_attention(query, key, value, heads, whole, longest)
+
+    monkeypatch.setattr(gpu_selftest, "masked_attention", leaking)
+    outcomes, _ = gpu_selftest.selftest()
+    assert [outcome.ok for outcome in outcomes[:2]] == [False, False], "attention that sees padding or other images"
+    assert "differ" in outcomes[0].detail
+
+
+def test_a_wrong_kernel_fails_the_check() -> None:
+    class Nothing:
+        """Launches nothing."""
+
+        def gather(self, *addresses, **sizes) -> None: ...
+        def scatter(self, *addresses, **sizes) -> None: ...
+        def compact(self, *addresses, **sizes) -> None: ...
+
+    outcomes = kernel_checks(Nothing(), CPU, stream=0)
+    assert [outcome.ok for outcome in outcomes] == [False, False]
+    assert "rows of" in outcomes[0].detail and "entries of" in outcomes[1].detail
+
+
+def test_a_case_gives_parity_every_profile_and_the_boundary() -> None:
+    results = CaseResults()
+    run_case(TinyCase("S", TINY_PIXELS, 2), results, HERE)
+    assert [row.profile for row in results.staged] == [EVERYTHING, *PROFILES]
+    assert results.staged[0].predicted <= 1 < results.staged[1].predicted < results.staged[3].predicted
+    assert results.staged[0].kept == (1.0, 1.0, 1.0)
+    assert len(results.boundaries) == 1 and not results.parity[0].failures and results.parity[0].precision == "float32"
+    for row in results.staged:
+        assert row.efficiency == pytest.approx(row.speedup / row.predicted)
+        assert 0 < row.dense.p50 <= row.dense.p99 and row.runs >= 10
+
+
+def test_what_does_not_fit_is_left_out_and_said() -> None:
+    budget = Budget(time.monotonic() + 5)
+    said: list[str] = []
+    results = run_cases([Case("L", 1024, 1), TinyCase("S", 64, 1)], budget, HERE, said.append)
+    assert said == [TinyCase("S", 64, 1).name] and len(results.staged) == 4
+    (left_out,) = budget.undone
+    assert left_out.what == "ViT-L 1024 px, 1 image" and "needed" in left_out.why
+
+
+def test_too_little_memory_leaves_one_case_out(monkeypatch) -> None:
+    def out_of_memory(*arguments) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    monkeypatch.setattr(gpu_cases, "run_case", out_of_memory)
+    budget = Budget.minutes(10)
+    run_cases([Case("S", 512, 1)], budget, HERE, lambda text: None)
+    assert budget.undone == [Undone(what="ViT-S 512 px, 1 image", why="CUDA out of memory")]
+
+
+def test_cases_are_all_there_the_aims_first() -> None:
+    cases = list(all_cases())
+    assert [(case.size, case.pixels, case.images) for case in cases[:3]] == [(size, 768, 1) for size in AIMS]
+    assert len(set(cases)) == len(cases) == 2 * len(WIDTHS) * len(PIXELS)
+    single = [case for case in cases if case.images == 1]
+    # With kernels, programs and engines the single images leave time for some batches.
+    assert sum(guess_s(case) for case in single) < 5 * 60
+    assert [case.spec.width for case in cases[:3]] == [1024, 768, 384]
+    assert cases[0].spec.tokens == 48 * 48 + 1
+
+
+def test_latency_is_percentiles_in_milliseconds() -> None:
+    assert latency(tuple(number / 1000 for number in range(1, 101))) == Latency(p50=50.5, p99=100.0)
+    both = Paired((2.0, 4.0, 6.0), (1.0, 1.0, 1.0))
+    assert both.ratio == 4.0 and both.difference == -3.0
+
+
+def test_pairs_alternate_and_wait_for_the_device() -> None:
+    journal: list[str] = []
+    times = paired(
+        lambda: journal.append("a"), lambda: journal.append("b"), seconds=0.0, finish=lambda: journal.append("|")
+    )
+    assert len(times.first) == len(times.second) == 10
+    measured = "".join(journal)[12:]
+    assert measured.startswith("|a||b||b||a|"), measured
+
+
+def done(code: int, stdout: str = "", stderr: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], code, stdout, stderr)
+
+
+class Programs:
+    """Stands for `subprocess.run`: answers by what a command line contains, and notes it."""
+
+    def __init__(self, **answers: subprocess.CompletedProcess[str] | None) -> None:
+        self.answers, self.commands = answers, []
+
+    def __call__(self, command, **options):
+        assert options["cwd"] == ROOT and options["timeout"] == 7
+        self.commands.append([str(word) for word in command])
+        for word, answer in self.answers.items():
+            if any(word in part for part in self.commands[-1]):
+                if answer is None:
+                    raise subprocess.TimeoutExpired(command, 7)
+                return answer
+        raise AssertionError(command)
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    monkeypatch.setattr(gpu_programs.shutil, "which", lambda name: f"/bin/{name}")
+
+
+def test_the_harness_is_built_for_this_gpu_and_its_last_line_is_reported(tools) -> None:
+    run = Programs(make=done(0, "built"), harness=done(0, "x\n251 of 251 cases equal, through dovit_enqueue\n"))
+    outcomes, undone = gpu_programs.plugin_outcomes("9.0", seconds=7, run=run)
+    assert outcomes == [Outcome(name="C++ plugins", ok=True, detail="251 of 251 cases equal, through dovit_enqueue")]
+    assert "ARCHS=90" in run.commands[0] and {"plugins", "harness"} <= set(run.commands[0])
+    assert run.commands[1][1].endswith("libdovit_kernels.so") and undone[0].what == "IPluginV3's enqueue"
+    gpu_programs.plugin_outcomes("12.0", seconds=7, headers="/x/include", run=run)
+    assert {"ARCHS=120", "TENSORRT_INCLUDE=/x/include"} <= set(run.commands[2])
+
+
+def test_a_harness_that_differs_crashes_or_hangs_is_wrong(tools) -> None:
+    for answer, detail in (
+        (done(1, "differs: compaction\n250 of 251 cases equal\n"), "250 of 251"),
+        (done(-11, "", ""), "left with code -11"),
+        (None, "took too long"),
+    ):
+        outcomes, _ = gpu_programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(0), harness=answer))
+        assert [outcome.ok for outcome in outcomes] == [False] and detail in outcomes[0].detail
+    outcomes, _ = gpu_programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(2, "", "nvcc fatal: x\n")))
+    assert outcomes[0].detail == "not built: nvcc fatal: x"
+
+
+def test_what_the_harness_cannot_run_is_not_done(tools, monkeypatch) -> None:
+    run = Programs(make=done(0), harness=done(2, "", "no GPU: no CUDA-capable device is detected\n"))
+    outcomes, undone = gpu_programs.plugin_outcomes("8.6", seconds=7, run=run)
+    assert outcomes == [] and "no GPU" in undone[-1].why
+    monkeypatch.setattr(gpu_programs.shutil, "which", lambda name: None if name == "nvcc" else name)
+    outcomes, undone = gpu_programs.plugin_outcomes("8.6", seconds=7, run=run)
+    assert outcomes == [] and "nvcc is not installed" in undone[0].why
+
+
+def test_memory_is_proved_by_its_contract() -> None:
+    missing = "dovit_deploy.errors.PackageMissing: the package 'pycuda.driver' is needed\n"
+    run = Programs(**{"cuda-core": done(0, "13 promises kept by cuda-core on X\n"), "pycuda": done(1, "", missing)})
+    outcomes, undone = gpu_programs.memory_outcomes(seconds=7, run=run)
+    assert outcomes == [Outcome(name="cuda-core", ok=True, detail="13 promises kept by cuda-core on X")]
+    assert [entry.what for entry in undone] == ["memory by pycuda"]
+    run = Programs(**{"cuda-core": done(1, "", "AssertionError: bytes differ\n"), "pycuda": None})
+    outcomes, undone = gpu_programs.memory_outcomes(seconds=7, run=run)
+    assert [outcome.ok for outcome in outcomes] == [False, False] and not undone
+
+
+@no_gpu
+def test_the_memory_programs_really_start() -> None:
+    """Without a driver they say so; that is the whole way but for the GPU."""
+    outcomes, undone = gpu_programs.memory_outcomes(seconds=60)
+    assert outcomes == [] and len(undone) == len(gpu_programs.MEMORIES)
+
+
+def test_every_engine_that_uses_a_gpu_is_tried() -> None:
+    tried = [(name, precision) for name, precision, _ in gpu_engines.gpu_backends()]
+    for name, entry in ENGINES.items():
+        assert (name in gpu_engines.ON_THE_CPU) != all((name, precision) in tried for precision in entry.precisions)
+    assert ("cuda", "fp16") in tried and ("torch on the GPU", "fp32") in tried
+
+
+def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path) -> None:
+    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.engines.registry import backend_from_name
+
+    def refused():
+        raise ProviderMissing("no NVIDIA driver here")
+
+    backends = [
+        ("cuda", "fp32", refused),
+        ("onnxruntime", "fp32", lambda: backend_from_name("onnxruntime", threads=1)),
+        ("cuda", "fp16", refused),
+    ]
+    rows, undone = gpu_engines.engine_rows(
+        Bundle.open(tiny_bundle_path), backends, seconds=0.0, allows=lambda what, seconds: "fp16" not in what
+    )
+    assert undone == [Undone(what="engine cuda fp32", why="no NVIDIA driver here")]
+    (row,) = rows
+    assert row.engine == "onnxruntime" and row.parity == () and row.predicted > 0
+
+
+def row(model="L", pixels=768, images=1, profile="p45", speedup=1.5, predicted=1.6) -> StagedRow:
+    return StagedRow(
+        model=model,
+        pixels=pixels,
+        images=images,
+        profile=profile,
+        attention="packed",
+        thresholds=(0.5, 0.5, 0.5),
+        kept=(0.7, 0.45, 0.3),
+        dense=Latency(p50=3.0, p99=3.5),
+        staged=Latency(p50=2.0, p99=2.5),
+        runs=100,
+        predicted=predicted,
+        speedup=speedup,
+        graphs=4,
+    )
+
+
+def report_of(**fields) -> GpuReport:
+    facts = {"command": "c", "date": "d", "machine": {"cpu": "C"}, "versions": {"torch": "2"}, "minutes": 10}
+    card = Gpu(name="G", compute_capability="9.0", memory_gb=80.0, torch_cuda="13.0")
+    return GpuReport.model_validate({**facts, "gpu": card, "selftest": (), **fields})
+
+
+def test_aims_stand_beside_what_was_reached() -> None:
+    rows = [row(speedup=1.5, predicted=1.6), row("B", speedup=1.2), row("S", pixels=512), row(profile=EVERYTHING)]
+    lines = gpu_tables.latency_table(report_of(staged=rows)).splitlines()
+    assert lines[2].endswith("| 1.50x | 1.60x | 0.94 | 0.92 reached |")
+    assert lines[3].endswith("| 0.75 | 0.85 missed |")
+    assert lines[4].endswith("| 0.94 |  |") and lines[5].endswith("| 0.94 |  |")
+
+
+def test_where_dense_is_faster_the_map_says_so() -> None:
+    profiles = {EVERYTHING: (0.9, 0.99), "p70": (0.95, 1.25), "p45": (1.05, 1.6), "p12": (1.6, 2.2)}
+    rows = [row("S", 512, 8, name, *figures) for name, figures in profiles.items()]
+    table = gpu_tables.break_even_table(report_of(staged=rows)).splitlines()
+    assert table[2].startswith("| ViT-S 512 px, 8 images | dense (0.90x) | dense (0.95x) | 1.05x | 1.60x |")
+    # Half way between savings of 20 % and 37.5 %.
+    assert table[2].endswith("| 29% |")
+    never = [row("S", 512, 8, "p12", 0.8, 2.0)]
+    assert gpu_tables.break_even_table(report_of(staged=never)).splitlines()[2].endswith("| above 50% |")
+    gains = [row("S", 512, 8, "p70", 1.1, 1.25)]
+    assert gpu_tables.break_even_table(report_of(staged=gains)).splitlines()[2].endswith("| below 20% |")
+
+
+def test_what_is_wrong_is_a_failure_and_slow_is_not() -> None:
+    assert report_of(staged=[row(speedup=0.5)]).failures == ()
+    wrong = report_of(memory=[Outcome(name="pycuda", ok=False, detail="bytes differ")])
+    assert wrong.failures == ("pycuda: bytes differ",)
+    assert "**wrong**" in gpu_tables.proved_table(wrong)
+
+
+def test_a_missing_mark_leaves_the_page_as_it_was(tmp_path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{mark('proved')}\nof yesterday\n{END}\n")
+    with pytest.raises(ValueError, match="latency"):
+        write_tables(report_of(), page)
+    assert "of yesterday" in page.read_text()
+
+
+def test_the_page_of_the_project_shows_the_committed_result(tmp_path) -> None:
+    page = ROOT / "docs" / "benchmarks.md"
+    copy = tmp_path / "benchmarks.md"
+    copy.write_text(page.read_text())
+    report = GpuReport.model_validate(json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text()))
+    write_tables(report, copy)
+    assert copy.read_text() == page.read_text()
