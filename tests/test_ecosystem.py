@@ -104,7 +104,7 @@ PROMISES = (
         {"opencv-python-headless": ("cpu", "gpu", "train")},
         tests=(
             ("tests/runtime/test_video_reader_opencv.py", "without_pyav"),
-            ("tests/runtime/test_transforms.py", "opencv"),
+            ("tests/runtime/test_transforms.py", "OpenCV"),
         ),
     ),
     Promise(
