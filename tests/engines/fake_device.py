@@ -70,7 +70,7 @@ class FakeMemory:
     """`limit`: bytes that there are. `refuse_capture`: as a driver does where captured work waits."""
 
     name: str = "fake"
-    device: GpuDevice = GpuDevice("fake GPU", "8.6")
+    device: GpuDevice = field(default_factory=lambda: GpuDevice("fake GPU", "8.6"))
     stream: int = STREAM
     limit: int = 1 << 28
     refuse_capture: bool = False
