@@ -23,6 +23,7 @@ from dovit_deploy.engines.tensorrt_package import cache_home
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.output_folder import put_in_place, remove, written_aside
 
+KERNELS = "kernels"
 PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
@@ -78,6 +79,10 @@ class EngineCache:
             put_in_place(folder, self.root / key.name)
         finally:
             remove(folder)
+
+    def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
+        """Where kernels that TensorRT for RTX compiled for a GPU are kept; whoever has them starts faster."""
+        return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
 
     def folders(self) -> list[Path]:
         """Every entry's folder, by name."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.cost import CostModel
-from dovit_deploy.engines.base import Backend, Buffer, Engine, as_float32
+from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.gate_inputs import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
@@ -30,8 +30,9 @@ class Session:
     Args:
         bundle: an opened bundle.
         engine: a name of `engines.registry`; "torch" is the reference.
-        precision: one that engine and bundle both have.
+        precision: one that engine and bundle both have; None: the engine's own, fp32 but for TensorRT.
         threads: of one operator; None leaves it to the engine.
+        options: what only some engines have a use for.
         backend: in place of the four above, a backend made by the caller.
 
     Raises:
@@ -45,16 +46,22 @@ class Session:
         bundle: Bundle,
         *,
         engine: str = "onnxruntime",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
+        options: EngineOptions = NONE_GIVEN,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads)
+        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads, options=options)
         self._cost = CostModel(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
-        for number in range(bundle.stages):
-            self.engine(f"stage{number}")
+        try:
+            for number in range(bundle.stages):
+                self.engine(f"stage{number}")
+        except BaseException:
+            # Those before it may hold device memory.
+            self.close()
+            raise
 
     def run(
         self,
@@ -178,14 +185,18 @@ class Session:
         floor: np.float32,
         replay: list[npt.NDArray[np.int64]] | None,
     ) -> tuple[Logits, TokenReport]:
-        indices, confidence, times = [], [], [perf_counter()]
+        backend, taken, confidence, times = self.backend, [], [], [perf_counter()]
         for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
-            if index is not None:
-                indices.append(self.backend.download(index))
-                confidence.append(self.backend.download(outputs["confidence"]))
+            if index is None:
+                # On a GPU the last stage is only enqueued: its time ends when its result is here.
+                logits = as_float32(backend.download(outputs["logits"]))
+            else:
+                taken.append(index)
+                confidence.append(outputs["confidence"])
             times.append(perf_counter())
-        logits = self.backend.download(outputs["logits"])
-        return as_float32(logits), self._report(indices, confidence, times)
+        # For the report alone, and after the clock: between the stages each copy would hold up the device.
+        indices = [backend.download(index) for index in taken]
+        return logits, self._report(indices, [backend.download(values) for values in confidence], times)
 
     def _run_dense(self, pixels: Pixels) -> tuple[Logits, TokenReport]:
         spec = self.bundle.manifest.spec
