@@ -90,8 +90,13 @@ def make_fresh(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` in one step."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file `path` in one step."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     aside.replace(path)
 
 

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from dovit_deploy.errors import PackageMissing
+from dovit_deploy.errors import EnvironmentProblem, PackageMissing
 
 # ONNX Runtime reads this when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -57,6 +57,7 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
 
     Raises:
         PackageMissing: it is not installed, or is installed and broken.
+        EnvironmentProblem: it is installed, and shared libraries that it loads are not there.
     """
     package = OPTIONAL[module]
     try:
@@ -67,6 +68,11 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
         raise PackageMissing(
             f"the package '{module}' is needed for {package.purpose} and cannot be imported{broken}; "
             f"install it with: {install or package.install}"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            f"the package '{module}' is installed and its libraries do not load: {str(error).splitlines()[0]}; "
+            f"install it anew: {package.install} --force-reinstall"
         ) from error
 
 

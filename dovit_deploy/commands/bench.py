@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shlex import quote
@@ -17,6 +17,7 @@ from dovit_deploy.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.measure.benchmark import BenchReport, BenchResult, Contestant, Progress, Side
     from dovit_deploy.measure.frames import BenchFrames
 
@@ -29,12 +30,18 @@ def bench(
         str | None, typer.Option(metavar="SRC", help="Image, folder, glob or video. Default: rendered street frames.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="E[,E...]", help="onnxruntime, torch; the first is what others are compared with.")
+        str,
+        typer.Option(
+            metavar="E[,E...]",
+            help="onnxruntime, torch, tensorrt-rtx, tensorrt; the first is what others are compared with.",
+        ),
     ] = "onnxruntime",
     precision: Annotated[
-        str, typer.Option(metavar="P[,P...]", help="Number formats: fp32, with cuda also fp16.")
-    ] = "fp32",
+        str | None, typer.Option(metavar="P[,P...]", help="Number formats: fp32, fp16; default: each engine's own.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
+    cuda_memory: options.CudaMemory = None,
+    trust_engine: options.TrustEngine = False,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all frames.")] = DEFAULT_REPEAT,
     json_file: options.JsonFile = None,
     quiet: options.Quiet = False,
@@ -48,20 +55,22 @@ def bench(
     """
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.engines.registry import ENGINES
     from dovit_deploy.machine import machine_facts, package_versions
     from dovit_deploy.measure.benchmark import BenchReport, benchmark
 
     engines = _different(engine, option="--engine", allowed=tuple(ENGINES))
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
-    precisions = _different(precision, option="--precision", allowed=allowed)
+    precisions = (None,) if precision is None else _different(precision, option="--precision", allowed=allowed)
     console.check_writable(json_file, given=Path(frames) if frames else None)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     opened = Bundle.open(path)
     if licence:
         console.remark(licence, quiet=quiet)
     with ExitStack() as stack:
-        contestants = _contestants(stack, opened, engines, precisions, threads)
+        wanted = EngineOptions(cuda_memory, trust_engine)
+        contestants = _contestants(stack, opened, itertools.product(engines, precisions), threads, wanted)
         taken = _frames(frames, opened, quiet=quiet)
         with _progress(quiet=quiet) as progress:
             results = benchmark(contestants, taken.pixels, labels=taken.labels, repeat=repeat, progress=progress)
@@ -92,20 +101,24 @@ def _different(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str
 
 
 def _contestants(
-    stack: ExitStack, bundle: Bundle, engines: tuple[str, ...], precisions: tuple[str, ...], threads: int
+    stack: ExitStack,
+    bundle: Bundle,
+    wanted: Iterable[tuple[str, str | None]],
+    threads: int,
+    given: EngineOptions,
 ) -> list[Contestant]:
-    """A session for every engine and precision, closed with `stack`."""
+    """A session for every engine and precision, closed with `stack`; each engine gets the options that are for it."""
+    from dovit_deploy.engines.registry import options_for
     from dovit_deploy.measure.benchmark import Contestant
     from dovit_deploy.runtime.session import Session
 
-    return [
-        Contestant(
-            engine,
-            precision,
-            stack.enter_context(Session(bundle, engine=engine, precision=precision, threads=threads)),
-        )
-        for engine, precision in itertools.product(engines, precisions)
-    ]
+    pairs = list(wanted)
+    contestants = []
+    for engine, precision in pairs:
+        options = options_for(engine, given, among=[name for name, _ in pairs])
+        session = Session(bundle, engine=engine, precision=precision, threads=threads, options=options)
+        contestants.append(Contestant(engine, session.backend.precision, stack.enter_context(session)))
+    return contestants
 
 
 def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:

@@ -16,7 +16,7 @@ from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dovit_deploy.engines.engine_cache import EngineSet
+    from dovit_deploy.engines.engine_folder import EngineSet
     from dovit_deploy.engines.engine_record import EngineRecord
     from dovit_deploy.engines.tensorrt_build import Progress
 

@@ -13,7 +13,8 @@ from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import EngineInvalid
 
 if TYPE_CHECKING:
-    from dovit_deploy.engines.engine_cache import EngineCache, EngineSet
+    from dovit_deploy.engines.engine_cache import EngineCache
+    from dovit_deploy.engines.engine_folder import EngineSet
 
 
 class Action(StrEnum):
@@ -54,7 +55,8 @@ def cache(
 
 
 def _list(store: EngineCache, json_file: Path | None) -> None:
-    from dovit_deploy.engines.engine_cache import folder_bytes, open_engines
+    from dovit_deploy.engines.engine_cache import folder_bytes
+    from dovit_deploy.engines.engine_folder import open_engines
 
     wanted, rows, report = _usable_here(), [], []
     for folder in store.folders():
@@ -77,11 +79,12 @@ def _facts(engines: EngineSet) -> tuple[str, ...]:
 
 
 def _usable_here() -> dict[str, str | None]:
-    """Version of each TensorRT package here, None where it is absent, and of the code that derives graphs."""
+    """Version of each TensorRT package here, None where it is absent, and of the code of graphs and plugins."""
     from dovit_deploy.engines.engine_graphs import forms_digest
+    from dovit_deploy.engines.plugin_library import plugin_digest
     from dovit_deploy.engines.tensorrt_package import ENGINES, installed_version
 
-    return {"": forms_digest(), **{engine: installed_version(engine) for engine in ENGINES}}
+    return {"": forms_digest(), "plugins": plugin_digest(), **{engine: installed_version(engine) for engine in ENGINES}}
 
 
 def why_unusable(folder: Path, here: dict[str, str | None]) -> str | None:
@@ -89,7 +92,7 @@ def why_unusable(folder: Path, here: dict[str, str | None]) -> str | None:
 
     A package that is not installed is no reason: it may be in another environment of the same user.
     """
-    from dovit_deploy.engines.engine_cache import open_engines
+    from dovit_deploy.engines.engine_folder import open_engines
 
     try:
         key = open_engines(folder, origin="cache").entry.key
@@ -100,4 +103,6 @@ def why_unusable(folder: Path, here: dict[str, str | None]) -> str | None:
         return f"for {key.engine} {key.package_version}; {version} is installed"
     if key.forms != here[""]:
         return "by another version of dovit-deploy"
+    if key.plugins and key.plugin_code != here["plugins"]:
+        return "with other plugins than there are now"
     return None

@@ -25,12 +25,14 @@ def evaluate(
         str, typer.Option(metavar="NAME[:[-]PREFIX]", help="Split; with PREFIX only images whose names start so.")
     ] = "val",
     engine: options.EngineName = "onnxruntime",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = None,
     threshold: options.Threshold = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also random, first-gate and oracle stopping, and smaller inputs.")
     ] = False,
     threads: options.Threads = None,
+    cuda_memory: options.CudaMemory = None,
+    trust_engine: options.TrustEngine = False,
     json_file: options.JsonFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -43,13 +45,14 @@ def evaluate(
     Cityscapes, ADE20K.
     """
     from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.measure.datasets import dataset_from_path
     from dovit_deploy.measure.evaluate import check_classes, measure_set
     from dovit_deploy.measure.evaluation_report import report_from_measured
     from dovit_deploy.runtime.gate_inputs import thresholds_from
     from dovit_deploy.runtime.session import Session
 
-    values = parse.thresholds(threshold)
+    values, wanted = parse.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file)
     opened = Bundle.open(bundle)
     limits = thresholds_from(None, opened.manifest)
@@ -58,7 +61,7 @@ def evaluate(
     data = dataset_from_path(dataset, split)
     check_classes(data.classes, opened.manifest)
     with (
-        Session(opened, engine=engine, precision=precision, threads=threads) as session,
+        Session(opened, engine=engine, precision=precision, threads=threads, options=wanted) as session,
         _smaller(opened, wanted=controls, threads=threads, quiet=quiet) as smaller,
     ):
         with console.progress_bar(total=len(data), quiet=quiet) as advance:

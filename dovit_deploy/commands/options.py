@@ -13,10 +13,26 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail, and
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 EngineName = Annotated[
     str,
-    typer.Option("--engine", help="onnxruntime (CPU), cuda (ONNX Runtime on an NVIDIA GPU), or torch (the reference)."),
+    typer.Option(
+        "--engine",
+        help="onnxruntime (CPU), cuda (ONNX Runtime on an NVIDIA GPU), torch (the reference), "
+        "or tensorrt-rtx, tensorrt (see `dovit build`).",
+    ),
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", help="Number format of weights and arithmetic: fp32, with cuda also fp16.")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Number format of weights and arithmetic: fp32; cuda: also fp16; TensorRT: fp16 (default) or fp32.",
+    ),
+]
+CudaMemory = Annotated[
+    str | None,
+    typer.Option("--cuda-memory", metavar="NAME", help="GPU memory through cuda-core (default) or pycuda; TensorRT."),
+]
+TrustEngine = Annotated[
+    bool,
+    typer.Option("--trust-engine", help="Run built engines that came with the bundle: they could run anything."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator; default: all cores.")]
 Threshold = Annotated[

@@ -24,7 +24,7 @@ def run(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; default: runs/<stem>.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="NAME.dovit; default: the installed default model.")] = None,
     engine: options.EngineName = "onnxruntime",
-    precision: options.Precision = "fp32",
+    precision: options.Precision = None,
     threshold: options.Threshold = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     save: Annotated[
@@ -39,6 +39,8 @@ def run(
     start: Annotated[float | None, typer.Option(help="Seconds into the video to begin at.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the video to stop before.")] = None,
     threads: options.Threads = None,
+    cuda_memory: options.CudaMemory = None,
+    trust_engine: options.TrustEngine = False,
     max_pixels: options.MaxPixels = None,
     json_file: options.JsonFile = None,
     quiet: options.Quiet = False,
@@ -48,6 +50,7 @@ def run(
     del verbose
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.runtime.gate_inputs import thresholds_from
     from dovit_deploy.runtime.image_source import ImageSource
     from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
@@ -59,7 +62,7 @@ def run(
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else parse.names(save, option="--save", allowed=KINDS)
-    values = parse.thresholds(threshold)
+    values, wanted = parse.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file, given=Path(source))
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
@@ -72,7 +75,7 @@ def run(
         if licence:
             console.remark(licence, quiet=quiet)
         with (
-            Session(opened, engine=engine, precision=precision, threads=threads) as session,
+            Session(opened, engine=engine, precision=precision, threads=threads, options=wanted) as session,
             _stop_on_signal() as stop,
         ):
             job = RunJob(

@@ -6,6 +6,7 @@ A buffer is whatever the backend keeps tensors in (a NumPy array, device memory)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,23 @@ from dovit_deploy.bundle.directory import Bundle
 
 Array = npt.NDArray[Any]
 Buffer = Any
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What only some engines have a use for; None and False leave it to the engine."""
+
+    cuda_memory: str | None = None
+    """Package through which GPU memory is used (cuda_memory.MEMORIES)."""
+    trust_engine: bool = False
+    """Run built engines that came with a bundle, which can carry code."""
+
+    def given(self) -> dict[str, Any]:
+        """What was said, by field."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
+
+
+NONE_GIVEN = EngineOptions()
 
 
 class Engine(Protocol):

@@ -118,10 +118,10 @@ class CudaCoreMemory:
 
 def opened_memory(number: int) -> CudaCoreMemory:
     """Entry point of `cuda_memory.opened_memory`."""
-    driver = packages.load("cuda.bindings.driver")
+    # Where there is no driver, installing the package would not help.
     device = gpu_device(number)
     try:
-        return CudaCoreMemory(driver, device, number)
+        return CudaCoreMemory(packages.load("cuda.bindings.driver"), device, number)
     # What cuda-bindings raises where it finds no driver of its own version's making.
     except RuntimeError as error:
         raise ProviderMissing(f"cuda-bindings cannot use the NVIDIA driver: {str(error).splitlines()[0]}") from error

@@ -12,47 +12,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import filelock
-from pydantic import ValidationError
 
-from dovit_deploy.bundle.directory import ENGINES, Bundle, file_entry
-from dovit_deploy.bundle.spec import Noun
-from dovit_deploy.engines.engine_record import EngineEntry, EngineKey, EngineRecord
+from dovit_deploy.bundle.directory import ENGINES, Bundle
+from dovit_deploy.engines.engine_folder import ENTRY, PARTIAL, EngineSet, Origin, open_engines
+from dovit_deploy.engines.engine_record import EngineKey
 from dovit_deploy.engines.tensorrt_package import cache_home
-from dovit_deploy.errors import EngineInvalid, InputError, UsageError
+from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.output_folder import put_in_place, remove, written_aside
 
-ENTRY = "entry.json"
-PARTIAL = ".partial"
+KERNELS = "kernels"
 PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
-
-Origin = Literal["cache", "bundle"]
-N = TypeVar("N", bound=Noun)
-
-
-@dataclass(frozen=True)
-class EngineSet:
-    """The engines of one key, their bytes checked against the sidecars."""
-
-    folder: Path
-    entry: EngineEntry
-    records: dict[str, EngineRecord]
-    """By graph."""
-    origin: Origin
-    """Built on this machine, or come with a bundle: such engines are run only on request."""
-
-    @property
-    def bytes(self) -> int:
-        """Size of the engines."""
-        return sum(record.file.bytes for record in self.records.values())
-
-    def engine_path(self, graph: str) -> Path:
-        """The engine of `graph`."""
-        return self.folder / f"{graph}.engine"
 
 
 class EngineCache:
@@ -107,6 +79,10 @@ class EngineCache:
             put_in_place(folder, self.root / key.name)
         finally:
             remove(folder)
+
+    def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
+        """Where kernels that TensorRT for RTX compiled for a GPU are kept; whoever has them starts faster."""
+        return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
 
     def folders(self) -> list[Path]:
         """Every entry's folder, by name."""
@@ -168,21 +144,6 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
     return target
 
 
-def open_engines(folder: Path, *, origin: Origin) -> EngineSet:
-    """Open a folder of engines, whatever their key, and check every byte.
-
-    Raises:
-        EngineInvalid: a file is missing, not readable as what it should be, or not what its sidecar was written for.
-    """
-    entry = _read(folder / ENTRY, EngineEntry)
-    records = {}
-    for graph in entry.key.graphs:
-        record = _read(folder / f"{graph}.json", EngineRecord)
-        _check_engine(folder / f"{graph}.engine", record, graph, entry.key)
-        records[graph] = record
-    return EngineSet(folder, entry, records, origin)
-
-
 def folder_bytes(folder: Path) -> int:
     """Size of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -191,33 +152,4 @@ def folder_bytes(folder: Path) -> int:
 def _opened_if_there(folder: Path, key: EngineKey, origin: Origin) -> EngineSet | None:
     if not folder.is_dir():
         return None
-    engines = open_engines(folder, origin=origin)
-    if engines.entry.key != key:
-        raise EngineInvalid(f"{folder} holds engines of another key; {MEND}")
-    return engines
-
-
-MEND = "build them again with: dovit build BUNDLE --rebuild"
-
-
-def _read(path: Path, kind: type[N]) -> N:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EngineInvalid(f"{path}: {error.strerror or error}; {MEND}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise EngineInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}; {MEND}") from error
-
-
-def _check_engine(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:
-    """Raise EngineInvalid unless the engine at `path` is the one that `record` was written for, built under `key`."""
-    stated = (record.graph, record.engine, record.package_version, record.precision)
-    if stated != (graph, key.engine, key.package_version, key.precision):
-        raise EngineInvalid(f"{path}: its sidecar belongs to another engine ({', '.join(stated)}); {MEND}")
-    if not path.is_file():
-        raise EngineInvalid(f"{path} is missing; {MEND}")
-    if path.stat().st_size != record.file.bytes:
-        raise EngineInvalid(f"{path} has {path.stat().st_size} bytes, its sidecar says {record.file.bytes}; {MEND}")
-    if file_entry(path) != record.file:
-        raise EngineInvalid(f"{path} is not the engine that its sidecar was written for (SHA-256 differs); {MEND}")
+    return open_engines(folder, origin=origin)

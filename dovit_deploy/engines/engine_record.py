@@ -30,6 +30,8 @@ class EngineKey(Noun):
     profiles: dict[str, tuple[TokenCount, ...]]
     """Lengths of `index` that each graph is tuned for; empty for graphs of one size."""
     plugins: bool
+    plugin_code: str
+    """SHA-256 of the code of the plugins and their kernels; empty where none are called."""
     compute_capabilities: tuple[str, ...]
     """As asked for; of `tensorrt`, the GPU that was built on."""
     forms: str
@@ -75,7 +77,7 @@ class PluginRecord(Noun):
     version: str
     calls: dict[str, int]
     sha256: str
-    """Of the code of the plugin classes that it was built with."""
+    """Of the code of the plugins that it was built with, their kernels included."""
 
 
 class EngineRecord(Noun):
@@ -84,6 +86,8 @@ class EngineRecord(Noun):
     format: Literal["dovit-engine"] = "dovit-engine"
     version: Literal[1] = 1
     graph: str
+    key: str
+    """Name of the `EngineKey` under which it was built: so an engine cannot pass for that of another bundle."""
     engine: str
     package_version: str
     precision: str

@@ -10,6 +10,7 @@ from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.engine_graphs import PRECISIONS, forms_digest
 from dovit_deploy.engines.engine_record import EngineKey
 from dovit_deploy.engines.gpu_device import gpu_device
+from dovit_deploy.engines.plugin_library import plugin_digest
 from dovit_deploy.engines.tensorrt_package import TensorRtPackage
 from dovit_deploy.errors import UsageError
 
@@ -30,6 +31,7 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
 
     Raises:
         UsageError: a precision, bucket or compute capability that cannot be built.
+        EnvironmentProblem: a compiled plugin library is named and not there.
         ProviderMissing: `tensorrt` builds for the GPU at hand, and there is none.
     """
     if request.precision not in PRECISIONS:
@@ -40,6 +42,7 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
     if not package.default_compute_capabilities:
         wanted = (gpu_device().compute_capability,)
     files, names = bundle.manifest.files, graph_names(bundle)
+    plugins = request.plugins and package.capabilities.plugins
     return EngineKey(
         engine=package.engine,
         package_version=package.version,
@@ -47,7 +50,8 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         weights=files[WEIGHTS].sha256,
         graphs={name: files[f"{name}.onnx"].sha256 for name in names},
         profiles=profiles_from(bundle, request.buckets),
-        plugins=request.plugins and package.capabilities.plugins,
+        plugins=plugins,
+        plugin_code=plugin_digest() if plugins else "",
         compute_capabilities=tuple(sorted(set(wanted), key=float)),
         forms=forms_digest(),
     )

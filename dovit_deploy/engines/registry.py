@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from dovit_deploy import packages
-from dovit_deploy.engines.base import Backend
+from dovit_deploy.engines.base import NONE_GIVEN, Backend, EngineOptions
 from dovit_deploy.errors import UsageError
 
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """A runtime: the module that defines `backend(*, precision, threads)`, the package it needs, its precisions."""
+    """A runtime: what makes its backend, the package it needs, its precisions."""
 
     module: str
+    """Module, with `:function` where that is not called `backend`; it is given `precision`, `threads` and `options`."""
     package: str
     precisions: tuple[str, ...]
+    """The first is taken when none is asked for."""
     purpose: str
     install: str | None = None
     """The line that installs it, where that is not the package's own."""
+    options: tuple[str, ...] = ()
+    """Fields of `EngineOptions` that mean something to it."""
+
+
+GPU_ENGINE = ("cuda_memory", "trust_engine")
 
 
 CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
@@ -37,25 +46,69 @@ ENGINES = {
         CUDA_INSTALL,
     ),
     "torch": EngineEntry("dovit_deploy.models.eager", "torch", ("fp32",), "PyTorch, the reference"),
+    "tensorrt-rtx": EngineEntry(
+        "dovit_deploy.engines.tensorrt_run:tensorrt_rtx",
+        *("tensorrt_rtx", ("fp16", "fp32"), "TensorRT for RTX, on NVIDIA GPUs"),
+        options=GPU_ENGINE,
+    ),
+    "tensorrt": EngineEntry(
+        "dovit_deploy.engines.tensorrt_run:tensorrt",
+        *("tensorrt", ("fp16", "fp32"), "TensorRT, on NVIDIA GPUs"),
+        options=GPU_ENGINE,
+    ),
 }
 
 
-def backend_from_name(engine: str, *, precision: str = "fp32", threads: int | None = None) -> Backend:
-    """The backend called `engine`.
+def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> EngineOptions:
+    """Of what was said for several engines, what `engine` has a use for.
 
     Raises:
-        UsageError: unknown engine or precision, or fewer than one thread.
+        UsageError: none of the engines `among` which it was said has a use for it.
+    """
+    for name in given.given():
+        if not any(name in ENGINES[other].options for other in among):
+            _refuse(name, engine)
+    own = {name: value for name, value in given.given().items() if name in ENGINES[engine].options}
+    return EngineOptions(**own)
+
+
+def backend_from_name(
+    engine: str,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    options: EngineOptions = NONE_GIVEN,
+) -> Backend:
+    """The backend called `engine`.
+
+    Args:
+        precision: one of the engine's; None: its first.
+
+    Raises:
+        UsageError: unknown engine or precision, an option that the engine has no use for, or fewer than one thread.
         PackageMissing: the engine's package is not installed.
+        EnvironmentProblem: it is installed and cannot be used.
     """
     entry = ENGINES.get(engine)
     if entry is None:
         raise UsageError(f"unknown engine '{engine}'; there are: {', '.join(ENGINES)}")
-    if precision not in entry.precisions:
+    if precision is not None and precision not in entry.precisions:
         raise UsageError(
             f"engine {engine} does not run precision '{precision}'; it runs: {', '.join(entry.precisions)}"
         )
     if threads is not None and threads < 1:
         raise UsageError(f"threads: {threads} given, at least 1 is needed")
+    for name in options.given():
+        if name not in entry.options:
+            _refuse(name, engine)
     packages.load(entry.package, install=entry.install)
-    backend: Backend = importlib.import_module(entry.module).backend(precision=precision, threads=threads)
+    module, _, function = entry.module.partition(":")
+    make = getattr(importlib.import_module(module), function or "backend")
+    extra = {"options": options} if entry.options else {}
+    backend: Backend = make(precision=precision or entry.precisions[0], threads=threads, **extra)
     return backend
+
+
+def _refuse(option: str, engine: str) -> NoReturn:
+    takers = ", ".join(name for name, entry in ENGINES.items() if option in entry.options)
+    raise UsageError(f"--{option.replace('_', '-')} means nothing to engine {engine}; it is for: {takers}")

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from dovit_deploy import __version__
 from dovit_deploy.bundle.directory import Bundle, file_entry
 from dovit_deploy.bundle.manifest import FileEntry
-from dovit_deploy.engines.engine_cache import ENTRY, EngineCache, EngineSet, open_engines
+from dovit_deploy.engines.engine_cache import EngineCache
+from dovit_deploy.engines.engine_folder import ENTRY, EngineSet, open_engines
 from dovit_deploy.engines.engine_graphs import DerivedGraph, derive_graphs
 from dovit_deploy.engines.engine_record import EngineEntry, EngineKey, EngineRecord, PluginRecord
 from dovit_deploy.engines.engine_request import BuildRequest, engine_key
@@ -25,7 +26,6 @@ from dovit_deploy.engines.token_functions import DOMAIN, VERSION
 from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
 
 BUILDER = "dovit_deploy.engines.tensorrt_builder_process"
-PLUGIN_SOURCE = Path(__file__).with_name("token_plugins.py")
 
 Progress = Callable[[str], None]
 
@@ -165,10 +165,11 @@ def _record(
             namespace=DOMAIN,
             version=VERSION,
             calls=dict(sorted(graph.plugin_calls.items())),
-            sha256=file_entry(PLUGIN_SOURCE).sha256,
+            sha256=key.plugin_code,
         )
     return EngineRecord(
         graph=graph.name,
+        key=key.name,
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,

@@ -16,6 +16,7 @@ from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.engines.builder_log import layer_table, summary_of_log
 from dovit_deploy.engines.engine_record import LayerSummary, TensorRecord
+from dovit_deploy.engines.plugin_library import registered_plugins
 from dovit_deploy.engines.tensorrt_network import built_engine
 from dovit_deploy.engines.tensorrt_package import tensorrt_package
 from dovit_deploy.errors import DovitError
@@ -67,24 +68,17 @@ def main(arguments: list[str]) -> None:
 
 def _carried_out(job: BuilderJob) -> BuilderOutcome:
     package = tensorrt_package(job.engine)
-    creators = _registered_plugins(package.module) if job.plugins else []
+    if job.plugins:
+        registered_plugins(package)
     engine = built_engine(package, Path(job.onnx), profiles=job.profiles, compute_capabilities=job.compute_capabilities)
     Path(job.output).write_bytes(engine.plan)
     Path(job.table).write_text(layer_table(engine.messages), encoding="utf-8")
-    # The registry does not keep them alive.
-    del creators
     return BuilderOutcome(
         tensors=engine.tensors,
         layers=summary_of_log(engine.messages, attention=job.attention),
         seconds=engine.seconds,
         peak_memory_bytes=engine.peak_memory_bytes,
     )
-
-
-def _registered_plugins(module: object) -> list[object]:
-    from dovit_deploy.engines.token_plugins import register_plugins
-
-    return list(register_plugins(module))
 
 
 def die_with(parent: int) -> None:

@@ -47,7 +47,7 @@ def built_engine(
         EngineBuildFailed: the parser or the builder refuses; with what it said.
     """
     trt, start = package.module, perf_counter()
-    logger = _logger(trt)
+    logger = package.logger(everything=True)
     builder = trt.Builder(logger)
     network = builder.create_network(package.network_flags)
     parser = trt.OnnxParser(network, logger)
@@ -78,24 +78,6 @@ def peak_memory() -> int:
         # After `exec` this may still show the parent's, so it is the second choice.
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _logger(trt: Any) -> Any:  # noqa: ANN401
-    """A logger of the package's own class that keeps everything."""
-    wrong = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
-
-    class Kept(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            self.messages.append(message)
-            if severity in wrong:
-                self.errors.append(message)
-
-    return Kept()
 
 
 def _parser_errors(parser: Any) -> list[str]:  # noqa: ANN401

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ class Capabilities:
     """A serialised engine can be examined before it is deserialised."""
     static_plugin_registry: bool
     """`get_plugin_registry` hands out the registry that the parser reads."""
+    given_memory: bool
+    """Execution contexts can share memory that they are given, as much as each profile needs (10.1 and later)."""
+    tells_capturable: bool
+    """A context says whether its work can be captured as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,19 @@ class TensorRtPackage:
         """Bits for `Builder.create_network`: strongly typed, so that the types of the graph are those of the engine."""
         flags = self.module.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED) if self.capabilities.strongly_typed else 0
+
+    def logger(self, *, everything: bool) -> Any:  # noqa: ANN401
+        """A logger of the package's own class whose `errors` are kept, and with `everything` all `messages`."""
+        return _logger(self.module, everything=everything)
+
+    def runs_on(self, built_for: Sequence[str], device: str) -> bool:
+        """Whether engines built for these compute capabilities run on a GPU of this one ("8.9").
+
+        TensorRT for RTX finishes its engines on the device, also on GPUs newer than all that it was built for.
+        """
+        if device in built_for:
+            return True
+        return bool(self.capabilities.compute_capabilities) and float(device) > max(map(float, built_for))
 
     def compute_capability(self, name: str) -> Any:  # noqa: ANN401  an enumeration of the package
         """The package's value for "8.6".
@@ -102,15 +120,7 @@ def tensorrt_package(engine: str) -> TensorRtPackage:
         EnvironmentProblem: it is too old, or its libraries do not load.
     """
     distribution = ENGINES[engine]
-    try:
-        module = packages.load(distribution.module)
-    except (OSError, RuntimeError) as error:
-        # Its __init__ loads shared libraries, and says so when they are not there.
-        install = packages.OPTIONAL[distribution.module].install
-        raise EnvironmentProblem(
-            f"the package '{distribution.module}' is installed and its libraries do not load: "
-            f"{str(error).splitlines()[0]}; install it anew: {install} --force-reinstall"
-        ) from error
+    module = packages.load(distribution.module)
     version = str(module.__version__)
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < distribution.oldest:
@@ -132,7 +142,7 @@ def installed_version(engine: str) -> str | None:
 
 def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
     """What `module` has."""
-    names = dir(getattr(module, "ComputeCapability", None))
+    names, context = dir(getattr(module, "ComputeCapability", None)), getattr(module, "IExecutionContext", None)
     return Capabilities(
         strongly_typed=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
         compute_capabilities=tuple(
@@ -144,7 +154,28 @@ def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
         runtime_config=hasattr(module.ICudaEngine, "create_runtime_config"),
         engine_validity=hasattr(module.Runtime, "get_engine_validity"),
         static_plugin_registry=hasattr(module, "get_plugin_registry"),
+        given_memory=hasattr(context, "set_device_memory")
+        and hasattr(module.ICudaEngine, "get_device_memory_size_for_profile_v2"),
+        tells_capturable=hasattr(context, "is_stream_capturable"),
     )
+
+
+def _logger(trt: Any, *, everything: bool) -> Any:  # noqa: ANN401
+    wrong = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
+
+    class Kept(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
+            if everything:
+                self.messages.append(message)
+            if severity in wrong:
+                self.errors.append(message)
+
+    return Kept()
 
 
 def _dotted(name: str) -> str:

@@ -6,7 +6,7 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.default_bundle import default_bundle
-from dovit_deploy.engines.registry import ENGINES
+from dovit_deploy.engines.registry import ENGINES, EngineEntry
 from dovit_deploy.errors import DovitError
 from dovit_deploy.measure.installation import (
     Conflict,
@@ -20,6 +20,8 @@ from dovit_deploy.measure.probing import Finding, findings
 
 ENCODERS = {"h264": ("H.264 with sound", ("av", "cv2")), "mp4v": ("MPEG-4 without sound", ("cv2",))}
 """What each is for, and the packages that it takes; the first that works is used."""
+NO_DRIVER, DRIVER_CHECK = "NVIDIA driver", "nvidia-smi"
+"""What a reason names where no package is at fault, and the line that shows whether the driver works."""
 
 
 class Check(Noun):
@@ -76,7 +78,7 @@ def examination() -> Examination:
         version=__version__,
         machine=this_machine(),
         engines=tuple(
-            _check(found[name], entry.purpose, packages, modules=(entry.package,), install=entry.install)
+            _check(found[name], entry.purpose, packages, modules=_modules(entry), install=entry.install)
             for name, entry in ENGINES.items()
         ),
         images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
@@ -98,9 +100,17 @@ def _check(
     install: str | None = None,
 ) -> Check:
     """A finding with the line that mends it; `modules` are what it takes, `install` is a line of its own."""
-    culprit = _culprit(found, [state for state in packages if state.module in modules])
-    mend = None if found.works else install or culprit.mend
+    states = [state for state in packages if state.module in modules]
+    missing = any(not state.installed for state in states)
+    mend = None if found.works else install or _culprit(found, states).mend
+    if mend is not None and not missing and NO_DRIVER in found.detail:
+        mend = DRIVER_CHECK
     return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, mend=mend)
+
+
+def _modules(entry: EngineEntry) -> tuple[str, ...]:
+    """The packages that an engine takes."""
+    return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
 
 
 def _culprit(found: Finding, states: list[PackageState]) -> PackageState:

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy import packages
+from dovit_deploy.engines.cuda_memory import DeviceArray, opened_memory
 from dovit_deploy.engines.cuda_session import cuda_runtime, session_on_gpu
 from dovit_deploy.engines.gpu_device import gpu_device
-from dovit_deploy.errors import DovitError, EncoderMissing
+from dovit_deploy.engines.tensorrt_package import tensorrt_package
+from dovit_deploy.errors import DovitError, EncoderMissing, ProviderMissing
 from dovit_deploy.measure.tiny_onnx import square_model
 from dovit_deploy.runtime.video_writer import VideoWriter, open_video_writer
 from dovit_deploy.runtime.video_writer_opencv import OpencvVideoWriter
@@ -52,6 +54,34 @@ def torch() -> str:
     matrix = module.from_numpy(MATRIX)
     _check_square((matrix @ matrix).numpy())
     return str(module.__version__)
+
+
+def tensorrt_rtx() -> str:
+    """Bring a small matrix to the GPU and back, beside TensorRT for RTX."""
+    return _tensorrt("tensorrt-rtx")
+
+
+def tensorrt() -> str:
+    """Bring a small matrix to the GPU and back, beside TensorRT."""
+    return _tensorrt("tensorrt")
+
+
+def _tensorrt(engine: str) -> str:
+    package = tensorrt_package(engine)
+    try:
+        memory = opened_memory()
+    except ProviderMissing as error:
+        builds = "engines can be built here, not run" if package.capabilities.compute_capabilities else "no use"
+        raise ProviderMissing(f"{package.version}, {builds}: {error}") from error
+    block, back = memory.allocate(MATRIX.nbytes), np.zeros_like(MATRIX)
+    array = DeviceArray.of(block.address, MATRIX.shape, MATRIX.dtype)
+    memory.copy(array, MATRIX)
+    memory.copy(back, array)
+    memory.mark().wait()
+    memory.close()
+    if not np.array_equal(back, MATRIX):
+        raise ArithmeticError(f"{back.tolist()} came back from the GPU, {MATRIX.tolist()} went")
+    return f"{package.version}, {memory.device.name} (compute capability {memory.device.compute_capability})"
 
 
 def _check_square(result: object) -> None:
@@ -105,7 +135,8 @@ def _clip_bytes(opened: Callable[[Path], VideoWriter], *, codec: str) -> int:
 
 
 PROBES: dict[str, Callable[[], str]] = {
-    probe.__name__: probe for probe in (onnxruntime, cuda, torch, images, h264, mp4v)
+    probe.__name__.replace("_", "-"): probe
+    for probe in (onnxruntime, cuda, torch, tensorrt_rtx, tensorrt, images, h264, mp4v)
 }
 """By name; every engine of the registry has the probe of its name."""
 

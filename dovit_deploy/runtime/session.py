@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import keep_name
 from dovit_deploy.cost.model import cost_model
-from dovit_deploy.engines.base import Backend, Buffer, Engine, as_float32
+from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.gate_inputs import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
@@ -34,8 +34,9 @@ class Session:
     Args:
         bundle: an opened bundle.
         engine: a name of `engines.registry`; "torch" is the reference.
-        precision: one that engine and bundle both have.
+        precision: one that engine and bundle both have; None: the engine's own, fp32 but for TensorRT.
         threads: of one operator; None leaves it to the engine.
+        options: what only some engines have a use for.
         backend: in place of the four above, a backend made by the caller.
 
     Raises:
@@ -49,16 +50,22 @@ class Session:
         bundle: Bundle,
         *,
         engine: str = "onnxruntime",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
+        options: EngineOptions = NONE_GIVEN,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
-        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads)
+        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads, options=options)
         self._cost = cost_model(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
-        for number in range(bundle.stages):
-            self.engine(f"stage{number}")
+        try:
+            for number in range(bundle.stages):
+                self.engine(f"stage{number}")
+        except BaseException:
+            # Those before it may hold device memory.
+            self.close()
+            raise
 
     def run(
         self,
@@ -189,11 +196,14 @@ class Session:
     ) -> tuple[Answer, TokenReport]:
         gates, times = [], [perf_counter()]
         for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
-            if index is not None:
+            if index is None:
+                # On a GPU the last stage is only enqueued: its time ends when its result is here.
+                answer = self._answer(outputs)
+            else:
                 gates.append((index, outputs["confidence"]))
             times.append(perf_counter())
-        answer, download = self._answer(outputs), self.backend.download
-        # What the report tells is fetched after the last stage: no stage waits for it.
+        # For the report alone, and after the clock: between the stages each copy would hold up the device.
+        download = self.backend.download
         indices, confidence = [download(index) for index, _ in gates], [download(values) for _, values in gates]
         spec = self.bundle.manifest.spec
         kept = (spec.tokens, *(len(index) for index in indices))

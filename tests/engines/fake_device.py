@@ -7,8 +7,10 @@ what was enqueued, in order, and `live` the blocks that were not given back.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -17,7 +19,9 @@ from dovit_deploy.engines.gpu_device import GpuDevice
 from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory
 
 ALIGNMENT = 256
-STREAM = 0x5EED
+MEMORIES: WeakValueDictionary[int, FakeMemory] = WeakValueDictionary()
+"""By stream: so a fake TensorRT finds where its work goes."""
+NUMBERS = itertools.count(0x5EED)
 
 
 class FakeBlock:
@@ -41,7 +45,7 @@ class FakeMark:
     """How many works were enqueued before it, since the memory was opened."""
 
     def wait(self) -> None:
-        assert not self.memory.capturing, "waiting cannot be captured"
+        assert self.memory.capturing is None, "waiting cannot be captured"
         self.memory.run_until(self.place - self.memory.done)
 
     def milliseconds_since(self, earlier: FakeMark) -> float:
@@ -65,13 +69,13 @@ class FakeLaunch:
         self.memory.launches.discard(id(self))
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeMemory:
     """`limit`: bytes that there are. `refuse_capture`: as a driver does where captured work waits."""
 
     name: str = "fake"
-    device: GpuDevice = GpuDevice("fake GPU", "8.6")
-    stream: int = STREAM
+    device: GpuDevice = field(default_factory=lambda: GpuDevice("fake GPU", "8.6"))
+    stream: int = field(default_factory=lambda: next(NUMBERS))
     limit: int = 1 << 28
     refuse_capture: bool = False
     live: dict[int, FakeBlock] = field(default_factory=dict)
@@ -82,8 +86,11 @@ class FakeMemory:
     done: int = 0
     closed: bool = False
 
+    def __post_init__(self) -> None:
+        MEMORIES[self.stream] = self
+
     def allocate(self, nbytes: int) -> FakeBlock:
-        assert not self.capturing, "allocation cannot be captured"
+        assert self.capturing is None, "allocation cannot be captured"
         if sum(block.nbytes for block in self.live.values()) + nbytes > self.limit:
             raise DeviceOutOfMemory(f"out of GPU memory: {nbytes / 1e6:.1f} MB more are needed")
         self.log.append("allocate")

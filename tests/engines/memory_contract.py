@@ -127,7 +127,7 @@ def another_stream_can_be_followed(memory: DeviceMemory) -> None:
 
 
 def too_much_is_refused(memory: DeviceMemory) -> None:
-    with pytest.raises(DeviceOutOfMemory, match="out of GPU memory: .* MB more are needed"):
+    with pytest.raises(DeviceOutOfMemory, match=r"out of GPU memory: .* MB more are needed"):
         memory.allocate(1 << 50)
     what_goes_in_comes_out(memory)
 

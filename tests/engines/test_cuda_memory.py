@@ -7,6 +7,7 @@ shows that the calls are the right ones with the right arguments, and nothing ab
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.engines.cuda_memory import MEMORIES, DeviceArray, opened_memory
-from dovit_deploy.engines.gpu_device import gpu_device
+from dovit_deploy.engines.gpu_device import GpuDevice, gpu_device
 from dovit_deploy.errors import PackageMissing, ProviderMissing, UsageError
 from tests.engines.fake_device import FakeMemory
 from tests.engines.memory_contract import CHECKS
@@ -99,12 +100,18 @@ def test_a_real_package_keeps_the_contract(name: str, request: pytest.FixtureReq
 @pytest.mark.parametrize("name", list(MEMORIES))
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 def test_without_a_driver(name: str) -> None:
-    """PyCUDA cannot even be imported then; the driver's absence is said, installed or not."""
-    if name == "cuda-core" and not installed(name):
-        with pytest.raises(PackageMissing, match="pip install cuda-bindings"):
-            opened_memory(name)
-        return
+    """Whether the package is installed or not: that would not help."""
     with pytest.raises(ProviderMissing, match="no NVIDIA driver here") as caught:
+        opened_memory(name)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(("name", "line"), [("cuda-core", "cuda-bindings"), ("pycuda", "'dovit-deploy.pycuda.'")])
+def test_without_the_package(name: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(MEMORIES[name])
+    monkeypatch.setattr(module, "gpu_device", lambda number: GpuDevice("a GPU", "8.6"))
+    monkeypatch.setitem(sys.modules, {"cuda-core": "cuda.bindings.driver", "pycuda": "pycuda.driver"}[name], None)
+    with pytest.raises(PackageMissing, match=f"pip install {line}") as caught:
         opened_memory(name)
     assert caught.value.exit_code == 5
 

@@ -30,6 +30,7 @@ def made_key(**changes) -> EngineKey:
         "graphs": {"stage0": "1" * 64},
         "profiles": {"stage0": (COUNT,)},
         "plugins": False,
+        "plugin_code": "",
         "compute_capabilities": (),
         "forms": "2" * 64,
     }
@@ -40,6 +41,7 @@ def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
     entry = FileEntry(sha256=hashlib.sha256(plan).hexdigest(), bytes=len(plan))
     record = EngineRecord(
         graph="stage0",
+        key=key.name,
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,
@@ -84,6 +86,7 @@ def filled(cache: EngineCache) -> Path:
         {"graphs": {"stage0": "3" * 64}},
         {"profiles": {"stage0": (COUNT.model_copy(update={"typical": 9}),)}},
         {"plugins": True},
+        {"plugin_code": "3" * 64},
         {"compute_capabilities": ("8.6",)},
         {"forms": "3" * 64},
     ],

@@ -87,7 +87,7 @@ def test_libraries_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> object:
         raise OSError("libtensorrt_rtx.so.1: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(packages, "load", broken)
+    monkeypatch.setattr(packages.importlib, "import_module", broken)
     with pytest.raises(EnvironmentProblem, match=r"do not load: libtensorrt_rtx\.so\.1: cannot open .* --force"):
         seam.tensorrt_package("tensorrt-rtx")
 

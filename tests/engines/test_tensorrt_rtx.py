@@ -12,7 +12,8 @@ from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.builder_log import layers_from_table
-from dovit_deploy.engines.engine_cache import EngineCache, EngineSet
+from dovit_deploy.engines.engine_cache import EngineCache
+from dovit_deploy.engines.engine_folder import EngineSet
 from dovit_deploy.engines.engine_graphs import derive_graphs
 from dovit_deploy.engines.engine_request import BuildRequest, engine_key
 from dovit_deploy.engines.tensorrt_build import _built, build_engines

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from dovit_deploy.engines.registry import ENGINES
 from dovit_deploy.errors import InputError
 from dovit_deploy.measure import examination as module
 from dovit_deploy.measure.examination import examination
 from dovit_deploy.measure.probing import Finding
 
-NAMES = ("onnxruntime", "cuda", "torch", "images", "h264", "mp4v")
+NAMES = (*ENGINES, "images", "h264", "mp4v")
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_missing_engine_package_is_installed(machine):
 
 
 def test_without_any_engine_nothing_runs(machine):
-    assert not machine(broken={"onnxruntime", "cuda", "torch"}).can_run
+    assert not machine(broken=set(ENGINES)).can_run
 
 
 def test_the_gpu_engine_has_a_line_of_its_own_and_is_no_fault(machine):
@@ -55,6 +56,22 @@ def test_the_gpu_engine_has_a_line_of_its_own_and_is_no_fault(machine):
     assert found.can_run and found.mends == ()
     (cuda,) = [check for check in found.engines if check.name == "cuda"]
     assert cuda.mend == "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason", "mend"),
+    [
+        ((), "1.7.1, engines can be built here, not run: no NVIDIA driver here", "nvidia-smi"),
+        (("tensorrt_rtx",), "the package 'tensorrt_rtx' is needed", "pip install 'dovit-deploy[tensorrt-rtx]'"),
+        (("cuda.bindings.driver",), "the package 'cuda.bindings.driver' is needed", "pip install cuda-bindings"),
+    ],
+)
+def test_what_an_engine_on_a_gpu_lacks(machine, missing, reason, mend):
+    found = machine(broken={"tensorrt-rtx"}, missing=missing, reason=reason)
+    (check,) = [engine for engine in found.engines if engine.name == "tensorrt-rtx"]
+    assert not check.works
+    assert check.mend == mend
+    assert found.can_run and mend not in found.mends, "nobody needs it to run"
 
 
 def test_without_pictures_nothing_runs(machine):

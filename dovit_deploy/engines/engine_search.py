@@ -1,0 +1,139 @@
+"""The engines of a bundle that may run here: found in the cache or in the bundle, refused with a reason, or missing.
+
+What the cache has was built on this machine. What came with a bundle can carry code of whoever built it, and runs only
+on request. Whether a GPU is one of those that an engine was built for is asked later (`check_runs_on`): nothing here
+needs a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from dovit_deploy.bundle.directory import ENGINES, WEIGHTS, Bundle
+from dovit_deploy.engines.engine_cache import EngineCache
+from dovit_deploy.engines.engine_folder import EngineSet, Origin, read_engines, read_entry
+from dovit_deploy.engines.engine_graphs import forms_digest
+from dovit_deploy.engines.engine_record import EngineKey
+from dovit_deploy.engines.plugin_library import plugin_digest
+from dovit_deploy.engines.tensorrt_package import TensorRtPackage
+from dovit_deploy.errors import EngineInvalid, EngineMissing
+
+
+@dataclass(frozen=True)
+class EngineSearch:
+    """What is looked for.
+
+    Args:
+        trust: take also what came with the bundle.
+    """
+
+    bundle: Bundle
+    package: TensorRtPackage
+    precision: str
+    cache: EngineCache
+    trust: bool = False
+
+    @property
+    def build_line(self) -> str:
+        """The command that builds what is looked for."""
+        path = quote(str(self.bundle.path))
+        return f"dovit build {path} --engine {self.package.engine} --precision {self.precision}"
+
+    def found(self) -> EngineSet:
+        """The newest engines of the cache that fit, else of the bundle.
+
+        Raises:
+            EngineMissing: none were built.
+            EngineInvalid: what there is does not fit, is damaged, or is not trusted.
+        """
+        reasons: list[str] = []
+        fitting: list[EngineSet] = []
+        for folder, origin in self._folders():
+            try:
+                entry = read_entry(folder)
+                if not self._concerns(entry.key, origin):
+                    continue
+                reason = self._reason_against(entry.key)
+                if reason is None:
+                    fitting.append(read_engines(folder, origin=origin))
+                else:
+                    reasons.append(f"the engines in {folder} {reason}")
+            except EngineInvalid as error:
+                # In the cache it may be anybody's; what is asked for may still be there whole.
+                if origin == "bundle" or self._is_ours(folder):
+                    reasons.append(str(error).partition("; ")[0])
+        return self._chosen(fitting, reasons)
+
+    def check_runs_on(self, engines: EngineSet, compute_capability: str) -> None:
+        """Raise EngineInvalid where the GPU is none of those that the engines were built for."""
+        for graph, record in engines.records.items():
+            if not self.package.runs_on(record.compute_capabilities, compute_capability):
+                built, wanted = ", ".join(record.compute_capabilities), self._capability_flag(compute_capability)
+                raise EngineInvalid(
+                    f"{engines.engine_path(graph)} was built for compute capability {built}, this GPU has "
+                    f"{compute_capability}; build engines for it: {self.build_line}{wanted}"
+                )
+
+    def _capability_flag(self, name: str) -> str:
+        known = self.package.capabilities.compute_capabilities
+        return f" --compute-capability {name}" if name in known else ""
+
+    def _folders(self) -> Iterator[tuple[Path, Origin]]:
+        for folder in self.cache.folders():
+            yield folder, "cache"
+        inside = self.bundle.path / ENGINES
+        for folder in sorted(path for path in inside.iterdir() if path.is_dir()) if inside.is_dir() else ():
+            yield folder, "bundle"
+
+    def _concerns(self, key: EngineKey, origin: Origin) -> bool:
+        """Whether engines are meant for what is looked for; the cache has those of other bundles with good reason."""
+        if (key.engine, key.precision) != (self.package.engine, self.precision):
+            return False
+        return origin == "bundle" or self._same_graphs(key)
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether what is left of a damaged folder was built of this bundle."""
+        try:
+            return self._concerns(read_entry(folder).key, "cache")
+        except EngineInvalid:
+            return False
+
+    def _same_graphs(self, key: EngineKey) -> bool:
+        files = self.bundle.manifest.files
+        graphs = {name: files[f"{name}.onnx"].sha256 for name in key.graphs if f"{name}.onnx" in files}
+        return key.weights == files[WEIGHTS].sha256 and key.graphs == graphs
+
+    def _reason_against(self, key: EngineKey) -> str | None:
+        """Why engines of this key do not fit, as the end of a sentence; None when they do."""
+        version = self.package.version
+        if not self._same_graphs(key):
+            return "were built of another bundle's graphs or weights"
+        if key.package_version != version:
+            return f"were built by {key.engine} {key.package_version}; {version} is installed"
+        if key.forms != forms_digest():
+            return "were built by another version of dovit-deploy"
+        if key.plugins and key.plugin_code != plugin_digest():
+            return "were built with other plugins than there are now"
+        return None
+
+    def _chosen(self, fitting: list[EngineSet], reasons: list[str]) -> EngineSet:
+        newest = sorted(fitting, key=lambda engines: engines.entry.built_at)
+        own = [engines for engines in newest if engines.origin == "cache"]
+        if own:
+            return own[-1]
+        if newest and self.trust:
+            return newest[-1]
+        if newest:
+            raise EngineInvalid(
+                f"the engines in {newest[-1].folder} came with the bundle and could run anything; build your own: "
+                f"{self.build_line}, or, if you trust whoever built them, add --trust-engine"
+            )
+        if reasons:
+            raise EngineInvalid(f"{reasons[-1]}; build them again with: {self.build_line}")
+        raise EngineMissing(
+            f"{self.bundle.path.name} has no engines for {self.package.engine} {self.package.version} in "
+            f"{self.precision}; build them with: {self.build_line}"
+        )

@@ -1,0 +1,181 @@
+"""TensorRT engines as a backend: finds what `dovit build` made, proves that it may run, and runs it on the GPU.
+
+An engine is found, its sidecar compared with bundle, package and GPU, and its bytes with the sidecar, before TensorRT
+sees any of it. Stages hand each other device memory; the host reads the count alone, through pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.engines.base import Array, Buffer, EngineOptions
+from dovit_deploy.engines.cuda_memory import DEFAULT_MEMORY, MEMORIES, DeviceArray, DeviceMemory, opened_memory
+from dovit_deploy.engines.engine_cache import EngineCache
+from dovit_deploy.engines.engine_folder import EngineSet, checked_plan
+from dovit_deploy.engines.engine_search import EngineSearch
+from dovit_deploy.engines.foreign_arrays import device_array_of, is_on_a_device
+from dovit_deploy.engines.plugin_library import check_plugins_run, registered_plugins
+from dovit_deploy.engines.tensorrt_context import TensorRtEngine
+from dovit_deploy.engines.tensorrt_package import TensorRtPackage, tensorrt_package
+from dovit_deploy.engines.tensorrt_stage import TensorRtStage
+from dovit_deploy.errors import EngineMissing, UsageError
+
+
+@dataclass
+class _Opened:
+    """What was opened for one bundle."""
+
+    engines: EngineSet
+    stages: dict[str, TensorRtStage] = field(default_factory=dict)
+
+
+class TensorRtBackend:
+    """Runs the engines of one package.
+
+    Buffers are `DeviceArray`s where an engine wrote them, and the caller's own arrays until an engine takes them in.
+    What an engine wrote stays until it runs again.
+
+    Args:
+        cuda_memory: key of `cuda_memory.MEMORIES`.
+        trust_engine: run also engines that came with the bundle.
+        cache: default: this user's.
+        open_memory: for tests.
+    """
+
+    def __init__(
+        self,
+        package: TensorRtPackage,
+        *,
+        precision: str,
+        cuda_memory: str = DEFAULT_MEMORY,
+        trust_engine: bool = False,
+        cache: EngineCache | None = None,
+        open_memory: Callable[[str], DeviceMemory] = opened_memory,
+    ) -> None:
+        self.name, self.precision = package.engine, precision
+        self._package, self._trust, self._cache = package, trust_engine, cache or EngineCache()
+        self._memory_name, self._open_memory = cuda_memory, open_memory
+        self._memory: DeviceMemory | None = None
+        self._bundles: dict[Path, _Opened] = {}
+        self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def load(self, bundle: Bundle, graph: str) -> TensorRtStage:
+        """Load the engine of `graph`, and run it once in every bucket.
+
+        Raises:
+            EngineMissing: none was built.
+            EngineInvalid: it does not fit the bundle, the package or the GPU, is damaged, or is not trusted.
+            ProviderMissing: no driver, or no GPU.
+            PackageMissing: what the engine's plugins or the memory need is not installed.
+            DeviceOutOfMemory: it does not fit.
+        """
+        search = EngineSearch(bundle, self._package, self.precision, self._cache, trust=self._trust)
+        opened = self._bundles.get(bundle.path) or _Opened(search.found())
+        if graph not in opened.engines.records:
+            raise EngineMissing(f"{opened.engines.folder} has no engine of {graph}; build it with: {search.build_line}")
+        self._bundles[bundle.path] = opened
+        try:
+            plan = checked_plan(opened.engines, graph)
+            search.check_runs_on(opened.engines, self._device().device.compute_capability)
+            stage = self._stage(opened, graph, plan, closed=lambda: self._closed(bundle.path, graph))
+            opened.stages[graph] = stage
+            stage.warm_up(_sources(opened, graph))
+        except BaseException:
+            self._give_up(bundle.path, graph)
+            raise
+        return stage
+
+    def upload(self, array: Array) -> Buffer:
+        """The array itself: the engine that takes it brings it to the device. Device arrays of others are taken too."""
+        if not is_on_a_device(array):
+            return np.asarray(array)
+        taken = array if isinstance(array, DeviceArray) else device_array_of(array)
+        if taken.stream is not None and taken.stream != self._device().stream:
+            self._device().follow(taken.stream)
+        return taken
+
+    def download(self, buffer: Buffer) -> Array:
+        """A copy on the host, through pinned memory; waits for what is enqueued up to here."""
+        if not isinstance(buffer, DeviceArray):
+            return np.asarray(buffer)
+        memory = self._device()
+        if self._staging.nbytes < buffer.nbytes:
+            self._staging = memory.pinned(buffer.nbytes)
+        host = self._staging[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
+        memory.copy(host, buffer)
+        memory.mark().wait()
+        return host.copy()
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        """The first `count` entries; those behind them stay within reach of a bucket."""
+        return buffer.narrow(count) if isinstance(buffer, DeviceArray) else buffer[:count]
+
+    def _stage(self, opened: _Opened, graph: str, plan: bytes, *, closed: Callable[[], None]) -> TensorRtStage:
+        memory, record = self._device(), opened.engines.records[graph]
+        if record.plugins is not None:
+            check_plugins_run()
+            registered_plugins(self._package)
+        kernels = self._cache.kernels_path(opened.engines.entry.key, graph, memory.device.compute_capability)
+        engine = TensorRtEngine(self._package, plan, name=graph, kernels=kernels)
+        return TensorRtStage(engine, record, memory, closed=closed)
+
+    def _device(self) -> DeviceMemory:
+        if self._memory is None:
+            self._memory = self._open_memory(self._memory_name)
+        return self._memory
+
+    def _give_up(self, path: Path, graph: str) -> None:
+        """Leave nothing of an engine that could not be loaded."""
+        stage = self._bundles[path].stages.get(graph)
+        if stage is not None:
+            stage.close()
+        else:
+            self._closed(path, graph)
+
+    def _closed(self, path: Path, graph: str) -> None:
+        """The last engine that closes lets go of the device."""
+        opened = self._bundles.get(path)
+        if opened is not None:
+            opened.stages.pop(graph, None)
+            if not opened.stages:
+                del self._bundles[path]
+        if not self._bundles and self._memory is not None:
+            self._staging = np.empty(0, np.uint8)
+            self._memory.close()
+            self._memory = None
+
+
+def _sources(opened: _Opened, graph: str) -> dict[str, DeviceArray]:
+    """What a stage will take from the one before it, where that is loaded: `tokens` and `index` (= its `order`)."""
+    number = graph.removeprefix("stage")
+    before = opened.stages.get(f"stage{int(number) - 1}") if number.isdecimal() else None
+    if before is None or "order" not in before.outputs:
+        return {}
+    tokens = before.outputs["tokens_out" if "tokens_out" in before.outputs else "tokens"]
+    return {"tokens": tokens, "index": before.outputs["order"]}
+
+
+def tensorrt(*, precision: str, threads: int | None, options: EngineOptions) -> TensorRtBackend:
+    """Entry point of the registry; a GPU has no use for `threads`."""
+    del threads
+    return _backend("tensorrt", precision, options)
+
+
+def tensorrt_rtx(*, precision: str, threads: int | None, options: EngineOptions) -> TensorRtBackend:
+    """Entry point of the registry; a GPU has no use for `threads`."""
+    del threads
+    return _backend("tensorrt-rtx", precision, options)
+
+
+def _backend(engine: str, precision: str, options: EngineOptions) -> TensorRtBackend:
+    memory = options.cuda_memory or DEFAULT_MEMORY
+    if memory not in MEMORIES:
+        raise UsageError(f"--cuda-memory: '{memory}' given; there are: {', '.join(MEMORIES)}")
+    package = tensorrt_package(engine)
+    return TensorRtBackend(package, precision=precision, cuda_memory=memory, trust_engine=options.trust_engine)

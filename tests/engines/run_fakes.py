@@ -1,0 +1,43 @@
+"""Engines of a bundle for the fake TensorRT, built by the stand-in for the builder, and a backend that runs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from unittest import mock
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.engines import tensorrt_build
+from dovit_deploy.engines.engine_cache import EngineCache
+from dovit_deploy.engines.engine_folder import EngineSet
+from dovit_deploy.engines.engine_request import BuildRequest
+from dovit_deploy.engines.tensorrt_build import build_engines
+from dovit_deploy.engines.tensorrt_run import TensorRtBackend
+from tests.engines.fake_builder import MODULE, VARIABLE, fake_package
+from tests.engines.fake_device import FakeMemory
+from tests.engines.fake_tensorrt import FakeTensorRt, fake_tensorrt
+
+
+def built(bundle: Bundle, cache: EngineCache, **choices) -> EngineSet:
+    """Engines that the fake TensorRT runs; without plugins unless they are asked for."""
+    request = BuildRequest(**{"plugins": False, **choices})
+    with mock.patch.object(tensorrt_build, "BUILDER", MODULE), mock.patch.dict(os.environ, {VARIABLE: "runnable"}):
+        engines, _ = build_engines(bundle, request, package=fake_package(), cache=cache, progress=lambda step: None)
+    return engines
+
+
+class Bench:
+    """A fake device, a fake TensorRT that knows the profiles of `engines`, and backends over both."""
+
+    def __init__(self, engines: EngineSet, home: Path) -> None:
+        self.memory, self.home = FakeMemory(), home
+        self.state = FakeTensorRt(profiles={record.file.sha256: record.profiles for record in engines.records.values()})
+
+    def backend(self, *, precision: str = "fp32", trust_engine: bool = False, **capabilities: bool) -> TensorRtBackend:
+        return TensorRtBackend(
+            fake_tensorrt(self.state, **capabilities),
+            precision=precision,
+            trust_engine=trust_engine,
+            cache=EngineCache(self.home),
+            open_memory=lambda name: self.memory,
+        )
