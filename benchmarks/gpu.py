@@ -78,8 +78,10 @@ def engines_on(budget: Budget) -> tuple[list[EngineRow], list[Undone]]:
     if not budget.allows("engines on a bundle", BUNDLE_S):
         return [], []
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+        # Engines of random weights have no place in the user's cache.
+        os.environ["XDG_CACHE_HOME"] = folder
         bundle = random_bundle(bundle_spec(), Path(folder))
-        return engine_rows(bundle, gpu_backends(), seconds=ENGINE_SECONDS, allows=budget.allows)
+        return engine_rows(bundle, gpu_backends(bundle), seconds=ENGINE_SECONDS, allows=budget.allows)
 
 
 def on_gpu(budget: Budget, device: torch.device) -> dict[str, object]:

@@ -6,6 +6,8 @@ words.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import Backend
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
-from dovit_deploy.errors import DovitError
+from dovit_deploy.errors import DovitError, EngineBuildFailed
 from dovit_deploy.export.verify import (
     TOLERANCE,
     ReferenceRun,
@@ -34,6 +36,8 @@ from dovit_deploy.export.verify import (
 from dovit_deploy.runtime.session import Session
 
 BUNDLE_PIXELS = 512
+BUILD_SECONDS = 90.0
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ON_THE_CPU = frozenset({"onnxruntime", "torch"})
 """Engines that need no GPU, by their names in the registry: they are measured elsewhere."""
 
@@ -68,19 +72,38 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     return bundle
 
 
-def gpu_backends() -> Iterable[tuple[str, str, Callable[[], Backend]]]:
+def gpu_backends(bundle: Bundle, run: Run = subprocess.run) -> Iterable[tuple[str, str, Callable[[], Backend]]]:
     """Engine, precision and how to get the backend: the registry's, and the reference on the GPU."""
+
+    def made(name: str, precision: str) -> Backend:
+        if "trust_engine" in ENGINES[name].options:
+            build(bundle, name, precision, run)
+        return backend_from_name(name, precision=precision)
+
     for name, entry in ENGINES.items():
         if name not in ON_THE_CPU:
             for precision in entry.precisions:
-                yield (
-                    name,
-                    precision,
-                    lambda name=name, precision=precision: backend_from_name(name, precision=precision),
-                )
+                yield name, precision, lambda name=name, precision=precision: made(name, precision)
     from dovit_deploy.models.eager import EagerBackend
 
     yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")
+
+
+def build(bundle: Bundle, engine: str, precision: str, run: Run = subprocess.run) -> None:
+    """`dovit build`, as a user would.
+
+    Raises:
+        EngineBuildFailed: it did not work, with its last line; or it took too long.
+    """
+    words = [sys.executable, "-m", "dovit_deploy", "build", str(bundle.path), "--engine", engine]
+    words += ["--precision", precision, "--quiet"]
+    try:
+        done = run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EngineBuildFailed(f"dovit build took more than {BUILD_SECONDS:.0f} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise EngineBuildFailed(lines[-1] if lines else f"dovit build left with code {done.returncode}")
 
 
 def engine_rows(

@@ -25,7 +25,8 @@ from gpu_tables import NOT_RUN, TABLES, mark, write_tables
 from packed_stages import masked_attention
 from report import END
 
-from dovit_deploy.engines.registry import ENGINES
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import ProviderMissing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,16 +230,29 @@ def test_the_memory_programs_really_start() -> None:
 
 
 def test_every_engine_that_uses_a_gpu_is_tried() -> None:
-    tried = [(name, precision) for name, precision, _ in gpu_engines.gpu_backends()]
+    tried = [(name, precision) for name, precision, _ in gpu_engines.gpu_backends(None)]
     for name, entry in ENGINES.items():
         assert (name in gpu_engines.ON_THE_CPU) != all((name, precision) in tried for precision in entry.precisions)
     assert ("cuda", "fp16") in tried and ("torch on the GPU", "fp32") in tried
 
 
-def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path) -> None:
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.engines.registry import backend_from_name
+def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
+    """And what the build says when it fails is what is reported."""
+    commands = []
 
+    def run(words, **options):
+        commands.append(words[3:])
+        return done(5, "", "progress\nTensorRT needs a GPU\n")
+
+    bundle = Bundle.open(tiny_bundle_path)
+    backends = [entry for entry in gpu_engines.gpu_backends(bundle, run) if entry[0].startswith("tensorrt")]
+    rows, undone = gpu_engines.engine_rows(bundle, backends, seconds=0.0, allows=lambda what, seconds: True)
+    assert rows == [] and {entry.why for entry in undone} == {"TensorRT needs a GPU"}
+    assert ["build", str(bundle.path), "--engine", "tensorrt-rtx", "--precision", "fp16", "--quiet"] in commands
+    assert len(commands) == len(backends) == 4
+
+
+def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path) -> None:
     def refused():
         raise ProviderMissing("no NVIDIA driver here")
 
