@@ -105,18 +105,18 @@ class TensorRtEngine:
 
     def _error(self, what: str, *, otherwise: type[DovitError]) -> DovitError:
         """`what` with what TensorRT logged about it, as the kind of error that the log tells."""
-        said = [" ".join(message.split()) for message in self._logger.errors]
+        said = [text for message in self._logger.errors if (text := " ".join(message.split()))]
         self._logger.errors.clear()
         words = next((line for line in said if "Serialization" in line), said[0] if said else "it gave no reason")
-        text = f"{self._name}: {what}: {words[:SHOWN]}"
+        reason = f"{self._name}: {what}: {words[:SHOWN]}"
         codes = {int(code) for line in said for code in CUDA_ERROR.findall(line)}
         if "Serialization" in words:
-            return EngineInvalid(f"{text}; build it again with: dovit build BUNDLE --rebuild")
+            return EngineInvalid(f"{reason}; build it again with: dovit build BUNDLE --rebuild")
         if codes & NO_DRIVER:
-            return ProviderMissing(f"{text}; an NVIDIA driver for this version is needed, check it with: nvidia-smi")
+            return ProviderMissing(f"{reason}; an NVIDIA driver for this version is needed, check it with: nvidia-smi")
         if OUT_OF_MEMORY in codes or any("out of memory" in line.lower() for line in said):
-            return DeviceOutOfMemory(f"{text}; end other programs that use the GPU, or take a smaller model")
-        return otherwise(text)
+            return DeviceOutOfMemory(f"{reason}; end other programs that use the GPU, or take a smaller model")
+        return otherwise(reason)
 
 
 class TensorRtContext:

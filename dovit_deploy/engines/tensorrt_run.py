@@ -56,11 +56,11 @@ class TensorRtBackend:
         cuda_memory: str = DEFAULT_MEMORY,
         trust_engine: bool = False,
         cache: EngineCache | None = None,
-        open_memory: Callable[[str], DeviceMemory] = opened_memory,
+        open_memory: Callable[[str], DeviceMemory] | None = None,
     ) -> None:
         self.name, self.precision = package.engine, precision
         self._package, self._trust, self._cache = package, trust_engine, cache or EngineCache()
-        self._memory_name, self._open_memory = cuda_memory, open_memory
+        self._memory_name, self._open_memory = cuda_memory, open_memory or opened_memory
         self._memory: DeviceMemory | None = None
         self._bundles: dict[Path, _Opened] = {}
         self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)

@@ -194,21 +194,21 @@ class Session:
         floor: np.float32,
         replay: list[npt.NDArray[np.int64]] | None,
     ) -> tuple[Answer, TokenReport]:
-        gates, times = [], [perf_counter()]
+        backend, taken, confidence, times = self.backend, [], [], [perf_counter()]
         for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
             if index is None:
                 # On a GPU the last stage is only enqueued: its time ends when its result is here.
                 answer = self._answer(outputs)
             else:
-                gates.append((index, outputs["confidence"]))
+                taken.append(index)
+                confidence.append(outputs["confidence"])
             times.append(perf_counter())
-        # For the report alone, and after the clock: between the stages each copy would hold up the device.
-        download = self.backend.download
-        indices, confidence = [download(index) for index, _ in gates], [download(values) for _, values in gates]
         spec = self.bundle.manifest.spec
+        # For the report alone, and after the clock: between the stages each copy would hold up the device.
+        indices = [backend.download(index) for index in taken]
         kept = (spec.tokens, *(len(index) for index in indices))
         keep = tuple(_grid_from_index(index, spec.extra_tokens, spec.grid) for index in indices)
-        grids = tuple(as_float32(values).reshape(spec.grid) for values in confidence)
+        grids = tuple(as_float32(backend.download(values)).reshape(spec.grid) for values in confidence)
         return answer, self._report(kept, keep, grids, times)
 
     def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:

@@ -20,12 +20,15 @@ class DerivedEngine:
         self.types = {port.name: port.type for port in self.session.get_inputs()}
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.total, self.bucket = total, bucket
+        self.buckets: tuple[int, ...] = ()
+        """In place of `bucket`: the sizes that there are."""
 
     def run(self, inputs):
         feed = dict(inputs)
         if "index" in feed:
             feed["valid"] = np.asarray(len(feed["index"]), np.int64)
-            feed["index"] = padded_index(feed["index"], self.total, self.bucket)
+            size = next((size for size in self.buckets if size >= len(feed["index"])), self.bucket)
+            feed["index"] = padded_index(feed["index"], self.total, size)
         for name, kind in self.types.items():
             wanted = np.float16 if kind == "tensor(float16)" else None
             assert wanted is None or feed[name].dtype == wanted, name

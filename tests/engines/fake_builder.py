@@ -56,6 +56,10 @@ def runnable(path: Path) -> tuple[bytes, tuple[TensorRecord, ...]]:
 def main() -> None:
     job = BuilderJob.model_validate_json(Path(sys.argv[1]).read_bytes())
     die_with(job.parent)
+    carry_out(job)
+
+
+def carry_out(job: BuilderJob) -> None:
     behaviour, _, only = os.environ.get(VARIABLE, "").partition(":")
     if only and only != Path(job.onnx).stem:
         behaviour = ""

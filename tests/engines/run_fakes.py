@@ -12,16 +12,27 @@ from dovit_deploy.engines.engine_cache import EngineCache
 from dovit_deploy.engines.engine_folder import EngineSet
 from dovit_deploy.engines.engine_request import BuildRequest
 from dovit_deploy.engines.tensorrt_build import build_engines
+from dovit_deploy.engines.tensorrt_builder_process import BuilderJob
+from dovit_deploy.engines.tensorrt_package import TensorRtPackage
 from dovit_deploy.engines.tensorrt_run import TensorRtBackend
-from tests.engines.fake_builder import MODULE, VARIABLE, fake_package
+from tests.engines.fake_builder import VARIABLE, carry_out, fake_package
 from tests.engines.fake_device import FakeMemory
 from tests.engines.fake_tensorrt import FakeTensorRt, fake_tensorrt
+
+
+def in_this_process(command: list[str], package: TensorRtPackage) -> tuple[int, str]:
+    """A process of its own for every engine would cost more than all that is tried with them."""
+    carry_out(BuilderJob.model_validate_json(Path(command[-1]).read_bytes()))
+    return 0, ""
 
 
 def built(bundle: Bundle, cache: EngineCache, **choices) -> EngineSet:
     """Engines that the fake TensorRT runs; without plugins unless they are asked for."""
     request = BuildRequest(**{"plugins": False, **choices})
-    with mock.patch.object(tensorrt_build, "BUILDER", MODULE), mock.patch.dict(os.environ, {VARIABLE: "runnable"}):
+    with (
+        mock.patch.object(tensorrt_build, "run_child", in_this_process),
+        mock.patch.dict(os.environ, {VARIABLE: "runnable"}),
+    ):
         engines, _ = build_engines(bundle, request, package=fake_package(), cache=cache, progress=lambda step: None)
     return engines
 
@@ -30,7 +41,7 @@ class Bench:
     """A fake device, a fake TensorRT that knows the profiles of `engines`, and backends over both."""
 
     def __init__(self, engines: EngineSet, home: Path) -> None:
-        self.memory, self.home = FakeMemory(), home
+        self.memory, self.home, self.engines = FakeMemory(), home, engines
         self.state = FakeTensorRt(profiles={record.file.sha256: record.profiles for record in engines.records.values()})
 
     def backend(self, *, precision: str = "fp32", trust_engine: bool = False, **capabilities: bool) -> TensorRtBackend:
