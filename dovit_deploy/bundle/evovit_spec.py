@@ -135,7 +135,7 @@ class EvoDeitSpec(Noun):
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the network gives."""
+        """Names and shapes of what the network answers."""
         return {"logits": (1, self.classes, *(self.logits_grid or ()))}
 
     @property
@@ -276,8 +276,13 @@ class EvoLevitSpec(Noun):
         return (self.tokens, *(1 + count + (count < whole) for count, whole in zip(chosen, drops, strict=True)))
 
     @property
+    def width(self) -> int:
+        """C of the first stage."""
+        return self.stages[0].width
+
+    @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the network gives."""
+        """Names and shapes of what the network answers."""
         return {"logits": (1, self.classes)}
 
     @property

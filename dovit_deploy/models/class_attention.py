@@ -16,9 +16,10 @@ def class_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
 
     Computed apart from the attention itself, which a runtime may fuse.
     """
-    first = query[..., 0, :].unflatten(-1, (heads, -1)) * (query.shape[-1] // heads) ** -0.5
+    part = query.shape[-1] // heads
+    first = query[..., :1, :].reshape(*query.shape[:-2], 1, heads, part) * part**-0.5
     # Multiply and sum and not `@`: this repeats a row of the attention, and counters of MACs do not see it twice.
-    products = (key.unflatten(-1, (heads, -1)) * first[..., None, :, :]).sum(-1)
+    products: Tensor = (key.reshape(*key.shape[:-1], heads, part) * first).sum(-1)
     return products.softmax(-2).sum(-1)
 
 

@@ -1,7 +1,7 @@
 """Evo-ViT on DeiT: select by class attention, run the chosen patches, let the rest wait unchanged and rejoin.
 
-Nothing here depends on the order of patches but the class token's place, so they stay sorted by score; only what
-reads positions (a decode head, the decisions that a stage reports) goes back to raster order. Source: YifanXu74/Evo-ViT.
+Nothing here depends on the order of patches, so they stay sorted by score; only what reads positions (a decode head,
+the decisions that a stage reports) goes back to raster order. Source: YifanXu74/Evo-ViT.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Evolved(NamedTuple):
     places: Tensor | None
     """(..., N) int64: raster position of each patch; None: raster order."""
     chosen: tuple[Tensor, ...]
-    """Per selection (..., N) bool in raster order: the patch was chosen to run."""
+    """Per selection (..., N) int64 of 0 and 1 in raster order: the patch was chosen to run."""
 
 
 class EvoDeit(nn.Module):
@@ -100,11 +100,11 @@ class _Way:
         assert self.scores is not None
         extra, count = self.extra, selection.chosen(self.scores.shape[-1])
         if count == self.scores.shape[-1]:
-            self.chosen.append(torch.ones_like(self.scores, dtype=torch.bool))
+            self.chosen.append(torch.ones_like(self.scores, dtype=torch.int64))
             return self.run(selection.first, selection.last)
         scores, order = by_score(self.scores)
         self.places = order if self.places is None else self.places.gather(-1, order)
-        self.chosen.append(ranks(self.places) < count)
+        self.chosen.append((ranks(self.places) < count).to(torch.int64))
         running = torch.cat([self.tokens[..., :extra, :], rows(self.tokens, extra + order[..., :count])], -2)
         waiting = rows(self.tokens, extra + order[..., count:])
         own = scores[..., :count]
@@ -150,7 +150,7 @@ def _head_from_spec(spec: EvoDeitSpec, *, trainable: bool) -> nn.Module:
 
 
 class EvoDeitStage(nn.Module):
-    """The only stage: `pixels` -> `logits`, `kept` int64, and per selection `keepN` (N,) bool in raster order."""
+    """The only stage: `pixels` -> `logits`, `kept` int64, and per selection `keepN` (N,) int64 in raster order."""
 
     def __init__(self, model: EvoDeit) -> None:
         super().__init__()

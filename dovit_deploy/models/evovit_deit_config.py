@@ -103,14 +103,14 @@ def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tu
     if not stage_wise:
         if ratios[0] != 1:
             raise ConfigError("'prune_ratio' of the first layer must be 1: there are no scores before it to choose by")
-        chosen = ((layer, layer + 1) for layer, ratio in enumerate(ratios) if ratio != 1)
+        chosen = [(layer, layer + 1) for layer, ratio in enumerate(ratios) if ratio != 1]
     elif len(ratios) != _STAGES[-1][-1]:
         raise ConfigError(
             f"{len(ratios)} layers with 'stage_wise_prune': its stages end at layer {_STAGES[-1][-1]}; "
             "set it to false for selections layer by layer"
         )
     else:
-        chosen = iter(() if all(ratios[first] == 1 for first, _ in _STAGES) else _STAGES)
+        chosen = [] if all(ratios[first] == 1 for first, _ in _STAGES) else list(_STAGES)
     return tuple(Selection(first=first, last=last, ratio=ratios[first]) for first, last in chosen)
 
 

@@ -53,8 +53,8 @@ class EvoLevit(nn.Module):
         """`tokens` (1 + N, C) through all stages under `selections`.
 
         Returns:
-            The last stage's tokens (1 + N', C'), patches in any order, and per selection (n,) bool in raster order of
-            its own grid: the patch was chosen to run.
+            The last stage's tokens (1 + N', C'), patches in any order, and per selection (n,) int64 of 0 and 1 in
+            raster order of its own grid: the patch was chosen to run.
         """
         way = _Way(self, tokens)
         for stage, (first, last) in enumerate(self.spec.stage_layers):
@@ -99,11 +99,11 @@ class _Way:
         whole = self.scores.shape[0]
         count = selection.chosen(whole)
         if count == whole:
-            self.chosen.append(torch.ones_like(self.scores, dtype=torch.bool))
+            self.chosen.append(torch.ones_like(self.scores, dtype=torch.int64))
             return self.run(selection.first, selection.last)
         scores, order = by_score(self.scores)
         self.places = order if self.places is None else self.places.index_select(0, order)
-        self.chosen.append(ranks(self.places) < count)
+        self.chosen.append((ranks(self.places) < count).to(torch.int64))
         rest, weights = rows(self.tokens, 1 + order[count:]), scores[count:]
         # `mv` and not `@`: this mean is no work of the network, and counters of MACs do not see it.
         merged = torch.mv(rest.T, weights / weights.sum())[None]
@@ -145,7 +145,7 @@ class _Way:
 
 
 class EvoLevitStage(nn.Module):
-    """The only stage: `pixels` -> `logits` (1, K), `kept` int64, and per selection `keepN` (n,) bool in raster order."""
+    """The only stage: `pixels` -> `logits` (1, K), `kept` int64, per selection `keepN` (n,) int64 in raster order."""
 
     def __init__(self, model: EvoLevit) -> None:
         super().__init__()

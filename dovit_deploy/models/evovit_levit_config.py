@@ -24,7 +24,12 @@ LEVIT_SETTINGS = frozenset(
     }
 )
 """Arguments of the constructor and of `model_factory`, and two attributes set from outside."""
-_KEY_DIMS = {(128, 256, 384): 16, (192, 288, 384): 32, (256, 384, 512): 32, (384, 512, 768): 32}
+_KEY_DIMS: dict[tuple[int, ...], int] = {
+    (128, 256, 384): 16,
+    (192, 288, 384): 32,
+    (256, 384, 512): 32,
+    (384, 512, 768): 32,
+}
 """Width of a head's query by the widths of the published sizes' stages."""
 _UNUSED = re.compile(r"head_cls(_dist)?\.(bn|l)\..*|.*\.num_batches_tracked|.*\.learn_tradeoff")
 _UNPRUNED = 2
@@ -157,7 +162,8 @@ def _ratios(section: Section, depths: tuple[int, ...]) -> tuple[tuple[float, ...
     layers, stages = lists.numbers("layers") or (), lists.numbers("stages") or ()
     if len(layers) != sum(depths) or len(stages) != len(depths):
         raise ConfigError(
-            f"'prune_ratio' has {len(layers)} and {len(stages)} entries for {sum(depths)} layers in {len(depths)} stages"
+            f"'prune_ratio' has {len(layers)} and {len(stages)} entries; "
+            f"{sum(depths)} layers in {len(depths)} stages need one each"
         )
     if not all(0 <= ratio <= 1 for ratio in (*layers, *stages)):
         raise ConfigError("'prune_ratio': each entry must lie in 0 to 1")
@@ -190,7 +196,7 @@ def _stage_wise(layers: tuple[float, ...], stages: tuple[float, ...], depths: tu
 
 
 def _subsamples(section: Section, parts: _Parts) -> tuple[LevitSubsample, ...]:
-    """`down_ops`, as ('Subsample', key_dim, num_heads, attn_ratio, mlp_ratio, stride); unstated as `model_factory`'s."""
+    """`down_ops`: ('Subsample', key_dim, num_heads, attn_ratio, mlp_ratio, stride); unstated as in `model_factory`."""
     default = [["Subsample", parts.key, width // parts.key, 4, 2, 2] for width in parts.widths[:-1]]
     stated = section.values.get("down_ops", default)
     entries = [entry for entry in stated if entry != [""]] if isinstance(stated, list | tuple) else []

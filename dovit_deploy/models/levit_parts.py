@@ -5,6 +5,8 @@ Tokens are (n, C), the class token first. Every projection has a batch norm, fol
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -22,8 +24,7 @@ class LevitStem(nn.Module):
         super().__init__()
         widths = (3, width // 8, width // 4, width // 2, width)
         self.down = nn.ModuleList(
-            conv_norm(before, after, 3, stride=2, trainable=trainable)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            conv_norm(before, after, 3, stride=2, trainable=trainable) for before, after in itertools.pairwise(widths)
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -111,7 +112,8 @@ class LevitDown(nn.Module):
 
     def thinned(self, patches: Tensor) -> Tensor:
         """(N, ...) in raster order -> (N', ...): every `stride`-th row and column."""
-        return patches.unflatten(0, self.grid)[:: self.stride, :: self.stride].flatten(0, 1)
+        laid_out = patches.reshape(*self.grid, *patches.shape[1:])
+        return laid_out[:: self.stride, :: self.stride].flatten(0, 1)
 
 
 class LevitHead(nn.Module):

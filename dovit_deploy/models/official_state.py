@@ -101,4 +101,5 @@ def _parts(rule: Rule, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[i
 def _by_head(whole: Tensor, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
     """Rows (heads * (a + b + ...), ...) -> (heads * a, ...), (heads * b, ...), ..."""
     shares = [shapes[name][0] // rule.heads for name in rule.targets]
-    return [piece.flatten(0, 1) for piece in whole.unflatten(0, (rule.heads, -1)).split(shares, dim=1)]
+    by_head = whole.reshape(rule.heads, -1, *whole.shape[1:])
+    return [piece.flatten(0, 1) for piece in torch.split(by_head, shares, dim=1)]
