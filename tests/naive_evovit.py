@@ -179,7 +179,7 @@ def naive_levit(spec: EvoLevitSpec, weights: Weights, pixels: Array, *, dense: b
 
 
 def represented(spec, weights, number, selection, cls, grid, scores, run):
-    """A selection's layers: the scored mean of those left out runs along as one more token and hands them its changes."""
+    """A selection's layers: the scored mean of those left out runs along as one token and hands them its changes."""
     running = choose(scores, selection.ratio, run)
     out = [place for place in grid if place not in running]
     run.kept.append(1 + len(running) + bool(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def tiny_levit_spec(
         stages=stages,
         subsamples=tuple(
             LevitSubsample(heads=before.width // 4, key=4, value=16, hidden=2 * after.width)
-            for before, after in zip(stages, stages[1:], strict=False)
+            for before, after in itertools.pairwise(stages)
         ),
         classes=classes,
         distilled=distilled,
