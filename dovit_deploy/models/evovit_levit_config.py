@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dovit_deploy.bundle.evovit_spec import EvoLevitSpec, LevitStage, LevitSubsample
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, training_size
-from dovit_deploy.models.evovit_levit_keys import evo_levit_rules
+from dovit_deploy.models.evovit_levit_keys import evo_levit_rules, rules_in_views
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.levit_layout import LevitLayout, layout_from_keys
 from dovit_deploy.models.section import Ledger, Section
@@ -48,16 +48,7 @@ class _Parts:
     mlp: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class EvoLevitArchitecture:
-    """What the keys of both views need beside the spec."""
-
-    architecture: Architecture
-    pruned: list[bool]
-    """Per layer: it lies in a StageModule of the stage view."""
-
-
-def evo_levit_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> EvoLevitArchitecture:
+def evo_levit_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> Architecture:
     """Understand a checkpoint of Evo-ViT on LeViT.
 
     Args:
@@ -78,8 +69,9 @@ def evo_levit_architecture(settings: Mapping[str, object], facts: KeyFacts, sour
     seen = facts.has(r"head_dist\..*")
     distilled = ledger.settle("distillation", section.flag("distillation"), seen, stand_in=seen)
     layers, stages = _ratios(section, parts.depths)
-    pruned = [ratio != 1 for ratio in layers]
-    ledger.settle("prune_ratio", tuple(map(int, pruned)), layout.pruned_flags, stand_in=())
+    pruned = tuple(ratio != 1 for ratio in layers)
+    # The stage view shows which layers have a ratio, not which.
+    ledger.settle("prune_ratio below 1", layer_numbers(pruned), layer_numbers(layout.pruned), stand_in=())
     stage_wise = section.flag("stage_wise_prune") is not False
     selections = _stage_wise(layers, stages, parts.depths) if stage_wise else _layer_wise(layers)
     classes = ledger.settle("num_classes", section.integer("num_classes"), classes, stand_in=1)
@@ -105,7 +97,12 @@ def evo_levit_architecture(settings: Mapping[str, object], facts: KeyFacts, sour
         selections=selections,
         tradeoff=0.5 if section.flag("learn_tradeoff_mode") is False else None,
     )
-    return EvoLevitArchitecture(Architecture(spec, evo_levit_rules(spec), _UNUSED), pruned)
+    return Architecture(spec, rules_in_views(evo_levit_rules(spec), spec, pruned, facts), _UNUSED)
+
+
+def layer_numbers(pruned: Sequence[bool] | None) -> tuple[int, ...] | None:
+    """Which layers are pruned, or None where nobody tells."""
+    return None if pruned is None else tuple(layer for layer, one in enumerate(pruned) if one)
 
 
 def _parts(section: Section, facts: KeyFacts, layout: LevitLayout, ledger: Ledger) -> _Parts:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dovit_deploy.bundle.evovit_spec import EvoLevitSpec, LevitStage, LevitSubsample
+from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
+from dovit_deploy.models.levit_layout import layout_from_keys
 from dovit_deploy.models.official_keys import Rule, affine, rule
 from dovit_deploy.models.official_state import refuse_faults
 
@@ -90,71 +93,67 @@ def _tradeoff(source: str, target: str, spec: EvoLevitSpec) -> list[Rule]:
     return [] if spec.tradeoff is not None else [rule(f"{source}.learn_tradeoff", f"{target}.tradeoff", 1)]
 
 
-def one_view(state: Mapping[str, Tensor], pruned: list[bool], spec: EvoLevitSpec, source: str) -> dict[str, Tensor]:
-    """The state with every layer under `blocks.*`; the source registers each twice, as `stage_blocks.*` too.
-
-    A file may hold either view, whole, or both with equal entries.
+def rules_in_views(rules: list[Rule], spec: EvoLevitSpec, pruned: Sequence[bool], facts: KeyFacts) -> list[Rule]:
+    """`rules` under the names of every view that the file has: each must be whole. A file without layers gets the one.
 
     Args:
-        state: official names -> tensors.
-        pruned: per layer, whether it lies in a StageModule of the stage view.
+        rules: by the layer-wise view.
         spec: the architecture.
-        source: the file's name, for messages.
+        pruned: per layer, whether the source puts it into a StageModule.
+        facts: of the checkpoint.
+    """
+    depths = [stage.depth for stage in spec.stages]
+    places = {layer: stage for stage, layer in stage_view(depths, pruned)}
+    renamed = [replace(one, sources=tuple(_renamed(name, places) for name in one.sources)) for one in rules]
+    if not facts.has(r"stage_blocks\..*"):
+        return rules
+    return [*rules, *renamed] if facts.has(r"blocks\..*") else renamed
+
+
+def with_equal_views(state: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """`state` as it is, after comparing the two views of each layer where it has both.
 
     Raises:
-        CheckpointMismatch: both views are there, and differ.
+        CheckpointMismatch: an entry differs.
     """
-    places = dict(stage_view(spec, pruned))
-    layers = {name: tensor for name, tensor in state.items() if not name.startswith("stage_blocks.")}
-    # An entry that is no part of a layer keeps its name; the strict comparison that follows lists it.
-    stages = {_renamed(name, places): tensor for name, tensor in state.items() if name not in layers}
-    names = [name for name in layers if name.startswith("blocks.")]
-    if names and stages:
-        shared = stages.keys() & layers.keys()
-        faults = {
-            "in blocks.* only": [name for name in names if name not in stages and not _counter(name)],
-            "in stage_blocks.* only": [name for name in stages if name not in layers and not _counter(name)],
-            "different in the two": sorted(name for name in shared if not _same(layers[name], stages[name])),
-        }
-        refuse_faults(faults, source)
-    return {**stages, **layers}
-
-
-def _counter(name: str) -> bool:
-    return name.endswith(".num_batches_tracked")
+    layout = layout_from_keys(facts_from_state(state))
+    if layout.pruned is None:
+        return state
+    places = dict(stage_view(layout.depths, layout.pruned))
+    pairs = ((name, _renamed(name, places)) for name in state if name.startswith("stage_blocks."))
+    different = [one for one, other in pairs if other in state and not torch.equal(state[one], state[other])]
+    refuse_faults({"different from the same layer's entry in blocks.*": different}, source)
+    return state
 
 
 def _renamed(name: str, places: Mapping[str, str]) -> str:
     parts = name.split(".")
-    # stage_blocks.I.<entry> of a layer on its own, stage_blocks.I.m.K.<entry> inside a StageModule.
-    for length in (4, 2):
+    # A StageModule's part is stage_blocks.I.m.K; one of the layer-wise view is blocks.I.m1; others end at the number.
+    for length in (4, 3, 2):
         place = ".".join(parts[:length])
         if place in places:
             return ".".join((places[place], *parts[length:]))
     return name
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
-
-
-def stage_view(spec: EvoLevitSpec, pruned: list[bool]) -> Iterator[tuple[str, str]]:
+def stage_view(depths: Sequence[int], pruned: Sequence[bool]) -> Iterator[tuple[str, str]]:
     """Per part of a layer: its place in the stage view, and in the layer-wise view.
 
     A stage's unpruned layers come one by one, then its pruned ones in one module, then the subsampling and its MLP.
     """
-    place = 0
-    for number, (first, last) in enumerate(spec.stage_layers):
+    place = layer = 0
+    for number, depth in enumerate(depths):
         parts: dict[bool, list[str]] = {False: [], True: []}
-        for layer in range(first, last):
+        for _ in range(depth):
             parts[pruned[layer]] += [f"blocks.{layer + 2 * number}.{part}" for part in ("m1", "m2")]
+            layer += 1
         for name in parts[False]:
             yield f"stage_blocks.{place}", name
             place += 1
         for inner, name in enumerate(parts[True]):
             yield f"stage_blocks.{place}.m.{inner}", name
         place += bool(parts[True])
-        if number < len(spec.subsamples):
+        if number + 1 < len(depths):
             for extra in range(2):
-                yield f"stage_blocks.{place + extra}", f"blocks.{last + 2 * number + extra}"
+                yield f"stage_blocks.{place + extra}", f"blocks.{layer + 2 * number + extra}"
             place += 2

@@ -19,11 +19,6 @@ class LevitLayout:
     pruned: tuple[bool, ...] | None
     """Per layer, whether it lies in a StageModule; None: only the layer-wise view is there, which does not show it."""
 
-    @property
-    def pruned_flags(self) -> tuple[int, ...] | None:
-        """`pruned` as numbers."""
-        return None if self.pruned is None else tuple(map(int, self.pruned))
-
 
 def layout_from_keys(facts: KeyFacts) -> LevitLayout:
     """Read `stage_blocks.*` if it is there, else `blocks.*`."""
