@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.spec import SMALLEST_SIDE, LinearHead, MaskHead, Noun, PatchStem, SetrHead, Stem
-from dovit_deploy.bundle.token_selection import Selection, check_selections
+from dovit_deploy.bundle.spec import SMALLEST_SIDE, LinearHead, MaskHead, Noun, PatchStem, SetrHead, Stem, head_text
+from dovit_deploy.bundle.token_selection import Selection, check_selections, selection_parts
 
 Task = Literal["segmentation", "classification"]
 
@@ -142,6 +142,15 @@ class EvoDeitSpec(Noun):
     def has_dense(self) -> bool:
         """The same weights with nothing selected (ratios 1)."""
         return True
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, selections and head in a few words each."""
+        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, {self.stem.kind} stem"
+        pooled = {"pooled": "linear, on the mean of the patches", "class_token": "linear, on the class token"}
+        head = self.head
+        text = pooled[head.kind] if isinstance(head, PooledHead | ClassTokenHead) else head_text(head)
+        return ("backbone", backbone), *selection_parts(self.selections), ("head", text)
 
 
 class LevitStage(Noun):
@@ -289,3 +298,10 @@ class EvoLevitSpec(Noun):
     def has_dense(self) -> bool:
         """The same weights with nothing selected (ratios 1)."""
         return True
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, selections and head in a few words each."""
+        stages = ", ".join(f"{one.depth} of {one.width} with {one.heads} heads" for one in self.stages)
+        head = "two linear, averaged" if self.distilled else "linear"
+        return ("backbone", f"layers: {stages}"), *selection_parts(self.selections), ("head", head)

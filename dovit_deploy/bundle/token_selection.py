@@ -48,3 +48,9 @@ def selection_of_layer(selections: tuple[Selection, ...], layer: int) -> int | N
         if selection.first <= layer < selection.last:
             return number
     return None
+
+
+def selection_parts(selections: tuple[Selection, ...]) -> tuple[tuple[str, str], ...]:
+    """`selections` in a few words, for people: name and text."""
+    shares = ", ".join(f"{one.ratio:g} in layers {one.first} to {one.last - 1}" for one in selections)
+    return (("patches that run", shares),) if selections else ()

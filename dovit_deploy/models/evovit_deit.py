@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, PooledHead
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.models.class_attention import by_score, mixed, ranks, rows, scored_block
+from dovit_deploy.models.family import Family
 from dovit_deploy.models.heads import decode_head_from_spec
 from dovit_deploy.models.layers import Attend, Block, attention
+from dovit_deploy.models.positions import state_at_size
 from dovit_deploy.models.stem import padded, stem_from_spec
 
 
@@ -171,3 +173,12 @@ class EvoDeitDense(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model.decode(self.model.evolve(self.model.embed(pixels), ()))
+
+
+FAMILY = Family(
+    spec=EvoDeitSpec,
+    build=EvoDeit,
+    stages=lambda model: [EvoDeitStage(model)],
+    dense=EvoDeitDense,
+    state_at_size=state_at_size,
+)

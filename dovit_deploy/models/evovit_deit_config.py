@@ -1,55 +1,48 @@
-"""Constructor arguments and keys -> EvoDeitSpec, for Evo-ViT on DeiT and for plain DeiT, its dense baseline."""
+"""Evo-ViT on DeiT: constructor arguments and keys -> EvoDeitSpec. Source: YifanXu74/Evo-ViT."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, PooledHead
+from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, PooledHead
 from dovit_deploy.bundle.token_selection import Selection
-from dovit_deploy.errors import CheckpointMismatch, ConfigError
-from dovit_deploy.models.architecture import Architecture, training_size
-from dovit_deploy.models.evovit_deit_keys import evo_deit_rules, plain_deit_rules
+from dovit_deploy.errors import ConfigError
+from dovit_deploy.models.architecture import Architecture
+from dovit_deploy.models.deit_settings import DEIT_SETTINGS, HEADS, LAYERS, UNUSED, deit_width, dense_deit_spec
+from dovit_deploy.models.evovit_deit_keys import evo_deit_rules
 from dovit_deploy.models.key_facts import KeyFacts
+from dovit_deploy.models.reader import Reader
 from dovit_deploy.models.section import Ledger, Section
 
-DEIT_SETTINGS = frozenset(
-    {
-        *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-        *("qkv_bias", "qk_scale", "representation_size", "hybrid_backbone", "norm_eps", "distilled"),
-        *("tradeoff", "prune_ratio", "prunecls", "stage_wise_prune"),
-    }
-)
-"""Constructor arguments, and `stage_wise_prune`, an attribute of the network."""
-_HEADS = {192: 3, 384: 6, 768: 12}
-"""Attention heads of the published sizes (tiny, small, base) by width."""
 _RATIOS = (1.0,) * 4 + (0.5,) * 8
 """`prune_ratio` and `tradeoff` of every published Evo-ViT on DeiT."""
 _STAGES = ((4, 8), (8, 12))
 """Of the stage-wise form: fixed in the source."""
-_NORM_EPS = 1e-6
-_UNUSED = re.compile(r"(head_cls|norm_cls)\.(weight|bias)|pre_logits\..*")
 
 
-def evo_deit_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> Architecture:
+def evo_deit_architecture(
+    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
+) -> Architecture:
     """Understand a checkpoint of Evo-ViT on DeiT.
 
     Args:
         settings: constructor arguments; empty if there are none.
         facts: of the checkpoint.
         source: the checkpoint's name, for messages.
+        thresholds: not read: it has no gates.
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
     """
+    del thresholds
     ledger, section = Ledger(source), Section("", settings)
     section.must_be("distilled", False)
-    depth = ledger.settle("depth", section.integer("depth"), facts.count("qks"), stand_in=len(_RATIOS))
-    width = _width(section, facts, ledger)
+    depth = ledger.settle("depth", section.integer("depth"), facts.count("qks"), stand_in=LAYERS)
+    width = deit_width(section, facts, ledger)
     stage_wise, last_rejoins = section.flag("stage_wise_prune") is not False, not section.flag("prunecls")
     selections = selections_from_ratios(_ratios(section, depth), stage_wise=stage_wise)
     tradeoffs = _tradeoffs(section, depth, width, ledger)
-    dense = _dense(section, facts, ledger, depth=depth, width=width, extra=1)
+    dense = dense_deit_spec(section, facts, ledger, depth=depth, width=width, extra=1)
     ledger.finish()
     if not last_rejoins and selections and selections[-1].last == depth and not selections[-1].chosen(dense.patches):
         raise ConfigError(f"'prunecls' with 'prune_ratio' {selections[-1].ratio:g} leaves no token to classify by")
@@ -64,30 +57,7 @@ def evo_deit_architecture(settings: Mapping[str, object], facts: KeyFacts, sourc
             "head": PooledHead(),
         }
     )
-    return Architecture(spec, evo_deit_rules(spec, biases=section.flag("qkv_bias") is not False), _UNUSED)
-
-
-def plain_deit_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> Architecture:
-    """Understand a checkpoint of plain DeiT, with or without distillation token, as a dense model.
-
-    Raises:
-        CheckpointMismatch: the configuration wants tokens passed on, which these weights were not trained for.
-        ConfigError: values unknown, unsupported, or contradicting the keys.
-    """
-    ledger, section = Ledger(source), Section("", settings)
-    depth = ledger.settle("depth", section.integer("depth"), facts.count("blocks"), stand_in=len(_RATIOS))
-    if "prune_ratio" in settings and any(ratio != 1 for ratio in _ratios(section, depth)):
-        raise CheckpointMismatch(
-            f"{source} is a plain DeiT (blocks.*.attn.qkv), not an Evo-ViT (qks.*), and its configuration selects "
-            "tokens; leave 'prune_ratio' out to export it as the dense baseline"
-        )
-    seen = facts.has("dist_token")
-    distilled = ledger.settle("distilled", section.flag("distilled"), seen, stand_in=seen)
-    width = _width(section, facts, ledger)
-    spec = _dense(section, facts, ledger, depth=depth, width=width, extra=2 if distilled else 1)
-    ledger.finish()
-    section.must_be("qkv_bias", True)
-    return Architecture(spec, plain_deit_rules(spec), _UNUSED)
+    return Architecture(spec, evo_deit_rules(spec, biases=section.flag("qkv_bias") is not False), UNUSED)
 
 
 def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tuple[Selection, ...]:
@@ -114,41 +84,6 @@ def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tu
     return tuple(Selection(first=first, last=last, ratio=ratios[first]) for first, last in chosen)
 
 
-def _dense(section: Section, facts: KeyFacts, ledger: Ledger, *, depth: int, width: int, extra: int) -> EvoDeitSpec:
-    """The network with nothing selected."""
-    section.must_be("in_chans", 3)
-    for absent in ("qk_scale", "representation_size", "hybrid_backbone"):
-        section.must_be(absent, None)
-    patch = section.integer("patch_size")
-    patch = ledger.settle("patch_size", patch, facts.size((r"patch_embed\.proj\.weight", 2)), stand_in=16)
-    size = training_size(section, "img_size", facts, ledger, positions="pos_embed", extra=extra, patch=patch)
-    heads = section.integer("num_heads")
-    heads = ledger.settle("num_heads", heads if heads is not None else _HEADS.get(width), None, stand_in=1)
-    ratio = section.number("mlp_ratio")
-    hidden = facts.size((r"blocks\.\d+\.mlp\.fc1\.(weight|bias)", 0))
-    hidden = ledger.settle("mlp_ratio", None if ratio is None else int(width * ratio), hidden, stand_in=4 * width)
-    classes = facts.size((r"head\.(weight|bias)", 0))
-    return EvoDeitSpec(
-        family="deit",
-        size=size,
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=hidden,
-        extra_tokens=2 if extra == 2 else 1,
-        norm_eps=section.number("norm_eps") or _NORM_EPS,
-        classes=ledger.settle("num_classes", section.integer("num_classes"), classes, stand_in=1),
-        position_mode="bicubic",
-        head=ClassTokenHead(),
-    )
-
-
-def _width(section: Section, facts: KeyFacts, ledger: Ledger) -> int:
-    votes = (r"norm\.(weight|bias)", 0), (r"norms\.\d+\.(weight|bias)", 0), (r"blocks\.\d+\.norm[12]\.(weight|bias)", 0)
-    return ledger.settle("embed_dim", section.integer("embed_dim"), facts.size(*votes), stand_in=1)
-
-
 def _ratios(section: Section, depth: int) -> tuple[float, ...]:
     """`prune_ratio`; unstated it is the constructor's own."""
     stated = section.numbers("prune_ratio") or _RATIOS
@@ -164,8 +99,15 @@ def _tradeoffs(section: Section, depth: int, width: int, ledger: Ledger) -> tupl
     value = section.values.get("tradeoff")
     if isinstance(value, int | float):
         return (section.number("tradeoff") or 0.0,) * depth
-    published = _RATIOS if width in _HEADS and depth == len(_RATIOS) else None
+    published = _RATIOS if width in HEADS and depth == LAYERS else None
     stated = ledger.settle("tradeoff", section.numbers("tradeoff") or published, None, stand_in=(1.0,) * depth)
     if len(stated) != depth:
         raise ConfigError(f"'tradeoff' has {len(stated)} entries for {depth} layers")
     return stated
+
+
+READER = Reader(
+    recognises=lambda facts: facts.has(r"qks\.\d+\.qk\..*"),
+    settings=DEIT_SETTINGS,
+    architecture=evo_deit_architecture,
+)

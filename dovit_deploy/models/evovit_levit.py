@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from dovit_deploy.bundle.evovit_spec import EvoLevitSpec
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.models.class_attention import by_score, mixed, ranks, rows
+from dovit_deploy.models.family import Family, State
 from dovit_deploy.models.levit_parts import LevitAttention, LevitDown, LevitHead, LevitLayer, LevitStem
+from dovit_deploy.models.positions import resized_positions
 
 
 class EvoLevit(nn.Module):
@@ -166,3 +168,22 @@ class EvoLevitDense(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model.decode(self.model.evolve(self.model.embed(pixels), ())[0])
+
+
+def state_at_size(state: State, spec: EvoLevitSpec, target: EvoLevitSpec) -> State:
+    """The position embeddings of every grid resized bilinearly, as the source does it for DeiT; the rest as it is."""
+    tables = {"positions": 0, **{f"downs.{number}.positions": number for number in range(len(spec.subsamples))}}
+    resized = {
+        name: resized_positions(state[name], 1, spec.stage_grids[stage], target.stage_grids[stage], "bilinear")
+        for name, stage in tables.items()
+    }
+    return {**state, **resized}
+
+
+FAMILY = Family(
+    spec=EvoLevitSpec,
+    build=EvoLevit,
+    stages=lambda model: [EvoLevitStage(model)],
+    dense=EvoLevitDense,
+    state_at_size=state_at_size,
+)

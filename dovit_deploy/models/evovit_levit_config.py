@@ -10,12 +10,14 @@ from dovit_deploy.bundle.evovit_spec import EvoLevitSpec, LevitStage, LevitSubsa
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, training_size
-from dovit_deploy.models.evovit_levit_keys import evo_levit_rules, rules_in_views
+from dovit_deploy.models.evovit_levit_keys import evo_levit_rules, rules_in_views, with_equal_views
+from dovit_deploy.models.image_facts import IMAGE_SETTINGS
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.levit_layout import LevitLayout, layout_from_keys
+from dovit_deploy.models.reader import Reader
 from dovit_deploy.models.section import Ledger, Section
 
-LEVIT_SETTINGS = frozenset(
+LEVIT_SETTINGS = IMAGE_SETTINGS | frozenset(
     {
         *("img_size", "patch_size", "in_chans", "num_classes", "distillation", "down_ops", "prune_ratio"),
         *("embed_dim", "key_dim", "depth", "num_heads", "attn_ratio", "mlp_ratio", "C", "D", "X", "N"),
@@ -48,17 +50,21 @@ class _Parts:
     mlp: tuple[float, ...]
 
 
-def evo_levit_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> Architecture:
+def evo_levit_architecture(
+    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
+) -> Architecture:
     """Understand a checkpoint of Evo-ViT on LeViT.
 
     Args:
         settings: constructor arguments; empty if there are none.
         facts: of the checkpoint.
         source: the checkpoint's name, for messages.
+        thresholds: not read: it has no gates.
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
     """
+    del thresholds
     ledger, section = Ledger(source), Section("", settings)
     section.must_be("in_chans", 3)
     section.must_be("patch_size", 16)
@@ -218,3 +224,11 @@ def _number(value: object, section: Section) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise section.wrong("down_ops", "numbers above 0 are needed")
     return value
+
+
+READER = Reader(
+    recognises=lambda facts: facts.has(r".*\.learn_tradeoff|poss"),
+    settings=LEVIT_SETTINGS,
+    architecture=evo_levit_architecture,
+    prepared=with_equal_views,
+)

@@ -7,10 +7,12 @@ of `EvoDeit.evolve`, which takes batches as it takes single images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
 from dovit_deploy.models.evovit_deit import EvoDeit, in_raster_order
+from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.masked import attend_without, decode, embed
 
 
@@ -31,7 +33,9 @@ def evolved_forward(
 
     `origin` (B, 2) int64 places each crop's grid on the model's: row and column of its first token there.
     """
-    tokens, grid = embed(model, pixels, origin)
+    # It has all the parts that these two read, under the same names.
+    parts = cast("VisionTransformer", model)
+    tokens, grid = embed(parts, pixels, origin)
     evolved = model.evolve(tokens, model.spec.selections if selecting else (), attend_without(None))
     features = model.norm(in_raster_order(evolved, model.spec.extra_tokens))
-    return EvolvedOutput(decode(model, features, grid), features, tuple(one.bool() for one in evolved.chosen))
+    return EvolvedOutput(decode(parts, features, grid), features, tuple(one.bool() for one in evolved.chosen))
