@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
 from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.cost.evovit import EvoDeitCost, EvoLevitCost
 from dovit_deploy.cost.flop_report import CostModel
 from dovit_deploy.cost.vision_transformer import VisionTransformerCost
 
 COSTS: dict[type, Callable[..., CostModel]] = {
     VisionTransformerSpec: VisionTransformerCost,
+    EvoDeitSpec: EvoDeitCost,
+    EvoLevitSpec: EvoLevitCost,
 }
 
 

@@ -9,6 +9,8 @@ from dovit_deploy.models.family import Family
 
 FAMILIES = {
     "VisionTransformerSpec": "dovit_deploy.models.vision_transformer_family",
+    "EvoDeitSpec": "dovit_deploy.models.evovit_deit",
+    "EvoLevitSpec": "dovit_deploy.models.evovit_levit",
 }
 """Class of the spec -> module."""
 

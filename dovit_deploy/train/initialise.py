@@ -40,6 +40,8 @@ def start_from_checkpoint(
         DovitError: whatever `checkpoint_from_path` finds wrong with it.
     """
     checkpoint = checkpoint_from_path(path, config=config)
+    if not isinstance(checkpoint.spec, VisionTransformerSpec):
+        raise ConfigError(f"--init {path}: a {checkpoint.spec.family}; training starts from a vision transformer")
     if checkpoint.spec.classes != classes:
         raise ConfigError(
             f"--init {path}: a network of {checkpoint.spec.classes} classes, the data set has {classes}; "
