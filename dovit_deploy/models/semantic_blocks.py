@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_spec import SAMPLES
 from dovit_deploy.models.layers import Mlp, attention
-from dovit_deploy.models.swin import LayerScale
+from dovit_deploy.models.swin import scale_from
+from dovit_deploy.models.window_attention import BlockShape
 from dovit_deploy.models.windows import Grid, Rows, Table, pooling_table, return_table, window_table, with_empty
 
 
 class CrossAttention(nn.Module):
     """Every query (..., n, C) over every key (..., m, C)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        self.heads = shape.heads
+        self.query = nn.Linear(shape.width, shape.width)
+        self.key = nn.Linear(shape.width, shape.width)
+        self.value = nn.Linear(shape.width, shape.width)
+        self.output = nn.Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         mixed = attention(self.query(x), self.key(y), self.value(y), self.heads)
@@ -35,24 +36,20 @@ class CrossBlock(nn.Module):
     """Pre-norm block whose queries look at other tokens: x += scale1 * attention(x, y); x += scale2 * mlp(x).
 
     Args:
-        width: C.
-        hidden: inner width of the MLP.
-        norm_eps: of both norms; queries and keys share the first.
+        shape: of the block; queries and keys share the first norm.
         attention: called with normed queries and normed keys.
         residual: False: what attention gives replaces x instead of being added to it.
     """
 
-    def __init__(
-        self, width: int, hidden: int, norm_eps: float, attention: nn.Module, *, residual: bool = True
-    ) -> None:
+    def __init__(self, shape: BlockShape, attention: nn.Module, *, residual: bool = True) -> None:
         super().__init__()
         self.residual = residual
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.norm1 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.attention = attention
-        self.scale1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, hidden)
-        self.scale2 = LayerScale(width)
+        self.scale1 = scale_from(shape)
+        self.norm2 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.mlp = Mlp(shape.width, shape.hidden)
+        self.scale2 = scale_from(shape)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         queries = self.norm1(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_deit_spec import MADE_BY, StvitDeitSpec
 from dovit_deploy.models.semantic_blocks import CrossAttention, CrossBlock, WindowPooling
+from dovit_deploy.models.window_attention import BlockShape
 from dovit_deploy.models.windows import pooling_table
 
 
@@ -18,16 +19,14 @@ class StvitDeit(nn.Module):
     there on, only these few tokens run. The head sees their mean.
     """
 
-    def __init__(self, spec: StvitDeitSpec) -> None:
+    def __init__(self, spec: StvitDeitSpec, *, trainable: bool = False) -> None:
         super().__init__()
+        shape = BlockShape(spec.width, spec.heads, spec.hidden, spec.norm_eps, trainable)
         self.spec = spec
         self.projection = nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
         self.positions = nn.Parameter(torch.zeros(spec.patches, spec.width))
         self.global_tokens = nn.Parameter(torch.zeros(spec.semantic_tokens, spec.width))
-        self.blocks = nn.ModuleList(
-            CrossBlock(spec.width, spec.hidden, spec.norm_eps, CrossAttention(spec.width, spec.heads))
-            for _ in range(spec.depth)
-        )
+        self.blocks = nn.ModuleList(CrossBlock(shape, CrossAttention(shape)) for _ in range(spec.depth))
         whole = np.arange(spec.patches)[None]
         self.pool = WindowPooling(whole, spec.patches, pooling_table(spec.grid, spec.samples))
         self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)

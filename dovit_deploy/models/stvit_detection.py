@@ -13,8 +13,8 @@ from dovit_deploy.models.heads import decode_head_from_spec
 from dovit_deploy.models.neighbourhoods import AnySize, pooling_placement, recovery_placement
 from dovit_deploy.models.semantic_blocks import CrossAttention, CrossBlock, raster_order, semantic_pooling
 from dovit_deploy.models.stem import padded
-from dovit_deploy.models.swin import PatchMerging, SwinBlock, SwinStage, stem_from_shape
-from dovit_deploy.models.window_attention import PlacedAttention, Placement, window_placement
+from dovit_deploy.models.swin import PatchMerging, SwinBlock, SwinStage, block_shape, stem_from_shape
+from dovit_deploy.models.window_attention import BlockShape, PlacedAttention, window_placement
 from dovit_deploy.models.windows import with_empty
 
 
@@ -33,22 +33,17 @@ class UnitPlacements:
 class WideSemanticUnit(nn.Module):
     """Six blocks: image tokens (..., n, C) make semantic ones, which look at them, at each other, and are looked at."""
 
-    def __init__(self, spec: AnySize, places: UnitPlacements) -> None:
+    def __init__(self, spec: AnySize, shape: BlockShape, places: UnitPlacements) -> None:
         super().__init__()
-        stage, grid = REDUCED_STAGE, spec.stage_grid(REDUCED_STAGE)
-        width, hidden, heads, eps = spec.stage_width(stage), spec.stage_hidden(stage), spec.heads[stage], spec.norm_eps
-
-        def placed(placement: Placement) -> CrossBlock:
-            return CrossBlock(width, hidden, eps, PlacedAttention(width, heads, placement))
-
-        self.entry = SwinBlock(width, heads, hidden, eps, window=spec.window, placement=places.entry, layer_scale=False)
-        self.pool = semantic_pooling(grid, spec.window, convolved=width if spec.local_convolution else 0)
-        self.pooling = placed(places.pooling)
-        self.exchange = placed(places.exchange)
+        grid = spec.stage_grid(REDUCED_STAGE)
+        self.entry = SwinBlock(shape, spec.window, places.entry)
+        self.pool = semantic_pooling(grid, spec.window, convolved=shape.width if spec.local_convolution else 0)
+        self.pooling = CrossBlock(shape, PlacedAttention(shape, places.pooling))
+        self.exchange = CrossBlock(shape, PlacedAttention(shape, places.exchange))
         self.raster = raster_order(spec.semantic_grid, SAMPLES)
-        self.local = placed(places.local)
-        self.everywhere = CrossBlock(width, hidden, eps, CrossAttention(width, heads))
-        self.recovery = placed(places.recovery)
+        self.local = CrossBlock(shape, PlacedAttention(shape, places.local))
+        self.everywhere = CrossBlock(shape, CrossAttention(shape))
+        self.recovery = CrossBlock(shape, PlacedAttention(shape, places.recovery))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.entry(x)
@@ -62,10 +57,12 @@ class WideSemanticUnit(nn.Module):
 class WideSemanticStage(nn.Module):
     """Units one after another: (..., n, C) -> (..., n, C)."""
 
-    def __init__(self, spec: AnySize) -> None:
+    def __init__(self, spec: AnySize, *, trainable: bool) -> None:
         super().__init__()
-        places = UnitPlacements(spec)
-        self.units = nn.ModuleList(WideSemanticUnit(spec, places) for _ in range(spec.depths[REDUCED_STAGE] // UNIT))
+        places, shape = UnitPlacements(spec), block_shape(spec, REDUCED_STAGE, trainable=trainable)
+        self.units = nn.ModuleList(
+            WideSemanticUnit(spec, shape, places) for _ in range(spec.depths[REDUCED_STAGE] // UNIT)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for unit in self.units:
@@ -81,9 +78,9 @@ class StvitTrunk(nn.Module):
         self.stem = stem_from_shape(spec, trainable=trainable)
         stages = range(len(spec.depths))
         self.stages = nn.ModuleList(
-            WideSemanticStage(spec)
+            WideSemanticStage(spec, trainable=trainable)
             if stage == REDUCED_STAGE
-            else SwinStage(spec, stage, window=spec.window, shifted=True)
+            else SwinStage(spec, stage, window=spec.window, shifted=True, trainable=trainable)
             for stage in stages
         )
         self.merges = nn.ModuleList(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_spec import PATCH_SPAN, PATCH_STEP, REDUCED_STAGE, SAMPLES, UNIT, StvitSwinSpec
 from dovit_deploy.models.semantic_blocks import CrossAttention, CrossBlock, raster_order, semantic_pooling
-from dovit_deploy.models.swin import SwinBlock
+from dovit_deploy.models.swin import SwinBlock, block_shape
 from dovit_deploy.models.swin_classifier import SwinClassifier, ordinary_stage
-from dovit_deploy.models.window_attention import PlacedAttention, Placement, window_placement
+from dovit_deploy.models.window_attention import BlockShape, PlacedAttention, Placement, window_placement
 from dovit_deploy.models.windows import Rows, Table, neighbourhood_table, whole_windows
 
 
@@ -20,41 +20,23 @@ class SemanticUnit(nn.Module):
     The semantic tokens are then forgotten; the next unit makes its own.
     """
 
-    def __init__(self, spec: StvitSwinSpec) -> None:
+    def __init__(self, spec: StvitSwinSpec, shape: BlockShape) -> None:
         super().__init__()
-        stage, grid = REDUCED_STAGE, spec.stage_grid(REDUCED_STAGE)
-        width, hidden, heads, eps = spec.stage_width(stage), spec.stage_hidden(stage), spec.heads[stage], spec.norm_eps
-        windows = spec.semantic_tokens // SAMPLES**2
-
-        def block(attention: nn.Module, *, residual: bool = True) -> CrossBlock:
-            return CrossBlock(width, hidden, eps, attention, residual=residual)
-
-        self.entry = SwinBlock(
-            width,
-            heads,
-            hidden,
-            eps,
-            window=spec.window,
-            placement=window_placement(grid, spec.window),
-            layer_scale=False,
-        )
-        self.pool = semantic_pooling(grid, spec.window, convolved=width if spec.local_convolution else 0)
-        table = seen_while_pooling(spec)
-        self.seen = Rows(table, spec.semantic_tokens + spec.stage_tokens(stage))
+        grid = spec.stage_grid(REDUCED_STAGE)
+        sides = (SAMPLES, spec.semantic_grid[0]) if spec.relative_positions else (0, 0)
+        self.entry = SwinBlock(shape, spec.window, window_placement(grid, spec.window))
+        self.pool = semantic_pooling(grid, spec.window, convolved=shape.width if spec.local_convolution else 0)
+        self.seen = Rows(seen_while_pooling(spec), spec.semantic_tokens + spec.stage_tokens(REDUCED_STAGE))
         # Keys are gathered before they are normed and projected, as published: tokens of two patches count twice.
-        self.pooling = block(PlacedAttention(width, heads, Placement(windows)), residual=spec.pooled_residual)
+        windowed = PlacedAttention(shape, Placement(spec.semantic_tokens // SAMPLES**2))
+        self.pooling = CrossBlock(shape, windowed, residual=spec.pooled_residual)
         self.raster = raster_order(spec.semantic_grid, SAMPLES)
-        self.exchange = block(CrossAttention(width, heads))
-        relative = spec.relative_positions
-        local = window_placement(spec.semantic_grid, SAMPLES)
-        self.local = block(PlacedAttention(width, heads, local, relative=SAMPLES if relative else 0))
-        everywhere = spec.semantic_grid[0]
-        self.everywhere = block(
-            PlacedAttention(width, heads, Placement(1), relative=everywhere)
-            if relative
-            else CrossAttention(width, heads)
-        )
-        self.recovery = block(CrossAttention(width, heads))
+        self.exchange = CrossBlock(shape, CrossAttention(shape))
+        local = PlacedAttention(shape, window_placement(spec.semantic_grid, SAMPLES), relative=sides[0])
+        self.local = CrossBlock(shape, local)
+        everywhere = PlacedAttention(shape, Placement(1), relative=sides[1]) if sides[1] else CrossAttention(shape)
+        self.everywhere = CrossBlock(shape, everywhere)
+        self.recovery = CrossBlock(shape, CrossAttention(shape))
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
         x = self.entry(x)
@@ -80,9 +62,10 @@ def seen_while_pooling(spec: StvitSwinSpec) -> Table:
 class SemanticStage(nn.Module):
     """Units one after another: (..., n, C) -> (..., n, C)."""
 
-    def __init__(self, spec: StvitSwinSpec) -> None:
+    def __init__(self, spec: StvitSwinSpec, *, trainable: bool) -> None:
         super().__init__()
-        self.units = nn.ModuleList(SemanticUnit(spec) for _ in range(spec.depths[REDUCED_STAGE] // UNIT))
+        shape = block_shape(spec, REDUCED_STAGE, trainable=trainable)
+        self.units = nn.ModuleList(SemanticUnit(spec, shape) for _ in range(spec.depths[REDUCED_STAGE] // UNIT))
         self.global_tokens = (
             nn.Parameter(torch.zeros(spec.semantic_tokens, spec.stage_width(REDUCED_STAGE)))
             if spec.global_tokens
@@ -99,7 +82,9 @@ class SemanticStage(nn.Module):
 def stvit_swin_from_spec(spec: StvitSwinSpec, *, trainable: bool = False) -> SwinClassifier:
     """The network: ordinary stages but for the third."""
     stages: list[nn.Module] = [
-        SemanticStage(spec) if stage == REDUCED_STAGE else ordinary_stage(spec, stage, layer_scale=spec.layer_scale)
+        SemanticStage(spec, trainable=trainable)
+        if stage == REDUCED_STAGE
+        else ordinary_stage(spec, stage, layer_scale=spec.layer_scale, trainable=trainable)
         for stage in range(len(spec.depths))
     ]
     return SwinClassifier(spec, stages, trainable=trainable)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dovit_deploy.bundle.swin_shape import PATCH, SwinShape
 from dovit_deploy.models.batch_norm import conv_norm
 from dovit_deploy.models.layers import Mlp
-from dovit_deploy.models.window_attention import PlacedAttention, Placement, window_placement
+from dovit_deploy.models.window_attention import BlockShape, PlacedAttention, Placement, window_placement
 from dovit_deploy.models.windows import Grid, Rows, merging_table, with_empty
 
 LAYER_SCALE = 1e-5
@@ -48,7 +48,7 @@ def stem_from_shape(shape: SwinShape, *, trainable: bool) -> nn.Module:
 
 
 class LayerScale(nn.Module):
-    """One factor for each channel."""
+    """One factor for each channel; in deployment form it is folded into the layer before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,27 +58,31 @@ class LayerScale(nn.Module):
         return x * self.factor
 
 
-class SwinBlock(nn.Module):
-    """Pre-norm block with attention in windows: (..., n, C) -> (..., n, C); outside the grid are normed zeros."""
+def scale_from(shape: BlockShape, *, present: bool = True) -> nn.Module:
+    """A `LayerScale` where there is one and it was not folded, else nothing."""
+    return LayerScale(shape.width) if present and shape.trainable else nn.Identity()
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        norm_eps: float,
-        *,
-        window: int,
-        placement: Placement,
-        layer_scale: bool,
-    ) -> None:
+
+def block_shape(shape: SwinShape, stage: int, *, trainable: bool) -> BlockShape:
+    """Of the blocks of a stage."""
+    width, hidden = shape.stage_width(stage), shape.stage_hidden(stage)
+    return BlockShape(width, shape.heads[stage], hidden, shape.norm_eps, trainable)
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm block with attention in windows of side `window`: (..., n, C) -> (..., n, C).
+
+    Outside the grid lie zeros that were not normed.
+    """
+
+    def __init__(self, shape: BlockShape, window: int, placement: Placement, *, layer_scale: bool = False) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = PlacedAttention(width, heads, placement, relative=window)
-        self.scale1 = LayerScale(width) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, hidden)
-        self.scale2 = LayerScale(width) if layer_scale else nn.Identity()
+        self.norm1 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.attention = PlacedAttention(shape, placement, relative=window)
+        self.scale1 = scale_from(shape, present=layer_scale)
+        self.norm2 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.mlp = Mlp(shape.width, shape.hidden)
+        self.scale2 = scale_from(shape, present=layer_scale)
         self.outside = placement.keys is not None and placement.keys.outside
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,24 +116,18 @@ class SwinStage(nn.Module):
         window: side of its windows.
         shifted: a grid of one window is not shifted, when classifying.
         layer_scale: blocks scale what they add.
+        trainable: in training form.
     """
 
-    def __init__(self, shape: SwinShape, stage: int, *, window: int, shifted: bool, layer_scale: bool = False) -> None:
+    def __init__(
+        self, shape: SwinShape, stage: int, *, window: int, shifted: bool, layer_scale: bool = False, trainable: bool
+    ) -> None:
         super().__init__()
-        width, hidden = shape.stage_width(stage), shape.stage_hidden(stage)
-        grid = shape.stage_grid(stage)
+        grid, blocks = shape.stage_grid(stage), block_shape(shape, stage, trainable=trainable)
         straight = window_placement(grid, window)
         rolled = window_placement(grid, window, window // 2) if shifted else straight
         self.blocks = nn.ModuleList(
-            SwinBlock(
-                width,
-                shape.heads[stage],
-                hidden,
-                shape.norm_eps,
-                window=window,
-                placement=rolled if number % 2 else straight,
-                layer_scale=layer_scale,
-            )
+            SwinBlock(blocks, window, rolled if number % 2 else straight, layer_scale=layer_scale)
             for number in range(shape.depths[stage])
         )
 

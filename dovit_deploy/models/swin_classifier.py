@@ -47,13 +47,16 @@ class SwinClassifier(nn.Module):
         return self.decode(self.embed(pixels))
 
 
-def ordinary_stage(spec: SwinSpec | StvitSwinSpec, stage: int, *, layer_scale: bool = False) -> SwinStage:
+def ordinary_stage(
+    spec: SwinSpec | StvitSwinSpec, stage: int, *, layer_scale: bool = False, trainable: bool
+) -> SwinStage:
     """A stage of ordinary blocks; a grid of a single window is not shifted."""
     shifted = min(spec.stage_grid(stage)) > spec.window
-    return SwinStage(spec, stage, window=spec.stage_window(stage), shifted=shifted, layer_scale=layer_scale)
+    window = spec.stage_window(stage)
+    return SwinStage(spec, stage, window=window, shifted=shifted, layer_scale=layer_scale, trainable=trainable)
 
 
 def swin_from_spec(spec: SwinSpec, *, trainable: bool = False) -> SwinClassifier:
     """The plain network."""
-    stages = [ordinary_stage(spec, stage) for stage in range(len(spec.depths))]
+    stages = [ordinary_stage(spec, stage, trainable=trainable) for stage in range(len(spec.depths))]
     return SwinClassifier(spec, stages, trainable=trainable)

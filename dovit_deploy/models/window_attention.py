@@ -6,6 +6,9 @@ window nor windows at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +20,21 @@ PADDING_PENALTY = 1000.0
 """Taken from the score of keys that are padding."""
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """What every block of a stage has in common."""
+
+    width: int
+    heads: int
+    hidden: int
+    """Inner width of the MLP."""
+    norm_eps: float
+    trainable: bool
+    """Layer scales and tables of biases stay parameters of their own."""
+
+
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, windows: int, heads: int, bias: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, *, windows: int, heads: int, added: Sequence[Tensor] = ()
 ) -> Tensor:
     """Attention in each window: queries (..., windows * n, C) over keys and values (..., windows * m, C).
 
@@ -28,7 +44,7 @@ def attend(
         value: what is mixed.
         windows: how many there are.
         heads: how many there are; the scale is (C / heads)^-0.5.
-        bias: added to the scores, of any shape that broadcasts to (..., windows, heads, n, m).
+        added: to the scores, one after the other, of any shape that broadcasts to (..., windows, heads, n, m).
     """
     width = query.shape[-1] // heads
 
@@ -38,8 +54,8 @@ def attend(
 
     # Scaling the queries is cheaper than scaling the scores.
     scores = (split(query) * width**-0.5) @ split(key).transpose(-2, -1)
-    if bias is not None:
-        scores = scores + bias
+    for term in added:
+        scores = scores + term
     mixed: Tensor = scores.softmax(-1) @ split(value)
     return mixed.transpose(-3, -2).reshape(query.shape)
 
@@ -51,13 +67,28 @@ class RelativeBias(nn.Module):
 
     def __init__(self, window: int, heads: int) -> None:
         super().__init__()
-        self.side = window * window
         self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        places = torch.tensor(relative_places(window).reshape(-1), device="cpu")
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", torch.tensor(relative_places(window), device="cpu"), persistent=False)
 
     def forward(self) -> Tensor:
-        return self.table.index_select(0, self.places).reshape(self.side, self.side, -1).permute(2, 0, 1)
+        return laid_out(self.table, self.places)
+
+
+class LaidOutBias(nn.Module):
+    """`RelativeBias` in deployment form: the bias of every pair of places, which nothing has to look up."""
+
+    def __init__(self, window: int, heads: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(heads, window**2, window**2))
+
+    def forward(self) -> Tensor:
+        return self.values
+
+
+def laid_out(table: Tensor, places: Tensor) -> Tensor:
+    """Biases by relative position ((2 window - 1)^2, heads) -> of every pair of places (heads, window^2, window^2)."""
+    side = places.shape[0]
+    return table.index_select(0, places.reshape(-1)).reshape(side, side, -1).permute(2, 0, 1)
 
 
 class ShiftMask(nn.Module):
@@ -132,17 +163,23 @@ class PlacedAttention(nn.Module):
 
     Tokens are projected before they are gathered into windows, so that each is projected once. Where the placement
     reaches outside the grid, the caller gives one token more for what lies there (`windows.with_empty`).
+
+    Args:
+        shape: of the block.
+        placement: where queries and keys lie.
+        relative: side of the windows for biases by relative position; 0 for none.
     """
 
-    def __init__(self, width: int, heads: int, placement: Placement, *, relative: int = 0) -> None:
+    def __init__(self, shape: BlockShape, placement: Placement, *, relative: int = 0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = shape.heads
         self.placement = placement
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.bias = RelativeBias(relative, heads) if relative else None
-        self.output = nn.Linear(width, width)
+        self.query = nn.Linear(shape.width, shape.width)
+        self.key = nn.Linear(shape.width, shape.width)
+        self.value = nn.Linear(shape.width, shape.width)
+        kind = RelativeBias if shape.trainable else LaidOutBias
+        self.bias = kind(relative, shape.heads) if relative else None
+        self.output = nn.Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         place = self.placement
@@ -151,12 +188,9 @@ class PlacedAttention(nn.Module):
             query = place.queries(query)
         if place.keys is not None:
             key, value = place.keys(key), place.keys(value)
-        mixed = attend(query, key, value, windows=place.windows, heads=self.heads, bias=self._bias())
+        mixed = attend(query, key, value, windows=place.windows, heads=self.heads, added=self._added())
         return self.output(mixed if place.join is None else place.join(mixed))  # type: ignore[no-any-return]
 
-    def _bias(self) -> Tensor | None:
-        mask = None if self.placement.mask is None else self.placement.mask()
-        if self.bias is None:
-            return mask
-        bias: Tensor = self.bias()
-        return bias if mask is None else bias + mask
+    def _added(self) -> list[Tensor]:
+        # Not summed first: the exporter would store the sum, as a weight that is in no weights file.
+        return [part() for part in (self.bias, self.placement.mask) if part is not None]
