@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.model_spec import AnySpec, Task
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
@@ -75,8 +76,8 @@ class Manifest(Noun):
     format: Literal["dovit-bundle"] = FORMAT
     version: int = VERSION
     name: str
-    task: Literal["segmentation"] = "segmentation"
-    spec: ModelSpec
+    task: Task = "segmentation"
+    spec: AnySpec
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
     defaults: GateDefaults
@@ -129,13 +130,15 @@ def _check_agreement(manifest: Manifest) -> None:
     spec, rows = manifest.spec, manifest.defaults.thresholds
     wanted = {
         "classes": (len(manifest.classes), spec.classes),
-        "counts": (len(manifest.counts), len(spec.stage_layers)),
+        "counts": (len(manifest.counts), len(spec.gates) + 1),
         "defaults.thresholds": (len(rows), len(spec.gates)),
         **{f"defaults.thresholds.{gate}": (len(row), spec.classes) for gate, row in enumerate(rows)},
     }
     for place, (given, needed) in wanted.items():
         if given != needed:
             raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
+    if manifest.task != spec.task:
+        raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
     # Written so that NaN is refused too.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")

@@ -9,10 +9,11 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from dovit_deploy.bundle.directory import MANIFEST, WEIGHTS
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.models import own_format
+from dovit_deploy.models import bundled, own_format
 from dovit_deploy.models.architecture import Architecture, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.models.configuration import (
     Configuration,
@@ -20,12 +21,12 @@ from dovit_deploy.models.configuration import (
     configuration_from_meta,
     merged,
 )
-from dovit_deploy.models.image_facts import IMAGE_SETTINGS, class_entries, classes_from_file, mean_and_std
+from dovit_deploy.models.image_facts import class_entries, classes_from_file, mean_and_std
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
-from dovit_deploy.models.mmseg_spec import MODEL_SETTINGS, mmseg_architecture
 from dovit_deploy.models.official_state import ours_from_official
 from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.models.segmenter_spec import FILE_SETTINGS, NETWORK_SETTINGS, segmenter_architecture
+from dovit_deploy.models.reader import OfficialState
+from dovit_deploy.models.readers import readers
 from dovit_deploy.models.weights_file import WeightsFile, sha256_of, weights_from_file
 
 __all__ = ["Checkpoint", "OwnConfig", "checkpoint_from_path", "save_checkpoint"]
@@ -37,10 +38,10 @@ SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
 class Checkpoint:
     """Everything that an export, a fit of gates or a training run needs to know of trained weights."""
 
-    spec: ModelSpec
+    spec: AnySpec
     """At the training size."""
     state: dict[str, Tensor]
-    """Of `VisionTransformer(spec)` in deployment form, fp32, on the CPU."""
+    """Of the network of `spec` in deployment form, fp32, on the CPU."""
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
     thresholds: tuple[float, ...]
@@ -75,7 +76,7 @@ def checkpoint_from_path(
     classes: Sequence[ClassEntry] | str | Path | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> Checkpoint:
-    """Understand the checkpoint at `path`: a folder of ours, .safetensors with official keys, or .pth.
+    """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, or .pth.
 
     Args:
         path: the checkpoint.
@@ -101,7 +102,7 @@ def checkpoint_from_path(
         raise InputError(f"no checkpoint at {place}")
     if place.name == own_format.WEIGHTS and own_format.is_own_format(place.parent):
         place = place.parent
-    if place.is_dir() and (place / own_format.CONFIG).is_file():
+    if place.is_dir() and ((place / own_format.CONFIG).is_file() or (place / MANIFEST).is_file()):
         return _own(place, None if config is None else Path(config), flags)
     if place.is_dir():
         place = place / SEGMENTER_FILES[0]
@@ -124,22 +125,24 @@ def _configuration_for(place: Path, config: str | Path | None) -> Configuration 
 
 def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
     try:
-        architecture, settings = _understood(weights, given, flags)
+        architecture, state, settings = _understood(weights, given, flags)
     except ValidationError as error:
         raise invalid_as_config_error(error, weights.name) from error
-    return _assembled(weights, architecture, settings, flags)
+    return _assembled(weights, architecture, state, settings, flags)
 
 
 def _understood(
     weights: WeightsFile, given: Configuration | None, flags: _Flags
-) -> tuple[Architecture, dict[str, object]]:
+) -> tuple[Architecture, OfficialState, dict[str, object]]:
     facts = facts_from_state(weights.state)
-    if facts.has(r"encoder\.blocks\..*"):
-        settings = _settings(weights, given, NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS)
-        return segmenter_architecture(settings, facts, weights.name), settings
-    if facts.has(r"backbone\.layers\..*"):
-        settings = _settings(weights, given, MODEL_SETTINGS | IMAGE_SETTINGS)
-        return mmseg_architecture(settings, facts, weights.name, thresholds=flags.thresholds), settings
+    for reader in readers():
+        if reader.recognises(facts):
+            state = reader.prepared(weights.state, weights.name)
+            settings = _settings(weights, given, reader.settings)
+            architecture = reader.architecture(
+                settings, facts_from_state(state), weights.name, thresholds=flags.thresholds
+            )
+            return architecture, state, settings
     raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
 
 
@@ -163,16 +166,18 @@ def _settings(weights: WeightsFile, given: Configuration | None, known: frozense
 
 
 def _assembled(
-    weights: WeightsFile, architecture: Architecture, settings: Mapping[str, object], flags: _Flags
+    weights: WeightsFile,
+    architecture: Architecture,
+    state: OfficialState,
+    settings: Mapping[str, object],
+    flags: _Flags,
 ) -> Checkpoint:
     spec = architecture.spec
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
     return Checkpoint(
         spec=spec,
-        state=ours_from_official(
-            weights.state, architecture.rules, spec, unused=architecture.unused, source=weights.name
-        ),
+        state=ours_from_official(state, architecture.rules, spec, unused=architecture.unused, source=weights.name),
         preprocessing=Preprocessing(
             mean=mean,
             std=std,
@@ -191,10 +196,9 @@ def _assembled(
 
 def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
     if config is not None:
-        raise UsageError(
-            f"{folder.name} carries its whole configuration; edit its {own_format.CONFIG} instead of --config"
-        )
-    own, state = own_format.load_own_format(folder)
+        raise UsageError(f"{folder.name} carries its whole configuration; leave --config out")
+    is_bundle = (folder / MANIFEST).is_file()
+    own, state = bundled.load_bundled(folder) if is_bundle else own_format.load_own_format(folder)
     preprocessing = own.preprocessing
     if flags.mean is not None or flags.std is not None:
         mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
@@ -213,6 +217,6 @@ def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
         floor=own.floor,
         slide_size=own.slide_size,
         source=folder.name,
-        source_sha256=sha256_of(folder / own_format.WEIGHTS),
+        source_sha256=sha256_of(folder / (WEIGHTS if is_bundle else own_format.WEIGHTS)),
         license=own.license,
     )
