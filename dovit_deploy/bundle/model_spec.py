@@ -5,9 +5,14 @@ A new family is one class that says all this, and one more member of `AnySpec`.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Discriminator, Tag
 
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
+from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
+from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.bundle.swin_spec import SwinSpec
 
 Task = Literal["segmentation", "classification", "features"]
 Size = tuple[int, int]
@@ -81,4 +86,18 @@ class ModelSpec(Protocol):
         """Its parts in a few words each, for people: name and text."""
 
 
-AnySpec = VisionTransformerSpec
+def _architecture(contents: object) -> str:
+    """What tells the members of `AnySpec` apart; a vision transformer says nothing, so that its bundles stay as is."""
+    given = contents.get("architecture") if isinstance(contents, dict) else getattr(contents, "architecture", None)
+    return given if isinstance(given, str) else "vision-transformer"
+
+
+AnySpec = Annotated[
+    Annotated[VisionTransformerSpec, Tag("vision-transformer")]
+    | Annotated[StvitSwinSpec, Tag("stvit-r-swin")]
+    | Annotated[StvitBackboneSpec, Tag("stvit-r-backbone")]
+    | Annotated[StvitSegmenterSpec, Tag("stvit-r-segmenter")]
+    | Annotated[StvitDeitSpec, Tag("stvit-deit")]
+    | Annotated[SwinSpec, Tag("swin")],
+    Discriminator(_architecture),
+]

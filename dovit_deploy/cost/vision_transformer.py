@@ -51,17 +51,21 @@ class VisionTransformerCost:
         return running * _token_head(head, self.spec.width, self.spec.classes)
 
     def _head(self, head: LinearHead | FcnHead | SetrHead | MaskHead) -> int:
-        spec = self.spec
-        if isinstance(head, MaskHead):
-            return _mask_head(head, spec.patches, spec.width, spec.classes)
-        if isinstance(head, SetrHead):
-            return _setr_head(head, spec.patches, spec.width, spec.classes)
-        return spec.patches * _token_head(head, spec.width, spec.classes)
+        return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
 
 
 def block_macs(tokens: int, width: int, hidden: int) -> int:
     """One pre-norm block: query, key, value, output and MLP, then QK^T and AV (12nC^2 + 2n^2C for hidden = 4C)."""
     return tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+
+
+def head_macs(head: LinearHead | FcnHead | SetrHead | MaskHead, patches: int, width: int, classes: int) -> int:
+    """A head on a full grid of `patches` tokens of `width`."""
+    if isinstance(head, MaskHead):
+        return _mask_head(head, patches, width, classes)
+    if isinstance(head, SetrHead):
+        return _setr_head(head, patches, width, classes)
+    return patches * _token_head(head, width, classes)
 
 
 def _token_head(head: LinearHead | FcnHead, width: int, classes: int) -> int:

@@ -40,16 +40,19 @@ def start_from_checkpoint(
         DovitError: whatever `checkpoint_from_path` finds wrong with it.
     """
     checkpoint = checkpoint_from_path(path, config=config)
-    if checkpoint.spec.classes != classes:
+    trained = checkpoint.spec
+    if not isinstance(trained, VisionTransformerSpec):
+        raise ConfigError(f"--init {path}: a network of {trained.family}; only vision transformers are trained on from")
+    if trained.classes != classes:
         raise ConfigError(
-            f"--init {path}: a network of {checkpoint.spec.classes} classes, the data set has {classes}; "
+            f"--init {path}: a network of {trained.classes} classes, the data set has {classes}; "
             "give a checkpoint of these classes, or train from scratch"
         )
     stated = sorted(choice.model_fields_set - OPEN_WITH_INIT)
     if stated:
         raise ConfigError(f"network.{stated[0]} is the checkpoint's affair when --init is given; take it out")
     size = choice.size or size
-    spec, state = spec_at_size(checkpoint.spec, size), state_at_size(checkpoint.state, checkpoint.spec, size)
+    spec, state = spec_at_size(trained, size), state_at_size(checkpoint.state, trained, size)
     depth = choice.depth if "depth" in choice.model_fields_set else spec.depth
     if depth > spec.depth:
         raise ConfigError(f"network.depth = {depth}: --init {path} has {spec.depth} layers; at most so many")
