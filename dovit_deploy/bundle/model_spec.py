@@ -12,6 +12,9 @@ from pydantic import Discriminator, Tag
 
 from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
+from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
+from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.bundle.swin_spec import SwinSpec
 
 Task = Literal["segmentation", "classification", "features"]
 Size = tuple[int, int]
@@ -94,6 +97,11 @@ def _architecture(value: Any) -> str:  # noqa: ANN401  JSON, or a spec
 AnySpec = Annotated[
     Annotated[VisionTransformerSpec, Tag("vision-transformer")]
     | Annotated[EvoDeitSpec, Tag("evovit-deit")]
-    | Annotated[EvoLevitSpec, Tag("evovit-levit")],
+    | Annotated[EvoLevitSpec, Tag("evovit-levit")]
+    | Annotated[StvitSwinSpec, Tag("stvit-r-swin")]
+    | Annotated[StvitBackboneSpec, Tag("stvit-r-backbone")]
+    | Annotated[StvitSegmenterSpec, Tag("stvit-r-segmenter")]
+    | Annotated[StvitDeitSpec, Tag("stvit-deit")]
+    | Annotated[SwinSpec, Tag("swin")],
     Discriminator(_architecture),
 ]

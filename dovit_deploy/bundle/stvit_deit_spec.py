@@ -81,6 +81,13 @@ class StvitDeitSpec(Noun):
         return self.patches, self.semantic_tokens
 
     @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and what it saves in a few words."""
+        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, patch stem"
+        saved = f"{self.semantic_tokens} semantic tokens for {self.patches} patches from layer {self.reduced_from}"
+        return ("backbone", backbone), ("reduced", saved)
+
+    @property
     def task(self) -> Literal["classification"]:
         """What it is for."""
         return "classification"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.spec import SMALLEST_SIDE, Head, SetrHead
+from dovit_deploy.bundle.spec import SMALLEST_SIDE, Head, SetrHead, head_text
 from dovit_deploy.bundle.swin_shape import PATCH, Grid, SwinShape
 
 REDUCED_STAGE = 2
@@ -56,6 +56,13 @@ class ReducedShape(SwinShape):
             self.semantic_tokens if stage == REDUCED_STAGE else self.stage_tokens(stage)
             for stage in range(len(self.depths))
         )
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and what it saves in a few words."""
+        image = self.stage_tokens(REDUCED_STAGE)
+        saved = f"{self.semantic_tokens} semantic tokens for {image} in stage {REDUCED_STAGE}"
+        return ("backbone", self.shape_text), ("reduced", saved)
 
     @property
     def has_dense(self) -> bool:
@@ -173,6 +180,11 @@ class StvitSegmenterSpec(_AnySize):
     def task(self) -> Literal["segmentation"]:
         """What it is for."""
         return "segmentation"
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, what it saves, and decode head."""
+        return *super().parts, ("decode head", head_text(self.head))
 
     @property
     def head_grid(self) -> Grid:

@@ -59,6 +59,17 @@ class SwinShape(Noun):
         rows, columns = self.stage_grid(stage)
         return rows * columns
 
+    def stage_windows(self, stage: int, window: int) -> int:
+        """How many windows cover the grid of a stage."""
+        rows, columns = self.stage_grid(stage)
+        return math.ceil(rows / window) * math.ceil(columns / window)
+
+    @property
+    def shape_text(self) -> str:
+        """Widths, depths and heads in a few words."""
+        depths, heads = ("-".join(str(number) for number in numbers) for numbers in (self.depths, self.heads))
+        return f"width {self.width}, {depths} blocks, {heads} heads, windows of {self.window}, {self.stem} stem"
+
     @property
     def patch(self) -> int:
         """Pixels of a side of a token of the first grid."""

@@ -44,6 +44,11 @@ class SwinSpec(SwinShape):
         return {"logits": (1, self.classes)}
 
     @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone in a few words."""
+        return (("backbone", self.shape_text),)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """All tokens run."""
         return (self.tokens,)

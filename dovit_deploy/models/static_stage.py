@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,3 +43,13 @@ class OneImage(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         network: Network = self.model  # type: ignore[assignment]
         return network.decode(network.embed(pixels)[0])
+
+
+def static_stages(model: Any) -> list[nn.Module]:  # noqa: ANN401  any network with a spec
+    """The one stage of `model`."""
+    return [StaticStage(model, model.spec.counts)]
+
+
+def no_dense(model: nn.Module) -> nn.Module:
+    """There is no dense network of these weights."""
+    raise TypeError(f"{type(model).__name__} has no dense network")

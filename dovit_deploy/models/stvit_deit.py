@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_deit_spec import MADE_BY, StvitDeitSpec
+from dovit_deploy.models.family import Family, State
 from dovit_deploy.models.semantic_blocks import CrossAttention, CrossBlock, WindowPooling
+from dovit_deploy.models.static_stage import no_dense, static_stages
 from dovit_deploy.models.window_attention import BlockShape
 from dovit_deploy.models.windows import pooling_table
 
@@ -46,7 +49,19 @@ class StvitDeit(nn.Module):
         semantic = self.blocks[first + 1](semantic + self.global_tokens, torch.cat([semantic, x], -2))
         for block in self.blocks[first + MADE_BY :]:
             semantic = block(semantic)
-        return self.head(self.norm(semantic).mean(-2)).reshape(-1, self.spec.classes)  # type: ignore[no-any-return]
+        return self.head(self.norm(semantic).mean(-2, keepdim=True)).reshape(-1, self.spec.classes)  # type: ignore[no-any-return]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.decode(self.embed(pixels))
+
+
+def state_at_size(state: State, spec: StvitDeitSpec, target: StvitDeitSpec) -> State:
+    """Position embeddings resized as DeiT's are (bicubic), the rest as it is."""
+    if spec.grid == target.grid:
+        return state
+    image = state["positions"].T.reshape(1, -1, *spec.grid)
+    resized = functional.interpolate(image, size=target.grid, mode="bicubic", align_corners=False)
+    return {**state, "positions": resized.flatten(2)[0].T.contiguous()}
+
+
+FAMILY = Family(spec=StvitDeitSpec, build=StvitDeit, stages=static_stages, dense=no_dense, state_at_size=state_at_size)

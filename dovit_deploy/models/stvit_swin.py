@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_spec import PATCH_SPAN, PATCH_STEP, REDUCED_STAGE, SAMPLES, UNIT, StvitSwinSpec
+from dovit_deploy.models.family import Family
 from dovit_deploy.models.semantic_blocks import CrossAttention, CrossBlock, raster_order, semantic_pooling
+from dovit_deploy.models.static_stage import no_dense, static_stages
 from dovit_deploy.models.swin import SwinBlock, block_shape
 from dovit_deploy.models.swin_classifier import SwinClassifier, ordinary_stage
+from dovit_deploy.models.weights_at_size import unchanged_weights
 from dovit_deploy.models.window_attention import BlockShape, PlacedAttention, Placement, window_placement
 from dovit_deploy.models.windows import Rows, Table, neighbourhood_table, whole_windows
 
@@ -88,3 +91,12 @@ def stvit_swin_from_spec(spec: StvitSwinSpec, *, trainable: bool = False) -> Swi
         for stage in range(len(spec.depths))
     ]
     return SwinClassifier(spec, stages, trainable=trainable)
+
+
+FAMILY = Family(
+    spec=StvitSwinSpec,
+    build=stvit_swin_from_spec,
+    stages=static_stages,
+    dense=no_dense,
+    state_at_size=unchanged_weights(stvit_swin_from_spec),
+)

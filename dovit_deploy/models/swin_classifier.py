@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from dovit_deploy.bundle.stvit_spec import StvitSwinSpec
 from dovit_deploy.bundle.swin_spec import SwinSpec
+from dovit_deploy.models.family import Family
+from dovit_deploy.models.static_stage import OneImage, static_stages
 from dovit_deploy.models.swin import PatchMerging, SwinStage, stem_from_shape
+from dovit_deploy.models.weights_at_size import unchanged_weights
 
 
 class SwinClassifier(nn.Module):
@@ -41,7 +44,7 @@ class SwinClassifier(nn.Module):
         """(n, C) or (B, n, C) tokens of the first grid -> logits (B, K), B = 1 for (n, C)."""
         for number, stage in enumerate(self.stages):
             tokens = stage(self.merges[number - 1](tokens) if number else tokens)
-        return self.head(self.norm(tokens).mean(-2)).reshape(-1, self.spec.classes)  # type: ignore[no-any-return]
+        return self.head(self.norm(tokens).mean(-2, keepdim=True)).reshape(-1, self.spec.classes)  # type: ignore[no-any-return]
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.decode(self.embed(pixels))
@@ -60,3 +63,12 @@ def swin_from_spec(spec: SwinSpec, *, trainable: bool = False) -> SwinClassifier
     """The plain network."""
     stages = [ordinary_stage(spec, stage, trainable=trainable) for stage in range(len(spec.depths))]
     return SwinClassifier(spec, stages, trainable=trainable)
+
+
+FAMILY = Family(
+    spec=SwinSpec,
+    build=swin_from_spec,
+    stages=static_stages,
+    dense=OneImage,
+    state_at_size=unchanged_weights(swin_from_spec),
+)
