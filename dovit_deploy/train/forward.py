@@ -19,7 +19,7 @@ FIXED: dict[type, Callable[[Any, Tensor, Tensor | None], MaskedOutput]] = {
     EvoDeit: evolved_forward,
     StvitSegmenter: recovered_forward,
 }
-"""Networks whose token counts are fixed: nothing is to be decided, so the pictures and their places are all they take."""
+"""Networks whose token counts are fixed: there is nothing to decide, so they take pictures and their places alone."""
 
 
 def training_forward(

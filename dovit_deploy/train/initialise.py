@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import ValidationError
@@ -15,13 +16,12 @@ from dovit_deploy.bundle.spec import GateSpec, SetrHead, VisionTransformerSpec
 from dovit_deploy.bundle.stvit_spec import StvitSegmenterSpec
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import invalid_as_config_error
-from dovit_deploy.models.batch_norm import unfolded
 from dovit_deploy.models.build import spec_at_size, state_at_size
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
+from dovit_deploy.models.deployment_form import trainable
 from dovit_deploy.models.families import family_of
 from dovit_deploy.train.forward import Network, training_forward
 from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, added_layers, evolved_spec, gate_specs
-
 
 EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
 """Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
@@ -91,7 +91,9 @@ def _chosen(spec: VisionTransformerSpec, choice: NetworkChoice, source: str) -> 
 def _evolved(spec: VisionTransformerSpec, ratio: float, source: str) -> EvoDeitSpec:
     """Evo-ViT over the same layers, whose parameters have the same names."""
     if not spec.final_norm:
-        raise ConfigError(f"network.family = evovit: --init {source} has no norm behind its last layer; Evo-ViT has one")
+        raise ConfigError(
+            f"network.family = evovit: --init {source} has no norm behind its last layer; Evo-ViT has one"
+        )
     try:
         return evolved_spec(spec, ratio)
     except ValidationError as error:
@@ -139,8 +141,7 @@ def trainable_model(spec: AnySpec) -> Network:
             "gates with up-sampling (setr) heads are not trained; network.gates in the configuration replaces them "
             "by per-token ones"
         )
-    network: Network = family_of(spec).build(spec, trainable=True)
-    return network
+    return cast("Network", family_of(spec).build(spec, trainable=True))
 
 
 def initialise(model: Network, seed: int) -> None:
@@ -162,7 +163,7 @@ def initialise(model: Network, seed: int) -> None:
 def load_start(model: Network, state: dict[str, Tensor]) -> None:
     """Load weights in deployment form into a model in training form; gates that they lack keep theirs."""
     names = model.state_dict().keys()
-    fitting = unfolded(state, names)
+    fitting = trainable(state, names)
     lacking = [name for name in names if name not in fitting and not name.startswith("gates.")]
     if lacking or fitting.keys() - names:
         raise ValueError(f"weights of another network: {lacking[:3]}, {sorted(fitting.keys() - names)[:3]}")

@@ -13,10 +13,10 @@ from torch import nn
 
 from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.train.forward import Network
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.device import device_from_name
+from dovit_deploy.train.forward import Network
 from dovit_deploy.train.initialise import Start, initialise, is_embedding, load_start, settle_norms, trainable_model
 from dovit_deploy.train.loss import class_weights
 from dovit_deploy.train.material import Material

@@ -38,7 +38,7 @@ class NetworkChoice(Noun):
     """The network, as far as the data set and `--init` leave it open."""
 
     family: FamilyName = "dovit"
-    """dovit: gates decide how many tokens run on. evovit: a fixed share of them. stvit: a few semantic tokens a window."""
+    """dovit: gates decide how many tokens run on. evovit: a fixed share. stvit: a few semantic tokens a window."""
     size: tuple[int, int] | None = None
     """Height and width of the input in pixels; default: those of the first image."""
     stem: Literal["conv", "patch"] = "conv"
@@ -78,8 +78,10 @@ OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels",
 def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> AnySpec:
     """The network to train from scratch on images of `size` (height, width); raises ValidationError when there is
     none of these parts."""
-    make = {"dovit": _dovit_spec, "evovit": _evovit_spec, "stvit": _stvit_spec}[choice.family]
-    return make(choice, size, classes)
+    if choice.family == "evovit":
+        dense = _dovit_spec(choice.model_copy(update={"gates": ()}), size, classes)
+        return evolved_spec(dense, choice.ratio)
+    return _stvit_spec(choice, size, classes) if choice.family == "stvit" else _dovit_spec(choice, size, classes)
 
 
 def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> VisionTransformerSpec:
@@ -98,10 +100,6 @@ def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> V
         position_mode="bilinear",
         head=_decode_head(choice, heads),
     )
-
-
-def _evovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> EvoDeitSpec:
-    return evolved_spec(_dovit_spec(choice.model_copy(update={"gates": ()}), size, classes), choice.ratio)
 
 
 def evolved_spec(spec: VisionTransformerSpec, ratio: float) -> EvoDeitSpec:

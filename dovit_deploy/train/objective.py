@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.loss import distillation_loss, gate_loss, pixel_loss, token_histograms
 from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.loss import distillation_loss, gate_loss, pixel_loss, token_histograms
 from dovit_deploy.train.masked import uniform_passing
 
 

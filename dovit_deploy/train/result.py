@@ -13,8 +13,8 @@ from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
-from dovit_deploy.train.forward import Network
 from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.forward import Network
 from dovit_deploy.train.masked import uniform_passing
 from dovit_deploy.train.validate import Validation, validate
 
@@ -25,7 +25,7 @@ UNMEASURED_THRESHOLD = 0.95
 
 
 class CurvePoint(Noun):
-    """The watched split at one threshold for all gates and classes; None: without gates, dense where token counts vary."""
+    """The watched split at one threshold for all gates and classes; None: with nothing stopped."""
 
     threshold: float | None
     miou: float
@@ -42,9 +42,7 @@ class CurvePoint(Noun):
     """Mean number of tokens that enter each stage, extra tokens included."""
 
 
-def curve_point(
-    spec: AnySpec, threshold: float | None, result: Validation, dense_miou: float
-) -> CurvePoint:
+def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dense_miou: float) -> CurvePoint:
     """What `result` says, with the costs that its token counts stand for."""
     cost = cost_model(spec)
     dense, images = cost.dense(), len(result.kept)
