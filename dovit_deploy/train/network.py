@@ -65,9 +65,10 @@ class NetworkChoice(Noun):
 
     @model_validator(mode="after")
     def _own_choices(self) -> Self:
-        for name in sorted(self.model_fields_set & BELONGS.keys()):
-            if self.family not in BELONGS[name]:
-                raise ValueError(f"{name} is a choice of {' and '.join(BELONGS[name])}, the family is {self.family}")
+        for name, families in BELONGS.items():
+            default = type(self).model_fields[name].default
+            if self.family not in families and getattr(self, name) != default:
+                raise ValueError(f"{name} is a choice of {' and '.join(families)}, the family is {self.family}")
         return self
 
 

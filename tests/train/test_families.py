@@ -96,7 +96,7 @@ def test_what_is_trained_becomes_a_bundle(tmp_path, family):
 
 
 def test_a_choice_of_another_family_is_refused():
-    for family, choice in (("evovit", {"gates": (1,)}), ("stvit", {"depth": 3}), ("dovit", {"ratio": 0.5})):
+    for family, choice in (("evovit", {"gates": (1,)}), ("stvit", {"depth": 3}), ("dovit", {"ratio": 0.4})):
         with pytest.raises(ValidationError, match=f"{next(iter(choice))} is a choice of"):
             NetworkChoice(family=family, **choice)
 
