@@ -26,6 +26,7 @@ HANDFUL = {
         "seg_w64_128x192_posresize_nofinal_tuple",
         "setr_w64_128",
     ],
+    "evovit": ["evo_deit_w48_ratios", "evo_levit_mini"],
     "segmenter": ["segmenter_w64_mask_resize", "segmenter_w64_linear_distilled", "setr_naive_w64_160"],
 }
 """What the default test run compares; the rest carries the mark `exhaustive`."""

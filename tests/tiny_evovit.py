@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, PooledHead
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ConvStem, PatchStem
 from dovit_deploy.bundle.token_selection import Selection
+from dovit_deploy.models.checkpoint import Checkpoint
 from dovit_deploy.models.evovit_deit import EvoDeit
 from dovit_deploy.models.evovit_levit import EvoLevit
 from tests.tiny import decode_head
@@ -96,6 +98,23 @@ def tiny_evo_model(spec: EvoDeitSpec | EvoLevitSpec, seed: int = 0) -> EvoDeit |
     model = network(spec)
     model.load_state_dict(tiny_evo_state(spec, seed))
     return model.eval().requires_grad_(False)
+
+
+def tiny_evo_checkpoint(spec: EvoDeitSpec | EvoLevitSpec, seed: int = 0) -> Checkpoint:
+    """A checkpoint of `spec` with `tiny_evo_state`'s weights."""
+    return Checkpoint(
+        spec=spec,
+        state=tiny_evo_state(spec, seed),
+        preprocessing=Preprocessing(
+            mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=False, stride=None
+        ),
+        classes=tuple(ClassEntry(name=f"class {n}", color=(40 * n % 256, 90, 7)) for n in range(spec.classes)),
+        thresholds=(),
+        floor=0.0,
+        slide_size=None,
+        source="tiny.safetensors",
+        source_sha256="0" * 64,
+    )
 
 
 def _parameter(name: str, shape: tuple[int, ...], draw: np.random.Generator) -> Tensor:

@@ -78,17 +78,17 @@ def levits(draw: some.DrawFn) -> EvoLevitSpec:
     )
 
 
-def check(spec: EvoDeitSpec | EvoLevitSpec, seed: int) -> None:
-    """Choices and counts equal, logits within 1e-4 of their size; the dense network too.
+def decided(spec: EvoDeitSpec | EvoLevitSpec, seed: int) -> bool:
+    """Choices and counts equal, logits within 1e-4 of their size, the dense network's too.
 
-    Raises:
-        UnsatisfiedAssumption: single precision would have to decide.
+    False, and nothing compared, where single precision would have to decide.
     """
     model, pixels = tiny_evo_model(spec, seed), tiny_pixels(spec.size, seed)
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
     naive = naive_deit if isinstance(spec, EvoDeitSpec) else naive_levit
     run = naive(spec, weights, pixels[0].double().numpy())
-    assume(all(margin > MARGIN for margin in run.margins))
+    if not all(margin > MARGIN for margin in run.margins):
+        return False
     deit = isinstance(model, EvoDeit)
     with torch.inference_mode():
         found = (EvoDeitStage if deit else EvoLevitStage)(model)(pixels)
@@ -96,6 +96,7 @@ def check(spec: EvoDeitSpec | EvoLevitSpec, seed: int) -> None:
     agrees(spec, found, run)
     nothing = naive(spec, weights, pixels[0].double().numpy(), dense=True)
     close(dense, nothing.logits)
+    return True
 
 
 def agrees(spec: EvoDeitSpec | EvoLevitSpec, found: tuple[torch.Tensor, ...], run: NaiveEvolution) -> None:
@@ -114,34 +115,34 @@ def close(found: torch.Tensor, expected: np.ndarray) -> None:
 @settings(steadily, max_examples=15)
 @given(deits(), some.integers(0, 2**16))
 def test_a_handful_of_random_deits(spec: EvoDeitSpec, seed: int) -> None:
-    check(spec, seed)
+    assume(decided(spec, seed))
 
 
 @settings(steadily, max_examples=10)
 @given(levits(), some.integers(0, 2**16))
 def test_a_handful_of_random_levits(spec: EvoLevitSpec, seed: int) -> None:
-    check(spec, seed)
+    assume(decided(spec, seed))
 
 
 @pytest.mark.exhaustive
 @settings(steadily, max_examples=120)
 @given(deits(), some.integers(0, 2**16))
 def test_many_random_deits(spec: EvoDeitSpec, seed: int) -> None:
-    check(spec, seed)
+    assume(decided(spec, seed))
 
 
 @pytest.mark.exhaustive
 @settings(steadily, max_examples=80)
 @given(levits(), some.integers(0, 2**16))
 def test_many_random_levits(spec: EvoLevitSpec, seed: int) -> None:
-    check(spec, seed)
+    assume(decided(spec, seed))
 
 
 def test_a_single_token_left_out_of_levit_is_scored_by_its_representative() -> None:
     """int(16 * 0.95) = 15: the source takes the representative for the token itself, in every later layer too."""
     spec = tiny_levit_spec(size=64, depths=(4, 1), selections=((1, 3, 0.95), (3, 4, 0.5)))
     for seed in SEEDS:
-        check(spec, seed)
+        assert decided(spec, seed)
 
 
 def test_every_token_chosen_is_the_dense_network() -> None:
