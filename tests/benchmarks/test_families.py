@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import families
 import pytest
 from families import MARK, Row, figures_of, main, table
 
@@ -29,8 +28,7 @@ def data(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data") / "set", images=3)
 
 
-def test_every_network_runs_as_deployed_and_dense(bundles, data, monkeypatch):
-    monkeypatch.setitem(families.SAVES, "tiny", "stops")
+def test_every_network_runs_as_deployed_and_dense(bundles, data):
     gated, share = bundles
     report = figures_of(data, ["train"], None, [gated, share])
     (split,) = report["splits"]
