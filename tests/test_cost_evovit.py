@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample
+from dovit_deploy.bundle.evovit_deit_spec import ClassTokenHead, EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models.checkpoint import checkpoint_from_path

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, PooledHead
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec, PooledHead
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ConvStem, PatchStem
 from dovit_deploy.bundle.token_selection import Selection

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, Tag
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
 from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
 from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, PooledHead
+from dovit_deploy.bundle.evovit_deit_spec import ClassTokenHead, EvoDeitSpec, PooledHead
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.token_selection import Selection, selection_of_layer
 from dovit_deploy.cost.flop_report import FlopReport
 from dovit_deploy.cost.vision_transformer import block_macs, head_macs, stem_macs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec

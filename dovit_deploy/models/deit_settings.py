@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import ClassTokenHead, EvoDeitSpec
 from dovit_deploy.models.architecture import training_size
 from dovit_deploy.models.image_facts import IMAGE_SETTINGS
 from dovit_deploy.models.key_facts import KeyFacts

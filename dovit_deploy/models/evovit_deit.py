@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, PooledHead
+from dovit_deploy.bundle.evovit_deit_spec import ClassTokenHead, EvoDeitSpec, PooledHead
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.models.class_attention import by_score, mixed, ranks, rows, scored_block
 from dovit_deploy.models.family import Family

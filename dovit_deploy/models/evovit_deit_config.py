@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, PooledHead
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec, PooledHead
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture

@@ -5,7 +5,7 @@ Sources: YifanXu74/Evo-ViT, facebookresearch/deit.
 
 from __future__ import annotations
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.models.official_keys import TIMM_BLOCK, Rule, affine, block_rules, rule
 
 

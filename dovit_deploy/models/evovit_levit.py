@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.evovit_spec import EvoLevitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.models.class_attention import by_score, mixed, ranks, rows
 from dovit_deploy.models.family import Family, State

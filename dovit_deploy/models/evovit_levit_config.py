@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.evovit_spec import EvoLevitSpec, LevitStage, LevitSubsample
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, training_size

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_spec import EvoLevitSpec, LevitStage, LevitSubsample
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
 from dovit_deploy.models.levit_layout import layout_from_keys
 from dovit_deploy.models.official_keys import Rule, affine, rule

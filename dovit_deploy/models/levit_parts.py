@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.evovit_spec import LevitStage, LevitSubsample
+from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.models.batch_norm import conv_norm, linear_norm, norm_linear
 from dovit_deploy.models.class_attention import class_scores
 from dovit_deploy.models.layers import attention

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import ClassTokenHead, EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.models.evovit_deit_keys import evo_deit_rules, plain_deit_rules
 from dovit_deploy.models.evovit_levit_keys import evo_levit_rules

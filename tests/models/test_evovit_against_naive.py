@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.models.evovit_deit import EvoDeit, EvoDeitDense, EvoDeitStage
 from dovit_deploy.models.evovit_levit import EvoLevitDense, EvoLevitStage
 from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit

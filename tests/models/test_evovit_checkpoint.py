@@ -12,7 +12,8 @@ import torch.nn.functional as functional
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
 from dovit_deploy.export.pipeline import ExportRequest, bundle_spec
 from dovit_deploy.models.build import model_from_spec, spec_at_size, state_at_size

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import checkpoint_from_path
 from dovit_deploy.models.families import family_of

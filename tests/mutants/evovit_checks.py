@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models import build
 from dovit_deploy.models.families import family_of
