@@ -15,8 +15,15 @@ from dovit_deploy.train.masked import MaskedOutput, Passing, masked_forward
 from dovit_deploy.train.recovered import recovered_forward
 
 Network = VisionTransformer | EvoDeit | StvitSegmenter
+
+
+def _evolved(model: EvoDeit, pixels: Tensor, origin: Tensor | None) -> MaskedOutput:
+    output = evolved_forward(model, pixels, origin=origin)
+    return MaskedOutput(output.logits, output.features, ())
+
+
 FIXED: dict[type, Callable[[Any, Tensor, Tensor | None], MaskedOutput]] = {
-    EvoDeit: evolved_forward,
+    EvoDeit: _evolved,
     StvitSegmenter: recovered_forward,
 }
 """Networks whose token counts are fixed: there is nothing to decide, so they take pictures and their places alone."""

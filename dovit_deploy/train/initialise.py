@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.spec import GateSpec, SetrHead, VisionTransformerSpec
 from dovit_deploy.bundle.stvit_spec import StvitSegmenterSpec

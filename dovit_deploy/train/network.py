@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.spec import (
     ConvStem,

@@ -9,9 +9,9 @@ from families import MARK, Row, figures_of, main, table
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.cost.model import cost_model
-from tests.bundles import export_tiny
+from tests.bundles import export, export_tiny
 from tests.tiny import tiny_spec
-from tests.tiny_evovit import tiny_deit_spec
+from tests.tiny_evovit import tiny_deit_spec, tiny_evo_checkpoint
 from tests.train.tiny_folder import write_folder
 
 
@@ -19,7 +19,7 @@ from tests.train.tiny_folder import write_folder
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     export_tiny(tiny_spec(size=(40, 56), classes=4, gates=(1,), depth=2, head="linear"), folder / "gated.dovit")
-    export_tiny(tiny_deit_spec(size=(40, 56), classes=4, head="linear"), folder / "share.dovit")
+    export(tiny_evo_checkpoint(tiny_deit_spec(size=(40, 56), classes=4, head="linear")), folder / "share.dovit")
     return folder / "gated.dovit", folder / "share.dovit"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dovit_deploy.bundle.evovit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.build import model_from_spec
