@@ -33,7 +33,7 @@ def bench(
         str,
         typer.Option(
             metavar="E[,E...]",
-            help="onnxruntime, torch, tensorrt-rtx, tensorrt; the first is what others are compared with.",
+            help="onnxruntime, cuda, torch, tensorrt-rtx, tensorrt; the first is what others are compared with.",
         ),
     ] = "onnxruntime",
     precision: Annotated[
