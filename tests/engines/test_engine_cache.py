@@ -37,7 +37,7 @@ def made_key(**changes) -> EngineKey:
     return EngineKey(**{**facts, **changes})
 
 
-def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
+def fill(folder: Path, key: EngineKey, plan: bytes = PLAN, *, capabilities: tuple[str, ...] = ("8.6",)) -> None:
     entry = FileEntry(sha256=hashlib.sha256(plan).hexdigest(), bytes=len(plan))
     record = EngineRecord(
         graph="stage0",
@@ -45,7 +45,7 @@ def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,
-        compute_capabilities=("8.6",),
+        compute_capabilities=capabilities,
         tensors=(),
         profiles=(COUNT,),
         onnx=entry,

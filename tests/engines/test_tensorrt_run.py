@@ -151,6 +151,22 @@ def test_every_bucket_is_run_and_captured_before_the_first_frame(session: Sessio
     assert bench.memory.log.count("capture") == len(runs)
     assert [session.engine(f"stage{number}").graphs for number in range(3)] == [1, 4, 4]
     assert "launch" not in bench.memory.log
+    assert not bench.memory.queue, "what fails then is said when the engine is loaded"
+
+
+def test_an_index_with_nothing_behind_it_is_padded_on_the_host(session: Session, bench: Bench) -> None:
+    """A caller's own, on the device: what lies behind its five entries is no position."""
+    block = bench.memory.allocate(5 * 8)
+    index = DeviceArray.of(block.address, (5,), np.int64)
+    bench.memory.copy(index, np.asarray([0, 3, 7, 8, 20]))
+    limits = {"thresholds": np.full(5, 0.7, np.float32), "floor": np.zeros((), np.float32)}
+    tokens = np.random.default_rng(0).normal(size=(21, 16)).astype(np.float32)
+    given = {"tokens": tokens, **limits}
+    one = session.engine("stage1").run({**given, "index": index})
+    one = {name: session.backend.download(value) for name, value in one.items()}
+    other = session.engine("stage1").run({**given, "index": np.asarray([0, 3, 7, 8, 20])})
+    for name, value in other.items():
+        assert np.array_equal(one[name], session.backend.download(value), equal_nan=True)
 
 
 def test_counts_are_rounded_up_to_buckets(bundle: Bundle, bench: Bench) -> None:
@@ -318,7 +334,7 @@ def test_what_tensorrt_refuses(call: str, logged: str, error, words: str, bundle
 
 def test_another_gpu(bundle: Bundle, bench: Bench) -> None:
     bench.memory.device = type(bench.memory.device)("another", "7.5")
-    words = r"was built for compute capability 8\.0, 8\.6, this GPU has 7\.5; .*dovit build"
+    words = r"were built for compute capability 8\.0, 8\.6, this GPU has 7\.5; .*dovit build"
     with pytest.raises(EngineInvalid, match=words):
         Session(bundle, backend=bench.backend())
     assert not bench.state.engines, "TensorRT has not seen it"
