@@ -13,11 +13,11 @@ from torch import nn
 
 from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.device import device_from_name
-from dovit_deploy.train.initialise import Start, initialise, load_start, settle_norms, trainable_model
+from dovit_deploy.train.forward import Network
+from dovit_deploy.train.initialise import Start, initialise, is_embedding, load_start, settle_norms, trainable_model
 from dovit_deploy.train.loss import class_weights
 from dovit_deploy.train.material import Material
 from dovit_deploy.train.objective import Objective
@@ -44,17 +44,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        embedding = name in ("extra_tokens", "positions", "head.class_tokens")
-        (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        (free if parameter.ndim < 2 or is_embedding(name) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
-    """Put `model` into training mode, its batch norms perhaps not."""
+def set_training(model: nn.Module, config: TrainConfig) -> None:
+    """Put what is trained of `model` into training mode, its batch norms perhaps not."""
     model.train()
-    for module in model.modules() if freeze_norms else ():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if is_norm and (config.freeze_norms or not is_trained(name, config)):
             module.eval()
+
+
+def is_trained(name: str, config: TrainConfig) -> bool:
+    """The parameter or module of this name is what the run trains."""
+    return config.trained == "all" or name.startswith("gates.")
 
 
 @torch.no_grad()
@@ -69,7 +76,7 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
             mine[name].copy_(value)
 
 
-def starting_model(config: TrainConfig, start: Start | None) -> VisionTransformer:
+def starting_model(config: TrainConfig, start: Start | None) -> Network:
     """The network of a run before its first step, on the run's device."""
     model = trainable_model(config.spec)
     initialise(model, config.seed)
@@ -106,11 +113,13 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.maker = BatchMaker(config, material)
         self.model = starting_model(config, start)
-        self.device = self.model.positions.device
+        self.device = next(self.model.parameters()).device
         self.step, self.seen, self.scenes, self.seconds = 0, 0, 0, 0.0
         if start is not None:
             first = next(iter(self.plans(None)))
             settle_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
         self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
         self.optimiser = torch.optim.AdamW(
@@ -120,7 +129,7 @@ class Trainer:
         self.objective = Objective(config, weights.to(self.device))
         self.miou: float | None = None
 
-    def _frozen(self, model: VisionTransformer) -> VisionTransformer:
+    def _frozen(self, model: Network) -> Network:
         return copy.deepcopy(model).eval().requires_grad_(False)
 
     @property
@@ -227,7 +236,7 @@ class Trainer:
         rate = learning_rate_at(config, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        set_training(self.model, freeze_norms=config.freeze_norms)
+        set_training(self.model, config)
         self.optimiser.zero_grad(set_to_none=True)
         teacher = self.average if config.distillation.teacher == "current" else self.teacher
         loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)
