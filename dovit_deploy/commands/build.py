@@ -40,6 +40,9 @@ def build(
         str | None,
         typer.Option(metavar="C[,C...]", help="GPUs to build for, as 8.6,12.0 (tensorrt-rtx); default: 8.0 and later."),
     ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Also one engine of all stages, whose sizes the data decide.")
+    ] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again what the cache has.")] = False,
     into_bundle: Annotated[bool, typer.Option("--into-bundle", help="Also copy the engines into the bundle.")] = False,
     json_file: options.JsonFile = None,
@@ -65,6 +68,7 @@ def build(
         buckets=_counts(buckets),
         plugins=not no_plugins,
         compute_capabilities=_capabilities(compute_capability),
+        merged=merged,
     )
     console.check_writable(json_file)
     opened = Bundle.open(bundle)

@@ -1,6 +1,7 @@
 """Engines on disk: one folder for each key, checked whenever it is opened, changed only under a lock and in one step.
 
     <home>/engines/<key>/entry.json, <graph>.engine, <graph>.json, <graph>.onnx, <graph>.layers.txt, weights.safetensors
+    <home>/kernels/<key>/<graph>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
     <home>/engines/<key>.lock, <key>.*.partial while one is being built
 
 Inside a bundle, `engines/<key>/` holds the engines, their sidecars and `entry.json` alone.
@@ -110,7 +111,16 @@ class EngineCache:
                     removed.append(folder)
             except filelock.Timeout:
                 continue
-        return removed, freed
+        return removed, freed + self._prune_kernels()
+
+    def _prune_kernels(self) -> int:
+        """Remove compiled kernels whose engines are not here any more; gives how many bytes they held."""
+        kept, freed, kernels = {path.name for path in self.folders()}, 0, self.root.parent / KERNELS
+        for folder in kernels.iterdir() if kernels.is_dir() else ():
+            if folder.name not in kept:
+                freed += folder_bytes(folder)
+                remove(folder)
+        return freed
 
 
 def engines_in_bundle(bundle: Bundle, key: EngineKey) -> EngineSet | None:

@@ -39,6 +39,11 @@ class EngineSet:
         """Size of the engines."""
         return sum(record.file.bytes for record in self.records.values())
 
+    @property
+    def compute_capabilities(self) -> list[tuple[str, ...]]:
+        """What each engine was built for."""
+        return [record.compute_capabilities for record in self.records.values()]
+
     def engine_path(self, graph: str) -> Path:
         """The engine of `graph`."""
         return self.folder / f"{graph}.engine"

@@ -1,8 +1,8 @@
 """The engines of a bundle that may run here: found in the cache or in the bundle, refused with a reason, or missing.
 
 What the cache has was built on this machine. What came with a bundle can carry code of whoever built it, and runs only
-on request. Whether a GPU is one of those that an engine was built for is asked later (`check_runs_on`): nothing here
-needs a GPU.
+on request. Whether a GPU is one of those that an engine was built for is asked later (`for_gpu`): nothing here needs
+a GPU.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class EngineSearch:
         path = quote(str(self.bundle.path))
         return f"dovit build {path} --engine {self.package.engine} --precision {self.precision}"
 
-    def found(self) -> EngineSet:
-        """The newest engines of the cache that fit, else of the bundle.
+    def found(self) -> list[EngineSet]:
+        """The engines that fit, best first: those of the cache, then those of the bundle, the newest first.
 
         Raises:
             EngineMissing: none were built.
@@ -65,17 +65,24 @@ class EngineSearch:
                 # In the cache it may be anybody's; what is asked for may still be there whole.
                 if origin == "bundle" or self._is_ours(folder):
                     reasons.append(str(error).partition("; ")[0])
-        return self._chosen(fitting, reasons)
+        return self._ordered(fitting, reasons)
 
-    def check_runs_on(self, engines: EngineSet, compute_capability: str) -> None:
-        """Raise EngineInvalid where the GPU is none of those that the engines were built for."""
-        for graph, record in engines.records.items():
-            if not self.package.runs_on(record.compute_capabilities, compute_capability):
-                built, wanted = ", ".join(record.compute_capabilities), self._capability_flag(compute_capability)
-                raise EngineInvalid(
-                    f"{engines.engine_path(graph)} was built for compute capability {built}, this GPU has "
-                    f"{compute_capability}; build engines for it: {self.build_line}{wanted}"
-                )
+    def for_gpu(self, found: list[EngineSet], compute_capability: str) -> EngineSet:
+        """The best of what was found that runs on a GPU of this compute capability.
+
+        Raises:
+            EngineInvalid: none does.
+        """
+        for engines in found:
+            built = engines.compute_capabilities
+            if all(self.package.runs_on(capabilities, compute_capability) for capabilities in built):
+                return engines
+        best, wanted = found[0], self._capability_flag(compute_capability)
+        raise EngineInvalid(
+            f"the engines in {best.folder} were built for compute capability "
+            f"{', '.join(best.compute_capabilities[0])}, this GPU has {compute_capability}; "
+            f"build engines for it: {self.build_line}{wanted}"
+        )
 
     def _capability_flag(self, name: str) -> str:
         known = self.package.capabilities.compute_capabilities
@@ -119,16 +126,15 @@ class EngineSearch:
             return "were built with other plugins than there are now"
         return None
 
-    def _chosen(self, fitting: list[EngineSet], reasons: list[str]) -> EngineSet:
-        newest = sorted(fitting, key=lambda engines: engines.entry.built_at)
+    def _ordered(self, fitting: list[EngineSet], reasons: list[str]) -> list[EngineSet]:
+        newest = sorted(fitting, key=lambda engines: engines.entry.built_at, reverse=True)
         own = [engines for engines in newest if engines.origin == "cache"]
-        if own:
-            return own[-1]
-        if newest and self.trust:
-            return newest[-1]
-        if newest:
+        carried = [engines for engines in newest if engines.origin == "bundle"]
+        if own or (carried and self.trust):
+            return own + carried if self.trust else own
+        if carried:
             raise EngineInvalid(
-                f"the engines in {newest[-1].folder} came with the bundle and could run anything; build your own: "
+                f"the engines in {carried[0].folder} came with the bundle and could run anything; build your own: "
                 f"{self.build_line}, or, if you trust whoever built them, add --trust-engine"
             )
         if reasons:

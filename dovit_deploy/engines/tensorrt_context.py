@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ class TensorRtEngine:
     def close(self) -> None:
         """Keep the kernels that were compiled, and free the engine."""
         if self._cache is not None and self._kernels is not None and self._engine is not None:
-            try:
+            blob = self._cache.serialize()
+            # Where they cannot be written they are compiled again next time.
+            with suppress(OSError):
                 self._kernels.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                write_bytes(self._kernels, bytes(self._cache.serialize()))
-            except OSError:
-                # They are compiled again next time.
-                pass
+                if blob is not None:
+                    write_bytes(self._kernels, bytes(memoryview(blob)))
         self._cache = self._config = self._engine = self._runtime = None
 
     def _runtime_config(self) -> Any:  # noqa: ANN401

@@ -76,13 +76,11 @@ class TensorRtBackend:
             DeviceOutOfMemory: it does not fit.
         """
         search = EngineSearch(bundle, self._package, self.precision, self._cache, trust=self._trust)
-        opened = self._bundles.get(bundle.path) or _Opened(search.found())
+        opened = self._opened(bundle, search, graph)
         if graph not in opened.engines.records:
             raise EngineMissing(f"{opened.engines.folder} has no engine of {graph}; build it with: {search.build_line}")
-        self._bundles[bundle.path] = opened
         try:
             plan = checked_plan(opened.engines, graph)
-            search.check_runs_on(opened.engines, self._device().device.compute_capability)
             stage = self._stage(opened, graph, plan, closed=lambda: self._closed(bundle.path, graph))
             opened.stages[graph] = stage
             stage.warm_up(_sources(opened, graph))
@@ -115,6 +113,22 @@ class TensorRtBackend:
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         """The first `count` entries; those behind them stay within reach of a bucket."""
         return buffer.narrow(count) if isinstance(buffer, DeviceArray) else buffer[:count]
+
+    def _opened(self, bundle: Bundle, search: EngineSearch, graph: str) -> _Opened:
+        """The engines of `bundle`, looked for once."""
+        if bundle.path not in self._bundles:
+            found = search.found()
+            if graph in found[0].records:
+                # What is damaged is said whether there is a GPU or not.
+                checked_plan(found[0], graph)
+            self._bundles[bundle.path] = _Opened(found[0])
+            try:
+                capability = self._device().device.compute_capability
+                self._bundles[bundle.path] = _Opened(search.for_gpu(found, capability))
+            except BaseException:
+                self._closed(bundle.path, graph)
+                raise
+        return self._bundles[bundle.path]
 
     def _stage(self, opened: _Opened, graph: str, plan: bytes, *, closed: Callable[[], None]) -> TensorRtStage:
         memory, record = self._device(), opened.engines.records[graph]

@@ -142,7 +142,7 @@ class TensorRtStage:
     def _give_scratch(self, context: TensorRtContext) -> None:
         """All contexts share one piece of memory, as large as the largest profile needs: they run one at a time."""
         if self._scratch is None:
-            profiles = {bucket.profile for bucket in self.buckets}
+            profiles = range(max(1, len(self._record.profiles)))
             self._scratch = self._memory.allocate(max(map(self._engine.scratch_bytes, profiles)))
             self._blocks.append(self._scratch)
         context.give_scratch(self._scratch.address, self._scratch.nbytes)

@@ -40,6 +40,12 @@ def runnable(path: Path) -> tuple[bytes, tuple[TensorRecord, ...]]:
     import onnx
 
     model = onnx.load(str(path))
+    return model.SerializeToString(), runnable_tensors(model)
+
+
+def runnable_tensors(model) -> tuple[TensorRecord, ...]:
+    import onnx
+
     tensors = [
         TensorRecord(
             name=value.name,
@@ -50,7 +56,7 @@ def runnable(path: Path) -> tuple[bytes, tuple[TensorRecord, ...]]:
         for mode, values in (("input", model.graph.input), ("output", model.graph.output))
         for value in values
     ]
-    return model.SerializeToString(), tuple(tensors)
+    return tuple(tensors)
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def made_key(**changes) -> EngineKey:
     return EngineKey(**{**facts, **changes})
 
 
-def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
+def fill(folder: Path, key: EngineKey, plan: bytes = PLAN, *, capabilities: tuple[str, ...] = ("8.6",)) -> None:
     entry = FileEntry(sha256=hashlib.sha256(plan).hexdigest(), bytes=len(plan))
     record = EngineRecord(
         graph="stage0",
@@ -45,7 +45,7 @@ def fill(folder: Path, key: EngineKey, plan: bytes = PLAN) -> None:
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,
-        compute_capabilities=("8.6",),
+        compute_capabilities=capabilities,
         tensors=(),
         profiles=(COUNT,),
         onnx=entry,
@@ -259,3 +259,16 @@ def test_an_installed_bundle_is_left_alone(tmp_path: Path, bundle_copy: Path, ca
     assert engines is not None
     with pytest.raises(UsageError, match="installed package"):
         copy_into_bundle(engines, Bundle.open(place))
+
+
+def test_compiled_kernels_go_with_their_engines(cache: EngineCache, filled: Path) -> None:
+    own = cache.kernels_path(made_key(), "stage0", "8.6")
+    other = cache.kernels_path(made_key(precision="fp32"), "stage0", "8.6")
+    for path in (own, other):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"kernels")
+    assert cache.prune(lambda folder: False) == ([], len(b"kernels"))
+    assert own.is_file() and not other.parent.exists()
+    removed, freed = cache.prune(lambda folder: True)
+    assert removed == [filled] and freed > len(PLAN)
+    assert not own.parent.exists()

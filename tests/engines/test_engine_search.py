@@ -41,16 +41,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     return EngineCache(tmp_path / "cache")
 
 
-def put(root: Path, key: EngineKey, *, built_at: str = "2026-01-01", plan: bytes = PLAN) -> Path:
+def put(
+    root: Path, key: EngineKey, *, built_at: str = "2026-01-01", plan: bytes = PLAN, capabilities: tuple[str, ...] = ()
+) -> Path:
     folder = root / key.name
     folder.mkdir(parents=True)
-    fill(folder, key, plan)
+    fill(folder, key, plan, capabilities=capabilities or ("8.6",))
     (folder / "entry.json").write_text(EngineEntry(key=key, bundle="x", tool="t", built_at=built_at).model_dump_json())
     return folder
 
 
 def search(bundle: Bundle, cache: EngineCache, *, precision: str = "fp16", trust: bool = False) -> EngineSet:
-    return EngineSearch(bundle, fake_package(), precision, cache, trust=trust).found()
+    return EngineSearch(bundle, fake_package(), precision, cache, trust=trust).found()[0]
 
 
 def test_none_were_built(bundle: Bundle, cache: EngineCache) -> None:
@@ -163,8 +165,16 @@ def test_engines_of_tensorrt_run_on_the_gpu_that_they_were_built_on(bundle: Bund
     package = TensorRtPackage("tensorrt", made.version, capabilities, made.module, ())
     assert package.runs_on(("8.6",), "8.6")
     assert not package.runs_on(("8.6",), "8.9")
-    engines = EngineSearch(bundle, fake_package(), "fp16", cache)
-    put(cache.root, made_key())
-    engines.check_runs_on(engines.found(), "8.6")
-    with pytest.raises(EngineInvalid, match=r"capability 8\.6, this GPU has 5\.0; .*--precision fp16$"):
-        engines.check_runs_on(engines.found(), "5.0")
+
+
+def test_of_several_the_best_that_the_gpu_runs(bundle: Bundle, cache: EngineCache) -> None:
+    """The newest may be for another GPU, as they are where `--compute-capability` was given."""
+    wanted = EngineSearch(bundle, fake_package(), "fp16", cache, trust=True)
+    older = put(cache.root, made_key(), built_at="2026-01-01", capabilities=("8.0",))
+    newer = put(cache.root, made_key(compute_capabilities=("8.6",)), built_at="2026-01-02", capabilities=("8.6", "8.9"))
+    carried = put(bundle.path / ENGINES, made_key(), built_at="2026-01-03", capabilities=("7.5",))
+    assert [engines.folder for engines in wanted.found()] == [newer, older, carried]
+    for capability, folder in (("8.6", newer), ("8.0", older), ("7.5", carried)):
+        assert wanted.for_gpu(wanted.found(), capability).folder == folder
+    with pytest.raises(EngineInvalid, match=r"capability 8\.6, 8\.9, this GPU has 5\.0; .*--precision fp16$"):
+        wanted.for_gpu(wanted.found(), "5.0")

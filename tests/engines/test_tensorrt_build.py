@@ -174,7 +174,13 @@ build(Bundle.open({str(single.path)!r}), EngineCache(Path({str(cache.root.parent
 
 @pytest.mark.parametrize(
     "choices",
-    [{"precision": "fp32"}, {"plugins": False}, {"buckets": (8,)}, {"compute_capabilities": ("8.6",)}],
+    [
+        {"precision": "fp32"},
+        {"plugins": False},
+        {"buckets": (8,)},
+        {"compute_capabilities": ("8.6",)},
+        {"merged": True},
+    ],
 )
 def test_every_choice_has_engines_of_its_own(choices, bundle: Bundle) -> None:
     package = fake_package()
@@ -185,6 +191,7 @@ def test_every_choice_has_engines_of_its_own(choices, bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
+        ({"merged": True, "plugins": False}, "leave out --no-plugins"),
         ({"precision": "int8"}, "'int8' given; engines are built in: fp16, fp32"),
         ({"buckets": (8, 22)}, "22 given; a stage of this bundle runs 1 to 21"),
         ({"compute_capabilities": ("9.0",)}, r"'9\.0' given to tensorrt-rtx"),
@@ -204,11 +211,16 @@ def test_a_change_of_the_code_that_derives_graphs_makes_other_keys(
 
 
 def test_buckets_are_profiles_of_one_size_up_to_the_largest_count(bundle: Bundle) -> None:
-    profiles = profiles_from(bundle, (8, 16))
+    profiles = profiles_from(bundle, (8, 16), graph_names(bundle))
     assert profiles["stage0"] == profiles["dense"] == ()
     sizes = [(entry.minimum, entry.typical, entry.maximum) for entry in profiles["stage2"]]
     assert sizes == [(8, 8, 8), (16, 16, 16), (21, 21, 21)]
 
 
 def test_a_model_without_gates_is_one_graph(single: Bundle) -> None:
-    assert graph_names(single) == ("stage0",)
+    assert graph_names(single) == graph_names(single, merged=True) == ("stage0",)
+
+
+def test_all_stages_in_one_beside_them(bundle: Bundle) -> None:
+    assert graph_names(bundle, merged=True) == ("stage0", "stage1", "stage2", "merged", "dense")
+    assert engine_key(bundle, BuildRequest(merged=True), fake_package()).profiles["merged"] == ()

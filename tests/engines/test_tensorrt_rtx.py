@@ -109,6 +109,19 @@ def test_plugins_are_layers_of_the_engine(bundle: Bundle, package: TensorRtPacka
     assert calls.count("TokenScatter") == 1
 
 
+def test_all_stages_in_one_engine(tiny_bundle_path: Path, package: TensorRtPackage, tmp_path: Path) -> None:
+    """In half precision; the plugins decide its sizes, so that the host must wait within a run, once a gate."""
+    tiny = Bundle.open(tiny_bundle_path)
+    key = engine_key(tiny, BuildRequest(merged=True), package)
+    graphs, _ = derive_graphs(tiny, ["merged"], tmp_path, precision="fp16", plugins=True)
+    outcome = _built(tmp_path, graphs[0], key, package)
+    assert outcome.layers is not None
+    assert outcome.layers.plugin_layers == sum(graphs[0].plugin_calls.values()) > 0
+    assert outcome.layers.host_syncs == len(tiny.manifest.spec.gates)
+    outputs = {tensor.name: tensor.shape for tensor in outcome.tensors if tensor.mode == "output"}
+    assert outputs == {port.name: port.shape for port in graph_interfaces(tiny.manifest.spec)["merged"].gives}
+
+
 def test_the_parsers_own_words(bundle: Bundle, package: TensorRtPackage, tmp_path: Path) -> None:
     graphs, _ = derive_graphs(bundle, ["stage1"], tmp_path, precision="fp16", plugins=False)
     broken = onnx.load(str(graphs[0].path), load_external_data=False)

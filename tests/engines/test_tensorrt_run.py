@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.manifest import FileEntry
+from dovit_deploy.engines import tensorrt_run
 from dovit_deploy.engines.bucket_context import MOST_GRAPHS
 from dovit_deploy.engines.cuda_memory import DeviceArray
 from dovit_deploy.engines.engine_cache import EngineCache
 from dovit_deploy.engines.engine_folder import EngineSet
 from dovit_deploy.engines.engine_graphs import PRECISIONS
+from dovit_deploy.engines.engine_record import EngineRecord, LayerSummary
+from dovit_deploy.engines.tensorrt_context import TensorRtEngine
+from dovit_deploy.engines.tensorrt_stage import TensorRtStage
 from dovit_deploy.errors import (
     DeviceFailed,
     DeviceOutOfMemory,
     EngineInvalid,
     EngineMissing,
     InputError,
+    PackageMissing,
     ProviderMissing,
 )
 from dovit_deploy.runtime.session import Session
 from tests.engines.derived import DerivedBackend
-from tests.engines.fake_device import view
+from tests.engines.fake_builder import runnable_tensors
+from tests.engines.fake_device import FakeMemory, view
+from tests.engines.fake_tensorrt import FakeTensorRt, fake_tensorrt
 from tests.engines.run_fakes import Bench, built
 from tests.tiny import tiny_pixels
 
@@ -140,6 +151,22 @@ def test_every_bucket_is_run_and_captured_before_the_first_frame(session: Sessio
     assert bench.memory.log.count("capture") == len(runs)
     assert [session.engine(f"stage{number}").graphs for number in range(3)] == [1, 4, 4]
     assert "launch" not in bench.memory.log
+    assert not bench.memory.queue, "what fails then is said when the engine is loaded"
+
+
+def test_an_index_with_nothing_behind_it_is_padded_on_the_host(session: Session, bench: Bench) -> None:
+    """A caller's own, on the device: what lies behind its five entries is no position."""
+    block = bench.memory.allocate(5 * 8)
+    index = DeviceArray.of(block.address, (5,), np.int64)
+    bench.memory.copy(index, np.asarray([0, 3, 7, 8, 20]))
+    limits = {"thresholds": np.full(5, 0.7, np.float32), "floor": np.zeros((), np.float32)}
+    tokens = np.random.default_rng(0).normal(size=(21, 16)).astype(np.float32)
+    given = {"tokens": tokens, **limits}
+    one = session.engine("stage1").run({**given, "index": index})
+    one = {name: session.backend.download(value) for name, value in one.items()}
+    other = session.engine("stage1").run({**given, "index": np.asarray([0, 3, 7, 8, 20])})
+    for name, value in other.items():
+        assert np.array_equal(one[name], session.backend.download(value), equal_nan=True)
 
 
 def test_counts_are_rounded_up_to_buckets(bundle: Bundle, bench: Bench) -> None:
@@ -307,7 +334,7 @@ def test_what_tensorrt_refuses(call: str, logged: str, error, words: str, bundle
 
 def test_another_gpu(bundle: Bundle, bench: Bench) -> None:
     bench.memory.device = type(bench.memory.device)("another", "7.5")
-    words = r"was built for compute capability 8\.0, 8\.6, this GPU has 7\.5; .*dovit build"
+    words = r"were built for compute capability 8\.0, 8\.6, this GPU has 7\.5; .*dovit build"
     with pytest.raises(EngineInvalid, match=words):
         Session(bundle, backend=bench.backend())
     assert not bench.state.engines, "TensorRT has not seen it"
@@ -382,6 +409,99 @@ def test_a_model_without_gates(dense_bundle_path: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(got[0], want[0], atol=1e-4)
         assert got[1].kept == want[1].kept
     assert_nothing_is_left(bench)
+
+
+def test_all_stages_in_one_engine(bundle: Bundle, plain: Session, tmp_path: Path, monkeypatch) -> None:
+    """Its sizes come from plugins, whose bodies ONNX Runtime runs; nothing of it can be captured."""
+    monkeypatch.setattr(tensorrt_run, "check_plugins_run", lambda: None)
+    monkeypatch.setattr(tensorrt_run, "registered_plugins", lambda package: None)
+    bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", plugins=True, merged=True), tmp_path)
+    bench.state.capturable = False
+    with Session(bundle, backend=bench.backend()) as session:
+        limits = {"thresholds": np.full((2, 5), 0.7, np.float32), "floor": np.zeros((), np.float32)}
+        outputs = session.engine("merged").run({"pixels": pixels_of(bundle), **limits})
+        want, report = plain.run(pixels_of(bundle), thresholds=0.7)
+        np.testing.assert_allclose(session.backend.download(outputs["logits"]), want, atol=1e-4)
+        assert tuple(session.backend.download(outputs["kept"])) == report.kept
+    assert_nothing_is_left(bench)
+
+
+def test_plugins_are_asked_for_before_tensorrt_sees_an_engine(bundle: Bundle, tmp_path: Path, monkeypatch) -> None:
+    bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", plugins=True), tmp_path)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(PackageMissing, match="pip install cuda-bindings"):
+        Session(bundle, backend=bench.backend())
+    assert not bench.state.engines
+    assert_nothing_is_left(bench)
+
+
+def growing_stage(memory: FakeMemory) -> TensorRtStage:
+    """An engine that gives the places of what is not 0: as many as there are."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("NonZero", ["pixels"], ["places"])],
+        "places",
+        [value("pixels", onnx.TensorProto.FLOAT, [200])],
+        [value("places", onnx.TensorProto.INT64, [1, "found"])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    plan = model.SerializeToString()
+    tensors, entry = runnable_tensors(model), FileEntry(sha256="0" * 64, bytes=len(plan))
+    record = EngineRecord(
+        graph="places",
+        key="k",
+        engine="tensorrt-rtx",
+        package_version="1.7.1",
+        precision="fp32",
+        compute_capabilities=("8.6",),
+        tensors=tensors,
+        profiles=(),
+        onnx=entry,
+        weights=entry,
+        file=entry,
+        plugins=None,
+        layers=LayerSummary(
+            layers=1, attention=0, fused_attention=0, plugin_layers=0, host_syncs=1, activation_bytes=None
+        ),
+        seconds=1.0,
+        peak_memory_bytes=1,
+    )
+    engine = TensorRtEngine(fake_tensorrt(FakeTensorRt()), plan, name="places")
+    return TensorRtStage(engine, record, memory, closed=lambda: None)
+
+
+def test_an_output_whose_size_the_data_decide() -> None:
+    """An allocator places it: it grows when it must and never shrinks, and nothing is captured."""
+    memory = FakeMemory()
+    stage = growing_stage(memory)
+    sizes, allocated = [3, 100, 40, 0, 150, 100], []
+    for size in sizes:
+        pixels = (np.arange(200) < size).astype(np.float32)
+        places = stage.run({"pixels": pixels})["places"]
+        assert places.shape == (1, size)
+        out = np.empty((1, size), np.int64)
+        memory.copy(out, places)
+        memory.mark().wait()
+        assert np.array_equal(out[0], np.arange(size))
+        allocated.append(memory.log.count("allocate"))
+    assert [after > before for before, after in itertools.pairwise(allocated)] == [True, False, False, True, False]
+    assert "capture" not in memory.log
+    stage.close()
+    assert not memory.live
+    stage.close()
+
+
+def test_arrays_of_other_packages_are_taken_where_they_lie(bundle: Bundle, session: Session, bench: Bench) -> None:
+    block = bench.memory.allocate(pixels_of(bundle).nbytes)
+    theirs = DeviceArray.of(block.address, pixels_of(bundle).shape, np.float32, stream=77)
+    bench.memory.copy(theirs, pixels_of(bundle))
+    taken = session.backend.upload(theirs)
+    assert taken.address == block.address
+    assert bench.memory.log[-1] == "follow 77", "what the other stream writes comes first"
+    limits = {"thresholds": np.full(5, 0.7, np.float32), "floor": np.zeros((), np.float32)}
+    tokens = session.backend.download(session.engine("stage0").run({"pixels": taken, **limits})["tokens"])
+    own = session.backend.download(session.engine("stage0").run({"pixels": pixels_of(bundle), **limits})["tokens"])
+    assert np.array_equal(tokens, own)
 
 
 def test_a_batch_gives_what_each_gives_alone(bundle: Bundle, session: Session) -> None:
