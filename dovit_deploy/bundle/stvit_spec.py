@@ -89,7 +89,7 @@ class StvitSwinSpec(ReducedShape):
         if self.size[0] != self.size[1] or not fits(self.size[0], self.window):
             sides = ", ".join(f"{side}x{side}" for side in fitting_sides(self.window)) or "no size"
             raise ValueError(
-                f"size {self.size[0]}x{self.size[1]}: STViT-R with windows of {self.window} classifies {sides} only"
+                f"STViT-R with windows of {self.window} classifies {sides} only, not {self.size[0]}x{self.size[1]}"
             )
         if len(self.depths) != 4:
             raise ValueError(f"{len(self.depths)} stages; STViT-R has 4")
@@ -124,7 +124,7 @@ class _AnySize(ReducedShape):
     @model_validator(mode="after")
     def _reach(self) -> _AnySize:
         if min(self.size) < SMALLEST_SIDE:
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least {SMALLEST_SIDE}")
+            raise ValueError(f"both sides must be at least {SMALLEST_SIDE} pixels, not {self.size[0]}x{self.size[1]}")
         if min(self.neighbourhoods) < self.window:
             raise ValueError(f"neighbourhoods {self.neighbourhoods} must not be smaller than the window {self.window}")
         return self

@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        embedding = name in ("extra_tokens", "positions", "head.class_tokens")
+        embedding = name in ("extra_tokens", "positions", "head.class_tokens") or name.endswith(".bias.table")
         (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
