@@ -53,10 +53,12 @@ def test_a_segmenter_is_exported_and_run(segmenter: Path, dovit: Run, tmp_path: 
     assert seen.returncode == 0 and "18 semantic tokens for 12 in stage 2" in seen.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_backbone_is_exported_and_gives_features(dovit: Run, tmp_path: Path) -> None:
     spec = tiny_backbone((40, 56))
     random = torch.Generator().manual_seed(0)
-    state = {name: torch.rand(rule.shape, generator=random) for rule in backbone_rules(spec) for name in rule.sources}
+    rules = backbone_rules(spec)
+    state = {name: torch.rand(rule.shape, generator=random) for rule in rules for name in rule.sources}
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in state.items()}}, tmp_path / "det.pth")
     config = {"window_size": 3, "k_window_size_1": 6, "k_window_size_2": 9, "restore_k_window_size": 7}
     (tmp_path / "det.json").write_text(json.dumps({"kwargs": config}))
