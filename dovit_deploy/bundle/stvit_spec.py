@@ -187,6 +187,11 @@ class StvitSegmenterSpec(_AnySize):
         return *super().parts, ("decode head", head_text(self.head))
 
     @property
+    def head_patch(self) -> int:
+        """Side of a token that the head sees, in pixels."""
+        return int(self.patch * 2**REDUCED_STAGE)
+
+    @property
     def head_grid(self) -> Grid:
         """Rows and columns of the tokens that the head sees."""
         return self.stage_grid(REDUCED_STAGE)
