@@ -77,8 +77,9 @@ def test_the_classifier_as_released() -> None:
     check(tiny_classifier(), naive_logits)
 
 
+@pytest.mark.exhaustive
 def test_the_classifier_with_everything_on() -> None:
-    """At the published size, of four windows in the reduced stage."""
+    """At the published size, of four windows in the reduced stage; `tests/mutants` runs the same every time."""
     spec = tiny_classifier((224, 224), window=7, units=2, options=True, ordinary=(1, 2, 1))
     check(spec, naive_logits)
 
