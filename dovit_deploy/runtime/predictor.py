@@ -28,7 +28,7 @@ class Predictor:
     """A session with what lies around the model.
 
     Raises:
-        InputError: the bundle has more classes than a class map can hold, or is a backbone and has none.
+        InputError: the bundle has more classes than a class map can hold.
     """
 
     def __init__(self, session: Session) -> None:
@@ -36,8 +36,6 @@ class Predictor:
         self.session = session
         self.spec = manifest.spec
         self.preprocessing = manifest.preprocessing
-        if self.spec.task == "features":
-            raise InputError(f"{manifest.name} is a backbone: it gives feature maps (Session.run), and no classes")
         if self.spec.classes > MOST_CLASSES:
             raise InputError(f"{manifest.name} has {self.spec.classes} classes; class maps hold {MOST_CLASSES}")
         colors = np.array([entry.color for entry in manifest.classes], dtype=np.uint8).reshape(-1, 3)
