@@ -23,13 +23,21 @@ def tiny_swin(size: tuple[int, int] = (64, 64), *, window: int = 2, stem: str = 
 
 
 def tiny_classifier(
-    size: tuple[int, int] = (160, 160), *, window: int = 10, units: int = 1, options: bool = False
+    size: tuple[int, int] = (160, 160),
+    *,
+    window: int = 10,
+    units: int = 1,
+    options: bool = False,
+    ordinary: tuple[int, int, int] = (2, 1, 2),
 ) -> StvitSwinSpec:
-    """STViT-R at one of the few sizes it takes; `options` turns everything on that is off in the released models."""
+    """STViT-R at one of the few sizes it takes; `options` turns everything on that is off in the released models.
+
+    At 160 the reduced grid is one window; at 224, with windows of 7, it is four. `ordinary` blocks in the other stages.
+    """
     return StvitSwinSpec(
         size=size,
         width=4,
-        depths=(2, 1, 6 * units, 2),
+        depths=(*ordinary[:2], 6 * units, ordinary[2]),
         heads=(1, 2, 2, 4),
         window=window,
         classes=5,

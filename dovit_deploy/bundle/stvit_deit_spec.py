@@ -36,7 +36,7 @@ class StvitDeitSpec(Noun):
     @model_validator(mode="after")
     def _consistent(self) -> StvitDeitSpec:
         if min(self.size) < SMALLEST_SIDE or any(side % self.patch for side in self.size):
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be multiples of {self.patch}")
+            raise ValueError(f"both sides must be multiples of {self.patch} pixels, not {self.size[0]}x{self.size[1]}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.reduced_from + MADE_BY > self.depth:

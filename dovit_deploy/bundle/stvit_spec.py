@@ -89,7 +89,7 @@ class StvitSwinSpec(ReducedShape):
         if self.size[0] != self.size[1] or not fits(self.size[0], self.window):
             sides = ", ".join(f"{side}x{side}" for side in fitting_sides(self.window)) or "no size"
             raise ValueError(
-                f"size {self.size[0]}x{self.size[1]}: STViT-R with windows of {self.window} classifies {sides} only"
+                f"STViT-R with windows of {self.window} classifies {sides} only, not {self.size[0]}x{self.size[1]}"
             )
         if len(self.depths) != 4:
             raise ValueError(f"{len(self.depths)} stages; STViT-R has 4")
@@ -124,7 +124,7 @@ class _AnySize(ReducedShape):
     @model_validator(mode="after")
     def _reach(self) -> _AnySize:
         if min(self.size) < SMALLEST_SIDE:
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least {SMALLEST_SIDE}")
+            raise ValueError(f"both sides must be at least {SMALLEST_SIDE} pixels, not {self.size[0]}x{self.size[1]}")
         if min(self.neighbourhoods) < self.window:
             raise ValueError(f"neighbourhoods {self.neighbourhoods} must not be smaller than the window {self.window}")
         return self
@@ -185,6 +185,11 @@ class StvitSegmenterSpec(_AnySize):
     def parts(self) -> tuple[tuple[str, str], ...]:
         """Backbone, what it saves, and decode head."""
         return *super().parts, ("decode head", head_text(self.head))
+
+    @property
+    def head_patch(self) -> int:
+        """Side of a token that the head sees, in pixels."""
+        return int(self.patch * 2**REDUCED_STAGE)
 
     @property
     def head_grid(self) -> Grid:

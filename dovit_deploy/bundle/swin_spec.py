@@ -25,7 +25,7 @@ class SwinSpec(SwinShape):
         if any(side % step for side in self.size) or not whole:
             unit = step * self.window
             raise ValueError(
-                f"size {self.size[0]}x{self.size[1]}: Swin with windows of {self.window} takes multiples of {unit}"
+                f"Swin with windows of {self.window} takes multiples of {unit}, not {self.size[0]}x{self.size[1]}"
             )
         return self
 

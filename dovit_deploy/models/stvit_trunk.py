@@ -87,6 +87,10 @@ class StvitTrunk(nn.Module):
         )
         self.patch = spec.patch
 
+    def forward(self, pixels: Tensor) -> object:
+        """(B, 3, H, W) -> what leaves each stage; networks on the trunk answer with what they make of it."""
+        return self.walk(self.embed(pixels))
+
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, n, C), padded right and bottom to whole patches."""
         return self.stem(padded(pixels, self.patch)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]

@@ -124,7 +124,9 @@ def _refuse_unsupported(section: Section) -> None:
 
 def _shape(section: Section, facts: KeyFacts, ledger: Ledger) -> dict[str, Any]:
     """Widths, depths, heads and window: all but the input size."""
-    stages = facts.count(r"layers") or 1
+    # Stages differ so much in depth that `facts.count` would take a short one for a stray entry.
+    named = [re.match(rf"layers\.(\d+)\.blocks\.0\.{_TABLE}", name) for name in facts.shapes]
+    stages = 1 + max(int(match.group(1)) for match in named if match)
     width = ledger.settle(
         "embed_dim",
         section.integer("embed_dim"),

@@ -146,9 +146,9 @@ class Settings(Noun):
     """Note that travels with the weights."""
 
 
-def takes_crops(spec: AnySpec) -> bool:
-    """Its tokens can lie on a smaller grid than that of the whole input."""
-    return not isinstance(spec, StvitSegmenterSpec)
+def crop_step(spec: AnySpec) -> int:
+    """Sides of crops are multiples of this many pixels: whole tokens of those that the decode head sees."""
+    return spec.head_patch if isinstance(spec, StvitSegmenterSpec) else spec.patch
 
 
 class TrainConfig(Settings):
@@ -167,12 +167,11 @@ class TrainConfig(Settings):
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}: they must rise and the last must end at 1")
-        patch, limits = self.spec.patch, [side * self.spec.patch for side in self.spec.grid]
+        step, limits = crop_step(self.spec), tuple(side * self.spec.patch for side in self.spec.grid)
         for phase in self.phases:
-            if any(side < 1 or side % patch or side > limit for side, limit in zip(phase.crop, limits, strict=True)):
-                raise ValueError(f"crop {phase.crop} must be multiples of {patch} up to {tuple(limits)}")
-            if not takes_crops(self.spec) and phase.crop != tuple(limits):
-                raise ValueError(f"crop {phase.crop}: {self.spec.family} is laid out for whole inputs; take crop out")
+            sides = zip(phase.crop, limits, strict=True)
+            if any(side < 1 or side > limit or (side % step and side != limit) for side, limit in sides):
+                raise ValueError(f"crop {phase.crop} must be multiples of {step} up to {limits}")
         return self
 
     @property

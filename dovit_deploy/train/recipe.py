@@ -12,7 +12,7 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ConfigError, InputError
-from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, takes_crops
+from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
 from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
@@ -32,8 +32,7 @@ class Recipe(Settings):
 
     network: NetworkChoice = NetworkChoice()
     phases: tuple[PhaseChoice, ...] | None = None
-    """Default: crops of 72 % of each side in batches of 8 for 60 % of the run, then whole inputs in batches of 4; of
-    networks that take no crops whole inputs all along."""
+    """Default: crops of 72 % of each side in batches of 8 for 60 % of the run, then whole inputs in batches of 4."""
     rendered: float = Field(default=0.0, ge=0, le=1)
     """Share of rendered scenes in phases that do not say."""
     pretrain: float = Field(default=0.0, ge=0, lt=1)
@@ -130,10 +129,8 @@ def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
             )
             for phase in recipe.phases
         )
-    if not takes_crops(spec):
-        ends = {recipe.pretrain: 1.0, 1.0: recipe.rendered}
-        return tuple(Phase(until=end, crop=full, batch=4, rendered=share) for end, share in ends.items() if end)
-    rows, columns = (max(spec.patch, round(side * 0.72 / spec.patch) * spec.patch) for side in full)
+    step = crop_step(spec)
+    rows, columns = (max(step, round(side * 0.72 / step) * step) for side in full)
     begin, small = recipe.pretrain, (rows, columns)
     before = (Phase(until=begin, crop=small, batch=8, rendered=1.0),) if begin else ()
     return (

@@ -15,6 +15,7 @@ from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
 from dovit_deploy.errors import UsageError
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export_case
+from tests.engines.derived import DerivedBackend
 from tests.golden import Case, case_parameters, compare, load
 
 CASES = [p for p in case_parameters("stvit") if not p.id.startswith("stvit_r_modules")]
@@ -49,7 +50,17 @@ def test_stvit_four_ways(case: Case, tmp_path: Path) -> None:
                 assert 0 < one.gmacs_actual < one.gmacs_dense
             with pytest.raises(UsageError):
                 session.run(pixels.numpy(), dense=True)
-        check(run_merged(bundle, pixels[:1].numpy(), counts), {**io, **first_image(io)}, suffix)
+        one = {**io, **first_image(io)}
+        check(run_merged(bundle, pixels[:1].numpy(), counts), one, suffix)
+        # What TensorRT would read, in ONNX Runtime.
+        for precision in ("fp32", "fp16"):
+            folder = tmp_path / f"derived{suffix}{precision}"
+            derived = Session(bundle, backend=DerivedBackend(bundle, folder, precision=precision, plugins=False))
+            answer, _ = derived.run(pixels[:1].numpy())
+            if precision == "fp32":
+                check(answer, one, suffix)
+            else:
+                check_half(answer, one, suffix)
 
 
 def check(answer: Any, io: dict[str, torch.Tensor], suffix: str) -> None:
@@ -58,6 +69,17 @@ def check(answer: Any, io: dict[str, torch.Tensor], suffix: str) -> None:
         return
     assert sorted(answer) == ["out0", "out1", "out2", "out3"]
     assert [compare(io, f"{name}_{suffix}", torch.from_numpy(answer[name])) for name in sorted(answer)].count(True) == 3
+
+
+def check_half(answer: Any, io: dict[str, torch.Tensor], suffix: str) -> None:
+    """Half precision: the same class, and within a twentieth of the largest value."""
+    found = answer if isinstance(answer, dict) else {"logits": answer}
+    for name, values in found.items():
+        reference = io.get(f"{name}_{suffix}" if suffix else name)
+        if reference is not None:
+            assert np.abs(values - reference.numpy()).max() <= 0.05 * float(reference.abs().max())
+    if "logits" in found:
+        assert found["logits"].argmax() == int(io["logits"].argmax())
 
 
 def first_image(io: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -101,13 +101,18 @@ def test_a_choice_of_another_family_is_refused():
             NetworkChoice(family=family, **choice)
 
 
-def test_windows_laid_out_for_whole_inputs_take_no_crops():
+def test_windows_are_laid_out_for_crops_too():
     spec = spec_from_choice(CHOICES["stvit"], SIZE, 4)
-    whole = run_config(Recipe(pretrain=0.3), spec, scaling=Scaling())
-    assert [(phase.until, phase.crop, phase.rendered) for phase in whole.phases] == [(0.3, SIZE, 1), (1, SIZE, 0)]
+    usual = run_config(Recipe(pretrain=0.3), spec, scaling=Scaling())
+    assert [(phase.crop, phase.rendered) for phase in usual.phases] == [((32, 48), 1), ((32, 48), 0), (SIZE, 0)]
     recipe = Recipe.model_validate({"phases": [{"until": 1, "crop": [32, 32]}]})
-    with pytest.raises(ConfigError, match="whole inputs"):
+    assert run_config(recipe, spec, scaling=Scaling()).phases[0].crop == (32, 32)
+    # The decode head sees tokens of 16 pixels, though those of the first stage have 4.
+    recipe = Recipe.model_validate({"phases": [{"until": 1, "crop": [36, 32]}]})
+    with pytest.raises(ConfigError, match="multiples of 16"):
         run_config(recipe, spec, scaling=Scaling())
+    odd = run_config(Recipe(), spec_from_choice(CHOICES["stvit"], (44, 60), 4), scaling=Scaling())
+    assert [phase.crop for phase in odd.phases] == [(32, 48), (44, 60)]
 
 
 def saved(folder, spec):
