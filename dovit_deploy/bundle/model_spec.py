@@ -12,6 +12,7 @@ from pydantic import Discriminator, Tag
 
 from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
 
 Task = Literal["segmentation", "classification", "features"]
@@ -95,6 +96,7 @@ def _architecture(value: Any) -> str:  # noqa: ANN401  JSON, or a spec
 AnySpec = Annotated[
     Annotated[VisionTransformerSpec, Tag("vision-transformer")]
     | Annotated[EvoDeitSpec, Tag("evovit-deit")]
-    | Annotated[EvoLevitSpec, Tag("evovit-levit")],
+    | Annotated[EvoLevitSpec, Tag("evovit-levit")]
+    | Annotated[LevitSpec, Tag("levit")],
     Discriminator(_architecture),
 ]
