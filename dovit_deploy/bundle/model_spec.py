@@ -14,6 +14,9 @@ from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.levit_spec import LevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
+from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
+from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.bundle.swin_spec import SwinSpec
 
 Task = Literal["segmentation", "classification", "features"]
 Size = tuple[int, int]
@@ -97,6 +100,11 @@ AnySpec = Annotated[
     Annotated[VisionTransformerSpec, Tag("vision-transformer")]
     | Annotated[EvoDeitSpec, Tag("evovit-deit")]
     | Annotated[EvoLevitSpec, Tag("evovit-levit")]
-    | Annotated[LevitSpec, Tag("levit")],
+    | Annotated[LevitSpec, Tag("levit")]
+    | Annotated[StvitSwinSpec, Tag("stvit-r-swin")]
+    | Annotated[StvitBackboneSpec, Tag("stvit-r-backbone")]
+    | Annotated[StvitSegmenterSpec, Tag("stvit-r-segmenter")]
+    | Annotated[StvitDeitSpec, Tag("stvit-deit")]
+    | Annotated[SwinSpec, Tag("swin")],
     Discriminator(_architecture),
 ]

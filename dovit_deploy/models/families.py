@@ -12,6 +12,11 @@ FAMILIES = {
     "EvoDeitSpec": "dovit_deploy.models.evovit_deit",
     "EvoLevitSpec": "dovit_deploy.models.evovit_levit",
     "LevitSpec": "dovit_deploy.models.levit",
+    "SwinSpec": "dovit_deploy.models.swin_classifier",
+    "StvitSwinSpec": "dovit_deploy.models.stvit_swin",
+    "StvitBackboneSpec": "dovit_deploy.models.stvit_detection",
+    "StvitSegmenterSpec": "dovit_deploy.models.stvit_segmenter",
+    "StvitDeitSpec": "dovit_deploy.models.stvit_deit",
 }
 """Class of the spec -> module."""
 

@@ -103,6 +103,9 @@ def class_entries(
         if len(given) != count:
             raise UsageError(f"--classes names {len(given)} classes; the network has {count}")
         return tuple(given)
+    if count == 0:
+        # A backbone: what its detector tells apart is none of its affair.
+        return ()
     names = _first_list(settings, meta, ("classes", "CLASSES"))
     colors = _first_list(settings, meta, ("palette", "PALETTE"))
     return entries_from_lists(names, colors, count, ConfigError)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.errors import CheckpointMismatch
-from dovit_deploy.models.batch_norm import folded
+from dovit_deploy.models.deployment_form import deployed
 from dovit_deploy.models.families import family_of
 from dovit_deploy.models.official_keys import Rule
 
@@ -78,7 +78,7 @@ def ours_from_official(
     refuse_faults(faults, source)
     shapes = shapes_of(spec, trainable=True)
     training = {name: part for rule in rules for name, part in _parts(rule, present, shapes)}
-    ours = folded(training)
+    ours = deployed(training)
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours
