@@ -133,9 +133,8 @@ def _given_pictures(given: str) -> list[tuple[str, RGB]]:
 
 def _summary(report: ParityReport, seconds: float, path: Path) -> str:
     runs = [run for form in report.forms for run in form.runs]
-    logits = max(entry.error for run in runs for entry in run.floats if entry.name == "logits")
     flips = sum(gate.explained for run in runs for gate in run.gates)
     return (
-        f"{path}\nverified against PyTorch: {len(runs)} runs, largest logit difference {logits:.1e}, "
+        f"{path}\nverified against PyTorch: {len(runs)} runs, largest difference {report.answers_error or 0:.1e}, "
         f"{flips} explained decision flips; {seconds:.0f} s"
     )
