@@ -19,6 +19,8 @@ from dovit_deploy.models.build import model_from_spec, state_at_size
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.models.families import family_of
 from dovit_deploy.models.levit_config import levit_rules
+from dovit_deploy.runtime.session import Session
+from tests.bundles import export
 from tests.models.official import random_state
 from tests.naive_evovit import hardswish
 from tests.plain_maths import Array, convolve, softmax
@@ -151,6 +153,19 @@ def test_the_network_is_that_of_its_official_entries(tmp_path: Path) -> None:
     assert kept.tolist() == [25]
     macs, _ = counted(family_of(checkpoint.spec).dense(model), pixels)
     assert cost_model(checkpoint.spec).dense().total == macs == cost_model(checkpoint.spec).actual((25,)).total
+
+
+@pytest.mark.exhaustive
+def test_the_exported_graphs_are_the_network(tmp_path: Path) -> None:
+    """Biases are gathered inside the graph; export itself compares every form with PyTorch."""
+    bundle, report = export(read(tmp_path, official_state()), tmp_path / "levit.dovit")
+    assert not report.failures
+    pixels = tiny_pixels((80, 80), 3)
+    expected = Naive(official_state()).run(pixels[0].double().numpy())
+    with Session(bundle, threads=1) as session:
+        logits, found = session.run_one(pixels.numpy())
+    assert found.kept == (25,)
+    assert np.abs(np.asarray(logits)[0] - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
 
 
 def test_a_vanilla_levit_where_tokens_are_to_be_selected_is_refused(tmp_path: Path) -> None:
