@@ -12,6 +12,7 @@ from pydantic import Discriminator, Tag
 
 from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
 from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
+from dovit_deploy.bundle.levit_spec import LevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
 from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
 from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
@@ -99,6 +100,7 @@ AnySpec = Annotated[
     Annotated[VisionTransformerSpec, Tag("vision-transformer")]
     | Annotated[EvoDeitSpec, Tag("evovit-deit")]
     | Annotated[EvoLevitSpec, Tag("evovit-levit")]
+    | Annotated[LevitSpec, Tag("levit")]
     | Annotated[StvitSwinSpec, Tag("stvit-r-swin")]
     | Annotated[StvitBackboneSpec, Tag("stvit-r-backbone")]
     | Annotated[StvitSegmenterSpec, Tag("stvit-r-segmenter")]

@@ -90,8 +90,9 @@ def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> AnySpec:
     try:
         return spec_at_size(checkpoint.spec, size)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"size {size[0]}x{size[1]}: {message}") from error
+        place = f"size {size[0]}x{size[1]}: "
+        message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix(place)
+        raise UsageError(f"{place}{message}") from error
 
 
 def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Progress) -> ParityReport:

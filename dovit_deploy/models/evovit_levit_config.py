@@ -4,51 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
-from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.bundle.token_selection import Selection
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, training_size
 from dovit_deploy.models.evovit_levit_keys import evo_levit_rules, rules_in_views, with_equal_views
-from dovit_deploy.models.image_facts import IMAGE_SETTINGS
 from dovit_deploy.models.key_facts import KeyFacts
-from dovit_deploy.models.levit_layout import LevitLayout, layout_from_keys
+from dovit_deploy.models.levit_layout import layout_from_keys
+from dovit_deploy.models.levit_settings import LEVIT_SETTINGS, levit_parts, levit_subsamples
 from dovit_deploy.models.reader import Reader
 from dovit_deploy.models.section import Ledger, Section
 
-LEVIT_SETTINGS = IMAGE_SETTINGS | frozenset(
-    {
-        *("img_size", "patch_size", "in_chans", "num_classes", "distillation", "down_ops", "prune_ratio"),
-        *("embed_dim", "key_dim", "depth", "num_heads", "attn_ratio", "mlp_ratio", "C", "D", "X", "N"),
-        *("stage_wise_prune", "learn_tradeoff_mode"),
-        *("drop_path", "weights", "fuse", "hybrid_backbone", "attention_activation", "mlp_activation"),
-    }
-)
-"""Arguments of the constructor and of `model_factory`, and two attributes set from outside."""
-_KEY_DIMS: dict[tuple[int, ...], int] = {
-    (128, 256, 384): 16,
-    (192, 288, 384): 32,
-    (256, 384, 512): 32,
-    (384, 512, 768): 32,
-}
-"""Width of a head's query by the widths of the published sizes' stages."""
 _UNUSED = re.compile(r"head_cls(_dist)?\.(bn|l)\..*|.*\.num_batches_tracked|.*\.learn_tradeoff")
 _UNPRUNED = 2
 """Layers that run on every token before the first selection, in every published size."""
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Per stage, as the source writes them."""
-
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
-    key: int
-    heads: tuple[int, ...]
-    attention: tuple[float, ...]
-    mlp: tuple[float, ...]
 
 
 def evo_levit_architecture(
@@ -70,37 +40,21 @@ def evo_levit_architecture(
     section.must_be("in_chans", 3)
     section.must_be("patch_size", 16)
     layout = layout_from_keys(facts)
-    parts = _parts(section, facts, layout, ledger)
+    parts = levit_parts(section, facts, layout, ledger)
     size = training_size(section, "img_size", facts, ledger, positions="poss", extra=1, patch=16)
-    classes = facts.size((r"head\.l\.(weight|bias)", 0))
-    seen = facts.has(r"head_dist\..*")
-    distilled = ledger.settle("distillation", section.flag("distillation"), seen, stand_in=seen)
     layers, stages = _ratios(section, parts.depths)
     pruned = tuple(ratio != 1 for ratio in layers)
     # The stage view shows which layers have a ratio, not which.
     ledger.settle("prune_ratio below 1", layer_numbers(pruned), layer_numbers(layout.pruned), stand_in=())
     stage_wise = section.flag("stage_wise_prune") is not False
     selections = _stage_wise(layers, stages, parts.depths) if stage_wise else _layer_wise(layers)
-    classes = ledger.settle("num_classes", section.integer("num_classes"), classes, stand_in=1)
     ledger.finish()
     spec = EvoLevitSpec(
         size=size,
-        stages=tuple(
-            LevitStage(
-                width=width,
-                depth=depth,
-                heads=heads,
-                key=parts.key,
-                value=int(attention * parts.key),
-                hidden=int(width * mlp),
-            )
-            for width, depth, heads, attention, mlp in zip(
-                parts.widths, parts.depths, parts.heads, parts.attention, parts.mlp, strict=True
-            )
-        ),
-        subsamples=_subsamples(section, parts),
-        classes=classes,
-        distilled=distilled,
+        stages=parts.stages(),
+        subsamples=levit_subsamples(section, parts),
+        classes=parts.classes,
+        distilled=parts.distilled,
         selections=selections,
         tradeoff=0.5 if section.flag("learn_tradeoff_mode") is False else None,
     )
@@ -110,49 +64,6 @@ def evo_levit_architecture(
 def layer_numbers(pruned: Sequence[bool] | None) -> tuple[int, ...] | None:
     """Which layers are pruned, or None where nobody tells."""
     return None if pruned is None else tuple(layer for layer, one in enumerate(pruned) if one)
-
-
-def _parts(section: Section, facts: KeyFacts, layout: LevitLayout, ledger: Ledger) -> _Parts:
-    widths = _listed(section, "C", "embed_dim")
-    seen_widths = tuple(
-        facts.size((rf"{prefix}\.proj\.1\.(c\.weight|bn\.weight|bn\.bias)", 0)) or 0 for prefix in layout.attentions
-    )
-    widths = ledger.settle("C", widths, seen_widths or None, stand_in=(8,))
-    depths = ledger.settle("X", _listed(section, "X", "depth"), layout.depths or None, stand_in=(1,) * len(widths))
-    key = section.integer("D")
-    keys = section.integers("key_dim")
-    if key is None and keys is not None:
-        if len(set(keys)) > 1:
-            raise ConfigError(f"'key_dim' {list(keys)}: only one width for all stages is supported")
-        key = keys[0]
-    key = ledger.settle("D", key if key is not None else _KEY_DIMS.get(widths), None, stand_in=1)
-    attention = section.numbers("attn_ratio") or (2.0,) * len(widths)
-    rows = [facts.size((rf"{prefix}\.qkv\.(c\.weight|bn\.weight|bn\.bias)", 0)) or 0 for prefix in layout.attentions]
-    heads = tuple(round(n / ((2 + ratio) * key)) for n, ratio in zip(rows, attention, strict=False))
-    parts = _Parts(
-        widths=widths,
-        depths=depths,
-        key=key,
-        heads=ledger.settle("N", _listed(section, "N", "num_heads"), heads or None, stand_in=(1,) * len(widths)),
-        attention=attention,
-        mlp=section.numbers("mlp_ratio") or (2.0,) * len(widths),
-    )
-    lengths = {len(widths), len(depths), len(parts.heads), len(attention), len(parts.mlp)}
-    if len(lengths) > 1:
-        raise ConfigError(
-            f"{len(widths)} widths, {len(depths)} depths and {len(parts.heads)} numbers of heads: one each"
-        )
-    return parts
-
-
-def _listed(section: Section, short: str, long: str) -> tuple[int, ...] | None:
-    """A list of whole numbers, under either name; the short one is written "128_256_384" by the source."""
-    value = section.values.get(short)
-    if isinstance(value, str):
-        if not re.fullmatch(r"\d+(_\d+)*", value):
-            raise section.wrong(short, "whole numbers joined by _ are needed")
-        return tuple(int(number) for number in value.split("_"))
-    return section.integers(short) or section.integers(long)
 
 
 def _ratios(section: Section, depths: tuple[int, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -197,34 +108,6 @@ def _stage_wise(layers: tuple[float, ...], stages: tuple[float, ...], depths: tu
             found.append(Selection(first=begin, last=last, ratio=ratio))
         first = last
     return () if all(selection.ratio == 1 for selection in found) else tuple(found)
-
-
-def _subsamples(section: Section, parts: _Parts) -> tuple[LevitSubsample, ...]:
-    """`down_ops`: ('Subsample', key_dim, num_heads, attn_ratio, mlp_ratio, stride); unstated as in `model_factory`."""
-    default = [["Subsample", parts.key, width // parts.key, 4, 2, 2] for width in parts.widths[:-1]]
-    stated = section.values.get("down_ops", default)
-    entries = [entry for entry in stated if entry != [""]] if isinstance(stated, list | tuple) else []
-    if len(entries) != len(parts.widths) - 1:
-        raise section.wrong("down_ops", f"{len(parts.widths) - 1} entries are needed")
-    found = []
-    for entry, width in zip(entries, parts.widths[1:], strict=True):
-        if not isinstance(entry, list | tuple) or len(entry) != 6 or entry[0] != "Subsample":
-            raise section.wrong(
-                "down_ops", "entries ['Subsample', key_dim, heads, attn_ratio, mlp_ratio, stride] are needed"
-            )
-        key, heads, attention, mlp, stride = (_number(value, section) for value in entry[1:])
-        found.append(
-            LevitSubsample(
-                heads=int(heads), key=int(key), value=int(attention * key), hidden=int(width * mlp), stride=int(stride)
-            )
-        )
-    return tuple(found)
-
-
-def _number(value: object, section: Section) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise section.wrong("down_ops", "numbers above 0 are needed")
-    return value
 
 
 READER = Reader(

@@ -12,64 +12,35 @@ from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
 from dovit_deploy.models.levit_layout import layout_from_keys
-from dovit_deploy.models.official_keys import Rule, affine, rule
+from dovit_deploy.models.levit_rules import head_rules, mlp_rules, normed_rules, packed_rules, stem_rules
+from dovit_deploy.models.official_keys import Rule, rule
 from dovit_deploy.models.official_state import refuse_faults
-
-_NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
 def evo_levit_rules(spec: EvoLevitSpec) -> list[Rule]:
     """Every entry that inference reads of Evo-ViT on LeViT, by the names of the layer-wise view (`blocks.*`)."""
-    first, last = spec.stages[0], spec.stages[-1]
-    widths = (3, first.width // 8, first.width // 4, first.width // 2, first.width)
     rules = [
-        rule("cls_token", "class_token", 1, 1, first.width),
-        rule("poss", "positions", 1, spec.tokens, first.width),
+        rule("cls_token", "class_token", 1, 1, spec.width),
+        rule("poss", "positions", 1, spec.tokens, spec.width),
+        *stem_rules(spec),
     ]
-    for number in range(4):
-        rules += _normed(f"patch_embed.{2 * number}", f"stem.down.{number}", widths[number + 1], widths[number], 3, 3)
     for number, (first_layer, last_layer) in enumerate(spec.stage_layers):
         stage = spec.stages[number]
         for layer in range(first_layer, last_layer):
             rules += _layer_rules(f"blocks.{layer + 2 * number}", f"layers.{layer}", stage, spec)
         if number < len(spec.subsamples):
             rules += _down_rules(f"blocks.{last_layer + 2 * number}", last_layer + 2 * number + 1, number, spec)
-    for source, target in (("head", "head.classifier"), ("head_dist", "head.distilled"))[: 1 + spec.distilled]:
-        rules += [
-            *(rule(f"{source}.bn.{entry}", f"{target}.prior.{entry}", last.width) for entry in _NORMS),
-            *affine(f"{source}.l", f"{target}.projection", spec.classes, last.width),
-        ]
-    return rules
-
-
-def _normed(source: str, target: str, *shape: int) -> list[Rule]:
-    """LeViT's Linear_BN and Conv2d_BN."""
-    return [
-        rule(f"{source}.c.weight", f"{target}.projection.weight", *shape),
-        *(rule(f"{source}.bn.{entry}", f"{target}.norm.{entry}", shape[0]) for entry in _NORMS),
-    ]
-
-
-def _packed(source: str, targets: tuple[str, ...], heads: int, rows: int, inputs: int) -> list[Rule]:
-    """A Linear_BN whose rows are laid out head by head, cut into its parts; its norm is one number a row."""
-    return [
-        Rule((f"{source}.c.weight",), (rows, inputs), tuple(f"{t}.projection.weight" for t in targets), heads=heads),
-        *(
-            Rule((f"{source}.bn.{entry}",), (rows,), tuple(f"{t}.norm.{entry}" for t in targets), heads=heads)
-            for entry in _NORMS
-        ),
-    ]
+    return rules + head_rules(spec)
 
 
 def _layer_rules(source: str, target: str, stage: LevitStage, spec: EvoLevitSpec) -> list[Rule]:
     parts = tuple(f"{target}.attention.{part}" for part in ("query", "key", "value"))
     rows = stage.heads * (2 * stage.key + stage.value)
     return [
-        *_packed(f"{source}.m1.m.qkv", parts, stage.heads, rows, stage.width),
-        *_normed(f"{source}.m1.m.proj.1", f"{target}.attention.output", stage.width, stage.heads * stage.value),
+        *packed_rules(f"{source}.m1.m.qkv", parts, stage.heads, rows, stage.width),
+        *normed_rules(f"{source}.m1.m.proj.1", f"{target}.attention.output", stage.width, stage.heads * stage.value),
         *_tradeoff(f"{source}.m1.m", f"{target}.attention", spec),
-        *_normed(f"{source}.m2.m.0", f"{target}.mlp.expand", stage.hidden, stage.width),
-        *_normed(f"{source}.m2.m.2", f"{target}.mlp.contract", stage.width, stage.hidden),
+        *mlp_rules(f"{source}.m2.m", f"{target}.mlp", stage.width, stage.hidden),
     ]
 
 
@@ -81,12 +52,11 @@ def _down_rules(source: str, mlp: int, number: int, spec: EvoLevitSpec) -> list[
     parts = tuple(f"{target}.attention.{name}" for name in ("key", "value"))
     return [
         rule(f"{source}.poss", f"{target}.positions", 1, 1 + rows * columns, before),
-        *_packed(f"{source}.kv", parts, part.heads, part.heads * (part.key + part.value), before),
-        *_normed(f"{source}.q.1", f"{target}.attention.query", part.heads * part.key, before),
-        *_normed(f"{source}.proj.1", f"{target}.attention.output", after, part.heads * part.value),
+        *packed_rules(f"{source}.kv", parts, part.heads, part.heads * (part.key + part.value), before),
+        *normed_rules(f"{source}.q.1", f"{target}.attention.query", part.heads * part.key, before),
+        *normed_rules(f"{source}.proj.1", f"{target}.attention.output", after, part.heads * part.value),
         *_tradeoff(source, f"{target}.attention", spec),
-        *_normed(f"blocks.{mlp}.m.0", f"{target}.mlp.expand", part.hidden, after),
-        *_normed(f"blocks.{mlp}.m.2", f"{target}.mlp.contract", after, part.hidden),
+        *mlp_rules(f"blocks.{mlp}.m", f"{target}.mlp", after, part.hidden),
     ]
 
 

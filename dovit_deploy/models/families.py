@@ -11,6 +11,7 @@ FAMILIES = {
     "VisionTransformerSpec": "dovit_deploy.models.vision_transformer_family",
     "EvoDeitSpec": "dovit_deploy.models.evovit_deit",
     "EvoLevitSpec": "dovit_deploy.models.evovit_levit",
+    "LevitSpec": "dovit_deploy.models.levit",
     "SwinSpec": "dovit_deploy.models.swin_classifier",
     "StvitSwinSpec": "dovit_deploy.models.stvit_swin",
     "StvitBackboneSpec": "dovit_deploy.models.stvit_detection",

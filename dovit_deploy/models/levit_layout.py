@@ -1,4 +1,4 @@
-"""What the names of a LeViT checkpoint tell of its stages, from either of the two views that Evo-ViT registers."""
+"""What the names of a LeViT checkpoint tell of its stages: LeViT's own, and both views that Evo-ViT registers."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def _layer_view(facts: KeyFacts) -> Iterator[Part]:
     for number in range(_count(facts, "blocks")):
         if facts.has(rf"blocks\.{number}\.m1\..*"):
             yield f"blocks.{number}.m1.m", False
+        elif facts.has(rf"blocks\.{number}\.m\.qkv\..*"):
+            yield f"blocks.{number}.m", False
         elif facts.has(rf"blocks\.{number}\.kv\..*"):
             yield "", False
 

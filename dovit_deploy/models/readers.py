@@ -15,6 +15,7 @@ READERS = (
     "dovit_deploy.models.evovit_deit_config",
     "dovit_deploy.models.evovit_levit_config",
     "dovit_deploy.models.plain_deit_config",
+    "dovit_deploy.models.levit_config",
 )
 
 

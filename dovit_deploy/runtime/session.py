@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import keep_name
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
@@ -230,7 +231,7 @@ class Session:
         answer = self._answer(engine.run({"pixels": self.backend.upload(pixels)}))
         macs = self._cost.dense().total / 1e9
         timing = _timing([start, perf_counter()])
-        return answer, TokenReport((spec.tokens,) * len(spec.counts), macs, macs, (), (), timing)
+        return answer, TokenReport(_dense_counts(spec), macs, macs, (), (), timing)
 
     def _answer(self, outputs: Mapping[str, Buffer]) -> Answer:
         names = self.bundle.manifest.spec.outputs
@@ -252,6 +253,12 @@ class Session:
             confidence=confidence,
             timing=_timing(times),
         )
+
+
+def _dense_counts(spec: ModelSpec) -> tuple[int, ...]:
+    """All tokens of every stage; what a graph chooses from inside may lie on a smaller grid than its first."""
+    later = [spec.extra_tokens + rows * columns for rows, columns in spec.keep_grids]
+    return (spec.tokens, *later) if later else (spec.tokens,) * len(spec.counts)
 
 
 def _joined(answers: list[Answer]) -> Answer:

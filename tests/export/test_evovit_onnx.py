@@ -38,6 +38,8 @@ def test_evovit_three_ways(case: Case, tmp_path: Path) -> None:
             assert 0 < report.flops_saved < 1
         dense, report = session.run_one(pixels[:1], dense=True)
         assert report.flops_saved == 0
+        grids = bundle.manifest.spec.keep_grids
+        assert report.kept == (reports[0].kept[0], *(1 + rows * columns for rows, columns in grids))
         assert np.abs(np.asarray(dense) - logits[:1]).max() > 1e-3, "nothing would show that tokens are selected"
     for form in ("merged.onnx", "stage0.onnx"):
         plain = onnxruntime.InferenceSession(str(bundle.path / form), providers=["CPUExecutionProvider"])

@@ -344,9 +344,9 @@ def test_plain_deit_where_tokens_are_to_be_selected_is_refused(tmp_path: Path) -
         (
             official.deit_spec(),
             (70, 64),
-            r"size 70x64: both sides must be multiples of the patch, 16 \(64x64 is near\)",
+            r"^size 70x64: both sides must be multiples of the patch, 16 \(64x64 is near\)",
         ),
-        (official.levit_spec(), (64, 96), r"a square of a multiple of 16 is needed \(64x64 is near\)"),
+        (official.levit_spec(), (64, 96), r"^size 64x96: a square of a multiple of 16 is needed \(64x64 is near\)"),
         (official.levit_spec(), (100, 100), r"a square of a multiple of 16 is needed \(96x96 is near\)"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dovit_deploy.bundle.token_selection import Selection
-from dovit_deploy.cost import evovit as cost
+from dovit_deploy.cost import evovit_deit as cost
 from dovit_deploy.models import class_attention, evovit_deit, evovit_levit, levit_parts
 from dovit_deploy.models.evovit_deit import EvoDeit
 from dovit_deploy.models.levit_parts import LevitDown
@@ -163,4 +163,4 @@ def a_single_token_left_out_waits_like_any_other(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="evo cost")
 def every_layer_costs_all_tokens(patch: Patch) -> None:
-    patch.setattr(cost, "_running", lambda selections, kept, layer, everything: everything)
+    patch.setattr(cost, "running_tokens", lambda selections, kept, layer, everything: everything)
