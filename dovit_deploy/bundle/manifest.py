@@ -30,6 +30,20 @@ class TokenCount(Noun):
     maximum: int = Field(ge=1)
 
 
+class CentreCrop(Noun):
+    """A classifier's picture: its shorter side resized to `shorter` pixels, the model's size cut from its centre."""
+
+    shorter: int = Field(gt=0)
+    """At least as large as both sides of the model's size."""
+    filter: Literal["bicubic"] = "bicubic"
+    """Pillow's, antialiased: what torchvision does to a Pillow image."""
+
+    @classmethod
+    def of_size(cls, size: tuple[int, int]) -> CentreCrop:
+        """What DeiT, LeViT and Swin are evaluated with: 224 pixels are cut from 256, other sizes in this proportion."""
+        return cls(shorter=int(256 / 224 * max(size)))
+
+
 class Preprocessing(Noun):
     """How an upright RGB image of 0..255 becomes `pixels`, and how logits become an image again."""
 
@@ -39,6 +53,8 @@ class Preprocessing(Noun):
     """Mean and std are ImageNet's because the checkpoint did not say."""
     stride: tuple[int, int] | None
     """Step of the sliding window in pixels, rows then columns; None: images are resized to the model's size."""
+    crop: CentreCrop | None = None
+    """Of classifiers, which see the centre of a picture, its proportions kept; None: the whole picture is seen."""
     logits_cover: Literal["image", "padded"] = "image"
     """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
 

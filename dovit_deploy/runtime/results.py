@@ -70,6 +70,16 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A rectangle of a picture, in its pixels; borders may lie between pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
 class FrameTokens:
     """Tokens and MACs of a whole image: sums over its windows."""
 
