@@ -28,10 +28,18 @@ class RenderedScenes:
         split: each name is a world of its own; "train" has a million images, others a hundred.
         size: height and width in pixels.
         count: another number of images.
+        fullness: lowest and highest, within [0, 1]: each street is drawn between bare (0) and full (1).
     """
 
-    def __init__(self, split: str, *, size: tuple[int, int] = SIZE, count: int | None = None) -> None:
-        self.split, self.size = split, size
+    def __init__(
+        self,
+        split: str,
+        *,
+        size: tuple[int, int] = SIZE,
+        count: int | None = None,
+        fullness: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        self.split, self.size, self.fullness = split, size, fullness
         self.name = f"rendered scenes ({split})"
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in PALETTE)
         self.classes = ClassList(CLASS_NAMES, colours, None)
@@ -48,8 +56,12 @@ class RenderedScenes:
 
     def sample(self, index: int) -> Sample:
         """Render number `index`: half a second or so."""
-        frame = scene_sample(self.seed, index, size=self.size)
+        frame = scene_sample(self.seed, index, size=self.size, share=self._share(index))
         return Sample(f"{self.split}_{index:06d}", frame.rgb, frame.labels)
+
+    def _share(self, index: int) -> float:
+        """Of the things of street `index`; a square, since the number of things in sight rises steeply at first."""
+        return float(np.random.default_rng([self.seed, index, 10]).uniform(*self.fullness) ** 2)
 
     def label(self, index: int) -> NDArray[np.uint8]:
         """The label map of number `index`, (H, W) uint8; no pixel is void."""
@@ -57,7 +69,8 @@ class RenderedScenes:
 
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of the pixels of each class, (K,), over the first images."""
-        return frequencies(RenderedScenes(self.split, size=self.size, count=min(COUNTED, self.count)))
+        few = min(COUNTED, self.count)
+        return frequencies(RenderedScenes(self.split, size=self.size, count=few, fullness=self.fullness))
 
     def check(self) -> None:
         """Nothing to check: there are no files."""

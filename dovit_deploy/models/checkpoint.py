@@ -9,10 +9,11 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from dovit_deploy.bundle.directory import MANIFEST, WEIGHTS
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.spec import ModelSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.models import own_format
+from dovit_deploy.models import bundled, own_format
 from dovit_deploy.models.architecture import Architecture, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.models.configuration import (
     Configuration,
@@ -75,7 +76,7 @@ def checkpoint_from_path(
     classes: Sequence[ClassEntry] | str | Path | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> Checkpoint:
-    """Understand the checkpoint at `path`: a folder of ours, .safetensors with official keys, or .pth.
+    """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, or .pth.
 
     Args:
         path: the checkpoint.
@@ -101,7 +102,7 @@ def checkpoint_from_path(
         raise InputError(f"no checkpoint at {place}")
     if place.name == own_format.WEIGHTS and own_format.is_own_format(place.parent):
         place = place.parent
-    if place.is_dir() and (place / own_format.CONFIG).is_file():
+    if place.is_dir() and ((place / own_format.CONFIG).is_file() or (place / MANIFEST).is_file()):
         return _own(place, None if config is None else Path(config), flags)
     if place.is_dir():
         place = place / SEGMENTER_FILES[0]
@@ -191,10 +192,9 @@ def _assembled(
 
 def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
     if config is not None:
-        raise UsageError(
-            f"{folder.name} carries its whole configuration; edit its {own_format.CONFIG} instead of --config"
-        )
-    own, state = own_format.load_own_format(folder)
+        raise UsageError(f"{folder.name} carries its whole configuration; leave --config out")
+    is_bundle = (folder / MANIFEST).is_file()
+    own, state = bundled.load_bundled(folder) if is_bundle else own_format.load_own_format(folder)
     preprocessing = own.preprocessing
     if flags.mean is not None or flags.std is not None:
         mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
@@ -213,6 +213,6 @@ def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
         floor=own.floor,
         slide_size=own.slide_size,
         source=folder.name,
-        source_sha256=sha256_of(folder / own_format.WEIGHTS),
+        source_sha256=sha256_of(folder / (WEIGHTS if is_bundle else own_format.WEIGHTS)),
         license=own.license,
     )

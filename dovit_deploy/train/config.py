@@ -130,6 +130,8 @@ class Settings(Noun):
     """Processes that decode, render and augment ahead; 0: the training process does it. Results do not change."""
     scenes: int = Field(default=0, ge=0)
     """How many different rendered scenes there are, kept in the run's folder; 0: every one is new."""
+    fullness: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest of the rendered streets: 0 is a bare road, 1 a street with all that stands and moves there."""
     save_seconds: float = Field(default=120.0, gt=0)
     """Between two states on the disk."""
     validations: int = Field(default=8, ge=0)
@@ -151,6 +153,8 @@ class TrainConfig(Settings):
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
+        if not 0 <= self.fullness[0] <= self.fullness[1] <= 1:
+            raise ValueError(f"fullness {self.fullness}: lowest and highest, within [0, 1]")
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1:
             raise ValueError(f"phases end at {ends}: they must rise and the last must end at 1")

@@ -106,7 +106,9 @@ def is_rendered(dataset: str) -> bool:
 
 def scenes_for(recipe: Recipe, size: tuple[int, int], folder: Path | None) -> Dataset:
     """Scenes to train on; a limited number of them is kept under `folder`."""
-    scenes = RenderedScenes(f"train {recipe.seed}", size=_renderable(size), count=recipe.scenes or UNLIMITED)
+    scenes = RenderedScenes(
+        f"train {recipe.seed}", size=_renderable(size), count=recipe.scenes or UNLIMITED, fullness=recipe.fullness
+    )
     return KeptInFolder(scenes, folder / SCENE_FOLDER) if recipe.scenes and folder is not None else scenes
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.cityscapes_layout import CLASSES
-from dovit_deploy.measure.datasets import IGNORE, DatasetPart, dataset_from_path
+from dovit_deploy.measure.datasets import IGNORE, DatasetPart, RenderedScenes, dataset_from_path
 from dovit_deploy.scenes.classes import CLASS_NAMES
 from tests.measure.labelled_folder import write_labelled
 
@@ -139,6 +139,20 @@ def test_ade20k_reads_its_names(ade20k):
     assert dataset_from_path(ade20k, "val").classes.names[149] == "name 150"
     (ade20k / "objectInfo150.txt").write_text("\n".join(rows[:-1]))
     fails(ade20k, "val", contains=r"objectInfo150\.txt: 149 rows")
+
+
+def test_rendered_scenes_are_as_full_as_asked_for():
+    bare, full = (RenderedScenes("train", size=(48, 64), count=4, fullness=(value, value)) for value in (0.0, 1.0))
+    mixed = RenderedScenes("train", size=(48, 64), count=4, fullness=(0.0, 1.0))
+    things = {CLASS_NAMES.index(name) for name in ("pole", "sign", "fence", "car", "pedestrian", "bicyclist")}
+    assert not any(set(np.unique(bare.label(index))) & things for index in range(4))
+    assert any(set(np.unique(full.label(index))) & things for index in range(4))
+    different = [
+        (np.array_equal(mixed.label(index), bare.label(index)), np.array_equal(mixed.label(index), full.label(index)))
+        for index in range(4)
+    ]
+    assert (False, False) in different
+    assert np.array_equal(full.label(1), RenderedScenes("train", size=(48, 64)).label(1))
 
 
 def test_rendered_scenes_have_no_end_and_are_the_same_again():

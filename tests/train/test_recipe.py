@@ -168,3 +168,10 @@ def test_a_run_goes_on_with_its_own_images():
         refuse_other_data(own, own.data.model_copy(update={"digest": "1"}))
     with pytest.raises(DatasetError, match="other classes"):
         refuse_other_data(own, own.data.model_copy(update={"classes": own.data.classes[:2]}))
+
+
+def test_fullness_is_a_range_within_0_and_1():
+    assert run_config(Recipe(fullness=(0.0, 1.0)), tiny_spec(), scaling=Scaling()).fullness == (0.0, 1.0)
+    for wrong in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.5)):
+        with pytest.raises(ConfigError, match="fullness"):
+            run_config(Recipe(fullness=wrong), tiny_spec(), scaling=Scaling())
