@@ -14,6 +14,9 @@ from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
 
+Task = Literal["segmentation", "classification", "features"]
+"""What a model answers: a class for every pixel, for the whole picture, or nothing (a backbone without a head)."""
+
 
 class FileEntry(Noun):
     """A file of the bundle: SHA-256 in hexadecimal and size in bytes."""
@@ -91,7 +94,7 @@ class Manifest(Noun):
     format: Literal["dovit-bundle"] = FORMAT
     version: int = VERSION
     name: str
-    task: Literal["segmentation"] = "segmentation"
+    task: Task = "segmentation"
     spec: ModelSpec
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]

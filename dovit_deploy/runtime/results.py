@@ -88,6 +88,8 @@ class FrameTokens:
     """Height and width of the image as the windows saw it, in pixels."""
     patch: int = 16
     """Side of a patch in those pixels."""
+    region: Region | None = None
+    """The part of the picture that the windows saw; None: all of it."""
 
     @property
     def kept(self) -> tuple[int, ...]:

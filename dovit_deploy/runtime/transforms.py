@@ -43,7 +43,11 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
 
     Returns:
         (1, 3, h, w) float32, normalised.
+
+    Raises:
+        InputError: not an (H, W, 3) uint8 array.
     """
+    _check_rgb(rgb)
     cv2 = packages.opencv()
     fitted = _fitted(rgb, preprocessing, size)
     pixels = np.empty((1, 3, *fitted.shape[:2]), dtype=np.float32)
@@ -53,6 +57,18 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
         table = (values - preprocessing.mean[channel]) / preprocessing.std[channel]
         cv2.LUT(plane, table.astype(np.float32), dst=pixels[0, channel])
     return pixels
+
+
+def _check_rgb(rgb: RGB) -> None:
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+        raise InputError(f"picture: {described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
+
+
+def described(value: object) -> str:
+    """Type and shape of what was given, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
 
 
 def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
