@@ -32,8 +32,8 @@ from report import publish
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.export.attention_forms import with_fused_attention
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
 from dovit_deploy.export.to_onnx import onnx_from_module
@@ -68,7 +68,7 @@ class PlainBlock(torch.nn.Module):
 class PlainViT(torch.nn.Module):
     """The same network as `spec_of(LinearHead())`, without gates."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: VisionTransformerSpec) -> None:
         super().__init__()
         self.embed = torch.nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
         self.cls = torch.nn.Parameter(torch.zeros(1, 1, spec.width))
@@ -84,10 +84,10 @@ class PlainViT(torch.nn.Module):
         return logits.transpose(1, 2).reshape(1, -1, *self.grid)
 
 
-def spec_of(head: LinearHead | MaskHead, layers: tuple[int, ...], size: int) -> ModelSpec:
+def spec_of(head: LinearHead | MaskHead, layers: tuple[int, ...], size: int) -> VisionTransformerSpec:
     """ViT-S/16 with FCN gates before `layers`."""
     gates = tuple(GateSpec(layer=layer, head=FcnHead(channels=256)) for layer in layers)
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit",
         size=(size, size),
         width=384,
@@ -100,7 +100,7 @@ def spec_of(head: LinearHead | MaskHead, layers: tuple[int, ...], size: int) -> 
     )
 
 
-def bundle_of(spec: ModelSpec, folder: Path) -> Bundle:
+def bundle_of(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     """A bundle with random weights, exported as any other."""
     torch.manual_seed(0)
     model = model_from_spec(spec)
@@ -129,12 +129,12 @@ def bundle_of(spec: ModelSpec, folder: Path) -> Bundle:
     return bundle
 
 
-def pixels_of(spec: ModelSpec) -> np.ndarray:
+def pixels_of(spec: VisionTransformerSpec) -> np.ndarray:
     """Noise: only counts matter here, and they are forced."""
     return np.random.default_rng(0).normal(size=(1, 3, *spec.size)).astype(np.float32)
 
 
-def plain_session(spec: ModelSpec, folder: Path) -> onnxruntime.InferenceSession:
+def plain_session(spec: VisionTransformerSpec, folder: Path) -> onnxruntime.InferenceSession:
     """What a user gets from `torch.onnx.export` of a plain ViT."""
     path = folder / "plain.onnx"
     program = torch.onnx.export(
@@ -187,7 +187,7 @@ def _cpu_seconds(step: Step) -> float:
     return time.process_time() - start
 
 
-def keep_of(spec: ModelSpec, shares: tuple[float, ...]) -> list[np.ndarray]:
+def keep_of(spec: VisionTransformerSpec, shares: tuple[float, ...]) -> list[np.ndarray]:
     """Nested random decisions that keep `shares` of the patches."""
     order = np.random.default_rng(1).permutation(spec.patches)
     grids = []
@@ -223,9 +223,9 @@ def measure(size: int, repeat: int) -> dict[str, object]:
     return figures
 
 
-def _token_figures(session: Session, spec: ModelSpec, pixels: np.ndarray, repeat: int) -> dict[str, object]:
+def _token_figures(session: Session, spec: VisionTransformerSpec, pixels: np.ndarray, repeat: int) -> dict[str, object]:
     figures: dict[str, object] = {}
-    cost = CostModel(spec)
+    cost = cost_model(spec)
 
     def dense() -> object:
         return session.run_one(pixels, dense=True)
@@ -247,7 +247,7 @@ def _token_figures(session: Session, spec: ModelSpec, pixels: np.ndarray, repeat
     return figures
 
 
-def boundary_ms(spec: ModelSpec, folder: Path, repeat: int) -> dict[str, dict[str, float]]:
+def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[str, dict[str, float]]:
     """What token passing costs at a gate: aggregate, gather, put back, softmax, compare, partition.
 
     A stage without its blocks, less its auxiliary head alone, both as graphs of their own, interleaved, in CPU time;

@@ -16,7 +16,7 @@ from token_merging import MergingNetwork, merging_macs
 
 from dovit_deploy.bundle.directory import Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_interfaces
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
 from dovit_deploy.export.attention_forms import with_fused_attention
@@ -47,7 +47,7 @@ class MergingSession:
         manifest = bundle.manifest.model_copy(update={"files": {path.name: file_entry(path)}})
         self.engine = OnnxRuntimeBackend(threads=1).load(Bundle(place, manifest), "dense")
         self.gmacs = merging_macs(spec, count) / 1e9
-        self.gmacs_dense = CostModel(spec).dense().total / 1e9
+        self.gmacs_dense = cost_model(spec).dense().total / 1e9
 
     def run_one(
         self,

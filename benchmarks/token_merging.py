@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models.layers import Attention, Block, attention
 from dovit_deploy.models.tokens import partition, take
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -140,7 +140,7 @@ def _attended(block: Block, tokens: Tensor, sizes: Tensor | None) -> tuple[Tenso
     return tokens + layer.output(mixed), summed_over_heads(key, layer.heads)
 
 
-def merges(spec: ModelSpec, count: int) -> tuple[int, ...]:
+def merges(spec: VisionTransformerSpec, count: int) -> tuple[int, ...]:
     """Tokens merged in each layer: `count`, or half of the patch tokens where fewer than twice `count` are left."""
     counts, patches = [], spec.patches
     for _ in range(spec.depth):
@@ -149,13 +149,13 @@ def merges(spec: ModelSpec, count: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def merging_macs(spec: ModelSpec, count: int) -> int:
+def merging_macs(spec: VisionTransformerSpec, count: int) -> int:
     """Multiply-adds of one image as `CostModel` counts them, and the products that find similar pairs.
 
     A layer's projections and attention run on the tokens that enter it, its MLP on those that are left. The extra
     channel of `proportional_attention` is an addition to the logits and counts nothing.
     """
-    width, dense = spec.width, CostModel(spec).dense()
+    width, dense = spec.width, cost_model(spec).dense()
     total, tokens = dense.stem + dense.head, spec.tokens
     for merged in merges(spec, count):
         total += 4 * tokens * width * width + 2 * tokens * tokens * width

@@ -10,14 +10,14 @@ from torch import Tensor
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
 from tests.golden import Case
 from tests.tiny import tiny_pixels, tiny_state
 
 
-def tiny_checkpoint(spec: ModelSpec, *, seed: int = 0, threshold: float = 0.7, stride=None) -> Checkpoint:
+def tiny_checkpoint(spec: VisionTransformerSpec, *, seed: int = 0, threshold: float = 0.7, stride=None) -> Checkpoint:
     """A checkpoint of `spec` with `tiny_state`'s weights."""
     return Checkpoint(
         spec=spec,
@@ -38,7 +38,7 @@ def tiny_checkpoint(spec: ModelSpec, *, seed: int = 0, threshold: float = 0.7, s
 
 
 def export_tiny(
-    spec: ModelSpec, output: Path, *, seed: int = 0, threshold: float = 0.7, stride=None
+    spec: VisionTransformerSpec, output: Path, *, seed: int = 0, threshold: float = 0.7, stride=None
 ) -> tuple[Bundle, ParityReport]:
     """Export a tiny model of `spec` to `output`, verified as always."""
     return export(tiny_checkpoint(spec, seed=seed, threshold=threshold, stride=stride), output)

@@ -16,7 +16,7 @@ from dovit_deploy.bundle.manifest import (
     Provenance,
     TokenCount,
 )
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, SetrHead, VisionTransformerSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -36,7 +36,7 @@ def fake_manifest(
 ) -> Manifest:
     """A manifest that is consistent in itself and lists no files."""
     head = LinearHead() if logits_scale == 1 else SetrHead(channels=8, up_scale=logits_scale)
-    spec = ModelSpec(
+    spec = VisionTransformerSpec(
         family="fake",
         size=size,
         patch=patch,

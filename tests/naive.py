@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dovit_deploy.bundle.spec import GateHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateHead, MaskHead, SetrHead, VisionTransformerSpec
 from tests.naive_parts import (
     Tokens,
     Weights,
@@ -63,7 +63,7 @@ class NaiveRun:
 
 
 def naive_run(
-    spec: ModelSpec,
+    spec: VisionTransformerSpec,
     weights: Weights,
     pixels: Array,
     *,
@@ -102,7 +102,7 @@ def naive_run(
     return NaiveRun(gates, kept, tokens_per_layer, _decode(spec, weights, grid))
 
 
-def naive_positions(positions: Array, spec: ModelSpec, size: tuple[int, int]) -> Array:
+def naive_positions(positions: Array, spec: VisionTransformerSpec, size: tuple[int, int]) -> Array:
     """Position embeddings (E + N, C) of `spec` for another input size; only the number of tokens is looked at."""
     rows, columns = spec.grid
     target = (math.ceil(size[0] / spec.patch), math.ceil(size[1] / spec.patch))
@@ -113,7 +113,7 @@ def naive_positions(positions: Array, spec: ModelSpec, size: tuple[int, int]) ->
     return np.concatenate([positions[: spec.extra_tokens], resized.reshape(spec.width, -1).T])
 
 
-def _embed(spec: ModelSpec, weights: Weights, pixels: Array) -> tuple[list[Array], Tokens]:
+def _embed(spec: VisionTransformerSpec, weights: Weights, pixels: Array) -> tuple[list[Array], Tokens]:
     """Extra tokens, and patch tokens by position, both with their position embeddings."""
     image = stem(spec, weights, pad_corner(np.asarray(pixels, np.float64), spec.patch))
     rows, columns = spec.grid
@@ -128,7 +128,7 @@ def _embed(spec: ModelSpec, weights: Weights, pixels: Array) -> tuple[list[Array
 
 
 def _gate(
-    spec: ModelSpec,
+    spec: VisionTransformerSpec,
     weights: Weights,
     number: int,
     extra: list[Array],
@@ -167,7 +167,7 @@ def _gate(
 
 
 def _confidences(
-    spec: ModelSpec, weights: Weights, name: str, head: GateHead, grid: Tokens
+    spec: VisionTransformerSpec, weights: Weights, name: str, head: GateHead, grid: Tokens
 ) -> dict[int, tuple[int, float]]:
     """Most likely class and its probability, by position; pooled over its own pixels where the head up-samples."""
     rows, columns = spec.grid
@@ -185,7 +185,7 @@ def _confidences(
     return result
 
 
-def _decode(spec: ModelSpec, weights: Weights, grid: Tokens) -> Array:
+def _decode(spec: VisionTransformerSpec, weights: Weights, grid: Tokens) -> Array:
     """(K, h, w) logits of the decode head."""
     if isinstance(spec.head, SetrHead):
         return up_sampled(spec.head, weights, "head.", image_from_tokens(spec, grid))

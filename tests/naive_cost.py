@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, Head, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, Head, MaskHead, SetrHead, VisionTransformerSpec
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class NaiveCost:
     head: int
 
 
-def naive_cost(spec: ModelSpec, kept: Sequence[int], *, gates: bool = True) -> NaiveCost:
+def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool = True) -> NaiveCost:
     """`kept[i]` tokens, extra tokens included, enter the blocks of stage i; `gates`: auxiliary heads run."""
     layers = 0
     stage = 0
@@ -63,7 +63,7 @@ def _convolution(
     return sum(each * outputs for _ in range(rows * columns)), rows, columns
 
 
-def _stem(spec: ModelSpec) -> int:
+def _stem(spec: VisionTransformerSpec) -> int:
     rows, columns = (math.ceil(side / spec.patch) * spec.patch for side in spec.size)
     if not isinstance(spec.stem, ConvStem):
         return _convolution(rows, columns, 3, spec.width, kernel=spec.patch, stride=spec.patch)[0]
@@ -77,7 +77,7 @@ def _stem(spec: ModelSpec) -> int:
     return total + _convolution(rows, columns, inputs, spec.width, kernel=2, stride=2)[0]
 
 
-def _head(head: Head, spec: ModelSpec, patches: int) -> int:
+def _head(head: Head, spec: VisionTransformerSpec, patches: int) -> int:
     """A head that is shown `patches` tokens."""
     if isinstance(head, MaskHead):
         sequence = patches + spec.classes

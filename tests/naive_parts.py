@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
 from tests.plain_maths import Array, convolve, gelu, layer_norm, resize, softmax, unit
 
 Weights = Mapping[str, Array]
@@ -18,7 +18,7 @@ Tokens = dict[int, Array]
 """Patch tokens by their position in raster order."""
 
 
-def stem(spec: ModelSpec, weights: Weights, image: Array) -> Array:
+def stem(spec: VisionTransformerSpec, weights: Weights, image: Array) -> Array:
     """(3, H, W) -> (C, h, w)."""
     last = weights["stem.projection.weight"], weights["stem.projection.bias"]
     if not isinstance(spec.stem, ConvStem):
@@ -80,7 +80,7 @@ def per_token(head: FcnHead | LinearHead, weights: Weights, name: str, token: Ar
     return linear(token, weights, name + "classifier.")
 
 
-def image_from_tokens(spec: ModelSpec, grid: Tokens) -> Array:
+def image_from_tokens(spec: VisionTransformerSpec, grid: Tokens) -> Array:
     """(C, h, w) of the tokens in raster order."""
     columns = spec.grid[1]
     image = np.zeros((len(grid[0]), *spec.grid))

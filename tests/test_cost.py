@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dovit_deploy.bundle.spec import ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models.build import spec_at_size
 from dovit_deploy.models.checkpoint import checkpoint_from_path
 from dovit_deploy.models.staged import DenseNetwork, stages_from_model
@@ -35,14 +35,14 @@ def counted(function: torch.nn.Module, *inputs: torch.Tensor) -> tuple[int, tupl
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_dense_equals_the_flop_counter(spec: ModelSpec) -> None:
+def test_dense_equals_the_flop_counter(spec: VisionTransformerSpec) -> None:
     macs, _ = counted(DenseNetwork(tiny_model(spec)), tiny_pixels(spec.size))
-    assert CostModel(spec).dense().total == macs
+    assert cost_model(spec).dense().total == macs
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 0.7, 1.0])
 @pytest.mark.parametrize("spec", GATED.values(), ids=GATED.keys())
-def test_dynamic_equals_the_flop_counter(spec: ModelSpec, threshold: float) -> None:
+def test_dynamic_equals_the_flop_counter(spec: VisionTransformerSpec, threshold: float) -> None:
     stages = stages_from_model(tiny_model(spec))
     thresholds, floor = torch.full((spec.classes,), threshold), torch.tensor(0.0)
     total, outputs = counted(stages[0], tiny_pixels(spec.size), thresholds, floor)
@@ -53,7 +53,7 @@ def test_dynamic_equals_the_flop_counter(spec: ModelSpec, threshold: float) -> N
         last = stage is stages[-1]
         macs, outputs = counted(stage, outputs[0], index, *(() if last else (thresholds, floor)))
         total += macs
-    assert CostModel(spec).actual(kept).total == total
+    assert cost_model(spec).actual(kept).total == total
 
 
 @pytest.mark.parametrize("case", case_parameters("dovit"))
@@ -61,7 +61,7 @@ def test_figures_of_the_official_fixtures(case: Case) -> None:
     result, macs = case.facts["result"], case.facts["result"]["macs"]
     checkpoint = checkpoint_from_path(case.weights, config=case.config)
     spec = spec_at_size(checkpoint.spec, tuple(load(case)["input"].shape[-2:]))
-    cost = CostModel(spec)
+    cost = cost_model(spec)
     kept = [spec.tokens, *(count + 1 for count in result["kept_tokens_excl_cls"])]
     dense, actual = cost.dense(), cost.actual(kept)
     assert dense.backbone == macs["backbone_dense"]
@@ -78,16 +78,16 @@ def test_figures_of_the_official_fixtures(case: Case) -> None:
     spec=st.sampled_from(list(GATED.values())),
     data=st.data(),
 )
-def test_cost_rises_with_every_count(spec: ModelSpec, data: st.DataObject) -> None:
+def test_cost_rises_with_every_count(spec: VisionTransformerSpec, data: st.DataObject) -> None:
     counts = [data.draw(st.integers(spec.extra_tokens, spec.tokens - 1)) for _ in spec.stage_layers]
-    before = CostModel(spec).actual(counts).total
+    before = cost_model(spec).actual(counts).total
     for position in range(len(counts)):
         more = [count + (number == position) for number, count in enumerate(counts)]
-        assert CostModel(spec).actual(more).total > before
+        assert cost_model(spec).actual(more).total > before
 
 
 def test_everything_running_costs_dense_and_the_gates() -> None:
     spec = tiny_spec()
-    everything = CostModel(spec).actual([spec.tokens] * 3)
-    assert everything.total - everything.gates == CostModel(spec).dense().total
+    everything = cost_model(spec).actual([spec.tokens] * 3)
+    assert everything.total - everything.gates == cost_model(spec).dense().total
     assert everything.gates == 2 * spec.patches * 12 * (spec.width + spec.classes)

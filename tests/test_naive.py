@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
 from tests.naive import naive_positions, naive_run
 from tests.plain_maths import Array
 
@@ -44,7 +44,9 @@ def test_dovit_fixture(name: str) -> None:
     config, official, recorded = _fixture("dovit", name)
     image = recorded["input"][0]
     spec = _spec(config["config"], (image.shape[1], image.shape[2]))
-    trained = ModelSpec.model_validate({**spec.model_dump(), "size": config["config"]["backbone"]["img_size"]})
+    trained = VisionTransformerSpec.model_validate(
+        {**spec.model_dump(), "size": config["config"]["backbone"]["img_size"]}
+    )
     weights = _weights(spec, official)
     weights["positions"] = naive_positions(weights["positions"], trained, spec.size)
     backbone = config["config"]["backbone"]
@@ -64,7 +66,7 @@ def test_dovit_fixture(name: str) -> None:
 
 def test_segmenter_linear_distilled() -> None:
     config, official, recorded = _fixture("segmenter", "segmenter_w64_linear_distilled")
-    spec = ModelSpec(
+    spec = VisionTransformerSpec(
         family="segmenter",
         size=config["kwargs"]["image_size"],
         width=64,
@@ -93,7 +95,7 @@ def test_segmenter_linear_distilled() -> None:
 
     for number in range(2):
         image = recorded[f"input{number}"][0]
-        other = ModelSpec.model_validate({**spec.model_dump(), "size": image.shape[1:]})
+        other = VisionTransformerSpec.model_validate({**spec.model_dump(), "size": image.shape[1:]})
         positions = naive_positions(weights["positions"], spec, other.size)
         run = naive_run(other, {**weights, "positions": positions}, image)
         _assert_close(run.logits, recorded[f"dec_masks{number}"][0])
@@ -117,9 +119,9 @@ def _assert_close(found: Array, expected: Array) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max(initial=1.0))
 
 
-def _spec(config: dict[str, Any], size: tuple[int, int]) -> ModelSpec:
+def _spec(config: dict[str, Any], size: tuple[int, int]) -> VisionTransformerSpec:
     backbone, decode = config["backbone"], config["decode_head"]
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit",
         size=size,
         width=backbone["embed_dims"],
@@ -149,7 +151,7 @@ def _setr(head: dict[str, Any]) -> SetrHead:
     )
 
 
-def _weights(spec: ModelSpec, official: dict[str, Array]) -> dict[str, Array]:
+def _weights(spec: VisionTransformerSpec, official: dict[str, Array]) -> dict[str, Array]:
     """Our names for the official entries of a DoViT; batch norms are folded."""
     weights: dict[str, Array] = {}
     for name, value in official.items():

@@ -22,9 +22,9 @@ from dovit_deploy.bundle.spec import (
     Head,
     LinearHead,
     MaskHead,
-    ModelSpec,
     PatchStem,
     SetrHead,
+    VisionTransformerSpec,
 )
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -80,9 +80,9 @@ def tiny_spec(
     extra_tokens: Literal[1, 2] = 1,
     position_mode: Literal["bicubic", "bilinear"] = "bicubic",
     aggregate_rate: float = 0.1,
-) -> ModelSpec:
+) -> VisionTransformerSpec:
     """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` says."""
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit" if gates else "segmenter",
         size=size,
         patch=16 if stem == "conv" else patch,
@@ -102,7 +102,7 @@ def tiny_spec(
     )
 
 
-def tiny_state(spec: ModelSpec, seed: int = 0, *, loudness: float = 1.0) -> dict[str, Tensor]:
+def tiny_state(spec: VisionTransformerSpec, seed: int = 0, *, loudness: float = 1.0) -> dict[str, Tensor]:
     """Weights of `spec`, float32, by the network's own parameter names.
 
     `loudness` scales what tokens are made of (embeddings, and what blocks add): at 0.003 a token's variance is about
@@ -117,7 +117,7 @@ def tiny_state(spec: ModelSpec, seed: int = 0, *, loudness: float = 1.0) -> dict
     return state
 
 
-def tiny_model(spec: ModelSpec, seed: int = 0, *, loudness: float = 1.0) -> VisionTransformer:
+def tiny_model(spec: VisionTransformerSpec, seed: int = 0, *, loudness: float = 1.0) -> VisionTransformer:
     """The network of `spec` with `tiny_state`'s weights, in evaluation mode."""
     return model_from_spec(spec, tiny_state(spec, seed, loudness=loudness))
 

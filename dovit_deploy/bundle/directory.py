@@ -72,7 +72,7 @@ class Bundle:
     @property
     def stages(self) -> int:
         """Number of stages: gates + 1."""
-        return len(self.manifest.spec.stage_layers)
+        return len(self.manifest.spec.gates) + 1
 
 
 def _check_links(root: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 
 KEPT = "kept"
 """The one symbolic dimension."""
@@ -43,14 +43,31 @@ class GraphInterface:
 
 
 def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
-    """Interface of `stage0`, ..., `merged` and `dense` for the model of `spec`."""
+    """Interface of `stage0`, ..., `merged` and, where there is one, `dense` for the model of `spec`."""
     pixels = Port("pixels", "float32", (1, 3, *spec.size))
-    logits = Port("logits", "float32", (1, spec.classes, *spec.logits_grid))
-    dense = GraphInterface((pixels,), (logits,))
-    kept = Port(KEPT, "int64", (len(spec.gates) + 1,))
-    if not spec.gates:
-        whole = GraphInterface((pixels,), (logits, kept))
-        return {"stage0": whole, "merged": whole, "dense": dense}
+    answers = tuple(Port(name, "float32", shape) for name, shape in spec.outputs.items())
+    graphs = _cut_at_gates(spec, pixels, answers) if spec.gates else _in_one_piece(spec, pixels, answers)
+    if spec.has_dense:
+        graphs["dense"] = GraphInterface((pixels,), answers)
+    return graphs
+
+
+def keep_name(number: int) -> str:
+    """The output that tells which tokens choice `number` inside a graph took: (h * w,) of 0 and 1."""
+    return f"keep{number}"
+
+
+def _in_one_piece(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
+    """Nothing depends on the data: one graph under both names, with counts and choices as it made them."""
+    kept = Port(KEPT, "int64", (len(spec.counts),))
+    choices = (
+        Port(keep_name(number), "int64", (rows * columns,)) for number, (rows, columns) in enumerate(spec.keep_grids)
+    )
+    whole = GraphInterface((pixels,), (*answers, kept, *choices))
+    return {"stage0": whole, "merged": whole}
+
+
+def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
     limits = (Port("thresholds", "float32", (spec.classes,)), Port("floor", "float32", ()))
     decision = (
         Port("order", "int64", (spec.tokens,)),
@@ -62,11 +79,10 @@ def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
     later = (Port("tokens", "float32", size), Port("index", "int64", (KEPT,)))
     first = GraphInterface((pixels, *limits), (Port("tokens", "float32", size), *decision))
     middle = GraphInterface((*later, *limits), (Port("tokens_out", "float32", size), *decision))
-    last = GraphInterface(later, (logits,))
     merged_limits = (Port("thresholds", "float32", (len(spec.gates), spec.classes)), limits[1])
     graphs = {"stage0": first}
     graphs.update({f"stage{number}": middle for number in range(1, len(spec.gates))})
-    graphs[f"stage{len(spec.gates)}"] = last
-    graphs["merged"] = GraphInterface((pixels, *merged_limits), (logits, kept))
-    graphs["dense"] = dense
+    graphs[f"stage{len(spec.gates)}"] = GraphInterface(later, answers)
+    kept = Port(KEPT, "int64", (len(spec.gates) + 1,))
+    graphs["merged"] = GraphInterface((pixels, *merged_limits), (*answers, kept))
     return graphs

@@ -8,14 +8,12 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.model_spec import AnySpec, Task
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
-
-Task = Literal["segmentation", "classification", "features"]
-"""What a model answers: a class for every pixel, for the whole picture, or nothing (a backbone without a head)."""
 
 
 class FileEntry(Noun):
@@ -95,7 +93,7 @@ class Manifest(Noun):
     version: int = VERSION
     name: str
     task: Task = "segmentation"
-    spec: ModelSpec
+    spec: AnySpec
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
     defaults: GateDefaults
@@ -148,13 +146,15 @@ def _check_agreement(manifest: Manifest) -> None:
     spec, rows = manifest.spec, manifest.defaults.thresholds
     wanted = {
         "classes": (len(manifest.classes), spec.classes),
-        "counts": (len(manifest.counts), len(spec.stage_layers)),
+        "counts": (len(manifest.counts), len(spec.gates) + 1),
         "defaults.thresholds": (len(rows), len(spec.gates)),
         **{f"defaults.thresholds.{gate}": (len(row), spec.classes) for gate, row in enumerate(rows)},
     }
     for place, (given, needed) in wanted.items():
         if given != needed:
             raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
+    if manifest.task != spec.task:
+        raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
     # Written so that NaN is refused too.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")

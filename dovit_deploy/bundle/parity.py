@@ -82,7 +82,7 @@ class ParityReport(Noun):
     def proves_something(self) -> bool:
         """Some run keeps between 10 and 90 % of the tokens at some gate; without gates always true."""
         for form in self.forms:
-            shares = [count / run.kept[0] for run in form.runs for count in run.kept[1:]]
+            shares = [count / run.kept[0] for run in form.runs if run.thresholds for count in run.kept[1:]]
             if shares and not any(0.1 <= share <= 0.9 for share in shares):
                 return False
         return True

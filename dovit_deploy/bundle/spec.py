@@ -1,4 +1,4 @@
-"""ModelSpec: the architecture as data, enough to build the network, count its cost and check its weights."""
+"""VisionTransformerSpec: the architecture as data, enough to build it, count its cost and check its weights."""
 
 from __future__ import annotations
 
@@ -67,6 +67,18 @@ Head = Annotated[LinearHead | FcnHead | SetrHead | MaskHead, Field(discriminator
 GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]
 
 
+def head_text(head: LinearHead | FcnHead | SetrHead | MaskHead) -> str:
+    """A head in a few words."""
+    if isinstance(head, MaskHead):
+        return f"mask transformer, width {head.width}, {head.layers} layers"
+    if isinstance(head, SetrHead):
+        step = f"{head.kernel}x{head.kernel} convolution, x{head.up_scale}"
+        return f"SETR, {head.convs} x [{step}], {head.channels} channels"
+    if isinstance(head, FcnHead):
+        return f"1x1 convolutions, {head.channels} channels"
+    return "linear"
+
+
 class PatchStem(Noun):
     """The published embedding: one convolution of patch size and stride."""
 
@@ -93,7 +105,7 @@ class GateSpec(Noun):
     head: GateHead
 
 
-class ModelSpec(Noun):
+class VisionTransformerSpec(Noun):
     """A (dynamic-token) vision transformer for segmentation at one input size.
 
     DoViT is this with gates; Segmenter and SETR are this without.
@@ -122,7 +134,7 @@ class ModelSpec(Noun):
     head: Head
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
+    def _consistent(self) -> VisionTransformerSpec:
         if min(self.size) < SMALLEST_SIDE:
             raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least {SMALLEST_SIDE}")
         if self.width % self.heads:
@@ -156,6 +168,37 @@ class ModelSpec(Noun):
         """First and one-past-last layer of each stage; a stage ends where a gate stands."""
         cuts = [0, *(gate.layer for gate in self.gates), self.depth]
         return tuple(itertools.pairwise(cuts))
+
+    @property
+    def task(self) -> Literal["segmentation"]:
+        """A class per position."""
+        return "segmentation"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens that enter each stage when nothing stops."""
+        return (self.tokens,) * len(self.stage_layers)
+
+    @property
+    def keep_grids(self) -> tuple[tuple[int, int], ...]:
+        """None: gates decide between graphs, and not inside of one."""
+        return ()
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Logits on the decode head's grid."""
+        return {"logits": (1, self.classes, *self.logits_grid)}
+
+    @property
+    def has_dense(self) -> bool:
+        """The same weights without gates."""
+        return True
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and decode head in a few words."""
+        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, {self.stem.kind} stem"
+        return ("backbone", backbone), ("decode head", head_text(self.head))
 
     @property
     def logits_grid(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.model_spec import AnySpec
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.measure.model_contents import CostRow, Rows, cost_rows, gate_rows, network_rows, picture_rows
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
@@ -21,7 +22,7 @@ from dovit_deploy.models.weights_file import weights_from_file
 class NetworkContents(Noun):
     """The network of a checkpoint that is understood."""
 
-    spec: ModelSpec
+    spec: AnySpec
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
     thresholds: tuple[float, ...]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dovit_deploy.bundle.model_spec import ModelSpec
     from dovit_deploy.bundle.parity import ParityReport
-    from dovit_deploy.bundle.spec import ModelSpec
     from dovit_deploy.models.checkpoint import Checkpoint
     from dovit_deploy.runtime.results import RGB
 

@@ -17,7 +17,7 @@ from dovit_deploy.errors import PackageMissing
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.bundle.spec import ModelSpec
+    from dovit_deploy.bundle.model_spec import ModelSpec
     from dovit_deploy.runtime.session import Session
 
 FACTORS = (0.8, 0.65)

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.directory import PARITY, WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Provenance, TokenCount
-from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.bundle.spec import SMALLEST_SIDE, ModelSpec
+from dovit_deploy.bundle.model_spec import AnySpec
+from dovit_deploy.bundle.parity import FormParity, ParityReport
+from dovit_deploy.bundle.spec import SMALLEST_SIDE
 from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
 from dovit_deploy.errors import ParityError, UsageError
 from dovit_deploy.export.graphs import Progress, write_graphs
 from dovit_deploy.export.shared_weights import WeightsFile
-from dovit_deploy.export.verify import form_parity, reference_runs, settings_from_images
+from dovit_deploy.export.verify import reference_runs, run_parity, settings_from_images
+from dovit_deploy.export.verify_whole import Against, whole_parity
 from dovit_deploy.models.build import model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.models.checkpoint import Checkpoint
 from dovit_deploy.output_folder import written_aside
@@ -60,7 +63,7 @@ def bundle_from_checkpoint(
     with written_aside(output, overwrite=overwrite) as folder:
         weights = WeightsFile.write(folder / WEIGHTS, state, {"format": "dovit-weights"})
         model = model_from_spec(spec, state)
-        write_graphs(folder, model, weights=weights, metadata=_metadata(manifest), progress=progress)
+        write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), progress=progress)
         draft = Bundle(folder, manifest.model_copy(update={"files": _files(folder)}))
         report = parity_report(draft, images, progress=progress)
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -79,23 +82,29 @@ def bundle_from_checkpoint(
     return Bundle(output.resolve(), checked.manifest), report
 
 
-def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> ModelSpec:
+def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> AnySpec:
     """The architecture at the size that the graphs will take."""
     size = request.size or checkpoint.slide_size or checkpoint.spec.size
     if min(size) < SMALLEST_SIDE:
         raise UsageError(f"size {size[0]}x{size[1]}: both sides must be at least {SMALLEST_SIDE} pixels")
-    return spec_at_size(checkpoint.spec, size)
+    try:
+        return spec_at_size(checkpoint.spec, size)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"size {size[0]}x{size[1]}: {message}") from error
 
 
 def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Progress) -> ParityReport:
     """Compare both forms of every graph with PyTorch on `images`."""
     progress("verify reference")
+    compare = _gated_parity if bundle.manifest.spec.gates else whole_parity
     with Session(bundle, engine="torch") as reference:
-        expected = reference_runs(reference, settings_from_images(reference, images))
+        against = compare(reference, images)
     forms = []
     for form, fast in (("portable", False), ("fast", True)):
         progress(f"verify {form}")
-        forms.append(form_parity(bundle, expected, backend=OnnxRuntimeBackend(fast=fast), form=form))
+        with Session(bundle, backend=OnnxRuntimeBackend(fast=fast)) as candidate:
+            forms.append(FormParity(form=form, engine=candidate.backend.name, runs=against(candidate)))
     packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
     versions = {"dovit-deploy": __version__}
     for package in packages:
@@ -103,20 +112,27 @@ def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress:
     return ParityReport(reference="torch", precision="fp32", forms=tuple(forms), versions=versions)
 
 
+def _gated_parity(reference: Session, images: list[tuple[str, Pixels]]) -> Against:
+    expected = reference_runs(reference, settings_from_images(reference, images))
+    return lambda candidate: tuple(run_parity(candidate, run) for run in expected)
+
+
 def _version(package: str) -> str:
     distributions = importlib.metadata.packages_distributions().get(package, [])
     return importlib.metadata.version(distributions[0]) if distributions else "unknown"
 
 
-def _manifest(name: str, checkpoint: Checkpoint, spec: ModelSpec, request: ExportRequest) -> Manifest:
+def _manifest(name: str, checkpoint: Checkpoint, spec: AnySpec, request: ExportRequest) -> Manifest:
     preprocessing = checkpoint.preprocessing
     if request.stride is not None:
         preprocessing = preprocessing.model_copy(update={"stride": request.stride})
     counts = tuple(
-        TokenCount(minimum=spec.extra_tokens, typical=spec.tokens, maximum=spec.tokens) for _ in spec.stage_layers
+        TokenCount(minimum=spec.extra_tokens or 1, typical=spec.tokens, maximum=spec.tokens)
+        for _ in range(len(spec.gates) + 1)
     )
     manifest = Manifest(
         name=name,
+        task=spec.task,
         spec=spec,
         preprocessing=preprocessing,
         classes=checkpoint.classes,
@@ -154,12 +170,14 @@ def _metadata(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _counts(spec: ModelSpec, report: ParityReport) -> tuple[TokenCount, ...]:
+def _counts(spec: AnySpec, report: ParityReport) -> tuple[TokenCount, ...]:
     """Fewest, usual (over the parity images at the bundle's own thresholds) and most tokens of each stage."""
     runs = report.forms[0].runs
-    own = runs[: max(1, len(runs) // 2)] if spec.gates else runs
-    typical = [round(sum(column) / len(column)) for column in zip(*(run.kept for run in own), strict=True)]
     first = TokenCount(minimum=spec.tokens, typical=spec.tokens, maximum=spec.tokens)
+    if not spec.gates:
+        return (first,)
+    own = runs[: max(1, len(runs) // 2)]
+    typical = [round(sum(column) / len(column)) for column in zip(*(run.kept for run in own), strict=True)]
     later = (
         TokenCount(minimum=spec.extra_tokens, typical=max(usual, spec.extra_tokens), maximum=spec.tokens)
         for usual in typical[1:]

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.bundle.parity import FloatParity, FormParity, GateParity, RunParity
-from dovit_deploy.engines.base import Array, Backend
+from dovit_deploy.bundle.parity import FloatParity, GateParity, RunParity
+from dovit_deploy.engines.base import Array
 from dovit_deploy.runtime.gate_inputs import floor_from, thresholds_from
 from dovit_deploy.runtime.session import Pixels, Session
 
@@ -117,25 +116,19 @@ def reference_runs(reference: Session, settings: list[Setting]) -> list[Referenc
     return [ReferenceRun(setting, trace_from_session(reference, setting), dense[setting.image]) for setting in settings]
 
 
-def form_parity(bundle: Bundle, expected: list[ReferenceRun], *, backend: Backend, form: str) -> FormParity:
-    """Compare every graph of one form in `backend` with the reference's runs."""
-    with Session(bundle, backend=backend) as candidate:
-        runs = tuple(_run_parity(candidate, run) for run in expected)
-    return FormParity(form=form, engine=backend.name, runs=runs)
-
-
-def _run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
+def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
+    """Compare every graph of one form, in the candidate's engine, with the reference's run."""
     setting, trace = expected.setting, expected.trace
     spec = candidate.bundle.manifest.spec
     replayed = trace_from_session(candidate, setting, replay=trace.index)
     gates = tuple(_gate_parity(trace, replayed, gate, setting, spec.extra_tokens) for gate in range(len(spec.gates)))
     floats = [
-        _float_parity(f"stage{number} tokens", want, got)
+        float_parity(f"stage{number} tokens", want, got)
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
-    floats.append(_float_parity("logits", trace.logits, replayed.logits))
+    floats.append(float_parity("logits", trace.logits, replayed.logits))
     floats.append(
-        _float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
+        float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
     )
     # The merged graph decides for itself, so it is held to this form's own staged run, which is the same arithmetic.
     agrees = all(np.array_equal(want, got) for want, got in zip(trace.keep, replayed.keep, strict=True))
@@ -143,7 +136,7 @@ def _run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
     merged = _run_graph(candidate, "merged", setting)
     kept = np.asarray([spec.tokens, *(len(index) for index in own.index)])
     floats.append(FloatParity(name="merged kept", error=float(np.abs(kept - merged["kept"]).max()), allowed=0.0))
-    floats.append(_float_parity("merged logits", own.logits, merged["logits"]))
+    floats.append(float_parity("merged logits", own.logits, merged["logits"]))
     return RunParity(
         image=setting.image,
         thresholds=tuple(float(row[0]) for row in setting.thresholds),
@@ -182,7 +175,8 @@ def _gate_parity(expected: Trace, replayed: Trace, gate: int, setting: Setting, 
     )
 
 
-def _float_parity(name: str, want: Array, got: Array) -> FloatParity:
+def float_parity(name: str, want: Array, got: Array) -> FloatParity:
+    """How far `got` is from `want`, and how far it may be; a wrong shape is infinitely far."""
     if want.shape != got.shape:
         return FloatParity(name=f"{name} (shape {got.shape} for {want.shape})", error=float("inf"), allowed=0.0)
     error = float(np.abs(want - got).max(initial=0.0))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.runtime.gate_inputs import Keep
 
 

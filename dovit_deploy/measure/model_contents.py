@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, ModelSpec, Noun, SetrHead
-from dovit_deploy.cost import CostModel, FlopReport
+from dovit_deploy.bundle.model_spec import ModelSpec
+from dovit_deploy.bundle.spec import Noun, head_text
+from dovit_deploy.cost.flop_report import FlopReport
+from dovit_deploy.cost.model import cost_model
 
 Rows = tuple[tuple[str, str], ...]
 
@@ -36,12 +38,14 @@ def cost_row(case: str, report: FlopReport) -> CostRow:
 
 def cost_rows(spec: ModelSpec, counts: Sequence[int] | None) -> tuple[CostRow, ...]:
     """Cost of the dense network; for models with gates, with nothing stopped and at `counts` tokens per stage."""
-    model = CostModel(spec)
+    model = cost_model(spec)
     rows = [cost_row("dense", model.dense())]
     if spec.gates:
-        rows.append(cost_row("nothing stopped", model.actual((spec.tokens,) * len(spec.stage_layers))))
+        rows.append(cost_row("nothing stopped", model.actual(spec.counts)))
         if counts is not None:
             rows.append(cost_row("typical", model.actual(counts)))
+    elif len(spec.counts) > 1:
+        rows.append(cost_row("every image", model.actual(spec.counts)))
     return tuple(rows)
 
 
@@ -51,21 +55,8 @@ def network_rows(spec: ModelSpec) -> Rows:
     return (
         ("family", spec.family),
         ("size", f"{spec.size[0]}x{spec.size[1]} pixels, {rows}x{columns} patches of {spec.patch}"),
-        ("backbone", f"width {spec.width}, {spec.depth} layers, {spec.heads} heads, {spec.stem.kind} stem"),
-        ("decode head", head_text(spec.head)),
+        *spec.parts,
     )
-
-
-def head_text(head: LinearHead | FcnHead | SetrHead | MaskHead) -> str:
-    """A head in a few words."""
-    if isinstance(head, MaskHead):
-        return f"mask transformer, width {head.width}, {head.layers} layers"
-    if isinstance(head, SetrHead):
-        step = f"{head.kernel}x{head.kernel} convolution, x{head.up_scale}"
-        return f"SETR, {head.convs} x [{step}], {head.channels} channels"
-    if isinstance(head, FcnHead):
-        return f"1x1 convolutions, {head.channels} channels"
-    return "linear"
 
 
 def gate_rows(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: float) -> Rows:
@@ -75,7 +66,7 @@ def gate_rows(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: flo
         for number, (gate, row) in enumerate(zip(spec.gates, thresholds, strict=True))
     ]
     if not spec.gates:
-        return (("gates", "none: a dense model"),)
+        return (("gates", "none: a dense model" if len(spec.counts) == 1 else "none: token counts are fixed"),)
     return (*rows, *((("floor", f"{floor:g}"),) if floor else ()))
 
 

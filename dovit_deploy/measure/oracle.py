@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.engines.base import Buffer
 from dovit_deploy.runtime.gate_inputs import Keep, index_from_keep
 from dovit_deploy.runtime.session import Logits, Pixels, Session

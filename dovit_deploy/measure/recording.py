@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.errors import UsageError
 from dovit_deploy.runtime import transforms

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.calibration import CurvePoint, Prediction
-from dovit_deploy.bundle.spec import ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.model_spec import ModelSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.recording import Recording
 
@@ -45,7 +45,7 @@ class Surrogate:
         self._confidence = np.stack([window.confidence for window in recording.windows], axis=1)
         self._risk = _risks(recording)
         self._macs = _stage_macs(spec)
-        self._dense = CostModel(spec).dense().total
+        self._dense = cost_model(spec).dense().total
         self.levels = tuple(_levels(gate) for gate in self._confidence)
 
     def predict(self, thresholds: Sequence[float]) -> Prediction:
@@ -164,7 +164,7 @@ def _stage_macs(spec: ModelSpec) -> npt.NDArray[np.int64]:
 
     `CostModel.actual` is a sum over stages, so its differences are each stage's own.
     """
-    cost, stages = CostModel(spec), len(spec.stage_layers)
+    cost, stages = cost_model(spec), len(spec.counts)
     none = [0] * stages
     base = cost.actual(none).total
     table = np.zeros((stages, spec.tokens + 1), dtype=np.int64)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.errors import ConfigError, UsageError
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.official_keys import Rule
@@ -20,7 +20,7 @@ from dovit_deploy.models.section import Ledger, Section
 class Architecture:
     """A network understood, and how its official entries become ours."""
 
-    spec: ModelSpec
+    spec: AnySpec
     """At the training size."""
     rules: list[Rule]
     unused: re.Pattern[str]

@@ -12,7 +12,7 @@ from torch import Tensor
 from dovit_deploy.bundle.class_list import classes_from_file
 from dovit_deploy.bundle.directory import MANIFEST, WEIGHTS
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.models import bundled, own_format
 from dovit_deploy.models.architecture import Architecture, invalid_as_config_error, thresholds_per_gate
@@ -22,12 +22,12 @@ from dovit_deploy.models.configuration import (
     configuration_from_meta,
     merged,
 )
-from dovit_deploy.models.image_facts import IMAGE_SETTINGS, class_entries, mean_and_std
+from dovit_deploy.models.image_facts import class_entries, mean_and_std
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
-from dovit_deploy.models.mmseg_spec import MODEL_SETTINGS, mmseg_architecture
 from dovit_deploy.models.official_state import ours_from_official
 from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.models.segmenter_spec import FILE_SETTINGS, NETWORK_SETTINGS, segmenter_architecture
+from dovit_deploy.models.reader import OfficialState
+from dovit_deploy.models.readers import readers
 from dovit_deploy.models.weights_file import WeightsFile, sha256_of, weights_from_file
 
 __all__ = ["Checkpoint", "OwnConfig", "checkpoint_from_path", "save_checkpoint"]
@@ -39,10 +39,10 @@ SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
 class Checkpoint:
     """Everything that an export, a fit of gates or a training run needs to know of trained weights."""
 
-    spec: ModelSpec
+    spec: AnySpec
     """At the training size."""
     state: dict[str, Tensor]
-    """Of `VisionTransformer(spec)` in deployment form, fp32, on the CPU."""
+    """Of the network of `spec` in deployment form, fp32, on the CPU."""
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
     thresholds: tuple[float, ...]
@@ -126,22 +126,24 @@ def _configuration_for(place: Path, config: str | Path | None) -> Configuration 
 
 def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
     try:
-        architecture, settings = _understood(weights, given, flags)
+        architecture, state, settings = _understood(weights, given, flags)
     except ValidationError as error:
         raise invalid_as_config_error(error, weights.name) from error
-    return _assembled(weights, architecture, settings, flags)
+    return _assembled(weights, architecture, state, settings, flags)
 
 
 def _understood(
     weights: WeightsFile, given: Configuration | None, flags: _Flags
-) -> tuple[Architecture, dict[str, object]]:
+) -> tuple[Architecture, OfficialState, dict[str, object]]:
     facts = facts_from_state(weights.state)
-    if facts.has(r"encoder\.blocks\..*"):
-        settings = _settings(weights, given, NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS)
-        return segmenter_architecture(settings, facts, weights.name), settings
-    if facts.has(r"backbone\.layers\..*"):
-        settings = _settings(weights, given, MODEL_SETTINGS | IMAGE_SETTINGS)
-        return mmseg_architecture(settings, facts, weights.name, thresholds=flags.thresholds), settings
+    for reader in readers():
+        if reader.recognises(facts):
+            state = reader.prepared(weights.state, weights.name)
+            settings = _settings(weights, given, reader.settings)
+            architecture = reader.architecture(
+                settings, facts_from_state(state), weights.name, thresholds=flags.thresholds
+            )
+            return architecture, state, settings
     raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
 
 
@@ -165,16 +167,18 @@ def _settings(weights: WeightsFile, given: Configuration | None, known: frozense
 
 
 def _assembled(
-    weights: WeightsFile, architecture: Architecture, settings: Mapping[str, object], flags: _Flags
+    weights: WeightsFile,
+    architecture: Architecture,
+    state: OfficialState,
+    settings: Mapping[str, object],
+    flags: _Flags,
 ) -> Checkpoint:
     spec = architecture.spec
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
     return Checkpoint(
         spec=spec,
-        state=ours_from_official(
-            weights.state, architecture.rules, spec, unused=architecture.unused, source=weights.name
-        ),
+        state=ours_from_official(state, architecture.rules, spec, unused=architecture.unused, source=weights.name),
         preprocessing=Preprocessing(
             mean=mean,
             std=std,

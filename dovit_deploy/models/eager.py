@@ -12,8 +12,7 @@ from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.staged import DenseNetwork, stages_from_model
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.models.families import family_of
 
 
 class EagerEngine:
@@ -47,13 +46,14 @@ class EagerBackend:
     def __init__(self, *, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._models: dict[str, VisionTransformer] = {}
+        self._models: dict[str, torch.nn.Module] = {}
 
     def load(self, bundle: Bundle, graph: str) -> EagerEngine:
         """The module of `graph` with the bundle's weights."""
         model = self._model(bundle)
-        interface = graph_interfaces(bundle.manifest.spec)[graph]
-        module = DenseNetwork(model) if graph == "dense" else stages_from_model(model)[int(graph[5:])]
+        spec = bundle.manifest.spec
+        interface, family = graph_interfaces(spec)[graph], family_of(spec)
+        module = family.dense(model) if graph == "dense" else family.stages(model)[int(graph[5:])]
         return EagerEngine(module, interface.inputs, interface.outputs)
 
     def upload(self, array: Array) -> Buffer:
@@ -69,7 +69,7 @@ class EagerBackend:
         """A view."""
         return buffer[:count]
 
-    def _model(self, bundle: Bundle) -> VisionTransformer:
+    def _model(self, bundle: Bundle) -> torch.nn.Module:
         key = str(bundle.path)
         if key not in self._models:
             state = safetensors.torch.load_file(bundle.weights)

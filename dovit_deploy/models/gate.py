@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import GateSpec, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, SetrHead, VisionTransformerSpec
 from dovit_deploy.models.heads import SetrUpHead, token_head_from_spec
 from dovit_deploy.models.tokens import partition, scatter_from, take
 
@@ -38,7 +38,7 @@ def stops(confidence: Tensor, threshold: Tensor, floor: Tensor) -> Tensor:
 class TokenGate(nn.Module):
     """A gate whose head looks at one token at a time: it is evaluated on running tokens only, which is exact."""
 
-    def __init__(self, gate: GateSpec, spec: ModelSpec, *, trainable: bool) -> None:
+    def __init__(self, gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> None:
         super().__init__()
         self.extra, self.total = spec.extra_tokens, spec.tokens
         if isinstance(gate.head, SetrHead):
@@ -67,7 +67,7 @@ class GridGate(nn.Module):
     The confidence is pooled from the *maximum* probability of each fine position, not from the logits.
     """
 
-    def __init__(self, gate: GateSpec, spec: ModelSpec, *, trainable: bool) -> None:
+    def __init__(self, gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> None:
         super().__init__()
         if not isinstance(gate.head, SetrHead):
             raise TypeError("a per-token head needs a TokenGate")
@@ -97,7 +97,7 @@ def kept_mask(index: Tensor, stop: Tensor, extra: int, total: int) -> Tensor:
     return torch.zeros(total, dtype=torch.int64).index_copy(0, index, keep)
 
 
-def gate_from_spec(gate: GateSpec, spec: ModelSpec, *, trainable: bool) -> nn.Module:
+def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> nn.Module:
     """The gate that `gate` describes."""
     kind = GridGate if isinstance(gate.head, SetrHead) else TokenGate
     return kind(gate, spec, trainable=trainable)

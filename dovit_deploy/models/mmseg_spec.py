@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from dovit_deploy.bundle.spec import GateSpec, Head, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, Head, MaskHead, SetrHead, VisionTransformerSpec
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import Architecture, settled_thresholds
+from dovit_deploy.models.image_facts import IMAGE_SETTINGS
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.mmseg_backbone import Backbone, mmseg_backbone
 from dovit_deploy.models.mmseg_heads import class_count, mmseg_head
 from dovit_deploy.models.official_keys import mmseg_rules
+from dovit_deploy.models.reader import Reader
 from dovit_deploy.models.section import Ledger, Section
 
 MODEL_SETTINGS = frozenset({"type", "backbone", "decode_head", "auxiliary_head", "neck", "test_cfg"})
@@ -65,11 +67,11 @@ def _spec(
     classes: int,
     feature: int,
     gates: tuple[GateSpec, ...],
-) -> ModelSpec:
+) -> VisionTransformerSpec:
     """The network up to layer `feature`: what comes after it is never read."""
     rate = backbone.section.number("agg_rate")
     dense = "setr" if isinstance(head, SetrHead) else "vit"
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit" if backbone.dynamic else dense,
         size=backbone.size,
         patch=backbone.patch,
@@ -162,7 +164,7 @@ def _slide(model: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | No
     return stride, window
 
 
-def _unused(backbone: Backbone, spec: ModelSpec, *, feature: int) -> re.Pattern[str]:
+def _unused(backbone: Backbone, spec: VisionTransformerSpec, *, feature: int) -> re.Pattern[str]:
     """Entries that may be there: counters, train-only heads, and what the decode head never reads."""
     patterns = [r".*\.num_batches_tracked", r"auxiliary_head\..*"]
     if isinstance(spec.head, MaskHead):
@@ -176,3 +178,10 @@ def _unused(backbone: Backbone, spec: ModelSpec, *, feature: int) -> re.Pattern[
         beyond.append("ln1")
     patterns += [rf"backbone\.{part}\..*" for part in beyond]
     return re.compile("|".join(patterns))
+
+
+READER = Reader(
+    recognises=lambda facts: facts.has(r"backbone\.layers\..*"),
+    settings=MODEL_SETTINGS | IMAGE_SETTINGS,
+    architecture=mmseg_architecture,
+)

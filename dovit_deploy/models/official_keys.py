@@ -1,6 +1,6 @@
 """Official key names against ours: which entry of a published checkpoint becomes which of our parameters.
 
-The tables are built from a `ModelSpec`, so that they also say which shape each entry must have. Sources:
+The tables are built from a `VisionTransformerSpec`, so that they also say which shape each entry must have. Sources:
 FLHonker/DoViT-code and mmsegmentation (`mmseg_rules`), rstrudel/segmenter (`segmenter_rules`).
 Target names are those of the network in training form (batch norms apart); see `batch_norm.folded`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
 
 Change = Literal["as_is", "transposed", "without_first"]
 """`transposed`: a raw parameter used as x @ W; `without_first`: the class token's position is dropped."""
@@ -139,7 +139,9 @@ def mask_rules(source: str, head: MaskHead, *, width: int, classes: int) -> list
     return rules
 
 
-def mmseg_head_rules(source: str, target: str, spec: ModelSpec, head: FcnHead | LinearHead | SetrHead) -> list[Rule]:
+def mmseg_head_rules(
+    source: str, target: str, spec: VisionTransformerSpec, head: FcnHead | LinearHead | SetrHead
+) -> list[Rule]:
     """An auxiliary or decode head of mmsegmentation that is made of convolutions; FCNHead without any is linear."""
     if isinstance(head, LinearHead):
         return affine(f"{source}.conv_seg", f"{target}.classifier", spec.classes, spec.width, 1, 1)
@@ -148,7 +150,7 @@ def mmseg_head_rules(source: str, target: str, spec: ModelSpec, head: FcnHead | 
     return fcn_rules(source, target, head, width=spec.width, classes=spec.classes)
 
 
-def mmseg_rules(spec: ModelSpec, attention: AttentionKeys, *, patch_bias: bool) -> list[Rule]:
+def mmseg_rules(spec: VisionTransformerSpec, attention: AttentionKeys, *, patch_bias: bool) -> list[Rule]:
     """Every entry of a DoViT or stock mmsegmentation ViT segmentor.
 
     Args:
@@ -181,7 +183,7 @@ def mmseg_rules(spec: ModelSpec, attention: AttentionKeys, *, patch_bias: bool) 
     return rules + mmseg_head_rules("decode_head", target, spec, spec.head)
 
 
-def segmenter_rules(spec: ModelSpec) -> list[Rule]:
+def segmenter_rules(spec: VisionTransformerSpec) -> list[Rule]:
     """Every entry of rstrudel/segmenter."""
     width, patch = spec.width, spec.patch
     extra = ("encoder.cls_token", "encoder.dist_token")[: spec.extra_tokens]

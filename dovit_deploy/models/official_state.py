@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.models.batch_norm import folded
+from dovit_deploy.models.families import family_of
 from dovit_deploy.models.official_keys import Rule
-from dovit_deploy.models.vision_transformer import VisionTransformer
 
 _SHOWN = 4
 """Names shown in a message before only their number is told."""
@@ -21,7 +21,7 @@ _SHOWN = 4
 def shapes_of(spec: ModelSpec, *, trainable: bool) -> dict[str, tuple[int, ...]]:
     """Name and shape of every entry of the network's state dict, without allocating it."""
     with torch.device("meta"):
-        model = VisionTransformer(spec, trainable=trainable)
+        model = family_of(spec).build(spec, trainable=trainable)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -47,7 +47,7 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 def ours_from_official(
     state: Mapping[str, Tensor], rules: list[Rule], spec: ModelSpec, *, unused: re.Pattern[str], source: str
 ) -> dict[str, Tensor]:
-    """The state dict of `VisionTransformer(spec)` in deployment form, fp32.
+    """The state dict of the network of `spec` in deployment form, fp32.
 
     Args:
         state: official names -> tensors of any floating type.

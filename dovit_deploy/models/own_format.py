@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.model_spec import AnySpec, ModelSpec
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.models.batch_norm import folded
 from dovit_deploy.models.official_state import not_finite, refuse_faults, shapes_of
@@ -33,7 +34,7 @@ class OwnConfig(Noun):
 
     format: Literal["dovit-checkpoint"] = "dovit-checkpoint"
     version: Literal[1] = 1
-    spec: ModelSpec
+    spec: AnySpec
     """At the training size."""
     preprocessing: Preprocessing
     classes: tuple[ClassEntry, ...]
@@ -77,7 +78,7 @@ def save_checkpoint(
     Args:
         folder: where it goes.
         config: what is written beside the weights.
-        state: of `VisionTransformer(config.spec)`, in training or deployment form.
+        state: of the network of `config.spec`, in training or deployment form.
         documents: further files, name -> text; nothing here reads them.
         overwrite: replace a checkpoint of ours at `folder`; anything else there is never touched.
 

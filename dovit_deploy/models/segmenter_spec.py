@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dovit_deploy.bundle.spec import LinearHead, MaskHead, ModelSpec
+from dovit_deploy.bundle.spec import LinearHead, MaskHead, VisionTransformerSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
 from dovit_deploy.models.architecture import Architecture, training_size
+from dovit_deploy.models.image_facts import IMAGE_SETTINGS
 from dovit_deploy.models.key_facts import KeyFacts
 from dovit_deploy.models.official_keys import segmenter_rules
+from dovit_deploy.models.reader import Reader
 from dovit_deploy.models.section import Ledger, Section
 
 NETWORK_SETTINGS = frozenset(
@@ -29,18 +31,22 @@ _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 _BLOCK = r"encoder\.blocks\.\d+"
 
 
-def segmenter_architecture(settings: Mapping[str, object], facts: KeyFacts, source: str) -> Architecture:
+def segmenter_architecture(
+    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
+) -> Architecture:
     """Understand a checkpoint of Segmenter.
 
     Args:
         settings: constructor arguments; empty if there are none.
         facts: of the checkpoint.
         source: the checkpoint's name, for messages.
+        thresholds: not read: it has no gates.
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
         CheckpointMismatch: nothing tells what the decoder is.
     """
+    del thresholds
     ledger, section = Ledger(source), Section("", settings)
     section.must_be("channels", 3)
     width = ledger.settle(
@@ -64,7 +70,7 @@ def segmenter_architecture(settings: Mapping[str, object], facts: KeyFacts, sour
     head = _head(_decoder(section), facts, ledger, width=width)
     hidden = ledger.settle("d_ff", section.integer("d_ff"), hidden, stand_in=4 * width)
     ledger.finish()
-    spec = ModelSpec(
+    spec = VisionTransformerSpec(
         family="segmenter",
         size=size,
         patch=patch,
@@ -146,3 +152,10 @@ def _slide(section: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | 
         return None, None
     window, stride = inference.pair("window_size"), inference.pair("window_stride")
     return (stride, window) if window is not None and stride is not None else (None, None)
+
+
+READER = Reader(
+    recognises=lambda facts: facts.has(r"encoder\.blocks\..*"),
+    settings=NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS,
+    architecture=segmenter_architecture,
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models.gate import gate_from_spec
 from dovit_deploy.models.heads import decode_head_from_spec
 from dovit_deploy.models.layers import Block
@@ -20,7 +20,7 @@ class VisionTransformer(nn.Module):
         trainable: keep batch norms apart (training); otherwise they are folded into their projections.
     """
 
-    def __init__(self, spec: ModelSpec, *, trainable: bool = False) -> None:
+    def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.stem = stem_from_spec(spec, trainable=trainable)

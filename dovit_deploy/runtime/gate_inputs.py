@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.manifest import Manifest
-from dovit_deploy.bundle.spec import ModelSpec, SetrHead
+from dovit_deploy.bundle.model_spec import ModelSpec
+from dovit_deploy.bundle.spec import SetrHead
 from dovit_deploy.errors import InputError, UsageError
 
 Thresholds = float | Sequence[float] | npt.NDArray[np.floating]

@@ -47,7 +47,8 @@ class TokenReport:
     gmacs_dense: float
     gmacs_actual: float
     keep: tuple[npt.NDArray[np.bool_], ...]
-    """Per gate, (h, w): still running after it; monotone from gate to gate."""
+    """Per gate, (h, w): still running after it; monotone from gate to gate. Where counts are fixed: per choice of
+    tokens inside the graph, on the choice's own grid, who was taken."""
     confidence: tuple[npt.NDArray[np.float32], ...]
     """Per gate, (h, w), NaN where the head was not evaluated."""
     timing: RunTiming

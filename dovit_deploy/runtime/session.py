@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.interface import keep_name
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import Backend, Buffer, Engine, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
@@ -21,6 +22,9 @@ from dovit_deploy.runtime.results import RunTiming, TokenReport
 
 Pixels = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
+Answer = Any
+"""What a model answers: logits, (B, K, h, w) or of a classifier (B, K) float32; of a backbone without a head a dict of
+feature maps `out0`, `out1`, ..."""
 Decide = Callable[[int, Mapping[str, Buffer]], npt.NDArray[np.int64]]
 
 
@@ -51,7 +55,7 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self.backend = backend or backend_from_name(engine, precision=precision, threads=threads)
-        self._cost = CostModel(bundle.manifest.spec)
+        self._cost = cost_model(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
         for number in range(bundle.stages):
             self.engine(f"stage{number}")
@@ -63,8 +67,8 @@ class Session:
         floor: float | None = None,
         keep: Keep | None = None,
         dense: bool = False,
-    ) -> tuple[Logits, TokenReport | list[TokenReport]]:
-        """Logits and what was done to reach them.
+    ) -> tuple[Answer, TokenReport | list[TokenReport]]:
+        """The model's answer and what was done to reach it.
 
         Args:
             pixels: (1, 3, H, W) or (B, 3, H, W) float32, normalised, at exactly the bundle's size.
@@ -74,12 +78,13 @@ class Session:
             dense: no gates and no floor.
 
         Returns:
-            Logits (B, K, h, w) as the decode head gives them, and a `TokenReport`, or a list of them for B > 1.
+            Logits (B, K, h, w) as the decode head gives them (see `Answer`), and a `TokenReport`, or a list for B > 1.
             Each image of a batch gives what it gives alone.
 
         Raises:
             InputError: pixels of another size or type, or a replay that is impossible.
-            UsageError: thresholds or floor out of range, or given together with `dense`.
+            UsageError: thresholds or floor out of range, or given together with `dense`; `dense` of a model that has no
+                dense network of its weights.
         """
         height, width = self.bundle.manifest.spec.size
         if pixels.ndim != 4 or pixels.shape[0] < 1:
@@ -91,7 +96,7 @@ class Session:
             for number in range(pixels.shape[0])
         ]
         reports = [report for _, report in results]
-        return np.concatenate([logits for logits, _ in results]), reports[0] if len(reports) == 1 else reports
+        return _joined([answer for answer, _ in results]), reports[0] if len(reports) == 1 else reports
 
     def run_one(
         self,
@@ -101,7 +106,7 @@ class Session:
         floor: float | None = None,
         keep: Keep | None = None,
         dense: bool = False,
-    ) -> tuple[Logits, TokenReport]:
+    ) -> tuple[Answer, TokenReport]:
         """`run` for one image (1, 3, H, W): logits (1, K, h, w) and its report."""
         spec, manifest = self.bundle.manifest.spec, self.bundle.manifest
         if pixels.shape != (1, 3, *spec.size) or pixels.dtype != np.float32:
@@ -111,11 +116,15 @@ class Session:
             )
         if dense and not (thresholds is None and floor is None and keep is None):
             raise UsageError("dense means no gates: it takes no thresholds, floor or keep")
+        if dense and not spec.has_dense:
+            raise UsageError(f"{manifest.name} has no dense network of its weights; run it without dense")
         if dense:
             return self._run_dense(as_float32(pixels))
         replay = None if keep is None else index_from_keep(keep, spec)
         limits = thresholds_from(thresholds, manifest), floor_from(floor, manifest)
-        return self._run_stages(as_float32(pixels), *limits, replay)
+        if spec.gates:
+            return self._run_stages(as_float32(pixels), *limits, replay)
+        return self._run_whole(as_float32(pixels))
 
     def close(self) -> None:
         """Free the engines."""
@@ -177,40 +186,67 @@ class Session:
         thresholds: npt.NDArray[np.float32],
         floor: np.float32,
         replay: list[npt.NDArray[np.int64]] | None,
-    ) -> tuple[Logits, TokenReport]:
+    ) -> tuple[Answer, TokenReport]:
         indices, confidence, times = [], [], [perf_counter()]
         for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
             if index is not None:
                 indices.append(self.backend.download(index))
                 confidence.append(self.backend.download(outputs["confidence"]))
             times.append(perf_counter())
-        logits = self.backend.download(outputs["logits"])
-        return as_float32(logits), self._report(indices, confidence, times)
+        spec = self.bundle.manifest.spec
+        kept = (spec.tokens, *(len(index) for index in indices))
+        keep = tuple(_grid_from_index(index, spec.extra_tokens, spec.grid) for index in indices)
+        grids = tuple(as_float32(values).reshape(spec.grid) for values in confidence)
+        return self._answer(outputs), self._report(kept, keep, grids, times)
 
-    def _run_dense(self, pixels: Pixels) -> tuple[Logits, TokenReport]:
+    def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
+        """A model whose token counts are fixed: the graph itself tells how many ran, and which it chose."""
+        download, start = self.backend.download, perf_counter()
+        outputs = self.engine("stage0").run({"pixels": self.backend.upload(pixels)})
+        answer = self._answer(outputs)
+        times = [start, perf_counter()]
+        kept = tuple(int(count) for count in download(outputs["kept"]))
+        keep = tuple(
+            download(outputs[keep_name(number)]).astype(bool).reshape(grid)
+            for number, grid in enumerate(self.bundle.manifest.spec.keep_grids)
+        )
+        return answer, self._report(kept, keep, (), times)
+
+    def _run_dense(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
         spec = self.bundle.manifest.spec
         engine, start = self.engine("dense"), perf_counter()
-        logits = self.backend.download(engine.run({"pixels": self.backend.upload(pixels)})["logits"])
+        answer = self._answer(engine.run({"pixels": self.backend.upload(pixels)}))
         macs = self._cost.dense().total / 1e9
         timing = _timing([start, perf_counter()])
-        return as_float32(logits), TokenReport((spec.tokens,) * (len(spec.gates) + 1), macs, macs, (), (), timing)
+        return answer, TokenReport((spec.tokens,) * len(spec.counts), macs, macs, (), (), timing)
+
+    def _answer(self, outputs: Mapping[str, Buffer]) -> Answer:
+        names = self.bundle.manifest.spec.outputs
+        arrays = {name: as_float32(self.backend.download(outputs[name])) for name in names}
+        return arrays.get("logits", arrays)
 
     def _report(
         self,
-        indices: list[npt.NDArray[np.int64]],
-        confidence: list[npt.NDArray[np.float32]],
+        kept: tuple[int, ...],
+        keep: tuple[npt.NDArray[np.bool_], ...],
+        confidence: tuple[npt.NDArray[np.float32], ...],
         times: list[float],
     ) -> TokenReport:
-        spec = self.bundle.manifest.spec
-        kept = (spec.tokens, *(len(index) for index in indices))
         return TokenReport(
             kept=kept,
             gmacs_dense=self._cost.dense().total / 1e9,
             gmacs_actual=self._cost.actual(kept).total / 1e9,
-            keep=tuple(_grid_from_index(index, spec.extra_tokens, spec.grid) for index in indices),
-            confidence=tuple(as_float32(values).reshape(spec.grid) for values in confidence),
+            keep=keep,
+            confidence=confidence,
             timing=_timing(times),
         )
+
+
+def _joined(answers: list[Answer]) -> Answer:
+    """The answers of single images as one of a batch."""
+    if isinstance(answers[0], dict):
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+    return np.concatenate(answers)
 
 
 def _grid_from_index(index: npt.NDArray[np.int64], extra: int, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB, on the scale 0..255."""
@@ -145,7 +145,7 @@ class Settings(Noun):
 class TrainConfig(Settings):
     """A run: the network, its length (`steps` or `minutes`, not both), what it sees and the recipe."""
 
-    spec: ModelSpec
+    spec: VisionTransformerSpec
     phases: tuple[Phase, ...]
     scaling: Scaling = Scaling()
 

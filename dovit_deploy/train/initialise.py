@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import GateSpec, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import GateSpec, SetrHead, VisionTransformerSpec
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import invalid_as_config_error
 from dovit_deploy.models.batch_norm import unfolded
@@ -25,7 +25,7 @@ from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, added_laye
 class Start:
     """What a run starts from: the network, and trained weights for it (in deployment form), gates perhaps missing."""
 
-    spec: ModelSpec
+    spec: VisionTransformerSpec
     state: dict[str, Tensor]
     checkpoint: Checkpoint
 
@@ -61,7 +61,9 @@ def start_from_checkpoint(
     return Start(chosen, _state_of(chosen, state, spec), checkpoint)
 
 
-def _changed(spec: ModelSpec, depth: int, gates: tuple[GateSpec, ...], source: str) -> ModelSpec:
+def _changed(
+    spec: VisionTransformerSpec, depth: int, gates: tuple[GateSpec, ...], source: str
+) -> VisionTransformerSpec:
     """`spec` with its first `depth` layers and other gates; raises ConfigError where they do not fit."""
     change = {
         "depth": depth,
@@ -69,12 +71,14 @@ def _changed(spec: ModelSpec, depth: int, gates: tuple[GateSpec, ...], source: s
         "family": "dovit" if gates else "segmenter",
     }
     try:
-        return ModelSpec.model_validate({**spec.model_dump(), **change})
+        return VisionTransformerSpec.model_validate({**spec.model_dump(), **change})
     except ValidationError as error:
         raise invalid_as_config_error(error, source) from error
 
 
-def _state_of(chosen: ModelSpec, state: dict[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+def _state_of(
+    chosen: VisionTransformerSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
+) -> dict[str, Tensor]:
     """What of `state`, weights of `spec`, the network `chosen` has: its layers, and the heads of gates in both."""
     places = {str(spec.gates.index(gate)): place for place, gate in enumerate(chosen.gates) if gate in spec.gates}
     taken: dict[str, Tensor] = {}
@@ -91,7 +95,7 @@ def _state_of(chosen: ModelSpec, state: dict[str, Tensor], spec: ModelSpec) -> d
     return taken
 
 
-def trainable_model(spec: ModelSpec) -> VisionTransformer:
+def trainable_model(spec: VisionTransformerSpec) -> VisionTransformer:
     """The network of `spec` with its batch norms apart; ConfigError for gates that cannot be trained here."""
     if any(isinstance(gate.head, SetrHead) for gate in spec.gates):
         raise ConfigError(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models.gate import TokenGate, stops
 from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
 from dovit_deploy.models.layers import Attend
@@ -50,7 +50,7 @@ class Passing:
     floor: Tensor
 
 
-def uniform_passing(spec: ModelSpec, threshold: float) -> Passing:
+def uniform_passing(spec: VisionTransformerSpec, threshold: float) -> Passing:
     """The same threshold at every gate for every class, no floor."""
     return Passing(torch.full((len(spec.gates), spec.classes), threshold), torch.zeros(()))
 

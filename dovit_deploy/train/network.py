@@ -13,10 +13,10 @@ from dovit_deploy.bundle.spec import (
     Head,
     LinearHead,
     MaskHead,
-    ModelSpec,
     Noun,
     PatchStem,
     SetrHead,
+    VisionTransformerSpec,
 )
 
 
@@ -45,12 +45,12 @@ OPEN_WITH_INIT = frozenset({"size", "depth", "gates", "gate_channels"})
 """What a checkpoint leaves open."""
 
 
-def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> ModelSpec:
+def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> VisionTransformerSpec:
     """The network to train from scratch on images of `size` (height, width); raises ValidationError when there is
     none of these parts."""
     heads = choice.heads or max(1, choice.width // 64)
     layers = quarter_layers(choice.depth) if choice.gates is None else choice.gates
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit" if layers else "segmenter",
         size=size,
         stem=ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem(),

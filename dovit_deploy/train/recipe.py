@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.spec import ModelSpec, Noun
+from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig
 from dovit_deploy.train.network import NetworkChoice
@@ -99,7 +99,7 @@ def config_error(error: ValidationError, source: str) -> ConfigError:
 
 def run_config(
     recipe: Recipe,
-    spec: ModelSpec,
+    spec: VisionTransformerSpec,
     *,
     scaling: Scaling,
     rendered_only: bool = False,
@@ -116,7 +116,7 @@ def run_config(
         raise config_error(error, "the configuration") from error
 
 
-def _phases(recipe: Recipe, spec: ModelSpec) -> tuple[Phase, ...]:
+def _phases(recipe: Recipe, spec: VisionTransformerSpec) -> tuple[Phase, ...]:
     full = (spec.grid[0] * spec.patch, spec.grid[1] * spec.patch)
     if recipe.phases is not None:
         return tuple(

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ModelSpec, Noun
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
@@ -41,9 +41,11 @@ class CurvePoint(Noun):
     """Mean number of tokens that enter each stage, extra tokens included."""
 
 
-def curve_point(spec: ModelSpec, threshold: float | None, result: Validation, dense_miou: float) -> CurvePoint:
+def curve_point(
+    spec: VisionTransformerSpec, threshold: float | None, result: Validation, dense_miou: float
+) -> CurvePoint:
     """What `result` says, with the costs that its token counts stand for."""
-    cost = CostModel(spec)
+    cost = cost_model(spec)
     dense, images = cost.dense(), len(result.kept)
     actual = [dense if threshold is None else cost.actual(kept) for kept in result.kept.tolist()]
     return CurvePoint(

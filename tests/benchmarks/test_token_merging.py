@@ -10,7 +10,7 @@ from token_merging import MergingNetwork, merge, merges, merging_macs, proportio
 from torch.utils.flop_counter import FlopCounterMode
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models.layers import attention
 from dovit_deploy.models.staged import DenseNetwork
 from dovit_deploy.runtime.session import Session
@@ -99,7 +99,7 @@ def test_macs_are_those_that_run(model, count) -> None:
         extra += SPEC.heads * tokens * tokens if number and count else 0
         tokens -= merged
     assert counter.get_total_flops() // 2 == merging_macs(SPEC, count) + extra
-    assert merging_macs(SPEC, 0) == CostModel(SPEC).dense().total
+    assert merging_macs(SPEC, 0) == cost_model(SPEC).dense().total
 
 
 @pytest.mark.parametrize("count", [0, 4])

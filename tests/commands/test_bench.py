@@ -9,7 +9,7 @@ from PIL import Image
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.commands.bench import factor_lines
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.benchmark import BenchResult, FrameResult, Side
 from dovit_deploy.measure.statistics import Percentiles
 
@@ -56,7 +56,7 @@ def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_pat
     first, second = report["results"]
     assert (first["engine"], second["engine"]) == ("onnxruntime", "torch") and report["frames"] == 2
     assert first["kept"] == second["kept"] and first["flops_saved"] == second["flops_saved"]
-    cost = CostModel(Bundle.open(tiny_bundle_path).manifest.spec)
+    cost = cost_model(Bundle.open(tiny_bundle_path).manifest.spec)
     assert first["kept"][0] == cost.spec.tokens and first["kept"][2] < first["kept"][0]
     actual = sum(cost.actual(entry["kept"]).total for entry in first["per_frame"])
     assert first["predicted_speedup"] == pytest.approx(2 * cost.dense().total / actual)

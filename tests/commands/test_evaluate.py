@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.commands.smaller_input import smaller_sizes
 from tests.measure.labelled_folder import write_labelled
 from tests.test_torch_free import BLOCKED
@@ -181,7 +181,7 @@ def test_what_is_no_data_set_and_other_classes(dovit, tiny_bundle_path, tmp_path
 
 
 def sizes(**options: object) -> tuple[tuple[int, int], ...]:
-    spec: ModelSpec = tiny_spec(**options)  # type: ignore[arg-type]
+    spec: VisionTransformerSpec = tiny_spec(**options)  # type: ignore[arg-type]
     return smaller_sizes(spec)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.pictures import Picture
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from tests.fakes import block_means, fake_manifest
@@ -30,7 +30,7 @@ class GatedSession:
         manifest = fake_manifest(mean=(0.0,) * 3, std=(255.0,) * 3, classes=3, gates=gates)
         self.bundle, self.backend = Bundle(Path("formula.dovit"), manifest), HostBackend()
         self.wrong_below, self.now = wrong_below, 0.0
-        self.cost = CostModel(manifest.spec)
+        self.cost = cost_model(manifest.spec)
 
     def stages(self, pixels, *, thresholds, floor, replay=None):
         spec = self.bundle.manifest.spec

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, VisionTransformerSpec
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.benchmark import WARM_UP_RUNS, Clock, Contestant, benchmark
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 
-SPEC = ModelSpec(
+SPEC = VisionTransformerSpec(
     family="fake",
     size=(32, 48),
     width=16,
@@ -48,7 +48,7 @@ class ScriptedSession:
         self.log.append((self.name, frame, dense))
         self.time.wall_s += ms / 1e3
         self.time.cpu_s += ms / 1e3 * self.cpu_share
-        cost = CostModel(SPEC)
+        cost = cost_model(SPEC)
         kept = (SPEC.tokens, SPEC.tokens) if dense else KEPT[frame]
         actual = cost.dense() if dense else cost.actual(kept)
         report = TokenReport(kept, cost.dense().total / 1e9, actual.total / 1e9, (), (), RunTiming(ms, (ms,)))
@@ -76,7 +76,7 @@ def test_latency_and_speedup_come_from_the_clock():
 
 def test_prediction_is_the_ratio_of_macs_over_all_frames():
     result, _ = one(speedup=1.5)
-    cost = CostModel(SPEC)
+    cost = cost_model(SPEC)
     expected = 3 * cost.dense().total / sum(cost.actual(kept).total for kept in KEPT)
     assert result.predicted_speedup == pytest.approx(expected)
     assert result.flops_saved == pytest.approx(1 - 1 / expected)

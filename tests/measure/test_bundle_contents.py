@@ -4,7 +4,7 @@ import pytest
 
 from dovit_deploy.bundle.directory import Bundle, file_entry
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.errors import BundleError
 from dovit_deploy.measure.bundle_contents import bundle_contents
 
@@ -28,7 +28,7 @@ def test_a_bundle_in_words(tiny_bundle_path):
 
 def test_costs_are_those_of_the_cost_model(tiny_bundle_path):
     bundle = Bundle.open(tiny_bundle_path)
-    model, spec = CostModel(bundle.manifest.spec), bundle.manifest.spec
+    model, spec = cost_model(bundle.manifest.spec), bundle.manifest.spec
     typical = [count.typical for count in bundle.manifest.counts]
     rows = {row.case: row for row in bundle_contents(bundle).gmacs}
     assert rows["dense"].total == model.dense().total / 1e9

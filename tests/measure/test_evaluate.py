@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.controls import gate_efficiency
 from dovit_deploy.measure.datasets import IGNORE, dataset_from_path
@@ -85,7 +85,7 @@ def test_the_rows_and_their_spread(tiny_bundle_path, data):
     assert spread["flops_saved"].p10 == pytest.approx(np.percentile(saved, 10))
     assert spread["flops_saved"].p90 == pytest.approx(np.percentile(saved, 90))
     assert [stage.mean for stage in spread["tokens"]] == pytest.approx(kept.mean(axis=0))
-    cost = CostModel(Bundle.open(tiny_bundle_path).manifest.spec)
+    cost = cost_model(Bundle.open(tiny_bundle_path).manifest.spec)
     for row in report.per_image:
         assert row.gmacs.actual == pytest.approx(cost.actual(row.tokens.kept).total / 1e9)
         assert row.gmacs.dense == pytest.approx(cost.dense().total / 1e9)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.recording import Recording, RecordingSession, class_histogram, recorded_answer
 from dovit_deploy.measure.surrogate import Surrogate
@@ -106,5 +106,5 @@ def test_on_a_real_bundle_the_first_gate_and_the_ends_are_exact(tiny_bundle_path
         for thresholds in ([1.0, 1.0], [0.0, 0.0], [0.6, 1.0]):
             report = predictor.predict(rgb, thresholds=thresholds).tokens
             assert surrogate.predict(thresholds).flops_saved == pytest.approx(report.flops_saved, abs=1e-9)
-            cost = CostModel(session.bundle.manifest.spec)
+            cost = cost_model(session.bundle.manifest.spec)
             assert cost.actual(report.kept).total / 1e9 == pytest.approx(report.gmacs_actual)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
 from dovit_deploy.models.official_keys import IN_PROJ, QKV, Rule, mmseg_rules, segmenter_rules
 
 WIDTH, CLASSES = 16, 5
@@ -84,10 +84,10 @@ SEGMENTER: dict[str, Any] = {
 }
 
 
-def dovit_spec() -> ModelSpec:
+def dovit_spec() -> VisionTransformerSpec:
     """What DOVIT describes."""
     gates = tuple(GateSpec(layer=layer, head=FcnHead(channels=8)) for layer in (1, 2))
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="dovit",
         size=(32, 48),
         width=WIDTH,
@@ -100,9 +100,9 @@ def dovit_spec() -> ModelSpec:
     )
 
 
-def setr_spec(*, depth: int = 4) -> ModelSpec:
+def setr_spec(*, depth: int = 4) -> VisionTransformerSpec:
     """What SETR_PUP describes."""
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="setr",
         size=(32, 32),
         width=WIDTH,
@@ -115,9 +115,9 @@ def setr_spec(*, depth: int = 4) -> ModelSpec:
     )
 
 
-def segmenter_spec(*, decoder: str = "mask_transformer", extra: int = 1, patch: int = 16) -> ModelSpec:
+def segmenter_spec(*, decoder: str = "mask_transformer", extra: int = 1, patch: int = 16) -> VisionTransformerSpec:
     """What SEGMENTER describes."""
-    return ModelSpec(
+    return VisionTransformerSpec(
         family="segmenter",
         size=(32, 32),
         patch=patch,
@@ -153,7 +153,7 @@ def setr_state() -> dict[str, Tensor]:
     return random_state(mmseg_rules(setr_spec(), IN_PROJ, patch_bias=True))
 
 
-def segmenter_state(spec: ModelSpec | None = None) -> dict[str, Tensor]:
+def segmenter_state(spec: VisionTransformerSpec | None = None) -> dict[str, Tensor]:
     """Random weights of SEGMENTER under official names."""
     return random_state(segmenter_rules(spec or segmenter_spec()))
 

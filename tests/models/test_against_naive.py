@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models.build import model_from_spec
 from tests.naive import NaiveGate, NaiveRun, naive_run
 from tests.plain_maths import Array
@@ -31,7 +31,7 @@ steadily = settings(
 class Case:
     """What makes a run; everything in it is drawn."""
 
-    spec: ModelSpec
+    spec: VisionTransformerSpec
     seed: int
     shares: list[float]
     """Per gate: about which share of the tokens that the dense network would show it are to stop for certainty."""
@@ -107,7 +107,7 @@ def _between(gate: NaiveGate, share: float) -> float:
     return (ladder[below] + ladder[below + 1]) / 2
 
 
-def assert_agree(spec: ModelSpec, found: StagedRun, expected: NaiveRun, *, tolerance: float = 1e-4) -> None:
+def assert_agree(spec: VisionTransformerSpec, found: StagedRun, expected: NaiveRun, *, tolerance: float = 1e-4) -> None:
     """Decisions and counts are equal, floats within `tolerance` of the largest."""
     assert found.kept == expected.kept
     for number, gate in enumerate(expected.gates):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, ModelSpec
+from dovit_deploy.bundle.spec import GateSpec, LinearHead, VisionTransformerSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, PickleRefused, UsageError
 from dovit_deploy.models.build import model_from_spec
 from dovit_deploy.models.checkpoint import checkpoint_from_path
@@ -143,7 +143,7 @@ def test_heads_of_convolutions_without_any_are_linear(tmp_path: Path) -> None:
     config = official.changed({**official.DOVIT, "decode_head": linear}, "auxiliary_head", [linear, official.FCN])
     spec = official.dovit_spec()
     gates = (GateSpec(layer=1, head=LinearHead()), spec.gates[1])
-    spec = ModelSpec.model_validate({**spec.model_dump(), "gates": gates, "head": LinearHead()})
+    spec = VisionTransformerSpec.model_validate({**spec.model_dump(), "gates": gates, "head": LinearHead()})
     state = official.random_state(mmseg_rules(spec, QKV, patch_bias=True))
     weights, settings = write(tmp_path, state, config)
     checkpoint = checkpoint_from_path(weights, config=settings)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models.build import model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.models.tokens import aggregate, aggregate_limit, put_back, take
@@ -23,7 +23,7 @@ class Run:
 
     def __init__(self, checkpoint: Checkpoint, pixels: Tensor) -> None:
         height, width = pixels.shape[-2:]
-        self.spec: ModelSpec = spec_at_size(checkpoint.spec, (height, width))
+        self.spec: VisionTransformerSpec = spec_at_size(checkpoint.spec, (height, width))
         state = state_at_size(checkpoint.state, checkpoint.spec, (height, width))
         self.model: VisionTransformer = model_from_spec(self.spec, state)
         self.after: dict[int, Tensor] = {}

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, GateSpec, LinearHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, GateSpec, LinearHead, SetrHead, VisionTransformerSpec
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.models.batch_norm import folded
 from dovit_deploy.models.checkpoint import OwnConfig, checkpoint_from_path, save_checkpoint
 from dovit_deploy.models.vision_transformer import VisionTransformer
 
-SPEC = ModelSpec(
+SPEC = VisionTransformerSpec(
     family="dovit",
     size=(32, 48),
     stem=ConvStem(widths=(4, 6, 8)),

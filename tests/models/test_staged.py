@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models.staged import DenseNetwork, WholeStage, stages_from_model
 from tests.staged_loop import StagedRun, run_staged
 from tests.tiny import GateName, HeadName, tiny_model, tiny_pixels, tiny_spec
@@ -15,11 +15,13 @@ GATES: list[GateName] = ["linear", "fcn", "setr"]
 HEADS: list[HeadName] = ["mask", "linear", "setr", "pup"]
 
 
-def thresholds(spec: ModelSpec, value: float) -> Tensor:
+def thresholds(spec: VisionTransformerSpec, value: float) -> Tensor:
     return torch.full((len(spec.gates), spec.classes), value)
 
 
-def run(spec: ModelSpec, value: float, *, floor: float = 0.0, indices: list[Tensor] | None = None) -> StagedRun:
+def run(
+    spec: VisionTransformerSpec, value: float, *, floor: float = 0.0, indices: list[Tensor] | None = None
+) -> StagedRun:
     pixels = tiny_pixels(spec.size, 3)
     return run_staged(tiny_model(spec, 3), pixels, thresholds=thresholds(spec, value), floor=floor, indices=indices)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from tests.naive import NaiveRun, naive_run
 from tests.plain_maths import Array
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
@@ -27,7 +27,7 @@ MARGIN = 1e-3
 class Case:
     """One image through one network."""
 
-    spec: ModelSpec
+    spec: VisionTransformerSpec
     state: dict[str, Tensor]
     pixels: Tensor
     thresholds: Array
@@ -119,7 +119,7 @@ def _weights(state: dict[str, Tensor]) -> dict[str, Array]:
 
 
 def _stopping(
-    spec: ModelSpec,
+    spec: VisionTransformerSpec,
     *,
     seed: int,
     stops: list[int],

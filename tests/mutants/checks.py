@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from dovit_deploy.bundle.directory import WEIGHTS, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Preprocessing, Provenance
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.models import batch_norm, build
 from dovit_deploy.models.eager import EagerBackend
 from dovit_deploy.runtime.session import Session
@@ -60,7 +60,7 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="pup", gate="fcn", stem="conv"),
     ):
         kept = [spec.tokens, spec.tokens - 7, spec.extra_tokens]
-        cost, dense = CostModel(spec), [spec.tokens] * 3
+        cost, dense = cost_model(spec), [spec.tokens] * 3
         for found, expected in [
             (cost.actual(kept), naive_cost(spec, kept)),
             (cost.dense(), naive_cost(spec, dense, gates=False)),

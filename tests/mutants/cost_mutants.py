@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dovit_deploy import cost
-from dovit_deploy.bundle.spec import ModelSpec
-from dovit_deploy.cost import CostModel
+from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.cost import vision_transformer as cost
+from dovit_deploy.cost.vision_transformer import VisionTransformerCost
 from tests.mutants.mutant import Catalogue, Patch
 
 CATALOGUE = Catalogue()
@@ -14,7 +14,7 @@ CATALOGUE = Catalogue()
 
 @CATALOGUE.add(caught_by="cost")
 def auxiliary_heads_are_counted_on_the_full_grid(patch: Patch) -> None:
-    patch.setattr(CostModel, "_gate", lambda self, head, running: self._head(head))
+    patch.setattr(VisionTransformerCost, "_gate", lambda self, head, running: self._head(head))
 
 
 @CATALOGUE.add(caught_by="cost")
@@ -22,7 +22,7 @@ def up_sampling_heads_are_counted_on_running_tokens(patch: Patch) -> None:
     def on_running(self: Any, head: Any, running: int) -> int:
         return int(self._head(head)) * running // int(self.spec.patches)
 
-    patch.setattr(CostModel, "_gate", on_running)
+    patch.setattr(VisionTransformerCost, "_gate", on_running)
 
 
 @CATALOGUE.add(caught_by="cost")
@@ -36,17 +36,17 @@ def attention_is_forgotten(patch: Patch) -> None:
 @CATALOGUE.add(caught_by="cost")
 def attention_is_counted_against_all_tokens(patch: Patch) -> None:
     def layer(self: Any, tokens: int) -> int:
-        spec: ModelSpec = self.spec
+        spec: VisionTransformerSpec = self.spec
         attention = 2 * tokens * spec.tokens * spec.width
         return tokens * (4 * spec.width**2 + 2 * spec.width * spec.hidden) + attention
 
-    patch.setattr(CostModel, "_layer", layer)
+    patch.setattr(VisionTransformerCost, "_layer", layer)
 
 
 @CATALOGUE.add(caught_by="cost")
 def every_layer_is_counted_for_all_tokens(patch: Patch) -> None:
-    layer = CostModel._layer
-    patch.setattr(CostModel, "_layer", lambda self, tokens: layer(self, self.spec.tokens))
+    layer = VisionTransformerCost._layer
+    patch.setattr(VisionTransformerCost, "_layer", lambda self, tokens: layer(self, self.spec.tokens))
 
 
 @CATALOGUE.add(caught_by="cost")
@@ -67,4 +67,6 @@ def up_sampling_changes_no_positions(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="cost")
 def dense_counts_the_auxiliary_heads(patch: Patch) -> None:
-    patch.setattr(CostModel, "dense", lambda self: self.actual([self.spec.tokens] * len(self.spec.stage_layers)))
+    patch.setattr(
+        VisionTransformerCost, "dense", lambda self: self.actual([self.spec.tokens] * len(self.spec.stage_layers))
+    )

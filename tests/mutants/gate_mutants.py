@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import ModelSpec
+from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.models import gate, staged
 from dovit_deploy.models.gate import Decision, GridGate, TokenGate
 from dovit_deploy.models.tokens import partition
@@ -21,20 +21,20 @@ CATALOGUE = Catalogue()
 
 @CATALOGUE.add(caught_by="mask")
 def gates_look_after_the_layer(patch: Patch) -> None:
-    def stage_layers(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    def stage_layers(spec: VisionTransformerSpec) -> tuple[tuple[int, int], ...]:
         cuts = [0, *(gate.layer + 1 for gate in spec.gates), spec.depth]
         return tuple(pairwise(cuts))
 
-    patch.setattr(ModelSpec, "stage_layers", property(stage_layers))
+    patch.setattr(VisionTransformerSpec, "stage_layers", property(stage_layers))
 
 
 @CATALOGUE.add(caught_by="mask")
 def gates_look_a_layer_early(patch: Patch) -> None:
-    def stage_layers(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    def stage_layers(spec: VisionTransformerSpec) -> tuple[tuple[int, int], ...]:
         cuts = [0, *(gate.layer - 1 for gate in spec.gates), spec.depth]
         return tuple(pairwise(cuts))
 
-    patch.setattr(ModelSpec, "stage_layers", property(stage_layers))
+    patch.setattr(VisionTransformerSpec, "stage_layers", property(stage_layers))
 
 
 @CATALOGUE.add(caught_by="certain")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry
-from dovit_deploy.cost import CostModel
+from dovit_deploy.cost.model import cost_model
 from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.datasets import SegmentationFolder
 from dovit_deploy.models.build import model_from_spec
@@ -51,7 +51,7 @@ def test_the_curve_starts_dense_and_costs_what_ran(root):
     dense, all_stop, none_stop = points
     assert (dense.threshold, dense.drop, dense.flops_saved) == (None, 0, 0)
     assert all_stop.kept == (SPEC.tokens, SPEC.extra_tokens, SPEC.extra_tokens)
-    cost = CostModel(SPEC)
+    cost = cost_model(SPEC)
     expected = 1 - cost.actual([SPEC.tokens, SPEC.extra_tokens, SPEC.extra_tokens]).total / cost.dense().total
     assert all_stop.flops_saved == pytest.approx(expected)
     assert none_stop.miou == pytest.approx(dense.miou)

@@ -1,44 +1,19 @@
-"""CostModel: from an architecture and token counts to multiply-adds (MACs), in closed form.
-
-One MAC is one multiply-add of a convolution, a linear layer, QK^T or AV. Norms, softmax, biases, resizing and
-gathering count nothing. ViT papers and mmsegmentation print these numbers and call them FLOPs.
-"""
+"""MACs of a vision transformer, dense or with given numbers of running tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, ModelSpec, SetrHead
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.cost.flop_report import FlopReport
 
 
 @dataclass(frozen=True)
-class FlopReport:
-    """MACs of one image, by part."""
-
-    stem: int
-    layers: int
-    """All transformer layers of the backbone."""
-    gates: int
-    """Auxiliary heads, on the tokens they were evaluated on."""
-    head: int
-
-    @property
-    def backbone(self) -> int:
-        """Stem and layers, without auxiliary heads."""
-        return self.stem + self.layers
-
-    @property
-    def total(self) -> int:
-        """Everything that is computed."""
-        return self.stem + self.layers + self.gates + self.head
-
-
-@dataclass(frozen=True)
-class CostModel:
+class VisionTransformerCost:
     """MACs of the network of `spec`, dense or with given numbers of running tokens."""
 
-    spec: ModelSpec
+    spec: VisionTransformerSpec
 
     def dense(self) -> FlopReport:
         """The same network with nothing stopped and without auxiliary heads."""
@@ -111,7 +86,7 @@ def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:
     return embed + blocks + projections + patches * classes * head.width
 
 
-def _conv_stem(stem: ConvStem, spec: ModelSpec) -> int:
+def _conv_stem(stem: ConvStem, spec: VisionTransformerSpec) -> int:
     height, width = (side * spec.patch for side in spec.grid)
     total, inputs = 0, 3
     for number, outputs in enumerate(stem.widths):

@@ -1,0 +1,84 @@
+"""ModelSpec: what every architecture says of itself, whatever its family, and the union that a manifest holds.
+
+A new family is one class that says all this, and one more member of `AnySpec`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
+
+Task = Literal["segmentation", "classification", "features"]
+Size = tuple[int, int]
+
+
+class ModelSpec(Protocol):
+    """An architecture at one input size, as data; `Noun`s, so that they travel as JSON."""
+
+    @property
+    def family(self) -> str:
+        """Who published it: dovit, segmenter, setr, ..."""
+
+    @property
+    def size(self) -> Size:
+        """Height and width of `pixels`."""
+
+    @property
+    def classes(self) -> int:
+        """K; 0 for a backbone without a head."""
+
+    @property
+    def task(self) -> Task:
+        """What it answers: a class per position, a class per image, or feature maps."""
+
+    @property
+    def width(self) -> int:
+        """C, the width of a token of the first grid."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a token of the first grid, in pixels."""
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of the first grid of tokens."""
+
+    @property
+    def patches(self) -> int:
+        """N, the number of tokens of that grid."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """E, class and distillation tokens before the grid's."""
+
+    @property
+    def tokens(self) -> int:
+        """E + N."""
+
+    @property
+    def gates(self) -> tuple[GateSpec, ...]:
+        """Where the data decide how many tokens run on; the graph is cut there. Empty where counts are fixed."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens that enter each stage when nothing depends on the data (with gates: when nothing stops)."""
+
+    @property
+    def keep_grids(self) -> tuple[Size, ...]:
+        """Rows and columns of each choice of tokens that a graph without gates makes and reports; empty: none."""
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what the network answers: `logits`, or `out0`, `out1`, ..."""
+
+    @property
+    def has_dense(self) -> bool:
+        """There is a dense network of the same weights."""
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Its parts in a few words each, for people: name and text."""
+
+
+AnySpec = VisionTransformerSpec
