@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from dovit_deploy.bundle.model_spec import AnySpec, Task
+from dovit_deploy.bundle.model_spec import AnySpec, ModelSpec, Task
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 
@@ -58,6 +58,11 @@ class Preprocessing(Noun):
     """Of classifiers, which see the centre of a picture, its proportions kept; None: the whole picture is seen."""
     logits_cover: Literal["image", "padded"] = "image"
     """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
+
+    def for_spec(self, spec: ModelSpec) -> Preprocessing:
+        """The same for the model of `spec`: a classifier crops in proportion to its size."""
+        crop = CentreCrop.of_size(spec.size) if spec.task == "classification" else None
+        return self.model_copy(update={"crop": crop})
 
 
 class ClassEntry(Noun):
@@ -155,9 +160,22 @@ def _check_agreement(manifest: Manifest) -> None:
             raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
     if manifest.task != spec.task:
         raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
+    _check_crop(manifest)
     # Written so that NaN is refused too.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
+
+
+def _check_crop(manifest: Manifest) -> None:
+    crop, size = manifest.preprocessing.crop, manifest.spec.size
+    if crop is None:
+        return
+    if manifest.task != "classification" or manifest.preprocessing.stride is not None:
+        raise ManifestInvalid("manifest.json: preprocessing.crop: only a classifier crops, and it slides no window")
+    if crop.shorter < max(size):
+        raise ManifestInvalid(
+            f"manifest.json: preprocessing.crop.shorter: {crop.shorter}, the model takes {size[0]}x{size[1]} of it"
+        )
 
 
 def digest_of(body: dict[str, object]) -> str:

@@ -79,6 +79,12 @@ class ParityReport(Noun):
         )
 
     @property
+    def answers_error(self) -> float | None:
+        """The largest difference of an answer (logits, feature maps) of the staged graphs; None without runs."""
+        entries = (entry for form in self.forms for run in form.runs for entry in run.floats)
+        return max((entry.error for entry in entries if _is_answer(entry.name)), default=None)
+
+    @property
     def proves_something(self) -> bool:
         """Some run keeps between 10 and 90 % of the tokens at some gate; without gates always true."""
         for form in self.forms:
@@ -86,3 +92,8 @@ class ParityReport(Noun):
             if shares and not any(0.1 <= share <= 0.9 for share in shares):
                 return False
         return True
+
+
+def _is_answer(name: str) -> bool:
+    """Of models with gates the last stage's logits, of others what their one stage gives beside counts of tokens."""
+    return name == "logits" or (name.startswith("stage0 ") and not name.endswith((" tokens", " kept")))

@@ -56,7 +56,8 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
 def graph_names(bundle: Bundle) -> tuple[str, ...]:
     """The graphs that engines are built of: every stage, and the dense network where it is another one."""
     stages = tuple(f"stage{number}" for number in range(bundle.stages))
-    return (*stages, "dense") if bundle.stages > 1 and "dense.onnx" in bundle.manifest.files else stages
+    another = len(bundle.manifest.spec.counts) > 1 and "dense.onnx" in bundle.manifest.files
+    return (*stages, "dense") if another else stages
 
 
 def profiles_from(bundle: Bundle, buckets: Sequence[int]) -> dict[str, tuple[TokenCount, ...]]:

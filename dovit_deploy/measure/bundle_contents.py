@@ -23,7 +23,7 @@ class ParityContents(Noun):
     """Each form with its engine, as in "fast (onnxruntime)"."""
     runs: int
     logits_error: float | None
-    """Largest difference of a logit."""
+    """Largest difference of a logit (of a backbone without a head: of a feature)."""
     explained: int
     """Decisions that differ, and were closer to their threshold than the numerical error."""
     failures: tuple[str, ...]
@@ -85,13 +85,12 @@ def _parity(bundle: Bundle) -> ParityContents | None:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({place}); export it again") from error
     runs = [run for form in report.forms for run in form.runs]
-    logits = [entry.error for run in runs for entry in run.floats if entry.name == "logits"]
     return ParityContents(
         passed=not report.failures,
         reference=report.reference,
         engines=tuple(f"{form.form} ({form.engine})" for form in report.forms),
         runs=len(runs),
-        logits_error=max(logits, default=None),
+        logits_error=report.answers_error,
         explained=sum(gate.explained for run in runs for gate in run.gates),
         failures=report.failures,
     )
