@@ -13,6 +13,7 @@ import torch
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.errors import ParityError, UsageError
 from dovit_deploy.export import pipeline
 from dovit_deploy.export.pipeline import ExportRequest
@@ -116,8 +117,8 @@ def test_a_wrong_graph_fails_the_export_and_leaves_nothing(tmp_path: Path, monke
     """The weights that the graphs use are disturbed after the reference was built: parity must notice."""
     write = pipeline.write_graphs
 
-    def with_another_bias(folder: Path, model: torch.nn.Module, **rest: object) -> None:
-        write(folder, model, **rest)  # type: ignore[arg-type]
+    def with_another_epsilon(folder: Path, spec: ModelSpec, model: torch.nn.Module, **rest: object) -> None:
+        write(folder, spec, model, **rest)  # type: ignore[arg-type]
         for file in folder.glob("stage0*.onnx"):
             loaded = onnx.load(str(file), load_external_data=False)
             for node in loaded.graph.node:
@@ -126,7 +127,7 @@ def test_a_wrong_graph_fails_the_export_and_leaves_nothing(tmp_path: Path, monke
                         attribute.f = 0.5
             onnx.save(loaded, str(file))
 
-    monkeypatch.setattr(pipeline, "write_graphs", with_another_bias)
+    monkeypatch.setattr(pipeline, "write_graphs", with_another_epsilon)
     with pytest.raises(ParityError, match="parity failures"):
         export_tiny(tiny_spec(gates=(1,), depth=2), tmp_path / "wrong.dovit")
     assert list(tmp_path.iterdir()) == []
