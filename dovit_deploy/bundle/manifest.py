@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dovit_deploy.bundle.model_spec import AnySpec, ModelSpec, Task
 from dovit_deploy.bundle.spec import Noun
@@ -58,6 +58,12 @@ class Preprocessing(Noun):
     """Of classifiers, which see the centre of a picture, its proportions kept; None: the whole picture is seen."""
     logits_cover: Literal["image", "padded"] = "image"
     """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
+
+    @model_serializer(mode="wrap")
+    def _without_crop(self, whole: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Left out where there is none: manifests of segmentation stay what they were before there were classifiers."""
+        fields: dict[str, object] = whole(self)
+        return {name: value for name, value in fields.items() if name != "crop" or value is not None}
 
     def for_spec(self, spec: ModelSpec) -> Preprocessing:
         """The same for the model of `spec`: a classifier crops in proportion to its size."""
