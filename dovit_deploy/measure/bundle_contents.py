@@ -45,13 +45,12 @@ class BundleContents(Noun):
         """What a user reads: label and text."""
         manifest = self.manifest
         defaults = manifest.defaults
-        counts = " -> ".join(str(count.typical) for count in manifest.counts)
         return (
             ("name", f"{manifest.name}, format version {manifest.version}, {manifest.task}"),
             *network_rows(manifest.spec),
             *gate_rows(manifest.spec, defaults.thresholds, defaults.floor),
             *((("thresholds", f"from {defaults.origin}"),) if manifest.spec.gates else ()),
-            ("tokens", f"{counts} typically, {manifest.counts[0].maximum} at most"),
+            ("tokens", _token_text(manifest)),
             *picture_rows(manifest.preprocessing, manifest.classes),
             ("precisions", f"{', '.join(manifest.precisions)}; opset {manifest.opset}"),
             ("made", f"by {manifest.provenance.tool} from {manifest.provenance.source}"),
@@ -74,6 +73,14 @@ def bundle_contents(bundle: Bundle) -> BundleContents:
         gmacs=cost_rows(manifest.spec, [count.typical for count in manifest.counts]),
         bytes=sum(entry.bytes for entry in manifest.files.values()),
     )
+
+
+def _token_text(manifest: Manifest) -> str:
+    """Tokens from stage to stage."""
+    if not manifest.spec.gates:
+        return f"{' -> '.join(map(str, manifest.spec.counts))}, the same for every image"
+    counts = " -> ".join(str(count.typical) for count in manifest.counts)
+    return f"{counts} typically, {manifest.counts[0].maximum} at most"
 
 
 def _parity(bundle: Bundle) -> ParityContents | None:
