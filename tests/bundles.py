@@ -64,3 +64,25 @@ def export(
         overwrite=False,
         progress=lambda step: None,
     )
+
+
+def tiny_classifier_checkpoint(*, size=(64, 64), classes: int = 5, seed: int = 0) -> Checkpoint:
+    """A checkpoint of a tiny Evo-ViT on DeiT that names pictures."""
+    from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state
+
+    spec = tiny_deit_spec(size=size, classes=classes)
+    preprocessing = Preprocessing(
+        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=False, stride=None
+    )
+    names = tuple(ClassEntry(name=f"class {number}", color=(40 * number % 256, 90, 90)) for number in range(classes))
+    return Checkpoint(
+        spec=spec,
+        state=tiny_evo_state(spec, seed),
+        preprocessing=preprocessing,
+        classes=names,
+        thresholds=(),
+        floor=0.0,
+        slide_size=None,
+        source="tiny.safetensors",
+        source_sha256="0" * 64,
+    )

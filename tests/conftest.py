@@ -50,6 +50,17 @@ def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Evo-ViT on DeiT of 64x64 pixels that names pictures: 5 classes, two selections."""
+    pytest.importorskip("tests.tiny_evovit", reason="needs Evo-ViT")
+    from tests.bundles import export, tiny_classifier_checkpoint
+
+    path = tmp_path_factory.mktemp("bundles") / "namer.dovit"
+    export(tiny_classifier_checkpoint(), path)
+    return path
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle to do harm to."""
