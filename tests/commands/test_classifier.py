@@ -61,7 +61,9 @@ def test_pictures_get_their_classes(dovit, classifier_bundle_path, tiny_bundle_p
         for row, path in zip(rows, sorted(pictures.iterdir()), strict=True):
             rgb = read_image(path)
             answer = Classifier(session).predict(rgb)
-            assert row["top"] == pytest.approx(answer.facts()["top"])
+            assert [(entry["id"], entry["name"]) for entry in row["top"]] == [(e.id, e.name) for e in answer.classes]
+            given = [entry["probability"] for entry in row["top"]]
+            assert given == pytest.approx([entry.probability for entry in answer.classes], rel=1e-5)
             assert row["tokens"]["kept"] == list(answer.tokens.kept) and len(row["tokens"]["kept"]) == 3
             assert read_image(tmp_path / "out" / "overlay" / path.name).shape == rgb.shape
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
