@@ -17,7 +17,7 @@ from dovit_deploy.runtime.class_scores import (
     scores_from_probabilities,
 )
 
-LOGITS = arrays.arrays(np.float32, st.integers(1, 30), elements=st.floats(-300, 300, width=32))
+LOGITS = arrays.arrays(np.float32, st.integers(1, 30), elements=st.floats(-2000, 2000, width=32))
 
 
 @given(LOGITS)
