@@ -53,7 +53,6 @@ def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An Evo-ViT on DeiT of 64x64 pixels that names pictures: 5 classes, two selections."""
-    pytest.importorskip("tests.tiny_evovit", reason="needs Evo-ViT")
     from tests.bundles import export, tiny_classifier_checkpoint
 
     path = tmp_path_factory.mktemp("bundles") / "namer.dovit"

@@ -26,6 +26,8 @@ HANDFUL = {
         "seg_w64_128x192_posresize_nofinal_tuple",
         "setr_w64_128",
     ],
+    "evovit": ["evo_deit_w48_ratios", "evo_levit_mini"],
+    "stvit": ["stvit_r_swin_t_w16", "stvit_r_det_w16", "stvit_deit_composed_w48"],
     "segmenter": ["segmenter_w64_mask_resize", "segmenter_w64_linear_distilled", "setr_naive_w64_160"],
 }
 """What the default test run compares; the rest carries the mark `exhaustive`."""
@@ -56,13 +58,16 @@ def cases(folder: str) -> list[Case]:
     ]
 
 
-def case_parameters(folder: str) -> list[Any]:
-    """For `pytest.mark.parametrize("case", ...)`: the handful plain, the rest marked exhaustive, or one skip."""
+def case_parameters(folder: str, *, every: bool = False) -> list[Any]:
+    """For `pytest.mark.parametrize("case", ...)`: the handful plain, the rest marked exhaustive, or one skip.
+
+    `every` leaves the mark out, where a comparison is quick.
+    """
     found = cases(folder)
     if not found:
         absent = pytest.mark.skip(reason=f"no golden fixtures in {ROOT / folder}")
         return [pytest.param(None, id="absent", marks=absent)]
-    handful = HANDFUL[folder]
+    handful = [case.name for case in found] if every else HANDFUL[folder]
     return [
         pytest.param(case, id=case.name, marks=() if case.name in handful else pytest.mark.exhaustive) for case in found
     ]

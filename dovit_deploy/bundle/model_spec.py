@@ -5,9 +5,17 @@ A new family is one class that says all this, and one more member of `AnySpec`.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
+from pydantic import Discriminator, Tag
+
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
 from dovit_deploy.bundle.spec import GateSpec, VisionTransformerSpec
+from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
+from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.bundle.swin_spec import SwinSpec
 
 Task = Literal["segmentation", "classification", "features"]
 Size = tuple[int, int]
@@ -81,4 +89,20 @@ class ModelSpec(Protocol):
         """Its parts in a few words each, for people: name and text."""
 
 
-AnySpec = VisionTransformerSpec
+def _architecture(value: Any) -> str:  # noqa: ANN401  JSON, or a spec
+    """What tells the members apart; the first of them, vision transformers, do not name theirs."""
+    found = value.get("architecture") if isinstance(value, Mapping) else getattr(value, "architecture", None)
+    return str(found or "vision-transformer")
+
+
+AnySpec = Annotated[
+    Annotated[VisionTransformerSpec, Tag("vision-transformer")]
+    | Annotated[EvoDeitSpec, Tag("evovit-deit")]
+    | Annotated[EvoLevitSpec, Tag("evovit-levit")]
+    | Annotated[StvitSwinSpec, Tag("stvit-r-swin")]
+    | Annotated[StvitBackboneSpec, Tag("stvit-r-backbone")]
+    | Annotated[StvitSegmenterSpec, Tag("stvit-r-segmenter")]
+    | Annotated[StvitDeitSpec, Tag("stvit-deit")]
+    | Annotated[SwinSpec, Tag("swin")],
+    Discriminator(_architecture),
+]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, Stem, VisionTransformerSpec
 from dovit_deploy.cost.flop_report import FlopReport
 
 
@@ -18,7 +19,7 @@ class VisionTransformerCost:
     def dense(self) -> FlopReport:
         """The same network with nothing stopped and without auxiliary heads."""
         layers = self.spec.depth * self._layer(self.spec.tokens)
-        return FlopReport(stem=self._stem(), layers=layers, gates=0, head=self._head(self.spec.head))
+        return FlopReport(stem=stem_macs(self.spec), layers=layers, gates=0, head=self._head(self.spec.head))
 
     def actual(self, kept: Sequence[int]) -> FlopReport:
         """What runs when `kept[i]` tokens, extra tokens included, enter the blocks of stage i.
@@ -33,16 +34,10 @@ class VisionTransformerCost:
             self._gate(gate.head, n - self.spec.extra_tokens)
             for gate, n in zip(self.spec.gates, kept[:-1], strict=True)
         )
-        return FlopReport(stem=self._stem(), layers=layers, gates=gates, head=self._head(self.spec.head))
+        return FlopReport(stem=stem_macs(self.spec), layers=layers, gates=gates, head=self._head(self.spec.head))
 
     def _layer(self, tokens: int) -> int:
         return block_macs(tokens, self.spec.width, self.spec.hidden)
-
-    def _stem(self) -> int:
-        spec = self.spec
-        if not isinstance(spec.stem, ConvStem):
-            return spec.patches * 3 * spec.patch**2 * spec.width
-        return _conv_stem(spec.stem, spec)
 
     def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
         """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""
@@ -51,17 +46,48 @@ class VisionTransformerCost:
         return running * _token_head(head, self.spec.width, self.spec.classes)
 
     def _head(self, head: LinearHead | FcnHead | SetrHead | MaskHead) -> int:
-        spec = self.spec
-        if isinstance(head, MaskHead):
-            return _mask_head(head, spec.patches, spec.width, spec.classes)
-        if isinstance(head, SetrHead):
-            return _setr_head(head, spec.patches, spec.width, spec.classes)
-        return spec.patches * _token_head(head, spec.width, spec.classes)
+        return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
 
 
 def block_macs(tokens: int, width: int, hidden: int) -> int:
     """One pre-norm block: query, key, value, output and MLP, then QK^T and AV (12nC^2 + 2n^2C for hidden = 4C)."""
     return tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+
+
+class Stemmed(Protocol):
+    """What the cost of a stem depends on."""
+
+    @property
+    def stem(self) -> Stem:
+        """Which kind."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a token in pixels."""
+
+    @property
+    def width(self) -> int:
+        """C."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens."""
+
+
+def stem_macs(spec: Stemmed) -> int:
+    """From pixels to patch tokens."""
+    if isinstance(spec.stem, ConvStem):
+        return _conv_stem(spec.stem, spec)
+    return spec.grid[0] * spec.grid[1] * 3 * spec.patch**2 * spec.width
+
+
+def head_macs(head: LinearHead | FcnHead | SetrHead | MaskHead, patches: int, width: int, classes: int) -> int:
+    """A head that is shown all `patches` tokens of `width`."""
+    if isinstance(head, MaskHead):
+        return _mask_head(head, patches, width, classes)
+    if isinstance(head, SetrHead):
+        return _setr_head(head, patches, width, classes)
+    return patches * _token_head(head, width, classes)
 
 
 def _token_head(head: LinearHead | FcnHead, width: int, classes: int) -> int:
@@ -86,7 +112,7 @@ def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:
     return embed + blocks + projections + patches * classes * head.width
 
 
-def _conv_stem(stem: ConvStem, spec: VisionTransformerSpec) -> int:
+def _conv_stem(stem: ConvStem, spec: Stemmed) -> int:
     height, width = (side * spec.patch for side in spec.grid)
     total, inputs = 0, 3
     for number, outputs in enumerate(stem.widths):
@@ -95,4 +121,4 @@ def _conv_stem(stem: ConvStem, spec: VisionTransformerSpec) -> int:
         if number:
             total += height * width * 9 * outputs * outputs
         inputs = outputs
-    return total + spec.patches * 4 * inputs * spec.width
+    return total + spec.grid[0] * spec.grid[1] * 4 * inputs * spec.width

@@ -56,12 +56,17 @@ def _standard(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
     # Scaling the queries, n * C values, is cheaper than scaling the h * n * n scores.
     scale = constant("scale", np.asarray((width // heads) ** -0.5, dtype=np.float32))
     split = constant("split", np.asarray([-1, heads, width // heads], dtype=np.int64))
-    join = constant("join", np.asarray([-1, width], dtype=np.int64))
+    # Values may be wider than queries and keys (LeViT).
+    wide = _width(value)
+    values_split = split
+    if wide != width:
+        values_split = constant("values_split", np.asarray([-1, heads, wide // heads], dtype=np.int64))
+    join = constant("join", np.asarray([-1, wide], dtype=np.int64))
     query = tape.op("Mul", [query, scale])
     heads_first = {"perm": [1, 0, 2]}
     by_head = tape.op("Transpose", [tape.op("Reshape", [query, split])], heads_first)
     keys = tape.op("Transpose", [tape.op("Reshape", [key, split])], {"perm": [1, 2, 0]})
-    values = tape.op("Transpose", [tape.op("Reshape", [value, split])], heads_first)
+    values = tape.op("Transpose", [tape.op("Reshape", [value, values_split])], heads_first)
     weights = tape.op("Softmax", [tape.op("MatMul", [by_head, keys])], {"axis": 2})
     mixed = tape.op("Transpose", [tape.op("MatMul", [weights, values])], heads_first)
     return tape.op("Reshape", [mixed, join])

@@ -11,12 +11,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import safetensors.torch
 from torch import Tensor
 
 INLINE_LIMIT = 4096
-"""Bytes; index tables and scalars up to this size stay in the graph, a larger foreign float tensor is a defect."""
+"""Bytes; scalars and small tables stay in the graph. A larger float tensor that is no mask is a defect."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def with_shared_weights(model: ir.Model, weights: WeightsFile) -> ir.Model:
         assert tensor is not None
         name = _weight_name(str(value.name), weights)
         if name is None:
-            if tensor.nbytes > INLINE_LIMIT and tensor.dtype.is_floating_point():
+            if tensor.nbytes > INLINE_LIMIT and tensor.dtype.is_floating_point() and not _is_mask(tensor):
                 raise RuntimeError(f"initializer '{value.name}' of {tensor.nbytes} bytes is not a weight of the model")
             continue
         offset, length = weights.places[name]
@@ -84,6 +85,11 @@ def with_shared_weights(model: ir.Model, weights: WeightsFile) -> ir.Model:
         )
         model.graph.initializers[name] = value
     return model
+
+
+def _is_mask(tensor: ir.TensorProtocol) -> bool:
+    """It has two values at most, as what attention adds to hide places."""
+    return len(np.unique(tensor.numpy())) <= 2
 
 
 def _weight_name(initializer: str, weights: WeightsFile) -> str | None:

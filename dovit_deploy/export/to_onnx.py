@@ -14,6 +14,7 @@ import torch
 from onnx.defs import OpSchema
 
 from dovit_deploy.bundle.interface import KEPT, GraphInterface, Port
+from dovit_deploy.export.shared_tables import with_shared_tables
 from dovit_deploy.export.vector_products import with_vector_products
 
 OPSET = 20
@@ -66,7 +67,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.M
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    return with_vector_products(_without_traces(program.model))
+    return with_shared_tables(with_vector_products(_without_traces(program.model)))
 
 
 def _without_traces(model: ir.Model) -> ir.Model:

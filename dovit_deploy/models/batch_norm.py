@@ -35,6 +35,23 @@ class NormedConv(nn.Module):
         return self.norm(self.projection(x))  # type: ignore[no-any-return]
 
 
+class NormThenLinear(nn.Module):
+    """Batch norm over the last axis of (M, C), then a linear layer with bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.prior = nn.BatchNorm1d(inputs, eps=EPS)
+        self.projection = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.projection(self.prior(x))  # type: ignore[no-any-return]
+
+
+def norm_linear(inputs: int, outputs: int, *, trainable: bool) -> nn.Module:
+    """A `NormThenLinear`, or in deployment form the plain linear layer that it folds into."""
+    return NormThenLinear(inputs, outputs) if trainable else nn.Linear(inputs, outputs)
+
+
 def linear_norm(inputs: int, outputs: int, *, trainable: bool) -> nn.Module:
     """A `NormedLinear`, or in deployment form the plain linear layer that it folds into."""
     return NormedLinear(inputs, outputs) if trainable else nn.Linear(inputs, outputs)
@@ -48,7 +65,8 @@ def conv_norm(inputs: int, outputs: int, kernel: int, *, trainable: bool, stride
 
 
 def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with every `X.projection` + `X.norm` (a batch norm) replaced by `X.weight` and `X.bias`.
+    """A state dict with every projection's batch norm folded in: `X.projection` with `X.norm` behind or `X.prior`
+    before it becomes `X.weight` and `X.bias`.
 
     Computed in double precision; a state dict in deployment form comes back unchanged.
     """
@@ -64,6 +82,25 @@ def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
         scale = entries["weight"] / torch.sqrt(entries["running_var"] + EPS)
         result[f"{prefix}.weight"] = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).float()
         result[f"{prefix}.bias"] = (entries["bias"] - entries["running_mean"] * scale).float()
+    return _folded_priors(result)
+
+
+def _folded_priors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same for batch norms in front of their projection: W (s x + b) + c = (W s) x + (W b + c)."""
+    prefixes = [name.removesuffix(".prior.running_var") for name in state if name.endswith(".prior.running_var")]
+    result = dict(state)
+    for prefix in prefixes:
+        weight = result.pop(f"{prefix}.projection.weight").double()
+        offset = result.pop(f"{prefix}.projection.bias").double()
+        entries = {
+            entry: result.pop(f"{prefix}.prior.{entry}").double()
+            for entry in ("weight", "bias", "running_mean", "running_var")
+        }
+        result.pop(f"{prefix}.prior.num_batches_tracked", None)
+        scale = entries["weight"] / torch.sqrt(entries["running_var"] + EPS)
+        shift = entries["bias"] - entries["running_mean"] * scale
+        result[f"{prefix}.weight"] = (weight * scale).float()
+        result[f"{prefix}.bias"] = (offset + weight @ shift).float()
     return result
 
 

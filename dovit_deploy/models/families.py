@@ -9,6 +9,13 @@ from dovit_deploy.models.family import Family
 
 FAMILIES = {
     "VisionTransformerSpec": "dovit_deploy.models.vision_transformer_family",
+    "EvoDeitSpec": "dovit_deploy.models.evovit_deit",
+    "EvoLevitSpec": "dovit_deploy.models.evovit_levit",
+    "SwinSpec": "dovit_deploy.models.swin_classifier",
+    "StvitSwinSpec": "dovit_deploy.models.stvit_swin",
+    "StvitBackboneSpec": "dovit_deploy.models.stvit_detection",
+    "StvitSegmenterSpec": "dovit_deploy.models.stvit_segmenter",
+    "StvitDeitSpec": "dovit_deploy.models.stvit_deit",
 }
 """Class of the spec -> module."""
 

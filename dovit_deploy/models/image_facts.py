@@ -99,6 +99,9 @@ def class_entries(
     """
     if given is not None:
         return check_number(given, count)
+    if count == 0:
+        # A backbone: what its detector tells apart is none of its affair.
+        return ()
     names = _first_list(settings, meta, ("classes", "CLASSES"))
     colors = _first_list(settings, meta, ("palette", "PALETTE"))
     return entries_from_lists(names, colors, count, ConfigError)

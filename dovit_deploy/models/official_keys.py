@@ -25,6 +25,8 @@ class Rule:
     targets: tuple[str, ...]
     change: Change = "as_is"
     zero_if_absent: bool = False
+    heads: int = 0
+    """If not 0: the rows lie head by head, and each head's are cut into the targets' shares, equal or not."""
 
 
 def rule(source: str, target: str, *shape: int, change: Change = "as_is", zero_if_absent: bool = False) -> Rule:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.errors import CheckpointMismatch
-from dovit_deploy.models.batch_norm import folded
+from dovit_deploy.models.deployment_form import deployed
 from dovit_deploy.models.families import family_of
 from dovit_deploy.models.official_keys import Rule
 
@@ -78,7 +78,7 @@ def ours_from_official(
     refuse_faults(faults, source)
     shapes = shapes_of(spec, trainable=True)
     training = {name: part for rule in rules for name, part in _parts(rule, present, shapes)}
-    ours = folded(training)
+    ours = deployed(training)
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours
@@ -91,8 +91,15 @@ def _parts(rule: Rule, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[i
         whole = whole.T
     elif rule.change == "without_first":
         whole = whole[:, 1:]
-    pieces = whole.chunk(len(rule.targets))
+    pieces = _by_head(whole, rule, shapes) if rule.heads else whole.chunk(len(rule.targets))
     return [
         (name, piece.reshape(shapes[name]).contiguous().clone())
         for name, piece in zip(rule.targets, pieces, strict=True)
     ]
+
+
+def _by_head(whole: Tensor, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
+    """Rows (heads * (a + b + ...), ...) -> (heads * a, ...), (heads * b, ...), ..."""
+    shares = [shapes[name][0] // rule.heads for name in rule.targets]
+    by_head = whole.reshape(rule.heads, -1, *whole.shape[1:])
+    return [piece.flatten(0, 1) for piece in torch.split(by_head, shares, dim=1)]

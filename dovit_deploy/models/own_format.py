@@ -20,7 +20,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.model_spec import AnySpec, ModelSpec
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.models.batch_norm import folded
+from dovit_deploy.models.deployment_form import deployed
 from dovit_deploy.models.official_state import not_finite, refuse_faults, shapes_of
 from dovit_deploy.models.weights_file import tensors_from_safetensors
 
@@ -146,8 +146,9 @@ def config_from_text(text: str | bytes, source: str) -> OwnConfig:
 
 def _deployed(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> dict[str, Tensor]:
     """`state` in deployment form, checked against the network that `spec` describes."""
-    trainable = any(name.endswith(".norm.running_var") for name in state)
-    wanted = shapes_of(spec, trainable=trainable)
+    final = shapes_of(spec, trainable=False)
+    training = shapes_of(spec, trainable=True)
+    wanted = training if any(name in training and name not in final for name in state) else final
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
     needed = [name for name in wanted if not name.endswith(".num_batches_tracked")]
     faults = {
@@ -157,8 +158,8 @@ def _deployed(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> dict
         "not floating point": [name for name, tensor in kept.items() if not tensor.is_floating_point()],
     }
     refuse_faults(faults, source)
-    ours = folded({name: tensor.detach().float() for name, tensor in kept.items()})
+    ours = deployed({name: tensor.detach().float() for name, tensor in kept.items()})
     refuse_faults({"NaN or Inf": not_finite(ours)}, source)
-    if ours.keys() != shapes_of(spec, trainable=False).keys():
+    if ours.keys() != final.keys():
         raise CheckpointMismatch(f"{source}: its batch norms are not those of the network")
     return ours

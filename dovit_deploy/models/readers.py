@@ -9,7 +9,12 @@ from dovit_deploy.models.reader import Reader
 
 READERS = (
     "dovit_deploy.models.segmenter_spec",
+    "dovit_deploy.models.swin_reader",
+    "dovit_deploy.models.stvit_deit_reader",
     "dovit_deploy.models.mmseg_spec",
+    "dovit_deploy.models.evovit_deit_config",
+    "dovit_deploy.models.evovit_levit_config",
+    "dovit_deploy.models.plain_deit_config",
 )
 
 

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import ConvStem, VisionTransformerSpec
+from dovit_deploy.bundle.spec import ConvStem, Stem
 from dovit_deploy.models.batch_norm import conv_norm
+
+
+class Stemmed(Protocol):
+    """What a stem needs to know of a network."""
+
+    @property
+    def stem(self) -> Stem:
+        """Which kind."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a token in pixels."""
+
+    @property
+    def width(self) -> int:
+        """C."""
 
 
 class PatchEmbedding(nn.Module):
     """The published stem: one convolution whose kernel and stride are the patch."""
 
-    def __init__(self, spec: VisionTransformerSpec) -> None:
+    def __init__(self, spec: Stemmed) -> None:
         super().__init__()
         self.projection = nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
 
@@ -34,7 +52,7 @@ class ResidualConv(nn.Module):
 class ConvEmbedding(nn.Module):
     """3x3 stride-2 convolutions with ReLU, residual blocks after all but the first, a 2x2 stride-2 projection."""
 
-    def __init__(self, spec: VisionTransformerSpec, stem: ConvStem, *, trainable: bool) -> None:
+    def __init__(self, spec: Stemmed, stem: ConvStem, *, trainable: bool) -> None:
         super().__init__()
         inputs = (3, *stem.widths[:-1])
         self.down = nn.ModuleList(
@@ -51,7 +69,7 @@ class ConvEmbedding(nn.Module):
         return self.projection(x)  # type: ignore[no-any-return]
 
 
-def stem_from_spec(spec: VisionTransformerSpec, *, trainable: bool) -> nn.Module:
+def stem_from_spec(spec: Stemmed, *, trainable: bool) -> nn.Module:
     """The stem that `spec` asks for: (B, 3, H, W), H and W multiples of the patch -> (B, C, h, w)."""
     if isinstance(spec.stem, ConvStem):
         return ConvEmbedding(spec, spec.stem, trainable=trainable)

@@ -6,7 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
+from dovit_deploy.bundle.model_spec import AnySpec
+from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.bundle.stvit_spec import StvitSegmenterSpec
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 """RGB, on the scale 0..255."""
@@ -142,10 +144,15 @@ class Settings(Noun):
     """Note that travels with the weights."""
 
 
+def takes_crops(spec: AnySpec) -> bool:
+    """Its tokens can lie on a smaller grid than that of the whole input."""
+    return not isinstance(spec, StvitSegmenterSpec)
+
+
 class TrainConfig(Settings):
     """A run: the network, its length (`steps` or `minutes`, not both), what it sees and the recipe."""
 
-    spec: VisionTransformerSpec
+    spec: AnySpec
     phases: tuple[Phase, ...]
     scaling: Scaling = Scaling()
 
@@ -162,6 +169,8 @@ class TrainConfig(Settings):
         for phase in self.phases:
             if any(side < 1 or side % patch or side > limit for side, limit in zip(phase.crop, limits, strict=True)):
                 raise ValueError(f"crop {phase.crop} must be multiples of {patch} up to {tuple(limits)}")
+            if not takes_crops(self.spec) and phase.crop != tuple(limits):
+                raise ValueError(f"crop {phase.crop}: {self.spec.family} is laid out for whole inputs; take crop out")
         return self
 
     @property

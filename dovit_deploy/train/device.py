@@ -8,9 +8,8 @@ import time
 import torch
 
 from dovit_deploy.errors import ProviderMissing
-from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.masked import masked_forward
+from dovit_deploy.train.forward import Network, training_forward
 
 TRIAL_BATCH = 4
 TRIAL_STEPS = 3
@@ -25,7 +24,7 @@ def device_from_name(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def with_settled_precision(config: TrainConfig, model: VisionTransformer) -> TrainConfig:
+def with_settled_precision(config: TrainConfig, model: Network) -> TrainConfig:
     """`config` with the precision "auto" replaced by the faster one, measured on a copy of `model` where it runs."""
     if config.precision != "auto":
         return config
@@ -33,9 +32,9 @@ def with_settled_precision(config: TrainConfig, model: VisionTransformer) -> Tra
     return config.model_copy(update={"precision": "bf16" if bf16 < fp32 else "fp32"})
 
 
-def _fastest_step(config: TrainConfig, model: VisionTransformer, *, bfloat16: bool) -> float:
+def _fastest_step(config: TrainConfig, model: Network, *, bfloat16: bool) -> float:
     """Seconds of forward and backward on crops of the first phase."""
-    device = model.positions.device
+    device = next(model.parameters()).device
     pixels = torch.zeros(min(TRIAL_BATCH, config.phases[0].batch), 3, *config.phases[0].crop, device=device)
     # Zeros would be fast where denormal or special numbers are not; any other pattern will do.
     pixels += torch.linspace(-2, 2, pixels.shape[-1], device=device)
@@ -45,12 +44,12 @@ def _fastest_step(config: TrainConfig, model: VisionTransformer, *, bfloat16: bo
     return min(seconds[1:])
 
 
-def _step_seconds(model: VisionTransformer, pixels: torch.Tensor, *, bfloat16: bool) -> float:
+def _step_seconds(model: Network, pixels: torch.Tensor, *, bfloat16: bool) -> float:
     # On a CPU that others use too, the time of this process alone.
     clock = time.perf_counter if pixels.is_cuda else time.process_time
     started = clock()
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
-        output = masked_forward(model, pixels)
+        output = training_forward(model, pixels)
         total = output.logits.float().mean() + sum(gate.logits.float().mean() for gate in output.gates)
     torch.autograd.backward(total)
     if pixels.is_cuda:

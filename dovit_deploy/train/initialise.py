@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.spec import GateSpec, SetrHead, VisionTransformerSpec
+from dovit_deploy.bundle.stvit_spec import StvitSegmenterSpec
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.models.architecture import invalid_as_config_error
-from dovit_deploy.models.batch_norm import unfolded
 from dovit_deploy.models.build import spec_at_size, state_at_size
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.models.heads import MaskTransformerHead
-from dovit_deploy.models.vision_transformer import VisionTransformer
-from dovit_deploy.train.masked import masked_forward
-from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, added_layers, gate_specs
+from dovit_deploy.models.deployment_form import trainable
+from dovit_deploy.models.families import family_of
+from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, added_layers, evolved_spec, gate_specs
+
+EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
+"""Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
+
+
+def is_embedding(name: str) -> bool:
+    """The parameter is looked up or joined: it starts small, and is not decayed."""
+    return name.rpartition(".")[2] in EMBEDDINGS
 
 
 @dataclass(frozen=True)
 class Start:
     """What a run starts from: the network, and trained weights for it (in deployment form), gates perhaps missing."""
 
-    spec: VisionTransformerSpec
+    spec: AnySpec
     state: dict[str, Tensor]
     checkpoint: Checkpoint
 
@@ -40,25 +51,53 @@ def start_from_checkpoint(
         DovitError: whatever `checkpoint_from_path` finds wrong with it.
     """
     checkpoint = checkpoint_from_path(path, config=config)
-    if checkpoint.spec.classes != classes:
+    given = checkpoint.spec
+    if not isinstance(given, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or given.task != "segmentation":
+        raise ConfigError(f"--init {path}: a {given.family} for {given.task}; training starts from a segmenter")
+    if given.classes != classes:
         raise ConfigError(
-            f"--init {path}: a network of {checkpoint.spec.classes} classes, the data set has {classes}; "
+            f"--init {path}: a network of {given.classes} classes, the data set has {classes}; "
             "give a checkpoint of these classes, or train from scratch"
         )
-    stated = sorted(choice.model_fields_set - OPEN_WITH_INIT)
+    is_vit = isinstance(given, VisionTransformerSpec)
+    stated = sorted(choice.model_fields_set - (OPEN_WITH_INIT if is_vit else {"size"}))
     if stated:
         raise ConfigError(f"network.{stated[0]} is the checkpoint's affair when --init is given; take it out")
     size = choice.size or size
-    spec, state = spec_at_size(checkpoint.spec, size), state_at_size(checkpoint.state, checkpoint.spec, size)
+    spec, state = spec_at_size(given, size), state_at_size(checkpoint.state, given, size)
+    if not isinstance(spec, VisionTransformerSpec):
+        return Start(spec, state, checkpoint)
+    chosen = _chosen(spec, choice, str(path))
+    kept = _state_of(chosen, state, spec)
+    return Start(_evolved(chosen, choice.ratio, str(path)) if choice.family == "evovit" else chosen, kept, checkpoint)
+
+
+def _chosen(spec: VisionTransformerSpec, choice: NetworkChoice, source: str) -> VisionTransformerSpec:
+    """The depth and gates of the run."""
     depth = choice.depth if "depth" in choice.model_fields_set else spec.depth
     if depth > spec.depth:
-        raise ConfigError(f"network.depth = {depth}: --init {path} has {spec.depth} layers; at most so many")
+        raise ConfigError(f"network.depth = {depth}: --init {source} has {spec.depth} layers; at most so many")
+    if choice.family == "stvit":
+        raise ConfigError(f"network.family = stvit: --init {source} is a vision transformer; it has other layers")
+    if choice.family == "evovit":
+        return _changed(spec, depth, (), source)
     gates = tuple(gate for gate in spec.gates if gate.layer < depth)
     if choice.gates is not None or not gates:
         layers = added_layers(depth) if choice.gates is None else choice.gates
         gates = gate_specs(layers, choice.gate_channels)
-    chosen = _changed(spec, depth, gates, str(path))
-    return Start(chosen, _state_of(chosen, state, spec), checkpoint)
+    return _changed(spec, depth, gates, source)
+
+
+def _evolved(spec: VisionTransformerSpec, ratio: float, source: str) -> EvoDeitSpec:
+    """Evo-ViT over the same layers, whose parameters have the same names."""
+    if not spec.final_norm:
+        raise ConfigError(
+            f"network.family = evovit: --init {source} has no norm behind its last layer; Evo-ViT has one"
+        )
+    try:
+        return evolved_spec(spec, ratio)
+    except ValidationError as error:
+        raise invalid_as_config_error(error, source) from error
 
 
 def _changed(
@@ -95,17 +134,17 @@ def _state_of(
     return taken
 
 
-def trainable_model(spec: VisionTransformerSpec) -> VisionTransformer:
+def trainable_model(spec: AnySpec) -> Network:
     """The network of `spec` with its batch norms apart; ConfigError for gates that cannot be trained here."""
     if any(isinstance(gate.head, SetrHead) for gate in spec.gates):
         raise ConfigError(
             "gates with up-sampling (setr) heads are not trained; network.gates in the configuration replaces them "
             "by per-token ones"
         )
-    return VisionTransformer(spec, trainable=True)
+    return cast("Network", family_of(spec).build(spec, trainable=True))
 
 
-def initialise(model: VisionTransformer, seed: int) -> None:
+def initialise(model: Network, seed: int) -> None:
     """Truncated normal (0.02) for linear layers and embeddings, He for convolutions, zero biases; norms stay."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -115,18 +154,16 @@ def initialise(model: VisionTransformer, seed: int) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    embeddings = [model.positions, *([model.extra_tokens] if model.spec.extra_tokens else [])]
-    if isinstance(model.head, MaskTransformerHead):
-        # Equal class tokens would stay equal for ever.
-        embeddings.append(model.head.class_tokens)
-    for embedding in embeddings:
-        nn.init.trunc_normal_(embedding, std=0.02, generator=generator)
+    for name, parameter in model.named_parameters():
+        # Class tokens that are equal would stay equal for ever.
+        if is_embedding(name):
+            nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
 
-def load_start(model: VisionTransformer, state: dict[str, Tensor]) -> None:
+def load_start(model: Network, state: dict[str, Tensor]) -> None:
     """Load weights in deployment form into a model in training form; gates that they lack keep theirs."""
     names = model.state_dict().keys()
-    fitting = unfolded(state, names)
+    fitting = trainable(state, names)
     lacking = [name for name in names if name not in fitting and not name.startswith("gates.")]
     if lacking or fitting.keys() - names:
         raise ValueError(f"weights of another network: {lacking[:3]}, {sorted(fitting.keys() - names)[:3]}")
@@ -134,7 +171,7 @@ def load_start(model: VisionTransformer, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def settle_norms(model: VisionTransformer, state: dict[str, Tensor], pixels: Tensor) -> None:
+def settle_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> None:
     """Give the batch norms that `load_start` made of `state` the statistics of what they see on `pixels`.
 
     Scale and bias make up for them, so that in evaluation mode nothing changes. In training mode, where a norm uses
@@ -150,7 +187,7 @@ def settle_norms(model: VisionTransformer, state: dict[str, Tensor], pixels: Ten
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen.update({norm: inputs[0]})) for norm in norms]
     training = model.training
     model.eval()
-    masked_forward(model, pixels)
+    training_forward(model, pixels)
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -13,11 +13,11 @@ from torch import nn
 
 from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.device import device_from_name
-from dovit_deploy.train.initialise import Start, initialise, load_start, settle_norms, trainable_model
+from dovit_deploy.train.forward import Network
+from dovit_deploy.train.initialise import Start, initialise, is_embedding, load_start, settle_norms, trainable_model
 from dovit_deploy.train.loss import class_weights
 from dovit_deploy.train.material import Material
 from dovit_deploy.train.objective import Objective
@@ -44,8 +44,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        embedding = name in ("extra_tokens", "positions", "head.class_tokens")
-        (free if parameter.ndim < 2 or embedding else decayed).append(parameter)
+        (free if parameter.ndim < 2 or is_embedding(name) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
@@ -69,7 +68,7 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
             mine[name].copy_(value)
 
 
-def starting_model(config: TrainConfig, start: Start | None) -> VisionTransformer:
+def starting_model(config: TrainConfig, start: Start | None) -> Network:
     """The network of a run before its first step, on the run's device."""
     model = trainable_model(config.spec)
     initialise(model, config.seed)
@@ -106,7 +105,7 @@ class Trainer:
             torch.set_num_threads(config.threads)
         self.maker = BatchMaker(config, material)
         self.model = starting_model(config, start)
-        self.device = self.model.positions.device
+        self.device = next(self.model.parameters()).device
         self.step, self.seen, self.scenes, self.seconds = 0, 0, 0, 0.0
         if start is not None:
             first = next(iter(self.plans(None)))
@@ -120,7 +119,7 @@ class Trainer:
         self.objective = Objective(config, weights.to(self.device))
         self.miou: float | None = None
 
-    def _frozen(self, model: VisionTransformer) -> VisionTransformer:
+    def _frozen(self, model: Network) -> Network:
         return copy.deepcopy(model).eval().requires_grad_(False)
 
     @property

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.models.gate import TokenGate, stops
 from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
 from dovit_deploy.models.layers import Attend
@@ -35,7 +35,8 @@ class GateOutput:
 
 @dataclass(frozen=True)
 class MaskedOutput:
-    """`logits` (B, K, h', w') of the decode head, the `features` (B, N, C) that it saw, one `GateOutput` per gate."""
+    """`logits` (B, K, h', w') of the decode head, the `features` (B, N, C) that it saw, one `GateOutput` per gate (none
+    where token counts are fixed)."""
 
     logits: Tensor
     features: Tensor
@@ -50,7 +51,7 @@ class Passing:
     floor: Tensor
 
 
-def uniform_passing(spec: VisionTransformerSpec, threshold: float) -> Passing:
+def uniform_passing(spec: ModelSpec, threshold: float) -> Passing:
     """The same threshold at every gate for every class, no floor."""
     return Passing(torch.full((len(spec.gates), spec.classes), threshold), torch.zeros(()))
 

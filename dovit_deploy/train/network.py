@@ -1,16 +1,17 @@
-"""The network of a run, from what a user chooses: stem, width, depth, decode head, where gates stand."""
+"""The network of a run, from what a user chooses: family, stem, width, depth, decode head, where tokens are saved."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.spec import (
     ConvStem,
     FcnHead,
     GateSpec,
-    Head,
     LinearHead,
     MaskHead,
     Noun,
@@ -18,19 +19,39 @@ from dovit_deploy.bundle.spec import (
     SetrHead,
     VisionTransformerSpec,
 )
+from dovit_deploy.bundle.stvit_spec import StvitSegmenterSpec
+from dovit_deploy.bundle.token_selection import Selection
+
+FamilyName = Literal["dovit", "evovit", "stvit"]
+BELONGS = {
+    "depth": ("dovit", "evovit"),
+    "gates": ("dovit",),
+    "gate_channels": ("dovit",),
+    "ratio": ("evovit",),
+    "depths": ("stvit",),
+    "window": ("stvit",),
+}
+"""Choices that only some families have."""
 
 
 class NetworkChoice(Noun):
     """The network, as far as the data set and `--init` leave it open."""
 
+    family: FamilyName = "dovit"
+    """dovit: gates decide how many tokens run on. evovit: a fixed share. stvit: a few semantic tokens a window."""
     size: tuple[int, int] | None = None
     """Height and width of the input in pixels; default: those of the first image."""
     stem: Literal["conv", "patch"] = "conv"
     width: int = Field(default=192, gt=0)
+    """Of stvit at its third stage, where the decode head reads: four times that of the first."""
     depth: int = Field(default=12, gt=0)
     """With `--init`, up to the checkpoint's: so many of its first layers, all of them by default."""
+    depths: tuple[int, int, int] = (2, 2, 6)
+    """Of stvit: blocks of each stage, the third a multiple of 6."""
     heads: int | None = Field(default=None, gt=0)
-    """Default: one for every 64 of the width."""
+    """Default: one for every 64 of the width (stvit: for every 32)."""
+    window: int = Field(default=7, gt=1)
+    """Of stvit: tokens on a side of a window."""
     head: Literal["setr", "mask", "linear"] = "setr"
     head_channels: int = Field(default=96, gt=0)
     """Of the setr head."""
@@ -39,21 +60,38 @@ class NetworkChoice(Noun):
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
     gate_channels: int = Field(default=128, ge=0)
     """Inner width of a gate's head; 0: one linear layer."""
+    ratio: float = Field(default=0.5, gt=0, le=1)
+    """Of evovit: share of the patches that run in the second and third thirds of the layers."""
+
+    @model_validator(mode="after")
+    def _own_choices(self) -> Self:
+        for name, families in BELONGS.items():
+            default = type(self).model_fields[name].default
+            if self.family not in families and getattr(self, name) != default:
+                raise ValueError(f"{name} is a choice of {' and '.join(families)}, the family is {self.family}")
+        return self
 
 
-OPEN_WITH_INIT = frozenset({"size", "depth", "gates", "gate_channels"})
+OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "ratio"})
 """What a checkpoint leaves open."""
 
 
-def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> VisionTransformerSpec:
+def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> AnySpec:
     """The network to train from scratch on images of `size` (height, width); raises ValidationError when there is
     none of these parts."""
+    if choice.family == "evovit":
+        dense = _dovit_spec(choice.model_copy(update={"gates": ()}), size, classes)
+        return evolved_spec(dense, choice.ratio)
+    return _stvit_spec(choice, size, classes) if choice.family == "stvit" else _dovit_spec(choice, size, classes)
+
+
+def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> VisionTransformerSpec:
     heads = choice.heads or max(1, choice.width // 64)
     layers = quarter_layers(choice.depth) if choice.gates is None else choice.gates
     return VisionTransformerSpec(
         family="dovit" if layers else "segmenter",
         size=size,
-        stem=ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem(),
+        stem=_stem(choice),
         width=choice.width,
         depth=choice.depth,
         heads=heads,
@@ -65,7 +103,43 @@ def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int)
     )
 
 
-def _decode_head(choice: NetworkChoice, heads: int) -> Head:
+def evolved_spec(spec: VisionTransformerSpec, ratio: float) -> EvoDeitSpec:
+    """The vision transformer `spec` with Evo-ViT's selections in place of gates, a third of the layers each."""
+    first, second = max(1, spec.depth // 3), max(2, 2 * spec.depth // 3)
+    # As published: before the first choice a score is the last layer's, then half of what it was stays.
+    tradeoffs = tuple(1.0 if layer < first else 0.5 for layer in range(spec.depth))
+    shared = {name: getattr(spec, name) for name in EvoDeitSpec.model_fields if name in type(spec).model_fields}
+    return EvoDeitSpec.model_validate(
+        {
+            **{name: value for name, value in shared.items() if name != "family"},
+            "selections": (
+                Selection(first=first, last=second, ratio=ratio),
+                Selection(first=second, last=spec.depth, ratio=ratio),
+            ),
+            "tradeoffs": tradeoffs,
+        }
+    )
+
+
+def _stvit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> StvitSegmenterSpec:
+    heads = choice.heads or max(1, choice.width // 32)
+    return StvitSegmenterSpec(
+        size=size,
+        stem=choice.stem,
+        width=choice.width // 4,
+        depths=choice.depths,
+        heads=(max(1, heads // 4), max(1, heads // 2), heads),
+        window=choice.window,
+        classes=classes,
+        head=_decode_head(choice, heads),
+    )
+
+
+def _stem(choice: NetworkChoice) -> ConvStem | PatchStem:
+    return ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem()
+
+
+def _decode_head(choice: NetworkChoice, heads: int) -> LinearHead | MaskHead | SetrHead:
     if choice.head == "mask":
         return MaskHead(width=choice.width, layers=2, heads=heads)
     if choice.head == "linear":

@@ -9,9 +9,10 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
+from dovit_deploy.bundle.model_spec import AnySpec
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ConfigError, InputError
-from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig
+from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, takes_crops
 from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
@@ -31,7 +32,8 @@ class Recipe(Settings):
 
     network: NetworkChoice = NetworkChoice()
     phases: tuple[PhaseChoice, ...] | None = None
-    """Default: crops of 72 % of each side in batches of 8 for 60 % of the run, then whole inputs in batches of 4."""
+    """Default: crops of 72 % of each side in batches of 8 for 60 % of the run, then whole inputs in batches of 4; of
+    networks that take no crops whole inputs all along."""
     rendered: float = Field(default=0.0, ge=0, le=1)
     """Share of rendered scenes in phases that do not say."""
     pretrain: float = Field(default=0.0, ge=0, lt=1)
@@ -99,7 +101,7 @@ def config_error(error: ValidationError, source: str) -> ConfigError:
 
 def run_config(
     recipe: Recipe,
-    spec: VisionTransformerSpec,
+    spec: AnySpec,
     *,
     scaling: Scaling,
     rendered_only: bool = False,
@@ -116,7 +118,7 @@ def run_config(
         raise config_error(error, "the configuration") from error
 
 
-def _phases(recipe: Recipe, spec: VisionTransformerSpec) -> tuple[Phase, ...]:
+def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
     full = (spec.grid[0] * spec.patch, spec.grid[1] * spec.patch)
     if recipe.phases is not None:
         return tuple(
@@ -128,6 +130,9 @@ def _phases(recipe: Recipe, spec: VisionTransformerSpec) -> tuple[Phase, ...]:
             )
             for phase in recipe.phases
         )
+    if not takes_crops(spec):
+        ends = {recipe.pretrain: 1.0, 1.0: recipe.rendered}
+        return tuple(Phase(until=end, crop=full, batch=4, rendered=share) for end, share in ends.items() if end)
     rows, columns = (max(spec.patch, round(side * 0.72 / spec.patch) * spec.patch) for side in full)
     begin, small = recipe.pretrain, (rows, columns)
     before = (Phase(until=begin, crop=small, batch=8, rendered=1.0),) if begin else ()

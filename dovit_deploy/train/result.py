@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import Noun, VisionTransformerSpec
+from dovit_deploy.bundle.model_spec import AnySpec
+from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.cost.model import cost_model
 from dovit_deploy.measure.datasets import Dataset
 from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
-from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.forward import Network
 from dovit_deploy.train.masked import uniform_passing
 from dovit_deploy.train.validate import Validation, validate
 
@@ -24,7 +25,7 @@ UNMEASURED_THRESHOLD = 0.95
 
 
 class CurvePoint(Noun):
-    """The watched split at one threshold for all gates and classes; None: dense."""
+    """The watched split at one threshold for all gates and classes; None: with nothing stopped."""
 
     threshold: float | None
     miou: float
@@ -41,13 +42,12 @@ class CurvePoint(Noun):
     """Mean number of tokens that enter each stage, extra tokens included."""
 
 
-def curve_point(
-    spec: VisionTransformerSpec, threshold: float | None, result: Validation, dense_miou: float
-) -> CurvePoint:
+def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dense_miou: float) -> CurvePoint:
     """What `result` says, with the costs that its token counts stand for."""
     cost = cost_model(spec)
     dense, images = cost.dense(), len(result.kept)
-    actual = [dense if threshold is None else cost.actual(kept) for kept in result.kept.tolist()]
+    stops_nothing = threshold is None and bool(spec.gates)
+    actual = [dense if stops_nothing else cost.actual(kept) for kept in result.kept.tolist()]
     return CurvePoint(
         threshold=threshold,
         miou=result.miou,
@@ -60,9 +60,9 @@ def curve_point(
 
 
 def threshold_curve(
-    model: VisionTransformer, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
+    model: Network, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[CurvePoint, ...]:
-    """The dense network first, then each threshold, in float32."""
+    """The network without its gates first, then each threshold, in float32."""
     dense = validate(model, data, passing=None, scaling=scaling)
     points = [curve_point(model.spec, None, dense, dense.miou)]
     for threshold in thresholds if model.spec.gates else ():
@@ -82,7 +82,7 @@ def chosen_threshold(points: Sequence[CurvePoint], max_drop: float) -> float:
 
 def save_result(
     folder: Path,
-    model: VisionTransformer,
+    model: Network,
     classes: tuple[ClassEntry, ...],
     *,
     threshold: float,

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dovit_deploy.measure.datasets import IGNORE, Dataset
-from dovit_deploy.models.vision_transformer import VisionTransformer
 from dovit_deploy.train.augment import normalised, resized
 from dovit_deploy.train.config import Scaling
-from dovit_deploy.train.masked import Passing, masked_forward
+from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.masked import Passing
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int
 
 @torch.no_grad()
 def validate(
-    model: VisionTransformer,
+    model: Network,
     data: Dataset,
     *,
     passing: Passing | None,
@@ -64,19 +64,20 @@ def validate(
 ) -> Validation:
     """Run `model` over every image of `data`, one at a time, in evaluation mode; its mode is put back."""
     spec, classes = model.spec, model.spec.classes
-    was_training, device = model.training, model.positions.device
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     confusion = np.zeros((classes, classes), np.int64)
-    kept = np.zeros((len(data), len(spec.stage_layers)), np.int64)
+    kept = np.zeros((len(data), len(spec.counts)), np.int64)
     for number in range(len(data)):
         sample = data.sample(number)
         pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = masked_forward(model, pixels, passing=passing)
+            output = training_forward(model, pixels, passing=passing)
         predicted = class_map_from_logits(output.logits, spec.size, spec.patch, sample.label.shape)
         known = sample.label != IGNORE
         pairs = sample.label[known].astype(np.int64) * classes + predicted.cpu().numpy()[known]
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-        kept[number] = [spec.tokens, *(spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates)]
+        running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
+        kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
     model.train(was_training)
     return Validation(confusion, kept)

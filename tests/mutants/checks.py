@@ -18,6 +18,7 @@ from dovit_deploy.models import batch_norm, build
 from dovit_deploy.models.eager import EagerBackend
 from dovit_deploy.runtime.session import Session
 from tests.models.test_against_naive import assert_agree
+from tests.mutants import evovit_checks
 from tests.mutants.cases import CASES, Case, case
 from tests.naive import naive_positions
 from tests.naive_cost import naive_cost
@@ -133,4 +134,5 @@ CHECKS: dict[str, Check] = {
     "folding": folding_uses_the_published_epsilon,
     "batch": a_batch_gives_each_image_what_it_gives_alone,
     "session": the_session_runs_what_the_naive_reference_runs,
+    **evovit_checks.CHECKS,
 }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import cost_mutants, gate_mutants, network_mutants, token_mutants
+from tests.mutants import cost_mutants, evovit_mutants, gate_mutants, network_mutants, token_mutants
 from tests.mutants.cases import CASES, case
 from tests.mutants.checks import CHECKS
 from tests.mutants.mutant import Mutant
 
-MUTANTS = [
-    mutant for room in (token_mutants, gate_mutants, network_mutants, cost_mutants) for mutant in room.CATALOGUE.mutants
-]
+ROOMS = (token_mutants, gate_mutants, network_mutants, cost_mutants, evovit_mutants)
+MUTANTS = [mutant for room in ROOMS for mutant in room.CATALOGUE.mutants]
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -1,0 +1,215 @@
+"""Three ways of saving tokens on the same data: gates (DoViT), a fixed share (Evo-ViT), semantic tokens (STViT-R).
+
+    python benchmarks/families.py CAMVID --split val --split train:0006R0 --dense dense.dovit \\
+        dovit.dovit evovit.dovit stvit.dovit -o benchmarks/results/families.json --docs docs/families.md
+    python benchmarks/families.py --tables benchmarks/results/families.json --docs docs/families.md
+
+The second line writes the table again without measuring. The networks are trained alike (`benchmarks/recipes`). All
+run on a frame one after the other, in ONNX Runtime with one thread; the order turns from frame to frame. Latency is the
+CPU time of the model step; speed-ups are medians over the frames, against the dense-trained network (`--dense`; without
+it the first network's own dense run) and, where there is one, against the network's own dense run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from report import between_marks, publish
+from rich.console import Console
+from rich.progress import track
+from timed_session import TimedSession, processor_ms
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.measure.bootstrap import blocks_from_stems, drop_interval
+from dovit_deploy.measure.datasets import Dataset, dataset_from_path
+from dovit_deploy.measure.evaluate import Tally, check_classes
+from dovit_deploy.measure.labelled_files import Sample
+from dovit_deploy.measure.statistics import median, median_ratio
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.session import Session
+
+MARK = "<!-- table: benchmarks/families.py -->"
+SAVES = {
+    "dovit": "stops tokens that a gate is sure of",
+    "evovit-deit": "runs a fixed share, chosen by class attention",
+    "stvit-r": "a few semantic tokens a window",
+}
+"""By family of the spec."""
+
+
+class Row(Noun):
+    """One network on one split, as deployed or dense."""
+
+    name: str
+    saves: str
+    miou: float
+    boundary_iou: float
+    gmacs: float
+    """10^9 MACs, mean over the frames."""
+    macs_saved: float
+    """Against the network's own dense form, for STViT-R a Swin of its widths and depths."""
+    speedup: float
+    """Median over the frames of the baseline's CPU time over this one's; the baseline is the first row."""
+    own_speedup: float | None
+    """The same against the network's own dense run; None where it has none, or is it."""
+    model_ms: float
+    drop: float
+    """Points of mIoU below the baseline."""
+    drop_interval: tuple[float, float] | None
+    """95 %, paired block bootstrap; None for the baseline itself."""
+
+
+@dataclass
+class Way:
+    """One network, as deployed or dense, and what it gave on the frames of one split."""
+
+    name: str
+    saves: str
+    predict: Callable[[Sample], SegmentationResult]
+    own_dense: Way | None = None
+    tally: Tally = field(default_factory=Tally)
+    model_ms: list[float] = field(default_factory=list)
+    dense_gmacs: list[float] = field(default_factory=list)
+
+    def measure(self, sample: Sample, classes: int) -> None:
+        """Segment `sample` and count it."""
+        result = self.predict(sample)
+        self.tally.add(sample, result, classes=classes)
+        self.model_ms.append(processor_ms(result))
+        self.dense_gmacs.append(result.tokens.gmacs_dense)
+
+
+def ways_of(dense: Predictor | None, networks: Sequence[tuple[str, Predictor]]) -> list[Way]:
+    """The dense-trained network first; each network as deployed, after its own dense run where it has one."""
+    ways = [] if dense is None else [Way("dense-trained", "nothing", _runner(dense, dense=True))]
+    for name, predictor in networks:
+        own = None
+        if predictor.spec.has_dense:
+            own = Way(f"{name}, nothing saved", "nothing", _runner(predictor, dense=True))
+            ways.append(own)
+        ways.append(Way(name, SAVES[predictor.spec.family], _runner(predictor, dense=False), own))
+    return ways
+
+
+def _runner(predictor: Predictor, *, dense: bool) -> Callable[[Sample], SegmentationResult]:
+    return lambda sample: predictor.predict(sample.rgb, dense=dense)
+
+
+def measure(ways: Sequence[Way], data: Dataset, *, classes: int, show: bool) -> tuple[Row, ...]:
+    """Run every way on every frame of `data`."""
+    for way in ways:
+        way.predict(data.sample(0))
+    for number in track(range(len(data)), description=data.name, console=Console(stderr=True), disable=not show):
+        sample = data.sample(number)
+        start = number % len(ways)
+        for way in (*ways[start:], *ways[:start]):
+            way.measure(sample, classes)
+    blocks = blocks_from_stems(data.stems)
+    return tuple(
+        Row(
+            name=way.name,
+            saves=way.saves,
+            miou=way.tally.counts.miou,
+            boundary_iou=way.tally.boundary_counts.miou,
+            gmacs=sum(way.tally.gmacs) / len(way.tally.gmacs),
+            macs_saved=1 - sum(way.tally.gmacs) / sum(way.dense_gmacs),
+            speedup=median_ratio(ways[0].model_ms, way.model_ms),
+            own_speedup=None if way.own_dense is None else median_ratio(way.own_dense.model_ms, way.model_ms),
+            model_ms=median(way.model_ms),
+            drop=ways[0].tally.counts.miou - way.tally.counts.miou,
+            drop_interval=None if way is ways[0] else drop_interval(ways[0].tally.counts, way.tally.counts, blocks),
+        )
+        for way in ways
+    )
+
+
+def table(report: dict[str, Any]) -> str:
+    """What stands in docs/families.md."""
+    lines = []
+    for split in report["splits"]:
+        rows = [Row.model_validate(row) for row in split["rows"]]
+        lines += [
+            f"`{split['split']}` ({split['frames']} frames):",
+            "",
+            "| network | saves tokens by | mIoU | boundary IoU | drop from the first (95 %) | GMAC | MACs saved "
+            "| speed-up over the first | over its own dense run |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(_line(row) for row in rows),
+            "",
+        ]
+    lines.append(
+        f"{report['dataset']}, ONNX Runtime fp32, one thread, same frames, interleaved; "
+        f"{report['machine']['cpu']}, {report['date']}; `{report['command']}`."
+    )
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    drop = "-"
+    if row.drop_interval is not None:
+        drop = f"{row.drop:.2f} ({row.drop_interval[0]:.2f} to {row.drop_interval[1]:.2f})"
+    own = "-" if row.own_speedup is None else f"{row.own_speedup:.2f}x"
+    return (
+        f"| {row.name} | {row.saves} | {row.miou:.1f} | {row.boundary_iou:.1f} | {drop} | {row.gmacs:.2f} "
+        f"| {row.macs_saved:.0%} | {row.speedup:.2f}x | {own} |"
+    )
+
+
+def figures_of(dataset: Path, splits: Sequence[str], dense: Path | None, networks: Sequence[Path]) -> dict[str, object]:
+    """Everything that is measured."""
+    parts = [dataset_from_path(dataset, split) for split in splits]
+    baseline = None if dense is None else _predictor(dense)
+    predictors = [(path.stem, _predictor(path)) for path in networks]
+    manifest = predictors[0][1].session.bundle.manifest
+    reports = []
+    for split, data in zip(splits, parts, strict=True):
+        check_classes(data.classes, manifest)
+        ways = ways_of(baseline, predictors)
+        rows = measure(ways, data, classes=manifest.spec.classes, show=sys.stderr.isatty())
+        reports.append(
+            {"split": split, "frames": len(data), "rows": [row.model_dump(mode="json") for row in rows]},
+        )
+    return {"dataset": dataset.name, "splits": reports}
+
+
+def _predictor(path: Path) -> Predictor:
+    return Predictor(cast("Session", TimedSession(Session(Bundle.open(path), threads=1))))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dataset", type=Path, nargs="?")
+    parser.add_argument("networks", type=Path, nargs="*", help="bundles of the families")
+    parser.add_argument("--dense", type=Path, help="bundle of the network trained without saving any")
+    parser.add_argument("--split", action="append", help="as `dovit eval` takes it; may be repeated; default: val")
+    parser.add_argument("--tables", type=Path, metavar="JSON", help="write the table of this result; measure nothing")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--docs", type=Path, help="page with the table's marks")
+    options = parser.parse_args(arguments)
+    if options.tables is None and (options.dataset is None or not options.networks):
+        parser.error("DATASET and bundles are needed, or --tables")
+    if options.tables is not None:
+        report = json.loads(options.tables.read_text(encoding="utf-8"))
+    else:
+        words = sys.argv[1:] if arguments is None else arguments
+        shown = [Path(word).name if word.startswith(("/", "../", "~")) else word for word in words]
+        command = shlex.join(["python", "benchmarks/families.py", *shown])
+        figures = figures_of(options.dataset, options.split or ["val"], options.dense, options.networks)
+        report = publish(figures, command=command, output=options.output)
+    if options.docs is not None:
+        page = between_marks(options.docs.read_text(encoding="utf-8"), MARK, table(report))
+        options.docs.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

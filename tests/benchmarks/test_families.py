@@ -1,0 +1,73 @@
+"""Families side by side: rows are what the sessions did, the table says it, the first row is the baseline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from families import MARK, Row, figures_of, main, table
+
+from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.cost.model import cost_model
+from tests.bundles import export, export_tiny
+from tests.tiny import tiny_spec
+from tests.tiny_evovit import tiny_deit_spec, tiny_evo_checkpoint
+from tests.train.tiny_folder import write_folder
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    export_tiny(tiny_spec(size=(40, 56), classes=4, gates=(1,), depth=2, head="linear"), folder / "gated.dovit")
+    export(tiny_evo_checkpoint(tiny_deit_spec(size=(40, 56), classes=4, head="linear")), folder / "share.dovit")
+    return folder / "gated.dovit", folder / "share.dovit"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "set", images=3)
+
+
+def test_every_network_runs_as_deployed_and_dense(bundles, data):
+    gated, share = bundles
+    report = figures_of(data, ["train"], None, [gated, share])
+    (split,) = report["splits"]
+    rows = [Row.model_validate(row) for row in split["rows"]]
+    assert [row.name for row in rows] == ["gated, nothing saved", "gated", "share, nothing saved", "share"]
+    assert rows[0].drop == 0 and rows[0].drop_interval is None and rows[0].speedup == 1
+    cost = cost_model(Bundle.open(share).manifest.spec)
+    kept = Bundle.open(share).manifest.spec.counts
+    assert rows[3].gmacs == pytest.approx(cost.actual(kept).total / 1e9)
+    assert rows[3].macs_saved == pytest.approx(1 - cost.actual(kept).total / cost.dense().total)
+    assert rows[2].macs_saved == 0
+    assert [row.own_speedup is None for row in rows] == [True, False, True, False]
+
+
+def test_the_table_is_written_between_its_marks(tmp_path):
+    row = Row(
+        name="a",
+        saves="b",
+        miou=50.04,
+        boundary_iou=20,
+        gmacs=1.234,
+        macs_saved=0.456,
+        speedup=1.5,
+        own_speedup=None,
+        model_ms=1,
+        drop=0.5,
+        drop_interval=(-0.25, 1.0),
+    ).model_dump(mode="json")
+    report = {
+        "dataset": "camvid",
+        "machine": {"cpu": "a cpu"},
+        "date": "2026-01-01",
+        "command": "python benchmarks/families.py camvid",
+        "splits": [{"split": "val", "frames": 2, "rows": [row]}],
+    }
+    assert "| a | b | 50.0 | 20.0 | 0.50 (-0.25 to 1.00) | 1.23 | 46% | 1.50x | - |" in table(report)
+
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    (tmp_path / "page.md").write_text(f"before\n{MARK}\nold\n<!-- end of table -->\nafter\n")
+    main(["--tables", str(tmp_path / "r.json"), "--docs", str(tmp_path / "page.md")])
+    page = (tmp_path / "page.md").read_text()
+    assert "old" not in page and "46%" in page and page.endswith("after\n")
