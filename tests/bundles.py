@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dovit_deploy.bundle.directory import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
@@ -66,20 +67,17 @@ def export(
     )
 
 
-def tiny_classifier_checkpoint(*, size=(64, 64), classes: int = 5, seed: int = 0) -> Checkpoint:
-    """A checkpoint of a tiny Evo-ViT on DeiT that names pictures."""
-    from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state
-
-    spec = tiny_deit_spec(size=size, classes=classes)
-    preprocessing = Preprocessing(
-        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=False, stride=None
-    )
-    names = tuple(ClassEntry(name=f"class {number}", color=(40 * number % 256, 90, 90)) for number in range(classes))
+def naming_checkpoint(spec: AnySpec, state: dict[str, Tensor]) -> Checkpoint:
+    """A checkpoint of a tiny network that names pictures."""
     return Checkpoint(
         spec=spec,
-        state=tiny_evo_state(spec, seed),
-        preprocessing=preprocessing,
-        classes=names,
+        state=state,
+        preprocessing=Preprocessing(
+            mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=False, stride=None
+        ),
+        classes=tuple(
+            ClassEntry(name=f"class {number}", color=(40 * number, 90, 90)) for number in range(spec.classes)
+        ),
         thresholds=(),
         floor=0.0,
         slide_size=None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands.first_use import PLACEHOLDER, first_use
 from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
 
@@ -82,7 +83,7 @@ def bench(
     )
     _show(report, opened, verbose=verbose)
     console.write_json(json_file, report.model_dump(mode="json"))
-    console.next_command(_next(opened.path, frames, engines, json_file), quiet=quiet)
+    console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
     if taken.failures:
         raise PartialFailure(
             f"{len(taken.failures)} inputs could not be read, the others were measured: {taken.failures[0]}"
@@ -208,11 +209,12 @@ def _show_frames(result: BenchResult) -> None:
     show_table(f"{result.engine} {result.precision}, frame by frame", headers, rows, right=(2, 3))
 
 
-def _next(path: Path, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
+def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
     """With the report kept on file, using the model; without, keeping it."""
+    path = bundle.path
     if json_file is not None:
-        source = "YOUR_IMAGE_OR_VIDEO" if frames is None else quote(frames)
-        return f"dovit run {source} --bundle {quote(str(path))}"
+        use = first_use(path, bundle.manifest)
+        return use if frames is None else use.replace(PLACEHOLDER, quote(frames))
     source = "" if frames is None else f" --frames {quote(frames)}"
     names = "" if engines == ("onnxruntime",) else f" --engine {','.join(engines)}"
     return f"dovit bench {quote(str(path))}{source}{names} --json bench.json"

@@ -12,6 +12,7 @@ import typer
 
 from dovit_deploy import packages
 from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands.first_use import first_use
 from dovit_deploy.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def export(
         )
     console.result(_summary(report, perf_counter() - start, bundle.path))
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
-    console.next_command(f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {target}", quiet=quiet)
+    console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
 @contextmanager

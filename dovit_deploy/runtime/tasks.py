@@ -101,12 +101,17 @@ def task_from_manifest(manifest: Manifest) -> PictureTask:
     Raises:
         InputError: it has none that takes pictures.
     """
-    if manifest.task not in TASKS:
+    if not takes_pictures(manifest):
         raise InputError(
             f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about a picture; "
             "use Session.run from Python"
         )
     return TASKS[manifest.task]
+
+
+def takes_pictures(manifest: Manifest) -> bool:
+    """Whether a bundle answers anything about a picture."""
+    return manifest.task in TASKS
 
 
 def predictor_for(session: Session) -> PicturePredictor:

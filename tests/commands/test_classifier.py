@@ -175,6 +175,26 @@ def test_eval_without_torch(classifier_bundle_path, labelled, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["controls"]["smaller_input"] == []
 
 
+def test_without_a_dense_form(dovit, pooling_bundle_path, pictures, labelled, tmp_path):
+    run = ("run", pictures, "--bundle", pooling_bundle_path)
+    done = dovit(*run, "-o", "out", "--save", "tokens")
+    assert done.returncode == 0, done.stderr
+    assert len(rows_in(tmp_path / "out")[0]["top"]) == 5
+    refused(dovit(*run, "--dense", "-o", "dense"), 2, "no dense network")
+    assert not (tmp_path / "dense").exists()
+    done = dovit("bench", pooling_bundle_path, "--frames", pictures, "--repeat", 1, "--json", "bench.json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert result["dense"] is result["speedup"] is result["realised_efficiency"] is None
+    assert result["predicted_speedup"] > 0 and result["dynamic"]["latency_ms"]["p50"] > 0
+    done = dovit("eval", pooling_bundle_path, "set", "--controls", "--json", "eval.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
+    assert report["dense"] is report["dynamic"]["drop"] is report["dynamic"]["drop_interval"] is None
+    assert report["dynamic"]["top5"] == 100 and report["controls"]["smaller_input"] == []
+    assert "no dense" in done.stdout and "no dense network of its weights" in done.stderr
+
+
 def test_data_sets_that_do_not_fit(dovit, classifier_bundle_path, tiny_bundle_path, labelled, tmp_path):
     write_labelled(tmp_path / "maps", images=1)
     refused(dovit("eval", classifier_bundle_path, "maps"), 3, "label maps, for segmentation")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dovit_deploy.commands.first_use import first_use
 from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
 from dovit_deploy.runtime.classifier import Classifier
 from dovit_deploy.runtime.label_overlay import paint_label
@@ -105,6 +107,8 @@ def test_one_door_for_every_task():
     backbone = fake_manifest().model_copy(update={"task": "features"})
     with pytest.raises(InputError, match="backbone without a head"):
         predictor_for(FakeSession(backbone))
+    assert "dovit run" in first_use(Path("x.dovit"), fake_classifier_manifest())
+    assert first_use(Path("x.dovit"), backbone) == "dovit bench x.dovit"
 
 
 def test_what_each_task_can_save():
