@@ -234,15 +234,3 @@ def test_export_takes_names_and_no_stride(dovit, classifier_bundle_path, tmp_pat
         *(2, "--stride: only a segmentation network"),
     )
     assert not (tmp_path / "new.dovit").exists()
-
-
-def test_an_export_at_another_size_crops_in_proportion(dovit, classifier_bundle_path, tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join("vwxyz"))
-    done = dovit(
-        *("export", classifier_bundle_path, "-o", "new.dovit", "--size", "96x96", "--classes", "names.txt"),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    manifest = Bundle.open(tmp_path / "new.dovit").manifest
-    assert manifest.preprocessing.crop.shorter == 109 and manifest.spec.size == (96, 96)
-    assert [entry.name for entry in manifest.classes] == list("vwxyz")
