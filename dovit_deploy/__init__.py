@@ -48,10 +48,13 @@ from dovit_deploy.errors import (
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.runtime.classification import ClassificationResult
+    from dovit_deploy.runtime.classifier import Classifier
     from dovit_deploy.runtime.predictor import Predictor
     from dovit_deploy.runtime.results import Frame, TokenReport
     from dovit_deploy.runtime.segmentation import SegmentationResult
     from dovit_deploy.runtime.session import Session
+    from dovit_deploy.runtime.tasks import predictor_for
 
 __version__ = "0.1.0"
 
@@ -60,6 +63,8 @@ __all__ = [
     "BundleError",
     "CheckError",
     "CheckpointMismatch",
+    "ClassificationResult",
+    "Classifier",
     "ConfigError",
     "DatasetError",
     "DeviceFailed",
@@ -93,15 +98,19 @@ __all__ = [
     "UsageError",
     "VersionUnknown",
     "__version__",
+    "predictor_for",
 ]
 
 _HOMES = {
     "Bundle": "dovit_deploy.bundle.directory",
+    "ClassificationResult": "dovit_deploy.runtime.classification",
+    "Classifier": "dovit_deploy.runtime.classifier",
     "Frame": "dovit_deploy.runtime.results",
     "Predictor": "dovit_deploy.runtime.predictor",
     "SegmentationResult": "dovit_deploy.runtime.segmentation",
     "Session": "dovit_deploy.runtime.session",
     "TokenReport": "dovit_deploy.runtime.results",
+    "predictor_for": "dovit_deploy.runtime.tasks",
 }
 
 

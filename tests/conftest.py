@@ -50,6 +50,30 @@ def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Evo-ViT on DeiT of 64x64 pixels that names pictures: 5 classes, two selections."""
+    from tests.bundles import export, naming_checkpoint
+    from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state
+
+    path = tmp_path_factory.mktemp("bundles") / "namer.dovit"
+    spec = tiny_deit_spec(size=(64, 64))
+    export(naming_checkpoint(spec, tiny_evo_state(spec)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pooling_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An STViT on DeiT of 48x64 pixels that names pictures: its tokens are pooled, so there is no dense form."""
+    from tests.bundles import export, naming_checkpoint
+    from tests.tiny_stvit import deployed_state, tiny_deit
+
+    path = tmp_path_factory.mktemp("bundles") / "pooler.dovit"
+    spec = tiny_deit()
+    export(naming_checkpoint(spec, deployed_state(spec)), path)
+    return path
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle to do harm to."""

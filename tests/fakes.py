@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Preprocessing, Provenance, TokenCount
+from dovit_deploy.bundle.manifest import (
+    CentreCrop,
+    ClassEntry,
+    GateDefaults,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    TokenCount,
+)
 from dovit_deploy.bundle.spec import GateSpec, LinearHead, SetrHead, VisionTransformerSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 
@@ -110,3 +118,36 @@ def report_from_keep(*keep, saved=0.4) -> TokenReport:
     kept = (tokens, *(int(grid.sum()) + 1 for grid in grids))
     confidence = tuple(np.full(grid.shape, 0.5, dtype=np.float32) for grid in grids)
     return TokenReport(kept, 10.0, 10.0 * (1 - saved), grids, confidence, RunTiming(1.0, (0.5,) * len(kept)))
+
+
+def fake_classifier_manifest(*, size=(64, 64), classes=7, shorter=72) -> Manifest:
+    """As `fake_manifest`, of a classifier without gates that sees the centre of a picture."""
+    plain = fake_manifest(size=size, classes=classes, gates=())
+    crop = None if shorter is None else CentreCrop(shorter=shorter)
+    preprocessing = plain.preprocessing.model_copy(update={"crop": crop})
+    return plain.model_copy(update={"task": "classification", "preprocessing": preprocessing})
+
+
+class FakeClassifierSession:
+    """Class k is the more probable, the nearer a fixed colour of its own is to the mean colour of the pixels.
+
+    Selection s takes the patches whose mean is above s. `calls` holds the arguments of every run.
+    """
+
+    def __init__(self, manifest: Manifest | None = None, *, selections=2, seed=0) -> None:
+        self.bundle = Bundle(Path("fake.dovit"), manifest or fake_classifier_manifest())
+        self.selections = selections
+        self.weights = np.random.default_rng(seed).normal(size=(self.bundle.manifest.spec.classes, 3))
+        self.calls: list[dict] = []
+
+    def run_one(self, pixels, *, thresholds=None, floor=None, keep=None, dense=False):
+        spec = self.bundle.manifest.spec
+        assert pixels.shape == (1, 3, *spec.size) and pixels.dtype == np.float32 and pixels.flags.c_contiguous
+        self.calls.append({"pixels": pixels, "thresholds": thresholds, "floor": floor, "keep": keep, "dense": dense})
+        distance = ((self.weights - pixels[0].mean(axis=(1, 2))) ** 2).sum(axis=1)
+        level = block_means(pixels[0], spec.grid, spec.patch).mean(axis=0)
+        grids = () if dense else tuple(level > number for number in range(self.selections))
+        kept = (spec.tokens,) * (1 + self.selections) if dense else (spec.tokens, *(int(grid.sum()) for grid in grids))
+        cost = 10.0 * sum(kept) / (len(kept) * spec.tokens)
+        report = TokenReport(kept, 10.0, cost, grids, (), RunTiming(1.0, (1.0,)))
+        return -distance[None].astype(np.float32), report

@@ -97,6 +97,21 @@ def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch
     assert ran >= 2
 
 
+def test_the_classifier_snippet_runs(
+    classifier_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "namer.dovit").symlink_to(classifier_bundle_path)
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "street.jpg")
+    page = ROOT / "docs" / "classification.md"
+    (block,) = blocks(page, "python")
+    exec(compile(block, str(page), "exec"), {})
+    assert (tmp_path / "answer.json").is_file()
+
+
 def test_nothing_names_a_machine() -> None:
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(root|home|work|opt|tmp)/", page.read_text()), page

@@ -10,11 +10,14 @@ from dovit_deploy import errors
 
 FACE = {
     "Bundle",
+    "ClassificationResult",
+    "Classifier",
     "Frame",
     "Predictor",
     "SegmentationResult",
     "Session",
     "TokenReport",
+    "predictor_for",
 }
 
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from dovit_deploy.bundle.model_spec import AnySpec, Task
+from dovit_deploy.bundle.model_spec import AnySpec, ModelSpec, Task
 from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ManifestInvalid, VersionUnknown
 
@@ -31,6 +31,20 @@ class TokenCount(Noun):
     maximum: int = Field(ge=1)
 
 
+class CentreCrop(Noun):
+    """A classifier's picture: its shorter side resized to `shorter` pixels, the model's size cut from its centre."""
+
+    shorter: int = Field(gt=0)
+    """At least as large as both sides of the model's size."""
+    filter: Literal["bicubic"] = "bicubic"
+    """Pillow's, antialiased: what torchvision does to a Pillow image."""
+
+    @classmethod
+    def of_size(cls, size: tuple[int, int]) -> CentreCrop:
+        """What DeiT, LeViT and Swin are evaluated with: 224 pixels are cut from 256, other sizes in this proportion."""
+        return cls(shorter=int(256 / 224 * max(size)))
+
+
 class Preprocessing(Noun):
     """How an upright RGB image of 0..255 becomes `pixels`, and how logits become an image again."""
 
@@ -40,8 +54,21 @@ class Preprocessing(Noun):
     """Mean and std are ImageNet's because the checkpoint did not say."""
     stride: tuple[int, int] | None
     """Step of the sliding window in pixels, rows then columns; None: images are resized to the model's size."""
+    crop: CentreCrop | None = None
+    """Of classifiers, which see the centre of a picture, its proportions kept; None: the whole picture is seen."""
     logits_cover: Literal["image", "padded"] = "image"
     """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
+
+    @model_serializer(mode="wrap")
+    def _without_crop(self, whole: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Left out where there is none: manifests of segmentation stay what they were before there were classifiers."""
+        fields: dict[str, object] = whole(self)
+        return {name: value for name, value in fields.items() if name != "crop" or value is not None}
+
+    def for_spec(self, spec: ModelSpec) -> Preprocessing:
+        """The same for the model of `spec`: a classifier crops in proportion to its size."""
+        crop = CentreCrop.of_size(spec.size) if spec.task == "classification" else None
+        return self.model_copy(update={"crop": crop})
 
 
 class ClassEntry(Noun):
@@ -139,9 +166,22 @@ def _check_agreement(manifest: Manifest) -> None:
             raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
     if manifest.task != spec.task:
         raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
+    _check_crop(manifest)
     # Written so that NaN is refused too.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
+
+
+def _check_crop(manifest: Manifest) -> None:
+    crop, size = manifest.preprocessing.crop, manifest.spec.size
+    if crop is None:
+        return
+    if manifest.task != "classification" or manifest.preprocessing.stride is not None:
+        raise ManifestInvalid("manifest.json: preprocessing.crop: only a classifier crops, and it slides no window")
+    if crop.shorter < max(size):
+        raise ManifestInvalid(
+            f"manifest.json: preprocessing.crop.shorter: {crop.shorter}, the model takes {size[0]}x{size[1]} of it"
+        )
 
 
 def digest_of(body: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands.first_use import PLACEHOLDER, first_use
 from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
 
@@ -51,7 +52,8 @@ def bench(
 
     Every frame is run densely and dynamically back to back, in changing order, after a warm-up; the speed-up is the
     median of these pairs' ratios. Frames are resized to the model's size, also where `run` would slide a window.
-    Latency is the model step alone. At most 16 frames of a source are taken, evenly spread.
+    Latency is the model step alone. At most 16 frames of a source are taken, evenly spread. A bundle without a dense
+    form is run dynamically alone, and what compares the two is null.
     """
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
@@ -73,7 +75,14 @@ def bench(
         contestants = _contestants(stack, opened, itertools.product(engines, precisions), threads, wanted)
         taken = _frames(frames, opened, quiet=quiet)
         with _progress(quiet=quiet) as progress:
-            results = benchmark(contestants, taken.pixels, labels=taken.labels, repeat=repeat, progress=progress)
+            results = benchmark(
+                contestants,
+                taken.pixels,
+                labels=taken.labels,
+                repeat=repeat,
+                dense=opened.manifest.spec.has_dense,
+                progress=progress,
+            )
     report = BenchReport(
         machine=machine_facts(),
         versions=package_versions(),
@@ -85,7 +94,7 @@ def bench(
     )
     _show(report, opened, verbose=verbose)
     console.write_json(json_file, report.model_dump(mode="json"))
-    console.next_command(_next(opened.path, frames, engines, json_file), quiet=quiet)
+    console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
     if taken.failures:
         raise PartialFailure(
             f"{len(taken.failures)} inputs could not be read, the others were measured: {taken.failures[0]}"
@@ -160,6 +169,7 @@ def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
         (result.engine, result.precision, name, *_numbers(side))
         for result in report.results
         for name, side in (("dense", result.dense), ("dynamic", result.dynamic))
+        if side is not None
     ]
     show_table(title, headers, rows, right=range(3, 8))
     console.result("")
@@ -182,31 +192,44 @@ def _numbers(side: Side) -> tuple[str, ...]:
 
 def factor_lines(result: BenchResult, *, first: BenchResult) -> tuple[str, ...]:
     """A result in words: what the tokens give, what the engine gives, and whether FLOPs became time."""
-    cpu = "" if result.cpu_speedup is None else f" ({result.cpu_speedup:.2f}x in CPU time)"
     kept = " -> ".join(f"{count:.0f}" for count in result.kept)
+    tokens = f"FLOPs saved {result.flops_saved:.1%}; tokens per stage {kept}"
+    if result.speedup is None or result.realised_efficiency is None:
+        return (
+            f"{result.engine} {result.precision}: engine {result.engine_factor:.2f}x against {first.engine} "
+            f"{first.precision}; no dense form to compare tokens with",
+            f"  predicted from FLOPs {result.predicted_speedup:.2f}x; {tokens}",
+        )
+    cpu = "" if result.cpu_speedup is None else f" ({result.cpu_speedup:.2f}x in CPU time)"
     reference = f"{first.engine} {first.precision} dense"
     return (
         f"{result.engine} {result.precision}: {result.total_factor:.2f}x against {reference} "
         f"= tokens {result.speedup:.2f}x{cpu} * engine {result.engine_factor:.2f}x",
         f"  predicted from FLOPs {result.predicted_speedup:.2f}x, realised {result.realised_efficiency:.1%} of it; "
-        f"FLOPs saved {result.flops_saved:.1%}; tokens per stage {kept}",
+        f"{tokens}",
     )
 
 
 def _show_frames(result: BenchResult) -> None:
     rows = [
-        (entry.frame, " -> ".join(map(str, entry.kept)), f"{entry.flops_saved:.1%}", f"{entry.speedup:.2f}x")
+        (
+            entry.frame,
+            " -> ".join(map(str, entry.kept)),
+            f"{entry.flops_saved:.1%}",
+            "-" if entry.speedup is None else f"{entry.speedup:.2f}x",
+        )
         for entry in result.per_frame
     ]
     headers = ("frame", "tokens per stage", "FLOPs saved", "speed-up")
     show_table(f"{result.engine} {result.precision}, frame by frame", headers, rows, right=(2, 3))
 
 
-def _next(path: Path, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
+def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
     """With the report kept on file, using the model; without, keeping it."""
+    path = bundle.path
     if json_file is not None:
-        source = "YOUR_IMAGE_OR_VIDEO" if frames is None else quote(frames)
-        return f"dovit run {source} --bundle {quote(str(path))}"
+        use = first_use(path, bundle.manifest)
+        return use if frames is None else use.replace(PLACEHOLDER, quote(frames))
     source = "" if frames is None else f" --frames {quote(frames)}"
     names = "" if engines == ("onnxruntime",) else f" --engine {','.join(engines)}"
     return f"dovit bench {quote(str(path))}{source}{names} --json bench.json"

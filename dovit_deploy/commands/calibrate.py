@@ -67,12 +67,14 @@ def calibrate(
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.bundle.rewrite import refuse_installed, write_calibrated
     from dovit_deploy.measure.calibrate import calibrate as calibrated
+    from dovit_deploy.measure.calibrate import refuse_without_gates
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
     _check_output(output)
     console.check_writable(json_file)
     opened = Bundle.open(bundle)
+    refuse_without_gates(opened.manifest)
     if output is None and not dry_run:
         refuse_installed(opened)
     pictures = _pictures(dataset, split, budget, opened.manifest)

@@ -12,15 +12,16 @@ import typer
 
 from dovit_deploy import packages
 from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands.first_use import first_use
 from dovit_deploy.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dovit_deploy.bundle.manifest import Preprocessing
     from dovit_deploy.bundle.model_spec import ModelSpec
     from dovit_deploy.bundle.parity import ParityReport
-    from dovit_deploy.models.checkpoint import Checkpoint
     from dovit_deploy.runtime.results import RGB
 
 PARITY_IMAGES = 2
@@ -54,7 +55,12 @@ def export(
         raise UsageError("--mean and --std belong together; give both or neither")
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
-    from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
+    from dovit_deploy.export.pipeline import (
+        ExportRequest,
+        bundle_from_checkpoint,
+        bundle_preprocessing,
+        bundle_spec,
+    )
     from dovit_deploy.models.checkpoint import checkpoint_from_path
     from dovit_deploy.output_folder import refuse_existing
 
@@ -82,7 +88,7 @@ def export(
     if source.preprocessing.assumed:
         console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
     spec = bundle_spec(source, request)
-    images = _parity_pixels(source, spec, parity_images)
+    images = _parity_pixels(bundle_preprocessing(source, spec, request), spec, parity_images)
     with console.errors_console().status("export") if not quiet else _silent() as status:
         bundle, report = bundle_from_checkpoint(
             source,
@@ -94,7 +100,7 @@ def export(
         )
     console.result(_summary(report, perf_counter() - start, bundle.path))
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
-    console.next_command(f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {target}", quiet=quiet)
+    console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
 @contextmanager
@@ -102,12 +108,14 @@ def _silent() -> Iterator[None]:
     yield None
 
 
-def _parity_pixels(source: Checkpoint, spec: ModelSpec, given: str | None) -> list[tuple[str, npt.NDArray[np.float32]]]:
+def _parity_pixels(
+    preprocessing: Preprocessing, spec: ModelSpec, given: str | None
+) -> list[tuple[str, npt.NDArray[np.float32]]]:
     """Images to verify with, as pixels at the bundle's size: the user's, or rendered street scenes."""
     from dovit_deploy.runtime.transforms import to_input
 
     # The graphs take one window, so a sliding bundle is verified on resized pictures too.
-    preprocessing = source.preprocessing.model_copy(update={"stride": None})
+    whole = preprocessing.model_copy(update={"stride": None})
     if given is None:
         from dovit_deploy.scenes import street_frames
 
@@ -115,7 +123,7 @@ def _parity_pixels(source: Checkpoint, spec: ModelSpec, given: str | None) -> li
         pictures = [(f"rendered street scene {number}", frame.rgb) for number, frame in enumerate(rendered)]
     else:
         pictures = _given_pictures(given)
-    return [(name, to_input(rgb, preprocessing, spec.size)) for name, rgb in pictures]
+    return [(name, to_input(rgb, whole, spec.size)) for name, rgb in pictures]
 
 
 def _given_pictures(given: str) -> list[tuple[str, RGB]]:

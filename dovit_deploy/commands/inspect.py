@@ -10,6 +10,7 @@ import typer
 
 from dovit_deploy import packages
 from dovit_deploy.commands import console, options
+from dovit_deploy.commands.first_use import first_use
 from dovit_deploy.commands.table import plain_lines, show_table
 from dovit_deploy.errors import InputError
 
@@ -120,9 +121,11 @@ def show_cost(rows: tuple[CostRow, ...]) -> None:
 
 def next_line(contents: Contents) -> str:
     """What one does with such a file."""
+    from dovit_deploy.measure.bundle_contents import BundleContents
+
     path = Path(contents.path)
-    if contents.kind == "bundle":
-        return f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {quote(str(path))}"
+    if isinstance(contents, BundleContents):
+        return first_use(path, contents.manifest)
     if (path.parent / "manifest.json").is_file():
         return f"dovit inspect {quote(str(path.parent))}"
     if contents.kind in ("checkpoint", "safetensors"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from dovit_deploy.commands import console, options, parse
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
+    from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.runtime.session import Session
 
 
@@ -26,12 +28,13 @@ def run(
     engine: options.EngineName = "onnxruntime",
     precision: options.Precision = None,
     threshold: options.Threshold = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names instead of the bundle's: JSON, or a line each.")
+    ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     save: Annotated[
         str | None,
-        typer.Option(
-            metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: video overlay; images also masks."
-        ),
+        typer.Option(metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: overlay; of images also masks."),
     ] = None,
     overwrite: options.Overwrite = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
@@ -46,7 +49,7 @@ def run(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Segment images or video; report latency, tokens and FLOPs saved, frame by frame."""
+    """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     del verbose
     from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.default_bundle import default_bundle
@@ -55,7 +58,7 @@ def run(
     from dovit_deploy.runtime.image_source import ImageSource
     from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.runtime.job import RunJob
-    from dovit_deploy.runtime.run_outputs import IMAGES_DEFAULT, KINDS, VIDEO_DEFAULT
+    from dovit_deploy.runtime.run_outputs import KINDS
     from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.sources import open_source
 
@@ -70,7 +73,8 @@ def run(
         source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
     ) as frames:
         _refuse_inputs_inside(job_output, frames.paths if isinstance(frames, ImageSource) else ())
-        opened = Bundle.open(path)
+        opened = _named(Bundle.open(path), classes)
+        chosen = _kinds(kinds, opened, video=frames.video is not None)
         limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
         if licence:
             console.remark(licence, quiet=quiet)
@@ -82,7 +86,7 @@ def run(
                 session,
                 frames,
                 folder=job_output,
-                kinds=kinds or (VIDEO_DEFAULT if frames.video is not None else IMAGES_DEFAULT),
+                kinds=chosen,
                 thresholds=limits,
                 dense=dense,
                 every=every,
@@ -99,6 +103,25 @@ def run(
         raise PartialFailure(f"{len(job.failures)} inputs could not be read, the others are done: {job_output}")
     if ended_early:
         raise PartialFailure(f"{ended_early}; {summary['frames']} frames are done: {job_output}")
+
+
+def _named(bundle: Bundle, classes: Path | None) -> Bundle:
+    """The bundle with the names of `--classes`."""
+    from dovit_deploy.bundle.class_list import classes_from_file, renamed
+
+    if classes is None:
+        return bundle
+    return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
+
+
+def _kinds(given: tuple[str, ...] | None, bundle: Bundle, *, video: bool) -> tuple[str, ...]:
+    """What to save: as named, or the default of the bundle's task."""
+    from dovit_deploy.runtime.tasks import task_from_manifest
+
+    task = task_from_manifest(bundle.manifest)
+    if given is not None:
+        return task.checked(given, name=bundle.manifest.name)
+    return task.video_default if video else task.images_default
 
 
 def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path:

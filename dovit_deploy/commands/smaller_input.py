@@ -35,6 +35,8 @@ def reason_against(bundle: Bundle) -> str | None:
     """Why there is nothing to compare with at smaller inputs; None when there is."""
     if bundle.manifest.preprocessing.stride is not None:
         return "a sliding window takes pictures at their own size"
+    if not bundle.manifest.spec.has_dense:
+        return "the model has no dense network of its weights"
     if not smaller_sizes(bundle.manifest.spec):
         return "the model's own input is the smallest that there is"
     try:

@@ -70,7 +70,8 @@ def graph_names(bundle: Bundle, *, merged: bool = False) -> tuple[str, ...]:
     stages = tuple(f"stage{number}" for number in range(bundle.stages))
     if merged and bundle.stages > 1:
         stages = (*stages, "merged")
-    return (*stages, "dense") if bundle.stages > 1 and "dense.onnx" in bundle.manifest.files else stages
+    another = len(bundle.manifest.spec.counts) > 1 and "dense.onnx" in bundle.manifest.files
+    return (*stages, "dense") if another else stages
 
 
 def profiles_from(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -> dict[str, tuple[TokenCount, ...]]:

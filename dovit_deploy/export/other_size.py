@@ -26,4 +26,6 @@ def reference_bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path
     place.mkdir()
     state = state_at_size(safetensors.torch.load_file(bundle.weights), spec, size)
     safetensors.torch.save_file(state, place / WEIGHTS)
-    return Bundle(place, bundle.manifest.model_copy(update={"spec": spec_at_size(spec, size)}))
+    small = spec_at_size(spec, size)
+    changed = {"spec": small, "preprocessing": bundle.manifest.preprocessing.for_spec(small)}
+    return Bundle(place, bundle.manifest.model_copy(update=changed))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.directory import PARITY, WEIGHTS, Bundle, file_entry
-from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Provenance, TokenCount
+from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Preprocessing, Provenance, TokenCount
 from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.parity import FormParity, ParityReport
 from dovit_deploy.bundle.spec import SMALLEST_SIDE
@@ -95,6 +95,16 @@ def bundle_spec(checkpoint: Checkpoint, request: ExportRequest) -> AnySpec:
         raise UsageError(f"{place}{message}") from error
 
 
+def bundle_preprocessing(checkpoint: Checkpoint, spec: AnySpec, request: ExportRequest) -> Preprocessing:
+    """What pictures go through before the graphs; raises UsageError for a stride where no window can slide."""
+    preprocessing = checkpoint.preprocessing.for_spec(spec)
+    if request.stride is None:
+        return preprocessing
+    if spec.task != "segmentation":
+        raise UsageError("--stride: only a segmentation network slides a window over larger images")
+    return preprocessing.model_copy(update={"stride": request.stride})
+
+
 def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Progress) -> ParityReport:
     """Compare both forms of every graph with PyTorch on `images`."""
     progress("verify reference")
@@ -124,9 +134,6 @@ def _version(package: str) -> str:
 
 
 def _manifest(name: str, checkpoint: Checkpoint, spec: AnySpec, request: ExportRequest) -> Manifest:
-    preprocessing = checkpoint.preprocessing
-    if request.stride is not None:
-        preprocessing = preprocessing.model_copy(update={"stride": request.stride})
     counts = tuple(
         TokenCount(minimum=spec.extra_tokens or 1, typical=spec.tokens, maximum=spec.tokens)
         for _ in range(len(spec.gates) + 1)
@@ -135,7 +142,7 @@ def _manifest(name: str, checkpoint: Checkpoint, spec: AnySpec, request: ExportR
         name=name,
         task=spec.task,
         spec=spec,
-        preprocessing=preprocessing,
+        preprocessing=bundle_preprocessing(checkpoint, spec, request),
         classes=checkpoint.classes,
         defaults=GateDefaults(thresholds=()),
         counts=counts,

@@ -5,6 +5,7 @@
 
 A pair is run back to back, so that whatever else the machine does falls on both of its halves; the speed-up is the
 median of the pairs' ratios. Times are those of a whole session run: the model step, without reading and painting.
+A bundle without a dense form is run dynamically alone, and what compares the two is None.
 """
 
 from __future__ import annotations
@@ -66,9 +67,15 @@ class Pair:
     """One frame run both ways, back to back, and what the dynamic run did."""
 
     frame: int
-    dense: Sample
+    dense: Sample | None
+    """None: the bundle has no dense form."""
     dynamic: Sample
     report: TokenReport
+
+    @property
+    def reference(self) -> Sample:
+        """What engines are compared by: dense, where there is that."""
+        return self.dense or self.dynamic
 
 
 class Side(Noun):
@@ -84,35 +91,36 @@ class FrameResult(Noun):
     frame: str
     kept: tuple[int, ...]
     flops_saved: float
-    speedup: float
+    speedup: float | None
 
 
 class BenchResult(Noun):
-    """One engine at one precision."""
+    """One engine at one precision; where the bundle has no dense form, what needs its time is None."""
 
     engine: str
     precision: str
-    dense: Side
+    dense: Side | None
     dynamic: Side
-    speedup: float
+    speedup: float | None
     """Median of dense / dynamic over the pairs: what the tokens give."""
     predicted_speedup: float
     """MACs of the dense network / MACs that were computed, over the same frames."""
-    realised_efficiency: float
+    realised_efficiency: float | None
     """speedup / predicted_speedup."""
     flops_saved: float
     kept: tuple[float, ...]
     """Mean over the frames of the tokens that entered each stage."""
     cpu_speedup: float | None
-    """As `speedup`, in processor time: steadier on a machine that others use too. None: the clock is too coarse."""
+    """As `speedup`, in processor time: steadier on a machine that others use too. None also where the clock is too
+    coarse."""
     engine_factor: float
-    """Median of (first engine's dense) / (this engine's dense): what the engine gives."""
+    """Median of (first engine's dense) / (this engine's dense): what the engine gives. Without dense, of dynamic."""
     per_frame: tuple[FrameResult, ...]
 
     @property
     def total_factor(self) -> float:
-        """Against the first engine's dense run: tokens times engine."""
-        return self.speedup * self.engine_factor
+        """Against the first engine's dense run: tokens times engine. Without dense, the engine alone."""
+        return (1.0 if self.speedup is None else self.speedup) * self.engine_factor
 
 
 class BenchReport(Noun):
@@ -133,6 +141,7 @@ def benchmark(
     *,
     labels: Sequence[str],
     repeat: int,
+    dense: bool = True,
     clock: Clock | None = None,
     progress: Progress | None = None,
 ) -> tuple[BenchResult, ...]:
@@ -143,19 +152,21 @@ def benchmark(
         frames: at least one, each (1, 3, H, W) at the model's size.
         labels: a name for each frame.
         repeat: rounds over all frames, at least 1.
+        dense: the bundle has a dense form; without one only the dynamic run is timed.
         clock: for tests; default: this process's own.
         progress: told after every turn.
     """
     clock = clock or Clock()
-    _warm_up(contestants, frames)
+    _warm_up(contestants, frames, ways=(True, False) if dense else (False,))
     pairs: list[list[Pair]] = [[] for _ in contestants]
     turns = [(number, frame) for number in range(repeat) for frame in range(len(frames))]
     for done, (number, frame) in enumerate(turns, start=1):
         # Both orders change with the frame and with the round, and not in step with each other.
         dense_first, shift = (number + frame) % 2 == 0, (number + frame) // 2
+        ways = (dense_first, not dense_first) if dense else (False,)
         for place in range(len(contestants)):
             which = (place + shift) % len(contestants)
-            pair = _pair(contestants[which].session, frames[frame], frame, dense_first=dense_first, clock=clock)
+            pair = _pair(contestants[which].session, frames[frame], frame, ways=ways, clock=clock)
             pairs[which].append(pair)
         if progress is not None:
             progress(done, len(turns))
@@ -165,44 +176,45 @@ def benchmark(
     )
 
 
-def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels]) -> None:
+def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels], *, ways: tuple[bool, ...]) -> None:
     for contestant in contestants:
         for number in range(WARM_UP_RUNS):
-            for dense in (True, False):
+            for dense in ways:
                 contestant.session.run_one(frames[number % len(frames)], dense=dense)
 
 
-def _pair(session: Runnable, pixels: Pixels, frame: int, *, dense_first: bool, clock: Clock) -> Pair:
+def _pair(session: Runnable, pixels: Pixels, frame: int, *, ways: tuple[bool, ...], clock: Clock) -> Pair:
+    """Run a frame in each of `ways`: True is dense."""
     samples, report = {}, None
-    for dense in (dense_first, not dense_first):
+    for dense in ways:
         cpu, wall = clock.cpu(), clock.wall()
         _, run = session.run_one(pixels, dense=dense)
         samples[dense] = Sample(wall=1e3 * (clock.wall() - wall), cpu=1e3 * (clock.cpu() - cpu))
         report = report if dense else run
     assert report is not None
-    return Pair(frame, samples[True], samples[False], report)
+    return Pair(frame, samples.get(True), samples[False], report)
 
 
 def _result(
     contestant: Contestant, pairs: Sequence[Pair], *, first: Sequence[Pair], labels: Sequence[str]
 ) -> BenchResult:
-    dense, dynamic = [pair.dense.wall for pair in pairs], [pair.dynamic.wall for pair in pairs]
+    dense = [pair.dense for pair in pairs if pair.dense is not None]
     # A frame's tokens are the same in every round, so one report of each frame is enough.
     reports = [pair.report for pair in pairs[: len(labels)]]
     gmacs = sum(report.gmacs_dense for report in reports), sum(report.gmacs_actual for report in reports)
-    speedup, predicted = median_ratio(dense, dynamic), gmacs[0] / gmacs[1]
+    speedup, predicted = _speedup(pairs), gmacs[0] / gmacs[1]
     return BenchResult(
         engine=contestant.engine,
         precision=contestant.precision,
-        dense=_side([pair.dense for pair in pairs]),
+        dense=_side(dense) if dense else None,
         dynamic=_side([pair.dynamic for pair in pairs]),
         speedup=speedup,
         predicted_speedup=predicted,
-        realised_efficiency=speedup / predicted,
+        realised_efficiency=None if speedup is None else speedup / predicted,
         flops_saved=1.0 - gmacs[1] / gmacs[0],
         kept=tuple(float(np.mean(column)) for column in zip(*(report.kept for report in reports), strict=True)),
         cpu_speedup=_cpu_speedup(pairs),
-        engine_factor=median_ratio([pair.dense.wall for pair in first], dense),
+        engine_factor=median_ratio([pair.reference.wall for pair in first], [pair.reference.wall for pair in pairs]),
         per_frame=tuple(_frame_result(number, label, pairs) for number, label in enumerate(labels)),
     )
 
@@ -213,12 +225,17 @@ def _side(samples: Sequence[Sample]) -> Side:
     )
 
 
+def _speedup(pairs: Sequence[Pair]) -> float | None:
+    """In wall time."""
+    ratios = [(pair.dense.wall, pair.dynamic.wall) for pair in pairs if pair.dense is not None]
+    return median_ratio(*zip(*ratios, strict=True)) if ratios else None
+
+
 def _cpu_speedup(pairs: Sequence[Pair]) -> float | None:
     # The processor clock of some systems ticks every 16 ms, so a short run may measure 0.
-    ticked = [pair for pair in pairs if pair.dense.cpu > 0 and pair.dynamic.cpu > 0]
-    if not ticked:
-        return None
-    return median_ratio([pair.dense.cpu for pair in ticked], [pair.dynamic.cpu for pair in ticked])
+    both = [(pair.dense.cpu, pair.dynamic.cpu) for pair in pairs if pair.dense is not None]
+    ticked = [(dense, dynamic) for dense, dynamic in both if dense > 0 and dynamic > 0]
+    return median_ratio(*zip(*ticked, strict=True)) if ticked else None
 
 
 def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult:
@@ -227,5 +244,5 @@ def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult
         frame=label,
         kept=own[0].report.kept,
         flops_saved=own[0].report.flops_saved,
-        speedup=median_ratio([pair.dense.wall for pair in own], [pair.dynamic.wall for pair in own]),
+        speedup=_speedup(own),
     )

@@ -23,7 +23,7 @@ class ParityContents(Noun):
     """Each form with its engine, as in "fast (onnxruntime)"."""
     runs: int
     logits_error: float | None
-    """Largest difference of a logit."""
+    """Largest difference of a logit (of a backbone without a head: of a feature)."""
     explained: int
     """Decisions that differ, and were closer to their threshold than the numerical error."""
     failures: tuple[str, ...]
@@ -45,13 +45,12 @@ class BundleContents(Noun):
         """What a user reads: label and text."""
         manifest = self.manifest
         defaults = manifest.defaults
-        counts = " -> ".join(str(count.typical) for count in manifest.counts)
         return (
             ("name", f"{manifest.name}, format version {manifest.version}, {manifest.task}"),
             *network_rows(manifest.spec),
             *gate_rows(manifest.spec, defaults.thresholds, defaults.floor),
             *((("thresholds", f"from {defaults.origin}"),) if manifest.spec.gates else ()),
-            ("tokens", f"{counts} typically, {manifest.counts[0].maximum} at most"),
+            ("tokens", _token_text(manifest)),
             *picture_rows(manifest.preprocessing, manifest.classes),
             ("precisions", f"{', '.join(manifest.precisions)}; opset {manifest.opset}"),
             ("made", f"by {manifest.provenance.tool} from {manifest.provenance.source}"),
@@ -76,6 +75,14 @@ def bundle_contents(bundle: Bundle) -> BundleContents:
     )
 
 
+def _token_text(manifest: Manifest) -> str:
+    """Tokens from stage to stage."""
+    if not manifest.spec.gates:
+        return f"{' -> '.join(map(str, manifest.spec.counts))}, the same for every image"
+    counts = " -> ".join(str(count.typical) for count in manifest.counts)
+    return f"{counts} typically, {manifest.counts[0].maximum} at most"
+
+
 def _parity(bundle: Bundle) -> ParityContents | None:
     if PARITY not in bundle.manifest.files:
         return None
@@ -85,13 +92,12 @@ def _parity(bundle: Bundle) -> ParityContents | None:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({place}); export it again") from error
     runs = [run for form in report.forms for run in form.runs]
-    logits = [entry.error for run in runs for entry in run.floats if entry.name == "logits"]
     return ParityContents(
         passed=not report.failures,
         reference=report.reference,
         engines=tuple(f"{form.form} ({form.engine})" for form in report.forms),
         runs=len(runs),
-        logits_error=max(logits, default=None),
+        logits_error=report.answers_error,
         explained=sum(gate.explained for run in runs for gate in run.gates),
         failures=report.failures,
     )

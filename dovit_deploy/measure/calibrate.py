@@ -151,9 +151,14 @@ def calibrate(
     )
 
 
-def _check_request(manifest: Manifest, pictures: Pictures, budget: Budget) -> None:
+def refuse_without_gates(manifest: Manifest) -> None:
+    """Raise UsageError for a model whose numbers of tokens no threshold decides."""
     if not manifest.spec.gates:
-        raise UsageError(f"{manifest.name} is a dense model without gates; it has no thresholds to calibrate")
+        raise UsageError(f"{manifest.name} is a model without gates; it has no thresholds to calibrate")
+
+
+def _check_request(manifest: Manifest, pictures: Pictures, budget: Budget) -> None:
+    refuse_without_gates(manifest)
     if budget.needs_labels and not pictures.labelled:
         raise DatasetError(
             f"{pictures.name} has no labels, and a drop of mIoU cannot be measured without; "

@@ -115,7 +115,7 @@ def measure_set(
     manifest = session.bundle.manifest
     check_classes(data.classes, manifest)
     if controls and not manifest.spec.gates:
-        raise UsageError(f"{manifest.name} is a dense model without gates; there is nothing to control")
+        raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
     # A fault in the last image is found before the first is run, not an hour later.
     data.check()
     measured = Measured(smaller=[Tally() for _ in smaller])

@@ -12,6 +12,9 @@ from dovit_deploy.cost.model import cost_model
 
 Rows = tuple[tuple[str, str], ...]
 
+MOST_NAMES, FEW_NAMES = 200, 5
+"""Of more classes than the first, only so many as the second are named."""
+
 
 class CostRow(Noun):
     """10^9 MACs of one image, by part."""
@@ -80,12 +83,28 @@ def _limits(row: Sequence[float]) -> str:
 def picture_rows(preprocessing: Preprocessing, classes: Sequence[ClassEntry]) -> Rows:
     """What happens to pictures, and what they are cut into."""
     origin = " (assumed: ImageNet's)" if preprocessing.assumed else ""
-    stride = preprocessing.stride
     return (
         ("mean, std", f"{_triple(preprocessing.mean)}; {_triple(preprocessing.std)}{origin}"),
-        ("larger images", "are resized" if stride is None else f"slide by {stride[0]}x{stride[1]}"),
-        ("classes", f"{len(classes)}: {', '.join(entry.name for entry in classes)}"),
+        _fitting_row(preprocessing),
+        ("classes", _class_text(classes)),
     )
+
+
+def _fitting_row(preprocessing: Preprocessing) -> tuple[str, str]:
+    """How a picture gets the size of the model."""
+    crop, stride = preprocessing.crop, preprocessing.stride
+    if crop is not None:
+        return "images", f"shorter side resized to {crop.shorter} ({crop.filter}), the centre is seen"
+    return "larger images", "are resized" if stride is None else f"slide by {stride[0]}x{stride[1]}"
+
+
+def _class_text(classes: Sequence[ClassEntry]) -> str:
+    """How many, and their names; of many the first few."""
+    names = [entry.name for entry in classes]
+    if not names:
+        return "none: a backbone without a head"
+    shown = names if len(names) <= MOST_NAMES else [*names[:FEW_NAMES], "..."]
+    return f"{len(names)}: {', '.join(shown)}"
 
 
 def _triple(values: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from dovit_deploy.bundle.class_list import classes_from_file
 from dovit_deploy.bundle.directory import MANIFEST, WEIGHTS
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.model_spec import AnySpec
@@ -21,7 +22,7 @@ from dovit_deploy.models.configuration import (
     configuration_from_meta,
     merged,
 )
-from dovit_deploy.models.image_facts import class_entries, classes_from_file, mean_and_std
+from dovit_deploy.models.image_facts import class_entries, mean_and_std
 from dovit_deploy.models.key_facts import KeyFacts, facts_from_state
 from dovit_deploy.models.official_state import ours_from_official
 from dovit_deploy.models.own_format import OwnConfig, save_checkpoint

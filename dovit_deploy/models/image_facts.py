@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import colorsys
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from dovit_deploy.bundle.class_list import check_number, entries_from_lists
 from dovit_deploy.bundle.manifest import ClassEntry
-from dovit_deploy.errors import ConfigError, InputError, UsageError
+from dovit_deploy.errors import ConfigError, UsageError
 from dovit_deploy.models.section import Section
 
 Triple = tuple[float, float, float]
@@ -96,34 +94,17 @@ def class_entries(
     """`count` classes with names and colours; generated where nobody names or paints them.
 
     Raises:
-        UsageError: the caller's are not `count`.
+        InputError: the caller's are not `count`.
         ConfigError: the configuration's or the meta's are not `count`, or no names and colours.
     """
     if given is not None:
-        if len(given) != count:
-            raise UsageError(f"--classes names {len(given)} classes; the network has {count}")
-        return tuple(given)
+        return check_number(given, count)
     if count == 0:
         # A backbone: what its detector tells apart is none of its affair.
         return ()
     names = _first_list(settings, meta, ("classes", "CLASSES"))
     colors = _first_list(settings, meta, ("palette", "PALETTE"))
     return entries_from_lists(names, colors, count, ConfigError)
-
-
-def entries_from_lists(
-    names: Sequence[object] | None,
-    colors: Sequence[object] | None,
-    count: int,
-    kind: type[ConfigError] | type[InputError],
-) -> tuple[ClassEntry, ...]:
-    """Classes of the given names and colours, or of generated ones where None."""
-    for what, values in (("class names", names), ("colours", colors)):
-        if values is not None and len(values) != count:
-            raise kind(f"{len(values)} {what} for a network of {count} classes")
-    painted = generated_palette(count) if colors is None else [_color(value, kind) for value in colors]
-    named = [f"class_{number}" for number in range(count)] if names is None else [str(name) for name in names]
-    return tuple(ClassEntry(name=name, color=color) for name, color in zip(named, painted, strict=True))
 
 
 def _first_list(
@@ -138,49 +119,3 @@ def _first_list(
             if isinstance(value, list | tuple) and value:
                 return value
     return None
-
-
-def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[int, int, int]:
-    if isinstance(value, list | tuple) and len(value) == 3 and all(_byte(part) for part in value):
-        return int(value[0]), int(value[1]), int(value[2])
-    raise kind(f"{value!r} is no colour; red, green and blue of 0 to 255 are needed")
-
-
-def _byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def generated_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` colours that are easy to tell apart, always the same.
-
-    The golden ratio spreads hues evenly for any count; brightness alternates so that near hues differ.
-    """
-    palette = []
-    for number in range(count):
-        hue = (0.08 + number * 0.618034) % 1.0
-        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.75)[number % 3], (0.95, 0.8, 0.6)[number % 3])
-        palette.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return palette
-
-
-def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
-    """Read `--classes`: one name a line, or JSON: a list of names, or `{"classes": [...], "palette": [...]}`.
-
-    Raises:
-        InputError: there is no such file, or it is none of these.
-    """
-    if not path.is_file():
-        raise InputError(f"no class list at {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        parsed: object = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (ValueError, PermissionError) as error:
-        raise InputError(f"the class list {path} cannot be read: {error}") from error
-    contents = parsed if isinstance(parsed, dict) else {"classes": parsed}
-    names, colors = contents.get("classes"), contents.get("palette")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"the class list {path.name} is neither one name a line nor JSON with a list of names")
-    names = [name for name in names if name]
-    if not names or not isinstance(colors, list | None):
-        raise InputError(f"the class list {path.name} names no classes, or its 'palette' is no list")
-    return entries_from_lists(names, colors, len(names), InputError)

@@ -8,14 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.runtime.colors import colored
-from dovit_deploy.runtime.lettering import darken, letter_height, readable, text_width, write
+from dovit_deploy.runtime.heat import Field, draw_legend, paint_heat
+from dovit_deploy.runtime.lettering import readable
 from dovit_deploy.runtime.results import RGB, FrameTokens, Window
 
-RAMP = ((38, 30, 110), (52, 92, 168), (46, 160, 160), (236, 190, 78), (255, 104, 48))
-"""From a token that stopped at the first gate to one that ran to the end; lightness tells them apart too."""
-HEAT = 0.55
-"""Share of the ramp's colour in the painted picture."""
 SMALLEST_PATCH = 10
 """Side in pixels of the picture below which the lines between patches would hide it."""
 
@@ -34,10 +30,7 @@ def paint_tokens(rgb: RGB, tokens: FrameTokens, gates: tuple[int, ...], *, legen
     Returns:
         (H, W, 3) uint8, a new array.
     """
-    cv2 = packages.opencv()
-    heat = colored(_heat_map(tokens, len(gates), rgb.shape[:2]), _ramp())
-    grey = cv2.cvtColor(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    painted: RGB = cv2.addWeighted(grey, 1 - HEAT, heat, HEAT, 0)
+    painted = paint_heat(rgb, _heat_map(tokens, len(gates), rgb.shape[:2]))
     if len(tokens.windows) == 1:
         _draw_grid(painted, tokens)
     if legend and readable(rgb):
@@ -82,13 +75,6 @@ def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt
     return levels.repeat(patch, axis=0).repeat(patch, axis=1)[: window.height, : window.width]
 
 
-def _ramp() -> npt.NDArray[np.uint8]:
-    """The ramp in 256 steps: (256, 3) uint8."""
-    stops = np.linspace(0, 255, len(RAMP))
-    channels = [np.interp(np.arange(256), stops, channel) for channel in np.array(RAMP).T]
-    return np.round(np.stack(channels, axis=1)).astype(np.uint8)
-
-
 def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
     """Thin lines between patches, if these are large enough in the picture."""
     for axis in (0, 1):
@@ -105,33 +91,13 @@ def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
 
 def _draw_legend(painted: RGB, tokens: FrameTokens, gates: tuple[int, ...]) -> None:
     """A bar across the bottom: one field per exit, as wide as its share, then the MACs saved."""
-    line = letter_height(painted)
-    height, margin = 2 * line, line // 2
-    top = painted.shape[0] - height
-    darken(painted, top=top, left=0, height=height, width=painted.shape[1], light=0.25)
-    baseline = top + line + line // 3
-    saved = f"FLOPs saved {tokens.flops_saved:.0%}"
-    room = painted.shape[1] - text_width(saved, line) - 3 * margin
-    write(painted, saved, left=room + 2 * margin, baseline=baseline, height=line)
-    left = margin
+    fields = []
     for number, share in enumerate(exit_shares(tokens, len(gates))):
-        right = left + round(share * (room - margin))
-        color = _ramp()[255 * number // len(gates) if gates else 255]
-        painted[top + margin // 2 : top + height - margin // 2, left:right] = color
         names = ("ran to the end", "to the end") if number == len(gates) else _gate_names(gates[number])
-        texts = [*(f"{name}: {share:.0%}" for name in names), f"{share:.0%}"]
-        _write_inside(painted, *texts, field=(left, right), baseline=baseline)
-        left = right
+        texts = *(f"{name}: {share:.0%}" for name in names), f"{share:.0%}"
+        fields.append(Field(share, number / len(gates) if gates else 1.0, texts))
+    draw_legend(painted, fields, f"FLOPs saved {tokens.flops_saved:.0%}")
 
 
 def _gate_names(layer: int) -> tuple[str, str]:
     return f"stopped before layer {layer}", f"before {layer}"
-
-
-def _write_inside(painted: RGB, *texts: str, field: tuple[int, int], baseline: int) -> None:
-    """Write the first of `texts` that fits between the columns of `field`."""
-    line = letter_height(painted)
-    for text in texts:
-        if text_width(text, line) + line // 2 <= field[1] - field[0]:
-            write(painted, text, left=field[0] + line // 4, baseline=baseline, height=line)
-            return

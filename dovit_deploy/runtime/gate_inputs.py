@@ -30,7 +30,7 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
     if value is None:
         return np.asarray(manifest.defaults.thresholds, dtype=np.float32).reshape(gates, classes)
     if gates == 0:
-        raise UsageError(f"{manifest.name} is a dense model without gates; it takes no thresholds")
+        raise UsageError(f"{manifest.name} is a model without gates; it takes no thresholds")
     given = np.asarray(value, dtype=np.float32)
     if given.ndim == 0:
         full = np.full((gates, classes), given, dtype=np.float32)
@@ -66,7 +66,7 @@ def floor_from(value: float | None, manifest: Manifest) -> np.float32:
     if value is None:
         return np.float32(manifest.defaults.floor)
     if not manifest.spec.gates:
-        raise UsageError(f"{manifest.name} is a dense model without gates; it takes no floor")
+        raise UsageError(f"{manifest.name} is a model without gates; it takes no floor")
     if not 0 <= value <= 1:
         raise UsageError(f"floor {value:g} is outside [0, 1]; 0 switches it off")
     return np.float32(value)

@@ -16,12 +16,11 @@ from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.output_folder import make_fresh, partial_path, put_in_place, remove
 from dovit_deploy.runtime.frame_source import FailedFrame, Source
 from dovit_deploy.runtime.pipeline import Pipeline
-from dovit_deploy.runtime.predictor import Predictor
 from dovit_deploy.runtime.results import Frame
 from dovit_deploy.runtime.run_outputs import RunOutputs
 from dovit_deploy.runtime.run_report import RunReport, row_from_frame
-from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.tasks import Answer, predictor_for
 
 Summary = dict[str, Any]
 Advance = Callable[[float], None]
@@ -69,7 +68,7 @@ class RunJob:
             summary = self._fill(partial, stop=stop, advance=advance, failed=failed)
             if summary["frames"] == 0 and not summary["interrupted"]:
                 reason = self.failures[0].message if self.failures else "the source gave no frame"
-                raise SourceError(f"nothing to segment: {reason}")
+                raise SourceError(f"no picture was run: {reason}")
             (partial / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
             put_in_place(partial, self._folder)
         finally:
@@ -79,21 +78,21 @@ class RunJob:
     def _fill(
         self, partial: Path, *, stop: threading.Event, advance: Advance, failed: Callable[[str], None]
     ) -> Summary:
-        predictor = Predictor(self._session)
+        predictor = predictor_for(self._session)
         with (
             (partial / "frames.jsonl").open("w", encoding="utf-8") as file,
             RunOutputs(partial, self._source, kinds=self._kinds, every=self._every) as outputs,
         ):
             report = RunReport(file)
 
-            def predict(frame: Frame) -> SegmentationResult:
+            def predict(frame: Frame) -> Answer:
                 return predictor.predict(
                     frame.rgb, decode_ms=frame.decode_ms, thresholds=self._thresholds, dense=self._dense
                 )
 
-            def write(frame: Frame, result: SegmentationResult) -> None:
+            def write(frame: Frame, result: Answer) -> None:
                 outputs.write(frame, result)
-                report.add(row_from_frame(frame, result.tokens, result.timing))
+                report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
                 advance(result.tokens.flops_saved)
 
             def note_failure(frame: FailedFrame) -> None:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 
-from dovit_deploy.errors import InputError
+from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.gate_inputs import Thresholds
@@ -15,21 +15,27 @@ from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens, Palette,
 from dovit_deploy.runtime.runs_one import RunsOne
 from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.sliding import averaged_bands
-from dovit_deploy.runtime.transforms import ClassMap, Logits, Pixels, Size
+from dovit_deploy.runtime.transforms import ClassMap, Logits, Pixels, Size, described
 
 MOST_CLASSES = 256
 """A class map is uint8, and so is an indexed PNG."""
 
 
 class Predictor:
-    """A session with what lies around the model.
+    """A session of a segmentation bundle with what lies around the model; `Classifier` is its like for classifiers.
 
     Raises:
+        UsageError: the bundle's task is another one.
         InputError: the bundle has more classes than a class map can hold.
     """
 
     def __init__(self, session: RunsOne) -> None:
         manifest = session.bundle.manifest
+        if manifest.task != "segmentation":
+            raise UsageError(
+                f"{manifest.name}: its task is {manifest.task}, Predictor makes class maps; "
+                "predictor_for(session) gives what fits a bundle"
+            )
         self.session = session
         self.spec = manifest.spec
         self.preprocessing = manifest.preprocessing
@@ -76,7 +82,6 @@ class Predictor:
         Raises:
             InputError: not an (H, W, 3) uint8 array.
         """
-        _check_rgb(rgb)
         return transforms.to_input(rgb, self.preprocessing, self.spec.size)
 
     def logits(
@@ -100,7 +105,7 @@ class Predictor:
     def _check_pixels(self, pixels: Pixels) -> None:
         height, width = self.spec.size
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.float32 or pixels.ndim != 4:
-            raise InputError(f"pixels: {_described(pixels)} given, float32 of shape (1, 3, h, w) needed")
+            raise InputError(f"pixels: {described(pixels)} given, float32 of shape (1, 3, h, w) needed")
         larger = "" if self.preprocessing.stride is None else " or larger"
         fits = pixels.shape[2:] == self.spec.size
         if self.preprocessing.stride is not None:
@@ -165,14 +170,3 @@ class _WindowRun:
         for top, left in self.corners:
             logits = self.window_logits(top, left)
             yield top, left, transforms.logits_at_input(logits, self.spec.size, cover=cover, patch=patch)
-
-
-def _check_rgb(rgb: RGB) -> None:
-    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        raise InputError(f"picture: {_described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
-
-
-def _described(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
-    return type(value).__name__

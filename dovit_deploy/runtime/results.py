@@ -71,6 +71,16 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A rectangle of a picture, in its pixels; borders may lie between pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
 class FrameTokens:
     """Tokens and MACs of a whole image: sums over its windows."""
 
@@ -79,6 +89,8 @@ class FrameTokens:
     """Height and width of the image as the windows saw it, in pixels."""
     patch: int = 16
     """Side of a patch in those pixels."""
+    region: Region | None = None
+    """The part of the picture that the windows saw; None: all of it."""
 
     @property
     def kept(self) -> tuple[int, ...]:

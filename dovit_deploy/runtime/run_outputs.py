@@ -9,18 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dovit_deploy import packages
-from dovit_deploy.errors import EnvironmentProblem
 from dovit_deploy.runtime.frame_source import Source, VideoInfo
 from dovit_deploy.runtime.image_source import ImageSource
-from dovit_deploy.runtime.overlay import paint_hud, save_mask
+from dovit_deploy.runtime.overlay import paint_hud
+from dovit_deploy.runtime.picture_file import save_picture
 from dovit_deploy.runtime.results import RGB, Frame
-from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.tasks import Answer
 from dovit_deploy.runtime.video_writer import VideoWriter, open_video_writer
 
 KINDS = ("overlay", "masks", "tokens")
-VIDEO_DEFAULT = ("overlay",)
-IMAGES_DEFAULT = ("overlay", "masks")
 
 
 class RunOutputs:
@@ -48,11 +45,11 @@ class RunOutputs:
         """Lines for the user, each once."""
         return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
 
-    def write(self, frame: Frame, result: SegmentationResult) -> None:
+    def write(self, frame: Frame, result: Answer) -> None:
         """Write one frame's pictures."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
         if "masks" in self._kinds:
-            save_mask(self._folder / "masks" / f"{name}.png", result.class_map, result.palette)
+            result.save(self._folder / "masks" / f"{name}.png")
         if "overlay" in self._kinds:
             painted = result.plot()
             if self._video is not None:
@@ -63,7 +60,7 @@ class RunOutputs:
 
     def _picture(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
         if self._video is None:
-            _save_picture(self._folder / kind / f"{name}.png", rgb)
+            save_picture(self._folder / kind / f"{name}.png", rgb)
             return
         if kind not in self._writers:
             writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))
@@ -106,15 +103,3 @@ def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
         taken.add(free)
         names[str(path)] = free
     return names
-
-
-def _save_picture(path: Path, rgb: RGB) -> None:
-    cv2 = packages.opencv()
-    # Level 1: the fastest; these pictures are looked at, not archived.
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not done:
-        raise EnvironmentProblem(f"OpenCV cannot encode {path.name} as PNG")
-    try:
-        path.write_bytes(encoded.tobytes())
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error

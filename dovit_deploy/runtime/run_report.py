@@ -14,8 +14,8 @@ from dovit_deploy.runtime.results import Frame, FrameTiming, FrameTokens
 Row = dict[str, Any]
 
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_WORDS = ("index", "source", "time_s")
-"""Fields of a row that identify it and have no distribution."""
+_WORDS = ("index", "source", "time_s", "top")
+"""Fields of a row that have no distribution: what identifies it, and the answer."""
 
 
 def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Row:

@@ -13,6 +13,7 @@ from dovit_deploy import packages
 from dovit_deploy.runtime.exit_map import paint_tokens
 from dovit_deploy.runtime.overlay import paint_overlay, save_mask
 from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens, Palette
+from dovit_deploy.runtime.selection_map import paint_selections
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,17 @@ class SegmentationResult:
         return paint_overlay(self.rgb, self.class_map, self.palette, alpha=alpha)
 
     def plot_tokens(self) -> RGB:
-        """The picture with the place where each token stopped painted over it."""
+        """The picture with the place where each token stopped painted over it.
+
+        Of a model that selects a fixed number of tokens: with how often each was selected.
+        """
+        if not self.gates and any(window.report.keep for window in self.tokens.windows):
+            return paint_selections(self.rgb, self.tokens)
         return paint_tokens(self.rgb, self.tokens, self.gates)
+
+    def facts(self) -> dict[str, Any]:
+        """What a row of `frames.jsonl` says of the answer: nothing, the class map is in the mask."""
+        return {}
 
     def save(self, path: str | Path) -> None:
         """Write the class map as an indexed PNG (pixel value = class id) with the palette.

@@ -16,6 +16,7 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.runtime.bilinear import Axis
+from dovit_deploy.runtime.centre_crop import centre_crop
 from dovit_deploy.runtime.class_map import class_map, stretched_class_map
 from dovit_deploy.runtime.results import RGB
 
@@ -33,7 +34,7 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
     """A picture as the model takes it.
 
     Without a stride the picture is resized to `size`. With one it keeps its own size, and is only enlarged, keeping
-    its proportions, until both sides reach `size`.
+    its proportions, until both sides reach `size`. With a crop its shorter side is resized and its centre cut out.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -42,19 +43,44 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
 
     Returns:
         (1, 3, h, w) float32, normalised.
+
+    Raises:
+        InputError: not an (H, W, 3) uint8 array.
     """
+    _check_rgb(rgb)
     cv2 = packages.opencv()
-    height, width = size if preprocessing.stride is None else sliding_size(rgb.shape[:2], size)
-    rgb = np.ascontiguousarray(rgb)
-    if rgb.shape[:2] != (height, width):
-        rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
-    pixels = np.empty((1, 3, height, width), dtype=np.float32)
+    fitted = _fitted(rgb, preprocessing, size)
+    pixels = np.empty((1, 3, *fitted.shape[:2]), dtype=np.float32)
     # 256 values per channel: looking up is exact, and faster than the arithmetic.
     values = np.arange(256)
-    for channel, plane in enumerate(cv2.split(rgb)):
+    for channel, plane in enumerate(cv2.split(fitted)):
         table = (values - preprocessing.mean[channel]) / preprocessing.std[channel]
         cv2.LUT(plane, table.astype(np.float32), dst=pixels[0, channel])
     return pixels
+
+
+def _check_rgb(rgb: RGB) -> None:
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+        raise InputError(f"picture: {described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
+
+
+def described(value: object) -> str:
+    """Type and shape of what was given, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
+
+
+def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
+    """The picture at the size that the model, or its windows, see: (h, w, 3) uint8."""
+    if preprocessing.crop is not None:
+        return centre_crop(rgb, shorter=preprocessing.crop.shorter, size=size)
+    height, width = size if preprocessing.stride is None else sliding_size(rgb.shape[:2], size)
+    rgb = np.ascontiguousarray(rgb)
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    cv2 = packages.opencv()
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def sliding_size(picture: Size, window: Size) -> Size:

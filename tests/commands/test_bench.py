@@ -123,3 +123,24 @@ def test_the_factors_multiply():
     assert math.isclose(result.total_factor, 2.7)
     assert first == "b fp32: 2.70x against a fp32 dense = tokens 1.80x * engine 1.50x"
     assert "predicted from FLOPs 2.00x, realised 90.0% of it" in second and second.endswith("9 -> 3")
+
+
+def test_without_a_dense_form_only_engines_are_compared():
+    side = Side(latency_ms=Percentiles(mean=1, p50=1, p90=1, p99=1), cpu_ms=1)
+    result = BenchResult(
+        engine="b",
+        precision="fp32",
+        dense=None,
+        dynamic=side,
+        speedup=None,
+        predicted_speedup=1.25,
+        realised_efficiency=None,
+        flops_saved=0.2,
+        kept=(9.0, 3.0),
+        cpu_speedup=None,
+        engine_factor=1.5,
+        per_frame=(FrameResult(frame="a", kept=(9, 3), flops_saved=0.2, speedup=None),),
+    )
+    first, second = factor_lines(result, first=result.model_copy(update={"engine": "a"}))
+    assert first == "b fp32: engine 1.50x against a fp32; no dense form to compare tokens with"
+    assert second == "  predicted from FLOPs 1.25x; FLOPs saved 20.0%; tokens per stage 9 -> 3"

@@ -135,6 +135,20 @@ def test_a_coarse_processor_clock_gives_no_cpu_speedup():
     assert result.cpu_speedup is None and result.speedup == pytest.approx(2.0)
 
 
+def test_without_a_dense_form_the_dynamic_run_alone_is_timed():
+    time, log = Time(), []
+    slow = ScriptedSession(time, log, name="slow", dense_ms=30.0, speedup=1.5)
+    fast = ScriptedSession(time, log, name="fast", dense_ms=10.0, speedup=2.0)
+    contestants = [Contestant(session.name, "fp32", session) for session in (slow, fast)]
+    first, second = benchmark(contestants, FRAMES, labels=LABELS, repeat=2, dense=False, clock=time.clock())
+    assert not any(dense for _, _, dense in log) and len(log) == 2 * (WARM_UP_RUNS + 2 * len(FRAMES))
+    for result in (first, second):
+        assert result.dense is result.speedup is result.realised_efficiency is result.cpu_speedup is None
+        assert result.predicted_speedup > 1 and all(entry.speedup is None for entry in result.per_frame)
+    assert second.dynamic.latency_ms.p50 == pytest.approx(5.0)
+    assert second.engine_factor == second.total_factor == pytest.approx(4.0)
+
+
 def test_progress_counts_turns():
     time, log, seen = Time(), [], []
     contestant = Contestant("one", "fp32", ScriptedSession(time, log))

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from dovit_deploy.bundle.class_list import generated_palette
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.models.config_text import settings_from_text
 from dovit_deploy.models.configuration import Configuration, configuration_from_file, merged
-from dovit_deploy.models.image_facts import classes_from_file, generated_palette
 from tests.models import official
 
 DOVIT, SETR_PUP, SEGMENTER = official.DOVIT, official.SETR_PUP, official.SEGMENTER
@@ -260,10 +260,12 @@ def test_mean_std_and_classes_from_every_place(weights: dict[str, Path], tmp_pat
 def test_flags_that_do_not_fit(weights: dict[str, Path], tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [{"mean": (1, 2, 3)}, {"std": (1, 2, 3)}, {"mean": (1, 2), "std": (1, 2, 3)}]
     bad += [{"mean": (1, 2, 3), "std": (1, -2, 3)}, {"mean": (float("nan"), 2, 3), "std": (1, 2, 3)}]
-    bad += [{"classes": (ClassEntry(name="a", color=(0, 0, 0)),)}]
     for flags in bad:
         with pytest.raises(UsageError):
             understood(weights["dovit"], tmp_path, DOVIT, **flags)
+    alone = (ClassEntry(name="a", color=(0, 0, 0)),)
+    with pytest.raises(InputError, match="--classes names 1 classes; the network has 5"):
+        understood(weights["dovit"], tmp_path, DOVIT, classes=alone)
 
 
 @pytest.mark.parametrize("normalization", ["deit", "vit", "other"])
@@ -390,27 +392,3 @@ def test_merging_keeps_sections_of_one_type_together() -> None:
 def test_containers_in_order() -> None:
     configuration = Configuration({"model": {"a": 1}, "kwargs": {"a": 2, "b": 2}, "b": 3, "c": 4, "zzz": 5}, "test")
     assert configuration.settings(frozenset("abc")) == {"a": 1, "b": 2, "c": 4}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("c.json", '{"classes": ["a"], "palette": [[1, 2]]}'), ("c.json", "{"), ("c.json", "[1]"), ("c.txt", "\n\n")],
-)
-def test_class_lists_that_cannot_be_read(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError):
-        classes_from_file(tmp_path / name)
-
-
-def test_class_lists(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text('{"classes": ["road", "sky"], "palette": [[1, 2, 3], [4, 5, 6]]}')
-    assert classes_from_file(tmp_path / "c.json")[1] == ClassEntry(name="sky", color=(4, 5, 6))
-    (tmp_path / "c.txt").write_text("road\nsky \n")
-    assert [entry.name for entry in classes_from_file(tmp_path / "c.txt")] == ["road", "sky"]
-    with pytest.raises(InputError):
-        classes_from_file(tmp_path / "none.txt")
-
-
-def test_generated_palette_is_stable_and_distinct() -> None:
-    assert generated_palette(150)[:19] == generated_palette(19)
-    assert len(set(generated_palette(150))) == 150

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dovit_deploy.runtime.exit_map import HEAT, RAMP, exit_levels, exit_shares, paint_tokens
+from dovit_deploy.runtime.exit_map import exit_levels, exit_shares, paint_tokens
+from dovit_deploy.runtime.heat import HEAT, RAMP
 from dovit_deploy.runtime.results import FrameTokens, Window
 from tests.fakes import report_from_keep
 

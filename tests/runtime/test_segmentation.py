@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 from types import ModuleType
 
@@ -13,6 +14,7 @@ from dovit_deploy.runtime.overlay import paint_overlay
 from dovit_deploy.runtime.predictor import Predictor
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens, Palette
 from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.selection_map import paint_selections
 from tests.fakes import FakeSession
 
 
@@ -35,6 +37,14 @@ def test_plots_are_the_paintings_of_its_own_picture():
     np.testing.assert_array_equal(result.plot(alpha=0.3), expected)
     np.testing.assert_array_equal(result.plot_tokens(), paint_tokens(result.rgb, result.tokens, result.gates))
     assert result.plot().shape == result.rgb.shape and (result.plot() != result.rgb).any()
+
+
+def test_a_fixed_number_of_tokens_is_shown_by_its_selections():
+    result = predicted()
+    selected = dataclasses.replace(result, gates=())
+    np.testing.assert_array_equal(selected.plot_tokens(), paint_selections(result.rgb, result.tokens))
+    assert (selected.plot_tokens() != result.plot_tokens()).any()
+    assert result.facts() == {}
 
 
 def test_saved_masks_hold_class_numbers(tmp_path):

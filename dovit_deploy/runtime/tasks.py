@@ -1,0 +1,123 @@
+"""What a bundle is for, and what follows from that for pictures: the one place where runs tell tasks apart.
+
+segmentation     Predictor    overlay, masks, tokens
+classification   Classifier   overlay, tokens
+features         none: a backbone without a head gives arrays, through `Session` alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.runtime.classifier import Classifier
+from dovit_deploy.runtime.gate_inputs import Thresholds
+from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens
+
+if TYPE_CHECKING:
+    from dovit_deploy.runtime.session import Session
+
+
+class Answer(Protocol):
+    """What every task's result can do."""
+
+    @property
+    def tokens(self) -> FrameTokens:
+        """What the tokens did."""
+
+    @property
+    def timing(self) -> FrameTiming:
+        """How long it took."""
+
+    def plot(self) -> RGB:
+        """The picture with the answer on it."""
+
+    def plot_tokens(self) -> RGB:
+        """The picture with what its tokens did on it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a row of `frames.jsonl` says of the answer."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the answer to a file."""
+
+
+class PicturePredictor(Protocol):
+    """What turns a picture into an answer."""
+
+    def predict(
+        self,
+        rgb: RGB,
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> Answer:
+        """The answer to `rgb` (H, W, 3) uint8."""
+
+
+@dataclass(frozen=True)
+class PictureTask:
+    """A task that takes pictures."""
+
+    verb: str
+    """What its models do, for messages."""
+    predictor: Callable[[Session], PicturePredictor]
+    kinds: tuple[str, ...]
+    """What `--save` can name."""
+    images_default: tuple[str, ...]
+    video_default: tuple[str, ...] = ("overlay",)
+
+    def checked(self, kinds: tuple[str, ...], *, name: str) -> tuple[str, ...]:
+        """The kinds of `--save`; raises UsageError for one that the bundle called `name` cannot give."""
+        wrong = [kind for kind in kinds if kind not in self.kinds]
+        if wrong:
+            raise UsageError(f"--save: '{wrong[0]}' given, and {name} {self.verb}; allowed: {', '.join(self.kinds)}")
+        return kinds
+
+
+TASKS: dict[str, PictureTask] = {
+    "segmentation": PictureTask(
+        "labels every pixel",
+        Predictor,
+        kinds=("overlay", "masks", "tokens"),
+        images_default=("overlay", "masks"),
+    ),
+    "classification": PictureTask(
+        "names whole pictures", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
+    ),
+}
+
+
+def task_from_manifest(manifest: Manifest) -> PictureTask:
+    """The task of a bundle.
+
+    Raises:
+        InputError: it has none that takes pictures.
+    """
+    if not takes_pictures(manifest):
+        raise InputError(
+            f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about a picture; "
+            "use Session.run from Python"
+        )
+    return TASKS[manifest.task]
+
+
+def takes_pictures(manifest: Manifest) -> bool:
+    """Whether a bundle answers anything about a picture."""
+    return manifest.task in TASKS
+
+
+def predictor_for(session: Session) -> PicturePredictor:
+    """A `Predictor` or a `Classifier`, whichever fits the session's bundle.
+
+    Raises:
+        InputError: the bundle is a backbone without a head, or has more classes than a class map can hold.
+    """
+    return task_from_manifest(session.bundle.manifest).predictor(session)
