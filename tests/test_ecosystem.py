@@ -92,7 +92,7 @@ PROMISES = (
     ),
     Promise(
         "cuda",
-        {"cuda-bindings": ("gpu", "tensorrt", "tensorrt-rtx"), "cuda-core": ("gpu", "tensorrt", "tensorrt-rtx")},
+        {"cuda-bindings": ("gpu", "tensorrt", "tensorrt-rtx"), "cuda-core": ("gpu",)},
         loaded_in=("engines/cuda_core_memory.py", "engines/token_kernels.py"),
         tests=(
             ("tests/engines/test_cuda_memory.py", "cuda.bindings"),
