@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dovit_deploy.commands import console, options
+from dovit_deploy.commands.first_use import first_use
 from dovit_deploy.commands.table import show_table
 from dovit_deploy.errors import UsageError
 
@@ -81,7 +81,8 @@ def build(
     if into_bundle:
         console.result(f"copied to {copy_into_bundle(engines, opened)}")
     console.write_json(json_file, _report(engines, opened.path, built=built))
-    console.next_command("dovit cache ls" if into_bundle else _next(opened.path, engine, precision), quiet=quiet)
+    use = first_use(opened.path, opened.manifest)
+    console.next_command(f"{use} --engine {engine} --precision {precision}", quiet=quiet)
 
 
 def _counts(text: str | None) -> tuple[int, ...]:
@@ -148,11 +149,6 @@ def _report(engines: EngineSet, bundle: Path, *, built: bool) -> console.Json:
         **engines.entry.model_dump(mode="json"),
         "engines": [record.model_dump(mode="json") for record in engines.records.values()],
     }
-
-
-def _next(bundle: Path, engine: str, precision: str) -> str:
-    """Keeping the engines with the bundle; the build itself is then a matter of copying."""
-    return f"dovit build {quote(str(bundle))} --engine {engine} --precision {precision} --into-bundle"
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_a_table_a_report_and_the_next_command(faked: Path, bundle_copy: Path, c
     ]
     assert "none of them has been run" in out
     assert "building stage0 (1 of 4)" in err
-    assert f"next: dovit build {bundle_copy} --engine tensorrt-rtx --precision fp16 --into-bundle" in err
+    assert f"next: dovit run YOUR_IMAGE_OR_VIDEO --bundle {bundle_copy} --engine tensorrt-rtx --precision fp16" in err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["built"] is True
     assert [engine["graph"] for engine in report["engines"]] == ["stage0", "stage1", "stage2", "dense"]
