@@ -118,6 +118,8 @@ class Settings(Noun):
     auxiliary_weight: float = Field(default=0.4, ge=0)
     detach_aux: bool = True
     """Gates do not train the layers below them: otherwise the first layers become the final classifier."""
+    trained: Literal["all", "gates"] = "all"
+    """gates: everything else stays as `--init` gave it, so the dense network and what it answers do not change."""
     freeze_norms: bool = False
     """Batch norms use the statistics that the run starts with, in training as at inference, so that steps that stop
     tokens and steps that do not see the same network; for runs from `--init`."""

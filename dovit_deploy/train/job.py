@@ -91,7 +91,11 @@ def _begun(request: Request, remark: Remark) -> tuple[Trainer, RunRecord]:
     start = _start(request, recipe, size, len(material.main.classes.names))
     if recipe.distillation.teacher == "init" and start is None:
         raise ConfigError("distillation.teacher = 'init': there is no teacher without --init; use 'average'")
+    if recipe.trained == "gates" and start is None:
+        raise ConfigError("trained = 'gates': there is no network around them without --init")
     config = _config(recipe, start, size, material)
+    if recipe.trained == "gates" and not config.spec.gates:
+        raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
     looked_at = watched(request.dataset, recipe, size)
     remark(f"checking {material.main.name}")
     for part in (data, looked_at if data is not None else None):

@@ -44,16 +44,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (free if parameter.ndim < 2 or is_embedding(name) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
-    """Put `model` into training mode, its batch norms perhaps not."""
+def set_training(model: nn.Module, config: TrainConfig) -> None:
+    """Put what is trained of `model` into training mode, its batch norms perhaps not."""
     model.train()
-    for module in model.modules() if freeze_norms else ():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        if is_norm and (config.freeze_norms or not is_trained(name, config)):
             module.eval()
+
+
+def is_trained(name: str, config: TrainConfig) -> bool:
+    """The parameter or module of this name is what the run trains."""
+    return config.trained == "all" or name.startswith("gates.")
 
 
 @torch.no_grad()
@@ -110,6 +118,8 @@ class Trainer:
         if start is not None:
             first = next(iter(self.plans(None)))
             settle_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
         self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
         self.optimiser = torch.optim.AdamW(
@@ -226,7 +236,7 @@ class Trainer:
         rate = learning_rate_at(config, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        set_training(self.model, freeze_norms=config.freeze_norms)
+        set_training(self.model, config)
         self.optimiser.zero_grad(set_to_none=True)
         teacher = self.average if config.distillation.teacher == "current" else self.teacher
         loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)
