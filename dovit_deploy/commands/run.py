@@ -97,12 +97,17 @@ def run(
             console.remark(f"note: {line}", quiet=quiet)
         ended_early = frames.ended_early
     _finish(summary, job_output, json_file=json_file, quiet=quiet, session=session, source=source)
+    _tell_unfinished(summary, job_output, unreadable=len(job.failures), ended_early=ended_early)
+
+
+def _tell_unfinished(summary: dict[str, object], output: Path, *, unreadable: int, ended_early: str | None) -> None:
+    """Raise Interrupted or PartialFailure unless everything was done."""
     if summary["interrupted"]:
-        raise Interrupted(f"stopped after {summary['frames']} frames; what was done is in {job_output}")
-    if job.failures:
-        raise PartialFailure(f"{len(job.failures)} inputs could not be read, the others are done: {job_output}")
+        raise Interrupted(f"stopped after {summary['frames']} frames; what was done is in {output}")
+    if unreadable:
+        raise PartialFailure(f"{unreadable} inputs could not be read, the others are done: {output}")
     if ended_early:
-        raise PartialFailure(f"{ended_early}; {summary['frames']} frames are done: {job_output}")
+        raise PartialFailure(f"{ended_early}; {summary['frames']} frames are done: {output}")
 
 
 def _named(bundle: Bundle, classes: Path | None) -> Bundle:

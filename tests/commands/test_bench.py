@@ -81,7 +81,7 @@ def test_a_bad_picture_among_good_ones(dovit, tiny_bundle_path, pictures):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--engine", "warp"), 2, "allowed: onnxruntime, torch"),
+        (("--engine", "warp"), 2, "allowed: onnxruntime, cuda, torch"),
         (("--engine", "onnxruntime,onnxruntime"), 2, "names one twice"),
         (("--precision", "fp8"), 2, "allowed: fp32"),
         (("--repeat", "0"), 2, "repeat"),
