@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.models import batch_norm, build, heads, layers, vision_transformer, vision_transformer_family
+from dovit_deploy.models import batch_norm, build, heads, layers, positions, vision_transformer
 from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
 from dovit_deploy.models.layers import Block
 from dovit_deploy.models.staged import LastStage
@@ -73,7 +73,7 @@ def positions_are_always_bicubic(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode="bicubic", align_corners=align_corners)
 
-    patch.setattr(vision_transformer_family, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
@@ -81,7 +81,7 @@ def positions_are_resized_with_aligned_corners(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode=mode, align_corners=True)
 
-    patch.setattr(vision_transformer_family, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
@@ -89,7 +89,7 @@ def positions_are_antialiased(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode=mode, align_corners=False, antialias=True)
 
-    patch.setattr(vision_transformer_family, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="quiet_mask")

@@ -73,11 +73,14 @@ def test_what_is_trained_becomes_a_bundle(tmp_path, family):
     record = record_of(config)
     folder = RunFolder.create(tmp_path / "run", record)
     trainer = Trainer(config, Material(data, None), data, folder, frequencies=data.class_frequencies())
-    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.run()
     trainer.look()
-    moved = [not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True)]
-    assert sum(moved) >= len(moved) - 1
+    still = [name for name, new in trainer.model.named_parameters() if torch.equal(before[name], new)]
+    # A key's bias moves every score of a query alike, which the softmax takes out again; behind a fresh layer scale of
+    # 1e-5 two steps move a norm's weight by less than its last digit.
+    assert [name for name in still if not name.endswith(("key.bias", "norm1.weight", "norm2.weight"))] == []
+    assert len(still) < len(before) / 6
     assert trainer.miou is not None
     save_result(
         tmp_path / "made",
