@@ -4,108 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-SMALLEST_SIDE = 16
-"""Pixels; a picture smaller than a patch is padded to one."""
-
-
-class Noun(BaseModel):
-    """A frozen record that travels as JSON and refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from dovit_deploy.bundle.parts import SMALLEST_SIDE, ConvStem, GateSpec, Head, PatchStem, Stem
+from dovit_deploy.record import Record
 
 
-class LinearHead(Noun):
-    """One linear layer per token (Segmenter's linear decoder)."""
-
-    kind: Literal["linear"] = "linear"
-
-
-class FcnHead(Noun):
-    """Per token: linear -> batch norm -> ReLU -> linear (mmsegmentation's FCNHead with 1x1 kernels)."""
-
-    kind: Literal["fcn"] = "fcn"
-    channels: int = Field(gt=0)
-
-
-class SetrHead(Noun):
-    """LayerNorm, then `convs` x [convolution, batch norm, ReLU, bilinear x `up_scale`], then 1x1 (SETRUPHead)."""
-
-    kind: Literal["setr"] = "setr"
-    channels: int = Field(gt=0)
-    convs: int = Field(default=1, ge=1)
-    up_scale: int = Field(default=4, ge=1)
-    kernel: Literal[1, 3] = 1
-    norm_eps: float = 1e-6
-
-    @property
-    def scale(self) -> int:
-        """Side of the logits over side of the token grid."""
-        return int(self.up_scale**self.convs)
-
-
-class MaskHead(Noun):
-    """Segmenter's mask transformer: class embeddings attend with the patches, then a normalised product."""
-
-    kind: Literal["mask"] = "mask"
-    width: int = Field(gt=0)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(gt=0)
-    norm_eps: float = 1e-5
-
-    @model_validator(mode="after")
-    def _divisible(self) -> MaskHead:
-        if self.width % self.heads:
-            raise ValueError(f"the mask head's width {self.width} is not divisible by its {self.heads} heads")
-        return self
-
-
-Head = Annotated[LinearHead | FcnHead | SetrHead | MaskHead, Field(discriminator="kind")]
-GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]
-
-
-def head_text(head: LinearHead | FcnHead | SetrHead | MaskHead) -> str:
-    """A head in a few words."""
-    if isinstance(head, MaskHead):
-        return f"mask transformer, width {head.width}, {head.layers} layers"
-    if isinstance(head, SetrHead):
-        step = f"{head.kernel}x{head.kernel} convolution, x{head.up_scale}"
-        return f"SETR, {head.convs} x [{step}], {head.channels} channels"
-    if isinstance(head, FcnHead):
-        return f"1x1 convolutions, {head.channels} channels"
-    return "linear"
-
-
-class PatchStem(Noun):
-    """The published embedding: one convolution of patch size and stride."""
-
-    kind: Literal["patch"] = "patch"
-
-
-class ConvStem(Noun):
-    """3x3 convolutions of stride 2 with batch norm and ReLU, a residual block after all but the first, then 2x2/2.
-
-    Far better than `PatchStem` when trained from scratch; `len(widths) + 1` halvings make the patch size.
-    """
-
-    kind: Literal["conv"] = "conv"
-    widths: tuple[int, ...] = (24, 48, 96)
-
-
-Stem = Annotated[PatchStem | ConvStem, Field(discriminator="kind")]
-
-
-class GateSpec(Noun):
-    """An auxiliary head that looks at every running token before `layer` runs and stops the certain ones."""
-
-    layer: int = Field(ge=1)
-    head: GateHead
-
-
-class VisionTransformerSpec(Noun):
+class VisionTransformerSpec(Record):
     """A (dynamic-token) vision transformer for segmentation at one input size.
 
     DoViT is this with gates; Segmenter and SETR are this without.

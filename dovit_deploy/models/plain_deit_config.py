@@ -42,7 +42,7 @@ def plain_deit_architecture(
     return Architecture(spec, plain_deit_rules(spec), UNUSED)
 
 
-READER = Reader(
+PLAIN_DEIT = Reader(
     recognises=lambda facts: facts.has(r"blocks\.\d+\.attn\.qkv\..*"),
     settings=DEIT_SETTINGS,
     architecture=plain_deit_architecture,

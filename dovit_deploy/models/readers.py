@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Iterator
 
 from dovit_deploy.models.reader import Reader
 
 READERS = (
-    "dovit_deploy.models.segmenter_spec",
-    "dovit_deploy.models.swin_reader",
-    "dovit_deploy.models.stvit_deit_reader",
-    "dovit_deploy.models.mmseg_spec",
-    "dovit_deploy.models.evovit_deit_config",
-    "dovit_deploy.models.evovit_levit_config",
-    "dovit_deploy.models.plain_deit_config",
-    "dovit_deploy.models.levit_config",
+    "dovit_deploy.models.segmenter_spec:READER",
+    "dovit_deploy.models.swin_reader:READER",
+    "dovit_deploy.models.stvit_deit_reader:STVIT_DEIT",
+    "dovit_deploy.models.mmseg_spec:READER",
+    "dovit_deploy.models.evovit_deit_config:READER",
+    "dovit_deploy.models.evovit_levit_config:READER",
+    "dovit_deploy.models.plain_deit_config:PLAIN_DEIT",
+    "dovit_deploy.models.levit_config:READER",
 )
 
 
 def readers() -> Iterator[Reader]:
     """Every reader, in order."""
     for name in READERS:
-        reader: Reader = importlib.import_module(name).READER
+        reader: Reader = pkgutil.resolve_name(name)
         yield reader

@@ -64,4 +64,4 @@ def state_at_size(state: State, spec: StvitDeitSpec, target: StvitDeitSpec) -> S
     return {**state, "positions": resized.flatten(2)[0].T.contiguous()}
 
 
-FAMILY = Family(spec=StvitDeitSpec, build=StvitDeit, stages=static_stages, dense=no_dense, state_at_size=state_at_size)
+STVIT_DEIT = Family(spec=StvitDeitSpec, build=StvitDeit, stages=static_stages, dense=no_dense, state_at_size=state_at_size)

@@ -57,7 +57,7 @@ def stvit_deit_architecture(
     return Architecture(spec=spec, rules=stvit_deit_rules(spec), unused=re.compile(r".*\.num_batches_tracked"))
 
 
-READER = Reader(
+STVIT_DEIT = Reader(
     recognises=lambda facts: facts.has(r"semantic_token2") and facts.has(rf"{_BLOCK}\.attn\.kv\..*"),
     settings=SETTINGS | IMAGE_SETTINGS,
     architecture=stvit_deit_architecture,

@@ -33,7 +33,7 @@ class StvitBackbone(StvitTrunk):
         return self.decode(self.embed(pixels))
 
 
-FAMILY = Family(
+STVIT_BACKBONE = Family(
     spec=StvitBackboneSpec,
     build=StvitBackbone,
     stages=static_stages,

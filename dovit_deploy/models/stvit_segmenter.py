@@ -30,7 +30,7 @@ class StvitSegmenter(StvitTrunk):
         return self.decode(self.embed(pixels))
 
 
-FAMILY = Family(
+STVIT_SEGMENTER = Family(
     spec=StvitSegmenterSpec,
     build=StvitSegmenter,
     stages=static_stages,

@@ -93,7 +93,7 @@ def stvit_swin_from_spec(spec: StvitSwinSpec, *, trainable: bool = False) -> Swi
     return SwinClassifier(spec, stages, trainable=trainable)
 
 
-FAMILY = Family(
+STVIT_SWIN = Family(
     spec=StvitSwinSpec,
     build=stvit_swin_from_spec,
     stages=static_stages,

@@ -1,0 +1,11 @@
+"""Record: the frozen pydantic model that every noun which travels as JSON is made of."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen record that travels as JSON and refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
