@@ -11,7 +11,7 @@ GPU_VENV := .venv-gpu
 # A short street clip is rendered, then segmented with the default model.
 demo: $(VENV)/.installed-demo
 	@mkdir -p demo
-	$(BIN)/python -m dovit_deploy.scenes demo/street.mp4 --frames 90 --seed 7 --size 640x360 --fps 15 --overwrite
+	$(BIN)/python -m dovit_scenes demo/street.mp4 --frames 90 --seed 7 --size 640x360 --fps 15 --overwrite
 	$(BIN)/dovit run demo/street.mp4 -o demo/result --save overlay,tokens --overwrite
 	@echo "look at demo/result/overlay.mp4 and demo/result/tokens.mp4; figures are in demo/result/summary.json"
 

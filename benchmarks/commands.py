@@ -20,8 +20,8 @@ from pathlib import Path
 
 from report import publish
 
-from dovit_deploy.runtime.video_writer import open_video_writer
-from dovit_deploy.scenes import street_frames
+from dovit_deploy.sources.video_writer import open_video_writer
+from dovit_scenes import street_frames
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 SIZE = (720, 1280)

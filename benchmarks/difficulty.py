@@ -30,11 +30,11 @@ from report import between_marks, publish
 from rich.console import Console
 from rich.progress import track
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.runtime.job import short_thresholds
-from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.runtime.run import short_thresholds
+from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.scenes.dataset import scene_sample
+from dovit_scenes.dataset import scene_sample
 
 MARK = "<!-- table: benchmarks/difficulty.py -->"
 GROUPS = 5

@@ -26,15 +26,14 @@ from rich.console import Console
 from rich.progress import track
 from timed_session import TimedSession, processor_ms
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.bundle.spec import Noun
-from dovit_deploy.measure.bootstrap import blocks_from_stems, drop_interval
-from dovit_deploy.measure.datasets import Dataset, dataset_from_path
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.datasets.dataset import Sample
+from dovit_deploy.datasets.open import Dataset, dataset_from_path
+from dovit_deploy.measure.bench import median, median_ratio
 from dovit_deploy.measure.evaluate import Tally, check_classes
-from dovit_deploy.measure.labelled_files import Sample
-from dovit_deploy.measure.statistics import median, median_ratio
-from dovit_deploy.runtime.predictor import Predictor
-from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.measure.intervals import blocks_from_stems, drop_interval
+from dovit_deploy.record import Record
+from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
 
 MARK = "<!-- table: benchmarks/families.py -->"
@@ -46,7 +45,7 @@ SAVES = {
 """By family of the spec."""
 
 
-class Row(Noun):
+class Row(Record):
     """One network on one split, as deployed or dense."""
 
     name: str

@@ -32,7 +32,7 @@ from gpu_selftest import one_thread, selftest  # noqa: E402
 from gpu_tables import write_tables  # noqa: E402
 from report import publish  # noqa: E402
 
-from dovit_deploy.engines.token_kernels import TokenKernels  # noqa: E402
+from dovit_deploy.engines.plugins.kernels import TokenKernels  # noqa: E402
 from dovit_deploy.errors import DovitError  # noqa: E402
 
 ONLY_ON_A_GPU = (

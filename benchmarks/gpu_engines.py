@@ -17,10 +17,8 @@ from gpu_models import CLASSES, random_model, random_pixels, vit_spec
 from gpu_parity import HALF_TOLERANCE
 from gpu_report import EngineRow, Undone
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import VisionTransformerSpec
-from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import Backend
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import DovitError, EngineBuildFailed
@@ -33,6 +31,8 @@ from dovit_deploy.export.verify import (
     settings_from_images,
     trace_from_session,
 )
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.session import Session
 
 BUNDLE_PIXELS = 512
@@ -46,8 +46,8 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     """Random weights, exported and verified as any other."""
     import torch
 
+    from dovit_deploy.checkpoints.checkpoint import Checkpoint
     from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
-    from dovit_deploy.models.checkpoint import Checkpoint
 
     cpu = torch.device("cpu")
     checkpoint = Checkpoint(
@@ -84,7 +84,7 @@ def gpu_backends(bundle: Bundle, run: Run = subprocess.run) -> Iterable[tuple[st
         if name not in ON_THE_CPU:
             for precision in entry.precisions:
                 yield name, precision, lambda name=name, precision=precision: made(name, precision)
-    from dovit_deploy.models.eager import EagerBackend
+    from dovit_deploy.families.eager import EagerBackend
 
     yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")
 

@@ -14,8 +14,8 @@ import torch
 from gpu_report import Bandwidth, Outcome
 from torch import Tensor
 
-from dovit_deploy.engines.token_kernels import TokenKernels
-from dovit_deploy.engines.token_reference import compacted, gathered, scattered
+from dovit_deploy.engines.plugins.kernels import TokenKernels
+from tests.engines.plugins.reference import compacted, gathered, scattered
 
 TOTALS = (1, 21, 197, 1025, 2305, 4097)
 SHARES = (0.0, 0.3, 1.0)

@@ -12,10 +12,11 @@ import torch
 from packed_runner import StagedRunner
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, VisionTransformerSpec
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.parts import GateSpec, LinearHead
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import VisionTransformer
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 WIDTHS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 """Width, depth, heads."""

@@ -1,6 +1,6 @@
 """The packed stages against the reference by the contract's rule: decisions explained, floats with them replayed.
 
-The reference is the model that is exported, in fp32, one image at a time (`dovit_deploy/models/staged.py`).
+The reference is the model that is exported, in fp32, one image at a time (`dovit_deploy/families/vit/network.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dovit_deploy.bundle.parity import RunParity
 from dovit_deploy.export.verify import TOLERANCE, Setting, Trace, float_parity, gate_parity
-from dovit_deploy.models.staged import stages_from_model
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.vit.network import VisionTransformer, stages_from_model
 
 HALF_TOLERANCE = 0.02
 """Of half precision: of confidences absolutely, of floats times max(1, absmax)."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpu_report import Outcome, Undone
 
-from dovit_deploy.engines.cuda_memory import MEMORIES
+from dovit_deploy.engines.cuda.memory import MEMORIES
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = 2
@@ -55,10 +55,10 @@ def plugin_outcomes(
 
 
 def memory_outcomes(*, seconds: float, run: Run = subprocess.run) -> Found:
-    """Both packages for device memory against the contract that tests hold (tests/engines/memory_contract.py)."""
+    """Both packages for device memory against the contract that tests hold (tests/engines/cuda/memory_contract.py)."""
     outcomes, undone = [], []
     for name in MEMORIES:
-        ran = _done([sys.executable, "-m", "tests.engines.memory_contract", name], seconds=seconds, run=run)
+        ran = _done([sys.executable, "-m", "tests.engines.cuda.memory_contract", name], seconds=seconds, run=run)
         if ran is not None and ran.returncode == 0:
             outcomes.append(Outcome(name=name, ok=True, detail=_last_line(ran)))
         elif ran is not None and ("PackageMissing" in ran.stderr or "ProviderMissing" in ran.stderr):

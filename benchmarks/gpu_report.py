@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.record import Record
 
 AIMS = {"L": 0.92, "B": 0.85, "S": 0.75}
 """Efficiency to reach at 768 pixels with one image."""
 
 
-class Gpu(Noun):
+class Gpu(Record):
     """The GPU, and what PyTorch was built for."""
 
     name: str
@@ -17,7 +17,7 @@ class Gpu(Noun):
     torch_cuda: str
 
 
-class Outcome(Noun):
+class Outcome(Record):
     """Something that was tried."""
 
     name: str
@@ -25,14 +25,14 @@ class Outcome(Noun):
     detail: str
 
 
-class Undone(Noun):
+class Undone(Record):
     """Something that was not tried, and why."""
 
     what: str
     why: str
 
 
-class Bandwidth(Noun):
+class Bandwidth(Record):
     """A kernel over rows of one shape."""
 
     kernel: str
@@ -46,14 +46,14 @@ class Bandwidth(Noun):
     """Over what a device-to-device copy of as many bytes reaches."""
 
 
-class Latency(Noun):
+class Latency(Record):
     """Milliseconds from the pixels on the device to the logits on the device."""
 
     p50: float
     p99: float
 
 
-class StagedRow(Noun):
+class StagedRow(Record):
     """A model at a size, a batch and a profile: staged against dense, interleaved."""
 
     model: str
@@ -81,7 +81,7 @@ class StagedRow(Noun):
         return self.speedup / self.predicted
 
 
-class Boundary(Noun):
+class Boundary(Record):
     """What token passing costs at a gate: everything kept, staged less dense, over the number of gates."""
 
     model: str
@@ -90,7 +90,7 @@ class Boundary(Noun):
     microseconds: float
 
 
-class ParityRow(Noun):
+class ParityRow(Record):
     """The contract's rule over the images of a case."""
 
     name: str
@@ -102,7 +102,7 @@ class ParityRow(Noun):
     """Largest, as a share of what is allowed."""
 
 
-class EngineRow(Noun):
+class EngineRow(Record):
     """An engine of the registry on a bundle, one image."""
 
     engine: str
@@ -121,7 +121,7 @@ class EngineRow(Noun):
         return self.speedup / self.predicted
 
 
-class GpuReport(Noun):
+class GpuReport(Record):
     """The contents of `results/gpu.json`."""
 
     command: str

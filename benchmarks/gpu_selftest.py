@@ -17,9 +17,9 @@ from gpu_report import GpuReport, Outcome, Undone
 from gpu_tables import TABLES
 from packed_stages import masked_attention
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.registry import backend_from_name
-from dovit_deploy.engines.token_kernels import KERNELS, TokenKernels
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 CPU = torch.device("cpu")
 TINY_PIXELS, TINY_STEP = 80, 8
@@ -92,8 +92,8 @@ def _kernels() -> str:
 
 
 def _memory() -> str:
-    from tests.engines.fake_device import FakeMemory
-    from tests.engines.memory_contract import CHECKS
+    from tests.engines.cuda.fake_device import FakeMemory
+    from tests.engines.cuda.memory_contract import CHECKS
 
     for check in CHECKS:
         memory = FakeMemory()

@@ -29,17 +29,18 @@ import torch
 import torch.nn.functional as functional
 from report import publish
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, VisionTransformerSpec
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.export.attention_forms import with_fused_attention
+from dovit_deploy.checkpoints.checkpoint import Checkpoint
+from dovit_deploy.export.attention import with_fused_attention
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
 from dovit_deploy.export.to_onnx import onnx_from_module
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.checkpoint import Checkpoint
-from dovit_deploy.models.staged import MiddleStage
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import MiddleStage
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.session import Session
 
 PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}

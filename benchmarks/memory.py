@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 from report import publish
 
-from dovit_deploy.runtime.video_writer import open_video_writer
-from dovit_deploy.scenes import street_frames
+from dovit_deploy.sources.video_writer import open_video_writer
+from dovit_scenes import street_frames
 
 
 def make_clip(path: Path, frames: int, size: tuple[int, int]) -> None:

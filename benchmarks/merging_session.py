@@ -14,16 +14,16 @@ import safetensors.torch
 from numpy.typing import NDArray
 from token_merging import MergingNetwork, merging_macs
 
-from dovit_deploy.bundle.directory import Bundle, file_entry
+from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_interfaces
-from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import as_float32
-from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
-from dovit_deploy.export.attention_forms import with_fused_attention
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.export.attention import with_fused_attention
 from dovit_deploy.export.to_onnx import onnx_from_module
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.runtime.gate_inputs import Keep, Thresholds
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
+from dovit_deploy.runtime.settings import Keep, Thresholds
 
 
 class MergingSession:

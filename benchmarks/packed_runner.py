@@ -14,7 +14,7 @@ import torch
 from packed_stages import Limits, PackedAttend, PackedDecision
 from torch import Tensor
 
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.vit.network import VisionTransformer
 
 Work = Callable[[], None]
 

@@ -6,7 +6,7 @@ padding. Every shape is known before the run, so that a stage can be captured in
 `bounds` differ from run to run, and they stay on the device.
 
 Padding is exact: attention never sees it, and where rows are written back it writes what stood there. For one image
-this is what `dovit_deploy/engines/padded_form.py` does to ONNX graphs.
+this is what `dovit_deploy/graphs/padding.py` does to ONNX graphs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.models.gate import TokenGate, stops
-from dovit_deploy.models.stem import padded
-from dovit_deploy.models.tokens import aggregate_limit, partition
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.layers import padded
+from dovit_deploy.families.tokens import aggregate_limit, partition
+from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
 
 PackedAttend = Callable[[Tensor, Tensor, Tensor, int, Tensor, int], Tensor]
 """Query, key, value (n, C), heads, bounds (B + 1,) int32, most tokens of an image -> (n, C); padding gets anything."""

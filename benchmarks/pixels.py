@@ -23,12 +23,12 @@ import numpy as np
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
 from dovit_deploy.machine import machine_facts, package_versions
-from dovit_deploy.runtime.exit_map import paint_tokens
-from dovit_deploy.runtime.overlay import paint_hud, paint_overlay, save_mask
+from dovit_deploy.runtime.paint import paint_hud, paint_overlay, save_mask
 from dovit_deploy.runtime.results import FrameTokens, Palette, RunTiming, TokenReport, Window
+from dovit_deploy.runtime.token_maps import paint_tokens
 from dovit_deploy.runtime.transforms import Logits, Size, to_class_map, to_input
-from dovit_deploy.scenes import CLASS_NAMES, PALETTE, SceneFrame
-from dovit_deploy.scenes.dataset import scene_sample
+from dovit_scenes import CLASS_NAMES, PALETTE, SceneFrame
+from dovit_scenes.dataset import scene_sample
 
 FRAME = (720, 1280)
 PREPROCESSING = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), assumed=True, stride=None)

@@ -26,9 +26,9 @@ from report import publish
 from token_merging import proportional_attention
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
-from dovit_deploy.export.attention_forms import CONTRIB, with_fused_attention, with_standard_attention
+from dovit_deploy.export.attention import CONTRIB, with_fused_attention, with_standard_attention
 from dovit_deploy.export.to_onnx import onnx_from_module
-from dovit_deploy.models.layers import attention
+from dovit_deploy.families.layers import attention
 
 HEADS, WIDTH = 3, 192
 

@@ -11,10 +11,9 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.runtime.gate_inputs import Keep, Thresholds
 from dovit_deploy.runtime.results import RunTiming, TokenReport
-from dovit_deploy.runtime.runs_one import RunsOne
 from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.settings import Keep, RunsOne, Thresholds
 
 
 class TimedSession:

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models.layers import Attention, Block, attention
-from dovit_deploy.models.tokens import partition, take
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.layers import Attention, Block, attention
+from dovit_deploy.families.tokens import partition, take
+from dovit_deploy.families.vit.network import VisionTransformer
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
 class Merged(NamedTuple):

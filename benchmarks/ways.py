@@ -13,18 +13,16 @@ from pathlib import Path
 from merging_session import MergingSession
 from timed_session import TimedSession, processor_ms
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.commands.parse import numbers
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.commands.arguments import numbers
+from dovit_deploy.datasets.dataset import Sample
+from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.evaluate import Tally
-from dovit_deploy.measure.labelled_files import Sample
-from dovit_deploy.measure.steering import Steering
-from dovit_deploy.runtime.gate_inputs import thresholds_from
-from dovit_deploy.runtime.job import short_thresholds
-from dovit_deploy.runtime.predictor import Predictor
 from dovit_deploy.runtime.results import FrameTokens
-from dovit_deploy.runtime.runs_one import RunsOne
-from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.run import short_thresholds
+from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunsOne, thresholds_from
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from equal_latency import Point, at_latency
 from ways import Way
 
-from dovit_deploy.bundle.spec import Noun
-from dovit_deploy.measure.bootstrap import Blocks, blocks_from_stems, drop_interval
-from dovit_deploy.measure.evaluation import iou_by_name
-from dovit_deploy.measure.statistics import median, median_ratio
+from dovit_deploy.measure.bench import median, median_ratio
+from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, drop_interval
+from dovit_deploy.measure.report import iou_by_name
+from dovit_deploy.record import Record
 
 FAMILIES = {
     "smaller": ("dense",),
@@ -22,7 +22,7 @@ FAMILIES = {
 """The alternatives, and whose dense run is the first point of each; merging takes a dense-trained model if given."""
 
 
-class Drop(Noun):
+class Drop(Record):
     """Points of mIoU lost against a dense run on the same frames."""
 
     points: float
@@ -30,7 +30,7 @@ class Drop(Noun):
     """95 %, paired block bootstrap; None for sets of one block."""
 
 
-class Row(Noun):
+class Row(Record):
     """One way on one split; metrics in percent."""
 
     name: str
@@ -54,7 +54,7 @@ class Row(Noun):
     """CPU time, median over the frames."""
 
 
-class EqualLatency(Noun):
+class EqualLatency(Record):
     """An operating point of token passing beside what each alternative reaches in the time it takes."""
 
     name: str
@@ -64,7 +64,7 @@ class EqualLatency(Noun):
     """mIoU by family, interpolated; None outside of what was measured."""
 
 
-class ClassRow(Noun):
+class ClassRow(Record):
     """One class at the bundle's own thresholds: IoU in percent, None where it neither occurs nor is called."""
 
     name: str
@@ -72,7 +72,7 @@ class ClassRow(Noun):
     dynamic: float | None
 
 
-class FrameRow(Noun):
+class FrameRow(Record):
     """One frame at the bundle's own thresholds."""
 
     stem: str
@@ -81,7 +81,7 @@ class FrameRow(Noun):
     macs_saved: float
 
 
-class SplitReport(Noun):
+class SplitReport(Record):
     """Everything of one split."""
 
     split: str
@@ -95,7 +95,7 @@ class SplitReport(Noun):
     dearest: FrameRow
 
 
-class Report(Noun):
+class Report(Record):
     """The contents of the JSON file."""
 
     command: str

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dovit_deploy import Bundle, Predictor, Session
-from dovit_deploy.default_bundle import default_bundle
-from dovit_deploy.scenes import street_frames
+from dovit_deploy.bundle.bundle import default_bundle
+from dovit_scenes import street_frames
 
 TARGET = Path(__file__).parent / "pictures" / "strip.png"
 

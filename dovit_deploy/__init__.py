@@ -47,14 +47,13 @@ from dovit_deploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.runtime.classification import ClassificationResult
-    from dovit_deploy.runtime.classifier import Classifier
-    from dovit_deploy.runtime.predictor import Predictor
-    from dovit_deploy.runtime.results import Frame, TokenReport
-    from dovit_deploy.runtime.segmentation import SegmentationResult
+    from dovit_deploy.bundle.bundle import Bundle
+    from dovit_deploy.runtime.classification import ClassificationResult, Classifier
+    from dovit_deploy.runtime.results import TokenReport
+    from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
     from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.tasks import predictor_for
+    from dovit_deploy.sources.source import Frame
 
 __version__ = "0.1.0"
 
@@ -102,11 +101,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bundle": "dovit_deploy.bundle.directory",
+    "Bundle": "dovit_deploy.bundle.bundle",
     "ClassificationResult": "dovit_deploy.runtime.classification",
-    "Classifier": "dovit_deploy.runtime.classifier",
-    "Frame": "dovit_deploy.runtime.results",
-    "Predictor": "dovit_deploy.runtime.predictor",
+    "Classifier": "dovit_deploy.runtime.classification",
+    "Frame": "dovit_deploy.sources.source",
+    "Predictor": "dovit_deploy.runtime.segmentation",
     "SegmentationResult": "dovit_deploy.runtime.segmentation",
     "Session": "dovit_deploy.runtime.session",
     "TokenReport": "dovit_deploy.runtime.results",

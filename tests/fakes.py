@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import (
     CentreCrop,
     ClassEntry,
@@ -16,7 +16,8 @@ from dovit_deploy.bundle.manifest import (
     Provenance,
     TokenCount,
 )
-from dovit_deploy.bundle.spec import GateSpec, LinearHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.families.parts import GateSpec, LinearHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -16,7 +16,9 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1] / ".." / "shared" / "fixtures"
+from tests.paths import SHARED
+
+ROOT = SHARED / "fixtures"
 TOLERANCE = 1e-4
 """Times max(1, absmax of the reference)."""
 HANDFUL = {

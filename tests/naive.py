@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dovit_deploy.bundle.spec import GateHead, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.families.parts import GateHead, MaskHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive_parts import (
     Tokens,
     Weights,

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, Head, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.families.parts import ConvStem, FcnHead, Head, MaskHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec, PooledHead
-from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
-from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
-from dovit_deploy.bundle.spec import MaskHead, SetrHead
+from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, PooledHead
+from dovit_deploy.families.parts import MaskHead, SetrHead
 from tests.naive_parts import Tokens, Weights, linear, masks, norm, per_token, stem, up_sampled
 from tests.plain_maths import Array, convolve, gelu, pad_corner, softmax
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dovit_deploy.bundle.spec import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.families.parts import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.plain_maths import Array, convolve, gelu, layer_norm, resize, softmax, unit
 
 Weights = Mapping[str, Array]

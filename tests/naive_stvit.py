@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from dovit_deploy.bundle.spec import MaskHead, SetrHead
-from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
-from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
-from dovit_deploy.bundle.swin_spec import SwinSpec
+from dovit_deploy.families.parts import MaskHead, SetrHead
+from dovit_deploy.families.stvit.spec import StvitBackboneSpec, StvitDeitSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.families.stvit.swin_spec import SwinSpec
 from tests.naive_parts import Weights, linear, masks, per_token, up_sampled
 from tests.plain_maths import Array, convolve, gelu, pad_corner, softmax
 

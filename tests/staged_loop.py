@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dovit_deploy.models.staged import stages_from_model
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.vit.network import VisionTransformer, stages_from_model
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.cli import VERBS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("models/*/*.md")])
 SHORT = {"dovit-run": "run", "dovit-export": "export", "dovit-bench": "bench"}
 

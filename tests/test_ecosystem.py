@@ -13,13 +13,12 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from dovit_deploy.packages import OPTIONAL
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dovit_deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -50,7 +49,7 @@ PROMISES = (
         imported_in=TORCH_WINGS,
         # Only to say early what is missing, or whether it works.
         loaded_in=("measure/probe.py", "commands/inspect.py", "commands/smaller_input.py"),
-        tests=(("tests/models/test_eager.py", "EagerBackend"), ("tests/test_torch_free.py", "export_without_torch")),
+        tests=(("tests/families/test_eager.py", "EagerBackend"), ("tests/test_torch_free.py", "export_without_torch")),
     ),
     Promise(
         "onnx",
@@ -58,7 +57,7 @@ PROMISES = (
         imported_in=("export/to_onnx.py",),
         tests=(
             ("tests/export/test_pipeline.py", "export"),
-            ("tests/engines/test_half_precision.py", "with_half_precision"),
+            ("tests/graphs/test_half_precision.py", "with_half_precision"),
         ),
     ),
     Promise(
@@ -73,37 +72,37 @@ PROMISES = (
         "tensorrt",
         {"tensorrt-cu13": ("tensorrt",)},
         loaded_in=("engines/tensorrt_package.py",),
-        tests=(("tests/engines/test_tensorrt_package.py", "tensorrt_package"),),
+        tests=(("tests/engines/tensorrt/test_package.py", "tensorrt_package"),),
     ),
     Promise(
         "tensorrt_rtx",
         {"tensorrt-rtx-cu13": ("tensorrt-rtx",)},
         loaded_in=("engines/tensorrt_package.py",),
         tests=(
-            ("tests/engines/test_tensorrt_package.py", "tensorrt_rtx"),
-            ("tests/engines/test_tensorrt_rtx.py", "layer"),
+            ("tests/engines/tensorrt/test_package.py", "tensorrt_rtx"),
+            ("tests/engines/tensorrt/test_tensorrt_rtx.py", "layer"),
         ),
     ),
     Promise(
         "pycuda",
         {"pycuda": ("pycuda",)},
         loaded_in=("engines/pycuda_memory.py",),
-        tests=(("tests/engines/test_cuda_memory.py", "pycuda"),),
+        tests=(("tests/engines/cuda/test_memory.py", "pycuda"),),
     ),
     Promise(
         "cuda",
         {"cuda-bindings": ("gpu", "tensorrt", "tensorrt-rtx"), "cuda-core": ("gpu",)},
         loaded_in=("engines/cuda_core_memory.py", "engines/token_kernels.py"),
         tests=(
-            ("tests/engines/test_cuda_memory.py", "cuda.bindings"),
-            ("tests/engines/test_token_kernels.py", "compiled_kernels"),
+            ("tests/engines/cuda/test_memory.py", "cuda.bindings"),
+            ("tests/engines/plugins/test_kernels.py", "compiled_kernels"),
         ),
     ),
     Promise(
         "cv2",
         {"opencv-python-headless": ("cpu", "gpu", "train")},
         tests=(
-            ("tests/runtime/test_video_reader_opencv.py", "without_pyav"),
+            ("tests/sources/test_opencv.py", "without_pyav"),
             ("tests/runtime/test_transforms.py", "OpenCV"),
         ),
     ),

@@ -6,18 +6,19 @@ The mapping of keys is written out here once more, so that a mistake in the pack
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dovit_deploy.bundle.spec import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead, VisionTransformerSpec
+from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive import naive_positions, naive_run
+from tests.paths import SHARED
 from tests.plain_maths import Array
 
-FIXTURES = Path(__file__).parents[1] / ".." / "shared" / "fixtures"
+FIXTURES = SHARED / "fixtures"
 QUICK = ["seg_w48_samecount_64x256", "seg_w64_128x192_posresize_nofinal_tuple", "setr_w64_128"]
 SLOW = [
     *("seg_w48_diff002_150c", "seg_w48_lt10pct", "seg_w48_stopall", "seg_w48_stopnone_mid", "seg_w64_128"),

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
-from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
-from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
-from dovit_deploy.bundle.token_selection import Selection
+from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, Selection
 from tests.golden import Case, cases
 from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit
 from tests.plain_maths import Array

@@ -4,7 +4,7 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.errors import PackageMissing
-from dovit_deploy.measure.installation import package_states
+from dovit_deploy.measure.doctor import package_states
 from dovit_deploy.packages import OptionalPackage
 
 INNER = "absent_altogether.inner"

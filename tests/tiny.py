@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import (
+from dovit_deploy.families.parts import (
     ConvStem,
     FcnHead,
     GateHead,
@@ -24,10 +24,10 @@ from dovit_deploy.bundle.spec import (
     MaskHead,
     PatchStem,
     SetrHead,
-    VisionTransformerSpec,
 )
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import VisionTransformer
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 HeadName = Literal["mask", "linear", "setr", "pup"]
 GateName = Literal["fcn", "linear", "setr"]

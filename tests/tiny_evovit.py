@@ -10,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec, PooledHead
-from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
-from dovit_deploy.bundle.levit_spec import LevitStage, LevitSubsample
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ConvStem, PatchStem
-from dovit_deploy.bundle.token_selection import Selection
-from dovit_deploy.models.checkpoint import Checkpoint
-from dovit_deploy.models.evovit_deit import EvoDeit
-from dovit_deploy.models.evovit_levit import EvoLevit
+from dovit_deploy.checkpoints.checkpoint import Checkpoint
+from dovit_deploy.families.evovit.deit import EvoDeit
+from dovit_deploy.families.evovit.evo_levit import EvoLevit
+from dovit_deploy.families.evovit.spec import (
+    EvoDeitSpec,
+    EvoLevitSpec,
+    LevitStage,
+    LevitSubsample,
+    PooledHead,
+    Selection,
+)
+from dovit_deploy.families.parts import ConvStem, PatchStem
 from tests.tiny import decode_head
 
 Cut = tuple[int, int, float]

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.model_spec import ModelSpec
-from dovit_deploy.bundle.stvit_deit_spec import StvitDeitSpec
-from dovit_deploy.bundle.stvit_spec import StvitBackboneSpec, StvitSegmenterSpec, StvitSwinSpec
-from dovit_deploy.bundle.swin_spec import SwinSpec
-from dovit_deploy.models.deployment_form import deployed
-from dovit_deploy.models.official_state import shapes_of
+from dovit_deploy.checkpoints.keys import shapes_of
+from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.families.stvit.spec import StvitBackboneSpec, StvitDeitSpec, StvitSegmenterSpec, StvitSwinSpec
+from dovit_deploy.families.stvit.swin_spec import SwinSpec
 from tests.tiny import HeadName, decode_head
 
 SPREADS = {"table": 0.7, "global_tokens": 0.7, "positions": 0.5, "factor": 0.6}

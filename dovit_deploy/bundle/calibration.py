@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.record import Record
 
 BudgetKind = Literal["max-drop", "flops", "latency-ms", "max-disagree"]
 Part = Literal["search", "check", "all"]
 
 
-class BudgetEntry(Noun):
+class BudgetEntry(Record):
     """What was asked for."""
 
     kind: BudgetKind
@@ -24,7 +24,7 @@ class BudgetEntry(Noun):
     """The same in words."""
 
 
-class Prediction(Noun):
+class Prediction(Record):
     """What the recording says of thresholds that were not run."""
 
     flops_saved: float
@@ -32,7 +32,7 @@ class Prediction(Noun):
     """Share of the pixels, every class weighing the same, whose token stops with another class than the dense one."""
 
 
-class CurvePoint(Noun):
+class CurvePoint(Record):
     """One setting of the predicted curve, from cautious to bold."""
 
     thresholds: tuple[float, ...]
@@ -40,14 +40,14 @@ class CurvePoint(Noun):
     predicted: Prediction
 
 
-class Interval(Noun):
+class Interval(Record):
     """95 % interval of a paired block bootstrap."""
 
     low: float
     high: float
 
 
-class MeasuredPoint(Noun):
+class MeasuredPoint(Record):
     """One setting that was really run on the deployed bundle."""
 
     part: Part
@@ -74,7 +74,7 @@ class MeasuredPoint(Noun):
     met: bool
 
 
-class PartEntry(Noun):
+class PartEntry(Record):
     """The images of one part of the data set."""
 
     part: Part
@@ -86,7 +86,7 @@ class PartEntry(Noun):
     """Mean per image."""
 
 
-class ControlPoint(Noun):
+class ControlPoint(Record):
     """Another way to spend as much, or less, on the held-back images."""
 
     flops_saved: float
@@ -108,7 +108,7 @@ class SmallerPoint(ControlPoint):
     engine: str
 
 
-class ChoiceControls(Noun):
+class ChoiceControls(Record):
     """What the chosen thresholds must beat; measured after the choice, on the held-back images."""
 
     random: ControlPoint
@@ -122,7 +122,7 @@ class ChoiceControls(Noun):
     """Of the draw."""
 
 
-class Calibration(Noun):
+class Calibration(Record):
     """The contents of `calibration.json`."""
 
     version: Literal[1] = 1

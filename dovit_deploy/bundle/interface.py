@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dovit_deploy.bundle.model_spec import ModelSpec
+from dovit_deploy.families.spec import ModelSpec
 
 KEPT = "kept"
 """The one symbolic dimension."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.record import Record
 
 
-class GateParity(Noun):
+class GateParity(Record):
     """One gate: how far the confidences are apart, and which decisions differ."""
 
     confidence_error: float
@@ -16,7 +16,7 @@ class GateParity(Noun):
     """Decisions that differ anywhere else: failures."""
 
 
-class FloatParity(Noun):
+class FloatParity(Record):
     """One tensor: the largest difference, and what is allowed, 1e-4 * max(1, absmax of the reference) in fp32."""
 
     name: str
@@ -24,7 +24,7 @@ class FloatParity(Noun):
     allowed: float
 
 
-class RunParity(Noun):
+class RunParity(Record):
     """One image at one setting of the thresholds."""
 
     image: str
@@ -52,7 +52,7 @@ class RunParity(Noun):
         return (*decisions, *floats)
 
 
-class FormParity(Noun):
+class FormParity(Record):
     """One form of the graphs (portable, fast) in one engine."""
 
     form: str
@@ -60,7 +60,7 @@ class FormParity(Noun):
     runs: tuple[RunParity, ...]
 
 
-class ParityReport(Noun):
+class ParityReport(Record):
     """The contents of `parity.json`."""
 
     reference: str

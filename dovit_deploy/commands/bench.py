@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import console, options, parse
-from dovit_deploy.commands.first_use import PLACEHOLDER, first_use
-from dovit_deploy.commands.table import show_table
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
+from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.measure.benchmark import BenchReport, BenchResult, Contestant, Progress, Side
-    from dovit_deploy.measure.frames import BenchFrames
+    from dovit_deploy.measure.bench import BenchFrames, BenchReport, BenchResult, Contestant, Progress, Side
 
 DEFAULT_REPEAT = 5
 
@@ -41,12 +40,12 @@ def bench(
         str | None, typer.Option(metavar="P[,P...]", help="Number formats: fp32, fp16; default: each engine's own.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
-    cuda_memory: options.CudaMemory = None,
-    trust_engine: options.TrustEngine = False,
+    cuda_memory: arguments.CudaMemory = None,
+    trust_engine: arguments.TrustEngine = False,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all frames.")] = DEFAULT_REPEAT,
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Measure latency, tokens and FLOPs: dense against dynamic, engines side by side.
 
@@ -55,12 +54,11 @@ def bench(
     Latency is the model step alone. At most 16 frames of a source are taken, evenly spread. A bundle without a dense
     form is run dynamically alone, and what compares the two is null.
     """
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.engines.registry import ENGINES
     from dovit_deploy.machine import machine_facts, package_versions
-    from dovit_deploy.measure.benchmark import BenchReport, benchmark
+    from dovit_deploy.measure.bench import BenchReport, benchmark
 
     engines = _different(engine, option="--engine", allowed=tuple(ENGINES))
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
@@ -103,7 +101,7 @@ def bench(
 
 def _different(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names in `text`, none of them twice."""
-    given = parse.names(text, option=option, allowed=allowed)
+    given = arguments.names(text, option=option, allowed=allowed)
     if len(set(given)) < len(given):
         raise UsageError(f"{option}: '{text}' names one twice; each is measured once")
     return given
@@ -118,20 +116,20 @@ def _contestants(
 ) -> list[Contestant]:
     """A session for every engine and precision, closed with `stack`; each engine gets the options that are for it."""
     from dovit_deploy.engines.registry import options_for
-    from dovit_deploy.measure.benchmark import Contestant
+    from dovit_deploy.measure.bench import Contestant
     from dovit_deploy.runtime.session import Session
 
     pairs = list(wanted)
     contestants = []
     for engine, precision in pairs:
-        options = options_for(engine, given, among=[name for name, _ in pairs])
-        session = Session(bundle, engine=engine, precision=precision, threads=threads, options=options)
+        arguments = options_for(engine, given, among=[name for name, _ in pairs])
+        session = Session(bundle, engine=engine, precision=precision, threads=threads, options=arguments)
         contestants.append(Contestant(engine, session.backend.precision, stack.enter_context(session)))
     return contestants
 
 
 def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
-    from dovit_deploy.measure.frames import frames_from_source, rendered_frames
+    from dovit_deploy.measure.bench import frames_from_source, rendered_frames
 
     if source is None:
         return rendered_frames(bundle.manifest)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import console, options
-from dovit_deploy.commands.table import show_table
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import DatasetError, PackageMissing, UsageError
 
 if TYPE_CHECKING:
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.calibration import Calibration, ControlPoint, MeasuredPoint
-    from dovit_deploy.bundle.directory import Bundle
     from dovit_deploy.bundle.manifest import Manifest
-    from dovit_deploy.measure.budgets import Budget
-    from dovit_deploy.measure.pictures import Pictures
+    from dovit_deploy.calibrate.budgets import Budget
+    from dovit_deploy.calibrate.trial import Pictures
     from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
@@ -53,9 +53,9 @@ def calibrate(
         Path | None, typer.Option("-o", "--output", metavar="NEW.dovit", help="Default: the bundle itself changes.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and report, write no bundle.")] = False,
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Choose the thresholds of all gates for one budget; graphs and weights stay as they are.
 
@@ -64,10 +64,9 @@ def calibrate(
     kept the budget on the held-back half. Where there are labels, random and oracle stopping of as many tokens and
     dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn.
     """
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.bundle.rewrite import refuse_installed, write_calibrated
-    from dovit_deploy.measure.calibrate import calibrate as calibrated
-    from dovit_deploy.measure.calibrate import refuse_without_gates
+    from dovit_deploy.bundle.bundle import Bundle, refuse_installed, write_calibrated
+    from dovit_deploy.calibrate.calibrate import calibrate as calibrated
+    from dovit_deploy.calibrate.calibrate import refuse_without_gates
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
@@ -110,7 +109,7 @@ def _budget(
     confidence: float | None,
 ) -> Budget:
     """The one budget that is given; raises UsageError for none or several."""
-    from dovit_deploy.measure.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
+    from dovit_deploy.calibrate.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
 
     given = [value for value in (max_drop, flops, latency_ms, max_disagree) if value is not None]
     if len(given) != 1:
@@ -142,8 +141,8 @@ def _check_output(output: Path | None) -> None:
 
 def _pictures(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> Pictures:
     """A labelled data set, or a folder of images where the budget needs no labels."""
-    from dovit_deploy.measure.datasets import dataset_from_path
-    from dovit_deploy.measure.pictures import FolderPictures, LabelledPictures, image_files
+    from dovit_deploy.calibrate.trial import FolderPictures, LabelledPictures, image_files
+    from dovit_deploy.datasets.open import dataset_from_path
 
     if split is None and not budget.needs_labels and image_files(path):
         return FolderPictures(path)
@@ -166,8 +165,8 @@ def _with_controls(
     say: Callable[[str], None],
 ) -> Calibration:
     """What the chosen thresholds must beat, measured last."""
+    from dovit_deploy.calibrate.controls import controls_of_choice
     from dovit_deploy.commands.smaller_input import reason_against, smaller_sessions
-    from dovit_deploy.measure.calibration_controls import controls_of_choice
 
     say("controls on held-back images")
     reason = reason_against(bundle)
@@ -268,7 +267,7 @@ def _drop_text(point: MeasuredPoint) -> str:
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> None:
     """The trade-off as a picture beside the bundle, where matplotlib is installed."""
-    from dovit_deploy.measure.calibration_plot import save_plot
+    from dovit_deploy.calibrate.controls import save_plot
 
     try:
         packages.matplotlib_figure()

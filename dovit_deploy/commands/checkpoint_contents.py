@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.model_spec import AnySpec
-from dovit_deploy.bundle.spec import Noun
+from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
+from dovit_deploy.checkpoints.weights_file import weights_from_file
 from dovit_deploy.errors import ConfigError
-from dovit_deploy.measure.model_contents import CostRow, Rows, cost_rows, gate_rows, network_rows, picture_rows
-from dovit_deploy.models.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.models.weights_file import weights_from_file
+from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.measure.inspect import CostRow, Rows, cost_rows, gate_rows, network_rows, picture_rows
+from dovit_deploy.record import Record
 
 
-class NetworkContents(Noun):
+class NetworkContents(Record):
     """The network of a checkpoint that is understood."""
 
     spec: AnySpec
@@ -31,7 +31,7 @@ class NetworkContents(Noun):
     gmacs: tuple[CostRow, ...]
 
 
-class CheckpointContents(Noun):
+class CheckpointContents(Record):
     """A checkpoint."""
 
     kind: Literal["checkpoint"] = "checkpoint"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dovit_deploy.commands import console, options
-from dovit_deploy.commands.table import show_table
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from dovit_deploy.measure.examination import Check, Examination
-    from dovit_deploy.measure.machine import Machine
+    from dovit_deploy.machine import Machine
+    from dovit_deploy.measure.doctor import Check, Examination
 
 
-def doctor(json_file: options.JsonFile = None, quiet: options.Quiet = False, verbose: options.Verbose = False) -> None:
+def doctor(
+    json_file: arguments.JsonFile = None, quiet: arguments.Quiet = False, verbose: arguments.Verbose = False
+) -> None:
     """Say which engines and encoders work here, what is missing or doubled, and the line that mends it."""
     del verbose
-    from dovit_deploy.measure.examination import examination
+    from dovit_deploy.measure.doctor import examination
 
     console.check_writable(json_file)
     console.remark("trying engines and encoders ...", quiet=quiet)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import console, options, parse
-from dovit_deploy.commands.first_use import first_use
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dovit_deploy.bundle.manifest import Preprocessing
-    from dovit_deploy.bundle.model_spec import ModelSpec
     from dovit_deploy.bundle.parity import ParityReport
-    from dovit_deploy.runtime.results import RGB
+    from dovit_deploy.families.spec import ModelSpec
+    from dovit_deploy.sources.source import RGB
 
 PARITY_IMAGES = 2
 PARITY_SEED = 11
@@ -33,7 +33,7 @@ def export(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="NAME.dovit; default: beside it.")] = None,
     config: Annotated[Path | None, typer.Option(help="What the keys cannot tell: JSON or variant.yml.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")] = None,
-    threshold: options.Threshold = None,
+    threshold: arguments.Threshold = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the pixels, on 0..255.")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, on 0..255.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Class names: JSON, or one name a line.")] = None,
@@ -41,10 +41,10 @@ def export(
     parity_images: Annotated[str | None, typer.Option(metavar="SRC", help="Images to verify with.")] = None,
     precision: Annotated[str, typer.Option(help="Number format of the weights: fp32.")] = "fp32",
     allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
-    overwrite: options.Overwrite = False,
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    overwrite: arguments.Overwrite = False,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Turn a checkpoint into a bundle: staged ONNX graphs with dynamic token counts, verified."""
     del verbose
@@ -55,14 +55,14 @@ def export(
         raise UsageError("--mean and --std belong together; give both or neither")
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
+    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
     from dovit_deploy.export.pipeline import (
         ExportRequest,
         bundle_from_checkpoint,
         bundle_preprocessing,
         bundle_spec,
     )
-    from dovit_deploy.models.checkpoint import checkpoint_from_path
-    from dovit_deploy.output_folder import refuse_existing
+    from dovit_deploy.files import refuse_existing
 
     target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
     if target.resolve() == checkpoint.resolve():
@@ -72,16 +72,16 @@ def export(
     refuse_existing(target, overwrite=overwrite)
     console.check_writable(json_file, given=checkpoint)
     request = ExportRequest(
-        size=parse.size(size, option="--size"),
-        stride=parse.size(stride, option="--stride"),
-        thresholds=parse.thresholds(threshold),
+        size=arguments.size(size, option="--size"),
+        stride=arguments.size(stride, option="--stride"),
+        thresholds=arguments.thresholds(threshold),
     )
     source = checkpoint_from_path(
         checkpoint,
         config=config,
         allow_pickle=allow_pickle,
-        mean=parse.triple(mean, option="--mean"),
-        std=parse.triple(std, option="--std"),
+        mean=arguments.triple(mean, option="--mean"),
+        std=arguments.triple(std, option="--std"),
         classes=classes,
         thresholds=request.thresholds,
     )
@@ -117,7 +117,7 @@ def _parity_pixels(
     # The graphs take one window, so a sliding bundle is verified on resized pictures too.
     whole = preprocessing.model_copy(update={"stride": None})
     if given is None:
-        from dovit_deploy.scenes import street_frames
+        from dovit_scenes import street_frames
 
         rendered = street_frames(PARITY_IMAGES, seed=PARITY_SEED)
         pictures = [(f"rendered street scene {number}", frame.rgb) for number, frame in enumerate(rendered)]
@@ -127,8 +127,8 @@ def _parity_pixels(
 
 
 def _given_pictures(given: str) -> list[tuple[str, RGB]]:
-    from dovit_deploy.runtime.frame_source import FailedFrame
-    from dovit_deploy.runtime.sources import open_source
+    from dovit_deploy.sources.open import open_source
+    from dovit_deploy.sources.source import FailedFrame
 
     pictures = []
     with open_source(given, max_frames=PARITY_IMAGES) as source:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import console, options
-from dovit_deploy.commands.first_use import first_use
-from dovit_deploy.commands.table import plain_lines, show_table
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.arguments import first_use
+from dovit_deploy.commands.console import plain_lines, show_table
 from dovit_deploy.errors import InputError
 
 if TYPE_CHECKING:
-    from dovit_deploy.measure.model_contents import CostRow
+    from dovit_deploy.measure.inspect import CostRow
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 CHECKPOINT_FILES = ("config.json", "checkpoint.pth")
@@ -43,9 +43,9 @@ class Contents(Protocol):
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx, .safetensors, image, folder or video.")],
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Say what is in a file, without running it."""
     del verbose
@@ -74,8 +74,8 @@ def contents_of(path: Path) -> Contents:
     """
     suffix = path.suffix.lower()
     if suffix == ".dovit" or (path / "manifest.json").is_file():
-        from dovit_deploy.bundle.directory import Bundle
-        from dovit_deploy.measure.bundle_contents import bundle_contents
+        from dovit_deploy.bundle.bundle import Bundle
+        from dovit_deploy.measure.inspect import bundle_contents
 
         return bundle_contents(Bundle.open(path))
     if suffix in CHECKPOINT_SUFFIXES or any((path / name).is_file() for name in CHECKPOINT_FILES):
@@ -91,14 +91,14 @@ def contents_of(path: Path) -> Contents:
         from dovit_deploy.measure.safetensors_contents import safetensors_contents
 
         return safetensors_contents(path)
-    from dovit_deploy.measure.picture_contents import picture_contents
+    from dovit_deploy.measure.inspect import picture_contents
 
     return picture_contents(path)
 
 
 def _show_tables(contents: Contents) -> None:
     """What is better read in columns: cost and files."""
-    from dovit_deploy.measure.bundle_contents import BundleContents
+    from dovit_deploy.measure.inspect import BundleContents
 
     if isinstance(contents, BundleContents):
         show_cost(contents.gmacs)
@@ -121,7 +121,7 @@ def show_cost(rows: tuple[CostRow, ...]) -> None:
 
 def next_line(contents: Contents) -> str:
     """What one does with such a file."""
-    from dovit_deploy.measure.bundle_contents import BundleContents
+    from dovit_deploy.measure.inspect import BundleContents
 
     path = Path(contents.path)
     if isinstance(contents, BundleContents):

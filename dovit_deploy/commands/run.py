@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import console, options, parse
+from dovit_deploy.commands import arguments, console
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.runtime.session import Session
 
 
@@ -25,9 +25,9 @@ def run(
     source: Annotated[str, typer.Argument(help="Image, folder, glob, video, camera index or stream URL.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; default: runs/<stem>.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="NAME.dovit; default: the installed default model.")] = None,
-    engine: options.EngineName = "onnxruntime",
-    precision: options.Precision = None,
-    threshold: options.Threshold = None,
+    engine: arguments.EngineName = "onnxruntime",
+    precision: arguments.Precision = None,
+    threshold: arguments.Threshold = None,
     classes: Annotated[
         Path | None, typer.Option(help="Class names instead of the bundle's: JSON, or a line each.")
     ] = None,
@@ -36,36 +36,34 @@ def run(
         str | None,
         typer.Option(metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: overlay; of images also masks."),
     ] = None,
-    overwrite: options.Overwrite = False,
+    overwrite: arguments.Overwrite = False,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Take every N-th frame.")] = 1,
     start: Annotated[float | None, typer.Option(help="Seconds into the video to begin at.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the video to stop before.")] = None,
-    threads: options.Threads = None,
-    cuda_memory: options.CudaMemory = None,
-    trust_engine: options.TrustEngine = False,
-    max_pixels: options.MaxPixels = None,
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    threads: arguments.Threads = None,
+    cuda_memory: arguments.CudaMemory = None,
+    trust_engine: arguments.TrustEngine = False,
+    max_pixels: arguments.MaxPixels = None,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     del verbose
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.default_bundle import default_bundle
+    from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.runtime.gate_inputs import thresholds_from
-    from dovit_deploy.runtime.image_source import ImageSource
-    from dovit_deploy.runtime.images import DEFAULT_MAX_PIXELS
-    from dovit_deploy.runtime.job import RunJob
-    from dovit_deploy.runtime.run_outputs import KINDS
+    from dovit_deploy.runtime.outputs import KINDS
+    from dovit_deploy.runtime.run import RunJob
     from dovit_deploy.runtime.session import Session
-    from dovit_deploy.runtime.sources import open_source
+    from dovit_deploy.runtime.settings import thresholds_from
+    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
+    from dovit_deploy.sources.open import open_source
 
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
-    kinds = None if save is None else parse.names(save, option="--save", allowed=KINDS)
-    values, wanted = parse.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
+    kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
+    values, wanted = arguments.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file, given=Path(source))
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
@@ -112,7 +110,7 @@ def _tell_unfinished(summary: dict[str, object], output: Path, *, unreadable: in
 
 def _named(bundle: Bundle, classes: Path | None) -> Bundle:
     """The bundle with the names of `--classes`."""
-    from dovit_deploy.bundle.class_list import classes_from_file, renamed
+    from dovit_deploy.bundle.manifest import classes_from_file, renamed
 
     if classes is None:
         return bundle
@@ -135,7 +133,7 @@ def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path
     Raises:
         UsageError: it exists, or it is the input or holds it.
     """
-    from dovit_deploy.output_folder import free_path, refuse_existing
+    from dovit_deploy.files import free_path, refuse_existing
 
     if output is None:
         stem = Path(source.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
@@ -177,7 +175,7 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 def _finish(
     summary: dict[str, object], folder: Path, *, json_file: Path | None, quiet: bool, session: Session, source: str
 ) -> None:
-    from dovit_deploy.runtime.job import summary_lines
+    from dovit_deploy.runtime.run import summary_lines
 
     console.write_json(json_file, summary)
     for line in summary_lines(summary):

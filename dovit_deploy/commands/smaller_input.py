@@ -16,8 +16,8 @@ from dovit_deploy import packages
 from dovit_deploy.errors import PackageMissing
 
 if TYPE_CHECKING:
-    from dovit_deploy.bundle.directory import Bundle
-    from dovit_deploy.bundle.model_spec import ModelSpec
+    from dovit_deploy.bundle.bundle import Bundle
+    from dovit_deploy.families.spec import ModelSpec
     from dovit_deploy.runtime.session import Session
 
 FACTORS = (0.8, 0.65)
@@ -52,7 +52,7 @@ def smaller_sessions(bundle: Bundle, *, threads: int | None) -> Iterator[tuple[S
 
     `reason_against` was asked before.
     """
-    from dovit_deploy.export.other_size import reference_bundle_at_size
+    from dovit_deploy.export.pipeline import reference_bundle_at_size
     from dovit_deploy.runtime.session import Session
 
     with TemporaryDirectory(prefix="dovit-") as folder, ExitStack() as stack:

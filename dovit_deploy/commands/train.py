@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import console, options
-from dovit_deploy.commands.table import show_table
+from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PackageMissing, UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def train(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")] = None,
-    json_file: options.JsonFile = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    json_file: arguments.JsonFile = None,
+    quiet: arguments.Quiet = False,
+    verbose: arguments.Verbose = False,
 ) -> None:
     """Train a dynamic-token model: from scratch, from a trained checkpoint, or going on where a run was killed.
 
@@ -51,7 +51,7 @@ def train(
     console.check_writable(json_file)
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
-    from dovit_deploy.output_folder import free_path
+    from dovit_deploy.files import free_path
     from dovit_deploy.train.job import Request
     from dovit_deploy.train.job import train as trained
     from dovit_deploy.train.recipe import Recipe, recipe_from_file, with_flags
@@ -109,7 +109,7 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[Standing], None]]:
 
 def _picture(result: Result, *, quiet: bool) -> None:
     """The curve as PNG, where it can be drawn; the run stands without."""
-    from dovit_deploy.train.picture import write_picture
+    from dovit_deploy.train.result import write_picture
     from dovit_deploy.train.state import RunFolder
 
     try:

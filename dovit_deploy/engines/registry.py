@@ -35,9 +35,7 @@ CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 """`onnxruntime` and `onnxruntime-gpu` unpack into one folder: never both."""
 
 ENGINES = {
-    "onnxruntime": EngineEntry(
-        "dovit_deploy.engines.onnxruntime_cpu", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"
-    ),
+    "onnxruntime": EngineEntry("dovit_deploy.engines.onnxruntime", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"),
     "cuda": EngineEntry(
         "dovit_deploy.engines.onnxruntime_cuda",
         "onnxruntime",
@@ -45,14 +43,14 @@ ENGINES = {
         "ONNX Runtime on an NVIDIA GPU",
         CUDA_INSTALL,
     ),
-    "torch": EngineEntry("dovit_deploy.models.eager", "torch", ("fp32",), "PyTorch, the reference"),
+    "torch": EngineEntry("dovit_deploy.families.eager", "torch", ("fp32",), "PyTorch, the reference"),
     "tensorrt-rtx": EngineEntry(
-        "dovit_deploy.engines.tensorrt_run:tensorrt_rtx",
+        "dovit_deploy.engines.tensorrt.run:tensorrt_rtx",
         *("tensorrt_rtx", ("fp16", "fp32"), "TensorRT for RTX, on NVIDIA GPUs"),
         options=GPU_ENGINE,
     ),
     "tensorrt": EngineEntry(
-        "dovit_deploy.engines.tensorrt_run:tensorrt",
+        "dovit_deploy.engines.tensorrt.run:tensorrt",
         *("tensorrt", ("fp16", "fp32"), "TensorRT, on NVIDIA GPUs"),
         options=GPU_ENGINE,
     ),

@@ -3,29 +3,87 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import safetensors.torch
 from pydantic import ValidationError
+from torch import nn
 
 from dovit_deploy import __version__
-from dovit_deploy.bundle.directory import PARITY, WEIGHTS, Bundle, file_entry
+from dovit_deploy.bundle.bundle import PARITY, WEIGHTS, Bundle, file_entry
+from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Preprocessing, Provenance, TokenCount
-from dovit_deploy.bundle.model_spec import AnySpec
 from dovit_deploy.bundle.parity import FormParity, ParityReport
-from dovit_deploy.bundle.spec import SMALLEST_SIDE
-from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
+from dovit_deploy.checkpoints.checkpoint import Checkpoint
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.errors import ParityError, UsageError
-from dovit_deploy.export.graphs import Progress, write_graphs
-from dovit_deploy.export.shared_weights import WeightsFile
-from dovit_deploy.export.verify import reference_runs, run_parity, settings_from_images
-from dovit_deploy.export.verify_whole import Against, whole_parity
-from dovit_deploy.models.build import model_from_spec, spec_at_size, state_at_size
-from dovit_deploy.models.checkpoint import Checkpoint
-from dovit_deploy.output_folder import written_aside
-from dovit_deploy.runtime.gate_inputs import thresholds_from
+from dovit_deploy.export.attention import with_fused_attention, with_standard_attention
+from dovit_deploy.export.stitch import merged_from_stages
+from dovit_deploy.export.to_onnx import onnx_from_module
+from dovit_deploy.export.verify import Against, reference_runs, run_parity, settings_from_images, whole_parity
+from dovit_deploy.export.weights import WeightsFile, with_shared_weights
+from dovit_deploy.families.parts import SMALLEST_SIDE
+from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
+from dovit_deploy.families.spec import AnySpec, ModelSpec
+from dovit_deploy.files import written_aside
 from dovit_deploy.runtime.session import Pixels, Session
+from dovit_deploy.runtime.settings import thresholds_from
+
+# Every graph of a bundle, in every form, written to a folder.
+
+FORMS = {".onnx": with_standard_attention, ".ort.onnx": with_fused_attention}
+"""File ending -> the pass that makes the form."""
+
+Progress = Callable[[str], None]
+
+
+def write_graphs(
+    folder: Path,
+    spec: ModelSpec,
+    model: nn.Module,
+    *,
+    weights: WeightsFile,
+    metadata: dict[str, str],
+    progress: Progress,
+) -> None:
+    """Write `stage0.onnx`, ..., `merged.onnx`, `dense.onnx` and their fast forms, all over the one weights file.
+
+    Args:
+        folder: where they go.
+        spec: of the network.
+        model: in deployment form.
+        weights: the file that they point into.
+        metadata: what other tools can read in each of them.
+        progress: told what is being done.
+    """
+    for name, graph in exported_graphs(spec, model, progress=progress).items():
+        for ending, form in FORMS.items():
+            finished = with_shared_weights(form(graph), weights)
+            finished.metadata_props.update({**metadata, "dovit.graph": name})
+            finished.graph.name = name
+            ir.save(finished, folder / f"{name}{ending}")
+
+
+def exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: Progress) -> dict[str, ir.Model]:
+    """The graphs with attention not yet lowered, by name."""
+    interfaces, family = graph_interfaces(spec), family_of(spec)
+    modules = {f"stage{number}": stage for number, stage in enumerate(family.stages(model))}
+    if spec.has_dense:
+        modules["dense"] = family.dense(model)
+    graphs = {}
+    for name, module in modules.items():
+        progress(f"export {name}")
+        graphs[name] = onnx_from_module(module.eval(), interfaces[name])
+    stages = [graphs[name] for name in graphs if name != "dense"]
+    if len(stages) == 1:
+        graphs["merged"] = stages[0].clone()
+    else:
+        graphs["merged"] = merged_from_stages(stages, interfaces["merged"], spec.tokens)
+    return graphs
 
 
 @dataclass(frozen=True)
@@ -195,3 +253,27 @@ def _counts(spec: AnySpec, report: ParityReport) -> tuple[TokenCount, ...]:
 
 def _files(folder: Path) -> dict[str, object]:
     return {path.name: file_entry(path) for path in sorted(folder.iterdir())}
+
+
+# A bundle's network at another input size, for the reference engine alone: weights and manifest, no graphs.
+#
+# Position embeddings are resized as an export at that size would do it, so accuracy and MACs are those of
+# such an export.
+
+
+def reference_bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path) -> Bundle:
+    """What `engine="torch"` reads of a bundle, at `size`; it cannot be opened or run by another engine.
+
+    Args:
+        bundle: the deployed one.
+        size: height and width in pixels.
+        folder: an existing folder that outlives the result; one weights file is written into it.
+    """
+    spec = bundle.manifest.spec
+    place = folder / f"{size[0]}x{size[1]}"
+    place.mkdir()
+    state = state_at_size(safetensors.torch.load_file(bundle.weights), spec, size)
+    safetensors.torch.save_file(state, place / WEIGHTS)
+    small = spec_at_size(spec, size)
+    changed = {"spec": small, "preprocessing": bundle.manifest.preprocessing.for_spec(small)}
+    return Bundle(place, bundle.manifest.model_copy(update=changed))

@@ -14,8 +14,61 @@ import torch
 from onnx.defs import OpSchema
 
 from dovit_deploy.bundle.interface import KEPT, GraphInterface, Port
-from dovit_deploy.export.shared_tables import with_shared_tables
-from dovit_deploy.export.vector_products import with_vector_products
+
+# A transposed matrix times a vector becomes the vector times the matrix: the same sums, without copying the matrix.
+#
+# PyTorch writes the mean of the stopped tokens as `mv(tokens^T, mask)`; exported literally, ONNX Runtime would copy all
+# tokens to transpose them, which costs far more than the product itself.
+
+
+def with_vector_products(model: ir.Model) -> ir.Model:
+    """`model` changed in place.
+
+    Requires `MatMul(Transpose(matrix, perm=(1, 0)), vector)` with a vector of rank 1 wherever a vector is multiplied.
+    Ensures `MatMul(vector, matrix)` there.
+    """
+    for node in list(model.graph):
+        if node.op_type != "MatMul" or node.domain:
+            continue
+        transposed, vector = node.inputs
+        transpose = transposed.producer() if transposed is not None else None
+        if transpose is None or vector is None or not _transposes_for(transpose, vector):
+            continue
+        node.replace_input_with(0, vector)
+        node.replace_input_with(1, transpose.inputs[0])
+        if not transpose.outputs[0].uses():
+            model.graph.remove(transpose, safe=True)
+    return model
+
+
+def _transposes_for(transpose: ir.Node, vector: ir.Value) -> bool:
+    if transpose.op_type != "Transpose" or vector.shape is None or len(vector.shape) != 1:
+        return False
+    return list(transpose.attributes["perm"].as_ints()) == [1, 0]
+
+
+# Equal tables of whole numbers become one: the exporter writes one for every gather that reads it.
+#
+# Window attention gathers queries, keys and values by one table, and all blocks of a stage by the same.
+
+
+def with_shared_tables(model: ir.Model) -> ir.Model:
+    """`model` changed in place.
+
+    Ensures that no two initializers of integers or booleans have the same shape and contents.
+    """
+    kept: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype.is_floating_point():
+            continue
+        first = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if first is value:
+            continue
+        ir.convenience.replace_all_uses_with(value, first)
+        del model.graph.initializers[name]
+    return model
+
 
 OPSET = 20
 DOMAIN = "dovit"

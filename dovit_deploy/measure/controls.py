@@ -6,12 +6,18 @@ oracle.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dovit_deploy.bundle.model_spec import ModelSpec
-from dovit_deploy.runtime.gate_inputs import Keep
+from dovit_deploy.engines.base import Buffer
+from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.runtime.results import FrameTokens, TokenReport
+from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
+from dovit_deploy.runtime.session import Logits, Pixels, Session
+from dovit_deploy.runtime.settings import Keep, Thresholds, index_from_keep
+from dovit_deploy.sources.source import RGB
 
 
 def first_gate_keep(spec: ModelSpec) -> Keep:
@@ -41,3 +47,180 @@ def gate_efficiency(*, rule: float, random: float, oracle: float) -> float | Non
     """
     span = oracle - random
     return (rule - random) / span if span > 1e-9 else None
+
+
+# Oracles: gates that know the final dense answer, which no rule does; how much a better rule could gain.
+#
+# `oracle_keep` lets as many tokens run on as the rule did, so that it costs the same and only the choice differs.
+# `unlimited_oracle_keep` stops every token that has its final class already, however many those are. Why both:
+# docs/decisions/0006-oracle-at-equal-counts.md.
+
+Running = NDArray[np.bool_]
+"""(N,): which patches run."""
+
+Choose = Callable[[int, Running, NDArray[np.int64], NDArray[np.float32]], Running]
+"""Who runs on: from the gate's number, who runs, and labels (N,) and confidences (N,), which only count for them."""
+
+
+def oracle_keep(session: Session, pixels: Pixels, dense_logits: Logits, *, kept: Sequence[int]) -> Keep:
+    """At each gate as many tokens run on as in `kept`; those stop first whose class the final answer shares most.
+
+    The share is that of the positions of the decode head's logits inside the token's patch whose dense class is the
+    gate's label. Among equals the more confident stops first, then the one that comes first in raster order.
+
+    Args:
+        session: of a bundle with gates.
+        pixels: (1, 3, H, W), one window.
+        dense_logits: (1, K, h, w) of the same window with nothing stopped.
+        kept: of the rule's report of that window: tokens entering each stage, extra tokens included, falling.
+    """
+    spec = session.bundle.manifest.spec
+    final = position_classes(dense_logits[0], spec)
+
+    def choose(gate: int, running: Running, label: NDArray[np.int64], confidence: NDArray[np.float32]) -> Running:
+        candidates = np.flatnonzero(running)
+        same = (final[candidates] == label[candidates, None]).sum(axis=1)
+        # Sorted by the last key first; the sort is stable, so raster order decides among equals.
+        order = candidates[np.lexsort((-confidence[candidates], -same))]
+        after = running.copy()
+        after[order[: len(candidates) - (kept[gate + 1] - spec.extra_tokens)]] = False
+        return after
+
+    return _chosen(session, pixels, choose)
+
+
+def unlimited_oracle_keep(session: Session, pixels: Pixels, dense_logits: Logits) -> Keep:
+    """Exactly those tokens stop whose own label is the final dense class of their patch already.
+
+    Args:
+        session, pixels, dense_logits: as `oracle_keep` takes them.
+    """
+    final = token_classes(dense_logits[0], session.bundle.manifest.spec)
+    return _chosen(session, pixels, lambda gate, running, label, confidence: running & (label != final))
+
+
+def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
+    """The decisions of `choose`, each from what the gate says in the run that the ones before it steered."""
+    spec, download = session.bundle.manifest.spec, session.backend.download
+    grids: list[NDArray[np.bool_]] = []
+
+    def decide(gate: int, outputs: Mapping[str, Buffer]) -> NDArray[np.int64]:
+        running = grids[-1].ravel() if grids else np.ones(spec.patches, dtype=bool)
+        label, confidence = np.asarray(download(outputs["label"])), np.asarray(download(outputs["confidence"]))
+        grids.append(choose(gate, running, label, confidence).reshape(spec.grid))
+        return index_from_keep(grids + [grids[-1]] * (len(spec.gates) - len(grids)), spec)[gate]
+
+    limits = np.ones((len(spec.gates), spec.classes), dtype=np.float32)
+    for _ in session.stages(pixels, thresholds=limits, floor=np.float32(0), decide=decide):
+        # The last stage decides nothing any more.
+        if len(grids) == len(spec.gates):
+            break
+    return grids
+
+
+def position_classes(logits: Logits, spec: ModelSpec) -> NDArray[np.int64]:
+    """The classes that the positions of `logits` (K, h, w) inside each patch have: (N, positions of a patch)."""
+    classes: NDArray[np.int64] = _cells(logits, spec).argmax(axis=0)
+    return classes
+
+
+def token_classes(logits: Logits, spec: ModelSpec) -> NDArray[np.int64]:
+    """The class of each patch, (N,): that of the mean of the logits (K, h, w) inside it."""
+    classes: NDArray[np.int64] = _cells(logits, spec).mean(axis=2).argmax(axis=0)
+    return classes
+
+
+def _cells(logits: Logits, spec: ModelSpec) -> Logits:
+    """(K, h, w) -> (K, N, positions of a patch)."""
+    rows, columns = spec.grid
+    fine = logits.reshape(len(logits), rows, logits.shape[1] // rows, columns, logits.shape[2] // columns)
+    return fine.transpose(0, 1, 3, 2, 4).reshape(len(logits), spec.patches, -1)
+
+
+# One picture under decisions that are not the gates' own: drawn, all at the first gate, or an oracle's.
+#
+# A predictor cuts a picture into windows; each window is run as a control says, by replay on the deployed graphs.
+
+CONTROL_SEED = 0
+"""Of the random control."""
+
+Steer = Callable[[int, Pixels], tuple[Logits, TokenReport]]
+"""Runs one window of a picture: its number and its pixels (1, 3, H, W) -> logits (1, K, h, w) and what was done."""
+
+
+class SteeredSession:
+    """A `RunsOne`: the windows of one picture, each run as `steer` says."""
+
+    def __init__(self, session: Session, steer: Steer) -> None:
+        self.bundle, self.steer = session.bundle, steer
+        self._window = 0
+
+    def run_one(
+        self,
+        pixels: Pixels,
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> tuple[Logits, TokenReport]:
+        """The next window; what else is asked for is not heard, `steer` has the say."""
+        del thresholds, floor, keep, dense
+        answer = self.steer(self._window, pixels)
+        self._window += 1
+        return answer
+
+
+class Steering:
+    """The controls of one session, picture by picture.
+
+    What a control must know of a picture is passed from run to run: `tokens`, the rule's own run of it, and `logits`,
+    those of the dense run, one (1, K, h, w) a window.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.spec = session, session.bundle.manifest.spec
+
+    def dense(self, rgb: RGB) -> tuple[SegmentationResult, list[Logits]]:
+        """Nothing stopped; the answer, and the logits of each window."""
+        logits: list[Logits] = []
+
+        def steer(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            del window
+            answer = self.session.run_one(pixels, dense=True)
+            logits.append(answer[0])
+            return answer
+
+        return self._steered(rgb, steer), logits
+
+    def random(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> SegmentationResult:
+        """As many tokens running on as the rule let, drawn; `number` of the picture gives each its own draw."""
+
+        def keep(window: int, pixels: Pixels) -> Keep:
+            del pixels
+            rng = np.random.default_rng([CONTROL_SEED, number, window])
+            return random_keep(tokens.windows[window].report.kept, self.spec, rng=rng)
+
+        return self._replayed(rgb, keep)
+
+    def first_gate(self, rgb: RGB) -> SegmentationResult:
+        """Everything stopped at the first gate."""
+        return self._replayed(rgb, lambda window, pixels: first_gate_keep(self.spec))
+
+    def oracle(self, rgb: RGB, tokens: FrameTokens, logits: Sequence[Logits]) -> SegmentationResult:
+        """As many tokens running on as the rule let, chosen by who knows the dense answer."""
+
+        def keep(window: int, pixels: Pixels) -> Keep:
+            return oracle_keep(self.session, pixels, logits[window], kept=tokens.windows[window].report.kept)
+
+        return self._replayed(rgb, keep)
+
+    def unlimited_oracle(self, rgb: RGB, logits: Sequence[Logits]) -> SegmentationResult:
+        """Every token stopped that has its final class, however many those are."""
+        return self._replayed(rgb, lambda window, pixels: unlimited_oracle_keep(self.session, pixels, logits[window]))
+
+    def _replayed(self, rgb: RGB, keep: Callable[[int, Pixels], Keep]) -> SegmentationResult:
+        return self._steered(rgb, lambda window, pixels: self.session.run_one(pixels, keep=keep(window, pixels)))
+
+    def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
+        return Predictor(SteeredSession(self.session, steer)).predict(rgb)

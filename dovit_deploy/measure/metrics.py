@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy import packages
-from dovit_deploy.measure.labelled_files import IGNORE
+from dovit_deploy.datasets.dataset import IGNORE
 
 BAND = 3
 """Pixels from a contour that still belong to the boundary."""

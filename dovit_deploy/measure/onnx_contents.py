@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import InputError
 from dovit_deploy.measure.protobuf import bytes_of, integers_of, text_of
+from dovit_deploy.record import Record
 
 MODEL_PRODUCER, MODEL_PRODUCER_VERSION, MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA, MODEL_FUNCTION = 2, 3, 7, 8, 14, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
@@ -34,7 +34,7 @@ DEEPEST = 16
 """Graphs within graphs; a file that nests deeper is made to do harm."""
 
 
-class OnnxPort(Noun):
+class OnnxPort(Record):
     """An input or output; a dimension is a number, a name, or "?"."""
 
     name: str
@@ -42,7 +42,7 @@ class OnnxPort(Noun):
     shape: tuple[int | str, ...]
 
 
-class OnnxContents(Noun):
+class OnnxContents(Record):
     """An ONNX file."""
 
     kind: Literal["onnx"] = "onnx"

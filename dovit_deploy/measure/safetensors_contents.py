@@ -13,14 +13,14 @@ from typing import Literal
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import InputError
+from dovit_deploy.record import Record
 
 LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
 
-class TensorEntry(Noun):
+class TensorEntry(Record):
     """A tensor as the header lists it."""
 
     name: str
@@ -28,7 +28,7 @@ class TensorEntry(Noun):
     shape: tuple[int, ...]
 
 
-class SafetensorsContents(Noun):
+class SafetensorsContents(Record):
     """A safetensors file."""
 
     kind: Literal["safetensors"] = "safetensors"

@@ -5,18 +5,35 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.errors import EnvironmentProblem, UsageError
-from dovit_deploy.output_folder import write_text
-from dovit_deploy.runtime.class_scores import ClassScore
-from dovit_deploy.runtime.label_overlay import paint_label
-from dovit_deploy.runtime.picture_file import save_picture
-from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens
-from dovit_deploy.runtime.selection_map import paint_selections
+from dovit_deploy.files import write_text
+from dovit_deploy.runtime import transforms
+from dovit_deploy.runtime.paint import paint_label, save_picture
+from dovit_deploy.runtime.results import (
+    TOP,
+    ClassScore,
+    FrameTiming,
+    FrameTokens,
+    Region,
+    Window,
+    probabilities_from_logits,
+    scores_from_probabilities,
+)
+from dovit_deploy.runtime.settings import Thresholds
+from dovit_deploy.runtime.token_maps import paint_selections
+from dovit_deploy.runtime.transforms import Logits, Pixels, Size, crop_region
+from dovit_deploy.sources.source import RGB
+
+if TYPE_CHECKING:
+    from dovit_deploy.runtime.results import TokenReport
+    from dovit_deploy.runtime.session import Session
+
 
 SUFFIXES = (".json", ".png")
 
@@ -72,3 +89,95 @@ class ClassificationResult:
             write_text(target, json.dumps(self.facts(), indent=1) + "\n")
         except OSError as error:
             raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
+
+
+# Classifier: a picture in, its most probable classes out, with the bundle's own preprocessing and names.
+
+
+class Classifier:
+    """A session of a classifier with what lies around the model; beside `Predictor`, with the same face.
+
+    Args:
+        session: of a bundle whose task is classification.
+        top: how many classes an answer names.
+
+    Raises:
+        UsageError: a bundle with another task, or `top` below 1.
+    """
+
+    def __init__(self, session: Session, *, top: int = TOP) -> None:
+        manifest = session.bundle.manifest
+        if manifest.task != "classification":
+            raise UsageError(f"{manifest.name}: its task is {manifest.task}; Classifier takes classifiers alone")
+        if top < 1:
+            raise UsageError(f"top {top}: at least 1 class is needed in an answer")
+        self.session, self.top = session, top
+        self.spec, self.preprocessing = manifest.spec, manifest.preprocessing
+        self.names = tuple(entry.name for entry in manifest.classes)
+
+    def predict(
+        self,
+        rgb: RGB,
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> ClassificationResult:
+        """What `rgb` shows, and what its tokens did.
+
+        Args:
+            rgb: (H, W, 3) uint8, upright.
+            decode_ms: what decoding it took, to be reported with the rest.
+            thresholds, floor, dense: as `Session.run` takes them.
+
+        Raises:
+            InputError: not an (H, W, 3) uint8 array.
+            UsageError: thresholds or floor of a model without gates, or given together with `dense`.
+            CheckError: the logits are not finite.
+        """
+        start = perf_counter()
+        pixels = self.to_input(rgb)
+        ready = perf_counter()
+        logits, report = self.session.run_one(pixels, thresholds=thresholds, floor=floor, dense=dense)
+        answered = perf_counter()
+        probabilities = probabilities_from_logits(logits[0])
+        classes = scores_from_probabilities(probabilities, self.names, top=self.top)
+        tokens = self._tokens(report, (rgb.shape[0], rgb.shape[1]))
+        timing = FrameTiming(
+            decode_ms, 1e3 * (ready - start), 1e3 * (answered - ready), 1e3 * (perf_counter() - answered)
+        )
+        return ClassificationResult(rgb, classes, probabilities, tokens, timing)
+
+    def to_input(self, rgb: RGB) -> Pixels:
+        """`rgb` (H, W, 3) uint8 as `pixels` (1, 3, *size) float32, normalised: the centre of the picture.
+
+        Raises:
+            InputError: not an (H, W, 3) uint8 array.
+        """
+        return transforms.to_input(rgb, self.preprocessing, self.spec.size)
+
+    def logits(
+        self,
+        pixels: Pixels,
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> Logits:
+        """Logits (1, K) of `pixels` (1, 3, *size).
+
+        Raises:
+            InputError: not float32 of that shape.
+            UsageError: thresholds or floor of a model without gates, or given together with `dense`.
+        """
+        return np.asarray(self.session.run_one(pixels, thresholds=thresholds, floor=floor, dense=dense)[0])
+
+    def _tokens(self, report: TokenReport, picture: Size) -> FrameTokens:
+        height, width = self.spec.size
+        window = Window(0, 0, height, width, report)
+        return FrameTokens((window,), self.spec.size, self.spec.patch, self._region(picture))
+
+    def _region(self, picture: Size) -> Region | None:
+        crop = self.preprocessing.crop
+        return None if crop is None else crop_region(picture, shorter=crop.shorter, size=self.spec.size)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
-RGB = npt.NDArray[np.uint8]
-"""(H, W, 3) uint8, red first, upright."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a source."""
-
-    rgb: RGB
-    """(H, W, 3) uint8, upright."""
-    index: int
-    """Position in the source, from 0, before `--every` and `--start` select."""
-    source: str
-    """File name, device or address."""
-    time_s: Fraction
-    """Presentation time in seconds, exact; 0 for images."""
-    decode_ms: float = 0.0
+from dovit_deploy.errors import CheckError
 
 
 @dataclass(frozen=True)
@@ -140,3 +124,47 @@ class Palette:
     names: tuple[str, ...]
     colors: npt.NDArray[np.uint8] = field(repr=False)
     """(K, 3) uint8 RGB."""
+
+
+# From logits to an answer: probabilities, and the most probable classes by name.
+
+TOP = 5
+"""Classes of an answer, where the model has as many."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class and how probable the model holds it, 0..1."""
+
+    id: int
+    name: str
+    probability: float
+
+
+def probabilities_from_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Softmax over all classes, (K,) -> (K,).
+
+    Raises:
+        CheckError: a logit is NaN or infinite, so the network's arithmetic has broken down.
+    """
+    if not np.isfinite(logits).all():
+        raise CheckError(
+            "the model's logits are not finite: its arithmetic overflows at this precision; try --precision fp32"
+        )
+    raised = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return np.asarray(raised / raised.sum(), dtype=np.float64)
+
+
+def most_probable(probabilities: npt.NDArray[np.float64], *, top: int) -> npt.NDArray[np.intp]:
+    """The ids of the `top` most probable classes, or of all; of equals the lower id comes first: (min(top, K),)."""
+    return np.argsort(-probabilities, kind="stable")[:top]
+
+
+def scores_from_probabilities(
+    probabilities: npt.NDArray[np.float64], names: Sequence[str], *, top: int = TOP
+) -> tuple[ClassScore, ...]:
+    """The `top` most probable classes, the most probable first."""
+    return tuple(
+        ClassScore(int(number), names[number], float(probabilities[number]))
+        for number in most_probable(probabilities, top=top)
+    )

@@ -11,15 +11,15 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import keep_name
-from dovit_deploy.bundle.model_spec import ModelSpec
-from dovit_deploy.cost.model import cost_model
 from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.runtime.gate_inputs import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
+from dovit_deploy.runtime.settings import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
 
 Pixels = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.runtime.classifier import Classifier
-from dovit_deploy.runtime.gate_inputs import Thresholds
-from dovit_deploy.runtime.predictor import Predictor
-from dovit_deploy.runtime.results import RGB, FrameTiming, FrameTokens
+from dovit_deploy.runtime.classification import Classifier
+from dovit_deploy.runtime.results import FrameTiming, FrameTokens
+from dovit_deploy.runtime.segmentation import Predictor
+from dovit_deploy.runtime.settings import Thresholds
+from dovit_deploy.sources.source import RGB
 
 if TYPE_CHECKING:
     from dovit_deploy.runtime.session import Session

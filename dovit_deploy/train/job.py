@@ -9,20 +9,28 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.datasets.open import Dataset
 from dovit_deploy.errors import ConfigError, InputError, UsageError
-from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.train.config import Scaling, TrainConfig
-from dovit_deploy.train.device import with_settled_precision
-from dovit_deploy.train.initialise import Start, start_from_checkpoint
-from dovit_deploy.train.interruption import noticed
-from dovit_deploy.train.loop import Standing, Trainer, starting_model
-from dovit_deploy.train.material import DEFAULT_SIZE, Material, opened, refuse_other_classes, scenes_for, watched
-from dovit_deploy.train.network import spec_from_choice
+from dovit_deploy.train.config import Scaling, TrainConfig, spec_from_choice
+from dovit_deploy.train.data import DEFAULT_SIZE, Material, opened, refuse_other_classes, scenes_for, watched
+from dovit_deploy.train.initialise import Start, start_from_checkpoint, with_settled_precision
+from dovit_deploy.train.loop import Standing, Trainer, noticed, starting_model
 from dovit_deploy.train.recipe import Recipe, config_error, run_config
-from dovit_deploy.train.record import RunRecord, data_facts, init_facts, refuse_other_data, refuse_other_recipe
 from dovit_deploy.train.result import UNMEASURED_THRESHOLD, CurvePoint, chosen_threshold, save_result, threshold_curve
-from dovit_deploy.train.state import RECORD, STATE, RunFolder, refuse_taken, told_of_failure, write_atomically
+from dovit_deploy.train.state import (
+    RECORD,
+    STATE,
+    RunFolder,
+    RunRecord,
+    data_facts,
+    init_facts,
+    refuse_other_data,
+    refuse_other_recipe,
+    refuse_taken,
+    told_of_failure,
+    write_atomically,
+)
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
 

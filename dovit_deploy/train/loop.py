@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import copy
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 import torch
 from torch import nn
 
+from dovit_deploy.datasets.open import Dataset
 from dovit_deploy.errors import CheckError, Interrupted
-from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.device import device_from_name
+from dovit_deploy.train.data import Batch, BatchMaker, Material, Plan, Planner, batches
 from dovit_deploy.train.forward import Network
-from dovit_deploy.train.initialise import Start, initialise, is_embedding, load_start, settle_norms, trainable_model
-from dovit_deploy.train.loss import class_weights
-from dovit_deploy.train.material import Material
-from dovit_deploy.train.objective import Objective
-from dovit_deploy.train.schedule import learning_rate_at, passing_at, progress_of
+from dovit_deploy.train.initialise import (
+    Start,
+    device_from_name,
+    initialise,
+    is_embedding,
+    load_start,
+    settle_norms,
+    trainable_model,
+)
+from dovit_deploy.train.objective import Objective, class_weights, validate
 from dovit_deploy.train.state import RunFolder, RunState
-from dovit_deploy.train.validate import validate
+
+# Where a run stands, and what goes for it there: learning rate and threshold.
+
+
+def progress_of(config: TrainConfig, *, step: int, seconds: float) -> float:
+    """Share of the run that is done, in [0, 1]: by steps, or by the seconds of the run's clock."""
+    if config.steps is not None:
+        return min(1.0, step / config.steps)
+    return min(1.0, seconds / (60.0 * (config.minutes or math.inf)))
+
+
+def learning_rate_at(config: TrainConfig, progress: float) -> float:
+    """Linear warm-up, then half a cosine to the final share, which is zero by default."""
+    if progress < config.warm_up:
+        # Not quite zero at the first step, which would be wasted.
+        return config.learning_rate * max(progress / config.warm_up, 0.01)
+    rest = (progress - config.warm_up) / max(1e-9, 1.0 - config.warm_up)
+    fallen = 0.5 * (1.0 - math.cos(math.pi * rest))
+    return config.learning_rate * (1.0 - (1.0 - config.final_rate) * fallen)
+
+
+def passing_at(config: TrainConfig, progress: float, rng: np.random.Generator) -> float | None:
+    """The threshold of one step, for all gates; None when the step is dense.
+
+    Annealed: 1 - min(1, progress / until) * (1 - final), as the official recipe has it.
+    """
+    rule = config.passing
+    begun = rule.mode == "annealed" or (rule.mode == "random" and progress >= rule.start)
+    if not config.spec.gates or not begun or rng.random() >= rule.share:
+        return None
+    if rule.mode == "random":
+        return float(rng.uniform(*rule.thresholds))
+    return 1.0 - min(1.0, progress / rule.until) * (1.0 - rule.final)
 
 
 @dataclass(frozen=True)
@@ -252,3 +293,30 @@ class Trainer:
         self.step += 1
         self.seen, self.scenes = batch.plan.seen
         return {"rate": rate, "threshold": 1.0 if passing is None else passing, "norm": float(norm), **row}
+
+
+# Ctrl-C and a polite kill end a run after the step under way, with its state saved; a second one ends it at once.
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def noticed() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether the user asked to stop; handlers are put back at the end."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, notice) for number in SIGNALS}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.model_spec import ModelSpec
-from dovit_deploy.models.gate import TokenGate, stops
-from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
-from dovit_deploy.models.layers import Attend
-from dovit_deploy.models.stem import padded
-from dovit_deploy.models.tokens import aggregate_limit
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
+from dovit_deploy.families.layers import Attend, padded
+from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.families.tokens import aggregate_limit
+from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dovit_deploy.train.batches import Batch
-from dovit_deploy.train.config import TrainConfig
+from dovit_deploy.datasets.open import IGNORE, Dataset
+from dovit_deploy.train.augment import normalised, resized
+from dovit_deploy.train.config import Scaling, TrainConfig
+from dovit_deploy.train.data import Batch
 from dovit_deploy.train.forward import Network, training_forward
-from dovit_deploy.train.loss import distillation_loss, gate_loss, pixel_loss, token_histograms
-from dovit_deploy.train.masked import uniform_passing
+from dovit_deploy.train.masked import GateOutput, MaskedOutput, Passing, uniform_passing
+
+# What is minimised: pixel cross-entropy of the decode head, soft-label cross-entropy of the gates' heads, and the
+# distance from a dense teacher.
+
+
+def class_weights(frequencies: Tensor, power: float) -> Tensor:
+    """(1 / frequency) ** power, scaled so that a labelled pixel weighs 1 on average; absent classes weigh nothing."""
+    weights = torch.where(frequencies > 0, frequencies.clamp(min=1e-6) ** -power, 0.0)
+    return (weights / (weights * frequencies).sum()).float()
+
+
+def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of `logits` (B, K, h, w) against `labels` (B, H, W) uint8, at half the resolution."""
+    target = labels[:, ::2, ::2].long()
+    finer = functional.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    loss = functional.cross_entropy(finer, target, weight=weights, ignore_index=IGNORE, reduction="sum")
+    total = weights[target[target != IGNORE]].sum()
+    return loss / total.clamp(min=1e-6)
+
+
+def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
+    """Share of each class among the pixels of each token, (B, N, K): labels (B, H, W), H and W whole patches.
+
+    Shares are of *all* pixels of the token, so a token that is half void weighs half.
+    """
+    batch, height, width = labels.shape
+    cells = labels.reshape(batch, height // patch, patch, width // patch, patch).transpose(2, 3)
+    cells = cells.reshape(-1, patch * patch).long().clamp(max=classes)
+    count = torch.zeros(len(cells), classes + 1, device=labels.device)
+    count.scatter_add_(1, cells, torch.ones(1, 1, device=labels.device).expand_as(cells))
+    return (count[:, :classes] / patch**2).reshape(batch, -1, classes)
+
+
+def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
+    target = histograms[gate.running] * weights
+    if not len(target):
+        return weights.new_zeros(())
+    loss = -(target * gate.logits.float().log_softmax(1)).sum()
+    return loss / target.sum().clamp(min=1e-6)
+
+
+def distillation_loss(student: MaskedOutput, teacher: MaskedOutput, *, features: float, pixels: float) -> Tensor:
+    """`features` x mean squared difference of the last features + `pixels` x KL(teacher, student) of each position."""
+    near = functional.mse_loss(student.features.float(), teacher.features.float())
+    wanted = teacher.logits.float().log_softmax(1)
+    apart = (wanted.exp() * (wanted - student.logits.float().log_softmax(1))).sum(1).mean()
+    return features * near + pixels * apart
 
 
 class Objective:
@@ -48,3 +102,72 @@ class Objective:
             distilled = distillation_loss(output, wanted, features=rule.features, pixels=rule.pixels)
             total, row["distillation"] = total + distilled, distilled.item()
         return total, row
+
+
+# Mean intersection over union of the network in training, on a split, dense or with tokens passed.
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`confusion` (K, K): pixels of true class (row) called class (column); `kept` (images, stages): tokens run."""
+
+    confusion: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Per class, in percent; NaN for a class that neither occurs nor is predicted."""
+        hit = np.diag(self.confusion).astype(np.float64)
+        union = self.confusion.sum(0) + self.confusion.sum(1) - hit
+        shares: NDArray[np.float64] = np.divide(100.0 * hit, union, out=np.full(len(hit), np.nan), where=union > 0)
+        return shares
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that occur, in percent."""
+        return float(np.nanmean(self.iou)) if not np.isnan(self.iou).all() else float("nan")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """In percent."""
+        return float(100.0 * np.trace(self.confusion) / max(1, self.confusion.sum()))
+
+
+def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int, size: tuple[int, int]) -> Tensor:
+    """(1, K, h, w) -> (H, W) uint8 at `size`: up-sampled over the padded input, padding cut, resized if need be."""
+    whole = tuple(-(-side // patch) * patch for side in spec_size)
+    fine = functional.interpolate(logits.float(), size=whole, mode="bilinear", align_corners=False)
+    fine = fine[..., : spec_size[0], : spec_size[1]]
+    if size != spec_size:
+        fine = functional.interpolate(fine, size=size, mode="bilinear", align_corners=False)
+    return fine.argmax(1)[0].to(torch.uint8)
+
+
+@torch.no_grad()
+def validate(
+    model: Network,
+    data: Dataset,
+    *,
+    passing: Passing | None,
+    scaling: Scaling,
+    bfloat16: bool = False,
+) -> Validation:
+    """Run `model` over every image of `data`, one at a time, in evaluation mode; its mode is put back."""
+    spec, classes = model.spec, model.spec.classes
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    confusion = np.zeros((classes, classes), np.int64)
+    kept = np.zeros((len(data), len(spec.counts)), np.int64)
+    for number in range(len(data)):
+        sample = data.sample(number)
+        pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            output = training_forward(model, pixels, passing=passing)
+        predicted = class_map_from_logits(output.logits, spec.size, spec.patch, sample.label.shape)
+        known = sample.label != IGNORE
+        pairs = sample.label[known].astype(np.int64) * classes + predicted.cpu().numpy()[known]
+        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
+        kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
+    model.train(was_training)
+    return Validation(confusion, kept)

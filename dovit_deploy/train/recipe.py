@@ -9,16 +9,15 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.model_spec import AnySpec
-from dovit_deploy.bundle.spec import Noun
 from dovit_deploy.errors import ConfigError, InputError
-from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
-from dovit_deploy.train.network import NetworkChoice
+from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.record import Record
+from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, Settings, TrainConfig, crop_step
 
 DEFAULT_MINUTES = 60.0
 
 
-class PhaseChoice(Noun):
+class PhaseChoice(Record):
     """A phase as a user writes it; without `crop` it sees whole inputs."""
 
     until: float = Field(gt=0, le=1)

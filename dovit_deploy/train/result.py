@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.model_spec import AnySpec
-from dovit_deploy.bundle.spec import Noun
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.measure.datasets import Dataset
-from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.datasets.open import Dataset
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.record import Record
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.forward import Network
 from dovit_deploy.train.masked import uniform_passing
-from dovit_deploy.train.validate import Validation, validate
+from dovit_deploy.train.objective import Validation, validate
+from dovit_deploy.train.state import write_atomically
 
 THRESHOLDS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """What is tried. At 0 every token stops at the first gate: the control that says what the deep layers earn."""
@@ -24,7 +28,7 @@ UNMEASURED_THRESHOLD = 0.95
 """Where tokens stop when there was nothing to choose a threshold on."""
 
 
-class CurvePoint(Noun):
+class CurvePoint(Record):
     """The watched split at one threshold for all gates and classes; None: with nothing stopped."""
 
     threshold: float | None
@@ -106,3 +110,61 @@ def save_result(
         license=license_note,
     )
     save_checkpoint(folder, config, model.state_dict(), documents=documents, overwrite=overwrite)
+
+
+# The run as one picture: loss and learning rate, mIoU, tokens that run, and accuracy against FLOPs at the end.
+
+SMOOTH = 50
+"""Steps that a point of the loss curve averages at most."""
+
+
+def write_picture(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[CurvePoint]) -> None:
+    """Draw the log's `rows` and the threshold `curve` to the PNG file `path`.
+
+    Raises:
+        PackageMissing: matplotlib is not installed.
+        InputError: the file cannot be written.
+    """
+    figure = packages.matplotlib_figure().Figure(figsize=(14, 3.8), layout="constrained")
+    losses, tokens, trade = figure.subplots(1, 3)
+    _losses(losses, [row for row in rows if "loss" in row], [row for row in rows if "miou" in row])
+    _tokens(tokens, [row for row in rows if "loss" in row])
+    _trade(trade, curve)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_atomically(path, content.getvalue())
+
+
+def _losses(axes: Any, steps: list[dict[str, Any]], looks: list[dict[str, Any]]) -> None:  # noqa: ANN401
+    axes.set_title("loss of the decode head; mIoU of the watched images")
+    axes.set_xlabel("step")
+    width = max(1, min(SMOOTH, len(steps) // 10))
+    values = np.convolve([row["loss"] for row in steps], np.ones(width) / width, "valid") if steps else np.zeros(0)
+    axes.plot([row["step"] for row in steps][width - 1 :], values, color="tab:blue")
+    axes.set_ylabel("loss", color="tab:blue")
+    if looks:
+        other = axes.twinx()
+        other.plot([row["step"] for row in looks], [row["miou"] for row in looks], "o-", color="tab:orange")
+        other.set_ylabel("mIoU, %", color="tab:orange")
+
+
+def _tokens(axes: Any, steps: list[dict[str, Any]]) -> None:  # noqa: ANN401
+    axes.set_title("share of tokens running after each gate")
+    axes.set_xlabel("step that stops tokens")
+    passing = [row for row in steps if row["threshold"] < 1]
+    for name in sorted(key for key in (steps[0] if steps else {}) if key.startswith("kept")):
+        axes.plot([row["step"] for row in passing], [row[name] for row in passing], ".", ms=2, label=f"gate {name[4:]}")
+    axes.set_ylim(0, 1.02)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _trade(axes: Any, curve: Sequence[CurvePoint]) -> None:  # noqa: ANN401
+    axes.set_title("mIoU against MACs saved, by threshold")
+    axes.set_xlabel("MACs of the whole model saved, %")
+    axes.set_ylabel("mIoU, %")
+    curve = sorted(curve, key=lambda point: point.flops_saved)
+    axes.plot([100 * point.flops_saved for point in curve], [point.miou for point in curve], "o-")
+    for point in curve:
+        name = "dense" if point.threshold is None else f"{point.threshold:g}"
+        axes.annotate(name, (100 * point.flops_saved, point.miou), fontsize=7)

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
 from tests.bundles import tiny_checkpoint
 from tests.conftest import Run
-from tests.runtime.clips import make_clip
+from tests.sources.clips import make_clip
 from tests.tiny import tiny_spec
 
 
@@ -363,7 +363,7 @@ def flip(path: Path) -> None:
 
 
 def rewrite(path: Path, **changes: object) -> None:
-    from tests.bundle.test_directory import rewritten
+    from tests.bundle.test_bundle import rewritten
 
     rewritten(path, **changes)
 

@@ -10,10 +10,10 @@ import pytest
 from difficulty import MARK, groups, measure, share_of
 from report import END
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.scenes.dataset import scene_sample
+from dovit_scenes.dataset import scene_sample
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import json
 import pytest
 from families import MARK, Row, figures_of, main, table
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost.model import cost_model
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.families.cost import cost_model
 from tests.bundles import export, export_tiny
 from tests.tiny import tiny_spec
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_checkpoint

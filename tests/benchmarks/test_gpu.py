@@ -25,11 +25,11 @@ from gpu_tables import NOT_RUN, TABLES, mark, write_tables
 from packed_stages import masked_attention
 from report import END
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import ProviderMissing
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 HERE = Bench(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=8)
 

@@ -9,10 +9,10 @@ from merging_session import MergingSession
 from token_merging import MergingNetwork, merge, merges, merging_macs, proportional_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models.layers import attention
-from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.layers import attention
+from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.runtime.session import Session
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 

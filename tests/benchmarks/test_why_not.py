@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from equal_latency import Point, at_latency
@@ -13,10 +11,11 @@ from why_not import command_text, measure, turned
 from why_not_report import Report, equal_latency, figures_of
 from why_not_tables import DOCS_TABLES, mark, readme_table, write_tables
 
-from dovit_deploy.measure.datasets import dataset_from_path
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import measure_set
 from dovit_deploy.runtime.session import Session
-from tests.measure.labelled_folder import write_labelled
+from tests.datasets.labelled_folder import write_labelled
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_a_missing_mark_leaves_every_page_as_it_was(report, tmp_path) -> None:
 
 
 def test_the_pages_of_the_project_have_the_marks() -> None:
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     assert between_marks((root / "README.md").read_text(), mark(), "table")
     for name in DOCS_TABLES:
         assert between_marks((root / "docs" / "benchmarks.md").read_text(), mark(name), "table")

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from dovit_deploy.bundle.manifest import CentreCrop, Manifest, Preprocessing, digest_of
-from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.errors import ManifestInvalid
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.fakes import fake_classifier_manifest, fake_manifest
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.commands.bench import factor_lines
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.measure.benchmark import BenchResult, FrameResult, Side
-from dovit_deploy.measure.statistics import Percentiles
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.measure.bench import BenchResult, FrameResult, Percentiles, Side
 
 LATENCY = {"mean", "p50", "p90", "p99"}
 

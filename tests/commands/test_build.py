@@ -12,9 +12,10 @@ import pytest
 
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands.build import profile_text
-from dovit_deploy.engines import tensorrt_build, tensorrt_package
+from dovit_deploy.engines.tensorrt import build as tensorrt_build
+from dovit_deploy.engines.tensorrt import package as tensorrt_package
 from tests.conftest import Run
-from tests.engines.fake_builder import MODULE, VARIABLE, fake_package
+from tests.engines.tensorrt.fake_builder import MODULE, VARIABLE, fake_package
 
 
 @pytest.fixture

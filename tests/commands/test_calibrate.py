@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.calibration import Calibration
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.calibrate.trial import LabelledPictures
 from dovit_deploy.commands.calibrate import _show, _with_controls
-from dovit_deploy.measure.datasets import dataset_from_path
-from dovit_deploy.measure.pictures import LabelledPictures
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.runtime.session import Session
-from tests.bundle.test_rewrite import VALUES, contents, made
+from tests.bundle.test_bundle import VALUES, contents, made
 from tests.conftest import Run
-from tests.measure.labelled_folder import write_labelled
+from tests.datasets.labelled_folder import write_labelled
 from tests.train.tiny_folder import write_folder
 
 

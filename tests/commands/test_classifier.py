@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.runtime.classifier import Classifier
-from dovit_deploy.runtime.images import read_image
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.session import Session
-from tests.measure.labelled_folder import write_labelled
-from tests.measure.picture_folder import write_pictures
+from dovit_deploy.sources.images import read_image
+from tests.datasets.labelled_folder import write_labelled
+from tests.datasets.picture_folder import write_pictures
 from tests.test_torch_free import BLOCKED
 
 FOLDERS = ("a", "b", "c", "d", "e")
@@ -74,7 +74,7 @@ def test_pictures_get_their_classes(dovit, classifier_bundle_path, tiny_bundle_p
 
 def test_a_video_without_torch(classifier_bundle_path, tmp_path):
     code = f"""
-from dovit_deploy.scenes.__main__ import main as render
+from dovit_scenes.__main__ import main as render
 from dovit_deploy.cli import _application, _run
 sys.argv = ["scenes", "clip.mp4", "--frames", "4", "--size", "320x180"]
 render()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
 from dovit_deploy.commands.smaller_input import smaller_sizes
-from tests.measure.labelled_folder import write_labelled
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from tests.datasets.labelled_folder import write_labelled
 from tests.test_torch_free import BLOCKED
 from tests.tiny import tiny_spec
 

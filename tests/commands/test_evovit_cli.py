@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
 from tests.conftest import Run
-from tests.models import official_evovit as official
+from tests.families.evovit import official
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_checkpoint
 
 

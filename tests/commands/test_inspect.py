@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dovit_deploy.runtime.video_writer import open_video_writer
-from tests.models.official import DOVIT, config_text, dovit_state, save_pth
+from dovit_deploy.sources.video_writer import open_video_writer
+from tests.families.vit.official import DOVIT, config_text, dovit_state, save_pth
 
 BLOCKED = "raise ImportError('blocked')\n"
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.engines import gpu_device, tensorrt_package, tensorrt_run
-from dovit_deploy.engines.engine_cache import EngineCache, copy_into_bundle
-from dovit_deploy.engines.engine_folder import EngineSet
-from dovit_deploy.engines.plugin_library import VARIABLE
+from dovit_deploy.engines.cuda import driver as gpu_device
+from dovit_deploy.engines.plugins.library import VARIABLE
+from dovit_deploy.engines.tensorrt import package as tensorrt_package
+from dovit_deploy.engines.tensorrt import run as tensorrt_run
+from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, copy_into_bundle
 from tests.conftest import Run
-from tests.engines.fake_tensorrt import fake_tensorrt
-from tests.engines.run_fakes import Bench, built
-from tests.measure.labelled_folder import write_labelled
+from tests.datasets.labelled_folder import write_labelled
+from tests.engines.tensorrt.fake_tensorrt import fake_tensorrt
+from tests.engines.tensorrt.run_fakes import Bench, built
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not RTX, reason="tensorrt_rtx is not installed (requirements-dev.txt)")

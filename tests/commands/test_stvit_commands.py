@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.models.swin_keys import backbone_rules, swin_rules
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.families.stvit.keys import backbone_rules, swin_rules
 from dovit_deploy.runtime.session import Session
 from tests.conftest import Run
 from tests.tiny import tiny_pixels
@@ -64,7 +64,7 @@ def test_a_backbone_is_exported_and_gives_features(dovit: Run, tmp_path: Path) -
     (tmp_path / "det.json").write_text(json.dumps({"kwargs": config}))
     made = dovit("export", "det.pth", "--config", "det.json", "--size", "40x56", timeout=600)
     assert made.returncode == 0, made.stderr
-    from dovit_deploy.bundle.directory import Bundle
+    from dovit_deploy.bundle.bundle import Bundle
 
     with Session(Bundle.open(tmp_path / "det.dovit"), threads=1) as session:
         answer, report = session.run(tiny_pixels((40, 56)).numpy())

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.scenes.dataset import write_dataset
+from dovit_scenes.dataset import write_dataset
 from tests.train.tiny_folder import write_folder
 
 NETWORK = "[network]\nwidth = 16\ndepth = 4\nheads = 2\nhead_channels = 8\ngate_channels = 8\n"

@@ -2,7 +2,7 @@
  *
  * It has what the two packages for device memory call, so that their own code runs where there is no GPU. Copies on a
  * stream in capture are kept, and done when the graph is launched. It computes nothing and stands for no speed.
- * Compiled by tests/engines/test_cuda_memory.py: gcc -shared -fPIC -Wl,-soname,libcuda.so.1
+ * Compiled by tests/engines/cuda/test_memory.py: gcc -shared -fPIC -Wl,-soname,libcuda.so.1
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+from tests.paths import ROOT
+
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+CSRC = ROOT / "csrc"
+KERNELS = ROOT / "dovit_deploy" / "engines" / "plugins"
 
 
 def host_library(folder: Path) -> ctypes.CDLL:
@@ -18,7 +21,7 @@ def host_library(folder: Path) -> ctypes.CDLL:
     library = folder / "kernels_on_host.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC"]
     source = str(HERE / "kernels_on_host.cpp")
-    subprocess.run(["g++", *flags, f"-I{CSRC}", f"-I{HERE}", source, "-o", str(library)], check=True)
+    subprocess.run(["g++", *flags, f"-I{CSRC}", f"-I{KERNELS}", f"-I{HERE}", source, "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 

@@ -9,17 +9,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.engines import cuda_session
-from dovit_deploy.engines.gpu_device import GpuDevice
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines import onnxruntime_cuda as cuda_session
+from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArray, write_half_precision
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
 from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
-from dovit_deploy.measure.tiny_onnx import square_model
+from dovit_deploy.measure.probe import square_model
 from dovit_deploy.runtime.session import Session
-from tests.engines.fake_cuda_runtime import FakeCudaRuntime
-from tests.engines.test_half_precision import close, explained
+from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime
+from tests.graphs.test_half_precision import close, explained
 from tests.tiny import tiny_pixels
 
 Fail = onnxruntime.capi.onnxruntime_pybind11_state.Fail

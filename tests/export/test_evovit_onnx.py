@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.errors import UsageError
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export, export_case

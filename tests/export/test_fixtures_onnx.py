@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
-from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export_case
 from tests.golden import Case, case_parameters, compare, load
@@ -156,8 +156,8 @@ def test_dovit_slides_as_the_official_code_does(case: Case, tmp_path: Path) -> N
 )
 def test_segmenter_slides_as_the_official_code_does(case: Case, tmp_path: Path) -> None:
     io, slide = load(case), case.facts["slide"]
+    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
     from dovit_deploy.export.pipeline import ExportRequest
-    from dovit_deploy.models.checkpoint import checkpoint_from_path
     from tests.bundles import export
 
     window, stride = slide["window_size"], slide["window_stride"]

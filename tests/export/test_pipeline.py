@@ -11,13 +11,15 @@ import onnxruntime
 import pytest
 import torch
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
-from dovit_deploy.bundle.model_spec import ModelSpec
 from dovit_deploy.errors import ParityError, UsageError
 from dovit_deploy.export import pipeline
-from dovit_deploy.export.pipeline import ExportRequest
+from dovit_deploy.export.pipeline import ExportRequest, reference_bundle_at_size
+from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.runtime.session import Session
 from tests.bundles import export, export_tiny, tiny_checkpoint
+from tests.paths import ROOT
 from tests.tiny import tiny_pixels, tiny_spec
 
 FORBIDDEN = {"NonZero", "Compress", "Unique"}
@@ -89,7 +91,7 @@ def test_interfaces_are_those_of_the_specification(tiny_bundle_path: Path, dense
 
 
 def test_graphs_carry_metadata_and_no_path_of_the_machine(tiny_bundle_path: Path) -> None:
-    here = str(Path(__file__).resolve().parents[2]).encode()
+    here = str(ROOT).encode()
     for file in graphs(tiny_bundle_path):
         meta = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
         assert meta["dovit.format"] == "dovit-bundle"
@@ -157,3 +159,18 @@ def test_merged_equals_staged_bit_for_bit(tiny_bundle_path: Path, setr_bundle_pa
             outputs = session.engine("merged").run(feed)
         assert np.array_equal(outputs["logits"], logits)
         assert tuple(outputs["kept"]) == report.kept
+
+
+def test_it_answers_as_an_export_at_that_size_does(tiny_bundle_path, tmp_path):
+    size = (48, 32)
+    exported, _ = export(tiny_checkpoint(tiny_spec()), tmp_path / "small.dovit", request=ExportRequest(size=size))
+    bundle = Bundle.open(tiny_bundle_path)
+    before = bundle.weights.read_bytes()
+    small = reference_bundle_at_size(bundle, size, tmp_path)
+    pixels = np.ascontiguousarray(tiny_pixels(size, seed=3).numpy())
+    with Session(small, engine="torch", threads=1) as session, Session(exported, threads=1) as deployed:
+        answer, report = session.run_one(pixels, dense=True)
+        expected, wanted = deployed.run_one(pixels, dense=True)
+    np.testing.assert_allclose(answer, expected, atol=1e-4)
+    assert report.gmacs_dense == wanted.gmacs_dense
+    assert bundle.weights.read_bytes() == before

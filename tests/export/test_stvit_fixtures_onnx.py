@@ -10,13 +10,13 @@ import onnxruntime
 import pytest
 import torch
 
-from dovit_deploy.bundle.directory import Bundle
-from dovit_deploy.engines.onnxruntime_cpu import OnnxRuntimeBackend
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.errors import UsageError
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export_case
-from tests.engines.derived import DerivedBackend
 from tests.golden import Case, case_parameters, compare, load
+from tests.graphs.derived import DerivedBackend
 
 CASES = [p for p in case_parameters("stvit") if not p.id.startswith("stvit_r_modules")]
 COUNTS = {

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.measure.labelled_files import IGNORE
+from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.measure.metrics import ClassCounts, Confusion, boundary_counts
 
 

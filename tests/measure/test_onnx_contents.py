@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 
 from dovit_deploy.errors import InputError
 from dovit_deploy.measure.onnx_contents import DEEPEST, onnx_contents
+from dovit_deploy.measure.probe import square_model
 from dovit_deploy.measure.protobuf import chunk
-from dovit_deploy.measure.tiny_onnx import square_model
 
 
 @pytest.mark.parametrize("name", ["stage0.onnx", "stage1.ort.onnx", "merged.onnx", "dense.ort.onnx"])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive import NaiveRun, naive_run
 from tests.plain_maths import Array
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dovit_deploy.bundle.directory import WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Preprocessing, Provenance
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models import batch_norm, build
-from dovit_deploy.models.eager import EagerBackend
+from dovit_deploy.families import folding as batch_norm
+from dovit_deploy.families import registry as build
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.runtime.session import Session
-from tests.models.test_against_naive import assert_agree
+from tests.families.vit.test_against_naive import assert_agree
 from tests.mutants import evovit_checks, stvit_checks
 from tests.mutants.cases import CASES, Case, case
 from tests.naive import naive_positions

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
-from dovit_deploy.cost import vision_transformer as cost
-from dovit_deploy.cost.vision_transformer import VisionTransformerCost
+from dovit_deploy.families.vit import cost
+from dovit_deploy.families.vit.cost import VisionTransformerCost
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.mutants.mutant import Catalogue, Patch
 
 CATALOGUE = Catalogue()

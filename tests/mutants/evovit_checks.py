@@ -8,11 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
-from dovit_deploy.bundle.evovit_levit_spec import EvoLevitSpec
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models import build
-from dovit_deploy.models.families import family_of
+from dovit_deploy.families import registry as build
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.families.registry import family_of
 from tests.naive_cost import _block
 from tests.naive_evovit import naive_deit, naive_levit
 from tests.tiny import tiny_pixels

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.token_selection import Selection
-from dovit_deploy.cost import evovit_deit as cost
-from dovit_deploy.models import class_attention, evovit_deit, evovit_levit, levit_parts
-from dovit_deploy.models.evovit_deit import EvoDeit
-from dovit_deploy.models.levit_parts import LevitDown
+from dovit_deploy.families.evovit import cost
+from dovit_deploy.families.evovit import deit as evovit_deit
+from dovit_deploy.families.evovit import evo_levit as evovit_levit
+from dovit_deploy.families.evovit import levit as levit_parts
+from dovit_deploy.families.evovit import selection as class_attention
+from dovit_deploy.families.evovit.deit import EvoDeit
+from dovit_deploy.families.evovit.levit import LevitDown
+from dovit_deploy.families.evovit.spec import Selection
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()

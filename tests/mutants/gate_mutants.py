@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.bundle.spec import VisionTransformerSpec
-from dovit_deploy.models import gate, staged
-from dovit_deploy.models.gate import Decision, GridGate, TokenGate
-from dovit_deploy.models.tokens import partition
-from dovit_deploy.runtime import gate_inputs, session
+from dovit_deploy.families.tokens import partition
+from dovit_deploy.families.vit import network as gate
+from dovit_deploy.families.vit import network as staged
+from dovit_deploy.families.vit.network import Decision, GridGate, TokenGate
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.runtime import session
+from dovit_deploy.runtime import settings as gate_inputs
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()

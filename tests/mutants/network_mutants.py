@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.models import batch_norm, build, heads, layers, positions, vision_transformer
-from dovit_deploy.models.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
-from dovit_deploy.models.layers import Block
-from dovit_deploy.models.staged import LastStage
-from dovit_deploy.models.vision_transformer import VisionTransformer
+from dovit_deploy.families import folding as batch_norm
+from dovit_deploy.families import heads, layers
+from dovit_deploy.families import layers as positions
+from dovit_deploy.families import registry as build
+from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
+from dovit_deploy.families.layers import Block
+from dovit_deploy.families.vit import network as vision_transformer
+from dovit_deploy.families.vit.network import LastStage, VisionTransformer
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()

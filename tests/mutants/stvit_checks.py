@@ -8,10 +8,10 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from dovit_deploy.bundle.model_spec import ModelSpec
-from dovit_deploy.cost.model import cost_model
-from dovit_deploy.models import deployment_form
-from dovit_deploy.models.families import family_of
+from dovit_deploy.families import folding as deployment_form
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.registry import family_of
+from dovit_deploy.families.spec import ModelSpec
 from tests.naive_stvit import naive_deit, naive_features, naive_logits
 from tests.plain_maths import Array
 from tests.tiny import tiny_pixels
@@ -48,7 +48,7 @@ def agrees_with_naive(name: str) -> None:
 
 def cost_is_what_pytorch_counts() -> None:
     """Multiply-adds of the classifier and the backbone by PyTorch's own counter."""
-    from tests.test_cost_stvit import counted
+    from tests.families.stvit.test_cost import counted
 
     for name in ("stvit classifier", "stvit backbone"):
         spec = CASES[name][0]

@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.bundle.stvit_spec import SAMPLES
-from dovit_deploy.cost import stvit as cost
-from dovit_deploy.cost.swin import Attention
-from dovit_deploy.models import deployment_form, neighbourhoods, semantic_blocks, stvit_swin, swin, window_attention
-from dovit_deploy.models.semantic_blocks import CrossBlock, WindowPooling
-from dovit_deploy.models.stvit_deit import StvitDeit
-from dovit_deploy.models.stvit_swin import SemanticStage, SemanticUnit
-from dovit_deploy.models.swin import ConvStem, SwinBlock
-from dovit_deploy.models.window_attention import ShiftMask
-from dovit_deploy.models.windows import with_empty
+from dovit_deploy.families import folding as deployment_form
+from dovit_deploy.families.stvit import attention as window_attention
+from dovit_deploy.families.stvit import cost, semantic_blocks, swin
+from dovit_deploy.families.stvit import network as stvit_swin
+from dovit_deploy.families.stvit import windows as neighbourhoods
+from dovit_deploy.families.stvit.attention import ShiftMask
+from dovit_deploy.families.stvit.cost import Attention
+from dovit_deploy.families.stvit.network import SemanticStage, SemanticUnit, StvitDeit
+from dovit_deploy.families.stvit.semantic_blocks import CrossBlock, WindowPooling
+from dovit_deploy.families.stvit.spec import SAMPLES
+from dovit_deploy.families.stvit.swin import ConvStem, SwinBlock
+from dovit_deploy.families.stvit.windows import with_empty
 from tests.mutants.mutant import Catalogue, Patch
 
 CATALOGUE = Catalogue()

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.models import staged, tokens
-from dovit_deploy.models.staged import _LaterStage
+from dovit_deploy.families import tokens
+from dovit_deploy.families.vit import network as staged
+from dovit_deploy.families.vit.network import _LaterStage
 from dovit_deploy.runtime.session import Session
 from tests.mutants.mutant import Catalogue, Patch
 
@@ -27,7 +28,7 @@ def unstable_order_puts_another_token_where_the_class_token_belongs(patch: Patch
         number = int(count)
         return torch.cat([order[:number].flip(0), order[number:]]), count
 
-    patch.setattr("dovit_deploy.models.gate.partition", partition)
+    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -37,7 +38,7 @@ def running_tokens_leave_raster_order(patch: Patch) -> None:
         number = int(count)
         return torch.cat([order[:1], order[1:number].flip(0), order[number:]]), count
 
-    patch.setattr("dovit_deploy.models.gate.partition", partition)
+    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -47,7 +48,7 @@ def stopped_tokens_are_listed_backwards(patch: Patch) -> None:
         number = int(count)
         return torch.cat([order[:number], order[number:].flip(0)]), count
 
-    patch.setattr("dovit_deploy.models.gate.partition", partition)
+    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
 
 
 @CATALOGUE.add(caught_by="batch")
@@ -77,7 +78,7 @@ def the_class_token_is_not_counted_by_the_gate(patch: Patch) -> None:
         order, count = tokens.partition(keep)
         return order, count - 1
 
-    patch.setattr("dovit_deploy.models.gate.partition", partition)
+    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
 
 
 @CATALOGUE.add(caught_by="tenth")

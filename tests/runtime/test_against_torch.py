@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from dovit_deploy.runtime.predictor import Predictor
+from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.transforms import resize_logits, to_class_map, windows
 from tests.fakes import FakeSession, fake_manifest
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.bundle.directory import Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import ENGINES
 from dovit_deploy.errors import GraphMismatch, InputError, UsageError
 from dovit_deploy.runtime.session import Session
@@ -195,8 +195,8 @@ def test_unknown_engine_and_precision(tiny_bundle_path: Path) -> None:
 
 
 def test_a_graph_that_the_engine_refuses(bundle_copy: Path) -> None:
-    from dovit_deploy.bundle.directory import file_entry
-    from tests.bundle.test_directory import rewritten
+    from dovit_deploy.bundle.bundle import file_entry
+    from tests.bundle.test_bundle import rewritten
 
     (bundle_copy / "stage0.ort.onnx").write_bytes(b"not onnx at all")
     listed = [file for file in bundle_copy.iterdir() if file.name != "manifest.json"]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.scenes.camera import NEAR, Bend, Camera, clip_frame, clip_near
+from dovit_scenes.camera import NEAR, Bend, Camera, clip_frame, clip_near
 
 
 def camera(**changes):

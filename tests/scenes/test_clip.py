@@ -11,10 +11,10 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.errors import UsageError
-from dovit_deploy.scenes import PALETTE, render, street_frames, world_from_seed
-from dovit_deploy.scenes.__main__ import main
-from dovit_deploy.scenes.clip import write_clip
-from dovit_deploy.scenes.dataset import scene_sample
+from dovit_scenes import PALETTE, render, street_frames, world_from_seed
+from dovit_scenes.__main__ import main
+from dovit_scenes.clip import write_clip
+from dovit_scenes.dataset import scene_sample
 
 ARGUMENTS = ["--frames", "5", "--seed", "3", "--size", "160x96", "--fps", "15", "--quiet"]
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from dovit_deploy.errors import UsageError
-from dovit_deploy.scenes.things import Bicyclist, Building, Car, Pedestrian
-from dovit_deploy.scenes.world import RANGE, SPEED, camera_at, things_in_sight, world_from_seed
+from dovit_scenes.things import Bicyclist, Building, Car, Pedestrian
+from dovit_scenes.world import RANGE, SPEED, camera_at, things_in_sight, world_from_seed
 
 
 def standing_still(thing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.recipe import Recipe
-from dovit_deploy.train.record import DataFacts, RunRecord
+from dovit_deploy.train.state import DataFacts, RunRecord
 
 
 def record_of(config: TrainConfig) -> RunRecord:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.train.config import Phase, Scaling, TrainConfig
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TrainConfig, spec_from_choice
+from dovit_deploy.train.data import Material
 from dovit_deploy.train.loop import Trainer
-from dovit_deploy.train.material import Material
-from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.state import RunFolder
 from tests.bundles import export

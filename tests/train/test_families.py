@@ -6,20 +6,18 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dovit_deploy.bundle.evovit_deit_spec import EvoDeitSpec
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.datasets.open import SegmentationFolder
 from dovit_deploy.errors import ConfigError
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.models.deployment_form import deployed
-from dovit_deploy.models.families import family_of
-from dovit_deploy.models.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.train.config import Phase, Scaling, TrainConfig
+from dovit_deploy.families.evovit.spec import EvoDeitSpec
+from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.registry import family_of, model_from_spec
+from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TrainConfig, spec_from_choice
+from dovit_deploy.train.data import Material
 from dovit_deploy.train.forward import training_forward
 from dovit_deploy.train.initialise import initialise, start_from_checkpoint, trainable_model
 from dovit_deploy.train.loop import Trainer
-from dovit_deploy.train.material import Material
-from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.recipe import Recipe, run_config
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.state import RunFolder

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dovit_deploy.datasets.open import SegmentationFolder
 from dovit_deploy.errors import ConfigError
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.deployment_form import deployed
-from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.train.data import Material
 from dovit_deploy.train.initialise import Start
 from dovit_deploy.train.job import Request, train
 from dovit_deploy.train.loop import Trainer
-from dovit_deploy.train.material import Material
 from dovit_deploy.train.recipe import Recipe
 from dovit_deploy.train.state import RunFolder
 from tests.bundles import tiny_checkpoint

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.bundle.spec import ConvStem, FcnHead
+from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.datasets.open import SegmentationFolder
 from dovit_deploy.errors import ConfigError, PickleRefused
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.checkpoint import OwnConfig, save_checkpoint
-from dovit_deploy.models.staged import DenseNetwork
-from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.families.parts import ConvStem, FcnHead
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.train.config import NetworkChoice, Phase, TrainConfig, added_layers
+from dovit_deploy.train.data import Material
 from dovit_deploy.train.initialise import (
     initialise,
     load_start,
@@ -24,10 +25,8 @@ from dovit_deploy.train.initialise import (
 )
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.masked import masked_forward
-from dovit_deploy.train.material import Material
-from dovit_deploy.train.network import NetworkChoice, added_layers
 from dovit_deploy.train.state import RunFolder
-from tests.models import official
+from tests.families.vit import official
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
 from tests.train.tiny_folder import write_folder
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.models.batch_norm import folded
-from dovit_deploy.models.build import model_from_spec, spec_at_size
-from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.families.folding import folded
+from dovit_deploy.families.registry import model_from_spec, spec_at_size
+from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import Passing, masked_forward
 from tests.staged_loop import run_staged

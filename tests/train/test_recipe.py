@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from dovit_deploy.bundle.spec import FcnHead, LinearHead, MaskHead, PatchStem, SetrHead
 from dovit_deploy.errors import ConfigError, DatasetError, InputError, UsageError
-from dovit_deploy.train.config import Phase, Scaling, TokenPassing
-from dovit_deploy.train.network import NetworkChoice, spec_from_choice
+from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, PatchStem, SetrHead
+from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TokenPassing, spec_from_choice
 from dovit_deploy.train.recipe import Recipe, recipe_from_file, run_config, with_flags
-from dovit_deploy.train.record import RunRecord, refuse_other_data, refuse_other_recipe
+from dovit_deploy.train.state import RunRecord, refuse_other_data, refuse_other_recipe
+from tests.paths import ROOT
 from tests.tiny import tiny_spec
 from tests.train.runs import record_of
 
@@ -103,7 +102,7 @@ def test_yaml_that_is_none_and_absent_files_are_refused(tmp_path):
 
 
 def test_the_documented_defaults_are_the_defaults(tmp_path):
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "training.md").read_text()
     blocks = re.findall(r"^```toml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     stated, default = recipe_from_file(written(tmp_path, blocks[0])), Recipe()
     for name in set(Recipe.model_fields) - {"minutes", "network"}:

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry
-from dovit_deploy.cost.model import cost_model
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.datasets.open import SegmentationFolder
 from dovit_deploy.errors import UsageError
-from dovit_deploy.measure.datasets import SegmentationFolder
-from dovit_deploy.models.build import model_from_spec
-from dovit_deploy.models.checkpoint import checkpoint_from_path
-from dovit_deploy.models.staged import DenseNetwork
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import masked_forward

@@ -1,0 +1,198 @@
+"""Bundle: a directory one can trust. Opening it checks the version, every digest and every path."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.manifest import FileEntry, GateDefaults, Manifest, TokenCount
+from dovit_deploy.errors import (
+    DigestMismatch,
+    FileMissing,
+    FileUnlisted,
+    InputError,
+    ManifestInvalid,
+    PathEscapes,
+    UsageError,
+)
+from dovit_deploy.files import written_aside
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+PARITY = "parity.json"
+ENGINES = "engines"
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Digest and size of the file at `path`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, bytes=path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle: where it lies and what it says."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open the bundle at `path` and check all of it.
+
+        Raises:
+            InputError: there is no such directory.
+            BundleError: one of its subclasses, one per broken rule (docs/bundle-format.md).
+        """
+        root = Path(path)
+        if not root.exists():
+            raise InputError(f"no bundle at {root}")
+        if not root.is_dir():
+            raise ManifestInvalid(f"{root} is a file; a bundle is a directory (NAME.dovit) with {MANIFEST}")
+        _check_links(root)
+        manifest_path = root / MANIFEST
+        if not manifest_path.is_file():
+            raise ManifestInvalid(f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish")
+        manifest = Manifest.from_json(manifest_path.read_bytes())
+        _check_files(root, manifest)
+        return cls(root.resolve(), manifest)
+
+    def graph(self, name: str, *, fast: bool = False) -> Path:
+        """Path of the graph `name` (stage0, ..., merged, dense), portable or in the fast form for ONNX Runtime."""
+        file = f"{name}.ort.onnx" if fast else f"{name}.onnx"
+        if file not in self.manifest.files:
+            raise InputError(f"{self.path.name} holds no graph '{file}'")
+        return self.path / file
+
+    @property
+    def weights(self) -> Path:
+        """The weights that all graphs share."""
+        return self.path / WEIGHTS
+
+    @property
+    def stages(self) -> int:
+        """Number of stages: gates + 1."""
+        return len(self.manifest.spec.gates) + 1
+
+
+def _check_links(root: Path) -> None:
+    home = root.resolve()
+    for path in root.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise PathEscapes(f"{path.relative_to(root)} is a link that leaves the bundle {root.name}")
+
+
+def _check_files(root: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
+            raise PathEscapes(f"the manifest of {root.name} lists '{name}'; files lie flat in the bundle")
+        path = root / name
+        if not path.is_file():
+            raise FileMissing(f"{root.name}: '{name}' is listed in the manifest and not there; copy it whole again")
+        if path.stat().st_size != entry.bytes or file_entry(path) != entry:
+            raise DigestMismatch(f"{root.name}: '{name}' differs from what was exported; copy or export it again")
+    for path in root.iterdir():
+        if path.name not in manifest.files and path.name not in (MANIFEST, ENGINES):
+            raise FileUnlisted(f"{root.name}: '{path.name}' is not listed in the manifest; take it out")
+
+
+# The same bundle with other default thresholds: graphs and weights stay, the folder changes in one step.
+
+CALIBRATION = "calibration.json"
+PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+
+
+def refuse_installed(bundle: Bundle) -> None:
+    """Raise UsageError when the bundle belongs to an installed package: the next upgrade would undo a change."""
+    if PACKAGE_FOLDERS & set(bundle.path.parts):
+        raise UsageError(f"{bundle.path} lies inside an installed package; write a calibrated copy with -o NEW.dovit")
+
+
+def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> Bundle:
+    """Write `bundle` with the thresholds of `calibration` as its own to `target`, which may be the bundle itself.
+
+    A new folder is filled beside `target` and renamed into place: whoever opens the bundle meanwhile, or after a kill,
+    finds the old one or the new one, never a mixture.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    in_place = target.resolve() == bundle.path
+    # A link would be replaced by a folder; what it points at is meant.
+    place = bundle.path if in_place else target
+    try:
+        with written_aside(place, overwrite=in_place) as folder:
+            _fill(bundle, calibration, folder, link=in_place)
+            Bundle.open(folder)
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {error.strerror or error}; nothing is changed") from error
+    return Bundle.open(place)
+
+
+def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool) -> None:
+    shutil.copytree(
+        bundle.path,
+        folder,
+        dirs_exist_ok=True,
+        ignore=lambda place, names: {MANIFEST, CALIBRATION} & set(names) if Path(place) == bundle.path else set(),
+        copy_function=_linked if link else shutil.copy2,
+    )
+    (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    manifest = bundle.manifest
+    defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")
+    counts = tuple(
+        TokenCount(minimum=old.minimum, typical=max(old.minimum, round(kept)), maximum=old.maximum)
+        for old, kept in zip(manifest.counts, _kept_per_window(bundle, calibration), strict=True)
+    )
+    files = {**manifest.files, CALIBRATION: file_entry(folder / CALIBRATION)}
+    changed = manifest.model_copy(update={"defaults": defaults, "counts": counts, "files": files})
+    (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
+
+
+def _kept_per_window(bundle: Bundle, calibration: Calibration) -> list[float]:
+    """The held-back images' mean token counts; sums over an image's windows become means."""
+    kept = calibration.chosen.kept
+    return [entry * bundle.manifest.spec.tokens / kept[0] for entry in kept]
+
+
+def _linked(source: str, target: str) -> str:
+    """A hard link, or a copy where the file system has none; the old name goes away afterwards."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+# The bundle that is taken when none is named: an installed distribution of the entry point group `dovit.models`.
+
+GROUP = "dovit.models"
+DEFAULT = "default"
+
+
+def default_bundle() -> tuple[Path, str]:
+    """Path of the default model's bundle, and the line about its licence.
+
+    Several models installed: the entry point named `default` counts; one alone counts under any name. The entry
+    point names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`.
+
+    Raises:
+        InputError: none is installed, or several and none is called `default`.
+    """
+    entries = list(importlib.metadata.entry_points(group=GROUP))
+    chosen = [entry for entry in entries if entry.name == DEFAULT] or entries
+    if len(chosen) != 1:
+        found = ", ".join(sorted(entry.name for entry in entries)) or "none"
+        raise InputError(
+            f"no --bundle given and no default model installed (found: {found}); give --bundle NAME.dovit, "
+            "or install one: pip install ./models/road-tiny"
+        )
+    module = chosen[0].load()
+    return Path(module.bundle_path()), str(module.LICENSE_LINE)

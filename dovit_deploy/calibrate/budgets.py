@@ -1,0 +1,199 @@
+"""What thresholds may be asked to keep to: a budget judges one real run by one number.
+
+Along the curve from cautious to bold an accuracy budget is met at the cautious end, a cost budget at the bold end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dovit_deploy.bundle.calibration import BudgetEntry, Interval
+from dovit_deploy.calibrate.trial import DensePart, Trial
+from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.measure.bench import median
+from dovit_deploy.measure.intervals import drop_interval, upper_bound
+from dovit_deploy.measure.metrics import ClassCounts
+
+# The drop of mIoU from dense to dynamic on the same images, with its interval.
+
+
+@dataclass(frozen=True)
+class Drop:
+    """mIoU points lost, and the 95 % interval."""
+
+    drop: float
+    interval: Interval
+
+
+def drop_with_interval(dense: DensePart, trial: Trial) -> Drop:
+    """How much mIoU `trial` loses against `dense`, resampling blocks of images in pairs.
+
+    Raises:
+        DatasetError: no pixel is labelled.
+    """
+    before, after = ClassCounts.stacked(dense.counts), ClassCounts.stacked(trial.counts)
+    ends = drop_interval(before, after, dense.blocks)
+    if ends is None:
+        raise DatasetError("no interval of the drop: too few images, or no labelled pixel in them")
+    return Drop(before.miou - after.miou, Interval(low=ends[0], high=ends[1]))
+
+
+class Budget(Protocol):
+    """A limit and how a trial is judged by it."""
+
+    limits_cost: bool
+    """True: of the settings that meet it the most accurate is wanted; False: the cheapest."""
+    needs_labels: bool
+    repeat: int
+    """Runs of each setting on each image."""
+
+    @property
+    def entry(self) -> BudgetEntry:
+        """The limit, as it is written down."""
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        """The number that is compared with the limit."""
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        """Whether the search may stop here: the limit is kept as far as the images of the search show."""
+
+    def met(self, judged: float) -> bool:
+        """Whether the judged number is within the limit."""
+
+
+@dataclass(frozen=True)
+class DropBudget:
+    """The upper end of the 95 % interval of the mIoU drop is at most `points`."""
+
+    points: float
+    limits_cost = False
+    needs_labels = True
+    repeat = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.points <= 100:
+            raise UsageError(f"--max-drop {self.points:g}: points of mIoU above 0 and at most 100 are needed")
+
+    @property
+    def entry(self) -> BudgetEntry:
+        """In words."""
+        text = f"mIoU drop at most {self.points:g} points (upper end of its 95 % interval)"
+        return BudgetEntry(kind="max-drop", limit=self.points, text=text)
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        """Upper end of the interval, in points."""
+        return drop_with_interval(dense, trial).interval.high
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        """The drop itself; its interval is judged on images that the search did not choose by."""
+        return drop_with_interval(dense, trial).drop <= self.points
+
+    def met(self, judged: float) -> bool:
+        """Within the limit."""
+        return judged <= self.points
+
+
+@dataclass(frozen=True)
+class FlopsBudget:
+    """At least `fraction` of the whole model's dense MACs is saved."""
+
+    fraction: float
+    limits_cost = True
+    needs_labels = False
+    repeat = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UsageError(f"--flops {self.fraction:g}: the fraction of MACs to save, between 0 and 1, is needed")
+
+    @property
+    def entry(self) -> BudgetEntry:
+        """In words."""
+        text = f"at least {self.fraction:.1%} of the whole model's MACs saved"
+        return BudgetEntry(kind="flops", limit=self.fraction, text=text)
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        """Fraction saved."""
+        del dense
+        return trial.flops_saved
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        """As judged."""
+        return self.met(self.judged(dense, trial))
+
+    def met(self, judged: float) -> bool:
+        """Enough is saved."""
+        return judged >= self.fraction
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """The median model step takes at most `milliseconds` here."""
+
+    milliseconds: float
+    limits_cost = True
+    needs_labels = False
+    repeat = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.milliseconds < float("inf"):
+            raise UsageError(f"--latency-ms {self.milliseconds:g}: milliseconds above 0 are needed")
+
+    @property
+    def entry(self) -> BudgetEntry:
+        """In words."""
+        text = f"median model step at most {self.milliseconds:g} ms on this machine"
+        return BudgetEntry(kind="latency-ms", limit=self.milliseconds, text=text)
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        """Median in ms."""
+        del dense
+        return median(trial.model_ms)
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        """As judged."""
+        return self.met(self.judged(dense, trial))
+
+    def met(self, judged: float) -> bool:
+        """Within the limit."""
+        return judged <= self.milliseconds
+
+
+@dataclass(frozen=True)
+class DisagreeBudget:
+    """With `confidence`, at most `share` of the pixels get another class than the dense model gives them."""
+
+    share: float
+    confidence: float
+    limits_cost = False
+    needs_labels = False
+    repeat = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UsageError(f"--max-disagree {self.share:g}: a share of the pixels between 0 and 1 is needed")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(f"--confidence {self.confidence:g}: a probability from 0.5 to below 1 is needed, as 0.95")
+
+    @property
+    def entry(self) -> BudgetEntry:
+        """In words."""
+        text = (
+            f"at most {self.share:.2%} of the pixels differ from the dense answer, with confidence {self.confidence:g}"
+        )
+        return BudgetEntry(kind="max-disagree", limit=self.share, confidence=self.confidence, text=text)
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        """Upper bound of the mean share of differing pixels."""
+        del dense
+        return upper_bound(trial.mean_differing, len(trial.differing), confidence=self.confidence)
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        """The mean itself; its bound is judged on images that the search did not choose by."""
+        del dense
+        return trial.mean_differing <= self.share
+
+    def met(self, judged: float) -> bool:
+        """Within the limit."""
+        return judged <= self.share

@@ -1,0 +1,282 @@
+"""Checkpoint: a weights file understood, whichever of the supported projects wrote it."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle
+from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing, classes_from_file
+from dovit_deploy.checkpoints import own_format
+from dovit_deploy.checkpoints.configuration import (
+    Configuration,
+    configuration_from_file,
+    configuration_from_meta,
+    merged,
+)
+from dovit_deploy.checkpoints.keys import ours_from_official
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.settings import (
+    Architecture,
+    KeyFacts,
+    OfficialState,
+    Reader,
+    class_entries,
+    facts_from_state,
+    invalid_as_config_error,
+    mean_and_std,
+    thresholds_per_gate,
+)
+from dovit_deploy.checkpoints.weights_file import WeightsFile, sha256_of, weights_from_file
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.families.spec import AnySpec
+
+# A bundle as a checkpoint: its weights and manifest are all that an export at another size or a fine-tuning needs.
+
+
+def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
+    """What `own_format.load_own_format` gives, of a bundle: configuration, and weights in deployment form, fp32.
+
+    Raises:
+        BundleError: the folder is no bundle, or something in it was altered.
+        UsageError: its thresholds differ from class to class, which a checkpoint cannot say.
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    config = OwnConfig(
+        spec=manifest.spec,
+        preprocessing=manifest.preprocessing,
+        classes=manifest.classes,
+        thresholds=_per_gate(manifest, folder.name),
+        floor=manifest.defaults.floor,
+        slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
+        license=manifest.provenance.license,
+    )
+    return config, safetensors.torch.load_file(bundle.weights)
+
+
+def _per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:
+    rows = manifest.defaults.thresholds
+    if any(len(set(row)) > 1 for row in rows):
+        raise UsageError(f"{source} has thresholds per class, a checkpoint has one per gate; calibrate with one each")
+    return tuple(row[0] for row in rows)
+
+
+# Whose checkpoints are read, one line each; the first that recognises the keys reads the file.
+
+READERS = (
+    "dovit_deploy.families.vit.segmenter:READER",
+    "dovit_deploy.families.stvit.reader:READER",
+    "dovit_deploy.families.stvit.reader:STVIT_DEIT",
+    "dovit_deploy.families.vit.mmseg:READER",
+    "dovit_deploy.families.evovit.deit_reader:READER",
+    "dovit_deploy.families.evovit.evo_levit_reader:READER",
+    "dovit_deploy.families.evovit.deit_reader:PLAIN_DEIT",
+    "dovit_deploy.families.evovit.levit_reader:READER",
+)
+
+
+def readers() -> Iterator[Reader]:
+    """Every reader, in order."""
+    for name in READERS:
+        reader: Reader = pkgutil.resolve_name(name)
+        yield reader
+
+
+__all__ = ["Checkpoint", "OwnConfig", "checkpoint_from_path", "save_checkpoint"]
+
+SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that an export, a fit of gates or a training run needs to know of trained weights."""
+
+    spec: AnySpec
+    """At the training size."""
+    state: dict[str, Tensor]
+    """Of the network of `spec` in deployment form, fp32, on the CPU."""
+    preprocessing: Preprocessing
+    classes: tuple[ClassEntry, ...]
+    thresholds: tuple[float, ...]
+    """One per gate."""
+    floor: float
+    """Confidence below which a token also stops; 0 is off."""
+    slide_size: tuple[int, int] | None
+    """Window of the configuration's sliding inference, in pixels."""
+    source: str
+    """File name of the weights."""
+    source_sha256: str
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """What the caller says; it has the say over everything else."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    classes: Sequence[ClassEntry] | None
+    thresholds: Sequence[float] | None
+
+
+def checkpoint_from_path(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    allow_pickle: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[ClassEntry] | str | Path | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> Checkpoint:
+    """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, or .pth.
+
+    Args:
+        path: the checkpoint.
+        config: file with settings that the checkpoint does not carry (docs: `--config`).
+        allow_pickle: read pickles that may run code.
+        mean: of red, green and blue in 0..255, instead of the configuration's; with `std`.
+        std: of red, green and blue in 0..255.
+        classes: names and colours, or a file of them, instead of the checkpoint's own.
+        thresholds: one for all gates or one each, instead of the configuration's.
+
+    Raises:
+        InputError: a file is absent or unreadable.
+        ConfigError: configuration values are unknown (named), unsupported, or contradict the keys.
+        PickleRefused: a pickle that may run code.
+        CheckpointMismatch: entries missing, unexpected, misshaped, NaN or Inf.
+        UsageError: a flag's value does not fit the network.
+    """
+    place = Path(path)
+    if isinstance(classes, str | Path):
+        classes = classes_from_file(Path(classes))
+    flags = _Flags(mean, std, classes, thresholds)
+    if not place.exists():
+        raise InputError(f"no checkpoint at {place}")
+    if place.name == own_format.WEIGHTS and own_format.is_own_format(place.parent):
+        place = place.parent
+    if place.is_dir() and ((place / own_format.CONFIG).is_file() or (place / MANIFEST).is_file()):
+        return _own(place, None if config is None else Path(config), flags)
+    if place.is_dir():
+        place = place / SEGMENTER_FILES[0]
+        if not place.is_file():
+            raise InputError(
+                f"{place.parent} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {place.name}"
+            )
+    weights = weights_from_file(place, allow_pickle=allow_pickle)
+    return _official(weights, _configuration_for(place, config), flags)
+
+
+def _configuration_for(place: Path, config: str | Path | None) -> Configuration | None:
+    if config is not None:
+        return configuration_from_file(Path(config))
+    beside = place.with_name(SEGMENTER_FILES[1])
+    if place.name == SEGMENTER_FILES[0] and beside.is_file():
+        return configuration_from_file(beside)
+    return None
+
+
+def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    try:
+        architecture, state, settings = _understood(weights, given, flags)
+    except ValidationError as error:
+        raise invalid_as_config_error(error, weights.name) from error
+    return _assembled(weights, architecture, state, settings, flags)
+
+
+def _understood(
+    weights: WeightsFile, given: Configuration | None, flags: _Flags
+) -> tuple[Architecture, OfficialState, dict[str, object]]:
+    facts = facts_from_state(weights.state)
+    for reader in readers():
+        if reader.recognises(facts):
+            state = reader.prepared(weights.state, weights.name)
+            settings = _settings(weights, given, reader.settings)
+            architecture = reader.architecture(
+                settings, facts_from_state(state), weights.name, thresholds=flags.thresholds
+            )
+            return architecture, state, settings
+    raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
+
+
+def _seen(facts: KeyFacts) -> str:
+    """A hint at what the file holds instead."""
+    names = ", ".join(list(facts.shapes)[:3])
+    return f"its {len(facts.shapes)} entries begin with {names}" if names else "it has no entries"
+
+
+def _settings(weights: WeightsFile, given: Configuration | None, known: frozenset[str]) -> dict[str, object]:
+    """Settings of the given file over those of the checkpoint's meta."""
+    try:
+        own = configuration_from_meta(weights.meta, weights.name)
+        below = {} if own is None else own.settings(known)
+    except ConfigError:
+        # A file given with --config is the remedy for a meta that cannot be read.
+        if given is None:
+            raise
+        below = {}
+    return merged(below, {} if given is None else given.settings(known))
+
+
+def _assembled(
+    weights: WeightsFile,
+    architecture: Architecture,
+    state: OfficialState,
+    settings: Mapping[str, object],
+    flags: _Flags,
+) -> Checkpoint:
+    spec = architecture.spec
+    mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
+    entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
+    return Checkpoint(
+        spec=spec,
+        state=ours_from_official(state, architecture.rules, spec, unused=architecture.unused, source=weights.name),
+        preprocessing=Preprocessing(
+            mean=mean,
+            std=std,
+            assumed=assumed,
+            stride=architecture.stride,
+            logits_cover=architecture.logits_cover,
+        ),
+        classes=entries,
+        thresholds=architecture.thresholds,
+        floor=architecture.floor,
+        slide_size=architecture.slide_size,
+        source=weights.name,
+        source_sha256=weights.sha256,
+    )
+
+
+def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
+    if config is not None:
+        raise UsageError(f"{folder.name} carries its whole configuration; leave --config out")
+    is_bundle = (folder / MANIFEST).is_file()
+    own, state = load_bundled(folder) if is_bundle else own_format.load_own_format(folder)
+    preprocessing = own.preprocessing
+    if flags.mean is not None or flags.std is not None:
+        mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
+        preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std, "assumed": False})
+    classes, limits = own.classes, own.thresholds
+    if flags.classes is not None:
+        classes = class_entries({}, {}, own.spec.classes, given=flags.classes)
+    if flags.thresholds is not None:
+        limits = thresholds_per_gate(flags.thresholds, len(own.spec.gates), UsageError)
+    return Checkpoint(
+        spec=own.spec,
+        state=state,
+        preprocessing=preprocessing,
+        classes=classes,
+        thresholds=limits,
+        floor=own.floor,
+        slide_size=own.slide_size,
+        source=folder.name,
+        source_sha256=sha256_of(folder / (WEIGHTS if is_bundle else own_format.WEIGHTS)),
+        license=own.license,
+    )

@@ -1,0 +1,165 @@
+"""Our own checkpoint: a folder with `model.safetensors` and `config.json`, complete in itself.
+
+`config.json` holds the format's name and version, the spec, preprocessing, classes, thresholds, floor and licence.
+The weights carry our own names, in training form (batch norms apart) or in deployment form (folded).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+from safetensors.torch import save
+from torch import Tensor
+
+from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.checkpoints.keys import not_finite, refuse_faults, shapes_of
+from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.spec import AnySpec, ModelSpec
+from dovit_deploy.record import Record
+
+FORMAT = "dovit-checkpoint"
+VERSION = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class OwnConfig(Record):
+    """The contents of `config.json`."""
+
+    format: Literal["dovit-checkpoint"] = "dovit-checkpoint"
+    version: Literal[1] = 1
+    spec: AnySpec
+    """At the training size."""
+    preprocessing: Preprocessing
+    classes: tuple[ClassEntry, ...]
+    thresholds: tuple[float, ...] = ()
+    """One per gate, each in [0, 1]."""
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    slide_size: tuple[int, int] | None = None
+    """Window of sliding inference, in pixels."""
+    license: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OwnConfig:
+        if len(self.classes) != self.spec.classes:
+            raise ValueError(f"{len(self.classes)} classes are named and the network has {self.spec.classes}")
+        if len(self.thresholds) != len(self.spec.gates):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.spec.gates)} gates")
+        if not all(0.0 <= value <= 1.0 for value in self.thresholds):
+            raise ValueError("thresholds must lie between 0 and 1")
+        return self
+
+
+def is_own_format(folder: Path) -> bool:
+    """`folder` is, or is meant to be, a checkpoint of ours."""
+    try:
+        contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(contents, dict) and contents.get("format") == FORMAT
+
+
+def save_checkpoint(
+    folder: Path,
+    config: OwnConfig,
+    state: Mapping[str, Tensor],
+    *,
+    documents: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint aside and rename it into place, so that `folder` is always whole.
+
+    Args:
+        folder: where it goes.
+        config: what is written beside the weights.
+        state: of the network of `config.spec`, in training or deployment form.
+        documents: further files, name -> text; nothing here reads them.
+        overwrite: replace a checkpoint of ours at `folder`; anything else there is never touched.
+
+    Raises:
+        UsageError: `folder` exists, and `overwrite` is False or it is no checkpoint of ours.
+        CheckpointMismatch: `state` does not fit the spec.
+    """
+    _deployed(state, config.spec, folder.name)
+    if folder.exists() and not (overwrite and is_own_format(folder)):
+        raise UsageError(f"{folder} exists; choose another name or take it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
+        fresh, old = Path(aside) / "new", Path(aside) / "old"
+        fresh.mkdir()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        # Not `save_file`: it makes the file unreadable for everybody else.
+        (fresh / WEIGHTS).write_bytes(save(tensors))
+        (fresh / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for name, text in (documents or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+
+
+def load_own_format(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
+    """Configuration and weights in deployment form, fp32.
+
+    Raises:
+        InputError: a file is absent or unreadable.
+        ConfigError: `config.json` is not what it must be.
+        CheckpointMismatch: the weights do not fit it.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} has no {WEIGHTS}")
+    config = config_from_text((folder / CONFIG).read_bytes(), folder.name)
+    return config, _deployed(tensors_from_safetensors(folder / WEIGHTS), config.spec, folder.name)
+
+
+def config_from_text(text: str | bytes, source: str) -> OwnConfig:
+    """Parse `config.json`.
+
+    Raises:
+        ConfigError: not JSON, another version, or wrong fields.
+    """
+    try:
+        contents = json.loads(text)
+        if isinstance(contents, dict) and contents.get("version") != VERSION:
+            raise ConfigError(
+                f"{source}: checkpoint format version {contents.get('version')!r}; this one reads {VERSION}"
+            )
+        return OwnConfig.model_validate(contents)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}/{CONFIG}: {place or 'contents'}: {first['msg']}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}/{CONFIG} is not JSON: {error}") from error
+
+
+def _deployed(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> dict[str, Tensor]:
+    """`state` in deployment form, checked against the network that `spec` describes."""
+    final = shapes_of(spec, trainable=False)
+    training = shapes_of(spec, trainable=True)
+    wanted = training if any(name in training and name not in final for name in state) else final
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
+    needed = [name for name in wanted if not name.endswith(".num_batches_tracked")]
+    faults = {
+        "missing": [name for name in needed if name not in kept],
+        "unexpected": [name for name in kept if name not in wanted],
+        "wrong shape": [n for n, t in kept.items() if n in wanted and tuple(t.shape) != wanted[n]],
+        "not floating point": [name for name, tensor in kept.items() if not tensor.is_floating_point()],
+    }
+    refuse_faults(faults, source)
+    ours = deployed({name: tensor.detach().float() for name, tensor in kept.items()})
+    refuse_faults({"NaN or Inf": not_finite(ours)}, source)
+    if ours.keys() != final.keys():
+        raise CheckpointMismatch(f"{source}: its batch norms are not those of the network")
+    return ours

@@ -1,0 +1,118 @@
+"""Options that several verbs share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovit_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from dovit_deploy.bundle.manifest import Manifest
+
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON here.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints; results and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail, and the traceback of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="onnxruntime (CPU), cuda (ONNX Runtime on an NVIDIA GPU), torch (the reference), "
+        "or tensorrt-rtx, tensorrt (see `dovit build`).",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Number format of weights and arithmetic: fp32; cuda: also fp16; TensorRT: fp16 (default) or fp32.",
+    ),
+]
+CudaMemory = Annotated[
+    str | None,
+    typer.Option("--cuda-memory", metavar="NAME", help="GPU memory through cuda-core (default) or pycuda; TensorRT."),
+]
+TrustEngine = Annotated[
+    bool,
+    typer.Option("--trust-engine", help="Run built engines that came with the bundle: they could run anything."),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator; default: all cores.")]
+Threshold = Annotated[
+    str | None,
+    typer.Option("--threshold", metavar="T[,T...]", help="Confidence above which a token stops: one, or one per gate."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", min=1, help="Refuse pictures with more pixels than this; default: 150 million."),
+]
+
+
+# Text of an option -> value, with one-line errors.
+
+
+def numbers(text: str, *, option: str) -> tuple[float, ...]:
+    """ "0.9,0.95" -> (0.9, 0.95)."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option}: '{text}' given; numbers separated by commas are needed, as 0.9,0.95") from error
+
+
+def thresholds(text: str | None) -> tuple[float, ...] | None:
+    """The values of `--threshold`, each within [0, 1]."""
+    if text is None:
+        return None
+    values = numbers(text, option="--threshold")
+    for value in values:
+        if not 0 <= value <= 1:
+            raise UsageError(f"--threshold: {value:g} is outside [0, 1]")
+    return values
+
+
+def size(text: str | None, *, option: str) -> tuple[int, int] | None:
+    """ "512x1024" -> (512, 1024): height x width in pixels."""
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise UsageError(f"{option}: '{text}' given; HEIGHTxWIDTH in pixels is needed, as 512x1024")
+    return int(height), int(width)
+
+
+def triple(text: str | None, *, option: str) -> tuple[float, float, float] | None:
+    """ "123.7,116.3,103.5" -> three numbers: red, green, blue."""
+    if text is None:
+        return None
+    values = numbers(text, option=option)
+    if len(values) != 3:
+        raise UsageError(f"{option}: {len(values)} numbers given, 3 are needed: red,green,blue")
+    return values[0], values[1], values[2]
+
+
+def names(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """ "overlay,masks" -> ("overlay", "masks"), each one of `allowed`."""
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = [part for part in parts if part not in allowed]
+    if unknown or not parts:
+        raise UsageError(f"{option}: '{text}' given; allowed: {', '.join(allowed)}, separated by commas")
+    return parts
+
+
+# What one tries first with a bundle: a picture; a backbone without a head can only be timed.
+
+PLACEHOLDER = "YOUR_IMAGE_OR_VIDEO"
+"""Where the user's own picture goes."""
+
+
+def first_use(bundle: Path, manifest: Manifest) -> str:
+    """The command line, with the bundle's own path in it."""
+    from dovit_deploy.runtime.tasks import takes_pictures
+
+    if takes_pictures(manifest):
+        return f"dovit run {PLACEHOLDER} --bundle {quote(str(bundle))}"
+    return f"dovit bench {quote(str(bundle))}"

@@ -1,1 +1,0 @@
-"""What a network costs: multiply-adds from an architecture and token counts, one file a family."""

@@ -1,0 +1,200 @@
+"""Pictures that each show one class: a data set of whole-picture labels, decoded when asked for.
+
+    ROOT/<split>/<class folder>/<picture>     ImageNet's layout once its validation set is sorted into folders
+
+The classes are the folders in the order of their names, unless a list at ROOT gives another order (and names).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dovit_deploy.datasets.dataset import decoded
+from dovit_deploy.errors import DatasetError
+from dovit_deploy.sources.images import IMAGE_SUFFIXES
+
+LISTS = ("classes.json", "imagenet_class_index.json", "synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
+"""Files at ROOT that give the classes their numbers; the first that is there counts."""
+LAYOUT = "ROOT/<split>/<class folder>/<picture>, as ImageNet's"
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """One picture and what it shows."""
+
+    stem: str
+    """`<class folder>/<file name without suffix>`."""
+    rgb: NDArray[np.uint8]
+    """(H, W, 3)."""
+    label: int
+    """Number of the class."""
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture on the disk and the number of its class."""
+
+    path: Path
+    label: int
+
+    @property
+    def stem(self) -> str:
+        """`<class folder>/<file name without suffix>`."""
+        return f"{self.path.parent.name}/{self.path.stem}"
+
+
+@dataclass(frozen=True)
+class FolderClass:
+    """A class: the folder of its pictures, and its name where a list gives one."""
+
+    folder: str
+    name: str
+
+
+class LabelledPictures:
+    """One split of a data set; its pictures come class by class.
+
+    Raises:
+        DatasetError: there is none.
+    """
+
+    def __init__(self, name: str, files: Sequence[PictureFile], classes: Sequence[FolderClass], order: str) -> None:
+        if not files:
+            raise DatasetError(f"{name}: no picture")
+        self.name, self.files, self.classes = name, tuple(files), tuple(classes)
+        self.order = order
+        """Where the numbers of the classes come from, for messages."""
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the pictures with their folders."""
+        return tuple(file.stem for file in self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def picture(self, index: int) -> LabelledPicture:
+        """Decode number `index`; raises DatasetError naming the file when it cannot be used."""
+        file = self.files[index]
+        return LabelledPicture(file.stem, decoded(file.path, mode="RGB"), file.label)
+
+    def check(self) -> None:
+        """Decode every picture once; raises DatasetError naming the first that cannot be used."""
+        for index in range(len(self)):
+            self.picture(index)
+
+
+def is_picture_layout(root: Path, split: str) -> bool:
+    """Whether `root` has a folder of pictures for each class of `split`."""
+    place = root / split
+    return place.is_dir() and any(_pictures(folder) for folder in _folders(place))
+
+
+def pictures_from_path(path: str | Path, split: str) -> LabelledPictures:
+    """The split of the data set at `path`.
+
+    Args:
+        path: a folder.
+        split: `NAME`; `NAME:PREFIX` for its pictures whose `folder/name` starts so, `NAME:-PREFIX` for all but them.
+
+    Raises:
+        DatasetError: no such folder or split, a class folder that no list names, or no picture.
+    """
+    name, colon, prefix = split.partition(":")
+    if not name or (colon and not prefix.removeprefix("-")):
+        raise DatasetError(f"split '{split}': NAME, NAME:PREFIX or NAME:-PREFIX is needed")
+    root = Path(path)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such data set; the layout of a classifier's is {LAYOUT}")
+    if not is_picture_layout(root, name):
+        raise DatasetError(_not_the_layout(root, name))
+    folders = {folder.name: _pictures(folder) for folder in _folders(root / name)}
+    classes, order = _classes(root, name, sorted(folder for folder, files in folders.items() if files))
+    number = {entry.folder: label for label, entry in enumerate(classes)}
+    unknown = next((folder for folder in sorted(folders) if folders[folder] and folder not in number), None)
+    if unknown is not None:
+        raise DatasetError(f"{root / name / unknown}: {order} does not list the class '{unknown}'")
+    files = [PictureFile(file, number[folder]) for folder in sorted(number) for file in folders.get(folder, ())]
+    if prefix:
+        wanted = prefix.removeprefix("-")
+        files = [file for file in files if file.stem.startswith(wanted) != prefix.startswith("-")]
+    return LabelledPictures(f"{root} ({split})", files, classes, order)
+
+
+def _not_the_layout(root: Path, split: str) -> str:
+    """What is wrong, and the splits that are there."""
+    splits = ", ".join(folder.name for folder in _folders(root) if is_picture_layout(root, folder.name))
+    if splits:
+        return f"{root / split}: no such split, or no picture in its class folders; splits here: {splits}"
+    return f"{root}: no class folders with pictures in '{split}'; the layout of a classifier's data set is {LAYOUT}"
+
+
+def _classes(root: Path, split: str, folders: Sequence[str]) -> tuple[list[FolderClass], str]:
+    """The classes in the order of their numbers, and where that order comes from."""
+    path = next((root / name for name in LISTS if (root / name).is_file()), None)
+    if path is None:
+        return [FolderClass(folder, folder) for folder in folders], f"the order of the folders in {root / split}"
+    classes = _classes_from_json(path) if path.suffix == ".json" else _classes_from_lines(path)
+    if len({entry.folder for entry in classes}) < len(classes):
+        raise DatasetError(f"{path}: lists a class twice")
+    return classes, str(path)
+
+
+def _classes_from_json(path: Path) -> list[FolderClass]:
+    """A list of folders, or an index from "0", "1", ... to a folder, or to a folder and a name."""
+    wrong = DatasetError(
+        f"{path}: neither a list of class folders nor an index as "
+        '{"0": ["n01440764", "tench"], ...}; without the file the folders count in the order of their names'
+    )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as a list of classes ({error})") from error
+    if isinstance(content, dict):
+        if content.keys() != {str(number) for number in range(len(content))}:
+            raise wrong
+        content = [content[str(number)] for number in range(len(content))]
+    if not isinstance(content, list) or not content:
+        raise wrong
+    classes = []
+    for entry in content:
+        parts = entry if isinstance(entry, list) else [entry]
+        if not 1 <= len(parts) <= 2 or not all(isinstance(part, str) and part for part in parts):
+            raise wrong
+        classes.append(FolderClass(parts[0], parts[-1]))
+    return classes
+
+
+def _classes_from_lines(path: Path) -> list[FolderClass]:
+    """A line for each class: the folder, then the name or nothing."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+    if not lines:
+        raise DatasetError(f"{path}: lists no class")
+    parts = [line.split(maxsplit=1) for line in lines]
+    return [FolderClass(part[0], part[-1]) for part in parts]
+
+
+def _folders(place: Path) -> list[Path]:
+    """The folders in `place`, sorted; hidden ones are not part of a data set."""
+    try:
+        return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"{place}: cannot be read ({error.strerror})") from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in `folder`, sorted."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )

@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU, with its default session options but for threads (docs/decisions/0005)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.errors import GraphMismatch, ProviderMissing
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeEngine:
+    """One ONNX graph in one inference session."""
+
+    def __init__(self, session: Any) -> None:  # noqa: ANN401  onnxruntime has no types
+        self._session = session
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Run the graph on NumPy arrays."""
+        values = self._session.run(self._outputs, dict(inputs))
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the session, and with it its threads and memory."""
+        self._session = None
+
+
+class OnnxRuntimeBackend:
+    """Loads a bundle's graphs; buffers are NumPy arrays.
+
+    Args:
+        threads: of one operator; None leaves it to ONNX Runtime (one per physical core).
+        fast: use the graphs with contrib operators, made for this runtime; otherwise the portable ones.
+    """
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, *, threads: int | None = None, fast: bool = True) -> None:
+        self._runtime = packages.onnxruntime()
+        self._threads = threads
+        self._fast = fast
+
+    def load(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
+        """Load `graph` and its share of the weights.
+
+        Raises:
+            GraphMismatch: ONNX Runtime refuses the graph.
+            ProviderMissing: the session would not run on the CPU provider.
+        """
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = 3
+        # Otherwise the threads of one stage go on spinning while the next stage, or what follows the model, runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = bundle.graph(graph, fast=self._fast)
+        errors = load_errors(self._runtime)
+        try:
+            session = self._runtime.InferenceSession(str(path), options, providers=[PROVIDER])
+        except errors as error:
+            first = str(error).splitlines()[0]
+            raise GraphMismatch(f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}") from error
+        if session.get_providers() != [PROVIDER]:
+            raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
+        return OnnxRuntimeEngine(session)
+
+    def upload(self, array: Array) -> Buffer:
+        """Host memory is where it computes."""
+        return array
+
+    def download(self, buffer: Buffer) -> Array:
+        """The array itself."""
+        array: Array = buffer
+        return array
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        """A view."""
+        return buffer[:count]
+
+
+def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
+    """What ONNX Runtime raises where it refuses a graph, or fails to run it."""
+    # These live in the extension module and derive from Exception only.
+    state = runtime.capi.onnxruntime_pybind11_state
+    names = ("Fail", "InvalidGraph", "InvalidArgument", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return (*(getattr(state, name) for name in names), RuntimeError)
+
+
+def backend(*, precision: str, threads: int | None) -> OnnxRuntimeBackend:
+    """Entry point of the registry; `precision` was checked there."""
+    del precision
+    return OnnxRuntimeBackend(threads=threads)

@@ -1,0 +1,240 @@
+"""TokenGather, TokenScatter, TokenPartition and TokenIndex as Python classes, for machines without TensorRT's headers.
+
+They bear the names of the compiled plugins (csrc/token_plugins.cpp) and do the same. Building needs neither a GPU nor a
+driver; running compiles the kernels for the GPU at hand (token_kernels.py).
+A process uses the Python classes or the compiled library, never both: the registry holds each name once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import file_entry
+from dovit_deploy.engines.plugins.kernels import TokenKernels, kernel_source
+from dovit_deploy.engines.tensorrt.package import TensorRtPackage
+from dovit_deploy.errors import EnvironmentProblem
+from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
+
+# What a tensor is: rows (N, C) of the type of the tokens; int64; the int32 scalar that TensorRT wants for a size.
+ROWS, INTEGERS, SIZE = "rows", "integers", "size"
+
+
+@dataclass(frozen=True)
+class PluginKind:
+    """A plugin as data: what each of its tensors is."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+KINDS = (
+    PluginKind(GATHER, (ROWS, INTEGERS), (ROWS,)),
+    PluginKind(SCATTER, (ROWS, INTEGERS, ROWS), (ROWS,)),
+    PluginKind(PARTITION, (INTEGERS,), (INTEGERS, INTEGERS)),
+    PluginKind(INDEX, (INTEGERS,), (INTEGERS, SIZE)),
+)
+
+
+def plugin_creators(trt: Any) -> list[Any]:  # noqa: ANN401  the module `tensorrt` or `tensorrt_rtx`
+    """One IPluginCreatorV3One for each plugin, to be registered and kept alive as long as the registry is used."""
+    creator = type("TokenPluginCreator", (_TokenPluginCreator, trt.IPluginCreatorV3One), {"trt": trt})
+    return [creator(kind) for kind in KINDS]
+
+
+def register_plugins(trt: Any) -> list[Any]:  # noqa: ANN401
+    """Make the Python plugins known to TensorRT; the creators are returned, for the caller to keep alive."""
+    creators = plugin_creators(trt)
+    registry = trt.get_plugin_registry()
+    for creator in creators:
+        registry.register_creator(creator, DOMAIN)
+    return creators
+
+
+class _TokenPluginCreator:
+    """What TensorRT asks for a plugin; completed with the base class of the package in use."""
+
+    trt: Any
+
+    def __init__(self, kind: PluginKind) -> None:
+        self.trt.IPluginCreatorV3One.__init__(self)
+        self.kind = kind
+        self.name = kind.name
+        self.plugin_namespace = DOMAIN
+        self.plugin_version = VERSION
+        self.field_names = self.trt.PluginFieldCollection([])
+
+    def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:  # noqa: ANN401
+        return _plugin_class(self.trt)(self.kind)
+
+
+def _plugin_class(trt: Any) -> Any:  # noqa: ANN401
+    bases = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+    return type("TokenPlugin", (_TokenPlugin, *bases), {"trt": trt, "interfaces": bases})
+
+
+class _TokenPlugin:
+    """A plugin of any kind; completed with the base classes of the package in use, whose methods these are."""
+
+    trt: Any
+    interfaces: tuple[Any, ...]
+
+    def __init__(self, kind: PluginKind) -> None:
+        for interface in self.interfaces:
+            interface.__init__(self)
+        self.kind = kind
+        self.num_outputs = len(kind.outputs)
+        self.plugin_name = kind.name
+        self.plugin_namespace = DOMAIN
+        self.plugin_version = VERSION
+        self._kernels: TokenKernels | None = None
+
+    def get_capability_interface(self, kind: Any) -> _TokenPlugin:  # noqa: ANN401
+        return self
+
+    def clone(self) -> _TokenPlugin:
+        return type(self)(self.kind)
+
+    def attach_to_context(self, context: Any) -> _TokenPlugin:  # noqa: ANN401
+        return self.clone()
+
+    def get_fields_to_serialize(self) -> Any:  # noqa: ANN401
+        return self.trt.PluginFieldCollection([])
+
+    def set_tactic(self, tactic: int) -> None:
+        """There is one way only."""
+
+    def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Nothing depends on the sizes to come."""
+
+    def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Nothing is prepared for a size."""
+
+    def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+        types = {ROWS: input_types[0], INTEGERS: self.trt.int64, SIZE: self.trt.int32}
+        return [types[role] for role in self.kind.outputs]
+
+    def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expressions: Any) -> list[Any]:  # noqa: ANN401
+        output, scalar = self.trt.DimsExprs(inputs[0]), self.trt.DimsExprs(0)
+        if self.kind.name == PARTITION:
+            return [output, scalar]
+        if self.kind.name == INDEX:
+            # The count is known on the device alone. Tuned for half of the tokens, with room for all.
+            total = inputs[0][0]
+            half = expressions.operation(self.trt.DimensionOperation.CEIL_DIV, total, expressions.constant(2))
+            output[0] = expressions.declare_size_tensor(1, half, total)
+            return [output, scalar]
+        if self.kind.name == GATHER:
+            output[0] = inputs[1][0]
+        return [output]
+
+    def supports_format_combination(self, position: int, tensors: Sequence[Any], inputs: int) -> bool:
+        tensor = tensors[position].desc
+        if tensor.format != self.trt.TensorFormat.LINEAR:
+            return False
+        role = (*self.kind.inputs, *self.kind.outputs)[position]
+        if role != ROWS:
+            return bool(tensor.type == (self.trt.int32 if role == SIZE else self.trt.int64))
+        if position != 0:
+            return bool(tensor.type == tensors[0].desc.type)
+        return tensor.type in (self.trt.float32, self.trt.float16, self.trt.bfloat16)
+
+    def enqueue(
+        self,
+        input_desc: Sequence[Any],
+        output_desc: Sequence[Any],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
+        """Launch the kernel of this plugin; raises `ProviderMissing` where there is no driver."""
+        # Compiled at the first call: only there is it certain that the engine's context is current.
+        self._kernels = self._kernels or TokenKernels.on_current_device()
+        total = input_desc[0].dims[0]
+        if self.kind.name == PARTITION:
+            self._kernels.compact(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
+        elif self.kind.name == INDEX:
+            self._kernels.compact_index(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
+        else:
+            run = self._kernels.gather if self.kind.name == GATHER else self._kernels.scatter
+            row_bytes = input_desc[0].dims[1] * input_desc[0].type.itemsize
+            run(*inputs, *outputs, total=total, kept=input_desc[1].dims[0], row_bytes=row_bytes, stream=stream)
+
+
+# Which code serves the token plugins in this process: the Python classes, or the library that `make plugins` compiles.
+#
+# The environment variable `DOVIT_PLUGIN_LIBRARY` names a compiled library; without it the Python classes
+# serve. An engine
+# holds calls of plugins, not their code, so what it was built with must be there again when it runs: hence the digest.
+
+VARIABLE = "DOVIT_PLUGIN_LIBRARY"
+SOURCES = ("token_plugins.py", "token_kernels.py")
+"""Files of this folder that are the Python plugins; the CUDA source that they compile is the rest."""
+
+
+def compiled_library() -> Path | None:
+    """The library that `DOVIT_PLUGIN_LIBRARY` names; None where it names none.
+
+    Raises:
+        EnvironmentProblem: it is not there.
+    """
+    named = os.environ.get(VARIABLE)
+    if not named:
+        return None
+    path = Path(named).absolute()
+    if not path.is_file():
+        raise EnvironmentProblem(
+            f"{VARIABLE}: no plugin library at {path}; compile it with: make plugins TENSORRT_INCLUDE=..., "
+            f"or unset {VARIABLE}: the plugins are then those of Python"
+        )
+    return path
+
+
+def plugin_digest() -> str:
+    """SHA-256 of the code of the plugins, their kernels included.
+
+    Raises:
+        EnvironmentProblem: the compiled library is named and not there.
+    """
+    library = compiled_library()
+    if library is not None:
+        return file_entry(library).sha256
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    digest.update(kernel_source().encode())
+    return digest.hexdigest()
+
+
+def check_plugins_run() -> None:
+    """Raise PackageMissing where the Python plugins would serve and cannot compile or launch their kernels."""
+    if compiled_library() is None:
+        for module in ("cuda.bindings.driver", "cuda.bindings.nvrtc"):
+            packages.load(module)
+
+
+@functools.cache
+def registered_plugins(package: TensorRtPackage) -> Any:  # noqa: ANN401  creators, or a library's handle
+    """Make the plugins known to TensorRT in this process, once; the cache keeps alive what the registry does not.
+
+    Raises:
+        EnvironmentProblem: the compiled library is named and not there, or does not load.
+    """
+    library = compiled_library()
+    if library is None:
+        return register_plugins(package.module)
+    handle = package.module.get_plugin_registry().load_library(str(library))
+    if handle is None:
+        raise EnvironmentProblem(
+            f"{VARIABLE}: TensorRT does not load {library}; compile it for {package.engine} {package.version} with: "
+            "make plugins TENSORRT_INCLUDE=..."
+        )
+    return handle

@@ -1,0 +1,144 @@
+"""The engines of a bundle that may run here: found in the cache or in the bundle, refused with a reason, or missing.
+
+What the cache has was built on this machine. What came with a bundle can carry code of whoever built it, and runs only
+on request. Whether a GPU is one of those that an engine was built for is asked later (`for_gpu`): nothing here needs
+a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from dovit_deploy.bundle.bundle import ENGINES, WEIGHTS, Bundle
+from dovit_deploy.engines.plugins.library import plugin_digest
+from dovit_deploy.engines.tensorrt.package import TensorRtPackage
+from dovit_deploy.engines.tensorrt.record import EngineKey
+from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, Origin, read_engines, read_entry
+from dovit_deploy.errors import EngineInvalid, EngineMissing
+from dovit_deploy.graphs.derived import forms_digest
+
+
+@dataclass(frozen=True)
+class EngineSearch:
+    """What is looked for.
+
+    Args:
+        trust: take also what came with the bundle.
+    """
+
+    bundle: Bundle
+    package: TensorRtPackage
+    precision: str
+    cache: EngineCache
+    trust: bool = False
+
+    @property
+    def build_line(self) -> str:
+        """The command that builds what is looked for."""
+        path = quote(str(self.bundle.path))
+        return f"dovit build {path} --engine {self.package.engine} --precision {self.precision}"
+
+    def found(self) -> list[EngineSet]:
+        """The engines that fit, best first: those of the cache, then those of the bundle, the newest first.
+
+        Raises:
+            EngineMissing: none were built.
+            EngineInvalid: what there is does not fit, is damaged, or is not trusted.
+        """
+        reasons: list[str] = []
+        fitting: list[EngineSet] = []
+        for folder, origin in self._folders():
+            try:
+                entry = read_entry(folder)
+                if not self._concerns(entry.key, origin):
+                    continue
+                reason = self._reason_against(entry.key)
+                if reason is None:
+                    fitting.append(read_engines(folder, origin=origin))
+                else:
+                    reasons.append(f"the engines in {folder} {reason}")
+            except EngineInvalid as error:
+                # In the cache it may be anybody's; what is asked for may still be there whole.
+                if origin == "bundle" or self._is_ours(folder):
+                    reasons.append(str(error).partition("; ")[0])
+        return self._ordered(fitting, reasons)
+
+    def for_gpu(self, found: list[EngineSet], compute_capability: str) -> EngineSet:
+        """The best of what was found that runs on a GPU of this compute capability.
+
+        Raises:
+            EngineInvalid: none does.
+        """
+        for engines in found:
+            built = engines.compute_capabilities
+            if all(self.package.runs_on(capabilities, compute_capability) for capabilities in built):
+                return engines
+        best, wanted = found[0], self._capability_flag(compute_capability)
+        raise EngineInvalid(
+            f"the engines in {best.folder} were built for compute capability "
+            f"{', '.join(best.compute_capabilities[0])}, this GPU has {compute_capability}; "
+            f"build engines for it: {self.build_line}{wanted}"
+        )
+
+    def _capability_flag(self, name: str) -> str:
+        known = self.package.capabilities.compute_capabilities
+        return f" --compute-capability {name}" if name in known else ""
+
+    def _folders(self) -> Iterator[tuple[Path, Origin]]:
+        for folder in self.cache.folders():
+            yield folder, "cache"
+        inside = self.bundle.path / ENGINES
+        for folder in sorted(path for path in inside.iterdir() if path.is_dir()) if inside.is_dir() else ():
+            yield folder, "bundle"
+
+    def _concerns(self, key: EngineKey, origin: Origin) -> bool:
+        """Whether engines are meant for what is looked for; the cache has those of other bundles with good reason."""
+        if (key.engine, key.precision) != (self.package.engine, self.precision):
+            return False
+        return origin == "bundle" or self._same_graphs(key)
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether what is left of a damaged folder was built of this bundle."""
+        try:
+            return self._concerns(read_entry(folder).key, "cache")
+        except EngineInvalid:
+            return False
+
+    def _same_graphs(self, key: EngineKey) -> bool:
+        files = self.bundle.manifest.files
+        graphs = {name: files[f"{name}.onnx"].sha256 for name in key.graphs if f"{name}.onnx" in files}
+        return key.weights == files[WEIGHTS].sha256 and key.graphs == graphs
+
+    def _reason_against(self, key: EngineKey) -> str | None:
+        """Why engines of this key do not fit, as the end of a sentence; None when they do."""
+        version = self.package.version
+        if not self._same_graphs(key):
+            return "were built of another bundle's graphs or weights"
+        if key.package_version != version:
+            return f"were built by {key.engine} {key.package_version}; {version} is installed"
+        if key.forms != forms_digest():
+            return "were built by another version of dovit-deploy"
+        if key.plugins and key.plugin_code != plugin_digest():
+            return "were built with other plugins than there are now"
+        return None
+
+    def _ordered(self, fitting: list[EngineSet], reasons: list[str]) -> list[EngineSet]:
+        newest = sorted(fitting, key=lambda engines: engines.entry.built_at, reverse=True)
+        own = [engines for engines in newest if engines.origin == "cache"]
+        carried = [engines for engines in newest if engines.origin == "bundle"]
+        if own or (carried and self.trust):
+            return own + carried if self.trust else own
+        if carried:
+            raise EngineInvalid(
+                f"the engines in {carried[0].folder} came with the bundle and could run anything; build your own: "
+                f"{self.build_line}, or, if you trust whoever built them, add --trust-engine"
+            )
+        if reasons:
+            raise EngineInvalid(f"{reasons[-1]}; build them again with: {self.build_line}")
+        raise EngineMissing(
+            f"{self.bundle.path.name} has no engines for {self.package.engine} {self.package.version} in "
+            f"{self.precision}; build them with: {self.build_line}"
+        )

@@ -1,0 +1,286 @@
+"""A folder of engines: what its sidecars say, and whether the engines are those that they were written for."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import filelock
+from pydantic import ValidationError
+
+from dovit_deploy.bundle.bundle import ENGINES, Bundle, file_entry
+from dovit_deploy.engines.tensorrt.package import cache_home
+from dovit_deploy.engines.tensorrt.record import EngineEntry, EngineKey, EngineRecord
+from dovit_deploy.errors import EngineInvalid, InputError, UsageError
+from dovit_deploy.files import put_in_place, remove, written_aside
+from dovit_deploy.record import Record
+
+ENTRY = "entry.json"
+PARTIAL = ".partial"
+MEND = "build them again with: dovit build BUNDLE --rebuild"
+ALTERED = "is not what its sidecar was written for (SHA-256 differs)"
+
+Origin = Literal["cache", "bundle"]
+N = TypeVar("N", bound=Record)
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """The engines of one key, and what their sidecars say."""
+
+    folder: Path
+    entry: EngineEntry
+    records: dict[str, EngineRecord]
+    """By graph."""
+    origin: Origin
+    """Built on this machine, or come with a bundle: such engines are run only on request."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the engines."""
+        return sum(record.file.bytes for record in self.records.values())
+
+    @property
+    def compute_capabilities(self) -> list[tuple[str, ...]]:
+        """What each engine was built for."""
+        return [record.compute_capabilities for record in self.records.values()]
+
+    def engine_path(self, graph: str) -> Path:
+        """The engine of `graph`."""
+        return self.folder / f"{graph}.engine"
+
+
+def open_engines(folder: Path, *, origin: Origin) -> EngineSet:
+    """Open a folder of engines, whatever their key, and check every byte.
+
+    Raises:
+        EngineInvalid: a file is missing, not readable as what it should be, or not what its sidecar was written for.
+    """
+    engines = read_engines(folder, origin=origin)
+    for graph, record in engines.records.items():
+        derived = folder / f"{graph}.onnx"
+        # Bundles carry the engines without what they were built from.
+        files = {engines.engine_path(graph): record.file, **({derived: record.onnx} if derived.is_file() else {})}
+        for path, entry in files.items():
+            if file_entry(path) != entry:
+                raise EngineInvalid(f"{path} {ALTERED}; {MEND}")
+    return engines
+
+
+def read_engines(folder: Path, *, origin: Origin) -> EngineSet:
+    """Read the sidecars of a folder of engines, whatever their key; of the engines only their sizes are looked at.
+
+    Raises:
+        EngineInvalid: a file is missing, of another size, not readable as what it should be, or of another entry.
+    """
+    entry = read_entry(folder)
+    records = {}
+    for graph in entry.key.graphs:
+        records[graph] = _read(folder / f"{graph}.json", EngineRecord)
+        _check_record(folder / f"{graph}.engine", records[graph], graph, entry.key)
+    return EngineSet(folder, entry, records, origin)
+
+
+def read_entry(folder: Path) -> EngineEntry:
+    """What a folder of engines says of itself.
+
+    Raises:
+        EngineInvalid: nothing that can be read, or a folder of another name than its key.
+    """
+    entry = _read(folder / ENTRY, EngineEntry)
+    if entry.key.name != folder.name and not folder.name.endswith(PARTIAL):
+        raise EngineInvalid(f"{folder} holds engines of another key, {entry.key.name}; {MEND}")
+    return entry
+
+
+def checked_plan(engines: EngineSet, graph: str) -> bytes:
+    """The engine of `graph`, read once: these bytes were checked, whatever becomes of the file.
+
+    Raises:
+        EngineInvalid: it is not the engine that the sidecar was written for.
+    """
+    path, record = engines.engine_path(graph), engines.records[graph]
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise EngineInvalid(f"{path}: {error.strerror or error}; {MEND}") from error
+    if hashlib.sha256(plan).hexdigest() != record.file.sha256:
+        raise EngineInvalid(f"{path} {ALTERED}; {MEND}")
+    return plan
+
+
+def _read(path: Path, kind: type[N]) -> N:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise EngineInvalid(f"{path}: {error.strerror or error}; {MEND}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EngineInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}; {MEND}") from error
+
+
+def _check_record(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:
+    """Raise EngineInvalid unless `record` was written under `key`, for an engine of the size of that at `path`."""
+    stated = (record.graph, record.engine, record.package_version, record.precision, record.key)
+    if stated != (graph, key.engine, key.package_version, key.precision, key.name):
+        raise EngineInvalid(f"{path}: its sidecar belongs to another engine ({', '.join(stated)}); {MEND}")
+    if not path.is_file():
+        raise EngineInvalid(f"{path} is missing; {MEND}")
+    if path.stat().st_size != record.file.bytes:
+        raise EngineInvalid(f"{path} has {path.stat().st_size} bytes, its sidecar says {record.file.bytes}; {MEND}")
+
+
+# Engines on disk: one folder for each key, checked whenever it is opened, changed only under a lock and in one step.
+#
+#     <home>/engines/<key>/entry.json, <graph>.engine, <graph>.json, <graph>.onnx, <graph>.layers.txt,
+# weights.safetensors
+#     <home>/kernels/<key>/<graph>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
+#     <home>/engines/<key>.lock, <key>.*.partial while one is being built
+#
+# Inside a bundle, `engines/<key>/` holds the engines, their sidecars and `entry.json` alone.
+
+KERNELS = "kernels"
+PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+
+
+class EngineCache:
+    """The cache of this user.
+
+    Args:
+        home: default: the user's cache folder (XDG_CACHE_HOME).
+    """
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.root = (home or cache_home()) / "engines"
+
+    def find(self, key: EngineKey) -> EngineSet | None:
+        """The engines of `key`, or None.
+
+        Raises:
+            EngineInvalid: they are there and damaged.
+        """
+        return _opened_if_there(self.root / key.name, key, "cache")
+
+    @contextmanager
+    def locked(self, key: EngineKey, *, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the key's lock: of several builds of the same engines one works and the others wait.
+
+        Args:
+            waiting: called once when somebody else holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = filelock.FileLock(self.root / f"{key.name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                waiting()
+                lock.acquire(poll_interval=0.2)
+        except OSError as error:
+            raise InputError(f"cannot write the cache {self.root}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def filling(self, key: EngineKey) -> Iterator[Path]:
+        """A fresh folder to fill under the key's lock; takes its place when the block ends well, else it goes."""
+        for left in self.root.glob(f"{key.name}.*{PARTIAL}"):
+            # The lock is held, so whoever made it is dead.
+            remove(left)
+        folder = Path(tempfile.mkdtemp(prefix=f"{key.name}.", suffix=PARTIAL, dir=self.root))
+        try:
+            yield folder
+            put_in_place(folder, self.root / key.name)
+        finally:
+            remove(folder)
+
+    def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
+        """Where kernels that TensorRT for RTX compiled for a GPU are kept; whoever has them starts faster."""
+        return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
+
+    def folders(self) -> list[Path]:
+        """Every entry's folder, by name."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path for path in self.root.iterdir() if path.is_dir() and path.suffix != PARTIAL)
+
+    def prune(self, unwanted: Callable[[Path], bool]) -> tuple[list[Path], int]:
+        """Remove the entries that are `unwanted`, and what killed builds left; an entry in use stays.
+
+        Returns:
+            The removed folders, and how many bytes they held.
+        """
+        removed: list[Path] = []
+        freed = 0
+        if not self.root.is_dir():
+            return removed, freed
+        left = [path for path in self.root.iterdir() if path.is_dir() and path.suffix == PARTIAL]
+        for folder in (*left, *filter(unwanted, self.folders())):
+            lock = filelock.FileLock(self.root / f"{folder.name.partition('.')[0]}.lock")
+            try:
+                with lock.acquire(timeout=0):
+                    freed += folder_bytes(folder)
+                    remove(folder)
+                    removed.append(folder)
+            except filelock.Timeout:
+                continue
+        return removed, freed + self._prune_kernels()
+
+    def _prune_kernels(self) -> int:
+        """Remove compiled kernels whose engines are not here any more; gives how many bytes they held."""
+        kept, freed, kernels = {path.name for path in self.folders()}, 0, self.root.parent / KERNELS
+        for folder in kernels.iterdir() if kernels.is_dir() else ():
+            if folder.name not in kept:
+                freed += folder_bytes(folder)
+                remove(folder)
+        return freed
+
+
+def engines_in_bundle(bundle: Bundle, key: EngineKey) -> EngineSet | None:
+    """The engines of `key` that `bundle` carries, or None.
+
+    Raises:
+        EngineInvalid: they are there and damaged.
+    """
+    return _opened_if_there(bundle.path / ENGINES / key.name, key, "bundle")
+
+
+def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
+    """Copy the engines and their sidecars into `bundle`; gives the folder.
+
+    Raises:
+        UsageError: the bundle belongs to an installed package.
+        InputError: the bundle cannot be written.
+    """
+    if PACKAGE_FOLDERS & set(bundle.path.parts):
+        raise UsageError(
+            f"{bundle.path} lies inside an installed package; copy the bundle, or leave out --into-bundle: "
+            "the engines are in the cache"
+        )
+    target = bundle.path / ENGINES / engines.entry.key.name
+    try:
+        with written_aside(target, overwrite=True) as folder:
+            for name in (ENTRY, *(f"{graph}{end}" for graph in engines.records for end in (".engine", ".json"))):
+                shutil.copyfile(engines.folder / name, folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}; nothing is changed") from error
+    return target
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _opened_if_there(folder: Path, key: EngineKey, origin: Origin) -> EngineSet | None:
+    if not folder.is_dir():
+        return None
+    return open_engines(folder, origin=origin)

@@ -1,0 +1,296 @@
+"""LeViT, the dense baseline of Evo-ViT on LeViT: attention with a bias by distance, no class token, no positions.
+
+Source: facebookresearch/LeViT.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from dovit_deploy.errors import UsageError
+from dovit_deploy.families.evovit.selection import class_scores
+from dovit_deploy.families.evovit.spec import LevitSpec, LevitStage, LevitSubsample
+from dovit_deploy.families.folding import conv_norm, linear_norm, norm_linear
+from dovit_deploy.families.layers import attention
+from dovit_deploy.families.registry import Family, State
+
+# The parts of LeViT that Evo-ViT keeps: convolutional stem, attention with wide values, subsampling, MLP, heads.
+#
+# Tokens are (n, C), the class token first. Every projection has a batch norm, folded in deployment form.
+
+
+class LevitStem(nn.Module):
+    """Four 3x3 convolutions of stride 2 with Hardswish between them: (1, 3, H, W) -> (1, C, H / 16, W / 16)."""
+
+    def __init__(self, width: int, *, trainable: bool) -> None:
+        super().__init__()
+        widths = (3, width // 8, width // 4, width // 2, width)
+        self.down = nn.ModuleList(
+            conv_norm(before, after, 3, stride=2, trainable=trainable) for before, after in itertools.pairwise(widths)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.down[0](pixels)
+        for conv in self.down[1:]:
+            x = conv(functional.hardswish(x))
+        return x  # type: ignore[no-any-return]
+
+
+class LevitAttention(nn.Module):
+    """Attention whose values are wider than its queries and keys, with Hardswish before the output projection.
+
+    Queries (m, C) of `asking`, keys and values of `tokens` (n, C) -> (m, C'), and the class token's attention to every
+    token, the mean over heads (n,).
+    """
+
+    def __init__(
+        self, part: LevitStage | LevitSubsample, inputs: int, outputs: int, *, learned: bool, trainable: bool
+    ) -> None:
+        super().__init__()
+        self.heads = part.heads
+        wide = part.heads * part.value
+        self.query = linear_norm(inputs, part.heads * part.key, trainable=trainable)
+        self.key = linear_norm(inputs, part.heads * part.key, trainable=trainable)
+        self.value = linear_norm(inputs, wide, trainable=trainable)
+        self.output = linear_norm(wide, outputs, trainable=trainable)
+        if learned:
+            self.tradeoff = nn.Parameter(torch.zeros(1))
+
+    def forward(self, asking: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = self.query(asking), self.key(tokens)
+        seen = attention(query, key, self.value(tokens), self.heads)
+        scores = class_scores(query, key, self.heads) / self.heads
+        return self.output(functional.hardswish(seen)), scores
+
+
+class LevitMlp(nn.Module):
+    """Linear, Hardswish, linear; what it adds to its input."""
+
+    def __init__(self, width: int, hidden: int, *, trainable: bool) -> None:
+        super().__init__()
+        self.expand = linear_norm(width, hidden, trainable=trainable)
+        self.contract = linear_norm(hidden, width, trainable=trainable)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.contract(functional.hardswish(self.expand(tokens)))  # type: ignore[no-any-return]
+
+
+class LevitLayer(nn.Module):
+    """One layer's attention and MLP, each a residual that the caller adds."""
+
+    def __init__(self, stage: LevitStage, *, learned: bool, trainable: bool) -> None:
+        super().__init__()
+        self.attention = LevitAttention(stage, stage.width, stage.width, learned=learned, trainable=trainable)
+        self.mlp = LevitMlp(stage.width, stage.hidden, trainable=trainable)
+
+
+class LevitDown(nn.Module):
+    """Attention from every `stride`-th row and column of the grid to all of it, then an MLP: tokens in raster order.
+
+    (1 + N, C) -> (1 + N', C'), and the class token's attention to all N patches, mean over heads (N,).
+    """
+
+    def __init__(
+        self,
+        subsample: LevitSubsample,
+        inputs: int,
+        outputs: int,
+        grid: tuple[int, int],
+        *,
+        learned: bool,
+        trainable: bool,
+    ) -> None:
+        super().__init__()
+        self.grid, self.stride = grid, subsample.stride
+        self.positions = nn.Parameter(torch.zeros(1 + grid[0] * grid[1], inputs))
+        self.attention = LevitAttention(subsample, inputs, outputs, learned=learned, trainable=trainable)
+        self.mlp = LevitMlp(outputs, subsample.hidden, trainable=trainable)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = tokens + self.positions
+        asking = torch.cat([tokens[:1], self.thinned(tokens[1:])])
+        fewer, scores = self.attention(asking, tokens)
+        return fewer + self.mlp(fewer), scores[1:]
+
+    def thinned(self, patches: Tensor) -> Tensor:
+        """(N, ...) in raster order -> (N', ...): every `stride`-th row and column."""
+        laid_out = patches.reshape(*self.grid, *patches.shape[1:])
+        return laid_out[:: self.stride, :: self.stride].flatten(0, 1)
+
+
+class LevitHead(nn.Module):
+    """Batch norm and linear layer on the mean of the patches (1, C); the mean of two of them after distillation."""
+
+    def __init__(self, width: int, classes: int, *, distilled: bool, trainable: bool) -> None:
+        super().__init__()
+        self.classifier = norm_linear(width, classes, trainable=trainable)
+        if distilled:
+            self.distilled = norm_linear(width, classes, trainable=trainable)
+        self.two = distilled
+
+    def forward(self, mean: Tensor) -> Tensor:
+        if not self.two:
+            return self.classifier(mean)  # type: ignore[no-any-return]
+        return (self.classifier(mean) + self.distilled(mean)) / 2  # type: ignore[no-any-return]
+
+
+Grid = tuple[int, int]
+
+
+def distance_index(grid: Grid, stride: int) -> Tensor:
+    """(N', N) int64: for a query at every `stride`-th row and column and each key, rows apart * width + columns apart.
+
+    That is the place of their bias in the source's table, which lists distances in raster order.
+    """
+    rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
+    down = (rows[::stride, None] - rows[None, :]).abs()
+    across = (columns[::stride, None] - columns[None, :]).abs()
+    apart = down[:, None, :, None] * grid[1] + across[None, :, None, :]
+    return apart.reshape(-1, grid[0] * grid[1])
+
+
+class BiasedAttention(nn.Module):
+    """Attention of `asking` (m, C) over `tokens` (n, C) with a bias for every head and distance; Hardswish before the
+    output projection."""
+
+    def __init__(
+        self,
+        part: LevitStage | LevitSubsample,
+        inputs: int,
+        outputs: int,
+        grid: Grid,
+        *,
+        stride: int,
+        trainable: bool,
+    ) -> None:
+        super().__init__()
+        self.part, self.grid, self.stride = part, grid, stride
+        wide = part.heads * part.value
+        self.query = linear_norm(inputs, part.heads * part.key, trainable=trainable)
+        self.key = linear_norm(inputs, part.heads * part.key, trainable=trainable)
+        self.value = linear_norm(inputs, wide, trainable=trainable)
+        self.output = linear_norm(wide, outputs, trainable=trainable)
+        self.biases = nn.Parameter(torch.zeros(part.heads, grid[0] * grid[1]))
+
+    def forward(self, asking: Tensor, tokens: Tensor) -> Tensor:
+        heads = self.part.heads
+        query = self.query(asking).reshape(-1, heads, self.part.key).transpose(0, 1) * self.part.key**-0.5
+        key = self.key(tokens).reshape(-1, heads, self.part.key).permute(1, 2, 0)
+        value = self.value(tokens).reshape(-1, heads, self.part.value).transpose(0, 1)
+        index = distance_index(self.grid, self.stride)
+        biases = self.biases.index_select(1, index.flatten()).reshape(heads, *index.shape)
+        seen = ((query @ key + biases).softmax(-1) @ value).transpose(0, 1).flatten(1)
+        return self.output(functional.hardswish(seen))  # type: ignore[no-any-return]
+
+
+class BiasedLayer(nn.Module):
+    """Attention and MLP, each added to its input."""
+
+    def __init__(self, stage: LevitStage, grid: Grid, *, trainable: bool) -> None:
+        super().__init__()
+        self.attention = BiasedAttention(stage, stage.width, stage.width, grid, stride=1, trainable=trainable)
+        self.mlp = LevitMlp(stage.width, stage.hidden, trainable=trainable)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attention(tokens, tokens)
+        return tokens + self.mlp(tokens)  # type: ignore[no-any-return]
+
+
+class BiasedDown(nn.Module):
+    """Attention from every `stride`-th row and column to all tokens, then an MLP added: (N, C) -> (N', C')."""
+
+    def __init__(self, subsample: LevitSubsample, inputs: int, outputs: int, grid: Grid, *, trainable: bool) -> None:
+        super().__init__()
+        self.grid, self.stride = grid, subsample.stride
+        self.attention = BiasedAttention(subsample, inputs, outputs, grid, stride=subsample.stride, trainable=trainable)
+        self.mlp = LevitMlp(outputs, subsample.hidden, trainable=trainable)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        asking = tokens.reshape(*self.grid, -1)[:: self.stride, :: self.stride].flatten(0, 1)
+        fewer = self.attention(asking, tokens)
+        return fewer + self.mlp(fewer)  # type: ignore[no-any-return]
+
+
+class Levit(nn.Module):
+    """The network of `spec`: `pixels` (1, 3, H, W) -> `logits` (1, K).
+
+    Args:
+        spec: the architecture.
+        trainable: keep batch norms apart; otherwise they are folded into their projections.
+    """
+
+    def __init__(self, spec: LevitSpec, *, trainable: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = LevitStem(spec.width, trainable=trainable)
+        self.layers = nn.ModuleList(
+            BiasedLayer(stage, grid, trainable=trainable)
+            for stage, grid in zip(spec.stages, spec.stage_grids, strict=True)
+            for _ in range(stage.depth)
+        )
+        self.downs = nn.ModuleList(
+            BiasedDown(subsample, before.width, after.width, grid, trainable=trainable)
+            for subsample, before, after, grid in zip(
+                spec.subsamples, spec.stages[:-1], spec.stages[1:], spec.stage_grids[:-1], strict=True
+            )
+        )
+        last = spec.stages[-1]
+        self.head = LevitHead(last.width, spec.classes, distilled=spec.distilled, trainable=trainable)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.stem(pixels).flatten(2)[0].transpose(0, 1)
+        for number, (first, last) in enumerate(self.spec.stage_layers):
+            if number:
+                tokens = self.downs[number - 1](tokens)
+            for layer in self.layers[first:last]:
+                tokens = layer(tokens)
+        return self.head(tokens.mean(0, keepdim=True))  # type: ignore[no-any-return]
+
+
+class LevitWhole(nn.Module):
+    """The only stage: `pixels` -> `logits`, `kept` (1,) int64."""
+
+    def __init__(self, model: Levit) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(pixels), torch.tensor(self.model.spec.counts, dtype=torch.int64)
+
+
+class LevitDense(nn.Module):
+    """The same without counts: `pixels` -> `logits`."""
+
+    def __init__(self, model: Levit) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(pixels)  # type: ignore[no-any-return]
+
+
+def state_at_size(state: State, spec: LevitSpec, target: LevitSpec) -> State:
+    """Unchanged: biases belong to distances on one grid, and the source resizes none.
+
+    Raises:
+        UsageError: another size.
+    """
+    if target.size != spec.size:
+        raise UsageError(
+            f"size {target.size[0]}x{target.size[1]}: LeViT's attention biases are those of "
+            f"{spec.size[0]}x{spec.size[1]}, the only size it takes"
+        )
+    return state
+
+
+FAMILY = Family(
+    spec=LevitSpec,
+    build=Levit,
+    stages=lambda model: [LevitWhole(model)],
+    dense=LevitDense,
+    state_at_size=state_at_size,
+)

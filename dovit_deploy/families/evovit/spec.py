@@ -1,0 +1,416 @@
+"""EvoDeitSpec: Evo-ViT on DeiT as data, and plain DeiT, which is the same with nothing selected.
+
+Source: YifanXu74/Evo-ViT.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dovit_deploy.families.parts import SMALLEST_SIDE, LinearHead, MaskHead, PatchStem, SetrHead, Stem, head_text
+from dovit_deploy.record import Record
+
+# Selection: which share of the patches runs through which layers, fixed before any picture is seen.
+
+
+class Selection(Record):
+    """Before layer `first` the patches of highest score are chosen; they run up to layer `last`, then the rest rejoin.
+
+    Evo-ViT's stage-wise form has one selection a stage, its layer-wise form one a layer.
+    """
+
+    first: int = Field(ge=1)
+    """The first layer has no scores to choose by yet."""
+    last: int
+    """One past the last layer that only the chosen run through."""
+    ratio: float = Field(ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Selection:
+        if self.last <= self.first:
+            raise ValueError(f"a selection before layer {self.first} must end behind it, not at {self.last}")
+        return self
+
+    def chosen(self, patches: int) -> int:
+        """How many of `patches` are chosen: truncated, as the source does it in double precision (49 * 0.5 -> 24)."""
+        return int(patches * self.ratio)
+
+
+def check_selections(selections: tuple[Selection, ...], depth: int) -> None:
+    """Raise ValueError unless `selections` follow one another within `depth` layers."""
+    free = 1
+    for selection in selections:
+        if selection.first < free or selection.last > depth:
+            raise ValueError(
+                f"selection of layers {selection.first} to {selection.last - 1}: they must follow one another "
+                f"and stay within the {depth} layers"
+            )
+        free = selection.last
+
+
+def selection_of_layer(selections: tuple[Selection, ...], layer: int) -> int | None:
+    """The number of the selection that `layer` runs under; None where every token runs."""
+    for number, selection in enumerate(selections):
+        if selection.first <= layer < selection.last:
+            return number
+    return None
+
+
+def selection_parts(selections: tuple[Selection, ...]) -> tuple[tuple[str, str], ...]:
+    """`selections` in a few words, for people: name and text."""
+    shares = ", ".join(f"{one.ratio:g} in layers {one.first} to {one.last - 1}" for one in selections)
+    return (("patches that run", shares),) if selections else ()
+
+
+Task = Literal["segmentation", "classification"]
+
+
+class PooledHead(Record):
+    """Classification: the mean of the patches, LayerNorm, then one linear layer."""
+
+    kind: Literal["pooled"] = "pooled"
+
+
+class ClassTokenHead(Record):
+    """Classification as plain DeiT does it: LayerNorm, then one linear layer on the class token.
+
+    With a distillation token a second linear layer looks at that one, and the logits are the mean of both.
+    """
+
+    kind: Literal["class_token"] = "class_token"
+
+
+EvoHead = Annotated[PooledHead | ClassTokenHead | LinearHead | SetrHead | MaskHead, Field(discriminator="kind")]
+
+
+class EvoDeitSpec(Record):
+    """Evo-ViT on DeiT: a vision transformer whose `selections` let the best patches run and the rest wait unchanged.
+
+    Without selections it is plain DeiT, the dense baseline.
+    """
+
+    architecture: Literal["evovit-deit"] = "evovit-deit"
+    family: str = "evovit-deit"
+    size: tuple[int, int]
+    """Height and width of `pixels`, in pixels; for segmentation padded right and bottom to whole patches."""
+    patch: int = Field(default=16, gt=0)
+    stem: Stem = PatchStem()
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    """Width of the MLP's inner layer."""
+    extra_tokens: Literal[1, 2] = 1
+    """1: class token; 2: class and distillation token (plain distilled DeiT)."""
+    norm_eps: float = 1e-6
+    classes: int = Field(gt=0)
+    selections: tuple[Selection, ...] = ()
+    tradeoffs: tuple[float, ...] = ()
+    """Per layer: how much of a token's score is this layer's class attention; the rest is the score so far."""
+    rejoin_last: bool = True
+    """False (`prunecls`): tokens that the last layer did not run on take no part in the mean."""
+    position_mode: Literal["bicubic", "bilinear"] = "bilinear"
+    """How position embeddings are resized to another grid."""
+    head: EvoHead = PooledHead()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvoDeitSpec:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        check_selections(self.selections, self.depth)
+        if self.selections and len(self.tradeoffs) != self.depth:
+            raise ValueError(f"{len(self.tradeoffs)} trade-offs for {self.depth} layers")
+        if self.selections and isinstance(self.head, ClassTokenHead):
+            raise ValueError("a head on the class token belongs to plain DeiT, which selects nothing")
+        if self.extra_tokens == 2 and not isinstance(self.head, ClassTokenHead):
+            raise ValueError("a distillation token belongs to plain DeiT, whose head reads it")
+        if not self.rejoin_last and self.task == "segmentation":
+            raise ValueError("segmentation needs every token at the end; rejoin_last must be true")
+        self._check_size()
+        return self
+
+    def _check_size(self) -> None:
+        height, width = self.size
+        if self.task == "segmentation" and min(self.size) < SMALLEST_SIDE:
+            raise ValueError(f"size {height}x{width}: both sides must be at least {SMALLEST_SIDE}")
+        if self.task == "classification" and (min(self.size) < self.patch or height % self.patch or width % self.patch):
+            near = "x".join(str(max(1, round(side / self.patch)) * self.patch) for side in self.size)
+            raise ValueError(
+                f"size {height}x{width}: both sides must be multiples of the patch, {self.patch} ({near} is near)"
+            )
+
+    @property
+    def task(self) -> Task:
+        """What the head makes of the tokens."""
+        return "classification" if isinstance(self.head, PooledHead | ClassTokenHead) else "segmentation"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens."""
+        return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patch tokens."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """E + N, extra tokens included."""
+        return self.extra_tokens + self.patches
+
+    @property
+    def gates(self) -> tuple[()]:
+        """None: how many tokens run does not depend on the picture."""
+        return ()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All tokens, then those that run under each selection, extra tokens included."""
+        chosen = (self.extra_tokens + selection.chosen(self.patches) for selection in self.selections)
+        return (self.tokens, *chosen)
+
+    @property
+    def keep_grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the patches that each selection chooses from."""
+        return (self.grid,) * len(self.selections)
+
+    @property
+    def logits_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the decode head's output; None for classification."""
+        if self.task == "classification":
+            return None
+        scale = self.head.scale if isinstance(self.head, SetrHead) else 1
+        return self.grid[0] * scale, self.grid[1] * scale
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what the network answers."""
+        return {"logits": (1, self.classes, *(self.logits_grid or ()))}
+
+    @property
+    def has_dense(self) -> bool:
+        """The same weights with nothing selected (ratios 1)."""
+        return True
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, selections and head in a few words each."""
+        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, {self.stem.kind} stem"
+        pooled = {"pooled": "linear, on the mean of the patches", "class_token": "linear, on the class token"}
+        head = self.head
+        text = pooled[head.kind] if isinstance(head, PooledHead | ClassTokenHead) else head_text(head)
+        return ("backbone", backbone), *selection_parts(self.selections), ("head", text)
+
+
+# LevitSpec: LeViT as data; LevitPyramid: what it shares with Evo-ViT on LeViT. Source: facebookresearch/LeViT.
+
+
+class LevitStage(Record):
+    """Layers of attention and MLP on one grid."""
+
+    width: int = Field(gt=0)
+    depth: int = Field(ge=1)
+    heads: int = Field(gt=0)
+    key: int = Field(gt=0)
+    """Width of a query and a key of one head."""
+    value: int = Field(gt=0)
+    """Width of a value of one head."""
+    hidden: int = Field(gt=0)
+    """Width of the MLP's inner layer."""
+
+
+class LevitSubsample(Record):
+    """Attention whose queries are every second row and column of the grid, then an MLP at the next stage's width."""
+
+    heads: int = Field(gt=0)
+    key: int = Field(gt=0)
+    value: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    stride: int = Field(default=2, ge=1)
+
+
+class LevitPyramid(Record):
+    """A convolutional stem of stride 16, then stages on ever smaller grids, then the mean of the last one's patches."""
+
+    size: tuple[int, int]
+    """Height and width of `pixels`, in pixels."""
+    patch: Literal[16] = 16
+    """Four convolutions of stride 2."""
+    stages: tuple[LevitStage, ...] = Field(min_length=1)
+    subsamples: tuple[LevitSubsample, ...]
+    """Between one stage and the next."""
+    classes: int = Field(gt=0)
+    distilled: bool
+    """Two linear heads whose mean is taken."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LevitPyramid:
+        if len(self.subsamples) != len(self.stages) - 1:
+            raise ValueError(f"{len(self.subsamples)} subsamplings between {len(self.stages)} stages")
+        if self.width % 8:
+            raise ValueError(f"the first width, {self.width}, must be a multiple of 8, as the stem halves it")
+        height, width = self.size
+        if height != width or height % self.patch or height < self.patch:
+            near = max(1, round(min(self.size) / self.patch)) * self.patch
+            raise ValueError(
+                f"size {height}x{width}: a square of a multiple of {self.patch} is needed ({near}x{near} is near)"
+            )
+        return self
+
+    @property
+    def task(self) -> Literal["classification"]:
+        """A class per image."""
+        return "classification"
+
+    @property
+    def width(self) -> int:
+        """C of the first stage."""
+        return self.stages[0].width
+
+    @property
+    def depth(self) -> int:
+        """Layers of all stages, subsamplings not counted."""
+        return sum(stage.depth for stage in self.stages)
+
+    @property
+    def stage_layers(self) -> tuple[tuple[int, int], ...]:
+        """First and one-past-last layer of each stage."""
+        return tuple(itertools.pairwise(itertools.accumulate((stage.depth for stage in self.stages), initial=0)))
+
+    @property
+    def stage_grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each stage's patches."""
+        return tuple(self._grids())
+
+    def _grids(self) -> Iterator[tuple[int, int]]:
+        rows, columns = self.grid
+        yield rows, columns
+        for subsample in self.subsamples:
+            rows, columns = (rows - 1) // subsample.stride + 1, (columns - 1) // subsample.stride + 1
+            yield rows, columns
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the first stage's patches."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patch tokens of the first stage."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def gates(self) -> tuple[()]:
+        """None: how many tokens run does not depend on the picture."""
+        return ()
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what the network answers."""
+        return {"logits": (1, self.classes)}
+
+    @property
+    def has_dense(self) -> bool:
+        """The same weights with nothing selected."""
+        return True
+
+    @property
+    def head_words(self) -> str:
+        """The head in a few words."""
+        return "two linear, averaged" if self.distilled else "linear"
+
+    @property
+    def stage_words(self) -> str:
+        """The stages in a few words."""
+        return "layers: " + ", ".join(f"{one.depth} of {one.width} with {one.heads} heads" for one in self.stages)
+
+
+class LevitSpec(LevitPyramid):
+    """LeViT itself, the dense baseline: attention biases instead of class token and position embeddings."""
+
+    architecture: Literal["levit"] = "levit"
+    family: str = "levit"
+
+    @property
+    def extra_tokens(self) -> Literal[0]:
+        """No class token."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.patches
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All tokens."""
+        return (self.tokens,)
+
+    @property
+    def keep_grids(self) -> tuple[tuple[int, int], ...]:
+        """None: nothing is selected."""
+        return ()
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and head in a few words each."""
+        return ("backbone", self.stage_words), ("head", self.head_words)
+
+
+# EvoLevitSpec: Evo-ViT on LeViT as data. Source: YifanXu74/Evo-ViT.
+
+
+class EvoLevitSpec(LevitPyramid):
+    """Evo-ViT on LeViT: a pyramid whose `selections` let a representative token stand for the patches not chosen."""
+
+    architecture: Literal["evovit-levit"] = "evovit-levit"
+    family: str = "evovit-levit"
+    selections: tuple[Selection, ...] = ()
+    """Layers are numbered over all stages; no selection crosses a stage."""
+    tradeoff: float | None = Field(default=None, ge=0.0, le=1.0)
+    """How much of a token's score is one layer's class attention; None: learned, one number a layer."""
+
+    @model_validator(mode="after")
+    def _selects_within_stages(self) -> EvoLevitSpec:
+        check_selections(self.selections, self.depth)
+        for selection in self.selections:
+            if self.stage_of_layer(selection.first) != self.stage_of_layer(selection.last - 1):
+                raise ValueError(f"a selection of layers {selection.first} to {selection.last - 1} crosses a stage")
+        return self
+
+    def stage_of_layer(self, layer: int) -> int:
+        """The stage that `layer` belongs to."""
+        return next(number for number, (first, last) in enumerate(self.stage_layers) if first <= layer < last)
+
+    @property
+    def extra_tokens(self) -> Literal[1]:
+        """The class token."""
+        return 1
+
+    @property
+    def tokens(self) -> int:
+        """1 + N."""
+        return self.extra_tokens + self.patches
+
+    @property
+    def keep_grids(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of the patches that each selection chooses from."""
+        return tuple(self.stage_grids[self.stage_of_layer(selection.first)] for selection in self.selections)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All tokens, then those that run under each selection: class token, chosen patches, representative token."""
+        wholes = [rows * columns for rows, columns in self.keep_grids]
+        chosen = [selection.chosen(whole) for selection, whole in zip(self.selections, wholes, strict=True)]
+        return (self.tokens, *(1 + some + (some < whole) for some, whole in zip(chosen, wholes, strict=True)))
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, selections and head in a few words each."""
+        return ("backbone", self.stage_words), *selection_parts(self.selections), ("head", self.head_words)

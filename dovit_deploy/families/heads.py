@@ -1,0 +1,135 @@
+"""Heads: tokens in, class logits out. Per-token heads serve as gates on any subset of tokens.
+
+Sources: mmsegmentation 0.30 (FCNHead, SETRUPHead, SegmenterMaskTransformerHead), rstrudel/segmenter.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from dovit_deploy.families.folding import conv_norm, linear_norm
+from dovit_deploy.families.layers import Attend, Block, attention
+from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, SetrHead
+
+
+def grid_from_tokens(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patch tokens (N, C) or (B, N, C) in raster order -> (B, C, h, w), B = 1 for (N, C)."""
+    return tokens.transpose(-2, -1).reshape(-1, tokens.shape[-1], *grid)
+
+
+class LinearTokenHead(nn.Module):
+    """One linear layer per token: (..., C) -> (..., K)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.classifier(tokens)  # type: ignore[no-any-return]
+
+
+class FcnTokenHead(nn.Module):
+    """Linear, batch norm, ReLU, linear per token: (M, C) -> (M, K)."""
+
+    def __init__(self, spec: FcnHead, width: int, classes: int, *, trainable: bool) -> None:
+        super().__init__()
+        self.hidden = linear_norm(width, spec.channels, trainable=trainable)
+        self.classifier = nn.Linear(spec.channels, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.classifier(functional.relu(self.hidden(tokens)))  # type: ignore[no-any-return]
+
+
+class SetrUpHead(nn.Module):
+    """LayerNorm, then convolution, batch norm, ReLU and bilinear up-sampling, then a 1x1 classifier.
+
+    (N, C) or (B, N, C) -> (B, K, h * scale, w * scale). It mixes neighbours, so it needs the full grid.
+    """
+
+    def __init__(self, spec: SetrHead, width: int, classes: int, grid: tuple[int, int], *, trainable: bool) -> None:
+        super().__init__()
+        self.grid = grid
+        self.up_scale = spec.up_scale
+        self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
+        inputs = [width, *[spec.channels] * (spec.convs - 1)]
+        self.up = nn.ModuleList(conv_norm(before, spec.channels, spec.kernel, trainable=trainable) for before in inputs)
+        self.classifier = nn.Conv2d(spec.channels, classes, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = grid_from_tokens(self.norm(tokens), self.grid)
+        for conv in self.up:
+            x = functional.relu(conv(x))
+            size = (x.shape[-2] * self.up_scale, x.shape[-1] * self.up_scale)
+            x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self.classifier(x)  # type: ignore[no-any-return]
+
+
+class MaskTransformerHead(nn.Module):
+    """Segmenter's decoder: class embeddings, placed after the patches, attend with them; masks are products.
+
+    (N, C) or (B, N, C) -> (B, K, h, w).
+    """
+
+    def __init__(self, spec: MaskHead, width: int, classes: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.classes = classes
+        self.embed = nn.Linear(width, spec.width)
+        self.class_tokens = nn.Parameter(torch.zeros(classes, spec.width))
+        self.blocks = nn.ModuleList(
+            Block(spec.width, spec.heads, 4 * spec.width, spec.norm_eps) for _ in range(spec.layers)
+        )
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
+        self.patch_projection = nn.Linear(spec.width, spec.width, bias=False)
+        self.class_projection = nn.Linear(spec.width, spec.width, bias=False)
+        self.mask_norm = nn.LayerNorm(classes, eps=spec.norm_eps)
+
+    def forward(self, tokens: Tensor, attend: Attend = attention) -> Tensor:
+        classes: Tensor = self.class_tokens
+        if tokens.dim() > 2:
+            classes = classes.expand(*tokens.shape[:-2], -1, -1)
+        x = torch.cat([self.embed(tokens), classes], dim=-2)
+        for block in self.blocks:
+            x = block(x, attend)
+        x = self.norm(x)
+        patches = functional.normalize(self.patch_projection(x[..., : -self.classes, :]), dim=-1)
+        prototypes = functional.normalize(self.class_projection(x[..., -self.classes :, :]), dim=-1)
+        masks = self.mask_norm(patches @ prototypes.transpose(-2, -1))
+        return grid_from_tokens(masks, self.grid)
+
+
+class TokenLogitsHead(nn.Module):
+    """A per-token head as decode head: (N, C) or (B, N, C) -> (B, K, h, w)."""
+
+    def __init__(self, head: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.head = head
+        self.grid = grid
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return grid_from_tokens(self.head(tokens), self.grid)
+
+
+def token_head_from_spec(head: LinearHead | FcnHead, width: int, classes: int, *, trainable: bool) -> nn.Module:
+    """The per-token head that `head` describes."""
+    if isinstance(head, FcnHead):
+        return FcnTokenHead(head, width, classes, trainable=trainable)
+    return LinearTokenHead(width, classes)
+
+
+def decode_head_from_spec(
+    head: LinearHead | FcnHead | SetrHead | MaskHead,
+    width: int,
+    classes: int,
+    grid: tuple[int, int],
+    *,
+    trainable: bool,
+) -> nn.Module:
+    """The decode head that `head` describes: patch tokens (N, C) -> logits (1, K, h', w')."""
+    if isinstance(head, MaskHead):
+        return MaskTransformerHead(head, width, classes, grid)
+    if isinstance(head, SetrHead):
+        return SetrUpHead(head, width, classes, grid, trainable=trainable)
+    return TokenLogitsHead(token_head_from_spec(head, width, classes, trainable=trainable), grid)

@@ -1,0 +1,196 @@
+"""The transformer block, on tokens (n, C) or batches of them (B, n, C).
+
+Query, key and value are three linear layers: on two-dimensional tokens each becomes one Gemm, the fastest form in
+ONNX Runtime, and every form of a graph can share one copy of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from dovit_deploy.families.folding import conv_norm
+from dovit_deploy.families.parts import ConvStem, Stem
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+_LIBRARY = torch.library.Library("dovit", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    def split(tokens: Tensor) -> Tensor:
+        return tokens.reshape(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(-3, -2)
+
+    mixed = functional.scaled_dot_product_attention(split(query), split(key), split(value))
+    return mixed.transpose(-3, -2).flatten(-2)
+
+
+# Composite: autograd and the FLOP counter look inside, while the exporter sees one node that it can lower
+# to standard operators or to a runtime's fused kernel.
+_LIBRARY.impl("attention", _attention, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of (..., n, C) queries over (..., m, C) keys and values; scale (C / heads)^-0.5."""
+    return torch.ops.dovit.attention(query, key, value, heads)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Self-attention with separate query, key and value projections and an output projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attend: Attend = attention) -> Tensor:
+        return self.output(attend(self.query(x), self.key(x), self.value(x), self.heads))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(functional.gelu(self.expand(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x))."""
+
+    def __init__(self, width: int, heads: int, hidden: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, x: Tensor, attend: Attend = attention) -> Tensor:
+        x = x + self.attention(self.norm1(x), attend)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+# Position embeddings for another grid of tokens, resized as the published codes do it.
+
+Mode = Literal["bicubic", "bilinear"]
+Grid = tuple[int, int]
+
+
+class Positioned(Protocol):
+    """A spec whose network has one table of position embeddings, `positions`."""
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patch tokens."""
+
+    @property
+    def extra_tokens(self) -> int:
+        """Embeddings before the grid's."""
+
+    @property
+    def position_mode(self) -> Mode:
+        """How they are resized."""
+
+
+def state_at_size(state: dict[str, Tensor], spec: Positioned, target: Positioned) -> dict[str, Tensor]:
+    """Weights of `spec` as weights of the same architecture on the grid of `target`."""
+    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
+    return {**state, "positions": positions}
+
+
+def resized_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: Mode) -> Tensor:
+    """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing.
+
+    The sources resize only when the *number* of tokens changes: 4x16 tokens take the embeddings of 8x8 as they are.
+    """
+    if target[0] * target[1] == positions.shape[0] - extra:
+        return positions
+    image = positions[extra:].T.reshape(1, -1, *grid)
+    resized = functional.interpolate(image, size=target, mode=mode, align_corners=False)
+    return torch.cat([positions[:extra], resized.flatten(2)[0].T]).contiguous()
+
+
+# From pixels to patch tokens: zero-pad right and bottom to whole patches, project, flatten in raster order.
+
+
+class Stemmed(Protocol):
+    """What a stem needs to know of a network."""
+
+    @property
+    def stem(self) -> Stem:
+        """Which kind."""
+
+    @property
+    def patch(self) -> int:
+        """Side of a token in pixels."""
+
+    @property
+    def width(self) -> int:
+        """C."""
+
+
+class PatchEmbedding(nn.Module):
+    """The published stem: one convolution whose kernel and stride are the patch."""
+
+    def __init__(self, spec: Stemmed) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.projection(pixels)  # type: ignore[no-any-return]
+
+
+class ResidualConv(nn.Module):
+    """x + a 3x3 convolution with batch norm, then ReLU."""
+
+    def __init__(self, width: int, *, trainable: bool) -> None:
+        super().__init__()
+        self.conv = conv_norm(width, width, 3, trainable=trainable)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x + self.conv(x))
+
+
+class ConvEmbedding(nn.Module):
+    """3x3 stride-2 convolutions with ReLU, residual blocks after all but the first, a 2x2 stride-2 projection."""
+
+    def __init__(self, spec: Stemmed, stem: ConvStem, *, trainable: bool) -> None:
+        super().__init__()
+        inputs = (3, *stem.widths[:-1])
+        self.down = nn.ModuleList(
+            conv_norm(before, after, 3, stride=2, trainable=trainable)
+            for before, after in zip(inputs, stem.widths, strict=True)
+        )
+        self.residual = nn.ModuleList(ResidualConv(width, trainable=trainable) for width in stem.widths[1:])
+        self.projection = nn.Conv2d(stem.widths[-1], spec.width, 2, stride=2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = functional.relu(self.down[0](pixels))
+        for down, residual in zip(self.down[1:], self.residual, strict=True):
+            x = residual(functional.relu(down(x)))
+        return self.projection(x)  # type: ignore[no-any-return]
+
+
+def stem_from_spec(spec: Stemmed, *, trainable: bool) -> nn.Module:
+    """The stem that `spec` asks for: (B, 3, H, W), H and W multiples of the patch -> (B, C, h, w)."""
+    if isinstance(spec.stem, ConvStem):
+        return ConvEmbedding(spec, spec.stem, trainable=trainable)
+    return PatchEmbedding(spec)
+
+
+def padded(pixels: Tensor, patch: int) -> Tensor:
+    """Zeros (the mean colour, since pixels are normalised) added right and bottom up to whole patches."""
+    height, width = pixels.shape[-2:]
+    return functional.pad(pixels, (0, -width % patch, 0, -height % patch))

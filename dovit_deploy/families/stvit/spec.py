@@ -1,0 +1,332 @@
+"""STViT-R as data: Swin whose third stage works on a few semantic tokens per window and then recovers all of them.
+
+Source: changsn/STViT-R (classification), changsn/STViT-R-Object-Detection (backbone). The segmenter is this project's:
+the detection backbone without its last stage under a segmentation head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dovit_deploy.families.parts import SMALLEST_SIDE, Head, SetrHead, head_text
+from dovit_deploy.families.stvit.swin_spec import PATCH, Grid, SwinShape
+from dovit_deploy.record import Record
+
+REDUCED_STAGE = 2
+"""The stage, counted from 0, whose tokens are reduced."""
+UNIT = 6
+"""Blocks that make and use semantic tokens once: two on all tokens, four on semantic ones."""
+SAMPLES = 3
+"""Semantic tokens per side of a window."""
+PATCH_SPAN, PATCH_STEP = 10, 4
+"""When classifying: the square of tokens that the semantic tokens of a window look at, and the way to the next."""
+
+
+class ReducedShape(SwinShape):
+    """What the three have in common."""
+
+    family: Literal["stvit-r"] = "stvit-r"
+    local_convolution: bool = False
+    """A depthwise 3x3 convolution is added to pooled tokens (`use_conv_pos`)."""
+
+    @model_validator(mode="after")
+    def _whole_units(self) -> ReducedShape:
+        depth = self.depths[REDUCED_STAGE]
+        if depth % UNIT:
+            raise ValueError(f"stage {REDUCED_STAGE} has {depth} blocks; STViT-R needs a multiple of {UNIT}")
+        return self
+
+    @property
+    def semantic_grid(self) -> Grid:
+        """Rows and columns of semantic tokens."""
+        rows, columns = self.stage_grid(REDUCED_STAGE)
+        return math.ceil(rows / self.window) * SAMPLES, math.ceil(columns / self.window) * SAMPLES
+
+    @property
+    def semantic_tokens(self) -> int:
+        """How many semantic tokens there are."""
+        return self.semantic_grid[0] * self.semantic_grid[1]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each stage: image tokens of the ordinary ones, semantic tokens of the reduced one."""
+        return tuple(
+            self.semantic_tokens if stage == REDUCED_STAGE else self.stage_tokens(stage)
+            for stage in range(len(self.depths))
+        )
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and what it saves in a few words."""
+        image = self.stage_tokens(REDUCED_STAGE)
+        saved = f"{self.semantic_tokens} semantic tokens for {image} in stage {REDUCED_STAGE}"
+        return ("backbone", self.shape_text), ("reduced", saved)
+
+    @property
+    def has_dense(self) -> bool:
+        """A Swin of the same widths and depths has other weights."""
+        return False
+
+
+class StvitSwinSpec(ReducedShape):
+    """Classification at one square size that windows and patches fit (`fitting_sides`)."""
+
+    architecture: Literal["stvit-r-swin"] = "stvit-r-swin"
+    classes: int = Field(gt=0)
+    pooled_residual: bool = False
+    """Semantic tokens are what attention adds to the pooled tokens, instead of what it gives alone (`shortcut`)."""
+    global_tokens: bool = False
+    """Learned tokens are added to the semantic tokens of the first unit (`use_global`)."""
+    relative_positions: bool = False
+    """Attention among semantic tokens has biases by relative position (`relative_pos`)."""
+    layer_scale: bool = False
+    """Ordinary stages scale what a block adds (`use_layer_scale`); semantic blocks always do."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> StvitSwinSpec:
+        if self.size[0] != self.size[1] or not fits(self.size[0], self.window):
+            sides = ", ".join(f"{side}x{side}" for side in fitting_sides(self.window)) or "no size"
+            raise ValueError(
+                f"STViT-R with windows of {self.window} classifies {sides} only, not {self.size[0]}x{self.size[1]}"
+            )
+        if len(self.depths) != 4:
+            raise ValueError(f"{len(self.depths)} stages; STViT-R has 4")
+        return self
+
+    def stage_window(self, stage: int) -> int:
+        """Side of the windows of a stage: a coarser grid is one window."""
+        return min(self.window, *self.stage_grid(stage))
+
+    @property
+    def task(self) -> Literal["classification"]:
+        """What it is for."""
+        return "classification"
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the results."""
+        return {"logits": (1, self.classes)}
+
+
+class _AnySize(ReducedShape):
+    """What backbone and segmenter have in common: they take any size, and pad it to whole windows."""
+
+    neighbourhoods: tuple[int, int] = (14, 21)
+    """Sides of the squares of image tokens that semantic tokens look at, first and second (`k_window_size_1`, `_2`)."""
+    recovery_neighbourhood: int = Field(default=27, ge=SAMPLES)
+    """Side of the square of semantic tokens that image tokens look at (`restore_k_window_size`)."""
+    padding_mask: Literal["released", "exact", "none"] = "released"
+    """Which padding attention does not see. `released`: what the released weights were trained with (`pad_mask`), only
+    the corner where both sides are padded and all of it where none is; `exact`: all; `none`: it sees all."""
+
+    @model_validator(mode="after")
+    def _reach(self) -> _AnySize:
+        if min(self.size) < SMALLEST_SIDE:
+            raise ValueError(f"both sides must be at least {SMALLEST_SIDE} pixels, not {self.size[0]}x{self.size[1]}")
+        if min(self.neighbourhoods) < self.window:
+            raise ValueError(f"neighbourhoods {self.neighbourhoods} must not be smaller than the window {self.window}")
+        return self
+
+    def stage_window(self, stage: int) -> int:
+        """Side of the windows of a stage."""
+        del stage
+        return self.window
+
+
+class StvitBackboneSpec(_AnySize):
+    """The backbone for detection and dense prediction: one normed feature map a stage."""
+
+    architecture: Literal["stvit-r-backbone"] = "stvit-r-backbone"
+    classes: Literal[0] = 0
+
+    @model_validator(mode="after")
+    def _four_stages(self) -> StvitBackboneSpec:
+        if len(self.depths) != 4:
+            raise ValueError(f"{len(self.depths)} stages; the backbone has 4")
+        return self
+
+    @property
+    def task(self) -> Literal["features"]:
+        """What it is for."""
+        return "features"
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the results."""
+        return {f"out{stage}": (1, self.stage_width(stage), *self.stage_grid(stage)) for stage in range(4)}
+
+
+class StvitSegmenterSpec(_AnySize):
+    """Segmentation: the recovered tokens of the third stage, at stride 16, under a decode head.
+
+    The fourth stage is left out: it would run on a grid of stride 32, has no semantic tokens, and would have to be
+    up-sampled again. So the head sees the grid that a ViT's would.
+    """
+
+    architecture: Literal["stvit-r-segmenter"] = "stvit-r-segmenter"
+    padding_mask: Literal["released", "exact", "none"] = "exact"
+    classes: int = Field(gt=0)
+    head: Head
+
+    @model_validator(mode="after")
+    def _three_stages(self) -> StvitSegmenterSpec:
+        if len(self.depths) != REDUCED_STAGE + 1:
+            raise ValueError(f"{len(self.depths)} stages; the segmenter has {REDUCED_STAGE + 1}")
+        return self
+
+    @property
+    def task(self) -> Literal["segmentation"]:
+        """What it is for."""
+        return "segmentation"
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone, what it saves, and decode head."""
+        return *super().parts, ("decode head", head_text(self.head))
+
+    @property
+    def head_patch(self) -> int:
+        """Side of a token that the head sees, in pixels."""
+        return int(self.patch * 2**REDUCED_STAGE)
+
+    @property
+    def head_grid(self) -> Grid:
+        """Rows and columns of the tokens that the head sees."""
+        return self.stage_grid(REDUCED_STAGE)
+
+    @property
+    def logits_grid(self) -> Grid:
+        """Rows and columns of the head's output."""
+        scale = self.head.scale if isinstance(self.head, SetrHead) else 1
+        return self.head_grid[0] * scale, self.head_grid[1] * scale
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the results."""
+        return {"logits": (1, self.classes, *self.logits_grid)}
+
+
+def fits(side: int, window: int) -> bool:
+    """A picture of `side` x `side` pixels passes all stages: whole windows everywhere, as many patches as windows.
+
+    The published code takes 224 with windows of 7. Others pass by accident of its patches, as 256 with windows of 8,
+    where the patches miss two rows and columns at the border.
+    """
+    grids = [side // (PATCH * 2**stage) for stage in range(4)]
+    reduced = grids[REDUCED_STAGE]
+    return (
+        side % (PATCH * 8) == 0
+        and all(grid <= window or grid % window == 0 for grid in grids)
+        and reduced % window == 0
+        and reduced >= PATCH_SPAN
+        and (reduced - PATCH_SPAN) // PATCH_STEP + 1 == reduced // window
+    )
+
+
+def fitting_sides(window: int) -> tuple[int, ...]:
+    """Sides of the squares that `fits` with this window, in pixels."""
+    return tuple(side for side in range(32, 1025, 32) if fits(side, window))
+
+
+# STViT on DeiT as data, after the text of the paper: no official code of it was ever released.
+
+MADE_BY = 2
+"""Blocks that turn patches into semantic tokens."""
+
+
+class StvitDeitSpec(Record):
+    """Ordinary blocks, two that make semantic tokens, then blocks on these alone; classification of their mean."""
+
+    architecture: Literal["stvit-deit"] = "stvit-deit"
+    family: Literal["stvit"] = "stvit"
+    size: tuple[int, int]
+    """Height and width of `pixels`, in pixels; whole patches."""
+    patch: int = Field(default=16, gt=0)
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    """Width of the MLP's inner layer."""
+    norm_eps: float = 1e-5
+    reduced_from: int = Field(ge=0)
+    """The first of the two blocks that make semantic tokens (`stgm_start`)."""
+    samples: int = Field(default=4, gt=0)
+    """Semantic tokens per side of the picture."""
+    classes: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StvitDeitSpec:
+        if min(self.size) < SMALLEST_SIDE or any(side % self.patch for side in self.size):
+            raise ValueError(f"both sides must be multiples of {self.patch} pixels, not {self.size[0]}x{self.size[1]}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.reduced_from + MADE_BY > self.depth:
+            raise ValueError(f"semantic tokens are made by blocks {self.reduced_from} and the next, of {self.depth}")
+        if min(self.grid) < self.samples:
+            raise ValueError(f"a grid of {self.grid[0]}x{self.grid[1]} makes no {self.samples}x{self.samples} tokens")
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens."""
+        return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patch tokens."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def extra_tokens(self) -> int:
+        """There is no class token: the head sees a mean."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens at the start."""
+        return self.patches
+
+    @property
+    def semantic_tokens(self) -> int:
+        """How many semantic tokens there are."""
+        return self.samples**2
+
+    @property
+    def gates(self) -> tuple[()]:
+        """Nothing here depends on the data."""
+        return ()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Patch tokens, then semantic tokens."""
+        return self.patches, self.semantic_tokens
+
+    @property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """Backbone and what it saves in a few words."""
+        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, patch stem"
+        saved = f"{self.semantic_tokens} semantic tokens for {self.patches} patches from layer {self.reduced_from}"
+        return ("backbone", backbone), ("reduced", saved)
+
+    @property
+    def task(self) -> Literal["classification"]:
+        """What it is for."""
+        return "classification"
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the results."""
+        return {"logits": (1, self.classes)}
+
+    @property
+    def has_dense(self) -> bool:
+        """A DeiT of the same width and depth has other weights."""
+        return False
+
+    @property
+    def keep_grids(self) -> tuple[tuple[int, int], ...]:
+        """No token is selected."""
+        return ()

@@ -1,0 +1,245 @@
+"""The network's parts under their names: stem, extra tokens, positions, blocks, gates, norm, decode head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
+from dovit_deploy.families.layers import Block, padded, state_at_size, stem_from_spec
+from dovit_deploy.families.parts import GateSpec, SetrHead
+from dovit_deploy.families.registry import Family
+from dovit_deploy.families.tokens import aggregate, aggregate_limit, partition, put_back, scatter_from, take
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+
+# A gate: an auxiliary head's confidence decides which running tokens stop before the next layer.
+#
+# A token stops when its confidence, the probability of its most likely class, is strictly above the threshold of that
+# class, or strictly below the floor (`diff_conf` of the released code). A stopped token never runs again.
+
+
+class Decision(NamedTuple):
+    """What leaves a gate; the order of fields is the order of a stage's outputs."""
+
+    order: Tensor
+    """(E + N,) int64: extra tokens, then running tokens in raster order, then the rest."""
+    kept: Tensor
+    """() int64: extra and running tokens."""
+    confidence: Tensor
+    """(N,) float32, NaN where the head was not evaluated."""
+    label: Tensor
+    """(N,) int64, the most likely class, -1 where the head was not evaluated."""
+
+
+def stops(confidence: Tensor, threshold: Tensor, floor: Tensor) -> Tensor:
+    """Boolean: the token is certain enough, or hopeless."""
+    return (confidence > threshold) | (confidence < floor)
+
+
+class TokenGate(nn.Module):
+    """A gate whose head looks at one token at a time: it is evaluated on running tokens only, which is exact."""
+
+    def __init__(self, gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> None:
+        super().__init__()
+        self.extra, self.total = spec.extra_tokens, spec.tokens
+        if isinstance(gate.head, SetrHead):
+            raise TypeError("an up-sampling head needs a GridGate")
+        self.head = token_head_from_spec(gate.head, spec.width, spec.classes, trainable=trainable)
+
+    def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
+        running = index[self.extra :]
+        probabilities = self.head(take(tokens, running)).softmax(1)
+        # TopK rather than ReduceMax: ONNX Runtime gives the maximum over an empty set of tokens a wrong shape.
+        confidence, label = (values[:, 0] for values in torch.topk(probabilities, 1, dim=1))
+        stop = stops(confidence, thresholds.index_select(0, label), floor)
+        order, count = partition(kept_mask(index, stop, self.extra, self.total))
+        everywhere = self.total - self.extra
+        return Decision(
+            order,
+            count,
+            scatter_from(running - self.extra, confidence, everywhere, float("nan")),
+            scatter_from(running - self.extra, label, everywhere, -1),
+        )
+
+
+class GridGate(nn.Module):
+    """A gate whose head up-samples and so mixes neighbours: it is evaluated on the full grid.
+
+    The confidence is pooled from the *maximum* probability of each fine position, not from the logits.
+    """
+
+    def __init__(self, gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> None:
+        super().__init__()
+        if not isinstance(gate.head, SetrHead):
+            raise TypeError("a per-token head needs a TokenGate")
+        self.extra, self.total, self.scale = spec.extra_tokens, spec.tokens, gate.head.scale
+        self.head = SetrUpHead(gate.head, spec.width, spec.classes, spec.grid, trainable=trainable)
+
+    def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
+        probabilities = self.head(tokens[self.extra :]).softmax(1)
+        finest = torch.topk(probabilities, 1, dim=1)[0]
+        confidence = functional.avg_pool2d(finest, self.scale, self.scale).reshape(-1)
+        pooled = functional.avg_pool2d(probabilities, self.scale, self.scale)
+        label = torch.topk(pooled, 1, dim=1)[1].reshape(-1)
+        # One threshold for all classes: the engine refuses others for this kind of gate.
+        stop = stops(confidence, thresholds[:1], floor).index_select(0, index[self.extra :] - self.extra)
+        order, count = partition(kept_mask(index, stop, self.extra, self.total))
+        return Decision(order, count, confidence, label)
+
+
+def kept_mask(index: Tensor, stop: Tensor, extra: int, total: int) -> Tensor:
+    """(total,) int64: 1 for extra tokens and for running tokens that do not stop.
+
+    Args:
+        index: (E + n,) int64, what ran.
+        stop: (n,) bool, for the running patches in the order of `index`.
+    """
+    ones = torch.ones(extra, dtype=torch.int64, device=stop.device)
+    keep = torch.cat([ones, (~stop).to(torch.int64)])
+    return torch.zeros(total, dtype=torch.int64, device=stop.device).index_copy(0, index, keep)
+
+
+def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> nn.Module:
+    """The gate that `gate` describes."""
+    kind = GridGate if isinstance(gate.head, SetrHead) else TokenGate
+    return kind(gate, spec, trainable=trainable)
+
+
+class VisionTransformer(nn.Module):
+    """Holds the parameters of every supported ViT; `staged` and `train` say in which order the parts run.
+
+    Args:
+        spec: the architecture.
+        trainable: keep batch norms apart (training); otherwise they are folded into their projections.
+    """
+
+    def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = stem_from_spec(spec, trainable=trainable)
+        if spec.extra_tokens:
+            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
+        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
+        self.blocks = nn.ModuleList(
+            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if spec.final_norm else nn.Identity()
+        self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
+        self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, spec.grid, trainable=trainable)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
+        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
+        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
+        return tokens + self.positions
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""
+        return self.head(self.norm(tokens)[self.spec.extra_tokens :])  # type: ignore[no-any-return]
+
+
+# The stages: select -> blocks -> restore, cut where a number of tokens is unknown. These modules are exported.
+#
+# Each looks at one image. What crosses a cut is every token, the gate's order and how much of it runs.
+
+
+class DenseNetwork(nn.Module):
+    """The same network with nothing stopped and no gates: `pixels` -> `logits`."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.model.embed(pixels)
+        for block in self.model.blocks:
+            tokens = block(tokens)
+        return self.model.decode(tokens)
+
+
+class WholeStage(nn.Module):
+    """The only stage of a model without gates: `pixels` -> `logits`, `kept` (1,) int64."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.network = DenseNetwork(model)
+        self.tokens = model.spec.tokens
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(pixels), torch.full((1,), self.tokens, dtype=torch.int64, device=pixels.device)
+
+
+class FirstStage(nn.Module):
+    """Pixels to the first gate: all tokens run.
+
+    `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C) and a `Decision`.
+    """
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+        self.first, self.last = model.spec.stage_layers[0]
+
+    def forward(self, pixels: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
+        tokens = self.model.embed(pixels)
+        for block in self.model.blocks[self.first : self.last]:
+            tokens = block(tokens)
+        everything = torch.arange(self.model.spec.tokens, device=tokens.device)
+        return tokens, *self.model.gates[0](tokens, everything, thresholds, floor)
+
+
+class _LaterStage(nn.Module):
+    """What the stages after a gate share: run the kept tokens, then put them back."""
+
+    def __init__(self, model: VisionTransformer, number: int) -> None:
+        super().__init__()
+        self.model = model
+        self.number = number
+        self.first, self.last = model.spec.stage_layers[number]
+        self.limit = aggregate_limit(model.spec.aggregate_rate, model.spec.tokens)
+
+    def advance(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
+        class_token = aggregate(tokens, index, self.limit)
+        running = torch.cat([class_token, take(tokens, index[1:])])
+        for block in self.model.blocks[self.first : self.last]:
+            running = block(running)
+        return put_back(tokens, index, running)
+
+
+class MiddleStage(_LaterStage):
+    """From one gate to the next: `tokens`, `index` (kept,) int64, `thresholds`, `floor` -> as `FirstStage`."""
+
+    def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
+        tokens = self.advance(tokens, index)
+        return tokens, *self.model.gates[self.number](tokens, index, thresholds, floor)
+
+
+class LastStage(_LaterStage):
+    """From the last gate to the logits: `tokens`, `index` -> `logits` (1, K, h, w)."""
+
+    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
+        return self.model.decode(self.advance(tokens, index))
+
+
+def stages_from_model(model: VisionTransformer) -> list[nn.Module]:
+    """One module a stage, in order, sharing the model's parameters."""
+    count = len(model.spec.gates)
+    if count == 0:
+        return [WholeStage(model)]
+    middle = [MiddleStage(model, number) for number in range(1, count)]
+    return [FirstStage(model), *middle, LastStage(model, count)]
+
+
+# Vision transformers with gates (DoViT) or without (Segmenter, SETR) as a family.
+
+FAMILY = Family(
+    spec=VisionTransformerSpec,
+    build=VisionTransformer,
+    stages=stages_from_model,
+    dense=DenseNetwork,
+    state_at_size=state_at_size,
+)

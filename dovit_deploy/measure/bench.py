@@ -1,0 +1,354 @@
+"""Dense against dynamic on the same frames, interleaved in pairs, several engines side by side.
+
+    round r, frame f:   engine A: dense, dynamic   engine B: dynamic? dense?   ...
+                        the order inside the pairs and the order of the engines change from turn to turn
+
+A pair is run back to back, so that whatever else the machine does falls on both of its halves; the speed-up is the
+median of the pairs' ratios. Times are those of a whole session run: the model step, without reading and painting.
+A bundle without a dense form is run dynamically alone, and what compares the two is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.errors import SourceError
+from dovit_deploy.record import Record
+from dovit_deploy.runtime.outputs import distribution
+from dovit_deploy.runtime.results import TokenReport
+from dovit_deploy.runtime.transforms import to_input
+from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
+from dovit_deploy.sources.open import open_source
+from dovit_deploy.sources.source import RGB, FailedFrame
+
+# Percentiles and paired ratios: how many timings become few numbers.
+
+
+class Percentiles(Record):
+    """A distribution in four numbers; percentiles interpolate linearly between samples."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """Mean, median, 90th and 99th percentile of at least one value."""
+    return Percentiles.model_validate(distribution(np.asarray(values, dtype=np.float64)))
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of at least one value."""
+    return float(np.median(values))
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the ratios of values that were measured side by side.
+
+    A machine that slows down for a while slows both halves of a pair, so their ratio hardly moves; the ratio of two
+    medians would.
+    """
+    return median([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+
+Pixels = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Told how many turns are done, and of how many."""
+
+WARM_UP_RUNS = 2
+"""Of each side: the first run allocates, the second finds the memory there."""
+
+
+class Runnable(Protocol):
+    """What of a session is timed."""
+
+    def run_one(self, pixels: Pixels, *, dense: bool = False) -> tuple[npt.NDArray[np.float32], TokenReport]:
+        """Logits and report of one image (1, 3, H, W)."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds that passed, and seconds that all threads of this process computed."""
+
+    wall: Callable[[], float] = perf_counter
+    cpu: Callable[[], float] = process_time
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A session under its name."""
+
+    engine: str
+    precision: str
+    session: Runnable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run, in milliseconds."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One frame run both ways, back to back, and what the dynamic run did."""
+
+    frame: int
+    dense: Sample | None
+    """None: the bundle has no dense form."""
+    dynamic: Sample
+    report: TokenReport
+
+    @property
+    def reference(self) -> Sample:
+        """What engines are compared by: dense, where there is that."""
+        return self.dense or self.dynamic
+
+
+class Side(Record):
+    """One way of running: latency in wall time, and the median of the processor time beside it, both in ms."""
+
+    latency_ms: Percentiles
+    cpu_ms: float
+
+
+class FrameResult(Record):
+    """One frame of the benchmark: how easy it was."""
+
+    frame: str
+    kept: tuple[int, ...]
+    flops_saved: float
+    speedup: float | None
+
+
+class BenchResult(Record):
+    """One engine at one precision; where the bundle has no dense form, what needs its time is None."""
+
+    engine: str
+    precision: str
+    dense: Side | None
+    dynamic: Side
+    speedup: float | None
+    """Median of dense / dynamic over the pairs: what the tokens give."""
+    predicted_speedup: float
+    """MACs of the dense network / MACs that were computed, over the same frames."""
+    realised_efficiency: float | None
+    """speedup / predicted_speedup."""
+    flops_saved: float
+    kept: tuple[float, ...]
+    """Mean over the frames of the tokens that entered each stage."""
+    cpu_speedup: float | None
+    """As `speedup`, in processor time: steadier on a machine that others use too. None also where the clock is too
+    coarse."""
+    engine_factor: float
+    """Median of (first engine's dense) / (this engine's dense): what the engine gives. Without dense, of dynamic."""
+    per_frame: tuple[FrameResult, ...]
+
+    @property
+    def total_factor(self) -> float:
+        """Against the first engine's dense run: tokens times engine. Without dense, the engine alone."""
+        return (1.0 if self.speedup is None else self.speedup) * self.engine_factor
+
+
+class BenchReport(Record):
+    """The contents of `bench --json`."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    bundle: str
+    frames: int
+    threads: int
+    repeat: int
+    results: tuple[BenchResult, ...]
+
+
+def benchmark(
+    contestants: Sequence[Contestant],
+    frames: Sequence[Pixels],
+    *,
+    labels: Sequence[str],
+    repeat: int,
+    dense: bool = True,
+    clock: Clock | None = None,
+    progress: Progress | None = None,
+) -> tuple[BenchResult, ...]:
+    """Time every contestant on every frame `repeat` times, dense and dynamic.
+
+    Args:
+        contestants: at least one; the first is what the others' engine factors refer to.
+        frames: at least one, each (1, 3, H, W) at the model's size.
+        labels: a name for each frame.
+        repeat: rounds over all frames, at least 1.
+        dense: the bundle has a dense form; without one only the dynamic run is timed.
+        clock: for tests; default: this process's own.
+        progress: told after every turn.
+    """
+    clock = clock or Clock()
+    _warm_up(contestants, frames, ways=(True, False) if dense else (False,))
+    pairs: list[list[Pair]] = [[] for _ in contestants]
+    turns = [(number, frame) for number in range(repeat) for frame in range(len(frames))]
+    for done, (number, frame) in enumerate(turns, start=1):
+        # Both orders change with the frame and with the round, and not in step with each other.
+        dense_first, shift = (number + frame) % 2 == 0, (number + frame) // 2
+        ways = (dense_first, not dense_first) if dense else (False,)
+        for place in range(len(contestants)):
+            which = (place + shift) % len(contestants)
+            pair = _pair(contestants[which].session, frames[frame], frame, ways=ways, clock=clock)
+            pairs[which].append(pair)
+        if progress is not None:
+            progress(done, len(turns))
+    return tuple(
+        _result(contestant, measured, first=pairs[0], labels=labels)
+        for contestant, measured in zip(contestants, pairs, strict=True)
+    )
+
+
+def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels], *, ways: tuple[bool, ...]) -> None:
+    for contestant in contestants:
+        for number in range(WARM_UP_RUNS):
+            for dense in ways:
+                contestant.session.run_one(frames[number % len(frames)], dense=dense)
+
+
+def _pair(session: Runnable, pixels: Pixels, frame: int, *, ways: tuple[bool, ...], clock: Clock) -> Pair:
+    """Run a frame in each of `ways`: True is dense."""
+    samples, report = {}, None
+    for dense in ways:
+        cpu, wall = clock.cpu(), clock.wall()
+        _, run = session.run_one(pixels, dense=dense)
+        samples[dense] = Sample(wall=1e3 * (clock.wall() - wall), cpu=1e3 * (clock.cpu() - cpu))
+        report = report if dense else run
+    assert report is not None
+    return Pair(frame, samples.get(True), samples[False], report)
+
+
+def _result(
+    contestant: Contestant, pairs: Sequence[Pair], *, first: Sequence[Pair], labels: Sequence[str]
+) -> BenchResult:
+    dense = [pair.dense for pair in pairs if pair.dense is not None]
+    # A frame's tokens are the same in every round, so one report of each frame is enough.
+    reports = [pair.report for pair in pairs[: len(labels)]]
+    gmacs = sum(report.gmacs_dense for report in reports), sum(report.gmacs_actual for report in reports)
+    speedup, predicted = _speedup(pairs), gmacs[0] / gmacs[1]
+    return BenchResult(
+        engine=contestant.engine,
+        precision=contestant.precision,
+        dense=_side(dense) if dense else None,
+        dynamic=_side([pair.dynamic for pair in pairs]),
+        speedup=speedup,
+        predicted_speedup=predicted,
+        realised_efficiency=None if speedup is None else speedup / predicted,
+        flops_saved=1.0 - gmacs[1] / gmacs[0],
+        kept=tuple(float(np.mean(column)) for column in zip(*(report.kept for report in reports), strict=True)),
+        cpu_speedup=_cpu_speedup(pairs),
+        engine_factor=median_ratio([pair.reference.wall for pair in first], [pair.reference.wall for pair in pairs]),
+        per_frame=tuple(_frame_result(number, label, pairs) for number, label in enumerate(labels)),
+    )
+
+
+def _side(samples: Sequence[Sample]) -> Side:
+    return Side(
+        latency_ms=percentiles([sample.wall for sample in samples]), cpu_ms=median([sample.cpu for sample in samples])
+    )
+
+
+def _speedup(pairs: Sequence[Pair]) -> float | None:
+    """In wall time."""
+    ratios = [(pair.dense.wall, pair.dynamic.wall) for pair in pairs if pair.dense is not None]
+    return median_ratio(*zip(*ratios, strict=True)) if ratios else None
+
+
+def _cpu_speedup(pairs: Sequence[Pair]) -> float | None:
+    # The processor clock of some systems ticks every 16 ms, so a short run may measure 0.
+    both = [(pair.dense.cpu, pair.dynamic.cpu) for pair in pairs if pair.dense is not None]
+    ticked = [(dense, dynamic) for dense, dynamic in both if dense > 0 and dynamic > 0]
+    return median_ratio(*zip(*ticked, strict=True)) if ticked else None
+
+
+def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult:
+    own = [pair for pair in pairs if pair.frame == number]
+    return FrameResult(
+        frame=label,
+        kept=own[0].report.kept,
+        flops_saved=own[0].report.flops_saved,
+        speedup=_speedup(own),
+    )
+
+
+# The frames that a benchmark runs on: the user's, or rendered street scenes from empty road to crowd.
+
+MOST_FRAMES = 16
+"""Taken from a source: enough to see its variety, few enough to lie in memory while they are repeated."""
+
+DENSITIES = (0.0, 0.5, 1.0)
+"""Of rendered streets: what stops early depends on how much there is to see."""
+
+SCENES_PER_DENSITY, SCENE_SEED = 3, 3
+
+
+@dataclass(frozen=True)
+class BenchFrames:
+    """Frames as the model takes them, (1, 3, H, W) float32 each, with their names, and what could not be read."""
+
+    pixels: tuple[npt.NDArray[np.float32], ...]
+    labels: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    taken_from: int | None = None
+    """How many frames the source has, where it has more than were taken."""
+
+
+def rendered_frames(manifest: Manifest) -> BenchFrames:
+    """Street scenes of every density at the model's size; each the start of a street of its own."""
+    pictures = dict(_rendered())
+    return BenchFrames(tuple(_pixels(rgb, manifest) for rgb in pictures.values()), tuple(pictures))
+
+
+def _rendered() -> Iterator[tuple[str, RGB]]:
+    from dovit_scenes import street_frames
+
+    for density in DENSITIES:
+        for number in range(SCENES_PER_DENSITY):
+            (frame,) = street_frames(1, seed=SCENE_SEED + number, density=density)
+            yield f"street {number + 1}, density {density:g}", frame.rgb
+
+
+def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> BenchFrames:
+    """At most `MOST_FRAMES` frames of what the user named, evenly spread, resized to the model's size.
+
+    Raises:
+        SourceError: it does not open, or no frame of it can be read.
+        UsageError, PackageMissing: see `open_source`.
+    """
+    with closing(open_source(source, max_pixels=max_pixels)) as opened:
+        count = opened.count
+    every = 1 if count is None else max(1, math.ceil(count / MOST_FRAMES))
+    pixels, labels, failures = [], [], []
+    with open_source(source, max_pixels=max_pixels, every=every, max_frames=MOST_FRAMES) as frames:
+        for frame in frames:
+            if isinstance(frame, FailedFrame):
+                failures.append(frame.message)
+                continue
+            pixels.append(_pixels(frame.rgb, manifest))
+            labels.append(f"{Path(frame.source).name} {frame.index}")
+    if not pixels:
+        raise SourceError(failures[0] if failures else f"{source}: no frame could be read")
+    return BenchFrames(tuple(pixels), tuple(labels), tuple(failures), count if every > 1 else None)
+
+
+def _pixels(rgb: RGB, manifest: Manifest) -> npt.NDArray[np.float32]:
+    """(1, 3, H, W) at the model's size, also for models whose larger images would slide."""
+    whole = manifest.preprocessing.model_copy(update={"stride": None})
+    return to_input(rgb, whole, manifest.spec.size)

@@ -1,0 +1,316 @@
+"""Examination: everything `doctor` finds out about this machine, and what mends what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import dovit_deploy
+from dovit_deploy import __version__
+from dovit_deploy.bundle.bundle import Bundle, default_bundle
+from dovit_deploy.engines.registry import ENGINES, EngineEntry
+from dovit_deploy.errors import DovitError
+from dovit_deploy.machine import Machine, this_machine
+from dovit_deploy.packages import OPTIONAL
+from dovit_deploy.record import Record
+
+# What is installed here: optional packages, and distributions that overwrite one another's files.
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Distributions that unpack into one folder; of several, the one installed last wins, file by file."""
+
+    module: str
+    distributions: tuple[str, ...]
+    """The most capable first: where several are installed, that one is kept."""
+
+
+RIVALS = (
+    Rivals("onnxruntime", ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime")),
+    Rivals(
+        "cv2",
+        (
+            "opencv-contrib-python",
+            "opencv-contrib-python-headless",
+            "opencv-python",
+            "opencv-python-headless",
+        ),
+    ),
+)
+
+
+class Conflict(Record):
+    """Several distributions of one module."""
+
+    module: str
+    distributions: tuple[str, ...]
+    """With their versions, as in "onnxruntime 1.20.1"."""
+    mend: str
+    """The line that leaves one of them, whole."""
+
+
+class PackageState(Record):
+    """An optional package."""
+
+    module: str
+    purpose: str
+    installed: bool
+    distributions: tuple[str, ...]
+    """What provides it."""
+    version: str | None
+    """None where it is not installed, or does not say."""
+    install: str
+    """The line that installs it."""
+
+    @property
+    def mend(self) -> str:
+        """The line that mends it when it does not work: install it, or install it anew."""
+        if not self.installed or not self.distributions:
+            return self.install
+        name = self.distributions[0]
+        if self.module == "cv2" and not name.endswith("-headless"):
+            # It needs the system's window libraries, which servers lack.
+            return f"pip uninstall -y {name} && pip install {name}-headless"
+        return f"pip install --force-reinstall --no-deps {name}"
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of every installed distribution, by its normalised name."""
+    versions = {}
+    for distribution in importlib.metadata.distributions():
+        # Broken metadata has no name; Python then gives None, whatever its types say.
+        name: str | None = distribution.metadata["Name"]
+        if name:
+            versions[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
+    return versions
+
+
+def conflicts(installed: dict[str, str]) -> tuple[Conflict, ...]:
+    """The rivals of which several are installed.
+
+    Args:
+        installed: as `installed_versions` gives it.
+    """
+    found = []
+    for rivals in RIVALS:
+        present = [name for name in rivals.distributions if name in installed]
+        if len(present) > 1:
+            found.append(
+                Conflict(
+                    module=rivals.module,
+                    distributions=tuple(f"{name} {installed[name]}" for name in present),
+                    mend=f"pip uninstall -y {' '.join(reversed(present))} && pip install {present[0]}",
+                )
+            )
+    return tuple(found)
+
+
+def package_states(modules: Iterable[str] = tuple(OPTIONAL)) -> tuple[PackageState, ...]:
+    """State of the optional packages, found without importing them."""
+    providers = importlib.metadata.packages_distributions()
+    return tuple(_state(module, providers.get(module, [])) for module in modules)
+
+
+def _state(module: str, distributions: list[str]) -> PackageState:
+    package = OPTIONAL[module]
+    installed = _is_there(module)
+    return PackageState(
+        module=module,
+        purpose=package.purpose,
+        installed=installed,
+        distributions=tuple(distributions) if installed else (),
+        version=importlib.metadata.version(distributions[0]) if installed and distributions else None,
+        install=package.install,
+    )
+
+
+def _is_there(module: str) -> bool:
+    """`module`, perhaps inside a package, can be found."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package above it is missing.
+        return False
+
+
+# Run probes in processes of their own, side by side: what crashes or hangs is reported, and takes nothing along.
+
+TIME_LIMIT_S = 60.0
+"""For one probe; importing PyTorch from a cold disk takes some of it."""
+
+AT_ONCE = 3
+
+
+class Finding(Record):
+    """What one probe found."""
+
+    name: str
+    works: bool
+    detail: str
+    """Versions where it works, the reason where it does not."""
+
+
+def findings(names: Sequence[str], *, time_limit_s: float = TIME_LIMIT_S) -> dict[str, Finding]:
+    """Run the probes called `names`; by name, in that order."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(lambda name: finding_of(name, probe_command(name), time_limit_s), names)
+        return {finding.name: finding for finding in found}
+
+
+def probe_command(name: str) -> list[str]:
+    """What is run for the probe called `name`."""
+    # -P, and our own place last: nothing in the user's folder or beside us may pass for a module.
+    place = str(Path(dovit_deploy.__file__).resolve().parents[1])
+    program = (
+        f"import sys; sys.path.append({place!r}); from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
+    )
+    return [sys.executable, "-P", "-c", program]
+
+
+def finding_of(name: str, command: Sequence[str], time_limit_s: float) -> Finding:
+    """Run `command` and say how it went; the last line of what it printed tells what was found, or why it failed."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=time_limit_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Finding(name=name, works=False, detail=f"no answer within {time_limit_s:g} s")
+    if done.returncode == 0:
+        return Finding(name=name, works=True, detail=_last_line(done.stdout))
+    if done.returncode < 0:
+        return Finding(name=name, works=False, detail=f"crashed with {_signal_name(-done.returncode)}")
+    return Finding(name=name, works=False, detail=_last_line(done.stderr) or f"left with code {done.returncode}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+ENCODERS = {"h264": ("H.264 with sound", ("av", "cv2")), "mp4v": ("MPEG-4 without sound", ("cv2",))}
+"""What each is for, and the packages that it takes; the first that works is used."""
+NO_DRIVER, DRIVER_CHECK = "NVIDIA driver", "nvidia-smi"
+"""What a reason names where no package is at fault, and the line that shows whether the driver works."""
+
+
+class Check(Record):
+    """Something that was tried for real."""
+
+    name: str
+    purpose: str
+    works: bool
+    detail: str
+    mend: str | None
+    """The line to run where it does not work; None where it does."""
+
+
+class DefaultModel(Record):
+    """The model that is taken when none is named."""
+
+    path: str | None
+    works: bool
+    detail: str
+    """Its licence line, or what is wrong and what mends it."""
+
+
+class Examination(Record):
+    """The contents of `doctor --json`."""
+
+    version: str
+    machine: Machine
+    engines: tuple[Check, ...]
+    images: Check
+    encoders: tuple[Check, ...]
+    """The first that works is used."""
+    conflicts: tuple[Conflict, ...]
+    packages: tuple[PackageState, ...]
+    default_model: DefaultModel
+
+    @property
+    def can_run(self) -> bool:
+        """Whether some engine computes and pictures can be read."""
+        return self.images.works and any(engine.works for engine in self.engines)
+
+    @property
+    def mends(self) -> tuple[str, ...]:
+        """The lines to run, most urgent first; a doubled package explains what else is broken, so it comes first."""
+        lines = [conflict.mend for conflict in self.conflicts]
+        lines += [check.mend for check in (self.engines[0], self.images, self.encoders[0]) if check.mend is not None]
+        return tuple(dict.fromkeys(lines))
+
+
+def examination() -> Examination:
+    """Examine this machine; engines and encoders are tried in processes of their own."""
+    found = findings((*ENGINES, "images", *ENCODERS))
+    packages = package_states()
+    return Examination(
+        version=__version__,
+        machine=this_machine(),
+        engines=tuple(
+            _check(found[name], entry.purpose, packages, modules=_modules(entry), install=entry.install)
+            for name, entry in ENGINES.items()
+        ),
+        images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
+        encoders=tuple(
+            _check(found[name], purpose, packages, modules=modules) for name, (purpose, modules) in ENCODERS.items()
+        ),
+        conflicts=conflicts(installed_versions()),
+        packages=packages,
+        default_model=_default_model(),
+    )
+
+
+def _check(
+    found: Finding,
+    purpose: str,
+    packages: tuple[PackageState, ...],
+    *,
+    modules: tuple[str, ...],
+    install: str | None = None,
+) -> Check:
+    """A finding with the line that mends it; `modules` are what it takes, `install` is a line of its own."""
+    states = [state for state in packages if state.module in modules]
+    missing = any(not state.installed for state in states)
+    mend = None if found.works else install or _culprit(found, states).mend
+    if mend is not None and not missing and NO_DRIVER in found.detail:
+        mend = DRIVER_CHECK
+    return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, mend=mend)
+
+
+def _modules(entry: EngineEntry) -> tuple[str, ...]:
+    """The packages that an engine takes."""
+    return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
+
+
+def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
+    """What to mend first: what is missing, else what the reason names, else the first."""
+    missing = [state for state in states if not state.installed]
+    named = [state for state in states if f"'{state.module}'" in found.detail]
+    return (*missing, *named, *states)[0]
+
+
+def _default_model() -> DefaultModel:
+    path = None
+    try:
+        place, licence = default_bundle()
+        path = str(place)
+        Bundle.open(place)
+    except (DovitError, ImportError, AttributeError) as error:
+        return DefaultModel(path=path, works=False, detail=str(error))
+    return DefaultModel(path=path, works=True, detail=licence)

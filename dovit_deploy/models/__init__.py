@@ -1,1 +1,0 @@
-"""The networks in PyTorch, and checkpoints understood."""

@@ -1,0 +1,187 @@
+"""What `dovit run` leaves behind: overlay, masks and tokens, as videos or as one picture per image."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+
+from dovit_deploy.runtime.paint import paint_hud, save_picture
+from dovit_deploy.runtime.results import FrameTiming, FrameTokens
+from dovit_deploy.runtime.tasks import Answer
+from dovit_deploy.sources.images import ImageSource
+from dovit_deploy.sources.source import RGB, Frame, Source, VideoInfo
+from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
+
+KINDS = ("overlay", "masks", "tokens")
+
+
+class RunOutputs:
+    """Writes the chosen kinds of pictures of each frame into a folder; a context manager.
+
+    Args:
+        folder: exists; pictures go into it.
+        source: tells images from video, and the video's size, rate and sound.
+        kinds: some of `KINDS`.
+        every: the source gives every n-th frame only.
+    """
+
+    def __init__(self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1) -> None:
+        self._folder, self._kinds, self._every = folder, kinds, every
+        self._video = source.video
+        self._names = names_from_paths(source.paths if isinstance(source, ImageSource) else ())
+        self._writers: dict[str, VideoWriter] = {}
+        self._stack = ExitStack()
+        for kind in kinds:
+            if self._video is None or kind == "masks":
+                (folder / kind).mkdir()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines for the user, each once."""
+        return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
+
+    def write(self, frame: Frame, result: Answer) -> None:
+        """Write one frame's pictures."""
+        name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
+        if "masks" in self._kinds:
+            result.save(self._folder / "masks" / f"{name}.png")
+        if "overlay" in self._kinds:
+            painted = result.plot()
+            if self._video is not None:
+                painted = paint_hud(painted, result.tokens)
+            self._picture("overlay", painted, frame, name)
+        if "tokens" in self._kinds:
+            self._picture("tokens", result.plot_tokens(), frame, name)
+
+    def _picture(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
+        if self._video is None:
+            save_picture(self._folder / kind / f"{name}.png", rgb)
+            return
+        if kind not in self._writers:
+            writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))
+            self._writers[kind] = self._stack.enter_context(writer)
+        self._writers[kind].write(rgb, frame.time_s)
+
+    def _open(self, kind: str, video: VideoInfo, size: tuple[int, int]) -> VideoWriter:
+        return open_video_writer(
+            self._folder / f"{kind}.mp4",
+            size=size,
+            rate=Fraction(video.rate) / self._every,
+            time_base=video.time_base,
+            audio_from=video.path if video.has_audio else None,
+        )
+
+    def close(self) -> None:
+        """Finish the videos; they are playable also after an interrupt."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
+    """Path as text -> name of its results: the stem; where stems meet with the suffix, then with a number."""
+    stems = Counter(path.stem for path in paths)
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name = path.stem if stems[path.stem] == 1 else path.name
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name}-{number}"
+        taken.add(free)
+        names[str(path)] = free
+    return names
+
+
+# The report of a run: a row per frame in `frames.jsonl`, and `summary.json` with the distribution of every number.
+
+Row = dict[str, Any]
+
+QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+_WORDS = ("index", "source", "time_s", "top")
+"""Fields of a row that have no distribution: what identifies it, and the answer."""
+
+
+def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Row:
+    """One row of `frames.jsonl`: times in ms, MACs in 10^9, `flops_saved` a fraction."""
+    return {
+        "index": frame.index,
+        "source": frame.source,
+        "time_s": float(frame.time_s),
+        "windows": len(tokens.windows),
+        "latency_ms": {
+            "decode": timing.decode,
+            "preprocess": timing.preprocess,
+            "model": timing.model,
+            "postprocess": timing.postprocess,
+            "total": timing.total,
+        },
+        "tokens": {"total": tokens.total, "kept": list(tokens.kept)},
+        "gmacs": {"dense": tokens.gmacs_dense, "actual": tokens.gmacs_actual},
+        "flops_saved": tokens.flops_saved,
+    }
+
+
+class RunReport:
+    """Writes rows as they come and keeps of each number only the number: 8 bytes a frame and field."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._columns: dict[tuple[str, ...], array[float]] = {}
+        self.frames = 0
+
+    def add(self, row: Row) -> None:
+        """Append `row` to the file and to the statistics."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self.frames += 1
+        for name, value in row.items():
+            if name not in _WORDS:
+                self._collect((name,), value)
+
+    def _collect(self, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401  JSON
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                self._collect((*path, name), part)
+        elif isinstance(value, list):
+            for number, part in enumerate(value):
+                self._collect((*path, str(number)), part)
+        else:
+            self._columns.setdefault(path, array("d")).append(float(value))
+
+    def statistics(self) -> dict[str, Any]:
+        """Each numeric field with its mean and percentiles, nested as in a row; lists become lists."""
+        tree: dict[str, Any] = {}
+        for path, column in self._columns.items():
+            place = tree
+            for name in path[:-1]:
+                place = place.setdefault(name, {})
+            place[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
+        if isinstance(tree.get("tokens"), dict):
+            tree["tokens"]["kept"] = list(tree["tokens"]["kept"].values())
+        return tree
+
+
+def distribution(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+    """Mean and percentiles of a column."""
+    quantiles = np.percentile(values, list(QUANTILES.values()))
+    return {
+        "mean": float(values.mean()),
+        **{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)},
+    }

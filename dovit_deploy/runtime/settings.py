@@ -1,0 +1,121 @@
+"""What a caller says about the gates, checked: thresholds, the floor, replayed decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.families.parts import SetrHead
+from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.runtime.results import TokenReport
+
+Thresholds = float | Sequence[float] | npt.NDArray[np.floating]
+Keep = Sequence[npt.NDArray[np.bool_]]
+
+
+def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray[np.float32]:
+    """`value` as (gates, K) float32; None takes the bundle's own.
+
+    Args:
+        value: one number, one per gate, or (gates, K).
+
+    Raises:
+        UsageError: a wrong number of values, a value outside [0, 1], or unequal values for an up-sampling gate.
+    """
+    spec = manifest.spec
+    gates, classes = len(spec.gates), spec.classes
+    if value is None:
+        return np.asarray(manifest.defaults.thresholds, dtype=np.float32).reshape(gates, classes)
+    if gates == 0:
+        raise UsageError(f"{manifest.name} is a model without gates; it takes no thresholds")
+    given = np.asarray(value, dtype=np.float32)
+    if given.ndim == 0:
+        full = np.full((gates, classes), given, dtype=np.float32)
+    elif given.shape == (gates,):
+        full = np.repeat(given[:, None], classes, axis=1)
+    elif given.shape == (gates, classes):
+        full = given
+    else:
+        raise UsageError(
+            f"thresholds of shape {given.shape} for {gates} gates and {classes} classes; "
+            f"allowed: one number, {gates} numbers, or ({gates}, {classes})"
+        )
+    _check_range(full, spec)
+    return np.ascontiguousarray(full)
+
+
+def _check_range(thresholds: npt.NDArray[np.float32], spec: ModelSpec) -> None:
+    # Written so that NaN is refused too.
+    if not ((thresholds >= 0) & (thresholds <= 1)).all():
+        bad = thresholds[~((thresholds >= 0) & (thresholds <= 1))][0]
+        raise UsageError(f"threshold {bad:g} is outside [0, 1]")
+    for number, (gate, row) in enumerate(zip(spec.gates, thresholds, strict=True)):
+        if isinstance(gate.head, SetrHead) and (row != row[0]).any():
+            raise UsageError(f"gate {number} has an up-sampling head: its thresholds must be equal for all classes")
+
+
+def floor_from(value: float | None, manifest: Manifest) -> np.float32:
+    """`value` as float32; None takes the bundle's own.
+
+    Raises:
+        UsageError: outside [0, 1], or given to a model without gates.
+    """
+    if value is None:
+        return np.float32(manifest.defaults.floor)
+    if not manifest.spec.gates:
+        raise UsageError(f"{manifest.name} is a model without gates; it takes no floor")
+    if not 0 <= value <= 1:
+        raise UsageError(f"floor {value:g} is outside [0, 1]; 0 switches it off")
+    return np.float32(value)
+
+
+def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
+    """Per gate, the tokens that run on: extra tokens, then the true cells of `keep` in raster order.
+
+    Args:
+        keep: one boolean grid (h, w) per gate.
+
+    Raises:
+        InputError: a wrong number, shape or type of grids, or a token that resumes after it stopped.
+    """
+    if len(keep) != len(spec.gates):
+        raise InputError(f"keep: {len(keep)} grids given, the model has {len(spec.gates)} gates")
+    before = np.ones(spec.grid, dtype=bool)
+    indices = []
+    for number, cells in enumerate(keep):
+        if cells.shape != spec.grid or cells.dtype != np.bool_:
+            raise InputError(
+                f"keep[{number}]: {cells.dtype} of shape {cells.shape} given, booleans of shape {spec.grid} needed"
+            )
+        if (cells & ~before).any():
+            raise InputError(f"keep[{number}]: {int((cells & ~before).sum())} tokens resume; a stopped token stays so")
+        before = cells
+        extra = np.arange(spec.extra_tokens, dtype=np.int64)
+        indices.append(np.concatenate([extra, spec.extra_tokens + np.flatnonzero(cells)]).astype(np.int64))
+    return indices
+
+
+# RunsOne: what a Predictor needs of a session, so that one that records, steers or times can stand in for it.
+
+
+class RunsOne(Protocol):
+    """A `Session`, or what stands in for one behind a `Predictor`."""
+
+    bundle: Bundle
+
+    def run_one(
+        self,
+        pixels: npt.NDArray[np.float32],
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> tuple[npt.NDArray[np.float32], TokenReport]:
+        """As `Session.run_one`: one window (1, 3, H, W) float32 -> logits (1, K, h, w) and what was done."""

@@ -1,0 +1,151 @@
+"""What SOURCE means: an image, a folder, a glob, a video, a camera index or a stream's address."""
+
+from __future__ import annotations
+
+import glob
+import re
+from fractions import Fraction
+from pathlib import Path
+
+from dovit_deploy import packages
+from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageSource, SingleImage, is_image
+from dovit_deploy.sources.opencv import Camera, OpencvVideoReader
+from dovit_deploy.sources.source import FailedFrame, Selection, Source, VideoInfo
+from dovit_deploy.sources.video import VideoReader
+
+__all__ = ["FailedFrame", "Selection", "Source", "VideoInfo", "open_source"]
+
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt", "rtp")
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".gif",
+        ".h264",
+        ".hevc",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    }
+)
+
+
+def open_source(
+    text: str,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    every: int = 1,
+    max_frames: int | None = None,
+    start: float | Fraction | None = None,
+    end: float | Fraction | None = None,
+) -> Source:
+    """Open what the user named; `start` and `end` in seconds, [start, end).
+
+    A name that exists as a file or folder is that; then digits are a camera, `scheme://` a stream,
+    and anything with `*`, `?` or `[` a glob.
+
+    Raises:
+        SourceError: it is missing, empty, does not open, or cannot be decoded.
+        UsageError: the selection makes no sense for it.
+        PackageMissing: neither PyAV nor OpenCV, or no Pillow, is installed.
+    """
+    selection = Selection(every=every, max_frames=max_frames, start=_seconds(start), end=_seconds(end))
+    path = Path(text)
+    if path.is_file():
+        return _open_file(path, text, selection=selection, max_pixels=max_pixels)
+    if path.is_dir():
+        return _open_images(_images_in(path), text, selection=selection, max_pixels=max_pixels)
+    if text.isdecimal():
+        return Camera(int(text), selection=selection, max_pixels=max_pixels)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme is not None:
+        return _open_stream(text, scheme[1].lower(), selection=selection, max_pixels=max_pixels)
+    if glob.has_magic(text):
+        return _open_images(_images_matching(text), text, selection=selection, max_pixels=max_pixels)
+    raise SourceError(f"{text}: no such file or folder, nor a camera index, a glob or a stream's address")
+
+
+def _open_file(path: Path, text: str, *, selection: Selection, max_pixels: int) -> Source:
+    suffix = path.suffix.lower()
+    # An unknown suffix says nothing, so the first bytes decide.
+    if suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and is_image(path)):
+        _refuse_span(text, selection)
+        return SingleImage(path, name=text, selection=selection, max_pixels=max_pixels)
+    return _open_video(text, path, selection=selection, max_pixels=max_pixels)
+
+
+def _open_stream(text: str, scheme: str, *, selection: Selection, max_pixels: int) -> Source:
+    if scheme not in STREAM_SCHEMES:
+        raise SourceError(f"{text}: streams are read from {', '.join(STREAM_SCHEMES)}, not from {scheme}://")
+    return _open_video(text, None, selection=selection, max_pixels=max_pixels)
+
+
+def _open_video(text: str, path: Path | None, *, selection: Selection, max_pixels: int) -> Source:
+    av = packages.pyav()
+    if av is None:
+        return OpencvVideoReader(text, path=path, selection=selection, max_pixels=max_pixels)
+    return VideoReader(av, text, path=path, selection=selection, max_pixels=max_pixels)
+
+
+def _open_images(paths: list[Path], text: str, *, selection: Selection, max_pixels: int) -> Source:
+    _refuse_span(text, selection)
+    return ImageSource(paths, name=text, selection=selection, max_pixels=max_pixels)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if _looks_like_image(path))
+    if not paths:
+        raise SourceError(f"{folder}: no image in this folder; looked for {_suffixes()}")
+    return paths
+
+
+def _images_matching(pattern: str) -> list[Path]:
+    found = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207  a pattern, not a folder
+    paths = sorted(path for path in found if _looks_like_image(path))
+    if not paths:
+        why = f"none of the {len(found)} files it matches is an image" if found else "it matches nothing"
+        raise SourceError(f"{pattern}: {why}; looked for {_suffixes()}")
+    return paths
+
+
+def _looks_like_image(path: Path) -> bool:
+    # Hidden files are other programs' notes ("._photo.jpg"), not pictures.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _refuse_span(text: str, selection: Selection) -> None:
+    if selection.start is not None or selection.end is not None:
+        raise UsageError(
+            f"{text}: images have no time, so --start and --end cannot be given; use --every, --max-frames"
+        )
+
+
+def _seconds(value: float | Fraction | None) -> Fraction | None:
+    """The decimal number that was typed: 0.1 is one tenth, not the nearest binary fraction.
+
+    Raises:
+        UsageError: not a finite number.
+    """
+    if value is None or isinstance(value, Fraction):
+        return value
+    try:
+        return Fraction(str(value))
+    except ValueError as error:
+        raise UsageError(f"--start and --end are seconds, not {value}") from error
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(IMAGE_SUFFIXES))

@@ -1,0 +1,210 @@
+"""A video file or stream as a source, through OpenCV: the way where PyAV is not installed.
+
+OpenCV turns rotated video upright by itself. It knows no sound, gives times as floats and cannot seek
+exactly, so frames before `--start` are decoded and thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from dovit_deploy import packages
+from dovit_deploy.errors import SourceError
+from dovit_deploy.sources.images import check_pixels
+from dovit_deploy.sources.source import RGB, Choice, Closing, Frame, Kind, Selection, Selector, VideoInfo
+from dovit_deploy.sources.video import FrameClock
+
+# Open a file, stream or camera with OpenCV: silently, in bounded time, with its rate as a fraction.
+
+OPEN_TIMEOUT_MS = 10_000
+READ_TIMEOUT_MS = 15_000
+_ASSUMED_RATE = Fraction(25)
+_NTSC_DENOMINATOR = 1001
+
+
+def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
+    """`cv2.VideoCapture` of an address or camera index; `isOpened()` tells whether it worked.
+
+    OpenCV writes lines of its own to stderr when it does not; our error says it once (`packages` silences the FFmpeg
+    inside).
+    """
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        if isinstance(what, int):
+            return cv2.VideoCapture(what)
+        timeouts = [
+            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
+            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
+        ]
+        return cv2.VideoCapture(what, cv2.CAP_FFMPEG, timeouts)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
+    """Frames per second; OpenCV gives a float, of which 30000/1001 and its like are recovered."""
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    if not 0 < rate < 1e6:
+        return _ASSUMED_RATE
+    return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)
+
+
+# OpenCV's milliseconds come from a product of floats; finer digits are noise.
+_TICK = Fraction(1, 90_000)
+_SLACK_FRAMES = 2
+
+
+class OpencvVideoReader(Closing):
+    """A file ("video") or a stream ("live").
+
+    Raises:
+        SourceError: it does not open, is no video, is too large, or has not a single frame;
+            while iterating: no frame lies in the selected span.
+        PackageMissing: OpenCV is not installed either.
+    """
+
+    def __init__(self, address: str, *, path: Path | None, selection: Selection, max_pixels: int) -> None:
+        self.name = address
+        self.warnings = [
+            f"{address}: read with OpenCV, because PyAV is not installed: sound, if there is any, is lost; "
+            "for sound and exact times: pip install 'dovit-deploy[video]'"
+        ]
+        self.ended_early: str | None = None
+        self._selection = selection
+        self._cv2 = packages.opencv()
+        self._capture = opened_capture(self._cv2, address if path is None else str(path.absolute()))
+        try:
+            self._describe(path, max_pixels=max_pixels)
+        except SourceError:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[Frame]:
+        selector = Selector(self._selection)
+        clock = FrameClock(tick=_TICK, first=None, rate=self.video.rate, constant_rate=True)
+        index, given, began = 0, 0, time.perf_counter()
+        while index == 0 or self._capture.grab():
+            time_s = clock.time(self._stamp(), index=index)
+            choice = selector.judge(time_s)
+            if choice is Choice.STOP:
+                break
+            if choice is Choice.TAKE:
+                rgb = self._rgb()
+                decode_ms = (time.perf_counter() - began) * 1e3
+                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+                given += 1
+                if selector.done:
+                    break
+                began = time.perf_counter()
+            index += 1
+        else:
+            self.ended_early = self._shortfall(index)
+        if not given:
+            raise SourceError(f"{self.name}: no frame lies in the span that --start and --end select")
+
+    def close(self) -> None:
+        """Close the file or connection; may be called twice."""
+        self._capture.release()
+
+    def _describe(self, path: Path | None, *, max_pixels: int) -> None:
+        """Read the properties and the first frame, which stays grabbed for the iteration."""
+        cv2, capture = self._cv2, self._capture
+        if not capture.isOpened():
+            what = "this stream does not open" if path is None else "not a video that can be read"
+            raise SourceError(f"{self.name}: {what}")
+        width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        check_pixels(self.name, width=width, height=height, max_pixels=max_pixels)
+        if not capture.grab():
+            raise SourceError(f"{self.name}: not one frame of this video can be decoded")
+        self._total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
+        rate = rate_from_capture(cv2, capture)
+        base = FrameClock(tick=_TICK, first=0, rate=rate, constant_rate=True).time_base
+        # Asked of the picture itself: it is what OpenCV's own turning made of it.
+        size = self._rgb().shape
+        self.video = VideoInfo((size[0], size[1]), rate, base, has_audio=False, path=path)
+        self.kind: Kind = "live" if path is None and self._total is None else "video"
+        self.count = self._selection.expected(self._total, rate)
+
+    def _stamp(self) -> int:
+        """Time of the grabbed frame in ticks."""
+        milliseconds: float = self._capture.get(self._cv2.CAP_PROP_POS_MSEC)
+        return round(milliseconds / 1000 / _TICK)
+
+    def _rgb(self) -> RGB:
+        """(H, W, 3) of the grabbed frame."""
+        _, bgr = self._capture.retrieve()
+        rgb: RGB = self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB)
+        return rgb
+
+    def _shortfall(self, given: int) -> str | None:
+        if self._total is None or given + _SLACK_FRAMES >= self._total:
+            return None
+        return f"it ends after {given} of {self._total} frames"
+
+
+# A camera as a source, through OpenCV; frames are timed by the clock as they arrive.
+
+CLOCK_TICK = Fraction(1, 1_000_000)
+
+
+class Camera(Closing):
+    """Frames of camera `index` until it stops or the user does.
+
+    Raises:
+        SourceError: there is no such camera, or it gives no picture (drivers wait 10 s at most).
+        PackageMissing: OpenCV is not installed.
+    """
+
+    kind: Kind = "live"
+
+    def __init__(self, index: int, *, selection: Selection, max_pixels: int) -> None:
+        self.name = f"camera {index}"
+        self.warnings: list[str] = []
+        self.ended_early: str | None = None
+        self.count = selection.max_frames
+        self._selection = selection
+        self._cv2 = packages.opencv()
+        self._capture = opened_capture(self._cv2, index)
+        self._first = self._read() if self._capture.isOpened() else None
+        if self._first is None:
+            self.close()
+            raise SourceError(f"{self.name}: does not open or gives no picture; is it connected, and free?")
+        height, width = self._first.shape[:2]
+        check_pixels(self.name, width=width, height=height, max_pixels=max_pixels)
+        rate = rate_from_capture(self._cv2, self._capture)
+        self.video = VideoInfo((height, width), rate, CLOCK_TICK, has_audio=False, path=None)
+
+    def __iter__(self) -> Iterator[Frame]:
+        selector = Selector(self._selection)
+        for index, (time_s, rgb, decode_ms) in enumerate(self._timed()):
+            choice = selector.judge(time_s)
+            if choice is Choice.STOP:
+                return
+            if choice is Choice.TAKE:
+                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+            if selector.done:
+                return
+        self.ended_early = "the camera stopped giving pictures"
+
+    def close(self) -> None:
+        """Give the camera back; may be called twice."""
+        self._capture.release()
+
+    def _timed(self) -> Iterator[tuple[Fraction, RGB, float]]:
+        """(seconds since the first frame, picture, milliseconds to get it) until the camera stops."""
+        began = time.perf_counter()
+        rgb, decode_ms = self._first, 0.0
+        while rgb is not None:
+            yield round(Fraction(time.perf_counter() - began), 6), rgb, decode_ms
+            asked = time.perf_counter()
+            rgb = self._read()
+            decode_ms = (time.perf_counter() - asked) * 1e3
+
+    def _read(self) -> RGB | None:
+        good, bgr = self._capture.read()
+        return self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB) if good else None

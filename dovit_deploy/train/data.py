@@ -1,0 +1,337 @@
+"""What a run learns from and what it is looked at on: a data set, rendered scenes, or both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dovit_deploy import packages
+from dovit_deploy.datasets.open import SCENES, Dataset, RenderedScenes, Sample, dataset_from_path
+from dovit_deploy.errors import DatasetError, DovitError
+from dovit_deploy.train.augment import random_view
+from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.train.recipe import Recipe
+from dovit_scenes.render import SMALLEST
+from dovit_scenes.things import CLASS_NAMES
+
+# Samples kept once they were rendered or decoded: in a folder for training, in memory for looking at.
+
+
+class KeptInMemory:
+    """A data set whose samples stay in memory once they were asked for."""
+
+    def __init__(self, whole: Dataset) -> None:
+        self.whole, self.classes, self.name = whole, whole.classes, whole.name
+        self._samples: dict[int, Sample] = {}
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the samples."""
+        return self.whole.stems
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def sample(self, index: int) -> Sample:
+        """Number `index`."""
+        if index not in self._samples:
+            self._samples[index] = self.whole.sample(index)
+        return self._samples[index]
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label map of number `index`."""
+        return self.sample(index).label
+
+    def class_frequencies(self) -> NDArray[np.float64]:
+        """Share of the labelled pixels of each class, (K,)."""
+        return self.whole.class_frequencies()
+
+    def check(self) -> None:
+        """As the data set itself."""
+        self.whole.check()
+
+
+class KeptInFolder(KeptInMemory):
+    """A data set whose samples are written to `folder` once they were rendered, which takes a few tenths of a second.
+
+    Several processes may share the folder.
+    """
+
+    def __init__(self, whole: Dataset, folder: Path) -> None:
+        super().__init__(whole)
+        self.folder = folder
+
+    def sample(self, index: int) -> Sample:
+        """Number `index`; raises DatasetError when it cannot be written or read."""
+        path = self.folder / f"{index:06d}.npz"
+        if path.is_file():
+            return _read(path)
+        sample = self.whole.sample(index)
+        _write(path, sample)
+        return sample
+
+
+def _write(path: Path, sample: Sample) -> None:
+    """Write aside and rename: another process may be at the same sample."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise DatasetError(f"{path}: a rendered scene cannot be kept ({error.strerror}); make room") from error
+
+
+def _read(path: Path) -> Sample:
+    try:
+        with np.load(path) as stored:
+            return Sample(str(stored["stem"]), stored["rgb"], stored["label"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); remove it, and it is rendered again") from error
+
+
+RENDERED = ("rendered", SCENES)
+"""Words in place of a data set's folder."""
+UNLIMITED = 2**31
+COUNTED = 12
+"""Scenes whose pixels tell how frequent the classes are."""
+WATCHED = 16
+"""Scenes that a run on scenes alone is looked at on."""
+DEFAULT_SIZE = (360, 480)
+"""Of rendered scenes when nothing says another."""
+SCENE_FOLDER = "scenes"
+"""In the run's folder, when a limited number of scenes is kept."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from; either may be absent."""
+
+    data: Dataset | None
+    scenes: Dataset | None
+
+    @property
+    def main(self) -> Dataset:
+        """Whose classes and frequencies count."""
+        main = self.data if self.data is not None else self.scenes
+        if main is None:
+            raise ValueError("nothing to train on")
+        return main
+
+    @property
+    def images(self) -> int:
+        """How many images the data set has; 0: scenes alone."""
+        return 0 if self.data is None else len(self.data)
+
+    def frequencies(self) -> tuple[float, ...]:
+        """Share of each class among the labelled pixels; of scenes an estimate in which none is 0."""
+        if self.data is not None:
+            return tuple(self.data.class_frequencies().tolist())
+        count = np.ones(len(self.main.classes.names))
+        for index in range(min(COUNTED, len(self.main))):
+            count += np.bincount(self.main.label(index).ravel(), minlength=256)[: len(count)]
+        return tuple((count / count.sum()).tolist())
+
+    def picture(self, number: int) -> Sample:
+        """Image `number` of the data set."""
+        if self.data is None:
+            raise ValueError("a batch of a data set that is not there")
+        return self.data.sample(number)
+
+    def scene(self, number: int) -> Sample:
+        """Scene `number`, counted from the first again when there are fewer."""
+        if self.scenes is None:
+            raise ValueError("a batch of scenes that are not there")
+        return self.scenes.sample(number % len(self.scenes))
+
+
+def opened(dataset: str, recipe: Recipe) -> Dataset | None:
+    """The images to train on, None for rendered scenes; DatasetError when they are not there."""
+    return None if is_rendered(dataset) else dataset_from_path(dataset, recipe.split)
+
+
+def watched(dataset: str, recipe: Recipe, size: tuple[int, int]) -> Dataset | None:
+    """The images to look at; None where the default split is not there.
+
+    Raises:
+        DatasetError: a split that the recipe names is not there, or is faulty.
+    """
+    if is_rendered(dataset):
+        # A run that keeps few scenes is a small one.
+        return KeptInMemory(RenderedScenes("val", size=_renderable(size), count=min(WATCHED, recipe.scenes or WATCHED)))
+    stated = "watch" in recipe.model_fields_set
+    try:
+        return dataset_from_path(dataset, recipe.watch)
+    except DatasetError:
+        # A data set need not have a validation split, but what is there must be right.
+        if stated or has_split(Path(dataset), recipe.watch):
+            raise
+        return None
+
+
+def has_split(root: Path, split: str) -> bool:
+    """Something under `root` is called after the split."""
+    name = split.partition(":")[0]
+    return (root / f"{name}.txt").exists() or any((root / kind / name).exists() for kind in ("images", "labels"))
+
+
+def is_rendered(dataset: str) -> bool:
+    """`dataset` is the word for rendered scenes and no folder."""
+    return dataset in RENDERED and not Path(dataset).exists()
+
+
+def scenes_for(recipe: Recipe, size: tuple[int, int], folder: Path | None) -> Dataset:
+    """Scenes to train on; a limited number of them is kept under `folder`."""
+    scenes = RenderedScenes(
+        f"train {recipe.seed}", size=_renderable(size), count=recipe.scenes or UNLIMITED, fullness=recipe.fullness
+    )
+    return KeptInFolder(scenes, folder / SCENE_FOLDER) if recipe.scenes and folder is not None else scenes
+
+
+def _renderable(size: tuple[int, int]) -> tuple[int, int]:
+    """`size`, enlarged to what can be rendered; augmentation resizes anyhow."""
+    return max(SMALLEST, size[0]), max(SMALLEST, size[1])
+
+
+def refuse_other_classes(data: Dataset) -> None:
+    """Raise DatasetError unless `data` has the classes of the rendered scenes, in their order."""
+    if tuple(name.lower() for name in data.classes.names) != CLASS_NAMES:
+        raise DatasetError(
+            f"{data.name}: rendered scenes have the classes {', '.join(CLASS_NAMES)}; "
+            f"this data set has {', '.join(data.classes.names[:12])}, so they cannot be mixed"
+        )
+
+
+# What each step sees, made ahead by worker processes if wished: a batch depends on the seed and its plan alone.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step's batch before it is made."""
+
+    step: int
+    phase: Phase
+    pictures: tuple[int, ...]
+    """Numbers of images of the data set."""
+    scenes: tuple[int, ...]
+    """Numbers of rendered scenes."""
+    seen: tuple[int, int]
+    """Images and scenes shown once this step is done."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`pixels` (B, 3, h, w), `labels` (B, h, w) uint8 and `origin` (B, 2): where each crop's grid lies."""
+
+    plan: Plan
+    pixels: Tensor
+    labels: Tensor
+    origin: Tensor
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error of a worker process, in words: exceptions that cross processes lose their message."""
+
+    message: str
+
+
+class Planner:
+    """Decides which images a step sees: every image once per epoch, scenes one after the other."""
+
+    def __init__(self, config: TrainConfig, images: int, *, seen: int = 0, scenes: int = 0) -> None:
+        self.config, self.images, self.seen, self.scenes = config, images, seen, scenes
+
+    def plan(self, step: int, progress: float) -> Plan:
+        """The batch of `step`, at `progress` in [0, 1]."""
+        phase = self.config.phase_at(progress)
+        rng = np.random.default_rng((self.config.seed, 3, step))
+        rendered = phase.batch if not self.images else int(rng.binomial(phase.batch, phase.rendered))
+        pictures = tuple(self.next_index() for _ in range(phase.batch - rendered))
+        scenes = tuple(range(self.scenes, self.scenes + rendered))
+        self.scenes += rendered
+        return Plan(step, phase, pictures, scenes, (self.seen, self.scenes))
+
+    def next_index(self) -> int:
+        """Every image once per epoch, in an order of the epoch's own."""
+        epoch, place = divmod(self.seen, self.images)
+        self.seen += 1
+        order = np.random.default_rng((self.config.seed, 2, epoch)).permutation(self.images)
+        return int(order[place])
+
+
+class BatchMaker:
+    """Plan -> batch; picklable, so that worker processes can hold one. Looks like a data set to PyTorch's loader."""
+
+    def __init__(self, config: TrainConfig, material: Material) -> None:
+        self.config, self.material = config, material
+
+    def batch(self, plan: Plan) -> Batch:
+        """Decode or render, then augment; raises DatasetError naming the file that cannot be used."""
+        config, spec = self.config, self.config.spec
+        rng = np.random.default_rng((config.seed, 1, plan.step))
+        free = np.array(spec.grid) - np.array(plan.phase.crop) // spec.patch
+        views, origins = [], []
+        samples = (*map(self.material.picture, plan.pictures), *map(self.material.scene, plan.scenes))
+        for sample in samples:
+            view = random_view(
+                sample,
+                size=spec.size,
+                crop=plan.phase.crop,
+                ranges=config.augmentation,
+                scaling=config.scaling,
+                rng=rng,
+            )
+            views.append(view)
+            origins.append(np.rint(np.array(view.place) * free).astype(np.int64))
+        pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
+        labels = torch.from_numpy(np.stack([view.label for view in views]))
+        return Batch(plan, pixels, labels, torch.from_numpy(np.stack(origins)))
+
+    def __getitem__(self, plan: Plan) -> Batch | Fault:
+        try:
+            return self.batch(plan)
+        except DovitError as error:
+            return Fault(str(error))
+
+
+def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterator[Batch]:
+    """The batches of `plans`, in their order.
+
+    Raises:
+        DatasetError: a file cannot be used.
+    """
+    if not workers:
+        yield from map(maker.batch, plans)
+        return
+    # PyTorch's loader asks only for `__getitem__` of what a sampler yields.
+    loader: DataLoader[Batch | Fault] = DataLoader(
+        maker,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=plans,
+        num_workers=workers,
+        worker_init_fn=_quiet,
+    )
+    for batch in loader:
+        if isinstance(batch, Fault):
+            raise DatasetError(batch.message)
+        yield batch
+
+
+def _quiet(worker: int) -> None:
+    """A worker computes in one thread, leaves Ctrl-C to the training process and ends when that one says so."""
+    del worker
+    packages.opencv().setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

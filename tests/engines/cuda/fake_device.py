@@ -1,0 +1,178 @@
+"""A fake GPU: device memory is host memory apart, and a stream whose work is done no earlier than somebody waits.
+
+What is enqueued sees its arguments when it runs, so a host array that is read or changed too early shows. `log` holds
+what was enqueued, in order, and `live` the blocks that were not given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from dovit_deploy.engines.cuda.driver import GpuDevice
+from dovit_deploy.engines.cuda.memory import DeviceArray
+from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory
+
+ALIGNMENT = 256
+MEMORIES: WeakValueDictionary[int, FakeMemory] = WeakValueDictionary()
+"""By stream: so a fake TensorRT finds where its work goes."""
+NUMBERS = itertools.count(0x5EED)
+
+
+class FakeBlock:
+    def __init__(self, memory: FakeMemory, nbytes: int) -> None:
+        self.nbytes, self._memory = nbytes, memory
+        # Never zeros: whoever reads what nobody wrote shall see it.
+        self._storage = np.full(nbytes + ALIGNMENT, 0xA5, np.uint8)
+        self.address = -(-self._storage.ctypes.data // ALIGNMENT) * ALIGNMENT
+        memory.live[self.address] = self
+
+    def free(self) -> None:
+        if self._memory.live.pop(self.address, None) is not None:
+            self._memory.run_until(len(self._memory.queue))
+            self._storage[:] = 0x5A
+
+
+@dataclass
+class FakeMark:
+    memory: FakeMemory
+    place: int
+    """How many works were enqueued before it, since the memory was opened."""
+
+    def wait(self) -> None:
+        assert self.memory.capturing is None, "waiting cannot be captured"
+        self.memory.run_until(self.place - self.memory.done)
+
+    def milliseconds_since(self, earlier: FakeMark) -> float:
+        assert self.memory.done >= self.place >= earlier.place
+        return float(self.place - earlier.place)
+
+
+@dataclass
+class FakeLaunch:
+    memory: FakeMemory
+    works: list[tuple[str, Callable[[], None]]]
+    freed: bool = False
+
+    def enqueue(self) -> None:
+        assert not self.freed
+        works = self.works
+        self.memory.enqueue("launch", lambda: [work() for _, work in works])
+
+    def free(self) -> None:
+        self.freed = True
+        self.memory.launches.discard(id(self))
+
+
+@dataclass(eq=False)
+class FakeMemory:
+    """`limit`: bytes that there are. `refuse_capture`: as a driver does where captured work waits."""
+
+    name: str = "fake"
+    device: GpuDevice = field(default_factory=lambda: GpuDevice("fake GPU", "8.6"))
+    stream: int = field(default_factory=lambda: next(NUMBERS))
+    limit: int = 1 << 28
+    refuse_capture: bool = False
+    live: dict[int, FakeBlock] = field(default_factory=dict)
+    launches: set[int] = field(default_factory=set)
+    queue: list[Callable[[], None]] = field(default_factory=list)
+    capturing: list[tuple[str, Callable[[], None]]] | None = None
+    log: list[str] = field(default_factory=list)
+    done: int = 0
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        MEMORIES[self.stream] = self
+
+    def allocate(self, nbytes: int) -> FakeBlock:
+        assert self.capturing is None, "allocation cannot be captured"
+        if sum(block.nbytes for block in self.live.values()) + nbytes > self.limit:
+            raise DeviceOutOfMemory(f"out of GPU memory: {nbytes / 1e6:.1f} MB more are needed")
+        self.log.append("allocate")
+        return FakeBlock(self, max(1, nbytes))
+
+    def pinned(self, nbytes: int):
+        return np.full(nbytes, 0xA5, np.uint8)
+
+    def copy(self, target, source) -> None:
+        if target.nbytes != source.nbytes:
+            raise ValueError(f"{source.nbytes} bytes into {target.nbytes}")
+        places = [address_of(array) for array in (target, source)]
+        kinds = ["host" if isinstance(array, np.ndarray) else "device" for array in (source, target)]
+        # The arrays are kept until the copy is done, as pinned memory would have to be.
+        keep = (target, source)
+
+        def work() -> None:
+            del_keep = keep
+            self.check(target)
+            self.check(source)
+            ctypes.memmove(places[0], places[1], del_keep[0].nbytes)
+
+        self.enqueue(f"copy {kinds[0]} to {kinds[1]}", work)
+
+    def mark(self) -> FakeMark:
+        return FakeMark(self, self.done + len(self.queue))
+
+    def follow(self, stream: int) -> None:
+        self.log.append(f"follow {stream}")
+
+    def capture(self, work: Callable[[], None]) -> FakeLaunch:
+        if self.refuse_capture:
+            raise DeviceFailed("CUDA graph: what was to be captured cannot be (error 901 of the driver)")
+        self.capturing = []
+        try:
+            work()
+            launch = FakeLaunch(self, self.capturing)
+        finally:
+            self.capturing = None
+        self.log.append("capture")
+        self.launches.add(id(launch))
+        return launch
+
+    def close(self) -> None:
+        self.run_until(len(self.queue))
+        for block in list(self.live.values()):
+            block.free()
+        self.closed = True
+
+    def enqueue(self, name: str, work: Callable[[], None]) -> None:
+        """What a kernel launch is: `work` runs when somebody waits for it."""
+        assert not self.closed
+        if self.capturing is not None:
+            self.capturing.append((name, work))
+            return
+        self.log.append(name)
+        self.queue.append(work)
+
+    def run_until(self, count: int) -> None:
+        for _ in range(max(0, count)):
+            self.queue.pop(0)()
+            self.done += 1
+
+    def check(self, array) -> None:
+        """A device array lies inside memory that is allocated."""
+        if isinstance(array, np.ndarray) or array.owner == "foreign":
+            return
+        inside = any(
+            block.address <= array.address and array.address + array.nbytes <= block.address + block.nbytes
+            for block in self.live.values()
+        )
+        assert inside or not array.nbytes, f"{array} is outside of all memory"
+
+
+def address_of(array) -> int:
+    if isinstance(array, DeviceArray):
+        return array.address
+    assert array.flags.c_contiguous
+    return array.ctypes.data
+
+
+def view(array: DeviceArray) -> np.ndarray:
+    """The fake's device memory as an array, for work that a test enqueues."""
+    data = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
+    return np.frombuffer(data, array.dtype).reshape(array.shape)

@@ -1,0 +1,149 @@
+"""Device memory: one contract for the fake and for both real packages, whose own code runs here on a stand-in driver.
+
+Where there is a GPU the real packages are tried on it; elsewhere tests/csrc/host_driver.c stands for the driver, which
+shows that the calls are the right ones with the right arguments, and nothing about a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dovit_deploy.engines.cuda.driver import GpuDevice, gpu_device
+from dovit_deploy.engines.cuda.memory import MEMORIES, DeviceArray, opened_memory
+from dovit_deploy.errors import PackageMissing, ProviderMissing, UsageError
+from tests.engines.cuda.fake_device import FakeMemory
+from tests.engines.cuda.memory_contract import CHECKS
+from tests.paths import ROOT
+
+PACKAGES = {"cuda-core": "cuda.bindings", "pycuda": "pycuda"}
+DRIVER_SOURCE = ROOT / "tests" / "csrc" / "host_driver.c"
+
+
+def installed(name: str) -> bool:
+    package = PACKAGES[name]
+    return importlib.util.find_spec(package.partition(".")[0]) is not None and (
+        importlib.util.find_spec(package) is not None
+    )
+
+
+def has_gpu() -> bool:
+    try:
+        gpu_device()
+    except ProviderMissing:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_fake_keeps_the_contract(check) -> None:
+    memory = FakeMemory()
+    check(memory)
+    memory.close()
+    assert not memory.live and not memory.launches
+
+
+@pytest.fixture(scope="module")
+def host_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `libcuda.so.1` that is the CPU."""
+    if shutil.which("gcc") is None or shutil.which("nm") is None:
+        pytest.skip("needs gcc and nm to make a stand-in for the driver")
+    folder = tmp_path_factory.mktemp("driver")
+    sources = [str(DRIVER_SOURCE)]
+    if installed("pycuda"):
+        (folder / "rest.c").write_text(refused_calls())
+        sources.append(str(folder / "rest.c"))
+    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(["gcc", *flags, *sources, "-o", str(folder / "libcuda.so.1"), "-ldl"], check=True)
+    return folder
+
+
+def refused_calls() -> str:
+    """What PyCUDA links and nobody here calls, as functions that say "not supported"."""
+    places = importlib.util.find_spec("pycuda").submodule_search_locations  # type: ignore[union-attr]
+    library = next(path for place in places or () for path in Path(place).glob("_driver*.so"))
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
+    names = {line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-1].startswith("cu")}
+    own = DRIVER_SOURCE.read_text()
+    return "".join(
+        f"int {name}(void);\nint {name}(void) {{ return 801; }}\n" for name in names if f" {name}(" not in own
+    )
+
+
+@pytest.mark.parametrize("name", list(MEMORIES))
+def test_a_real_package_keeps_the_contract(name: str, request: pytest.FixtureRequest) -> None:
+    if not installed(name):
+        pytest.skip(f"{PACKAGES[name]} is not installed")
+    environment = dict(os.environ)
+    if not has_gpu():
+        environment["LD_LIBRARY_PATH"] = str(request.getfixturevalue("host_driver"))
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.engines.cuda.memory_contract", name],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert f"{len(CHECKS)} promises kept by {name}" in run.stdout
+
+
+@pytest.mark.parametrize("name", list(MEMORIES))
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU")
+def test_without_a_driver(name: str) -> None:
+    """Whether the package is installed or not: that would not help."""
+    with pytest.raises(ProviderMissing, match="no NVIDIA driver here") as caught:
+        opened_memory(name)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(("name", "line"), [("cuda-core", "cuda-bindings"), ("pycuda", "'dovit-deploy.pycuda.'")])
+def test_without_the_package(name: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(MEMORIES[name])
+    monkeypatch.setattr(module, "gpu_device", lambda number: GpuDevice("a GPU", "8.6"))
+    monkeypatch.setitem(sys.modules, {"cuda-core": "cuda.bindings.driver", "pycuda": "pycuda.driver"}[name], None)
+    with pytest.raises(PackageMissing, match=f"pip install {line}") as caught:
+        opened_memory(name)
+    assert caught.value.exit_code == 5
+
+
+def test_a_memory_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match="'cupy' given; there are: cuda-core, pycuda"):
+        opened_memory("cupy")
+
+
+def test_a_narrowed_array_has_no_more_than_its_room() -> None:
+    array = DeviceArray.of(1024, (10, 2), np.int64)
+    assert array.narrow(4).narrow(10) == array
+    for count in (-1, 11):
+        with pytest.raises(ValueError, match=f"{count} of 10 entries"):
+            array.narrow(count)
+
+
+def test_the_fake_shows_who_reads_too_early() -> None:
+    memory = FakeMemory()
+    block = memory.allocate(8)
+    memory.copy(DeviceArray.of(block.address, (1,), np.int64), np.asarray([7]))
+    host = np.zeros(1, np.int64)
+    memory.copy(host, DeviceArray.of(block.address, (1,), np.int64))
+    assert host[0] == 0
+    memory.mark().wait()
+    assert host[0] == 7
+
+
+def test_the_fake_refuses_addresses_outside_of_its_memory() -> None:
+    memory = FakeMemory()
+    stray = (ctypes.c_uint8 * 8)()
+    memory.copy(np.zeros(8, np.uint8), DeviceArray.of(ctypes.addressof(stray), (8,), np.uint8))
+    with pytest.raises(AssertionError, match="outside of all memory"):
+        memory.mark().wait()

@@ -1,0 +1,111 @@
+"""Which plugins serve, and that every file that makes them is in their digest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.plugins import kernels as token_kernels
+from dovit_deploy.engines.plugins import library as plugin_library
+from dovit_deploy.engines.plugins.library import (
+    SOURCES,
+    VARIABLE,
+    check_plugins_run,
+    compiled_library,
+    plugin_digest,
+    registered_plugins,
+)
+from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
+from dovit_deploy.errors import EnvironmentProblem, PackageMissing
+from tests.engines.tensorrt.fake_builder import fake_package
+
+
+@pytest.fixture(autouse=True)
+def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def test_a_change_of_a_kernel_makes_other_engines(tiny_bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's bytes may be the same, what they call is not."""
+    bundle = Bundle.open(tiny_bundle_path)
+    before = {plugins: engine_key(bundle, BuildRequest(plugins=plugins), fake_package()) for plugins in (True, False)}
+    source = token_kernels.kernel_source()
+    monkeypatch.setattr(plugin_library, "kernel_source", lambda: source.replace("kItemsPerThread = 4", "kItems = 8"))
+    after = {plugins: engine_key(bundle, BuildRequest(plugins=plugins), fake_package()) for plugins in (True, False)}
+    assert after[True].name != before[True].name
+    assert after[False].name == before[False].name, "engines without plugins do not depend on them"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_file_is_in_the_digest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, whole = plugin_digest(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: whole(path) + (b"#" if path.name == name else b""))
+    assert plugin_digest() != before
+
+
+def test_the_files_are_there() -> None:
+    assert {"token_plugins.py", "token_kernels.py"} == set(SOURCES)
+    assert "dovit_compact_8" in token_kernels.kernel_source()
+
+
+def test_a_compiled_library_is_its_own_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = plugin_digest()
+    library = tmp_path / "libdovit_plugins.so"
+    library.write_bytes(b"one")
+    monkeypatch.setenv(VARIABLE, str(library))
+    one = plugin_digest()
+    library.write_bytes(b"other")
+    assert len({python, one, plugin_digest()}) == 3
+
+
+def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
+    for asked in (compiled_library, plugin_digest, lambda: registered_plugins(package(None))):
+        with pytest.raises(EnvironmentProblem, match=rf"{VARIABLE}: no plugin library at .*none.so; .*make plugins"):
+            asked()
+
+
+class Registry:
+    def __init__(self, handle) -> None:
+        self.handle, self.loaded = handle, []
+
+    def load_library(self, path: str):
+        self.loaded.append(path)
+        return self.handle
+
+
+def package(handle):
+    made = fake_package()
+    module = ModuleType("tensorrt")
+    module.registry = Registry(handle)
+    module.get_plugin_registry = lambda: module.registry
+    object.__setattr__(made, "module", module)
+    return made
+
+
+def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "text.so"))
+    with pytest.raises(EnvironmentProblem, match=r"does not load .*text.so; compile it for tensorrt-rtx 1.7.1"):
+        registered_plugins(package(None))
+
+
+def test_a_library_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.so").write_text("library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "good.so"))
+    made = package("handle")
+    assert [registered_plugins(made) for _ in range(2)] == ["handle"] * 2
+    assert made.module.registry.loaded == [str(tmp_path / "good.so")]
+
+
+def test_python_plugins_need_what_compiles_their_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(PackageMissing, match="pip install cuda-bindings"):
+        check_plugins_run()
+    (tmp_path / "good.so").write_text("library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "good.so"))
+    check_plugins_run()

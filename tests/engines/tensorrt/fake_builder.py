@@ -1,0 +1,98 @@
+"""Stands for the process that builds: what it does is told by the environment variable FAKE_BUILDER."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+from dovit_deploy.engines.tensorrt.build import BuilderJob, BuilderOutcome, die_with
+from dovit_deploy.engines.tensorrt.package import Capabilities, TensorRtPackage
+from dovit_deploy.engines.tensorrt.record import LayerSummary, TensorRecord
+
+MODULE = "tests.engines.tensorrt.fake_builder"
+VARIABLE = "FAKE_BUILDER"
+
+
+def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
+    """A package with next to nothing in it."""
+    capabilities = Capabilities(
+        strongly_typed=True,
+        compute_capabilities=("8.6", "12.0"),
+        plugins=True,
+        add_plugin_v3=False,
+        plugins_in_engine=True,
+        runtime_config=True,
+        engine_validity=True,
+        static_plugin_registry=True,
+        given_memory=True,
+        tells_capturable=True,
+    )
+    module = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(SM86=1, SM120=2))
+    return TensorRtPackage(engine, "1.7.1", capabilities, module, ("8.0", "8.6"))
+
+
+def runnable(path: Path) -> tuple[bytes, tuple[TensorRecord, ...]]:
+    """What a fake TensorRT runs: the derived graph with its weights inside, and its interface."""
+    import onnx
+
+    model = onnx.load(str(path))
+    return model.SerializeToString(), runnable_tensors(model)
+
+
+def runnable_tensors(model) -> tuple[TensorRecord, ...]:
+    import onnx
+
+    tensors = [
+        TensorRecord(
+            name=value.name,
+            mode=mode,
+            dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            shape=tuple(-1 if side.dim_param else side.dim_value for side in value.type.tensor_type.shape.dim),
+        )
+        for mode, values in (("input", model.graph.input), ("output", model.graph.output))
+        for value in values
+    ]
+    return tuple(tensors)
+
+
+def main() -> None:
+    job = BuilderJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    die_with(job.parent)
+    carry_out(job)
+
+
+def carry_out(job: BuilderJob) -> None:
+    behaviour, _, only = os.environ.get(VARIABLE, "").partition(":")
+    if only and only != Path(job.onnx).stem:
+        behaviour = ""
+    if behaviour == "segfault":
+        sys.stderr.write("Internal Error: CHECK(is_const()) failed.\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "exit":
+        sys.exit(3)
+    if behaviour in ("slow", "hang"):
+        time.sleep(1.0 if behaviour == "slow" else 100.0)
+    tensors = (TensorRecord(name="pixels", mode="input", dtype="float32", shape=(1,)),)
+    if behaviour == "runnable":
+        plan, tensors = runnable(Path(job.onnx))
+    else:
+        plan = Path(job.onnx).read_bytes()[:100]
+    if behaviour == "refuse":
+        outcome = BuilderOutcome(error="stage1: the parser of TensorRT refuses the graph: NonZero")
+    else:
+        Path(job.output).write_bytes(plan)
+        Path(job.table).write_text("Layers:\n")
+        layers = LayerSummary(
+            layers=1, attention=job.attention, fused_attention=0, plugin_layers=0, host_syncs=0, activation_bytes=1
+        )
+        outcome = BuilderOutcome(tensors=tensors, layers=layers, seconds=1.5, peak_memory_bytes=1000)
+    Path(job.outcome).write_text(outcome.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Engines of a bundle for the fake TensorRT, built by the stand-in for the builder, and a backend that runs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from unittest import mock
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.tensorrt import build as tensorrt_build
+from dovit_deploy.engines.tensorrt.build import BuilderJob, build_engines
+from dovit_deploy.engines.tensorrt.package import TensorRtPackage
+from dovit_deploy.engines.tensorrt.record import BuildRequest
+from dovit_deploy.engines.tensorrt.run import TensorRtBackend
+from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
+from tests.engines.cuda.fake_device import FakeMemory
+from tests.engines.tensorrt.fake_builder import VARIABLE, carry_out, fake_package
+from tests.engines.tensorrt.fake_tensorrt import FakeTensorRt, fake_tensorrt
+
+
+def in_this_process(command: list[str], package: TensorRtPackage) -> tuple[int, str]:
+    """A process of its own for every engine would cost more than all that is tried with them."""
+    carry_out(BuilderJob.model_validate_json(Path(command[-1]).read_bytes()))
+    return 0, ""
+
+
+def built(bundle: Bundle, cache: EngineCache, **choices) -> EngineSet:
+    """Engines that the fake TensorRT runs; without plugins unless they are asked for."""
+    request = BuildRequest(**{"plugins": False, **choices})
+    with (
+        mock.patch.object(tensorrt_build, "run_child", in_this_process),
+        mock.patch.dict(os.environ, {VARIABLE: "runnable"}),
+    ):
+        engines, _ = build_engines(bundle, request, package=fake_package(), cache=cache, progress=lambda step: None)
+    return engines
+
+
+class Bench:
+    """A fake device, a fake TensorRT that knows the profiles of `engines`, and backends over both."""
+
+    def __init__(self, engines: EngineSet, home: Path) -> None:
+        self.memory, self.home, self.engines = FakeMemory(), home, engines
+        self.state = FakeTensorRt(profiles={record.file.sha256: record.profiles for record in engines.records.values()})
+
+    def backend(self, *, precision: str = "fp32", trust_engine: bool = False, **capabilities: bool) -> TensorRtBackend:
+        return TensorRtBackend(
+            fake_tensorrt(self.state, **capabilities),
+            precision=precision,
+            trust_engine=trust_engine,
+            cache=EngineCache(self.home),
+            open_memory=lambda name: self.memory,
+        )

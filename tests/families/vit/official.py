@@ -1,0 +1,192 @@
+"""Tiny checkpoints as the official projects write them: configuration, random state dict, meta."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dovit_deploy.checkpoints.keys import IN_PROJ, QKV, Rule, mmseg_rules, segmenter_rules
+from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+
+WIDTH, CLASSES = 16, 5
+LN = {"type": "LN", "eps": 1e-6}
+BN = {"type": "SyncBN", "requires_grad": True}
+
+MASK = {"type": "SegmenterMaskTransformerHead", "in_channels": WIDTH, "channels": WIDTH, "num_classes": CLASSES}
+MASK |= {"num_layers": 2, "num_heads": 2, "embed_dims": WIDTH, "dropout_ratio": 0.0, "in_index": -1}
+FCN = {
+    "type": "FCNHead",
+    "in_channels": WIDTH,
+    "channels": 8,
+    "num_convs": 1,
+    "kernel_size": 1,
+    "concat_input": False,
+}
+FCN |= {"num_classes": CLASSES, "norm_cfg": BN, "align_corners": False, "loss_decode": {"type": "CrossEntropyLoss"}}
+SETR = {"type": "SETRUPHead", "in_channels": WIDTH, "channels": 8, "num_convs": 1, "up_scale": 4, "kernel_size": 1}
+SETR |= {"num_classes": CLASSES, "norm_cfg": BN, "align_corners": False, "in_index": -1}
+
+DOVIT: dict[str, Any] = {
+    "type": "DoEncoderDecoder",
+    "backbone": {
+        "type": "DoViT",
+        "img_size": [32, 48],
+        "patch_size": 16,
+        "embed_dims": WIDTH,
+        "num_layers": 4,
+        "num_heads": 2,
+        "mlp_ratio": 4,
+        "out_indices": [1, 2, 3],
+        "final_norm": True,
+        "norm_cfg": LN,
+        "with_cls_token": True,
+        "interpolate_mode": "bicubic",
+        "exit_conf": 0.9,
+        "diff_conf": -1,
+        "agg_rate": 0.1,
+    },
+    "decode_head": MASK,
+    "auxiliary_head": [FCN, FCN],
+    "train_cfg": {},
+    "test_cfg": {"mode": "whole"},
+}
+
+SETR_PUP: dict[str, Any] = {
+    "type": "EncoderDecoder",
+    "backbone": {
+        "type": "VisionTransformer",
+        "img_size": 32,
+        "patch_size": 16,
+        "embed_dims": WIDTH,
+        "num_layers": 4,
+        "num_heads": 2,
+        "out_indices": [0, 1, 2, 3],
+        "final_norm": True,
+        "norm_cfg": LN,
+        "with_cls_token": True,
+        "interpolate_mode": "bilinear",
+    },
+    "decode_head": {**SETR, "num_convs": 3, "up_scale": 2, "kernel_size": 3, "in_index": 3},
+    "test_cfg": {"mode": "slide", "crop_size": [32, 32], "stride": [20, 20]},
+}
+
+SEGMENTER: dict[str, Any] = {
+    "image_size": [32, 32],
+    "d_model": WIDTH,
+    "n_heads": 2,
+    "n_layers": 2,
+    "n_cls": CLASSES,
+    "decoder": "mask_transformer",
+}
+
+
+def dovit_spec() -> VisionTransformerSpec:
+    """What DOVIT describes."""
+    gates = tuple(GateSpec(layer=layer, head=FcnHead(channels=8)) for layer in (1, 2))
+    return VisionTransformerSpec(
+        family="dovit",
+        size=(32, 48),
+        width=WIDTH,
+        depth=4,
+        heads=2,
+        hidden=4 * WIDTH,
+        classes=CLASSES,
+        gates=gates,
+        head=MaskHead(width=WIDTH, heads=2),
+    )
+
+
+def setr_spec(*, depth: int = 4) -> VisionTransformerSpec:
+    """What SETR_PUP describes."""
+    return VisionTransformerSpec(
+        family="setr",
+        size=(32, 32),
+        width=WIDTH,
+        depth=depth,
+        heads=2,
+        hidden=4 * WIDTH,
+        classes=CLASSES,
+        position_mode="bilinear",
+        head=SetrHead(channels=8, convs=3, up_scale=2, kernel=3),
+    )
+
+
+def segmenter_spec(*, decoder: str = "mask_transformer", extra: int = 1, patch: int = 16) -> VisionTransformerSpec:
+    """What SEGMENTER describes."""
+    return VisionTransformerSpec(
+        family="segmenter",
+        size=(32, 32),
+        patch=patch,
+        width=WIDTH,
+        depth=2,
+        heads=2,
+        hidden=4 * WIDTH,
+        extra_tokens=2 if extra == 2 else 1,
+        norm_eps=1e-5,
+        classes=CLASSES,
+        position_mode="bilinear",
+        head=LinearHead() if decoder == "linear" else MaskHead(width=WIDTH, heads=1),
+    )
+
+
+def random_state(rules: list[Rule], *, seed: int = 0) -> dict[str, Tensor]:
+    """An official state dict with every entry of `rules`; variances are positive."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: torch.randn(rule.shape, generator=generator) * 0.1 for rule in rules for name in rule.sources}
+    for name in [name for name in state if name.endswith("running_var")]:
+        state[name] = state[name].abs() + 0.5
+        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
+    return state
+
+
+def dovit_state() -> dict[str, Tensor]:
+    """Random weights of DOVIT under official names."""
+    return random_state(mmseg_rules(dovit_spec(), QKV, patch_bias=True))
+
+
+def setr_state() -> dict[str, Tensor]:
+    """Random weights of SETR_PUP under official names."""
+    return random_state(mmseg_rules(setr_spec(), IN_PROJ, patch_bias=True))
+
+
+def segmenter_state(spec: VisionTransformerSpec | None = None) -> dict[str, Tensor]:
+    """Random weights of SEGMENTER under official names."""
+    return random_state(segmenter_rules(spec or segmenter_spec()))
+
+
+def changed(config: dict[str, Any], place: str, value: object) -> dict[str, Any]:
+    """A deep copy of `config` with the value at the dotted `place` replaced, or taken out if `value` is `...`."""
+    result = copy.deepcopy(config)
+    *path, last = place.split(".")
+    part: Any = result
+    for key in path:
+        part = part[int(key)] if isinstance(part, list) else part[key]
+    if value is ...:
+        del part[last]
+    else:
+        part[last] = value
+    return result
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """The configuration as mmcv writes it into a checkpoint: Python with dict(...) calls."""
+
+    def written(value: object) -> str:
+        if isinstance(value, dict):
+            return "dict(" + ", ".join(f"{key}={written(item)}" for key, item in value.items()) + ")"
+        if isinstance(value, list):
+            return "[" + ", ".join(written(item) for item in value) + "]"
+        return repr(value)
+
+    return f"norm_cfg = dict(type='SyncBN')\nmodel = {written(config)}\ndist_params = dict(backend='nccl')\n"
+
+
+def save_pth(path: Path, state: dict[str, Tensor], **meta: object) -> Path:
+    """A file as mmcv's `save_checkpoint` writes it."""
+    torch.save({"meta": meta, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}}, path)
+    return path

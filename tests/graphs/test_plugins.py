@@ -1,0 +1,264 @@
+"""The plugin form computes what the portable graphs compute, and its functions what the NumPy reference computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dovit_deploy.graphs.plugins import (
+    DOMAIN,
+    GATHER,
+    INDEX,
+    PARTITION,
+    SCATTER,
+    VERSION,
+    plugin_call,
+    plugin_calls,
+    token_functions,
+    with_plugins,
+)
+from tests.engines.plugins.reference import compacted, gathered, scattered
+from tests.tiny import tiny_pixels, tiny_spec
+
+HALF, FULL, INT64, INT32 = (
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.INT64,
+    onnx.TensorProto.INT32,
+)
+QUICK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def graph(nodes, inputs, outputs, initializers=(), functions=()):
+    """A model; inputs and outputs are (name, type, shape)."""
+    make = onnx.helper
+    domains = [make.make_opsetid("", 20), make.make_opsetid(DOMAIN, 1)]
+    values = [[make.make_tensor_value_info(*value) for value in side] for side in (inputs, outputs)]
+    body = make.make_graph(list(nodes), "g", *values, initializer=list(initializers))
+    return make.make_model(body, opset_imports=domains, functions=list(functions), ir_version=10)
+
+
+def session(model, folder=None):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def called(name, inputs, outputs):
+    """A session of one call of the function `name`."""
+    call = plugin_call(name, [value[0] for value in inputs], [value[0] for value in outputs])
+    return session(graph([call], inputs, outputs, functions=token_functions()))
+
+
+@pytest.fixture(scope="module", params=[np.float16, np.float32], ids=["fp16", "fp32"])
+def rows_functions(request):
+    kind = HALF if request.param is np.float16 else FULL
+    tokens, index, values = ("tokens", kind, ["n", "c"]), ("index", INT64, ["k"]), ("values", kind, ["k", "c"])
+    gather = called(GATHER, [tokens, index], [values])
+    scatter = called(SCATTER, [tokens, index, values], [("output", kind, ["n", "c"])])
+    return request.param, gather, scatter
+
+
+@QUICK
+@given(
+    total=st.integers(0, 40), share=st.sampled_from([0.0, 0.4, 1.0]), width=st.integers(1, 20), seed=st.integers(0, 9)
+)
+def test_row_functions_are_the_reference(rows_functions, total, share, width, seed):
+    dtype, gather, scatter = rows_functions
+    draw = np.random.default_rng(seed)
+    tokens = draw.standard_normal((total, width)).astype(dtype)
+    index = draw.permutation(total)[: round(share * total)].astype(np.int64)
+    values = draw.standard_normal((len(index), width)).astype(dtype)
+    (taken,) = gather.run(None, {"tokens": tokens, "index": index})
+    (output,) = scatter.run(None, {"tokens": tokens, "index": index, "values": values})
+    np.testing.assert_array_equal(taken, gathered(tokens, index))
+    np.testing.assert_array_equal(output, scattered(tokens, index, values))
+    np.testing.assert_array_equal(scattered(tokens, index, taken), tokens)
+
+
+@pytest.fixture(scope="module")
+def mask_functions():
+    keep, order = ("keep", INT64, ["n"]), ("order", INT64, ["n"])
+    partition = called(PARTITION, [keep], [order, ("count", INT64, [])])
+    return partition, called(INDEX, [keep], [("index", INT64, ["k"]), ("size", INT32, [])])
+
+
+@QUICK
+@given(total=st.integers(1, 300), share=st.sampled_from([0.0, 0.1, 0.5, 1.0]), seed=st.integers(0, 9))
+def test_mask_functions_are_the_reference(mask_functions, total, share, seed):
+    partition, index = mask_functions
+    keep = (np.random.default_rng(seed).random(total) < share).astype(np.int64)
+    expected, expected_count = compacted(keep)
+    order, count = partition.run(None, {"keep": keep})
+    front, size = index.run(None, {"keep": keep})
+    np.testing.assert_array_equal(order, expected)
+    np.testing.assert_array_equal(front, expected[:expected_count])
+    assert count == size == expected_count
+    assert (order.dtype, count.dtype, front.dtype, size.dtype) == (np.int64, np.int64, np.int64, np.int32)
+
+
+@QUICK
+@given(keep=st.lists(st.booleans(), max_size=60))
+def test_the_reference_orders_stably(keep):
+    order, count = compacted(np.array(keep, bool))
+    assert sorted(order) == list(range(len(keep))) and count == sum(keep)
+    assert list(order[:count]) == [place for place, kept in enumerate(keep) if kept]
+    assert list(order[count:]) == [place for place, kept in enumerate(keep) if not kept]
+
+
+CALLS = {
+    ("tiny", "stage0"): {PARTITION: 1},
+    ("tiny", "stage1"): {GATHER: 2, SCATTER: 1, PARTITION: 1},
+    ("tiny", "stage2"): {GATHER: 1, SCATTER: 1},
+    ("tiny", "merged"): {GATHER: 3, SCATTER: 2, INDEX: 2},
+    ("tiny", "dense"): {},
+    ("setr", "stage0"): {PARTITION: 1},
+    ("setr", "stage1"): {GATHER: 1, SCATTER: 1},
+    ("setr", "merged"): {GATHER: 1, SCATTER: 1, INDEX: 1},
+}
+
+
+@pytest.fixture
+def folders(tiny_bundle_path, setr_bundle_path):
+    return {"tiny": tiny_bundle_path, "setr": setr_bundle_path}
+
+
+def forms(folder, name):
+    portable = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+    return portable, with_plugins(portable)
+
+
+@pytest.mark.parametrize(("bundle", "name"), CALLS)
+def test_the_calls_of_each_graph(folders, bundle, name):
+    portable, plugins = forms(folders[bundle], name)
+    before = onnx.load(folders[bundle] / f"{name}.onnx", load_external_data=False)
+    assert portable == before, "the argument is left alone"
+    assert plugin_calls(plugins) == Counter(CALLS[bundle, name])
+    assert {function.name for function in plugins.functions} == set(CALLS[bundle, name])
+    # Not one byte of weights is read or copied: every initializer, external ones too, is as it was.
+    assert list(plugins.graph.initializer) == list(portable.graph.initializer)
+    assert list(plugins.graph.input) == list(portable.graph.input)
+    assert list(plugins.graph.output) == list(portable.graph.output)
+    assert with_plugins(portable).SerializeToString(deterministic=True) == plugins.SerializeToString(deterministic=True)
+    for node in plugins.graph.node:
+        if node.domain == DOMAIN:
+            attributes = {attribute.name: attribute.s.decode() for attribute in node.attribute}
+            assert (
+                attributes
+                == {"plugin_namespace": "dovit", "plugin_version": "1"}
+                == {
+                    "plugin_namespace": DOMAIN,
+                    "plugin_version": VERSION,
+                }
+            )
+
+
+@pytest.mark.parametrize("bundle", ["tiny", "setr"])
+def test_stages_are_bit_equal_in_onnx_runtime(folders, bundle):
+    """From the gate's own index, and from replayed ones down to the extra token alone."""
+    folder, draw = folders[bundle], np.random.default_rng(2)
+    stages = [name for owner, name in CALLS if owner == bundle and name.startswith("stage")]
+    pairs = {name: [session(form, folder) for form in forms(folder, name)] for name in stages}
+    first = {"pixels": tiny_pixels(tiny_spec().size, seed=4).numpy(), **gate_inputs(pairs["stage0"][0])}
+    outputs = compared(pairs["stage0"], first)
+    total = len(outputs["order"])
+    for name in stages[1:]:
+        count = int(outputs["count"])
+        assert 1 < count < total, "the gate decides something"
+        tokens = outputs["tokens" if name == "stage1" else "tokens_out"]
+        own = outputs["order"][:count]
+        some = np.sort(draw.choice(np.arange(1, total), 5, replace=False))
+        for index in (np.arange(total), np.array([0]), np.concatenate([[0], some]), own):
+            inputs = {"tokens": tokens, "index": index.astype(np.int64), **gate_inputs(pairs[name][0])}
+            outputs = compared(pairs[name], inputs)
+
+
+@pytest.mark.parametrize("bundle", ["tiny", "setr"])
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 1.0])
+def test_merged_is_bit_equal_in_onnx_runtime(folders, bundle, threshold):
+    pair = [session(form, folders[bundle]) for form in forms(folders[bundle], "merged")]
+    inputs = {"pixels": tiny_pixels(tiny_spec().size, seed=4).numpy(), **gate_inputs(pair[0], threshold)}
+    compared(pair, inputs)
+
+
+def gate_inputs(of, threshold=0.7):
+    shapes = {value.name: value.shape for value in of.get_inputs()}
+    values = {"thresholds": threshold, "floor": 0.0}
+    return {name: np.full(shapes[name], value, np.float32) for name, value in values.items() if name in shapes}
+
+
+def compared(pair, inputs):
+    """What both sessions give, byte for byte."""
+    names = [value.name for value in pair[0].get_outputs()]
+    ours, theirs = (dict(zip(names, one.run(names, inputs), strict=True)) for one in pair)
+    for name in names:
+        assert ours[name].dtype == theirs[name].dtype and ours[name].shape == theirs[name].shape
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+    return ours
+
+
+TOKENS, PLACES = ("tokens", FULL, [6, 4]), ("index", INT64, ["k"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "initializers"),
+    [
+        pytest.param(
+            [onnx.helper.make_node("Gather", ["tokens", "fixed"], ["out"], axis=0)],
+            [TOKENS],
+            [onnx.numpy_helper.from_array(np.arange(3), "fixed")],
+            id="rows at constant positions",
+        ),
+        pytest.param(
+            [onnx.helper.make_node("Gather", ["tokens", "index"], ["out"], axis=1)], [TOKENS, PLACES], [], id="columns"
+        ),
+        pytest.param(
+            [onnx.helper.make_node("Gather", ["vector", "index"], ["out"])],
+            [("vector", FULL, [6]), PLACES],
+            [],
+            id="entries of a vector",
+        ),
+        pytest.param(
+            [
+                onnx.helper.make_node("Unsqueeze", ["index", "last"], ["places"]),
+                onnx.helper.make_node("ScatterND", ["tokens", "places", "values"], ["out"], reduction="add"),
+            ],
+            [TOKENS, PLACES, ("values", FULL, ["k", 4])],
+            [onnx.numpy_helper.from_array(np.array([1]), "last")],
+            id="a scatter that adds",
+        ),
+        pytest.param(
+            [onnx.helper.make_node("GatherND", ["tokens", "pairs"], ["out"])],
+            [TOKENS, ("pairs", INT64, ["k", 2])],
+            [],
+            id="single entries",
+        ),
+    ],
+)
+def test_other_operators_stay(nodes, inputs, initializers):
+    model = graph(nodes, inputs, [("out", FULL, None)], initializers)
+    assert not plugin_calls(with_plugins(model))
+    assert list(with_plugins(model).graph.node) == list(model.graph.node)
+
+
+def test_gather_nd_of_rows_is_a_gather():
+    nodes = [
+        onnx.helper.make_node("Unsqueeze", ["index", "last"], ["places"]),
+        onnx.helper.make_node("GatherND", ["tokens", "places"], ["out"]),
+    ]
+    last = onnx.numpy_helper.from_array(np.array([1]), "last")
+    model = graph(nodes, [TOKENS, PLACES], [("out", FULL, ["k", 4])], [last])
+    changed = with_plugins(model)
+    assert [node.op_type for node in changed.graph.node] == [GATHER], "and the reshaped index is gone"
+    tokens, index = np.arange(24, dtype=np.float32).reshape(6, 4), np.array([5, 0])
+    (out,) = session(changed).run(None, {"tokens": tokens, "index": index})
+    np.testing.assert_array_equal(out, tokens[index])

@@ -1,0 +1,214 @@
+""""""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from dovit_deploy.measure.intervals import (
+    Blocks,
+    accuracy,
+    accuracy_drop_interval,
+    blocks_from_stems,
+    drive_from_stem,
+    drop_interval,
+    images_needed,
+    p_value,
+    top_hits,
+    upper_bound,
+)
+from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.runtime.results import most_probable
+
+
+def counts(share: np.ndarray, *, pixels: int = 1000) -> ClassCounts:
+    """Two classes of `pixels` each; `share` (n,) of each is called right, the rest is called the other."""
+    hit = np.rint(share[:, None] * np.full((1, 2), pixels)).astype(np.int64)
+    full = np.full_like(hit, pixels)
+    return ClassCounts(hit, full, full)
+
+
+def test_blocks_hold_ten_neighbours_of_one_drive():
+    stems = [f"a_{number}" for number in range(25)] + [f"b_1_{number}" for number in range(30)]
+    blocks = blocks_from_stems(stems)
+    assert blocks.number.tolist() == [0] * 10 + [1] * 10 + [2] * 5 + [3] * 10 + [4] * 10 + [5] * 10
+    assert blocks.count == 6
+    assert drive_from_stem("0016E5_07959") == "0016E5"
+
+
+def test_small_sets_have_shorter_blocks():
+    assert blocks_from_stems([f"a_{number}" for number in range(12)]).count == 6
+    assert blocks_from_stems(["a", "b"]).number.tolist() == [0, 1]
+    assert blocks_from_stems(["a"]).count == 1
+
+
+def test_one_block_says_nothing():
+    both = counts(np.array([0.9]))
+    assert drop_interval(both, both, blocks_from_stems(["a_1"])) is None
+
+
+def test_the_same_answer_has_no_drop_at_all():
+    both = counts(np.random.default_rng(0).uniform(0.3, 0.9, 40))
+    blocks = blocks_from_stems([f"a_{number}" for number in range(40)])
+    assert drop_interval(both, both, blocks) == (0.0, 0.0)
+
+
+def test_pairing_cancels_what_both_answers_share():
+    """Images of very different difficulty, the same small loss on each: far narrower than the spread of mIoU."""
+    share = np.random.default_rng(1).uniform(0.3, 0.9, 60)
+    blocks = blocks_from_stems([f"a_{number}" for number in range(60)], length=1)
+    low, high = drop_interval(counts(share), counts(share - 0.01), blocks)
+    assert 0 < low < high
+    assert high - low < 0.2
+    dense = counts(share)
+    spread = [dense.weighted(np.random.default_rng(seed).integers(0, 2, 60)).mious for seed in range(200)]
+    assert np.ptp(spread) > 1
+
+
+def test_longer_blocks_widen_the_interval_where_neighbours_are_alike():
+    drop = np.repeat([0.0, 0.1, 0.0, 0.12, 0.0, 0.08], 10)
+    dense, dynamic = counts(np.full(60, 0.8)), counts(0.8 - drop)
+    stems = [f"a_{number}" for number in range(60)]
+    alone = drop_interval(dense, dynamic, blocks_from_stems(stems, length=1))
+    together = drop_interval(dense, dynamic, blocks_from_stems(stems))
+    assert np.diff(together)[0] > 2 * np.diff(alone)[0]
+    point = dense.miou - dynamic.miou
+    assert together[0] < point < together[1]
+
+
+def test_it_covers_the_true_drop_about_as_often_as_it_says():
+    """Blocks drawn from a known distribution: the 90 % interval holds its mean in 80 to 97 % of 200 sets."""
+    draw = np.random.default_rng(2)
+    pixels = 10_000
+    held = 0
+    dense = counts(np.full(40, 0.8), pixels=pixels)
+    truth = dense.miou - counts(np.array([0.8 - 0.05]), pixels=pixels).miou
+    for _ in range(200):
+        drop = draw.uniform(0, 0.1, 40)
+        low, high = drop_interval(
+            dense, counts(0.8 - drop, pixels=pixels), Blocks(np.arange(40)), resamples=300, level=0.9
+        )
+        held += low <= truth <= high
+    assert 0.8 <= held / 200 <= 0.97
+
+
+def test_it_is_the_same_every_time_and_moves_with_the_seed():
+    draw = np.random.default_rng(3)
+    dense, dynamic = counts(draw.uniform(0.5, 0.9, 50)), counts(draw.uniform(0.5, 0.9, 50))
+    blocks = blocks_from_stems([f"a_{number}" for number in range(50)], length=2)
+    assert drop_interval(dense, dynamic, blocks) == drop_interval(dense, dynamic, blocks)
+    assert drop_interval(dense, dynamic, blocks, seed=1) != drop_interval(dense, dynamic, blocks)
+    wide, narrow = drop_interval(dense, dynamic, blocks, level=0.99), drop_interval(dense, dynamic, blocks, level=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_blocks_without_labels_are_no_obstacle(empty):
+    share = np.full(10, 0.8)
+    dense = counts(share)
+    parts = [part.copy() for part in (dense.hit, dense.true, dense.called)]
+    for part in parts:
+        part[: 5 * empty] = 0
+    blank = ClassCounts(*parts)
+    assert drop_interval(blank, blank, Blocks(np.repeat([0, 1], 5))) == (0.0, 0.0)
+
+
+# The bound of a mean: monotone, true as often as it says, and right where it can be worked out by hand.
+
+MEANS = st.floats(0.0, 1.0)
+COUNTS = st.integers(1, 300)
+CONFIDENCES = st.floats(0.5, 0.999)
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(MEANS, MEANS, COUNTS, CONFIDENCES)
+def test_it_rises_with_the_mean(one: float, other: float, count: int, confidence: float) -> None:
+    low, high = sorted((one, other))
+    assert upper_bound(low, count, confidence=confidence) <= upper_bound(high, count, confidence=confidence) + 1e-9
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(MEANS, COUNTS, CONFIDENCES, CONFIDENCES)
+def test_it_rises_with_the_confidence_and_is_never_below_the_mean(mean: float, count: int, one: float, other: float):
+    low, high = sorted((one, other))
+    bound = upper_bound(mean, count, confidence=low)
+    assert mean <= bound <= upper_bound(mean, count, confidence=high) + 1e-12 <= 1 + 1e-12
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.floats(0.0, 0.9), st.integers(1, 100), st.floats(0.6, 0.999))
+def test_ten_times_the_images_never_loosen_it(mean: float, count: int, confidence: float) -> None:
+    more = upper_bound(mean, 10 * count, confidence=confidence)
+    assert more <= upper_bound(mean, count, confidence=confidence) + 1e-9
+
+
+def test_without_any_difference_it_is_the_rule_of_three() -> None:
+    """(1 - E)^n = 1 - C."""
+    assert upper_bound(0.0, 150, confidence=0.95) == pytest.approx(1 - 0.05 ** (1 / 150))
+    assert images_needed(0.02, confidence=0.95) == 149
+    assert upper_bound(0.0, 149, confidence=0.95) <= 0.02 < upper_bound(0.0, 148, confidence=0.95)
+
+
+def test_it_holds_as_often_as_it_says() -> None:
+    """Whole images wrong with a chance of 10 %: the hardest case. Of 400 bounds at 90 %, no more than 10 % miss."""
+    drawn = np.random.default_rng(3).binomial(60, 0.1, 400) / 60
+    misses = sum(upper_bound(float(mean), 60, confidence=0.9) < 0.1 for mean in drawn)
+    assert misses <= 40
+
+
+def test_p_values_at_the_ends() -> None:
+    assert p_value(0.5, 10, limit=0.5) == 1.0
+    assert p_value(0.5, 10, limit=1.0) == 0.0
+    assert p_value(0.0, 10, limit=0.3) == pytest.approx(0.7**10)
+
+
+# Top-k accuracy against torchmetrics, and the interval of a drop against a bootstrap that draws pictures.
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([5, 7, 30]), st.sampled_from([1, 5]))
+def test_top_k_is_torchmetrics(seed, pictures, classes, top):
+    draw = np.random.default_rng(seed)
+    scores, labels = draw.normal(size=(pictures, classes)), draw.integers(0, classes, pictures)
+    ranked = [most_probable(row, top=5) for row in scores]
+    ours = accuracy(top_hits(ranked, labels, top=top))
+    theirs = multiclass_accuracy(
+        torch.from_numpy(scores), torch.from_numpy(labels), num_classes=classes, top_k=top, average="micro"
+    )
+    assert ours == pytest.approx(100 * float(theirs), abs=1e-4)
+
+
+def drawn_interval(before, after, *, resamples, seed):
+    """The same by drawing pictures one by one."""
+    draw = np.random.default_rng(seed).integers(0, len(before), (resamples, len(before)))
+    drops = 100 * (before[draw].mean(axis=1) - after[draw].mean(axis=1))
+    return np.quantile(drops, [0.025, 0.975])
+
+
+@pytest.mark.parametrize(("lost", "won", "pictures"), [(30, 10, 400), (3, 0, 60), (0, 0, 50), (5, 25, 300)])
+def test_the_interval_is_that_of_drawing_pictures(lost, won, pictures):
+    before, after = np.zeros(pictures, bool), np.zeros(pictures, bool)
+    before[: lost + 20], after[lost : lost + 20] = True, True
+    after[lost + 20 : lost + 20 + won] = True
+    low, high = accuracy_drop_interval(before, after, resamples=20000)
+    wanted = drawn_interval(before, after, resamples=20000, seed=1)
+    # Within one picture: the drawn drops are multiples of it.
+    assert (low, high) == pytest.approx(tuple(wanted), abs=100 / pictures + 1e-9)
+    assert low <= accuracy(before) - accuracy(after) <= high
+
+
+def test_it_is_paired():
+    # Right on the same pictures: no drop, however it is drawn. On different ones: none on average, and unsure.
+    same = np.arange(100) % 2 == 0
+    assert accuracy_drop_interval(same, same) == (0, 0)
+    low, high = accuracy_drop_interval(same, ~same)
+    assert low < -10 and high > 10
+
+
+def test_one_picture_has_no_interval_and_the_draw_is_the_same_again():
+    assert accuracy_drop_interval(np.array([True]), np.array([False])) is None
+    before, after = (np.random.default_rng(number).random(50) < 0.7 for number in range(2))
+    assert accuracy_drop_interval(before, after) == accuracy_drop_interval(before, after)

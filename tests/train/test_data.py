@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.errors import DatasetError
+from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.train.data import BatchMaker, Material, Planner, batches, watched
+from dovit_deploy.train.recipe import Recipe
+from tests.tiny import tiny_spec
+from tests.train.tiny_folder import write_folder
+
+
+def config_of(*phases, **changes):
+    return TrainConfig(spec=tiny_spec(size=(40, 56), classes=4), steps=100, phases=phases, **changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "set")
+
+
+def test_every_image_is_seen_once_an_epoch():
+    planner = Planner(config_of(Phase(until=1, crop=(32, 32), batch=3)), 5)
+    seen = [number for step in range(5) for number in planner.plan(step, 0).pictures]
+    epochs = [seen[:5], seen[5:10], seen[10:]]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_planner_goes_on_where_a_plan_ended():
+    config = config_of(Phase(until=1, crop=(32, 32), batch=3, rendered=0.4))
+    planner = Planner(config, 5)
+    plans = [planner.plan(step, 0) for step in range(8)]
+    seen, scenes = plans[3].seen
+    later = Planner(config, 5, seen=seen, scenes=scenes)
+    assert [later.plan(step, 0) for step in range(4, 8)] == plans[4:]
+
+
+def test_the_share_of_scenes_is_the_phases():
+    config = config_of(
+        Phase(until=0.5, crop=(32, 32), batch=4, rendered=0.25), Phase(until=1, crop=(32, 32), batch=4, rendered=1)
+    )
+    planner = Planner(config, 5)
+    mixed = [len(planner.plan(step, 0.1).scenes) for step in range(100)]
+    assert 70 < sum(mixed) < 130
+    assert {len(planner.plan(step, 0.9).scenes) for step in range(9)} == {4}
+    assert len(Planner(config, 0).plan(0, 0.1).scenes) == 4
+
+
+def test_every_step_draws_its_own_views_and_the_same_again(root):
+    data = SegmentationFolder(root, "train")
+    config = config_of(Phase(until=1, crop=(32, 48), batch=2))
+    maker = BatchMaker(config, Material(data, None))
+    plans = [Planner(config, 5).plan(step, 0) for step in (0, 1)]
+    first, second = batches(maker, plans, workers=0)
+    again = maker.batch(plans[0])
+    assert first.plan.pictures == second.plan.pictures
+    assert torch.equal(first.pixels, again.pixels) and torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.pixels, second.pixels)
+    assert first.pixels.shape == (2, 3, 32, 48)
+    assert np.abs(first.pixels.numpy()).max() < 5
+
+
+def test_the_default_split_to_look_at_may_be_absent_but_not_faulty(root, tmp_path):
+    assert watched(str(root), Recipe(), (40, 56)) is None
+    both = write_folder(tmp_path / "both", images=2, splits=("train", "val"))
+    assert len(watched(str(both), Recipe(), (40, 56))) == 2
+    (both / "val.txt").write_text("absent\n")
+    with pytest.raises(DatasetError, match="no image for 'absent'"):
+        watched(str(both), Recipe(), (40, 56))
+    with pytest.raises(DatasetError, match=r"test\.txt"):
+        watched(str(root), Recipe(watch="test"), (40, 56))
