@@ -79,7 +79,7 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.files)
 
-    def picture(self, index: int) -> LabelledPicture:
+    def sample(self, index: int) -> LabelledPicture:
         """Decode number `index`; raises DatasetError naming the file when it cannot be used."""
         file = self.files[index]
         return LabelledPicture(file.stem, decoded(file.path, mode="RGB"), file.label)
@@ -87,7 +87,7 @@ class LabelledPictures:
     def check(self) -> None:
         """Decode every picture once; raises DatasetError naming the first that cannot be used."""
         for index in range(len(self)):
-            self.picture(index)
+            self.sample(index)
 
 
 def is_picture_layout(root: Path, split: str) -> bool:

@@ -259,7 +259,7 @@ def measure_pictures(
         dense=AnswerTally() if manifest.spec.has_dense else None, smaller=[AnswerTally() for _ in smaller]
     )
     for number in range(len(data)):
-        picture = data.picture(number)
+        picture = data.sample(number)
         measured.stems.append(picture.stem)
         measured.labels.append(picture.label)
         if measured.dense is not None:

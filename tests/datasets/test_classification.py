@@ -29,7 +29,7 @@ def test_without_a_list_the_folders_count_in_the_order_of_their_names(root):
     assert [entry.folder for entry in data.classes] == ["n01", "n02", "n10"]
     assert len(data) == 6 and data.stems[0] == "n01/n01_0"
     assert {stem[:3]: label for stem, label in labels(data).items()} == {"n01": 0, "n02": 1, "n10": 2}
-    picture = data.picture(5)
+    picture = data.sample(5)
     assert (picture.stem, picture.label) == ("n10/n10_1", 2)
     np.testing.assert_array_equal(picture.rgb, np.array(Image.open(root / "val/n10/n10_1.png")))
 

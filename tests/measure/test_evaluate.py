@@ -265,7 +265,7 @@ def test_every_number_follows_from_the_answers(classifier_evaluation_data):
     session = WaveringSession()
     report = classifier_evaluation_evaluated(session, classifier_evaluation_data)
     classifier = Classifier(session)
-    pictures = [classifier_evaluation_data.picture(number) for number in range(len(classifier_evaluation_data))]
+    pictures = [classifier_evaluation_data.sample(number) for number in range(len(classifier_evaluation_data))]
     dense, dynamic = ([classifier.predict(p.rgb, dense=way) for p in pictures] for way in (True, False))
     right = {
         name: np.array(
