@@ -27,8 +27,8 @@ from rich.progress import track
 from timed_session import TimedSession, processor_ms
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.datasets.dataset import Sample
-from dovit_deploy.datasets.open import Dataset, dataset_from_path
+from dovit_deploy.datasets.dataset import Dataset, Sample
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.bench import median, median_ratio
 from dovit_deploy.measure.evaluate import Tally, check_classes
 from dovit_deploy.measure.intervals import blocks_from_stems, drop_interval

@@ -27,7 +27,8 @@ from ways import Asked, Comparison, Way
 from why_not_report import Report, SplitReport, figures_of, split_report
 from why_not_tables import write_tables
 
-from dovit_deploy.datasets.open import Dataset, DatasetPart, dataset_from_path
+from dovit_deploy.datasets.dataset import Dataset, DatasetPart
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import Tally, check_classes
 
 CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.calibrate.predicted import Recording, RecordingSession, recorded_answer
-from dovit_deploy.datasets.open import Dataset
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.intervals import Blocks
 from dovit_deploy.measure.metrics import ClassCounts, Confusion

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.datasets.classification import LabelledPictures
+    from dovit_deploy.datasets.classification import LabelledImages
     from dovit_deploy.datasets.dataset import Dataset
     from dovit_deploy.measure.report import (
         Accuracy,
@@ -229,16 +229,16 @@ def classifier_evaluation(bundle: Bundle, request: EvalRequest) -> Callable[[Ses
     Raises:
         DatasetError: a fault in the data set, or one of other classes.
     """
-    from dovit_deploy.datasets.open import labelled_pictures_from_path
+    from dovit_deploy.datasets.open import labelled_images_from_path
     from dovit_deploy.measure.evaluate import check_picture_classes
 
-    data = labelled_pictures_from_path(request.dataset, request.split)
+    data = labelled_images_from_path(request.dataset, request.split)
     check_picture_classes(data, bundle.manifest)
     return partial(_evaluate_classifier_measure, bundle, data, request)
 
 
 def _evaluate_classifier_measure(
-    bundle: Bundle, data: LabelledPictures, request: EvalRequest, session: Session, smaller: Sequence[Session]
+    bundle: Bundle, data: LabelledImages, request: EvalRequest, session: Session, smaller: Sequence[Session]
 ) -> None:
     from dovit_deploy.measure.evaluate import measure_pictures
     from dovit_deploy.measure.report import report_from_pictures
@@ -267,9 +267,7 @@ def _evaluate_classifier_measure(
     console.next_command(_evaluate_classifier_next(report, bundle.path, request.json_file), quiet=request.quiet)
 
 
-def _evaluate_classifier_show(
-    report: ClassifierReport, bundle: Bundle, data: LabelledPictures, *, verbose: bool
-) -> None:
+def _evaluate_classifier_show(report: ClassifierReport, bundle: Bundle, data: LabelledImages, *, verbose: bool) -> None:
     size = bundle.manifest.spec.size
     images = "1 image" if report.images == 1 else f"{report.images} images"
     title = (
@@ -309,7 +307,7 @@ def _evaluate_classifier_row(
     )
 
 
-def evaluate_classifier_summary_lines(report: ClassifierReport, data: LabelledPictures) -> list[str]:
+def evaluate_classifier_summary_lines(report: ClassifierReport, data: LabelledImages) -> list[str]:
     """What the table has no column for: agreement with the dense run, tokens, and what the numbers of classes mean."""
     dynamic, boot = report.dynamic, report.bootstrap
     kept = dynamic.spread["tokens"]

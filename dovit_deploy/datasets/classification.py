@@ -25,7 +25,7 @@ LAYOUT = "ROOT/<split>/<class folder>/<picture>, as ImageNet's"
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
+class LabelledImage:
     """One picture and what it shows."""
 
     stem: str
@@ -37,7 +37,7 @@ class LabelledPicture:
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """A picture on the disk and the number of its class."""
 
     path: Path
@@ -57,14 +57,14 @@ class FolderClass:
     name: str
 
 
-class LabelledPictures:
+class LabelledImages:
     """One split of a data set; its pictures come class by class.
 
     Raises:
         DatasetError: there is none.
     """
 
-    def __init__(self, name: str, files: Sequence[PictureFile], classes: Sequence[FolderClass], order: str) -> None:
+    def __init__(self, name: str, files: Sequence[ImageFile], classes: Sequence[FolderClass], order: str) -> None:
         if not files:
             raise DatasetError(f"{name}: no picture")
         self.name, self.files, self.classes = name, tuple(files), tuple(classes)
@@ -79,10 +79,10 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.files)
 
-    def sample(self, index: int) -> LabelledPicture:
+    def sample(self, index: int) -> LabelledImage:
         """Decode number `index`; raises DatasetError naming the file when it cannot be used."""
         file = self.files[index]
-        return LabelledPicture(file.stem, decoded(file.path, mode="RGB"), file.label)
+        return LabelledImage(file.stem, decoded(file.path, mode="RGB"), file.label)
 
     def check(self) -> None:
         """Decode every picture once; raises DatasetError naming the first that cannot be used."""
@@ -90,13 +90,13 @@ class LabelledPictures:
             self.sample(index)
 
 
-def is_picture_layout(root: Path, split: str) -> bool:
+def has_class_folders(root: Path, split: str) -> bool:
     """Whether `root` has a folder of pictures for each class of `split`."""
     place = root / split
     return place.is_dir() and any(_pictures(folder) for folder in _folders(place))
 
 
-def pictures_from_path(path: str | Path, split: str) -> LabelledPictures:
+def images_from_path(path: str | Path, split: str) -> LabelledImages:
     """The split of the data set at `path`.
 
     Args:
@@ -112,7 +112,7 @@ def pictures_from_path(path: str | Path, split: str) -> LabelledPictures:
     root = Path(path)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set; the layout of a classifier's is {LAYOUT}")
-    if not is_picture_layout(root, name):
+    if not has_class_folders(root, name):
         raise DatasetError(_not_the_layout(root, name))
     folders = {folder.name: _pictures(folder) for folder in _folders(root / name)}
     classes, order = _classes(root, name, sorted(folder for folder, files in folders.items() if files))
@@ -120,16 +120,16 @@ def pictures_from_path(path: str | Path, split: str) -> LabelledPictures:
     unknown = next((folder for folder in sorted(folders) if folders[folder] and folder not in number), None)
     if unknown is not None:
         raise DatasetError(f"{root / name / unknown}: {order} does not list the class '{unknown}'")
-    files = [PictureFile(file, number[folder]) for folder in sorted(number) for file in folders.get(folder, ())]
+    files = [ImageFile(file, number[folder]) for folder in sorted(number) for file in folders.get(folder, ())]
     if prefix:
         wanted = prefix.removeprefix("-")
         files = [file for file in files if file.stem.startswith(wanted) != prefix.startswith("-")]
-    return LabelledPictures(f"{root} ({split})", files, classes, order)
+    return LabelledImages(f"{root} ({split})", files, classes, order)
 
 
 def _not_the_layout(root: Path, split: str) -> str:
     """What is wrong, and the splits that are there."""
-    splits = ", ".join(folder.name for folder in _folders(root) if is_picture_layout(root, folder.name))
+    splits = ", ".join(folder.name for folder in _folders(root) if has_class_folders(root, folder.name))
     if splits:
         return f"{root / split}: no such split, or no picture in its class folders; splits here: {splits}"
     return f"{root}: no class folders with pictures in '{split}'; the layout of a classifier's data set is {LAYOUT}"

@@ -12,13 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.datasets.classification import LAYOUT, LabelledPictures, is_picture_layout, pictures_from_path
+from dovit_deploy.datasets.classification import LAYOUT, LabelledImages, has_class_folders, images_from_path
 from dovit_deploy.datasets.dataset import (
-    IGNORE,
     ClassList,
     Dataset,
-    DatasetPart,
-    LabelledFiles,
     Sample,
     frequencies,
     with_prefix,
@@ -27,7 +24,6 @@ from dovit_deploy.datasets.layouts import (
     SegmentationFolder,
     ade20k_files,
     cityscapes_files,
-    class_list_from_file,
     is_ade20k,
     is_cityscapes,
     is_segnet,
@@ -104,23 +100,6 @@ class RenderedScenes:
         """Nothing to check: there are no files."""
 
 
-__all__ = [
-    "IGNORE",
-    "SCENES",
-    "ClassList",
-    "Dataset",
-    "DatasetPart",
-    "LabelledFiles",
-    "LabelledPictures",
-    "RenderedScenes",
-    "Sample",
-    "SegmentationFolder",
-    "class_list_from_file",
-    "dataset_from_path",
-    "labelled_pictures_from_path",
-    "with_prefix",
-]
-
 SCENES = "scenes"
 """In place of a folder: rendered street scenes."""
 
@@ -146,8 +125,8 @@ def dataset_from_path(path: str | Path, split: str) -> Dataset:
     return with_prefix(whole, prefix.removeprefix("-"), without=prefix.startswith("-"))
 
 
-def labelled_pictures_from_path(path: str | Path, split: str) -> LabelledPictures:
-    """The split of a classifier's data set at `path`; arguments and errors as `pictures_from_path` has them.
+def labelled_images_from_path(path: str | Path, split: str) -> LabelledImages:
+    """The split of a classifier's data set at `path`; arguments and errors as `images_from_path` has them.
 
     Raises:
         DatasetError: also for a data set of label maps.
@@ -157,7 +136,7 @@ def labelled_pictures_from_path(path: str | Path, split: str) -> LabelledPicture
         raise DatasetError(f"'{SCENES}' are labelled pixel by pixel; a classifier's data set is {LAYOUT}")
     if _is_segmentation(root):
         raise DatasetError(f"{root}: a data set of label maps, for segmentation; a classifier's is {LAYOUT}")
-    return pictures_from_path(root, split)
+    return images_from_path(root, split)
 
 
 def _is_segmentation(root: Path) -> bool:
@@ -172,7 +151,7 @@ def _whole(root: Path, split: str) -> Dataset:
         raise DatasetError(f"{root}: no such data set; give its folder, or '{SCENES}' for rendered street scenes")
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; a data set is a folder ({LAYOUTS})")
-    if is_picture_layout(root, split) and not _is_segmentation(root):
+    if has_class_folders(root, split) and not _is_segmentation(root):
         raise DatasetError(f"{root}: pictures in class folders, for classifiers; layouts with label maps: {LAYOUTS}")
     if (root / "classes.json").is_file():
         return SegmentationFolder(root, split)

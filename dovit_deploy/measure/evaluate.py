@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dovit_deploy.bundle.manifest import Manifest
-from dovit_deploy.datasets.classification import LabelledPictures
+from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import ClassList, Dataset, Sample
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.controls import Steering
@@ -207,7 +207,7 @@ class MeasuredPictures:
     smaller: list[AnswerTally] = field(default_factory=list)
 
 
-def check_picture_classes(data: LabelledPictures, manifest: Manifest) -> None:
+def check_picture_classes(data: LabelledImages, manifest: Manifest) -> None:
     """Refuse a data set whose classes are not the bundle's.
 
     Raises:
@@ -229,7 +229,7 @@ def check_picture_classes(data: LabelledPictures, manifest: Manifest) -> None:
 
 def measure_pictures(
     session: Session,
-    data: LabelledPictures,
+    data: LabelledImages,
     *,
     thresholds: Thresholds | None,
     smaller: Sequence[Session] = (),

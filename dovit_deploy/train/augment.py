@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy import packages
-from dovit_deploy.datasets.open import IGNORE, Sample
+from dovit_deploy.datasets.dataset import IGNORE, Sample
 from dovit_deploy.train.config import Augmentation, Scaling
 
 

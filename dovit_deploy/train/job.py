@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-from dovit_deploy.datasets.open import Dataset
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.train.config import Scaling, TrainConfig, spec_from_choice
 from dovit_deploy.train.data import DEFAULT_SIZE, Material, opened, refuse_other_classes, scenes_for, watched

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dovit_deploy.datasets.open import Dataset
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.data import Batch, BatchMaker, Material, Plan, Planner, batches

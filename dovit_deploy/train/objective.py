@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dovit_deploy.datasets.open import IGNORE, Dataset
+from dovit_deploy.datasets.dataset import IGNORE, Dataset
 from dovit_deploy.train.augment import normalised, resized
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.data import Batch

@@ -12,7 +12,7 @@ import numpy as np
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
-from dovit_deploy.datasets.open import Dataset
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.record import Record

@@ -13,7 +13,8 @@ from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, Control
 from dovit_deploy.calibrate.calibrate import halves
 from dovit_deploy.calibrate.controls import controls_of_choice, draw_plot, save_plot
 from dovit_deploy.calibrate.trial import FolderPictures, LabelledPictures
-from dovit_deploy.datasets.open import DatasetPart, dataset_from_path
+from dovit_deploy.datasets.dataset import DatasetPart
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError, InputError
 from dovit_deploy.measure.evaluate import measure_set
 from dovit_deploy.runtime.session import Session

@@ -16,8 +16,8 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.sources.images import read_image
+from tests.datasets.class_folders import write_class_folders
 from tests.datasets.labelled_folder import write_labelled
-from tests.datasets.picture_folder import write_pictures
 from tests.test_torch_free import BLOCKED
 
 FOLDERS = ("a", "b", "c", "d", "e")
@@ -43,7 +43,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def labelled(tmp_path):
-    return write_pictures(tmp_path / "set", folders=FOLDERS, images=2)
+    return write_class_folders(tmp_path / "set", folders=FOLDERS, images=2)
 
 
 def rows_in(folder: Path) -> list[dict]:
@@ -202,13 +202,13 @@ def test_data_sets_that_do_not_fit(dovit, classifier_bundle_path, tiny_bundle_pa
     refused(dovit("eval", tiny_bundle_path, "set"), 3, "pictures in class folders, for classifiers")
     refused(dovit("eval", classifier_bundle_path, "set", "--split", "test"), 3, "splits here: val")
     refused(dovit("eval", classifier_bundle_path, "absent"), 3, "no such data set")
-    write_pictures(tmp_path / "few", images=1)
+    write_class_folders(tmp_path / "few", images=1)
     refused(dovit("eval", classifier_bundle_path, "few", "--json", "e.json"), 3, "3 classes, the bundle namer has 5")
     assert not (tmp_path / "e.json").exists()
 
 
 def test_a_subset_of_the_classes_with_a_list(dovit, classifier_bundle_path, tmp_path):
-    write_pictures(tmp_path / "few", folders=("d", "b"), images=1)
+    write_class_folders(tmp_path / "few", folders=("d", "b"), images=1)
     (tmp_path / "few" / "classes.json").write_text(json.dumps(list(FOLDERS)))
     done = dovit("eval", classifier_bundle_path, "few", "--json", "eval.json")
     assert done.returncode == 0, done.stderr

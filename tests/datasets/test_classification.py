@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.datasets.classification import LISTS, is_picture_layout
-from dovit_deploy.datasets.open import dataset_from_path, labelled_pictures_from_path
+from dovit_deploy.datasets.classification import LISTS, has_class_folders
+from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_path
 from dovit_deploy.errors import DatasetError
+from tests.datasets.class_folders import write_class_folders
 from tests.datasets.labelled_folder import write_labelled
-from tests.datasets.picture_folder import write_pictures
 
 
 @pytest.fixture
 def root(tmp_path):
-    return write_pictures(tmp_path / "set", folders=("n02", "n01", "n10"), images=2)
+    return write_class_folders(tmp_path / "set", folders=("n02", "n01", "n10"), images=2)
 
 
 def labels(data):
@@ -25,7 +25,7 @@ def labels(data):
 
 
 def test_without_a_list_the_folders_count_in_the_order_of_their_names(root):
-    data = labelled_pictures_from_path(root, "val")
+    data = labelled_images_from_path(root, "val")
     assert [entry.folder for entry in data.classes] == ["n01", "n02", "n10"]
     assert len(data) == 6 and data.stems[0] == "n01/n01_0"
     assert {stem[:3]: label for stem, label in labels(data).items()} == {"n01": 0, "n02": 1, "n10": 2}
@@ -47,7 +47,7 @@ def test_without_a_list_the_folders_count_in_the_order_of_their_names(root):
 )
 def test_a_list_gives_the_numbers_and_may_name_classes_without_pictures(root, name, text):
     (root / name).write_text(text)
-    data = labelled_pictures_from_path(str(root), "val")
+    data = labelled_images_from_path(str(root), "val")
     assert [entry.folder for entry in data.classes] == ["n10", "n02", "n05", "n01"]
     assert {stem[:3]: label for stem, label in labels(data).items()} == {"n10": 0, "n02": 1, "n01": 3}
     assert name in data.order and name in LISTS
@@ -58,14 +58,14 @@ def test_a_list_gives_the_numbers_and_may_name_classes_without_pictures(root, na
 
 
 def test_part_of_a_split(root):
-    assert set(labels(labelled_pictures_from_path(root, "val:n01/"))) == {"n01/n01_0", "n01/n01_1"}
-    rest = labelled_pictures_from_path(root, "val:-n01/")
+    assert set(labels(labelled_images_from_path(root, "val:n01/"))) == {"n01/n01_0", "n01/n01_1"}
+    rest = labelled_images_from_path(root, "val:-n01/")
     assert len(rest) == 4 and len(rest.classes) == 3
     for wrong in ("", ":", "val:", "val:-"):
         with pytest.raises(DatasetError, match="NAME:PREFIX"):
-            labelled_pictures_from_path(root, wrong)
+            labelled_images_from_path(root, wrong)
     with pytest.raises(DatasetError, match="no picture"):
-        labelled_pictures_from_path(root, "val:zebra")
+        labelled_images_from_path(root, "val:zebra")
 
 
 def test_what_is_no_picture_is_not_counted(root):
@@ -74,14 +74,14 @@ def test_what_is_no_picture_is_not_counted(root):
     (root / "val" / ".cache").mkdir()
     (root / "val" / "empty").mkdir()
     (root / "val" / "list.txt").write_text("x")
-    data = labelled_pictures_from_path(root, "val")
+    data = labelled_images_from_path(root, "val")
     assert len(data) == 6 and len(data.classes) == 3
 
 
 def test_a_spoilt_picture_is_found_and_named(root):
-    labelled_pictures_from_path(root, "val").check()
+    labelled_images_from_path(root, "val").check()
     (root / "val" / "n10" / "n10_1.png").write_bytes(b"no picture")
-    data = labelled_pictures_from_path(root, "val")
+    data = labelled_images_from_path(root, "val")
     with pytest.raises(DatasetError, match=r"n10_1\.png: cannot be decoded"):
         data.check()
 
@@ -103,23 +103,23 @@ def test_a_spoilt_picture_is_found_and_named(root):
 def test_lists_that_do_not_fit(root, name, text, words):
     (root / name).write_text(text)
     with pytest.raises(DatasetError, match=words):
-        labelled_pictures_from_path(root, "val")
+        labelled_images_from_path(root, "val")
 
 
 def test_no_such_set_and_no_such_split(root, tmp_path):
     with pytest.raises(DatasetError, match="no such data set"):
-        labelled_pictures_from_path(tmp_path / "absent", "val")
+        labelled_images_from_path(tmp_path / "absent", "val")
     with pytest.raises(DatasetError, match="splits here: val"):
-        labelled_pictures_from_path(root, "test")
+        labelled_images_from_path(root, "test")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "val").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "flat" / "val" / "a.png")
     with pytest.raises(DatasetError, match=r"no class folders with pictures in 'val'"):
-        labelled_pictures_from_path(tmp_path / "flat", "val")
+        labelled_images_from_path(tmp_path / "flat", "val")
 
 
 def test_a_set_of_the_other_task_is_told_apart(root, tmp_path):
-    assert is_picture_layout(root, "val") and not is_picture_layout(root, "train")
+    assert has_class_folders(root, "val") and not has_class_folders(root, "train")
     with pytest.raises(DatasetError, match="for classifiers"):
         dataset_from_path(root, "val")
     (root / "classes.json").write_text(json.dumps(["n01", "n02", "n10"]))
@@ -128,6 +128,6 @@ def test_a_set_of_the_other_task_is_told_apart(root, tmp_path):
     maps = write_labelled(tmp_path / "maps", images=1)
     assert len(dataset_from_path(maps, "val")) == 1
     with pytest.raises(DatasetError, match="label maps"):
-        labelled_pictures_from_path(maps, "val")
+        labelled_images_from_path(maps, "val")
     with pytest.raises(DatasetError, match="pixel by pixel"):
-        labelled_pictures_from_path("scenes", "val")
+        labelled_images_from_path("scenes", "val")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dovit_deploy.datasets.dataset import IGNORE, DatasetPart
 from dovit_deploy.datasets.layouts import CITYSCAPES_CLASSES
-from dovit_deploy.datasets.open import IGNORE, DatasetPart, RenderedScenes, dataset_from_path
+from dovit_deploy.datasets.open import RenderedScenes, dataset_from_path
 from dovit_deploy.errors import DatasetError
 from dovit_scenes.things import CLASS_NAMES
 from tests.datasets.labelled_folder import write_labelled

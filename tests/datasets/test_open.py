@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.datasets.open import IGNORE, SegmentationFolder
+from dovit_deploy.datasets.dataset import IGNORE
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
 from tests.train.tiny_folder import COLOURS, picture, write_folder
 
@@ -18,13 +19,13 @@ def root(tmp_path):
 
 def faults(root, *, contains, sample=None):
     with pytest.raises(DatasetError, match=contains):
-        folder = SegmentationFolder(root, "train")
+        folder = dataset_from_path(root, "train")
         if sample is not None:
             folder.sample(sample)
 
 
 def test_a_sample_is_what_was_written_with_void_made_ignore(root):
-    folder = SegmentationFolder(root, "train")
+    folder = dataset_from_path(root, "train")
     rgb, label = picture((40, 56), seed=2)
     sample = folder.sample(2)
     assert len(folder) == 5
@@ -37,15 +38,15 @@ def test_a_sample_is_what_was_written_with_void_made_ignore(root):
 
 def test_indexed_labels_are_read_as_indices_not_colours(root):
     path = root / "labels" / "train" / "train_1.png"
-    before = SegmentationFolder(root, "train").sample(1).label
+    before = dataset_from_path(root, "train").sample(1).label
     indexed = Image.fromarray(np.array(Image.open(path)), mode="P")
     indexed.putpalette([200, 10, 10] * 256)
     indexed.save(path)
-    np.testing.assert_array_equal(SegmentationFolder(root, "train").sample(1).label, before)
+    np.testing.assert_array_equal(dataset_from_path(root, "train").sample(1).label, before)
 
 
 def test_class_frequencies_are_shares_of_labelled_pixels(root):
-    folder = SegmentationFolder(root, "train")
+    folder = dataset_from_path(root, "train")
     labels = np.concatenate([folder.sample(number).label.ravel() for number in range(5)])
     known = labels[labels != IGNORE]
     np.testing.assert_allclose(folder.class_frequencies(), np.bincount(known, minlength=4) / len(known))
@@ -108,7 +109,7 @@ def test_a_set_without_any_labelled_pixel_is_refused(root):
     for path in (root / "labels" / "train").iterdir():
         Image.new("L", (56, 40), 11).save(path)
     with pytest.raises(DatasetError, match="no labelled pixel"):
-        SegmentationFolder(root, "train").class_frequencies()
+        dataset_from_path(root, "train").class_frequencies()
 
 
 @pytest.mark.parametrize(

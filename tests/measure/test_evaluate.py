@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.datasets.open import IGNORE, dataset_from_path, labelled_pictures_from_path
+from dovit_deploy.datasets.dataset import IGNORE
+from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_path
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -19,8 +20,8 @@ from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import thresholds_from
+from tests.datasets.class_folders import write_class_folders
 from tests.datasets.labelled_folder import VOID, write_labelled
-from tests.datasets.picture_folder import write_pictures
 from tests.fakes import FakeClassifierSession, FakeSession, fake_classifier_manifest
 
 IMAGES = 5
@@ -238,7 +239,7 @@ def without_dense(manifest):
 
 @pytest.fixture
 def classifier_evaluation_data(tmp_path):
-    return labelled_pictures_from_path(write_pictures(tmp_path / "set", folders=FOLDERS, images=4), "val")
+    return labelled_images_from_path(write_class_folders(tmp_path / "set", folders=FOLDERS, images=4), "val")
 
 
 def classifier_evaluation_evaluated(
@@ -335,26 +336,26 @@ def test_thresholds_are_handed_on(classifier_evaluation_data):
 
 
 def test_a_fault_in_the_last_picture_is_found_before_the_first_is_run(tmp_path):
-    root = write_pictures(tmp_path / "set", folders=FOLDERS, images=1)
+    root = write_class_folders(tmp_path / "set", folders=FOLDERS, images=1)
     (root / "val" / "g" / "g_0.png").write_bytes(b"no picture")
     session = WaveringSession()
     with pytest.raises(DatasetError, match=r"g_0\.png: cannot be decoded"):
-        classifier_evaluation_evaluated(session, labelled_pictures_from_path(root, "val"))
+        classifier_evaluation_evaluated(session, labelled_images_from_path(root, "val"))
     assert session.calls == []
 
 
 def test_classifier_evaluation_classes_must_be_the_bundles(tmp_path, classifier_evaluation_data):
     manifest = fake_classifier_manifest(classes=7)
     check_picture_classes(classifier_evaluation_data, manifest)
-    few = labelled_pictures_from_path(write_pictures(tmp_path / "few", images=1), "val")
+    few = labelled_images_from_path(write_class_folders(tmp_path / "few", images=1), "val")
     with pytest.raises(DatasetError, match=r"order of the folders in .*val gives 3 classes, the bundle fake has 7"):
         check_picture_classes(few, manifest)
-    root = write_pictures(tmp_path / "turned", folders=FOLDERS, images=1)
+    root = write_class_folders(tmp_path / "turned", folders=FOLDERS, images=1)
     names = [f"Class {number}" for number in (1, 0, 2, 3, 4, 5, 6)]
     lines = [f"{folder} {name}" for folder, name in zip(FOLDERS, names, strict=True)]
     (root / "synset_words.txt").write_text("\n".join(lines))
     with pytest.raises(DatasetError, match=r"class 0 is 'class 1' by .*synset_words\.txt and 'class 0' in the bundle"):
-        check_picture_classes(labelled_pictures_from_path(root, "val"), manifest)
+        check_picture_classes(labelled_images_from_path(root, "val"), manifest)
 
 
 def test_a_segmentation_bundle_is_no_classifier(classifier_evaluation_data):

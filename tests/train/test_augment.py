@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dovit_deploy.datasets.open import IGNORE, Sample
+from dovit_deploy.datasets.dataset import IGNORE, Sample
 from dovit_deploy.train.augment import normalised, random_view
 from dovit_deploy.train.config import Augmentation, Scaling
 

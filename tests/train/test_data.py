@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.train.config import Phase, TrainConfig
 from dovit_deploy.train.data import BatchMaker, Material, Planner, batches, watched
@@ -51,7 +51,7 @@ def test_the_share_of_scenes_is_the_phases():
 
 
 def test_every_step_draws_its_own_views_and_the_same_again(root):
-    data = SegmentationFolder(root, "train")
+    data = dataset_from_path(root, "train")
     config = config_of(Phase(until=1, crop=(32, 48), batch=2))
     maker = BatchMaker(config, Material(data, None))
     plans = [Planner(config, 5).plan(step, 0) for step in (0, 1)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TrainConfig, spec_from_choice
 from dovit_deploy.train.data import Material
 from dovit_deploy.train.loop import Trainer
@@ -30,7 +30,7 @@ from tests.train.tiny_folder import write_folder
     ],
 )
 def test_what_is_trained_can_be_exported(tmp_path, stem, head):
-    data = SegmentationFolder(write_folder(tmp_path / "set", images=2, size=(48, 64)), "train")
+    data = dataset_from_path(write_folder(tmp_path / "set", images=2, size=(48, 64)), "train")
     choice = NetworkChoice(
         stem=stem, head=head, width=16, depth=3, heads=2, head_channels=8, gate_channels=8 if stem == "conv" else 0
     )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import deployed
@@ -60,7 +60,7 @@ def test_a_batch_gives_what_its_images_give_when_deployed(family):
 
 @pytest.mark.parametrize("family", ["evovit", pytest.param("stvit", marks=pytest.mark.exhaustive)])
 def test_what_is_trained_becomes_a_bundle(tmp_path, family):
-    data = SegmentationFolder(write_folder(tmp_path / "set", images=2, size=SIZE), "train")
+    data = dataset_from_path(write_folder(tmp_path / "set", images=2, size=SIZE), "train")
     config = TrainConfig(
         spec=spec_from_choice(CHOICES[family], SIZE, 4),
         steps=2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.registry import model_from_spec
@@ -26,7 +26,7 @@ SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2), size=(40, 56
 
 
 def test_gates_learn_and_the_dense_network_stays(tmp_path):
-    data = SegmentationFolder(write_folder(tmp_path / "set"), "train")
+    data = dataset_from_path(write_folder(tmp_path / "set"), "train")
     config = TrainConfig(
         spec=SPEC,
         steps=4,

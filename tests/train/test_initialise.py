@@ -9,7 +9,7 @@ import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import ConfigError, PickleRefused
 from dovit_deploy.families.parts import ConvStem, FcnHead
 from dovit_deploy.families.registry import model_from_spec
@@ -185,7 +185,7 @@ def test_mask_heads_start_with_class_tokens_that_differ():
 @torch.no_grad()
 def test_a_run_starts_as_the_network_it_was_given(tmp_path):
     start = started(saved(tmp_path / "made", SPEC))
-    data = SegmentationFolder(write_folder(tmp_path / "set", size=SPEC.size), "train")
+    data = dataset_from_path(write_folder(tmp_path / "set", size=SPEC.size), "train")
     config = TrainConfig(spec=start.spec, steps=1, phases=(Phase(until=1, crop=(48, 64), batch=3),), precision="fp32")
     frequencies = data.class_frequencies()
     run = Trainer(config, Material(data, None), None, RunFolder(tmp_path), frequencies=frequencies, start=start)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dovit_deploy.datasets.open import RenderedScenes, SegmentationFolder
+from dovit_deploy.datasets.open import RenderedScenes, dataset_from_path
 from dovit_deploy.errors import CheckError, InputError, Interrupted, UsageError
 from dovit_deploy.train.config import Augmentation, Distillation, Phase, TokenPassing, TrainConfig
 from dovit_deploy.train.data import KeptInFolder, Material
@@ -25,7 +25,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return SegmentationFolder(write_folder(tmp_path_factory.mktemp("data") / "set"), "train")
+    return dataset_from_path(write_folder(tmp_path_factory.mktemp("data") / "set"), "train")
 
 
 def config_of(**changes):
@@ -173,7 +173,7 @@ def test_workers_change_nothing(tmp_path, data):
 
 def test_a_fault_in_a_worker_names_the_file(tmp_path):
     root = write_folder(tmp_path / "set")
-    data = SegmentationFolder(root, "train")
+    data = dataset_from_path(root, "train")
     frequencies = data.class_frequencies()
     (root / "images" / "train" / "train_3.png").write_bytes(b"no image")
     config = config_of(workers=1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dovit_deploy.datasets.open import IGNORE, DatasetPart, SegmentationFolder
+from dovit_deploy.datasets.dataset import IGNORE, DatasetPart
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.masked import GateOutput, MaskedOutput, masked_forward, uniform_passing
 from dovit_deploy.train.objective import (
@@ -109,7 +110,7 @@ SPEC = tiny_spec(head="pup", stem="conv", gates=(1, 2), size=(40, 56), classes=4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return SegmentationFolder(write_folder(tmp_path_factory.mktemp("data") / "set", images=3), "train")
+    return dataset_from_path(write_folder(tmp_path_factory.mktemp("data") / "set", images=3), "train")
 
 
 def test_iou_by_hand():

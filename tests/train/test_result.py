@@ -5,7 +5,7 @@ import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-from dovit_deploy.datasets.open import SegmentationFolder
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.registry import model_from_spec
@@ -47,7 +47,7 @@ def test_the_threshold_that_saves_most_within_the_drop_is_chosen():
 
 def test_the_curve_starts_dense_and_costs_what_ran(root):
     model = tiny_model(SPEC)
-    points = threshold_curve(model, SegmentationFolder(root, "val"), scaling=Scaling(), thresholds=(0.0, 1.0))
+    points = threshold_curve(model, dataset_from_path(root, "val"), scaling=Scaling(), thresholds=(0.0, 1.0))
     dense, all_stop, none_stop = points
     assert (dense.threshold, dense.drop, dense.flops_saved) == (None, 0, 0)
     assert all_stop.kept == (SPEC.tokens, SPEC.extra_tokens, SPEC.extra_tokens)
@@ -65,7 +65,7 @@ def test_the_saved_checkpoint_is_the_network(tmp_path, root):
     with torch.no_grad():
         masked_forward(model, tiny_pixels(SPEC.size, 1, images=4))
     model.eval().to(memory_format=torch.channels_last)
-    listed = SegmentationFolder(root, "train").classes
+    listed = dataset_from_path(root, "train").classes
     classes = tuple(ClassEntry(name=name, color=c) for name, c in zip(listed.names, listed.palette, strict=True))
     settings = {"threshold": 0.85, "scaling": Scaling(mean=(1, 2, 3)), "license_note": "for tests"}
     save_result(tmp_path / "made", model, classes, documents={"train.json": "{}"}, **settings)

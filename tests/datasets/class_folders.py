@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-def write_pictures(
+def write_class_folders(
     root: Path, *, folders: Sequence[str] = ("a", "b", "c"), images: int = 3, split: str = "val", size=(60, 80)
 ) -> Path:
     """`images` pictures for each of `folders`; a class's colour depends on its folder's name alone."""
