@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dovit_deploy import __version__
+from dovit_deploy.commands.arguments import CommonFlags
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.build import build, cache
 from dovit_deploy.commands.calibrate import calibrate
@@ -72,10 +73,11 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"dovit-deploy {__version__}\n")
         return 0
+    flags = CommonFlags()
     try:
-        app(args=arguments)
+        app(args=arguments, obj=flags)
     except DovitError as error:
-        if {"-v", "--verbose"} & set(arguments):
+        if flags.verbose:
             traceback.print_exc()
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

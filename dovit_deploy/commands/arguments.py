@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,26 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
 
 
+@dataclass
+class CommonFlags:
+    """What every verb is asked alike: `cli` makes one for each call of a verb, and the flags' callbacks fill it."""
+
+    verbose: bool = False
+
+
+def _note_verbose(context: typer.Context, value: bool) -> bool:
+    # A verb that is called without `cli`, as in a test, has none.
+    if isinstance(context.obj, CommonFlags):
+        context.obj.verbose = value
+    return value
+
+
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON here.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints; results and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More detail, and the traceback of an error.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_note_verbose, help="More detail, and the traceback of an error."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 EngineName = Annotated[
     str,

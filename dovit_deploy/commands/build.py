@@ -56,7 +56,6 @@ def build(
     The table is taken from the builder's own log. Nothing is run: whether an engine is fast on a GPU, and how close it
     is to the reference, is for `bench` and `run` on that GPU to say.
     """
-    del verbose
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.tensorrt.build import build_engines
     from dovit_deploy.engines.tensorrt.package import ENGINES, tensorrt_package
@@ -199,7 +198,6 @@ def cache(
     `prune` removes what killed builds left, damaged engines, and engines of another version of TensorRT or of this
     package, which are never taken again.
     """
-    del verbose
     from dovit_deploy.engines.tensorrt.store import EngineCache
 
     console.check_writable(json_file)

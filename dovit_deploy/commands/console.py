@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.files import write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Json = Mapping[str, object]
 
@@ -58,32 +62,122 @@ def check_writable(path: Path | None, *, given: Path | None = None) -> None:
         raise UsageError(f"--json {path}: this is the input; choose another file")
 
 
+LINE_EVERY_S = 10.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar in."""
+
+
+class ProgressDisplay:
+    """How far a long verb is. This one shows nothing (`--quiet`); the others draw a bar, or write lines."""
+
+    def __init__(self, step: str, *, total: float | None, unit: str) -> None:
+        self.step, self.total, self.unit = step, total, unit
+        self.done = 0.0
+        self.note = ""
+        self._start, self._saved = perf_counter(), 0.0
+
+    def advance(self, saved: float | None = None) -> None:
+        """One more unit is done; `saved`: the fraction of its dense FLOPs that it saved."""
+        self.done += 1
+        rate = self.done / max(perf_counter() - self._start, 1e-9)
+        self.note = f"{rate:.1f} {self.unit}/s"
+        if saved is not None:
+            self._saved += saved
+            self.note += f"  FLOPs saved {self._saved / self.done:.0%}"
+        self._changed(new_step=False)
+
+    def reach(self, done: float, *, total: float | None = None, note: str = "") -> None:
+        """`done` of `total` units are done; `note` is shown beside them, as the loss of a training."""
+        self.done, self.total, self.note = done, self.total if total is None else total, note
+        self._changed(new_step=False)
+
+    def begin(self, step: str) -> None:
+        """The next step of the work, counted from 0; of how many units is not known yet."""
+        if self.step == step:
+            return
+        self.step, self.total, self.done, self.note = step, None, 0.0, ""
+        self._start, self._saved = perf_counter(), 0.0
+        self._changed(new_step=True)
+
+    def counted(self) -> str:
+        """ "12/101 images", "12 images" of an unknown number, "37%" of a fraction of 1; "" before the first."""
+        if self.total == 1 and self.done != int(self.done):
+            return f"{self.done:.0%}"
+        if self.total is not None:
+            return f"{self.done:.0f}/{self.total:.0f} {self.unit}"
+        return f"{self.done:.0f} {self.unit}" if self.done else ""
+
+    def _changed(self, *, new_step: bool) -> None:
+        del new_step
+
+
+class _Bar(ProgressDisplay):
+    def __init__(self, step: str, *, total: float | None, unit: str, bar: Progress) -> None:
+        super().__init__(step, total=total, unit=unit)
+        self._bar = bar
+        self._task = bar.add_task(step, total=total, counted="", note="")
+
+    def _changed(self, *, new_step: bool) -> None:
+        if new_step:
+            # The clocks of Rich's columns run from the beginning of a task.
+            self._bar.reset(self._task)
+        self._bar.update(
+            self._task,
+            description=self.step,
+            total=self.total,
+            completed=self.done,
+            counted=self.counted(),
+            note=self.note,
+            refresh=not self._bar.live.auto_refresh,
+        )
+
+
+class _Lines(ProgressDisplay):
+    def __init__(self, step: str, *, total: float | None, unit: str) -> None:
+        super().__init__(step, total=total, unit=unit)
+        self._began = self._written = perf_counter()
+
+    def _changed(self, *, new_step: bool) -> None:
+        now = perf_counter()
+        if not new_step and now - self._written < LINE_EVERY_S:
+            return
+        self._written = now
+        text = "  ".join(part for part in (self.step, self.counted(), self.note) if part)
+        sys.stderr.write(f"{now - self._began:6.1f} s  {text}\n")
+
+
 @contextmanager
-def progress_bar(*, total: int | None, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr with frames a second and mean FLOPs saved; gives the function to call after each frame."""
+def progress(
+    step: str = "", *, total: float | None = None, unit: str = "images", quiet: bool, timed: bool = False
+) -> Iterator[ProgressDisplay]:
+    """How far a long verb is, on stderr: a bar in a terminal; without one a line every 10 s and for every step.
+
+    Args:
+        step: what is done first; `begin` names the next one.
+        total: number of units; None where it is not known, 1 for a fraction.
+        unit: what is counted, in the plural.
+        quiet: show nothing.
+        timed: the work is being timed: nothing is drawn between two calls, so that no other thread computes meanwhile.
+    """
     if quiet:
-        yield lambda saved: None
+        yield ProgressDisplay(step, total=total, unit=unit)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    stream = errors_console()
+    if not stream.is_terminal:
+        yield _Lines(step, total=total, unit=unit)
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} fps"),
-        TextColumn("FLOPs saved {task.fields[saved]:.0%}"),
+        TextColumn("{task.fields[counted]}"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors_console(), transient=True) as progress:
-        task = progress.add_task("", total=total, rate=0.0, saved=0.0)
-        start, seen, saved_sum = perf_counter(), 0, 0.0
-
-        def advance(saved: float) -> None:
-            nonlocal seen, saved_sum
-            seen, saved_sum = seen + 1, saved_sum + saved
-            rate = seen / max(perf_counter() - start, 1e-9)
-            progress.update(task, advance=1, rate=rate, saved=saved_sum / seen)
-
-        yield advance
+    with Progress(*columns, console=stream, transient=True, auto_refresh=not timed, speed_estimate_period=300) as bar:
+        yield _Bar(step, total=total, unit=unit, bar=bar)
 
 
 # Tables on stdout: drawn in a terminal, plain aligned columns in a file or a pipe.

@@ -17,7 +17,6 @@ def doctor(
     json_file: arguments.JsonFile = None, quiet: arguments.Quiet = False, verbose: arguments.Verbose = False
 ) -> None:
     """Say which engines and encoders work here, what is missing or doubled, and the line that mends it."""
-    del verbose
     from dovit_deploy.measure.doctor import examination
 
     console.check_writable(json_file)

@@ -83,14 +83,14 @@ def _measure(bundle: Bundle, data: Dataset, request: EvalRequest, session: Sessi
     from dovit_deploy.measure.evaluate import measure_set
     from dovit_deploy.measure.report import report_from_measured
 
-    with console.progress_bar(total=len(data), quiet=request.quiet) as advance:
+    with console.progress(total=len(data), quiet=request.quiet) as shown:
         measured = measure_set(
             session,
             data,
             thresholds=request.given_thresholds,
             controls=request.controls,
             smaller=smaller,
-            advance=advance,
+            advance=shown.advance,
         )
     report = report_from_measured(
         measured,
@@ -249,9 +249,9 @@ def _evaluate_classifier_measure(
             "replayed",
             quiet=request.quiet,
         )
-    with console.progress_bar(total=len(data), quiet=request.quiet) as advance:
+    with console.progress(total=len(data), quiet=request.quiet) as shown:
         measured = measure_pictures(
-            session, data, thresholds=request.given_thresholds, smaller=smaller, advance=advance
+            session, data, thresholds=request.given_thresholds, smaller=smaller, advance=shown.advance
         )
     report = report_from_pictures(
         measured,

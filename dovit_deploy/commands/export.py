@@ -47,7 +47,6 @@ def export(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Turn a checkpoint into a bundle: staged ONNX graphs with dynamic token counts, verified."""
-    del verbose
     start = perf_counter()
     if precision != "fp32":
         raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")

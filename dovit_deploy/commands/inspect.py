@@ -48,7 +48,6 @@ def inspect(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Say what is in a file, without running it."""
-    del verbose
     console.check_writable(json_file, given=path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")

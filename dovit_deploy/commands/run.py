@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -50,7 +51,6 @@ def run(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
-    del verbose
     from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.runtime.outputs import KINDS
@@ -89,8 +89,9 @@ def run(
                 dense=dense,
                 every=every,
             )
-            with console.progress_bar(total=frames.count, quiet=quiet) as advance:
-                summary = job.run(stop=stop, advance=advance, failed=lambda text: console.remark(text, quiet=False))
+            with console.progress(total=frames.count, unit="frames", quiet=quiet) as shown:
+                failed = partial(console.remark, quiet=False)
+                summary = job.run(stop=stop, advance=shown.advance, failed=failed)
         for line in (*frames.warnings, *job.warnings):
             console.remark(f"note: {line}", quiet=quiet)
         ended_early = frames.ended_early

@@ -46,7 +46,6 @@ def train(
     log.jsonl, curve.json (accuracy and FLOPs by threshold), a picture of the run, and the recipe. docs/training.md
     has the keys of the recipe.
     """
-    del verbose
     _check(output, resume=resume, minutes=minutes)
     console.check_writable(json_file)
     for package in ("torch", "cv2", "PIL"):

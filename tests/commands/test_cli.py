@@ -29,6 +29,13 @@ def test_every_verb_has_help_and_the_common_flags(dovit: Run, verb: str) -> None
         assert flag in result.stdout
 
 
+@pytest.mark.parametrize("flag", [(), ("-v",), ("--verbose",)])
+def test_the_traceback_of_an_error_is_shown_on_request(dovit: Run, flag: tuple[str, ...]) -> None:
+    result = dovit("inspect", "absent.dovit", *flag)
+    assert result.returncode == 3
+    assert ("Traceback" in result.stderr) is bool(flag)
+
+
 def test_versions(dovit: Run) -> None:
     assert dovit("--version").stdout.strip() == f"dovit-deploy {__version__}"
     for verb in SHORT:
