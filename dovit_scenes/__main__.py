@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from dovit_deploy.errors import DovitError, UsageError
 from dovit_scenes.clip import write_clip
 from dovit_scenes.dataset import write_dataset
+from dovit_scenes.errors import SceneArgumentError, SceneError
 from dovit_scenes.render import street_frames
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _clip(options, size)
         else:
             _dataset(options, size)
-    except DovitError as error:
+    except SceneError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
@@ -52,13 +52,13 @@ def _size(text: str) -> tuple[int, int]:
     """ "640x360" -> (360, 640)."""
     width, cross, height = text.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
-        raise UsageError(f"--size {text!r} is not WIDTHxHEIGHT, such as 640x360")
+        raise SceneArgumentError(f"--size {text!r} is not WIDTHxHEIGHT, such as 640x360")
     return int(height), int(width)
 
 
 def _clip(options: argparse.Namespace, size: tuple[int, int]) -> None:
     if options.frames < 1 or options.fps <= 0:
-        raise UsageError("a clip needs at least one frame (--frames) and a positive rate (--fps)")
+        raise SceneArgumentError("a clip needs at least one frame (--frames) and a positive rate (--fps)")
     density = 0.5 if options.density is None else options.density
     frames = street_frames(options.frames, seed=options.seed, size=size, density=density, fps=float(options.fps))
     write_clip(
@@ -73,10 +73,12 @@ def _clip(options: argparse.Namespace, size: tuple[int, int]) -> None:
 
 def _dataset(options: argparse.Namespace, size: tuple[int, int]) -> None:
     if options.output.suffix.lower() == ".mp4":
-        raise UsageError(f"--images writes a folder; {options.output.name!r} names a clip: leave out one of the two")
+        raise SceneArgumentError(
+            f"--images writes a folder; {options.output.name!r} names a clip: leave out one of the two"
+        )
     validation = max(1, options.images // 10) if options.val is None else options.val
     if options.images < 1 or validation < 0:
-        raise UsageError("a data set needs at least one training image (--images), and --val of 0 or more")
+        raise SceneArgumentError("a data set needs at least one training image (--images), and --val of 0 or more")
     write_dataset(
         options.output,
         {"train": options.images, "val": validation},

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
+from dovit_scenes import packages
 from dovit_scenes.camera import NEAR, Camera, Points, clip_frame, clip_near
 from dovit_scenes.light import Light
 from dovit_scenes.things import CLASS_NAMES, SceneClass

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
-from dovit_deploy.errors import EncoderMissing, UsageError
+from dovit_scenes import packages
+from dovit_scenes.errors import SceneArgumentError, SceneEnvironmentError
 from dovit_scenes.render import SceneFrame
 
 RGB = npt.NDArray[np.uint8]
@@ -37,9 +37,9 @@ def write_clip(
     The file appears under its name only when it is complete.
 
     Raises:
-        UsageError: the file exists and is not to be overwritten, its folder does not exist, its name does not end
-            in .mp4, or a side of the picture is odd (H.264 halves the resolution of colour).
-        EncoderMissing: neither PyAV nor OpenCV can encode video here.
+        SceneArgumentError: the file exists and is not to be overwritten, its folder does not exist, its name does not
+            end in .mp4, or a side of the image is odd (H.264 halves the resolution of colour).
+        SceneEnvironmentError: neither PyAV nor OpenCV can encode video here.
     """
     _check_target(path, size, overwrite=overwrite)
     partial = path.with_name(path.name + ".partial")
@@ -60,15 +60,15 @@ def write_clip(
 
 def _check_target(path: Path, size: tuple[int, int], *, overwrite: bool) -> None:
     if path.suffix.lower() != ".mp4":
-        raise UsageError(f"a clip is written as .mp4; {path.name!r} has another ending")
+        raise SceneArgumentError(f"a clip is written as .mp4; {path.name!r} has another ending")
     if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}; create it first")
+        raise SceneArgumentError(f"there is no folder {path.parent}; create it first")
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file")
+        raise SceneArgumentError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists; name another file or pass --overwrite")
+        raise SceneArgumentError(f"{path} exists; name another file or pass --overwrite")
     if size[0] % 2 or size[1] % 2:
-        raise UsageError(f"a clip needs an even width and height; {size[1]}x{size[0]} was given")
+        raise SceneArgumentError(f"a clip needs an even width and height; {size[1]}x{size[0]} was given")
 
 
 class _PyavSink:
@@ -107,7 +107,9 @@ class _OpencvSink:
         self._writer = self._cv2.VideoWriter(str(self._path), code, float(fps), (size[1], size[0]))
         if not self._writer.isOpened():
             self._path.unlink(missing_ok=True)
-            raise EncoderMissing("OpenCV cannot write video here; install PyAV: pip install 'dovit-deploy[video]'")
+            raise SceneEnvironmentError(
+                "OpenCV cannot write video here; install PyAV: pip install 'dovit-deploy[video]'"
+            )
 
     def __enter__(self) -> _OpencvSink:
         return self

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
-from dovit_deploy.errors import UsageError
+from dovit_scenes import packages
+from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.render import SceneFrame, render
 from dovit_scenes.things import CLASS_NAMES, IGNORE_ID, PALETTE
 from dovit_scenes.world import world_from_seed
@@ -48,15 +48,15 @@ def write_dataset(
     """Write `splits` (name -> number of images) to the new folder `folder`; it appears only when complete.
 
     Raises:
-        UsageError: the folder exists, or the folder it is to lie in does not.
+        SceneArgumentError: the folder exists, or the folder it is to lie in does not.
     """
     if folder.exists():
-        raise UsageError(f"{folder} exists; name a folder that does not")
+        raise SceneArgumentError(f"{folder} exists; name a folder that does not")
     if not folder.parent.is_dir():
-        raise UsageError(f"there is no folder {folder.parent}; create it first")
+        raise SceneArgumentError(f"there is no folder {folder.parent}; create it first")
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        raise UsageError(f"{partial} is left from a run that was broken off; remove it first")
+        raise SceneArgumentError(f"{partial} is left from a run that was broken off; remove it first")
     try:
         _write_splits(partial, splits, seed=seed, size=size, density=density, progress=progress)
         (partial / "classes.json").write_text(_classes_json(), encoding="utf-8")

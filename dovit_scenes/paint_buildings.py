@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
+from dovit_scenes import packages
 from dovit_scenes.canvas import Canvas
 from dovit_scenes.light import Colour
 from dovit_scenes.surfaces import Surface, Texture, noise_patch, paint_surface

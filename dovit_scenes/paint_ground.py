@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
+from dovit_scenes import packages
 from dovit_scenes.camera import NEAR, Points
 from dovit_scenes.canvas import OVERSAMPLING, SHIFT, Canvas
 from dovit_scenes.light import Colour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dovit_deploy import packages
+from dovit_scenes import packages
 from dovit_scenes.canvas import Canvas
 from dovit_scenes.surfaces import TILE, Field, noise_tile
 from dovit_scenes.things import SceneClass

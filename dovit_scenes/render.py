@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
-from dovit_deploy.errors import UsageError
+from dovit_scenes import packages
 from dovit_scenes.camera import Camera
 from dovit_scenes.canvas import OVERSAMPLING, Canvas
+from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.paint_buildings import paint_building
 from dovit_scenes.paint_cars import paint_car
 from dovit_scenes.paint_ground import ground_rows, paint_ground, paint_shadows
@@ -103,11 +103,11 @@ def street_frames(
     """The first `count` frames of a drive along street number `seed`; `size` is (height, width) in pixels.
 
     Raises:
-        UsageError: an argument is out of range.
-        PackageMissing: OpenCV is not installed.
+        SceneArgumentError: an argument is out of range.
+        SceneEnvironmentError: OpenCV is not installed.
     """
     if count < 0:
-        raise UsageError(f"{count} frames cannot be rendered; take 0 or more")
+        raise SceneArgumentError(f"{count} frames cannot be rendered; take 0 or more")
     world = world_from_seed(seed, density=density)
     _check_size(size)
     return (render(world, index, size=size, fps=fps) for index in range(count))
@@ -117,12 +117,14 @@ def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640),
     """Frame `time_index` of a drive along `world`; depends on nothing but its arguments.
 
     Raises:
-        UsageError: a size or frame rate that is not possible, or a negative frame number.
-        PackageMissing: OpenCV is not installed.
+        SceneArgumentError: a size or frame rate that is not possible, or a negative frame number.
+        SceneEnvironmentError: OpenCV is not installed.
     """
     _check_size(size)
     if time_index < 0 or not fps > 0:
-        raise UsageError(f"frame {time_index} at {fps} frames per second: take a number from 0 and a positive rate")
+        raise SceneArgumentError(
+            f"frame {time_index} at {fps} frames per second: take a number from 0 and a positive rate"
+        )
     time_s = time_index / fps
     height, width = size
     camera = camera_at(world, time_s, size=(height * OVERSAMPLING, width * OVERSAMPLING))
@@ -136,7 +138,7 @@ def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640),
 
 def _check_size(size: tuple[int, int]) -> None:
     if not all(SMALLEST <= side <= LARGEST for side in size):
-        raise UsageError(
+        raise SceneArgumentError(
             f"a picture of {size[1]}x{size[0]} pixels cannot be rendered; "
             f"both sides must lie between {SMALLEST} and {LARGEST}"
         )

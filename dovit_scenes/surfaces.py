@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
+from dovit_scenes import packages
 from dovit_scenes.camera import NEAR, Points
 from dovit_scenes.canvas import SHIFT, Canvas, Colouring
 

@@ -15,9 +15,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from dovit_deploy.errors import UsageError
 from dovit_scenes import light, traffic
 from dovit_scenes.camera import Camera
+from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.light import Light, light_from_seed
 from dovit_scenes.street import Street, street_from_seed
 from dovit_scenes.things import Building, Fence, FenceKind, Hedge, Thing, Tree
@@ -186,14 +186,14 @@ def world_from_seed(seed: int, *, density: float = 0.5, share: float = 1.0) -> W
     """The street number `seed`; the same arguments give the same street everywhere.
 
     Raises:
-        UsageError: a negative seed, or a density or share outside 0..1.
+        SceneArgumentError: a negative seed, or a density or share outside 0..1.
     """
     if seed < 0:
-        raise UsageError(f"seed {seed} is negative; take 0 or more")
+        raise SceneArgumentError(f"seed {seed} is negative; take 0 or more")
     if not 0.0 <= density <= 1.0:
-        raise UsageError(f"density {density} is outside 0..1 (0 is an empty road, 1 a crowded one)")
+        raise SceneArgumentError(f"density {density} is outside 0..1 (0 is an empty road, 1 a crowded one)")
     if not 0.0 <= share <= 1.0:
-        raise UsageError(f"share {share} is outside 0..1 (0 is a bare road, at 1 nothing is left out)")
+        raise SceneArgumentError(f"share {share} is outside 0..1 (0 is a bare road, at 1 nothing is left out)")
     rng = np.random.default_rng([seed, 0])
     return World(seed, float(density), street_from_seed(rng), light_from_seed(rng), float(share))
 

@@ -116,10 +116,10 @@ def _parity_pixels(
     # The graphs take one window, so a sliding bundle is verified on resized pictures too.
     whole = preprocessing.model_copy(update={"stride": None})
     if given is None:
-        from dovit_scenes import street_frames
+        from dovit_deploy.datasets.scenes import street_images
 
-        rendered = street_frames(PARITY_IMAGES, seed=PARITY_SEED)
-        pictures = [(f"rendered street scene {number}", frame.rgb) for number, frame in enumerate(rendered)]
+        rendered = street_images(PARITY_IMAGES, seed=PARITY_SEED)
+        pictures = [(f"rendered street scene {number}", rgb) for number, rgb in enumerate(rendered)]
     else:
         pictures = _given_pictures(given)
     return [(name, to_input(rgb, whole, spec.size)) for name, rgb in pictures]

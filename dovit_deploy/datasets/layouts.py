@@ -27,7 +27,6 @@ from dovit_deploy.datasets.dataset import (
     plain_codes,
 )
 from dovit_deploy.errors import DatasetError
-from dovit_scenes.things import CLASS_NAMES, IGNORE_ID, PALETTE
 
 
 def class_list_from_file(path: Path) -> ClassList:
@@ -153,6 +152,23 @@ def _ade20k_colour(number: int) -> tuple[int, int, int]:
 CAMVID_LABELS = "annot"
 """What the name of a folder of labels ends in."""
 
+CAMVID_VOID = 11
+
+CAMVID_CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+"""Names and colours of the 11 classes; the position is the id."""
+
 
 def is_segnet(root: Path) -> bool:
     """Whether `root` has a folder of images with one of labels beside it, in this layout's names."""
@@ -167,14 +183,14 @@ def segnet_files(root: Path, split: str) -> LabelledFiles:
     Raises:
         DatasetError: no such split, an image without label or the other way round, or a list that names no pairs.
     """
-    colours = tuple((int(red), int(green), int(blue)) for red, green, blue in PALETTE)
-    classes = ClassList(CLASS_NAMES, colours, IGNORE_ID)
+    names, colours = zip(*CAMVID_CLASSES, strict=True)
+    classes = ClassList(names, colours, CAMVID_VOID)
     text = root / f"{split}.txt"
     if text.is_file():
         files = [_file_of_line(root, text, line) for line in lines_of(text)]
     else:
         files = paired(listed(root / split), listed(root / f"{split}{CAMVID_LABELS}"))
-    return LabelledFiles(f"{root} ({split})", files, classes, plain_codes(len(CLASS_NAMES), IGNORE_ID))
+    return LabelledFiles(f"{root} ({split})", files, classes, plain_codes(len(names), CAMVID_VOID))
 
 
 def _file_of_line(root: Path, text: Path, line: str) -> LabelledFile:

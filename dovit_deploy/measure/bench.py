@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.datasets.scenes import street_images
 from dovit_deploy.errors import SourceError
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.outputs import distribution
@@ -317,12 +318,10 @@ def rendered_frames(manifest: Manifest) -> BenchFrames:
 
 
 def _rendered() -> Iterator[tuple[str, RGB]]:
-    from dovit_scenes import street_frames
-
     for density in DENSITIES:
         for number in range(SCENES_PER_DENSITY):
-            (frame,) = street_frames(1, seed=SCENE_SEED + number, density=density)
-            yield f"street {number + 1}, density {density:g}", frame.rgb
+            (rgb,) = street_images(1, seed=SCENE_SEED + number, density=density)
+            yield f"street {number + 1}, density {density:g}", rgb
 
 
 def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> BenchFrames:

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from dovit_deploy import packages
 from dovit_deploy.datasets.dataset import Dataset, Sample
-from dovit_deploy.datasets.open import SCENES, RenderedScenes, dataset_from_path
+from dovit_deploy.datasets.open import SCENES, dataset_from_path
+from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError, DovitError
 from dovit_deploy.train.augment import random_view
 from dovit_deploy.train.config import Phase, TrainConfig

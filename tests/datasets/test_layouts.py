@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.datasets.dataset import IGNORE, DatasetPart
-from dovit_deploy.datasets.layouts import CITYSCAPES_CLASSES
-from dovit_deploy.datasets.open import RenderedScenes, dataset_from_path
+from dovit_deploy.datasets.layouts import CAMVID_CLASSES, CAMVID_VOID, CITYSCAPES_CLASSES
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError
-from dovit_scenes.things import CLASS_NAMES
+from dovit_scenes import CLASS_NAMES, PALETTE
+from dovit_scenes.things import IGNORE_ID
 from tests.datasets.labelled_folder import write_labelled
 from tests.paths import SHARED
 
@@ -77,6 +79,12 @@ def test_segnets_folders(segnet):
     assert data.stems == ("0001TP_0", "0001TP_1", "0001TP_2")
     assert data.classes.names == CLASS_NAMES
     assert values(data, 1) == {1, 10, IGNORE}
+
+
+def test_the_scenes_own_class_ids_are_camvids():
+    assert tuple(name for name, _ in CAMVID_CLASSES) == CLASS_NAMES
+    assert [list(colour) for _, colour in CAMVID_CLASSES] == PALETTE.tolist()
+    assert CAMVID_VOID == IGNORE_ID
 
 
 def test_segnets_list_gives_the_order_and_its_paths_may_be_another_machines(segnet):

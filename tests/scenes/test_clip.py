@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
-from dovit_deploy import packages
-from dovit_deploy.errors import UsageError
-from dovit_scenes import PALETTE, render, street_frames, world_from_seed
+from dovit_scenes import PALETTE, packages, render, street_frames, world_from_seed
 from dovit_scenes.__main__ import main
 from dovit_scenes.clip import write_clip
 from dovit_scenes.dataset import scene_sample
+from dovit_scenes.errors import SceneArgumentError, SceneEnvironmentError
+from tests.paths import ROOT
 
 ARGUMENTS = ["--frames", "5", "--seed", "3", "--size", "160x96", "--fps", "15", "--quiet"]
 
@@ -115,16 +117,25 @@ def test_images_of_one_data_set_are_of_different_streets():
     assert (first.labels != second.labels).mean() > 0.05
 
 
-def test_without_opencv_the_error_names_the_package(monkeypatch):
-    def missing():
-        raise packages.PackageMissing("the package 'cv2' is needed")
-
-    monkeypatch.setattr(packages, "opencv", missing)
-    with pytest.raises(packages.PackageMissing):
+def test_without_opencv_the_error_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(SceneEnvironmentError, match="pip install opencv-python-headless"):
         render(world_from_seed(0), 0, size=(64, 96))
+    assert main([str(tmp_path / "street.mp4"), *ARGUMENTS]) == 5
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["street.mp4", "--frames", "many"], 2)])
+def test_the_module_runs_as_a_program(tmp_path, arguments, code):
+    command = [sys.executable, "-m", "dovit_scenes", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == code
+    assert "python -m dovit_scenes" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_message_of_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SceneArgumentError) as caught:
         write_clip(tmp_path / "no" / "a.mp4", [], size=(96, 160), fps=Fraction(15))
     assert len(str(caught.value).splitlines()) == 1

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.errors import UsageError
 from dovit_scenes import CLASS_NAMES, PALETTE, SceneClass, render, street_frames, world_from_seed
+from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.render import paint_order
 from dovit_scenes.world import things_in_slot
 
@@ -156,14 +156,14 @@ def test_the_frame_rate_is_only_a_clock():
     ],
 )
 def test_impossible_scenes_are_refused_at_once(arguments, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(SceneArgumentError, match=said):
         street_frames(1, **arguments)
 
 
 def test_a_negative_count_or_frame_is_refused():
-    with pytest.raises(UsageError, match="-1 frames"):
+    with pytest.raises(SceneArgumentError, match="-1 frames"):
         street_frames(-1, seed=0)
-    with pytest.raises(UsageError, match="frame -2"):
+    with pytest.raises(SceneArgumentError, match="frame -2"):
         render(world_from_seed(0), -2, size=SIZE)
     assert list(street_frames(0, seed=0)) == []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dovit_deploy.errors import UsageError
+from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.things import Bicyclist, Building, Car, Pedestrian
 from dovit_scenes.world import RANGE, SPEED, camera_at, things_in_sight, world_from_seed
 
@@ -64,7 +64,7 @@ def test_a_larger_share_holds_everything_that_a_smaller_one_holds():
     assert 0.5 * len(all_) < len(more) < 0.7 * len(all_)
     assert things_in_sight(world_from_seed(5, share=0.0), 4.0) == []
     for share in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match=r"share .* outside 0\.\.1"):
+        with pytest.raises(SceneArgumentError, match=r"share .* outside 0\.\.1"):
             world_from_seed(5, share=share)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dovit_deploy.datasets.open import RenderedScenes, dataset_from_path
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import CheckError, InputError, Interrupted, UsageError
 from dovit_deploy.train.config import Augmentation, Distillation, Phase, TokenPassing, TrainConfig
 from dovit_deploy.train.data import KeptInFolder, Material

@@ -1,0 +1,27 @@
+"""The seam to `dovit_scenes`: its errors become this package's, with their exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dovit_deploy.datasets.scenes import RenderedScenes, scene_errors, street_images
+from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_scenes import street_frames
+
+
+def test_an_argument_out_of_range_is_a_usage_error():
+    with pytest.raises(UsageError, match="density 2") as caught, scene_errors():
+        street_frames(1, seed=0, density=2.0)
+    assert caught.value.exit_code == 2
+    with pytest.raises(UsageError, match="8x8"):
+        RenderedScenes("train", size=(8, 8)).sample(0)
+
+
+def test_without_opencv_the_environment_is_at_fault(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for ask in (lambda: street_images(1, seed=0), lambda: RenderedScenes("train", size=(48, 64)).label(0)):
+        with pytest.raises(EnvironmentProblem, match="pip install") as caught:
+            ask()
+        assert caught.value.exit_code == 5
