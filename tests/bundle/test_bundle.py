@@ -259,20 +259,20 @@ def test_a_full_disk_changes_nothing(bundle_copy: Path, monkeypatch: pytest.Monk
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dovit_deploy import output_folder
-from dovit_deploy.bundle import rewrite
+from dovit_deploy import files
+from dovit_deploy.bundle import bundle as rooms
 from dovit_deploy.bundle.bundle import Bundle
 from tests.bundle.test_bundle import made
 kill = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)
 bundle = Bundle.open(sys.argv[1])
 if sys.argv[2] == "half written":
-    rewrite.file_entry = kill
+    rooms.file_entry = kill
 elif sys.argv[2] == "written":
-    output_folder.put_in_place = kill
+    files.put_in_place = kill
 else:
-    output_folder.remove = lambda path: None if not path.exists() or not bundle.manifest.defaults else (
+    files.remove = lambda path: None if not path.exists() or not bundle.manifest.defaults else (
         kill() if path.name.endswith(".partial") and (path / "manifest.json").exists() else None)
-rewrite.write_calibrated(bundle, made(), bundle.path)
+rooms.write_calibrated(bundle, made(), bundle.path)
 """
 
 
