@@ -1,4 +1,4 @@
-"""Rendered street scenes: pictures, exact labels and clips from a seed, free of any licence (no torch)."""
+"""Rendered street scenes: images with exact labels, and clips, from a seed alone and free of any licence."""
 
 from __future__ import annotations
 

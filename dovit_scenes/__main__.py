@@ -18,11 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, render, write; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        size = _size(options.size)
-        if options.images is None:
-            _clip(options, size)
-        else:
-            _dataset(options, size)
+        write = _clip if options.images is None else _dataset
+        write(options, _size(options.size))
     except SceneError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -43,13 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=Fraction, default=Fraction(15), help="frames per second, e.g. 15 or 30000/1001")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing clip")
     parser.add_argument("--images", type=int, help="write a data set of this many training images")
-    parser.add_argument("--val", type=int, help="validation images besides (default a tenth, at least 1)")
+    parser.add_argument("--val", type=int, help="validation images beside them (default a tenth, at least 1)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def _size(text: str) -> tuple[int, int]:
-    """ "640x360" -> (360, 640)."""
+    """`640x360` -> (360, 640): height first, as arrays have it."""
     width, cross, height = text.partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise SceneArgumentError(f"--size {text!r} is not WIDTHxHEIGHT, such as 640x360")
@@ -90,7 +87,7 @@ def _dataset(options: argparse.Namespace, size: tuple[int, int]) -> None:
 
 
 class _Progress:
-    """Counts on standard error, on one line, when somebody is watching."""
+    """Counts on one line of standard error, where that is a terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total

@@ -38,7 +38,7 @@ class Bend:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the camera stands, where it looks and how large its picture is."""
+    """Where the camera stands, where it looks and how large its image is."""
 
     width: int
     height: int

@@ -1,6 +1,6 @@
 """The sheet that is painted on: colour and class in one array, so that both come from the very same polygons.
 
-The sheet is twice as large as the picture each way. The picture is its average over 2 x 2, which smooths edges;
+The sheet is twice as large as the image each way. The image is its average over 2 x 2, which smooths edges;
 the label map takes every second entry, which keeps them crisp. The fourth channel holds not the class but a
 number per thing, from which follow the classes and a count of what really shows.
 """
@@ -20,7 +20,7 @@ from dovit_scenes.things import CLASS_NAMES, SceneClass
 OVERSAMPLING = 2
 
 COUNTED_RANGE = 100.0
-"""Metres within which things are told apart; beyond it they are specks."""
+"""Metres within which things are counted one by one; beyond it they are specks."""
 
 SHIFT = 4
 """Binary digits after the point in OpenCV's polygon coordinates."""
@@ -28,7 +28,7 @@ SHIFT = 4
 WIDEST = 16000.0
 """Pixel coordinates beyond this are cut first: OpenCV counts them in 32 bits with 16 after the point."""
 
-Colouring = npt.NDArray[np.float32]
+ColourVector = npt.NDArray[np.float32]
 """(3,) float32 RGB, 0..255."""
 
 
@@ -36,14 +36,14 @@ class Canvas:
     """Paints polygons and limbs, farthest first (surfaces.py paints textures on it)."""
 
     def __init__(self, camera: Camera, light: Light) -> None:
-        """`camera` is that of the sheet: `OVERSAMPLING` times the picture."""
+        """`camera` is that of the sheet: `OVERSAMPLING` times the image."""
         self.camera = camera
         self.light = light
         self.pixels = np.zeros((camera.height, camera.width, 4), np.uint8)
         self._classes = np.full(256, int(SceneClass.SKY), np.uint8)
         self._classes[: len(CLASS_NAMES)] = np.arange(len(CLASS_NAMES))
         self._used = len(CLASS_NAMES)
-        self.haze: Colouring = np.asarray(light.haze, np.float32)
+        self.haze: ColourVector = np.asarray(light.haze, np.float32)
         self._cv2 = packages.opencv()
 
     def claim(self, kind: SceneClass, depth: float) -> int:
@@ -57,7 +57,7 @@ class Canvas:
         self._used += 1
         return self._used - 1
 
-    def hazed(self, colour: npt.ArrayLike, depth: float) -> Colouring:
+    def hazed(self, colour: npt.ArrayLike, depth: float) -> ColourVector:
         """`colour` as it looks from `depth` metres."""
         own = np.asarray(colour, np.float32)
         return own + (self.haze - own) * float(self.light.fade(depth))
@@ -73,7 +73,7 @@ class Canvas:
             own = self.hazed(colour, max(float(points[:, 2].mean()), NEAR))
             self.fill_pixels([outline], own, number)
 
-    def fill_body(self, faces: list[Points], colours: list[Colouring], number: int) -> None:
+    def fill_body(self, faces: list[Points], colours: list[ColourVector], number: int) -> None:
         """Fill polygons in view coordinates that belong together: projected at once, one depth of haze."""
         if not faces:
             return
@@ -97,7 +97,7 @@ class Canvas:
     ) -> None:
         """Paint round bars `ends` (n, 2, 3) in view coordinates, `radii` (n, 2) metres, `colours` (n, 3) RGB.
 
-        Nothing is painted when any end is behind the near plane: by then all of it is beside the picture.
+        Nothing is painted when any end is behind the near plane: by then all of it is beside the image.
         """
         depths = ends[..., 2]
         if depths.min() < NEAR:
@@ -110,7 +110,7 @@ class Canvas:
             self.fill_pixels([outline], colour, number)
 
     def outline(self, points: Points) -> Points | None:
-        """Pixels (n, 2) of a polygon in view coordinates; None when none of it is in the picture."""
+        """Pixels (n, 2) of a polygon in view coordinates; None when none of it is in the image."""
         if points[:, 2].min() < NEAR:
             points = clip_near(points)
             if len(points) < 3:
@@ -150,11 +150,11 @@ class Canvas:
         return fixed
 
     def labels(self) -> npt.NDArray[np.uint8]:
-        """(H, W) uint8 class ids at the picture's own size."""
+        """(H, W) uint8 class ids at the image's own size."""
         return self._classes[self._numbers()]
 
-    def picture(self) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB at the picture's own size."""
+    def image(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB at the image's own size."""
         size = (self.camera.width // OVERSAMPLING, self.camera.height // OVERSAMPLING)
         rgb = np.ascontiguousarray(self.pixels[..., :3])
         out: npt.NDArray[np.uint8] = self._cv2.resize(rgb, size, interpolation=self._cv2.INTER_AREA)

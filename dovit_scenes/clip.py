@@ -14,13 +14,11 @@ from dovit_scenes import packages
 from dovit_scenes.errors import SceneArgumentError, SceneEnvironmentError
 from dovit_scenes.render import SceneFrame
 
-RGB = npt.NDArray[np.uint8]
-
 QUALITY = "19"
 """Constant rate factor of x264; lower is better and larger."""
 
 Progress = Callable[[int], None]
-"""Is told how many frames are done."""
+"""Called with the number of frames done."""
 
 
 def write_clip(
@@ -90,8 +88,7 @@ class _PyavSink:
         self._container.mux(self._stream.encode())
         self._container.close()
 
-    def write(self, rgb: RGB) -> None:
-        """Encode one picture."""
+    def write(self, rgb: npt.NDArray[np.uint8]) -> None:
         frame = self._av.VideoFrame.from_ndarray(rgb, format="rgb24")
         self._container.mux(self._stream.encode(frame))
 
@@ -118,6 +115,5 @@ class _OpencvSink:
         self._writer.release()
         self._path.replace(self._target)
 
-    def write(self, rgb: RGB) -> None:
-        """Encode one picture."""
+    def write(self, rgb: npt.NDArray[np.uint8]) -> None:
         self._writer.write(np.ascontiguousarray(rgb[..., ::-1]))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_scenes import packages
+from dovit_scenes.clip import Progress
 from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.render import SceneFrame, render
 from dovit_scenes.things import CLASS_NAMES, IGNORE_ID, PALETTE
@@ -21,8 +22,6 @@ from dovit_scenes.world import world_from_seed
 
 LATEST = 1500
 """Frames into a drive beyond which no image is taken."""
-
-Progress = Callable[[int], None]
 
 
 def scene_sample(
@@ -48,7 +47,7 @@ def write_dataset(
     """Write `splits` (name -> number of images) to the new folder `folder`; it appears only when complete.
 
     Raises:
-        SceneArgumentError: the folder exists, or the folder it is to lie in does not.
+        SceneArgumentError: the folder exists, or its parent folder does not.
     """
     if folder.exists():
         raise SceneArgumentError(f"{folder} exists; name a folder that does not")
@@ -56,7 +55,7 @@ def write_dataset(
         raise SceneArgumentError(f"there is no folder {folder.parent}; create it first")
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
-        raise SceneArgumentError(f"{partial} is left from a run that was broken off; remove it first")
+        raise SceneArgumentError(f"{partial} is left over from an interrupted run; remove it first")
     try:
         _write_splits(partial, splits, seed=seed, size=size, density=density, progress=progress)
         (partial / "classes.json").write_text(_classes_json(), encoding="utf-8")

@@ -6,9 +6,8 @@ import math
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from dovit_scenes.canvas import Canvas
+from dovit_scenes.canvas import Canvas, ColourVector
 from dovit_scenes.things import Bicyclist, Pedestrian, SceneClass
 
 WHEEL = 0.34
@@ -17,8 +16,6 @@ WHEEL = 0.34
 STRIDE = 1.45
 """Metres that two steps cover."""
 
-Colour = npt.NDArray[np.float32]
-
 Joint = tuple[float, float, float]
 """x right, y up, z forward in metres from the point on the ground below the middle."""
 
@@ -26,9 +23,9 @@ Joint = tuple[float, float, float]
 class _Figure:
     """Gathers limbs given in one person's own coordinates, and paints them at once."""
 
-    def __init__(self, canvas: Canvas, place: tuple[float, float], heading: int, number: int) -> None:
+    def __init__(self, canvas: Canvas, foot: tuple[float, float], heading: int, number: int) -> None:
         self.canvas = canvas
-        self.place = np.array([place[0], 0.0, place[1]])
+        self.foot = np.array([foot[0], 0.0, foot[1]])
         self.turn = np.array([heading, 1.0, heading])
         self.number = number
         sun = float(np.sign(canvas.light.sun[0]))
@@ -36,9 +33,11 @@ class _Figure:
         self.dim = self.lit * 0.8
         self._ends: list[tuple[Joint, Joint]] = []
         self._radii: list[tuple[float, float]] = []
-        self._colours: list[Colour] = []
+        self._colours: list[ColourVector] = []
 
-    def limb(self, start: Joint, end: Joint, radii: tuple[float, float], colour: Colour, *, dim: bool = False) -> None:
+    def limb(
+        self, start: Joint, end: Joint, radii: tuple[float, float], colour: ColourVector, *, dim: bool = False
+    ) -> None:
         """Add a round bar from `start` to `end`."""
         self._ends.append((start, end))
         self._radii.append(radii)
@@ -46,7 +45,7 @@ class _Figure:
 
     def paint(self) -> None:
         """Paint all limbs in the order in which they came."""
-        ends = np.array(self._ends) * self.turn + self.place
+        ends = np.array(self._ends) * self.turn + self.foot
         radii, colours = np.array(self._radii), np.array(self._colours, np.float32)
         self.canvas.limbs_view(self.canvas.camera.view(ends), radii, colours, self.number)
 
@@ -82,7 +81,7 @@ def paint_pedestrian(canvas: Canvas, thing: Pedestrian, time_s: float) -> None:
     figure.paint()
 
 
-def _leg(figure: _Figure, x: float, swing: float, tall: float, bob: float, colour: Colour, *, dim: bool) -> None:
+def _leg(figure: _Figure, x: float, swing: float, tall: float, bob: float, colour: ColourVector, *, dim: bool) -> None:
     hip: Joint = (x, 0.9 * tall + bob, 0.0)
     # The leg that comes forward bends at the knee.
     lift = max(0.0, -swing) * 0.09
@@ -94,7 +93,9 @@ def _leg(figure: _Figure, x: float, swing: float, tall: float, bob: float, colou
     figure.limb(hip, knee, (0.095 * tall, 0.068 * tall), colour, dim=dim)
 
 
-def _arm(figure: _Figure, x: float, swing: float, tall: float, bob: float, sleeve: Colour, skin: Colour) -> None:
+def _arm(
+    figure: _Figure, x: float, swing: float, tall: float, bob: float, sleeve: ColourVector, skin: ColourVector
+) -> None:
     shoulder: Joint = (x * 0.86, 1.4 * tall + bob, 0.0)
     elbow: Joint = (x * 1.1, 1.12 * tall + bob, 0.1 * swing * tall)
     hand: Joint = (x * 1.08, 0.88 * tall + bob, (0.24 * swing + 0.05) * tall)
@@ -103,7 +104,7 @@ def _arm(figure: _Figure, x: float, swing: float, tall: float, bob: float, sleev
     figure.limb(shoulder, elbow, (0.062 * tall, 0.048 * tall), sleeve * 0.9)
 
 
-def _torso(figure: _Figure, tall: float, bob: float, colour: Colour, *, coat: bool) -> None:
+def _torso(figure: _Figure, tall: float, bob: float, colour: ColourVector, *, coat: bool) -> None:
     low = 0.62 if coat else 0.88
     for side, tone in ((-1, 0.94), (1, 1.04)):
         x = 0.085 * side * tall
@@ -113,7 +114,7 @@ def _torso(figure: _Figure, tall: float, bob: float, colour: Colour, *, coat: bo
     figure.limb((0.0, 1.38 * tall + bob, 0.0), (0.0, 1.0 * tall + bob, 0.0), (0.12 * tall, 0.1 * tall), colour)
 
 
-def _head(figure: _Figure, at: Joint, tall: float, skin: Colour, hair: Colour) -> None:
+def _head(figure: _Figure, at: Joint, tall: float, skin: ColourVector, hair: ColourVector) -> None:
     x, y, z = at
     figure.limb((x, y - 0.16 * tall, z), (x, y, z), (0.06 * tall, 0.06 * tall), skin * 0.9)
     figure.limb((x, y - 0.035 * tall, z), (x, y + 0.035 * tall, z), (0.088 * tall, 0.096 * tall), skin)

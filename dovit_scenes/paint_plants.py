@@ -1,4 +1,4 @@
-"""Trees, hedges with lawns, and fences."""
+"""Trees, hedges with lawns, and fences: painted from textures that are drawn once each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,35 @@ import numpy.typing as npt
 from dovit_scenes import packages
 from dovit_scenes.canvas import Canvas
 from dovit_scenes.light import Colour
-from dovit_scenes.surfaces import Surface, Texture, noise_patch, paint_surface
+from dovit_scenes.surfaces import Surface, paint_surface
+from dovit_scenes.texture import Sheet, Texture, noise_patch
 from dovit_scenes.things import Fence, FenceKind, Hedge, SceneClass, Tree
 
-# Pictures of plants: tree crowns and hedges, drawn once each from blobs of leaves.
-
 TREE_ROWS, TREE_COLUMNS = 416, 264
-"""Size of a tree's picture, pixels."""
+"""Size of a tree's image, pixels."""
 
 BLOBS = 150
 
-Sheet = npt.NDArray[np.float32]
+SHAPES = 5
+"""Tree shapes that are drawn; trees share them, stretched and toned each in its own way."""
+
+SCALE = 40
+"""Pixels per metre."""
 
 
+def paint_tree(canvas: Canvas, thing: Tree) -> None:
+    """A tree, flat and turned to the camera."""
+    number = canvas.claim(SceneClass.TREE, thing.s - canvas.camera.s)
+    # A mirrored street has its textures mirrored too, so the sun's flank needs no turning.
+    flank = 0.6 if canvas.light.sun[0] > 0 else -0.6
+    texture = tree_texture(thing.seed % SHAPES, thing.leaves, sun_right=flank)
+    shade = canvas.light.on((0.5 * float(np.sign(canvas.light.sun[0])), 0.6, -0.62)) * thing.tone
+    base = (thing.x - thing.spread / 2, 0.0, thing.s)
+    surface = Surface(base, (thing.spread, 0.0, 0.0), (0.0, thing.height, 0.0))
+    paint_surface(canvas, surface, texture, shade, number)
+
+
+@lru_cache(maxsize=64)
 def tree_texture(shape: int, leaves: Colour, *, sun_right: float) -> Texture:
     """Tree number `shape`, crown and trunk; `sun_right` -1..1 says how much the right flank is lit."""
     cv2 = packages.opencv()
@@ -80,13 +96,32 @@ def _crown(rng: np.random.Generator, sheet: Sheet, leaves: npt.NDArray[np.float6
     # Brightness of a ball lit from above and from the sun's side, seen from the front.
     facing = 0.55 * -unit[:, 1] + 0.45 * sun_right * unit[:, 0] + rng.normal(0, 0.22, BLOBS)
     for index in np.argsort(facing):
-        place = centre + unit[index] * radii
+        x, y = centre + unit[index] * radii
         radius = columns * float(rng.uniform(0.055, 0.11))
         tint = leaves * (0.86 + 0.46 * float(facing[index])) + np.array([8.0, 6.0, 0.0]) * float(facing[index])
-        at = (round(float(place[0])), round(float(place[1])))
+        at = (round(float(x)), round(float(y)))
         cv2.circle(sheet, at, round(radius), (*np.clip(tint, 8, 235), 255.0), -1)
 
 
+def paint_hedge(canvas: Canvas, thing: Hedge) -> None:
+    """The lawn behind a hedge, then its face; both count as vegetation."""
+    light = canvas.light
+    number = canvas.claim(SceneClass.TREE, thing.s - canvas.camera.s)
+    back = thing.x + thing.side * thing.depth
+    ends = (thing.s, thing.s + thing.length)
+    lawn = [(thing.x, 0.02, ends[0]), (thing.x, 0.02, ends[1]), (back, 0.02, ends[1]), (back, 0.02, ends[0])]
+    canvas.fill(lawn, np.array([104.0, 122.0, 66.0]) * light.on((0.0, 1.0, 0.0)), int(SceneClass.TREE))
+    if thing.s > canvas.camera.s:
+        end = thing.x + thing.side * 0.6
+        h = thing.height * 0.97
+        face = [(thing.x, 0, thing.s), (end, 0, thing.s), (end, h, thing.s), (thing.x, h, thing.s)]
+        canvas.fill(face, np.asarray(thing.leaves) * 0.8 * light.on((0.0, 0.0, -1.0)), number)
+    shade = light.on((-0.8 * thing.side, 0.6, 0.0))
+    along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
+    paint_surface(canvas, Surface((thing.x, 0.0, thing.s), along, up), hedge_texture(thing), shade, number)
+
+
+@lru_cache(maxsize=64)
 def hedge_texture(hedge: Hedge) -> Texture:
     """The face of a clipped hedge: leaves, darker at the foot, ragged along the top."""
     rng = np.random.default_rng([hedge.seed, 4])
@@ -103,12 +138,16 @@ def hedge_texture(hedge: Hedge) -> Texture:
     return Texture(np.clip(sheet, 0, 255).astype(np.uint8))
 
 
-# Pictures of fences: boards, iron railings, low walls.
+def paint_fence(canvas: Canvas, thing: Fence) -> None:
+    """A fence; the gaps between its bars count as fence too, as people label them."""
+    number = canvas.claim(SceneClass.FENCE, thing.s - canvas.camera.s)
+    shade = canvas.light.on((-float(np.sign(thing.x)), 0.0, 0.0))
+    along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
+    base = (thing.x, 0.0, thing.s)
+    paint_surface(canvas, Surface(base, along, up), fence_texture(thing), shade, number, see_through=True)
 
-SCALE = 40
-"""Pixels per metre."""
 
-
+@lru_cache(maxsize=64)
 def fence_texture(fence: Fence) -> Texture:
     """The face of a fence, near end on the left."""
     rng = np.random.default_rng([fence.seed, 5])
@@ -156,61 +195,3 @@ def _wall(rng: np.random.Generator, fence: Fence, rows: int, columns: int) -> Sh
 def _opaque(tone: npt.NDArray[np.floating], fence: Fence) -> Sheet:
     colour = tone[..., None] * np.asarray(fence.paint)
     return np.concatenate([colour, np.full((*tone.shape, 1), 255.0)], axis=-1).astype(np.float32)
-
-
-SHAPES = 5
-"""Tree shapes that are drawn; trees share them, stretched and toned each in its own way."""
-
-
-def paint_tree(canvas: Canvas, thing: Tree) -> None:
-    """A tree, flat and turned to the camera."""
-    number = canvas.claim(SceneClass.TREE, thing.s - canvas.camera.s)
-    # A mirrored street has its textures mirrored too, so the sun's flank needs no turning.
-    flank = 0.6 if canvas.light.sun[0] > 0 else -0.6
-    texture = _tree(thing.seed % SHAPES, thing.leaves, flank)
-    shade = canvas.light.on((0.5 * float(np.sign(canvas.light.sun[0])), 0.6, -0.62)) * thing.tone
-    base = (thing.x - thing.spread / 2, 0.0, thing.s)
-    surface = Surface(base, (thing.spread, 0.0, 0.0), (0.0, thing.height, 0.0))
-    paint_surface(canvas, surface, texture, shade, number)
-
-
-@lru_cache(maxsize=64)
-def _tree(shape: int, leaves: Colour, sun_right: float) -> Texture:
-    return tree_texture(shape, leaves, sun_right=sun_right)
-
-
-def paint_hedge(canvas: Canvas, thing: Hedge) -> None:
-    """The lawn behind a hedge, then its face; both count as vegetation."""
-    light = canvas.light
-    number = canvas.claim(SceneClass.TREE, thing.s - canvas.camera.s)
-    back = thing.x + thing.side * thing.depth
-    ends = (thing.s, thing.s + thing.length)
-    lawn = [(thing.x, 0.02, ends[0]), (thing.x, 0.02, ends[1]), (back, 0.02, ends[1]), (back, 0.02, ends[0])]
-    canvas.fill(lawn, np.array([104.0, 122.0, 66.0]) * light.on((0.0, 1.0, 0.0)), int(SceneClass.TREE))
-    if thing.s > canvas.camera.s:
-        end = thing.x + thing.side * 0.6
-        h = thing.height * 0.97
-        face = [(thing.x, 0, thing.s), (end, 0, thing.s), (end, h, thing.s), (thing.x, h, thing.s)]
-        canvas.fill(face, np.asarray(thing.leaves) * 0.8 * light.on((0.0, 0.0, -1.0)), number)
-    shade = light.on((-0.8 * thing.side, 0.6, 0.0))
-    along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
-    paint_surface(canvas, Surface((thing.x, 0.0, thing.s), along, up), _hedge(thing), shade, number)
-
-
-@lru_cache(maxsize=64)
-def _hedge(thing: Hedge) -> Texture:
-    return hedge_texture(thing)
-
-
-def paint_fence(canvas: Canvas, thing: Fence) -> None:
-    """A fence; the gaps between its bars count as fence too, as people label them."""
-    number = canvas.claim(SceneClass.FENCE, thing.s - canvas.camera.s)
-    shade = canvas.light.on((-float(np.sign(thing.x)), 0.0, 0.0))
-    along, up = (0.0, 0.0, thing.length), (0.0, thing.height, 0.0)
-    base = (thing.x, 0.0, thing.s)
-    paint_surface(canvas, Surface(base, along, up), _fence(thing), shade, number, see_through=True)
-
-
-@lru_cache(maxsize=64)
-def _fence(thing: Fence) -> Texture:
-    return fence_texture(thing)

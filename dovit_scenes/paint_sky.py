@@ -6,7 +6,7 @@ import numpy as np
 
 from dovit_scenes import packages
 from dovit_scenes.canvas import Canvas
-from dovit_scenes.surfaces import TILE, Field, noise_tile
+from dovit_scenes.texture import TILE, Field, noise_tile
 from dovit_scenes.things import SceneClass
 
 CLOUD_DRIFT = 0.6

@@ -1,4 +1,10 @@
-"""One moment of a world as a picture, its label map and a count of what shows."""
+"""One moment of a world as an image, its label map and a count of what shows.
+
+Things are painted farthest first (the painter's algorithm, for boxes on the ground). Of two boxes, A can hide B
+unless some line between them has the camera on B's side; whoever can only be hidden is painted first. Sorting by
+distance alone is wrong beside the camera: somebody on the pavement is nearer than the far end of the parked car that
+hides them.
+"""
 
 from __future__ import annotations
 
@@ -14,79 +20,37 @@ from dovit_scenes.canvas import OVERSAMPLING, Canvas
 from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.paint_buildings import paint_building
 from dovit_scenes.paint_cars import paint_car
-from dovit_scenes.paint_ground import ground_rows, paint_ground, paint_shadows
+from dovit_scenes.paint_ground import ground_rows, paint_ground
 from dovit_scenes.paint_people import paint_bicyclist, paint_pedestrian
 from dovit_scenes.paint_plants import paint_fence, paint_hedge, paint_tree
 from dovit_scenes.paint_poles import paint_pole
+from dovit_scenes.paint_shadows import paint_shadows
 from dovit_scenes.paint_sky import paint_sky
-from dovit_scenes.surfaces import TILE, noise_tile
+from dovit_scenes.texture import TILE, noise_tile
 from dovit_scenes.things import Bicyclist, Building, Car, Crossing, Fence, Hedge, Pedestrian, Pole, Thing, Tree
 from dovit_scenes.world import World, camera_at, things_in_sight, world_from_seed
 
-# In which order things are painted: the painter's algorithm for boxes on the ground.
-#
-# Of two boxes, A can hide B unless some line between them has the camera on B's side. Whoever can only be hidden
-# is painted first. Sorting by distance alone is wrong beside the camera: somebody on the pavement is nearer than
-# the far end of the parked car that hides them.
+FRAME_RATE = 15.0
+"""Frames per second of the world's clock, by default."""
+
+SMALLEST, LARGEST = 32, 4096
+"""Sides of a image, pixels."""
+
+GRAIN = 1.6
+"""Deviation of the sensor's noise, grey levels of 255."""
 
 Boxes = npt.NDArray[np.float32]
 """(n, 4) float32: x from, x to, z from, z to in view coordinates (the camera stands at 0, 0), metres."""
 
 
-def paint_order(boxes: Boxes) -> list[int]:
-    """Indices of `boxes`, first to paint first; ties and cycles are broken by distance, then by index."""
-    hides = _can_hide(boxes)
-    # before[a, b]: a must be painted before b, because b can hide a and not the other way round.
-    before = hides.T & ~hides
-    distance = boxes[:, 2] + boxes[:, 3]
-    farthest_first = np.argsort(-distance, kind="stable")
-    waiting = before.sum(axis=0)
-    painted = np.zeros(len(boxes), bool)
-    order: list[int] = []
-    for _ in range(len(boxes)):
-        index = _next(farthest_first, painted, waiting)
-        painted[index] = True
-        waiting -= before[index]
-        order.append(index)
-    return order
-
-
-def _next(farthest_first: npt.NDArray[np.intp], painted: npt.NDArray[np.bool_], waiting: npt.NDArray[np.int64]) -> int:
-    free = ~painted[farthest_first]
-    ready = free & (waiting[farthest_first] <= 0)
-    # Three boxes can hide one another in a ring; then the farthest goes first.
-    chosen = ready if ready.any() else free
-    return int(farthest_first[int(np.argmax(chosen))])
-
-
-def _can_hide(boxes: Boxes) -> npt.NDArray[np.bool_]:
-    """(n, n): entry a, b says whether box a can stand between the camera and box b."""
-    left, right, near, far = (boxes[:, k] for k in range(4))
-    slack = 1e-3
-    beyond = near[:, None] >= far[None, :] - slack
-    outside_right = (left[:, None] >= right[None, :] - slack) & (left[:, None] >= 0)
-    outside_left = (right[:, None] <= left[None, :] + slack) & (right[:, None] <= 0)
-    return ~(beyond | outside_right | outside_left)
-
-
-FRAME_RATE = 15.0
-"""Frames per second of the world's clock, unless told otherwise."""
-
-SMALLEST, LARGEST = 32, 4096
-"""Sides of a picture, pixels."""
-
-GRAIN = 1.6
-"""Deviation of the sensor's noise, grey levels of 255."""
-
-
 @dataclass(frozen=True)
 class SceneFrame:
-    """A rendered picture with its truth."""
+    """A rendered image with its exact labels."""
 
     rgb: npt.NDArray[np.uint8] = field(repr=False)
     """(H, W, 3) uint8."""
     labels: npt.NDArray[np.uint8] = field(repr=False)
-    """(H, W) uint8, ids of `SceneClass`, in the picture's own pixels."""
+    """(H, W) uint8, ids of `SceneClass`, in the image's own pixels."""
     visible: tuple[int, ...]
     """How many things of each class show with at least one pixel in 10,000: 11 counts; sky, road and pavement
     are not counted."""
@@ -132,14 +96,14 @@ def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640),
     things = things_in_sight(world, time_s)
     _paint(canvas, world, things, time_s)
     least = max(4, height * width // 10_000)
-    rgb = _develop(canvas.picture(), world.seed, time_index)
+    rgb = _develop(canvas.image(), world.seed, time_index)
     return SceneFrame(rgb, canvas.labels(), canvas.visible(least))
 
 
 def _check_size(size: tuple[int, int]) -> None:
     if not all(SMALLEST <= side <= LARGEST for side in size):
         raise SceneArgumentError(
-            f"a picture of {size[1]}x{size[0]} pixels cannot be rendered; "
+            f"a image of {size[1]}x{size[0]} pixels cannot be rendered; "
             f"both sides must lie between {SMALLEST} and {LARGEST}"
         )
 
@@ -185,13 +149,40 @@ def _boxes(camera: Camera, things: Sequence[Thing]) -> npt.NDArray[np.float32]:
     return boxes
 
 
-def _tone_curve() -> npt.NDArray[np.uint8]:
-    """(256,) a gentle S: film and sensors give shadows and lights more contrast than a linear scale."""
-    level = np.arange(256) / 255.0
-    return np.rint(255.0 * (level + 0.042 * np.sin(2.0 * np.pi * (level - 0.5)))).astype(np.uint8)
+def paint_order(boxes: Boxes) -> list[int]:
+    """Indices of `boxes`, first to paint first; ties and cycles are broken by distance, then by index."""
+    hides = _can_hide(boxes)
+    # before[a, b]: a must be painted before b, because b can hide a and not the other way round.
+    before = hides.T & ~hides
+    distance = boxes[:, 2] + boxes[:, 3]
+    farthest_first = np.argsort(-distance, kind="stable")
+    waiting = before.sum(axis=0)
+    painted = np.zeros(len(boxes), bool)
+    order: list[int] = []
+    for _ in range(len(boxes)):
+        index = _next(farthest_first, painted, waiting)
+        painted[index] = True
+        waiting -= before[index]
+        order.append(index)
+    return order
 
 
-_TONES = _tone_curve()
+def _next(farthest_first: npt.NDArray[np.intp], painted: npt.NDArray[np.bool_], waiting: npt.NDArray[np.int64]) -> int:
+    free = ~painted[farthest_first]
+    ready = free & (waiting[farthest_first] <= 0)
+    # Three boxes can hide one another in a ring; then the farthest goes first.
+    chosen = ready if ready.any() else free
+    return int(farthest_first[int(np.argmax(chosen))])
+
+
+def _can_hide(boxes: Boxes) -> npt.NDArray[np.bool_]:
+    """(n, n): entry a, b says whether box a can stand between the camera and box b."""
+    left, right, near, far = (boxes[:, k] for k in range(4))
+    slack = 1e-3
+    beyond = near[:, None] >= far[None, :] - slack
+    outside_right = (left[:, None] >= right[None, :] - slack) & (left[:, None] >= 0)
+    outside_left = (right[:, None] <= left[None, :] + slack) & (right[:, None] <= 0)
+    return ~(beyond | outside_right | outside_left)
 
 
 def _develop(rgb: npt.NDArray[np.uint8], seed: int, time_index: int) -> npt.NDArray[np.uint8]:
@@ -207,3 +198,12 @@ def _develop(rgb: npt.NDArray[np.uint8], seed: int, time_index: int) -> npt.NDAr
     shown = cv2.merge([corners] * 3) * cv2.LUT(rgb, _TONES) + grain[..., None]
     out: npt.NDArray[np.uint8] = np.clip(np.rint(shown), 0, 255).astype(np.uint8)
     return out
+
+
+def _tone_curve() -> npt.NDArray[np.uint8]:
+    """(256,) a gentle S: film and sensors give shadows and lights more contrast than a linear scale."""
+    level = np.arange(256) / 255.0
+    return np.rint(255.0 * (level + 0.042 * np.sin(2.0 * np.pi * (level - 0.5)))).astype(np.uint8)
+
+
+_TONES = _tone_curve()

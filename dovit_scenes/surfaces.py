@@ -1,10 +1,9 @@
-"""Textures on flat surfaces of the street: cut, reduced, lit, hazed, warped and laid on the canvas."""
+"""Textures laid on flat surfaces of the street: cut into pieces of one scale, lit, hazed, warped and painted."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -12,64 +11,11 @@ import numpy.typing as npt
 
 from dovit_scenes import packages
 from dovit_scenes.camera import NEAR, Points
-from dovit_scenes.canvas import SHIFT, Canvas, Colouring
-
-# A picture on a surface, kept at every scale it is seen at, so that it neither crawls nor sparkles far away.
-
-LEVELS = 7
-
-
-class Texture:
-    """RGBA picture with its reductions by powers of two, separately in height and width (a "ripmap")."""
-
-    def __init__(self, pixels: Pixels, *, opaque: bool = False) -> None:
-        """`pixels`: (h, w, 4) uint8, RGB and opacity (255 hides what is behind); `opaque`: it is 255 everywhere."""
-        self.opaque = opaque
-        self._levels: dict[tuple[int, int], Pixels] = {(0, 0): pixels if opaque else _weighted(pixels)}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the full picture, pixels."""
-        height, width = self._levels[0, 0].shape[:2]
-        return height, width
-
-    def at_scale(self, rows: float, columns: float) -> Pixels:
-        """The reduction for a picture that is shown `rows` by `columns` pixels large.
-
-        Returns (h', w', 4) uint8: colours multiplied by opacity / 255, and opacity.
-        """
-        height, width = self.size
-        return self._level(_level_for(height, rows), _level_for(width, columns))
-
-    def _level(self, down: int, across: int) -> Pixels:
-        key = (down, across)
-        if key not in self._levels:
-            cv2 = packages.opencv()
-            height, width = self.size
-            size = (max(1, width >> across), max(1, height >> down))
-            self._levels[key] = cv2.resize(self._levels[0, 0], size, interpolation=cv2.INTER_AREA)
-        return self._levels[key]
-
-
-def _weighted(pixels: Pixels) -> Pixels:
-    """Colours times opacity: those under transparent pixels must not bleed into their neighbours."""
-    cv2 = packages.opencv()
-    opacity = np.ascontiguousarray(pixels[..., 3])
-    factor = cv2.merge([opacity, opacity, opacity, np.full_like(opacity, 255)])
-    out: Pixels = cv2.multiply(pixels, factor, scale=1.0 / 255.0)
-    return out
-
-
-def _level_for(source: int, shown: float) -> int:
-    """Halvings after which `source` pixels are between one and two times `shown`."""
-    ratio = source / max(shown, 1.0)
-    return int(np.clip(np.floor(np.log2(max(ratio, 1.0)) + 0.35), 0, LEVELS))
-
+from dovit_scenes.canvas import SHIFT, Canvas, ColourVector
+from dovit_scenes.texture import Pixels, Texture
 
 DEEPEST = 1.5
 """Far depth against near depth of one piece of a surface; longer ones are cut, so that each has one scale."""
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -102,7 +48,7 @@ def paint_surface(
         ends = np.array([base + first * span, base + last * span])
         quad = canvas.camera.view(np.concatenate([ends, ends[::-1] + rise]))
         pixels = canvas.camera.project(quad)
-        if _in_picture(canvas, pixels):
+        if _in_image(canvas, pixels):
             patch = _Patch((first, last), quad[:2, 2], pixels)
             _paste(canvas, texture, patch, np.asarray(shade, np.float32), number, see_through=see_through)
 
@@ -141,13 +87,13 @@ def _pieces(near: float, length: float) -> list[tuple[float, float]]:
     return [(float(a), float(b)) for a, b in pairwise(shares)]
 
 
-def _in_picture(canvas: Canvas, pixels: Points) -> bool:
+def _in_image(canvas: Canvas, pixels: Points) -> bool:
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     return bool((high >= 0).all() and (low < (canvas.camera.width, canvas.camera.height)).all())
 
 
 def _paste(
-    canvas: Canvas, texture: Texture, patch: _Patch, shade: Colouring, number: int, *, see_through: bool
+    canvas: Canvas, texture: Texture, patch: _Patch, shade: ColourVector, number: int, *, see_through: bool
 ) -> None:
     """Warp one piece onto the part of the sheet that it covers."""
     cv2 = packages.opencv()
@@ -169,7 +115,7 @@ def _paste(
         _blend(area, warped, inside, number, see_through=see_through)
 
 
-def _lit_columns(canvas: Canvas, level: Pixels, patch: _Patch, shade: Colouring) -> tuple[Pixels, Points]:
+def _lit_columns(canvas: Canvas, level: Pixels, patch: _Patch, shade: ColourVector) -> tuple[Pixels, Points]:
     """The lit and hazed columns of a texture, uint8, and where the piece's corners lie in them (4, 2)."""
     height, width = level.shape[:2]
     first, last = patch.columns[0] * width, patch.columns[1] * width
@@ -197,46 +143,3 @@ def _blend(area: Pixels, warped: Pixels, inside: Pixels, number: int, *, see_thr
     area[..., :3] = cv2.add(below, np.ascontiguousarray(colours[..., :3]))
     owned = inside > 0 if see_through else opacity >= 128
     area[..., 3][owned] = number
-
-
-# Tileable noise: the grain of asphalt, plaster, leaves and clouds.
-
-Field = npt.NDArray[np.float32]
-
-TILE = 512
-"""Side of a noise tile, pixels."""
-
-
-@lru_cache(maxsize=16)
-def noise_tile(seed: int, *, roughness: float, size: int = TILE) -> Field:
-    """(size, size) float32 noise of mean 0 and deviation 1 that repeats without a seam.
-
-    `roughness` 0 is white noise; 1 has soft grain; 2 has large clouds (amplitude falls as frequency**-roughness).
-    """
-    rng = np.random.default_rng([seed, 77])
-    spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
-    rows = np.fft.fftfreq(size)[:, None] * size
-    columns = np.fft.rfftfreq(size)[None, :] * size
-    frequency = np.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = 1.0
-    spectrum *= frequency**-roughness
-    spectrum[0, 0] = 0.0
-    field = np.fft.irfft2(spectrum, s=(size, size))
-    out: Field = (field / field.std()).astype(np.float32)
-    out.setflags(write=False)
-    return out
-
-
-@lru_cache(maxsize=16)
-def _four_tiles(roughness: float) -> Field:
-    """(2 * TILE, 2 * TILE): from it any patch up to the size of a tile is a slice."""
-    return np.tile(noise_tile(0, roughness=roughness), (2, 2))
-
-
-def noise_patch(rng: np.random.Generator, height: int, width: int, *, roughness: float) -> Field:
-    """(height, width) float32 cut from a tile at a place that `rng` draws; repeats beyond `TILE` pixels."""
-    top, left = (int(value) for value in rng.integers(TILE, size=2))
-    if height <= TILE and width <= TILE:
-        return _four_tiles(roughness)[top : top + height, left : left + width]
-    rows, columns = (top + np.arange(height)) % TILE, (left + np.arange(width)) % TILE
-    return noise_tile(0, roughness=roughness)[rows[:, None], columns[None, :]]

@@ -22,7 +22,7 @@ def test_a_point_straight_ahead_at_eye_level_lies_on_the_horizon():
     assert np.allclose(camera().project(view), [160.0, camera().horizon])
 
 
-def test_a_mirrored_street_is_the_mirrored_picture():
+def test_a_mirrored_street_is_the_mirrored_image():
     view = camera().view([[2.0, 0.0, 60.0]])
     plain, mirrored = camera().project(view), camera(side=-1).project(view)
     assert np.allclose(plain[:, 0] + mirrored[:, 0], 320)

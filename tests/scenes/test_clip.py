@@ -46,7 +46,7 @@ def test_a_clip_holds_the_rendered_frames(tmp_path, monkeypatch, with_pyav):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_existing_clip_is_kept_unless_told_otherwise(tmp_path, capsys):
+def test_an_existing_clip_is_kept_without_overwrite(tmp_path, capsys):
     path = tmp_path / "street.mp4"
     path.write_bytes(b"mine")
     assert main([str(path), *ARGUMENTS]) == 2
@@ -56,7 +56,7 @@ def test_an_existing_clip_is_kept_unless_told_otherwise(tmp_path, capsys):
     assert len(read_frames(path)[0]) == 5
 
 
-def test_a_clip_that_breaks_off_leaves_nothing(tmp_path):
+def test_an_interrupted_clip_leaves_nothing(tmp_path):
     def broken():
         yield from street_frames(2, seed=1, size=(96, 160))
         raise KeyboardInterrupt
@@ -67,7 +67,7 @@ def test_a_clip_that_breaks_off_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("street.avi", [], ".mp4"),
         ("none/street.mp4", [], "no folder"),
@@ -78,9 +78,9 @@ def test_a_clip_that_breaks_off_leaves_nothing(tmp_path):
         ("street.mp4", ["--images", "3"], "folder"),
     ],
 )
-def test_what_cannot_be_written_is_refused_with_a_reason(tmp_path, capsys, name, changes, said):
+def test_what_cannot_be_written_is_refused_with_a_reason(tmp_path, capsys, name, changes, message):
     assert main([str(tmp_path / name), *ARGUMENTS, *changes]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -95,7 +95,7 @@ def test_neighbouring_frames_agree_on_most_pixels_and_yet_move():
     assert far < agree
 
 
-def test_the_picture_does_not_flicker_where_nothing_moves():
+def test_the_image_does_not_flicker_where_nothing_moves():
     first, second = street_frames(2, seed=2, size=SIZE, density=0.0)
     sky = (first.labels == SceneClass.SKY) & (second.labels == SceneClass.SKY)
     # A tree line or lamp that moves by a pixel changes the edge of the sky, not its inside.
@@ -146,7 +146,7 @@ def test_the_frame_rate_is_only_a_clock():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"seed": -1}, "seed -1"),
         ({"seed": 1, "density": 1.5}, "density 1.5"),
@@ -155,8 +155,8 @@ def test_the_frame_rate_is_only_a_clock():
         ({"seed": 1, "size": (360, 100_000)}, "100000x360"),
     ],
 )
-def test_impossible_scenes_are_refused_at_once(arguments, said):
-    with pytest.raises(SceneArgumentError, match=said):
+def test_impossible_scenes_are_refused_at_once(arguments, message):
+    with pytest.raises(SceneArgumentError, match=message):
         street_frames(1, **arguments)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from dovit_scenes.camera import Bend, Camera
 from dovit_scenes.canvas import Canvas
-from dovit_scenes.surfaces import TILE, Surface, Texture, noise_tile, paint_surface
+from dovit_scenes.surfaces import Surface, paint_surface
+from dovit_scenes.texture import TILE, Texture, noise_tile
 from dovit_scenes.things import SceneClass
 from dovit_scenes.world import world_from_seed
 
@@ -41,7 +42,7 @@ def test_noise_repeats_without_a_seam():
     assert abs(float(tile.mean())) < 1e-3
 
 
-def test_a_wall_that_runs_past_the_camera_covers_the_side_of_the_picture():
+def test_a_wall_that_runs_past_the_camera_covers_the_side_of_the_image():
     sheet = canvas()
     wall = Surface((3.0, 0.0, -20.0), (0.0, 0.0, 60.0), (0.0, 20.0, 0.0))
     paint_surface(sheet, wall, plain(), (1, 1, 1), int(SceneClass.BUILDING))

@@ -13,7 +13,7 @@ from dovit_scenes.world import RANGE, SPEED, camera_at, things_in_sight, world_f
 
 
 def standing_still(thing):
-    """The thing without its place along the street: who it is."""
+    """The thing without its position along the street: who it is."""
     return replace(thing, s=0.0)
 
 
