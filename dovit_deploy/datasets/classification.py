@@ -1,6 +1,6 @@
-"""Pictures that each show one class: a data set of whole-picture labels, decoded when asked for.
+"""Which images of a classifier's data set are there, and which number has the class of each?
 
-    ROOT/<split>/<class folder>/<picture>     ImageNet's layout once its validation set is sorted into folders
+    ROOT/<split>/<class folder>/<image>     ImageNet's layout once its validation set is sorted into folders
 
 The classes are the folders in the order of their names, unless a list at ROOT gives another order (and names).
 """
@@ -15,30 +15,30 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.datasets.dataset import decoded
+from dovit_deploy.datasets.dataset import Split, read_rgb
+from dovit_deploy.datasets.layouts import files_in, lines_of
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LISTS = ("classes.json", "imagenet_class_index.json", "synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files at ROOT that give the classes their numbers; the first that is there counts."""
-LAYOUT = "ROOT/<split>/<class folder>/<picture>, as ImageNet's"
+LAYOUT = "ROOT/<split>/<class folder>/<image>, as ImageNet's"
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One picture and what it shows."""
+    """An image and the number of the class that it shows."""
 
     stem: str
     """`<class folder>/<file name without suffix>`."""
     rgb: NDArray[np.uint8]
     """(H, W, 3)."""
     label: int
-    """Number of the class."""
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """A picture on the disk and the number of its class."""
+class ClassifiedFile:
+    """An image file and the number of its class."""
 
     path: Path
     label: int
@@ -51,88 +51,77 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class FolderClass:
-    """A class: the folder of its pictures, and its name where a list gives one."""
+    """A class: the folder of its images, and its name where a list gives one."""
 
     folder: str
     name: str
 
 
 class LabelledImages:
-    """One split of a data set; its pictures come class by class.
+    """One split of a classifier's data set; its images come class by class, decoded when asked for.
 
     Raises:
         DatasetError: there is none.
     """
 
-    def __init__(self, name: str, files: Sequence[ImageFile], classes: Sequence[FolderClass], order: str) -> None:
+    def __init__(self, name: str, files: Sequence[ClassifiedFile], classes: Sequence[FolderClass], order: str) -> None:
         if not files:
-            raise DatasetError(f"{name}: no picture")
+            raise DatasetError(f"{name}: no image")
         self.name, self.files, self.classes = name, tuple(files), tuple(classes)
         self.order = order
         """Where the numbers of the classes come from, for messages."""
 
     @property
     def stems(self) -> tuple[str, ...]:
-        """Names of the pictures with their folders."""
+        """Names of the images with their folders."""
         return tuple(file.stem for file in self.files)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def sample(self, index: int) -> LabelledImage:
-        """Decode number `index`; raises DatasetError naming the file when it cannot be used."""
+        """Decode image number `index`; raises DatasetError naming the file when it cannot be used."""
         file = self.files[index]
-        return LabelledImage(file.stem, decoded(file.path, mode="RGB"), file.label)
+        return LabelledImage(file.stem, read_rgb(file.path), file.label)
 
     def check(self) -> None:
-        """Decode every picture once; raises DatasetError naming the first that cannot be used."""
+        """Decode every image once; raises DatasetError naming the first that cannot be used."""
         for index in range(len(self)):
             self.sample(index)
 
 
 def has_class_folders(root: Path, split: str) -> bool:
-    """Whether `root` has a folder of pictures for each class of `split`."""
-    place = root / split
-    return place.is_dir() and any(_pictures(folder) for folder in _folders(place))
+    """Whether `root` has a folder of images for each class of `split`."""
+    return (root / split).is_dir() and any(_images(folder) for folder in _folders(root / split))
 
 
-def images_from_path(path: str | Path, split: str) -> LabelledImages:
-    """The split of the data set at `path`.
-
-    Args:
-        path: a folder.
-        split: `NAME`; `NAME:PREFIX` for its pictures whose `folder/name` starts so, `NAME:-PREFIX` for all but them.
+def class_folders(root: Path, split: Split) -> LabelledImages:
+    """The split of the data set at `root`.
 
     Raises:
-        DatasetError: no such folder or split, a class folder that no list names, or no picture.
+        DatasetError: no such folder or split, a class folder that no list names, or no image.
     """
-    name, colon, prefix = split.partition(":")
-    if not name or (colon and not prefix.removeprefix("-")):
-        raise DatasetError(f"split '{split}': NAME, NAME:PREFIX or NAME:-PREFIX is needed")
-    root = Path(path)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such data set; the layout of a classifier's is {LAYOUT}")
-    if not has_class_folders(root, name):
-        raise DatasetError(_not_the_layout(root, name))
-    folders = {folder.name: _pictures(folder) for folder in _folders(root / name)}
-    classes, order = _classes(root, name, sorted(folder for folder, files in folders.items() if files))
+    if not has_class_folders(root, split.name):
+        raise DatasetError(_not_the_layout(root, split.name))
+    folders = {folder.name: images for folder in _folders(root / split.name) if (images := _images(folder))}
+    classes, order = _classes(root, split.name, sorted(folders))
     number = {entry.folder: label for label, entry in enumerate(classes)}
-    unknown = next((folder for folder in sorted(folders) if folders[folder] and folder not in number), None)
+    unknown = next((folder for folder in sorted(folders) if folder not in number), None)
     if unknown is not None:
-        raise DatasetError(f"{root / name / unknown}: {order} does not list the class '{unknown}'")
-    files = [ImageFile(file, number[folder]) for folder in sorted(number) for file in folders.get(folder, ())]
-    if prefix:
-        wanted = prefix.removeprefix("-")
-        files = [file for file in files if file.stem.startswith(wanted) != prefix.startswith("-")]
-    return LabelledImages(f"{root} ({split})", files, classes, order)
+        raise DatasetError(f"{root / split.name / unknown}: {order} does not list the class '{unknown}'")
+    files = [ClassifiedFile(path, number[folder]) for folder in sorted(folders) for path in folders[folder]]
+    taken = [file for file in files if split.takes(file.stem)]
+    return LabelledImages(f"{root} ({split.text})", taken, classes, order)
 
 
 def _not_the_layout(root: Path, split: str) -> str:
     """What is wrong, and the splits that are there."""
     splits = ", ".join(folder.name for folder in _folders(root) if has_class_folders(root, folder.name))
     if splits:
-        return f"{root / split}: no such split, or no picture in its class folders; splits here: {splits}"
-    return f"{root}: no class folders with pictures in '{split}'; the layout of a classifier's data set is {LAYOUT}"
+        return f"{root / split}: no such split, or no image in its class folders; splits here: {splits}"
+    return f"{root}: no class folders with images in '{split}'; the layout of a classifier's data set is {LAYOUT}"
 
 
 def _classes(root: Path, split: str, folders: Sequence[str]) -> tuple[list[FolderClass], str]:
@@ -173,28 +162,18 @@ def _classes_from_json(path: Path) -> list[FolderClass]:
 
 def _classes_from_lines(path: Path) -> list[FolderClass]:
     """A line for each class: the folder, then the name or nothing."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-    if not lines:
-        raise DatasetError(f"{path}: lists no class")
-    parts = [line.split(maxsplit=1) for line in lines]
+    parts = [line.split(maxsplit=1) for line in lines_of(path, listing="class")]
     return [FolderClass(part[0], part[-1]) for part in parts]
 
 
-def _folders(place: Path) -> list[Path]:
-    """The folders in `place`, sorted; hidden ones are not part of a data set."""
+def _folders(parent: Path) -> list[Path]:
+    """The folders in `parent`, sorted; hidden ones are not part of a data set."""
     try:
-        return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
-        raise DatasetError(f"{place}: cannot be read ({error.strerror})") from error
+        raise DatasetError(f"{parent}: cannot be read ({error.strerror})") from error
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures in `folder`, sorted."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+def _images(folder: Path) -> list[Path]:
+    """The images in `folder`, sorted."""
+    return [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]

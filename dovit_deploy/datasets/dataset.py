@@ -1,6 +1,7 @@
-"""Labelled images in files: decoded when asked for, every fault named with its file.
+"""What is a data set of label maps, how are its files decoded, and what is a part of one?
 
-What differs between data sets is where the files lie (the layouts) and what the numbers in label maps mean (`Codes`).
+Samples are decoded when asked for, and every fault names its file. What differs between data sets is where the files
+lie (`layouts`) and what the numbers in label maps mean (`LabelCodes`).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy import packages
-from dovit_deploy.errors import DatasetError
+from dovit_deploy.errors import DatasetError, SourceError
+from dovit_deploy.sources.images import loaded_image, read_image
 
 IGNORE = 255
 """Pixel value of labels that count nowhere, whatever the files call it."""
@@ -31,11 +32,13 @@ class ClassList:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image: `rgb` (H, W, 3) uint8, `label` (H, W) uint8 with `IGNORE` where nothing is known."""
+    """An image and its label map."""
 
     stem: str
     rgb: NDArray[np.uint8]
+    """(H, W, 3)."""
     label: NDArray[np.uint8]
+    """(H, W); `IGNORE` where nothing is known."""
 
 
 class Dataset(Protocol):
@@ -52,40 +55,76 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
-        """Number `index`; raises DatasetError naming the file when it cannot be used."""
+        """Sample number `index`; raises DatasetError naming the file when it cannot be used."""
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """The label map of number `index` alone: (H, W) uint8, `IGNORE` where nothing is known."""
+        """The label map of sample `index` alone: (H, W) uint8, `IGNORE` where nothing is known."""
 
     def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of the labelled pixels of each class, (K,)."""
+        """Share of the labelled pixels of each class, (K,); reads every label map once.
+
+        Raises:
+            DatasetError: no pixel is labelled.
+        """
+        # 256 bins hold every pixel value, IGNORE too, which is cut off with all that are no class.
+        count = np.zeros(256, np.int64)
+        for index in range(len(self)):
+            count += np.bincount(self.label(index).ravel(), minlength=256)
+        labelled = count[: len(self.classes.names)].astype(np.float64)
+        if not labelled.sum():
+            raise DatasetError(f"{self.name}: no labelled pixel in the whole split")
+        shares: NDArray[np.float64] = labelled / labelled.sum()
+        return shares
 
     def check(self) -> None:
-        """Raise DatasetError naming the first file with a fault: before an hour of work, not after it."""
+        """Decode everything once, so that a fault shows before an hour of work; raises DatasetError for the first."""
+        for index in range(len(self)):
+            self.sample(index)
 
 
 @dataclass(frozen=True)
-class LabelledFile:
-    """An image and its label map, on the disk."""
+class Split:
+    """What a user calls a part of a data set: `NAME`, `NAME:PREFIX` or `NAME:-PREFIX`."""
 
-    stem: str
-    image: Path
-    label: Path
+    text: str
+    """As the user wrote it."""
+    name: str
+    prefix: str
+    """Of stems, as of one drive or city; empty for the whole split."""
+    without: bool
+    """All but the stems that start with `prefix`."""
+
+    def takes(self, stem: str) -> bool:
+        """Whether the sample called `stem` belongs to the part."""
+        return stem.startswith(self.prefix) != self.without
+
+
+def split_from_text(text: str) -> Split:
+    """Understand the name of a split.
+
+    Raises:
+        DatasetError: it names none, or a colon without a prefix follows.
+    """
+    name, colon, rest = text.partition(":")
+    prefix = rest.removeprefix("-")
+    if not name or (colon and not prefix):
+        raise DatasetError(f"split '{text}': NAME, NAME:PREFIX or NAME:-PREFIX is needed")
+    return Split(text, name, prefix, without=rest.startswith("-"))
 
 
 @dataclass(frozen=True)
-class Codes:
+class LabelCodes:
     """What each pixel value of a label file stands for."""
 
     table: NDArray[np.uint8]
     """(256,): class id, or `IGNORE`."""
     known: NDArray[np.bool_]
-    """(256,): the value may occur."""
+    """(256,): whether the value may occur."""
     allowed: str
-    """Which values may occur, in words."""
+    """Which values may occur, for messages."""
 
 
-def plain_codes(classes: int, ignore: int | None) -> Codes:
+def plain_codes(classes: int, ignore: int | None) -> LabelCodes:
     """Pixel value = class id; `ignore`, and 255, count nowhere."""
     table = np.full(256, IGNORE, np.uint8)
     table[:classes] = np.arange(classes)
@@ -93,17 +132,55 @@ def plain_codes(classes: int, ignore: int | None) -> Codes:
     known[:classes] = known[IGNORE] = True
     if ignore is not None and 0 <= ignore <= 255:
         table[ignore], known[ignore] = IGNORE, True
-    return Codes(table, known, f"class ids are 0..{classes - 1}")
+    return LabelCodes(table, known, f"class ids are 0..{classes - 1}")
 
 
-class LabelledFiles:
-    """A `Dataset` of files.
+def read_rgb(path: Path) -> NDArray[np.uint8]:
+    """Decode an image of a data set: (H, W, 3) uint8; raises DatasetError naming the file."""
+    try:
+        return read_image(path)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
+
+
+def read_label(path: Path, codes: LabelCodes) -> NDArray[np.uint8]:
+    """Decode a label map: (H, W) uint8, class ids and `IGNORE`.
+
+    Raises:
+        DatasetError: not an 8-bit grey or indexed image, or a pixel value that stands for nothing.
+    """
+    try:
+        with loaded_image(path) as image:
+            if image.mode not in ("L", "P"):
+                raise DatasetError(f"{path}: a label must be an 8-bit grey or indexed PNG, this is {image.mode}")
+            # Of an indexed file these are the indices; its palette is for the eye alone.
+            values = np.array(image, dtype=np.uint8)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    unknown = present[~codes.known[present]]
+    if unknown.size:
+        raise DatasetError(f"{path}: pixel value {unknown[0]}; {codes.allowed}")
+    return codes.table[values]
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file and the file of its label map."""
+
+    stem: str
+    image: Path
+    label: Path
+
+
+class LabelledFiles(Dataset):
+    """A data set of image files and label files.
 
     Raises:
         DatasetError: there is none.
     """
 
-    def __init__(self, name: str, files: Sequence[LabelledFile], classes: ClassList, codes: Codes) -> None:
+    def __init__(self, name: str, files: Sequence[LabelledFile], classes: ClassList, codes: LabelCodes) -> None:
         if not files:
             raise DatasetError(f"{name}: no labelled image")
         self.name, self.classes = name, classes
@@ -118,9 +195,8 @@ class LabelledFiles:
         return len(self.files)
 
     def sample(self, index: int) -> Sample:
-        """Decode number `index`; raises DatasetError naming the file when it cannot be used."""
         file = self.files[index]
-        rgb, label = decoded(file.image, mode="RGB"), self.label(index)
+        rgb, label = read_rgb(file.image), self.label(index)
         if rgb.shape[:2] != label.shape:
             raise DatasetError(
                 f"{file.label}: {label.shape[1]}x{label.shape[0]} pixels, its image has {rgb.shape[1]}x{rgb.shape[0]}"
@@ -128,96 +204,11 @@ class LabelledFiles:
         return Sample(file.stem, rgb, label)
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """Label map number `index`, (H, W) uint8, `IGNORE` where nothing is known."""
-        path = self.files[index].label
-        values = decoded(path, mode=None)
-        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-        wrong = present[~self.codes.known[present]]
-        if wrong.size:
-            raise DatasetError(f"{path}: pixel value {wrong[0]}; {self.codes.allowed}")
-        return self.codes.table[values]
-
-    def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of the labelled pixels of each class, (K,); reads every label once."""
-        return frequencies(self)
-
-    def check(self) -> None:
-        """Decode every image and label once; raises DatasetError naming the first that cannot be used."""
-        for index in range(len(self)):
-            self.sample(index)
+        return read_label(self.files[index].label, self.codes)
 
 
-def frequencies(data: Dataset) -> NDArray[np.float64]:
-    """Share of the labelled pixels of each class, (K,), over all of `data`.
-
-    Raises:
-        DatasetError: no pixel is labelled.
-    """
-    count = np.zeros(256, np.int64)
-    for index in range(len(data)):
-        count += np.bincount(data.label(index).ravel(), minlength=256)
-    known = count[: len(data.classes.names)].astype(np.float64)
-    if not known.sum():
-        raise DatasetError(f"{data.name}: no labelled pixel in the whole split")
-    shares: NDArray[np.float64] = known / known.sum()
-    return shares
-
-
-def decoded(path: Path, *, mode: str | None) -> NDArray[np.uint8]:
-    """Pixels of an image, converted to `mode`; without one it must be 8-bit grey or indexed, values as stored."""
-    image = packages.pillow()
-    try:
-        with image.open(path) as opened:
-            if mode is None and opened.mode not in ("L", "P"):
-                raise DatasetError(f"{path}: a label must be an 8-bit grey or indexed PNG, this is {opened.mode}")
-            return np.array(opened if mode is None else opened.convert(mode), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: cannot be decoded ({error})") from error
-
-
-def listed(folder: Path) -> list[Path]:
-    """The files of `folder`, sorted; hidden ones are not part of a data set."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(f"{folder}: no such folder, or it cannot be read ({error.strerror})") from error
-
-
-def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    """The files by their names without suffix; raises DatasetError for two of one stem."""
-    files: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in files:
-            raise DatasetError(f"{path}: {files[path.stem].name} has the same stem; keep one of them")
-        files[path.stem] = path
-    return files
-
-
-def paired(images: Sequence[Path], labels: Sequence[Path]) -> list[LabelledFile]:
-    """Images and labels of the same stems; raises DatasetError naming a file that has no partner."""
-    image_of, label_of = by_stem(images), by_stem(labels)
-    for stem in sorted(image_of.keys() ^ label_of.keys()):
-        path, missing = (image_of[stem], "label") if stem in image_of else (label_of[stem], "image")
-        raise DatasetError(f"{path}: there is no {missing} named '{stem}'")
-    return [LabelledFile(stem, image_of[stem], label_of[stem]) for stem in sorted(image_of)]
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a list that are not blank; raises DatasetError when it cannot be read or has none."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
-    if not lines:
-        raise DatasetError(f"{path}: lists no image")
-    return lines
-
-
-# Some samples of a data set as a data set: one drive alone, all but one drive, every tenth image.
-
-
-class DatasetPart:
-    """The samples of `whole` numbered in `indices`, in that order.
+class DatasetPart(Dataset):
+    """The samples of `whole` numbered in `indices`, in that order: one drive, all but one, every tenth image.
 
     Raises:
         DatasetError: `indices` is empty.
@@ -240,31 +231,22 @@ class DatasetPart:
         return len(self.indices)
 
     def sample(self, index: int) -> Sample:
-        """Number `index` of the part; raises DatasetError naming the file when it cannot be used."""
         return self.whole.sample(self.indices[index])
 
     def label(self, index: int) -> NDArray[np.uint8]:
-        """Label map number `index` of the part, (H, W) uint8."""
         return self.whole.label(self.indices[index])
 
-    def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of the part's labelled pixels of each class, (K,); reads every label once."""
-        return frequencies(self)
 
-    def check(self) -> None:
-        """Decode every image and label of the part once; raises DatasetError naming the first with a fault."""
-        for index in range(len(self)):
-            self.sample(index)
-
-
-def with_prefix(whole: Dataset, prefix: str, *, without: bool = False) -> DatasetPart:
-    """The images whose stem starts with `prefix` (a drive of CamVid, a city), or `without` them.
+def part_of(whole: Dataset, split: Split) -> Dataset:
+    """The samples of `whole` that `split` takes by their stems: all of them where it has no prefix.
 
     Raises:
         DatasetError: none is left.
     """
-    indices = [number for number, stem in enumerate(whole.stems) if stem.startswith(prefix) != without]
-    kind = "all start" if without else "none starts"
+    if not split.prefix:
+        return whole
+    indices = [number for number, stem in enumerate(whole.stems) if split.takes(stem)]
     if not indices:
-        raise DatasetError(f"{whole.name}: of its {len(whole)} images {kind} with '{prefix}'")
-    return DatasetPart(whole, indices, name=f"{whole.name}, {'without' if without else 'only'} {prefix}")
+        kind = "all start" if split.without else "none starts"
+        raise DatasetError(f"{whole.name}: of its {len(whole)} images {kind} with '{split.prefix}'")
+    return DatasetPart(whole, indices, name=f"{whole.name}, {'without' if split.without else 'only'} {split.prefix}")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.datasets.dataset import ClassList, Sample, frequencies
+from dovit_deploy.datasets.dataset import ClassList, Dataset, DatasetPart, Sample
 from dovit_deploy.errors import EnvironmentProblem, UsageError
 from dovit_scenes import CLASS_NAMES, PALETTE, SceneFrame, street_frames
 from dovit_scenes.dataset import scene_sample
@@ -49,7 +49,7 @@ def street_images(count: int, *, seed: int, density: float = 0.5) -> list[NDArra
         return [frame.rgb for frame in street_frames(count, seed=seed, density=density)]
 
 
-class RenderedScenes:
+class RenderedScenes(Dataset):
     """Street scenes of `size` (height, width), the same for the same split, however many are asked for.
 
     Args:
@@ -93,8 +93,7 @@ class RenderedScenes:
 
     def class_frequencies(self) -> NDArray[np.float64]:
         """Share of the pixels of each class, (K,), over the first images."""
-        few = min(COUNTED, self.count)
-        return frequencies(RenderedScenes(self.split, size=self.size, count=few, fullness=self.fullness))
+        return DatasetPart(self, range(min(COUNTED, self.count))).class_frequencies()
 
     def check(self) -> None:
         """Nothing to check: there are no files."""

@@ -115,16 +115,27 @@ def read_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB
         SourceError: missing, not an image, truncated, or more than `max_pixels` pixels.
         PackageMissing: Pillow is not installed.
     """
+    with loaded_image(path, max_pixels=max_pixels) as image:
+        return upright(_rgb_from_image(image, path), _orientation(image))
+
+
+@contextmanager
+def loaded_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Any]:
+    """Pillow's image at `path`, decoded, its values as stored in the file.
+
+    Raises:
+        SourceError, PackageMissing: as `read_image`; also when the block fails as decoders fail.
+    """
     pillow = packages.pillow()
     try:
         with _opened(pillow, path) as image:
             check_pixels(str(path), width=image.width, height=image.height, max_pixels=max_pixels)
             image.load()
-            return upright(_rgb_from_image(image, path), _orientation(image))
+            yield image
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file") from error
     except _UNDECODABLE as error:
-        raise SourceError(f"{path}: not an image that can be decoded ({_first_line(error)})") from error
+        raise SourceError(f"{path}: cannot be decoded as an image ({_first_line(error)})") from error
 
 
 def is_image(path: Path) -> bool:
@@ -145,7 +156,7 @@ def check_pixels(name: str, *, width: int, height: int, max_pixels: int) -> None
     if width * height > max_pixels:
         raise SourceError(
             f"{name}: {width}x{height} is {width * height} pixels, more than the {max_pixels} allowed; "
-            f"if it is meant, add --max-pixels {width * height}"
+            f"make it smaller, or add --max-pixels {width * height} where the command has that option"
         )
 
 

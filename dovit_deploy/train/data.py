@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from dovit_deploy import packages
 from dovit_deploy.datasets.dataset import Dataset, Sample
-from dovit_deploy.datasets.open import SCENES, dataset_from_path
+from dovit_deploy.datasets.open import dataset_from_path, is_rendered
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError, DovitError
 from dovit_deploy.train.augment import random_view
@@ -103,8 +103,6 @@ def _read(path: Path) -> Sample:
         raise DatasetError(f"{path}: cannot be read ({error}); remove it, and it is rendered again") from error
 
 
-RENDERED = ("rendered", SCENES)
-"""Words in place of a data set's folder."""
 UNLIMITED = 2**31
 COUNTED = 12
 """Scenes whose pixels tell how frequent the classes are."""
@@ -186,11 +184,6 @@ def has_split(root: Path, split: str) -> bool:
     """Something under `root` is called after the split."""
     name = split.partition(":")[0]
     return (root / f"{name}.txt").exists() or any((root / kind / name).exists() for kind in ("images", "labels"))
-
-
-def is_rendered(dataset: str) -> bool:
-    """`dataset` is the word for rendered scenes and no folder."""
-    return dataset in RENDERED and not Path(dataset).exists()
 
 
 def scenes_for(recipe: Recipe, size: tuple[int, int], folder: Path | None) -> Dataset:

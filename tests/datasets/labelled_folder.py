@@ -1,4 +1,4 @@
-"""A small labelled data set for a tiny bundle: pictures of coloured noise, labels of blocks, a void row."""
+"""A small labelled data set for a tiny bundle: images of coloured noise, labels of blocks, a void row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 VOID = 200
 
 
-def picture(size: tuple[int, int], *, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def noise(size: tuple[int, int], *, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """RGB (H, W, 3) and label (H, W), uint8; every class occurs, the first row is void."""
     draw = np.random.default_rng(seed)
     coarse = draw.integers(0, 255, (4, 5, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def write_labelled(
     names: Sequence[str] | None = None,
     split: str = "val",
 ) -> Path:
-    """Write one split in the package's own layout; its classes are called as those of tiny bundles."""
+    """Write one split in the package's own layout; its classes have the names of those of tiny bundles."""
     names = [f"class {number}" for number in range(classes)] if names is None else names
     entries = [{"id": number, "name": name, "color": [9 * number, 0, 0]} for number, name in enumerate(names)]
     for kind in ("images", "labels"):
@@ -41,7 +41,7 @@ def write_labelled(
     stems = [f"drive_{number:03d}" for number in range(images)]
     (root / f"{split}.txt").write_text("\n".join(stems))
     for number, stem in enumerate(stems):
-        rgb, label = picture(size, classes=classes, seed=number)
+        rgb, label = noise(size, classes=classes, seed=number)
         Image.fromarray(rgb).save(root / "images" / split / f"{stem}.png")
         Image.fromarray(label).save(root / "labels" / split / f"{stem}.png")
     return root

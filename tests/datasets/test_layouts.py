@@ -1,4 +1,4 @@
-"""Which layout a folder has, what its label files mean, and its faults."""
+"""Each layout: its samples, what its label files mean, and its faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 from dovit_deploy.datasets.dataset import IGNORE, DatasetPart
 from dovit_deploy.datasets.layouts import CAMVID_CLASSES, CAMVID_VOID, CITYSCAPES_CLASSES
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError
 from dovit_scenes import CLASS_NAMES, PALETTE
 from dovit_scenes.things import IGNORE_ID
@@ -23,7 +22,7 @@ CAMVID = SHARED / "data" / "camvid"
 
 
 def save(path: Path, values: object, *, size: tuple[int, int] = SIZE) -> None:
-    """An image of `size` whose pixels repeat `values`; None: a colour picture."""
+    """An image of `size` whose pixels repeat `values`; None: a colour image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if values is None:
         Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path)
@@ -32,7 +31,7 @@ def save(path: Path, values: object, *, size: tuple[int, int] = SIZE) -> None:
 
 
 @pytest.fixture
-def segnet(tmp_path):
+def camvid(tmp_path):
     root = tmp_path / "camvid"
     for split in ("train", "val"):
         for number in range(3):
@@ -74,24 +73,24 @@ def fails(root, split: str, *, contains: str, sample: int | None = None) -> None
             data.sample(sample)
 
 
-def test_segnets_folders(segnet):
-    data = dataset_from_path(segnet, "val")
+def test_camvids_folders(camvid):
+    data = dataset_from_path(camvid, "val")
     assert data.stems == ("0001TP_0", "0001TP_1", "0001TP_2")
     assert data.classes.names == CLASS_NAMES
     assert values(data, 1) == {1, 10, IGNORE}
 
 
-def test_the_scenes_own_class_ids_are_camvids():
+def test_the_classes_of_rendered_scenes_are_camvids():
     assert tuple(name for name, _ in CAMVID_CLASSES) == CLASS_NAMES
     assert [list(colour) for _, colour in CAMVID_CLASSES] == PALETTE.tolist()
     assert CAMVID_VOID == IGNORE_ID
 
 
-def test_segnets_list_gives_the_order_and_its_paths_may_be_another_machines(segnet):
+def test_camvids_list_gives_the_order_and_its_paths_may_be_another_machines(camvid):
     folder = "/SegNet/CamVid"
     lines = [f"{folder}/val/0001TP_{n}.png {folder}/valannot/0001TP_{n}.png" for n in (2, 0)]
-    (segnet / "val.txt").write_text("\n".join(lines) + "\n")
-    data = dataset_from_path(segnet, "val")
+    (camvid / "val.txt").write_text("\n".join(lines) + "\n")
+    data = dataset_from_path(camvid, "val")
     assert data.stems == ("0001TP_2", "0001TP_0")
     assert values(data, 0) == {2, 10, IGNORE}
 
@@ -104,16 +103,16 @@ def test_segnets_list_gives_the_order_and_its_paths_may_be_another_machines(segn
         ("val/0001TP_7.png valannot/0001TP_7.png", r"0001TP_7\.png: missing; val\.txt lists it"),
     ],
 )
-def test_faults_of_segnets_list(segnet, line, contains):
-    (segnet / "val.txt").write_text(line)
-    fails(segnet, "val", contains=contains)
+def test_faults_of_camvids_list(camvid, line, contains):
+    (camvid / "val.txt").write_text(line)
+    fails(camvid, "val", contains=contains)
 
 
 @pytest.mark.parametrize("folder", ["val", "valannot"])
-def test_an_image_without_partner_is_named(segnet, folder):
-    (segnet / folder / "0001TP_1.png").unlink()
+def test_an_image_without_partner_is_named(camvid, folder):
+    (camvid / folder / "0001TP_1.png").unlink()
     other = "valannot" if folder == "val" else "val"
-    fails(segnet, "val", contains=rf"{other}.0001TP_1\.png: there is no (image|label) named '0001TP_1'")
+    fails(camvid, "val", contains=rf"{other}.0001TP_1\.png: there is no (image|label) named '0001TP_1'")
 
 
 def test_cityscapes_label_ids_become_train_ids(cityscapes):
@@ -151,75 +150,29 @@ def test_ade20k_reads_its_names(ade20k):
     fails(ade20k, "val", contains=r"objectInfo150\.txt: 149 rows")
 
 
-def test_rendered_scenes_are_as_full_as_asked_for():
-    bare, full = (RenderedScenes("train", size=(48, 64), count=4, fullness=(value, value)) for value in (0.0, 1.0))
-    mixed = RenderedScenes("train", size=(48, 64), count=4, fullness=(0.0, 1.0))
-    things = {CLASS_NAMES.index(name) for name in ("pole", "sign", "fence", "car", "pedestrian", "bicyclist")}
-    assert not any(set(np.unique(bare.label(index))) & things for index in range(4))
-    assert any(set(np.unique(full.label(index))) & things for index in range(4))
-    different = [
-        (np.array_equal(mixed.label(index), bare.label(index)), np.array_equal(mixed.label(index), full.label(index)))
-        for index in range(4)
-    ]
-    assert (False, False) in different
-    assert np.array_equal(full.label(1), RenderedScenes("train", size=(48, 64)).label(1))
-
-
-def test_rendered_scenes_have_no_end_and_are_the_same_again():
-    train, val = dataset_from_path("scenes", "train"), dataset_from_path("scenes", "val")
-    assert len(train) >= 10**6 > len(val) > 0
-    first, again, other = train.sample(3), dataset_from_path("scenes", "train").sample(3), val.sample(3)
-    np.testing.assert_array_equal(first.rgb, again.rgb)
-    np.testing.assert_array_equal(first.label, again.label)
-    assert (first.rgb != other.rgb).any()
-    assert first.rgb.shape == (*first.label.shape, 3) == (360, 480, 3)
-    assert first.label.max() < len(train.classes.names)
-
-
-def test_a_folder_called_scenes_comes_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_labelled(tmp_path / "scenes", images=2)
-    assert len(dataset_from_path("scenes", "val")) == 2
-
-
-def test_one_drive_alone_or_left_out(segnet):
+def test_one_drive_alone_or_left_out(camvid):
     for number in range(2):
-        save(segnet / "val" / f"0006R0_{number}.png", None)
-        save(segnet / "valannot" / f"0006R0_{number}.png", [4])
-    only, rest = dataset_from_path(segnet, "val:0006R0"), dataset_from_path(segnet, "val:-0006R0")
+        save(camvid / "val" / f"0006R0_{number}.png", None)
+        save(camvid / "valannot" / f"0006R0_{number}.png", [4])
+    only, rest = dataset_from_path(camvid, "val:0006R0"), dataset_from_path(camvid, "val:-0006R0")
     assert only.stems == ("0006R0_0", "0006R0_1")
     assert rest.stems == ("0001TP_0", "0001TP_1", "0001TP_2")
     assert values(only) == {4}
     np.testing.assert_allclose(only.class_frequencies(), np.eye(11)[4])
-    fails(segnet, "val:0007", contains="of its 5 images none starts with '0007'")
-    fails(segnet, "val:-000", contains="of its 5 images all start with '000'")
-    fails(segnet, "val:", contains="NAME:PREFIX")
+    fails(camvid, "val:0007", contains="of its 5 images none starts with '0007'")
+    fails(camvid, "val:-000", contains="of its 5 images all start with '000'")
+    fails(camvid, "val:", contains="NAME:PREFIX")
     with pytest.raises(DatasetError, match="no image"):
         DatasetPart(only, [])
 
 
-def test_check_names_the_first_fault(segnet):
-    data = dataset_from_path(segnet, "val")
+def test_check_names_the_first_fault(camvid):
+    data = dataset_from_path(camvid, "val")
     data.check()
-    save(segnet / "valannot" / "0001TP_2.png", [0], size=(5, 8))
+    save(camvid / "valannot" / "0001TP_2.png", [0], size=(5, 8))
     with pytest.raises(DatasetError, match=r"valannot.0001TP_2\.png: 8x5 pixels, its image has 8x6"):
         data.check()
     DatasetPart(data, [0, 1]).check()
-
-
-@pytest.mark.parametrize(
-    ("make", "contains"),
-    [
-        (lambda root: None, "no such data set"),
-        (lambda root: root.write_text("x"), "is a file; a data set is a folder"),
-        (lambda root: root.mkdir(), "not a data set that is known here"),
-        (lambda root: (root / "images").mkdir(parents=True), "not a data set that is known here"),
-    ],
-    ids=["absent", "a file", "empty", "no labels"],
-)
-def test_what_is_no_data_set(tmp_path, make, contains):
-    make(tmp_path / "set")
-    fails(tmp_path / "set", "val", contains=contains)
 
 
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path):

@@ -1,129 +1,79 @@
+"""Which data set is at a path, and what is none."""
+
 from __future__ import annotations
 
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from dovit_deploy.datasets.dataset import IGNORE
-from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.dataset import split_from_text
+from dovit_deploy.datasets.open import RENDERED_NAMES, dataset_from_path, is_rendered, labelled_images_from_path
 from dovit_deploy.errors import DatasetError
-from tests.train.tiny_folder import COLOURS, picture, write_folder
+from tests.datasets.class_folders import write_class_folders
+from tests.datasets.labelled_folder import write_labelled
 
 
-@pytest.fixture
-def root(tmp_path):
-    return write_folder(tmp_path / "set")
+@pytest.mark.parametrize("name", RENDERED_NAMES)
+def test_rendered_scenes_have_no_end_and_are_the_same_again(name):
+    train, val = dataset_from_path(name, "train"), dataset_from_path(name, "val")
+    assert len(train) >= 10**6 > len(val) > 0
+    first, again, other = train.sample(3), dataset_from_path("rendered", "train").sample(3), val.sample(3)
+    np.testing.assert_array_equal(first.rgb, again.rgb)
+    np.testing.assert_array_equal(first.label, again.label)
+    assert (first.rgb != other.rgb).any()
+    assert first.rgb.shape == (*first.label.shape, 3) == (360, 480, 3)
+    assert first.label.max() < len(train.classes.names)
 
 
-def faults(root, *, contains, sample=None):
-    with pytest.raises(DatasetError, match=contains):
-        folder = dataset_from_path(root, "train")
-        if sample is not None:
-            folder.sample(sample)
-
-
-def test_a_sample_is_what_was_written_with_void_made_ignore(root):
-    folder = dataset_from_path(root, "train")
-    rgb, label = picture((40, 56), seed=2)
-    sample = folder.sample(2)
-    assert len(folder) == 5
-    assert sample.stem == "train_2"
-    np.testing.assert_array_equal(sample.rgb, rgb)
-    np.testing.assert_array_equal(sample.label, np.where(label == 11, IGNORE, label))
-    assert folder.classes.names == ("class 0", "class 1", "class 2", "class 3")
-    assert folder.classes.palette == tuple(COLOURS)
-
-
-def test_indexed_labels_are_read_as_indices_not_colours(root):
-    path = root / "labels" / "train" / "train_1.png"
-    before = dataset_from_path(root, "train").sample(1).label
-    indexed = Image.fromarray(np.array(Image.open(path)), mode="P")
-    indexed.putpalette([200, 10, 10] * 256)
-    indexed.save(path)
-    np.testing.assert_array_equal(dataset_from_path(root, "train").sample(1).label, before)
-
-
-def test_class_frequencies_are_shares_of_labelled_pixels(root):
-    folder = dataset_from_path(root, "train")
-    labels = np.concatenate([folder.sample(number).label.ravel() for number in range(5)])
-    known = labels[labels != IGNORE]
-    np.testing.assert_allclose(folder.class_frequencies(), np.bincount(known, minlength=4) / len(known))
-
-
-def test_an_empty_list_is_refused(root):
-    (root / "train.txt").write_text("\n\n")
-    faults(root, contains=r"train\.txt: lists no image")
-
-
-def test_a_missing_list_is_refused(root):
-    (root / "train.txt").unlink()
-    faults(root, contains=r"train\.txt: cannot be read")
-
-
-def test_a_missing_image_is_named(root):
-    (root / "images" / "train" / "train_3.png").unlink()
-    faults(root, contains=r"images.train: no image for 'train_3'")
-
-
-def test_two_images_of_one_stem_are_refused(root):
-    Image.new("RGB", (56, 40)).save(root / "images" / "train" / "train_3.webp")
-    faults(root, contains=r"train_3\.webp: train_3\.png has the same stem")
-
-
-def test_an_image_too_large_to_decode_is_named(root, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    faults(root, contains=r"train_0\.png: cannot be decoded", sample=0)
-
-
-def test_a_missing_label_is_named(root):
-    (root / "labels" / "train" / "train_3.png").unlink()
-    faults(root, contains=r"train_3\.png: missing label")
-
-
-def test_a_label_of_another_size_is_named(root):
-    Image.new("L", (20, 30)).save(root / "labels" / "train" / "train_0.png")
-    faults(root, contains=r"train_0\.png: 20x30 pixels, its image has 56x40", sample=0)
-
-
-def test_an_id_out_of_range_is_named(root):
-    Image.new("L", (56, 40), 7).save(root / "labels" / "train" / "train_0.png")
-    faults(root, contains=r"train_0\.png: pixel value 7; class ids are 0\.\.3", sample=0)
-
-
-def test_a_colour_label_is_refused(root):
-    Image.new("RGB", (56, 40)).save(root / "labels" / "train" / "train_0.png")
-    faults(root, contains=r"train_0\.png: a label must be an 8-bit grey or indexed PNG, this is RGB", sample=0)
-
-
-@pytest.mark.parametrize("cut", [0, 60], ids=["empty", "cut short"])
-@pytest.mark.parametrize("kind", ["images", "labels"])
-def test_an_unreadable_file_is_named(root, kind, cut):
-    path = root / kind / "train" / "train_0.png"
-    path.write_bytes(path.read_bytes()[:cut])
-    faults(root, contains=rf"{kind}.train.train_0\.png: cannot be decoded", sample=0)
-
-
-def test_a_set_without_any_labelled_pixel_is_refused(root):
-    for path in (root / "labels" / "train").iterdir():
-        Image.new("L", (56, 40), 11).save(path)
-    with pytest.raises(DatasetError, match="no labelled pixel"):
-        dataset_from_path(root, "train").class_frequencies()
+@pytest.mark.parametrize("name", RENDERED_NAMES)
+def test_a_folder_of_the_name_takes_precedence_over_rendered_scenes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert is_rendered(name) and not is_rendered("val")
+    write_labelled(tmp_path / name, images=2)
+    assert not is_rendered(name)
+    assert len(dataset_from_path(name, "val")) == 2
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("make", "contains"),
     [
-        "{",
-        "[]",
-        json.dumps({"classes": []}),
-        json.dumps({"classes": [{"id": 1, "name": "a", "color": [0, 0, 0]}]}),
-        json.dumps({"classes": [{"id": 0, "name": "a"}]}),
-        json.dumps({"classes": [{"id": 0, "name": "a", "color": [0, 0, 256]}]}),
+        (lambda root: None, "no such data set"),
+        (lambda root: root.write_text("x"), "is a file; a data set is a folder"),
+        (lambda root: root.mkdir(), "not a data set that is known here"),
+        (lambda root: (root / "images").mkdir(parents=True), "not a data set that is known here"),
     ],
-    ids=["not JSON", "a list", "no class", "a gap", "no colour", "colour out of range"],
+    ids=["absent", "a file", "empty", "no labels"],
 )
-def test_faults_of_the_class_list_are_named(root, content):
-    (root / "classes.json").write_text(content)
-    faults(root, contains=r"classes\.json")
+def test_what_is_no_data_set(tmp_path, make, contains):
+    make(tmp_path / "set")
+    with pytest.raises(DatasetError, match=contains):
+        dataset_from_path(tmp_path / "set", "val")
+
+
+def test_label_maps_and_class_folders_are_distinguished(tmp_path):
+    folders = write_class_folders(tmp_path / "set", folders=("n02", "n01"), images=1)
+    with pytest.raises(DatasetError, match="for classifiers"):
+        dataset_from_path(folders, "val")
+    (folders / "classes.json").write_text(json.dumps(["n01", "n02"]))
+    with pytest.raises(DatasetError, match="for classifiers"):
+        dataset_from_path(folders, "val")
+    assert len(labelled_images_from_path(folders, "val")) == 2
+    maps = write_labelled(tmp_path / "maps", images=1)
+    assert len(dataset_from_path(maps, "val")) == 1
+    with pytest.raises(DatasetError, match="label maps"):
+        labelled_images_from_path(maps, "val")
+    for name in RENDERED_NAMES:
+        with pytest.raises(DatasetError, match="pixel by pixel"):
+            labelled_images_from_path(name, "val")
+
+
+def test_names_of_splits():
+    assert all(split_from_text("val").takes(stem) for stem in ("", "a_1"))
+    only, rest = split_from_text("val:a_"), split_from_text("val:-a_")
+    assert (only.name, rest.name) == ("val", "val")
+    for stem, taken in (("a_1", True), ("b_a_", False), ("", False)):
+        assert only.takes(stem) is taken and rest.takes(stem) is not taken
+    for wrong in ("", ":", ":a", "val:", "val:-"):
+        with pytest.raises(DatasetError, match="NAME:PREFIX"):
+            split_from_text(wrong)

@@ -183,7 +183,7 @@ def test_truncated_files_are_refused(tmp_path, name):
 def test_what_is_no_image(tmp_path):
     text = tmp_path / "notes.jpg"
     text.write_text("not a picture at all\n" * 20)
-    with pytest.raises(SourceError, match=r"notes\.jpg: not an image") as refusal:
+    with pytest.raises(SourceError, match=r"notes\.jpg: cannot be decoded as an image") as refusal:
         read_image(text)
     assert "\n" not in str(refusal.value)
     with pytest.raises(SourceError, match="no such file"):
