@@ -22,6 +22,7 @@ FLOORS = {
     "packages": 1.5,
     "files": 1.5,
     "machine": 1.5,
+    "interruption": 1.5,
     # What a network is, as data: no torch, no engine.
     "families/spec": 2,
     "families/cost": 2,

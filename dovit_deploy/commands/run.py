@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,6 +48,7 @@ def run(
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
+    from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import RunJob
     from dovit_deploy.runtime.session import Session
@@ -78,7 +74,7 @@ def run(
             console.remark(licence, quiet=quiet)
         with (
             Session(opened, engine=engine, precision=precision, threads=threads, options=wanted) as session,
-            _stop_on_signal() as stop,
+            stop_requests() as stop,
         ):
             job = RunJob(
                 session,
@@ -152,25 +148,6 @@ def _refuse_inputs_inside(output: Path, inputs: tuple[Path, ...]) -> None:
     for path in inputs:
         if target in path.resolve().parents:
             raise UsageError(f"-o {output}: it holds the input {path}; choose another folder")
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask for an orderly end; a second one ends at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _finish(

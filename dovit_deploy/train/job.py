@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import ConfigError, InputError, UsageError
+from dovit_deploy.interruption import stop_requests
 from dovit_deploy.train.config import Scaling, TrainConfig, spec_from_choice
 from dovit_deploy.train.data import DEFAULT_SIZE, Material, opened, refuse_other_classes, scenes_for, watched
 from dovit_deploy.train.initialise import Start, start_from_checkpoint, with_settled_precision
-from dovit_deploy.train.loop import Standing, Trainer, noticed, starting_model
+from dovit_deploy.train.loop import Standing, Trainer, starting_model
 from dovit_deploy.train.recipe import Recipe, config_error, run_config
 from dovit_deploy.train.result import UNMEASURED_THRESHOLD, CurvePoint, chosen_threshold, save_result, threshold_curve
 from dovit_deploy.train.state import (
@@ -84,8 +85,8 @@ def train(request: Request, *, progress: Progress, remark: Remark) -> Result:
         CheckError: the gradient is not finite.
     """
     trainer, record = (_resumed if request.resume else _begun)(request, remark)
-    with noticed() as stopped:
-        trainer.run(stopped=stopped, report=progress)
+    with stop_requests() as stop:
+        trainer.run(stopped=stop.is_set, report=progress)
     return _finished(trainer, record, remark)
 
 

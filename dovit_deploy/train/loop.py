@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 
 import numpy as np
 import torch
@@ -293,30 +289,3 @@ class Trainer:
         self.step += 1
         self.seen, self.scenes = batch.plan.seen
         return {"rate": rate, "threshold": 1.0 if passing is None else passing, "norm": float(norm), **row}
-
-
-# Ctrl-C and a polite kill end a run after the step under way, with its state saved; a second one ends it at once.
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether the user asked to stop; handlers are put back at the end."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def notice(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, notice) for number in SIGNALS}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
