@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +14,11 @@ from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PackageMissing, UsageError
 
 if TYPE_CHECKING:
-    from dovit_deploy.train.job import Result
-    from dovit_deploy.train.loop import Standing
+    from dovit_deploy.train.job import TrainingResult
+    from dovit_deploy.train.loop import TrainingProgress
 
 RUNS = Path("runs")
-PICTURE = "training.png"
+PLOT = "training.png"
 
 
 def train(
@@ -43,7 +41,7 @@ def train(
     """Train a dynamic-token model: from scratch, from a trained checkpoint, or going on where a run was killed.
 
     Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes, ADE20K. RUN_DIR gets the checkpoint,
-    log.jsonl, curve.json (accuracy and FLOPs by threshold), a picture of the run, and the recipe. docs/training.md
+    log.jsonl, curve.json (accuracy and FLOPs by threshold), a plot of the run, and the recipe. docs/training.md
     has the keys of the recipe.
     """
     _check(output, resume=resume, minutes=minutes)
@@ -51,13 +49,13 @@ def train(
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.files import free_path
-    from dovit_deploy.train.job import Request
+    from dovit_deploy.train.job import TrainingRequest
     from dovit_deploy.train.job import train as trained
     from dovit_deploy.train.recipe import Recipe, recipe_from_file, with_flags
 
     recipe = Recipe() if config is None else recipe_from_file(config)
     folder = output or free_path(RUNS / f"train-{Path(dataset).resolve().name}")
-    request = Request(
+    request = TrainingRequest(
         dataset=dataset,
         output=folder,
         recipe=with_flags(recipe, minutes=minutes, seed=seed),
@@ -65,11 +63,15 @@ def train(
         init=init,
         resume=resume,
     )
-    with _progress(quiet=quiet) as progress:
-        result = trained(request, progress=progress, remark=lambda text: console.remark(text, quiet=quiet))
-    _picture(result, quiet=quiet)
-    _show(result)
+    with console.progress("training", total=1, quiet=quiet) as shown:
+        result = trained(
+            request,
+            progress=lambda now: shown.reach(now.progress, note=_note(now)),
+            remark=lambda text: console.remark(text, quiet=quiet),
+        )
     console.write_json(json_file, _report(result))
+    _plot(result, quiet=quiet)
+    _show(result)
     console.next_command(f"dovit export {quote(str(result.checkpoint))}", quiet=quiet)
 
 
@@ -80,44 +82,24 @@ def _check(output: Path | None, *, resume: bool, minutes: float | None) -> None:
         raise UsageError(f"--minutes: {minutes:g} given; a number above 0 is needed")
 
 
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[Standing], None]]:
-    """A bar on stderr with loss, mIoU and the time left."""
-    if quiet:
-        yield lambda standing: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("step {task.fields[step]}"),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("mIoU {task.fields[miou]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console.errors_console(), transient=True, speed_estimate_period=300) as bar:
-        task = bar.add_task("", total=1.0, step=0, loss=float("nan"), miou="-")
-
-        def show(standing: Standing) -> None:
-            miou = "-" if standing.miou is None else f"{standing.miou:.1f}"
-            bar.update(task, completed=standing.progress, step=standing.step, loss=standing.loss, miou=miou)
-
-        yield show
+def _note(now: TrainingProgress) -> str:
+    """What stands beside the progress bar."""
+    miou = "" if now.miou is None else f"  mIoU {now.miou:.1f}"
+    return f"step {now.step}  loss {now.loss:.3f}{miou}"
 
 
-def _picture(result: Result, *, quiet: bool) -> None:
+def _plot(result: TrainingResult, *, quiet: bool) -> None:
     """The curve as PNG, where it can be drawn; the run stands without."""
-    from dovit_deploy.train.result import write_picture
+    from dovit_deploy.train.result import write_plot
     from dovit_deploy.train.state import RunFolder
 
     try:
-        write_picture(result.folder / PICTURE, RunFolder(result.folder).rows(), result.curve)
+        write_plot(result.folder / PLOT, RunFolder(result.folder).rows(), result.curve)
     except PackageMissing as error:
-        console.remark(f"no picture of the run: {error}", quiet=quiet)
+        console.remark(f"no plot of the run: {error}", quiet=quiet)
 
 
-def _show(result: Result) -> None:
+def _show(result: TrainingResult) -> None:
     rows = [
         (
             "dense" if point.threshold is None else f"{point.threshold:g}",
@@ -130,12 +112,12 @@ def _show(result: Result) -> None:
     ]
     if rows:
         headers = ("threshold", "mIoU", "drop", "FLOPs saved", "tokens per stage")
-        show_table("watched images, by threshold", headers, rows, right=range(4))
+        show_table("validation images, by threshold", headers, rows, right=range(4))
     gates = f", threshold {result.threshold:g}" if result.record.config.spec.gates else ", dense"
     console.result(f"{result.checkpoint}\n{result.steps} steps in {result.seconds / 60:.1f} minutes{gates}")
 
 
-def _report(result: Result) -> dict[str, object]:
+def _report(result: TrainingResult) -> dict[str, object]:
     config = result.record.config
     return {
         "run": str(result.folder.resolve()),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from dovit_deploy.families.evovit.spec import EvoDeitSpec, Selection
-from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, MaskHead, PatchStem, SetrHead
 from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.record import Record
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -142,9 +141,9 @@ class Settings(Record):
     save_seconds: float = Field(default=120.0, gt=0)
     """Between two states on the disk."""
     validations: int = Field(default=8, ge=0)
-    """How many times the watched images are looked at."""
+    """How many times during the run the validation images are evaluated."""
     max_drop: float = Field(default=0.8, ge=0)
-    """Points of mIoU that the chosen threshold may cost on the watched images."""
+    """Points of mIoU that the chosen threshold may cost on the validation images."""
     license: str = ""
     """Note that travels with the weights."""
 
@@ -191,145 +190,30 @@ class TrainConfig(Settings):
         """The phase that covers `progress` in [0, 1]."""
         return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
 
+    def progress_at(self, *, step: int, seconds: float) -> float:
+        """Share of the run that is done, in [0, 1]: by steps, or by the seconds of the run's clock."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        return min(1.0, seconds / (60.0 * (self.minutes or math.inf)))
 
-# The network of a run, from what a user chooses: family, stem, width, depth, decode head, where tokens are saved.
+    def learning_rate_at(self, progress: float) -> float:
+        """Linear warm-up, then half a cosine to the final share, which is zero by default."""
+        if progress < self.warm_up:
+            # Not quite zero at the first step, which would be wasted.
+            return self.learning_rate * max(progress / self.warm_up, 0.01)
+        rest = (progress - self.warm_up) / max(1e-9, 1.0 - self.warm_up)
+        fallen = 0.5 * (1.0 - math.cos(math.pi * rest))
+        return self.learning_rate * (1.0 - (1.0 - self.final_rate) * fallen)
 
-FamilyName = Literal["dovit", "evovit", "stvit"]
-BELONGS = {
-    "depth": ("dovit", "evovit"),
-    "gates": ("dovit",),
-    "gate_channels": ("dovit",),
-    "ratio": ("evovit",),
-    "depths": ("stvit",),
-    "window": ("stvit",),
-}
-"""Choices that only some families have."""
+    def threshold_at(self, progress: float, rng: np.random.Generator) -> float | None:
+        """The threshold of one step, for all gates; None when the step is dense.
 
-
-class NetworkChoice(Record):
-    """The network, as far as the data set and `--init` leave it open."""
-
-    family: FamilyName = "dovit"
-    """dovit: gates decide how many tokens run on. evovit: a fixed share. stvit: a few semantic tokens a window."""
-    size: tuple[int, int] | None = None
-    """Height and width of the input in pixels; default: those of the first image."""
-    stem: Literal["conv", "patch"] = "conv"
-    width: int = Field(default=192, gt=0)
-    """Of stvit at its third stage, where the decode head reads: four times that of the first."""
-    depth: int = Field(default=12, gt=0)
-    """With `--init`, up to the checkpoint's: so many of its first layers, all of them by default."""
-    depths: tuple[int, int, int] = (2, 2, 6)
-    """Of stvit: blocks of each stage, the third a multiple of 6."""
-    heads: int | None = Field(default=None, gt=0)
-    """Default: one for every 64 of the width (stvit: for every 32)."""
-    window: int = Field(default=7, gt=1)
-    """Of stvit: tokens on a side of a window."""
-    head: Literal["setr", "mask", "linear"] = "setr"
-    head_channels: int = Field(default=96, gt=0)
-    """Of the setr head."""
-    gates: tuple[int, ...] | None = None
-    """Layers before which a gate stands; none: a dense network. Default: a quarter, half and three quarters of the
-    depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
-    gate_channels: int = Field(default=128, ge=0)
-    """Inner width of a gate's head; 0: one linear layer."""
-    ratio: float = Field(default=0.5, gt=0, le=1)
-    """Of evovit: share of the patches that run in the second and third thirds of the layers."""
-
-    @model_validator(mode="after")
-    def _own_choices(self) -> Self:
-        for name, families in BELONGS.items():
-            default = type(self).model_fields[name].default
-            if self.family not in families and getattr(self, name) != default:
-                raise ValueError(f"{name} is a choice of {' and '.join(families)}, the family is {self.family}")
-        return self
-
-
-OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "ratio"})
-"""What a checkpoint leaves open."""
-
-
-def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> AnySpec:
-    """The network to train from scratch on images of `size` (height, width); raises ValidationError when there is
-    none of these parts."""
-    if choice.family == "evovit":
-        dense = _dovit_spec(choice.model_copy(update={"gates": ()}), size, classes)
-        return evolved_spec(dense, choice.ratio)
-    return _stvit_spec(choice, size, classes) if choice.family == "stvit" else _dovit_spec(choice, size, classes)
-
-
-def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> VisionTransformerSpec:
-    heads = choice.heads or max(1, choice.width // 64)
-    layers = quarter_layers(choice.depth) if choice.gates is None else choice.gates
-    return VisionTransformerSpec(
-        family="dovit" if layers else "segmenter",
-        size=size,
-        stem=_stem(choice),
-        width=choice.width,
-        depth=choice.depth,
-        heads=heads,
-        hidden=4 * choice.width,
-        classes=classes,
-        gates=gate_specs(layers, choice.gate_channels),
-        position_mode="bilinear",
-        head=_decode_head(choice, heads),
-    )
-
-
-def evolved_spec(spec: VisionTransformerSpec, ratio: float) -> EvoDeitSpec:
-    """The vision transformer `spec` with Evo-ViT's selections in place of gates, a third of the layers each."""
-    first, second = max(1, spec.depth // 3), max(2, 2 * spec.depth // 3)
-    # As published: before the first choice a score is the last layer's, then half of what it was stays.
-    tradeoffs = tuple(1.0 if layer < first else 0.5 for layer in range(spec.depth))
-    shared = {name: getattr(spec, name) for name in EvoDeitSpec.model_fields if name in type(spec).model_fields}
-    return EvoDeitSpec.model_validate(
-        {
-            **{name: value for name, value in shared.items() if name != "family"},
-            "selections": (
-                Selection(first=first, last=second, ratio=ratio),
-                Selection(first=second, last=spec.depth, ratio=ratio),
-            ),
-            "tradeoffs": tradeoffs,
-        }
-    )
-
-
-def _stvit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> StvitSegmenterSpec:
-    heads = choice.heads or max(1, choice.width // 32)
-    return StvitSegmenterSpec(
-        size=size,
-        stem=choice.stem,
-        width=choice.width // 4,
-        depths=choice.depths,
-        heads=(max(1, heads // 4), max(1, heads // 2), heads),
-        window=choice.window,
-        classes=classes,
-        head=_decode_head(choice, heads),
-    )
-
-
-def _stem(choice: NetworkChoice) -> ConvStem | PatchStem:
-    return ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem()
-
-
-def _decode_head(choice: NetworkChoice, heads: int) -> LinearHead | MaskHead | SetrHead:
-    if choice.head == "mask":
-        return MaskHead(width=choice.width, layers=2, heads=heads)
-    if choice.head == "linear":
-        return LinearHead()
-    return SetrHead(channels=choice.head_channels, convs=2, up_scale=2, kernel=3)
-
-
-def gate_specs(layers: tuple[int, ...], channels: int) -> tuple[GateSpec, ...]:
-    """Per-token gates before `layers`."""
-    head = FcnHead(channels=channels) if channels else LinearHead()
-    return tuple(GateSpec(layer=layer, head=head) for layer in layers)
-
-
-def quarter_layers(depth: int) -> tuple[int, ...]:
-    """A quarter, half and three quarters of `depth`, rounded down, doubles and 0 removed."""
-    return tuple(sorted({depth // 4, depth // 2, 3 * depth // 4} - {0}))
-
-
-def added_layers(depth: int) -> tuple[int, ...]:
-    """Where gates are added to a trained network: 2, 5, 8 of 12, 6, 12, 18 of 24, else as `quarter_layers`."""
-    return {12: (2, 5, 8), 24: (6, 12, 18)}.get(depth) or quarter_layers(depth)
+        Annealed: 1 - min(1, progress / until) * (1 - final), as the official recipe has it.
+        """
+        rule = self.passing
+        begun = rule.mode == "annealed" or (rule.mode == "random" and progress >= rule.start)
+        if not self.spec.gates or not begun or rng.random() >= rule.share:
+            return None
+        if rule.mode == "random":
+            return float(rng.uniform(*rule.thresholds))
+        return 1.0 - min(1.0, progress / rule.until) * (1.0 - rule.final)

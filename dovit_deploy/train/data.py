@@ -1,26 +1,18 @@
-"""What a run learns from and what it is looked at on: a data set, rendered scenes, or both."""
+"""What a run learns from and what it is validated at on: a data set, rendered scenes, or both."""
 
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from dovit_deploy import packages
 from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path, is_rendered
 from dovit_deploy.datasets.scenes import RenderedScenes
-from dovit_deploy.errors import DatasetError, DovitError
-from dovit_deploy.train.augment import random_view
-from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.errors import DatasetError
 from dovit_deploy.train.recipe import Recipe
 from dovit_scenes.render import SMALLEST
 from dovit_scenes.things import CLASS_NAMES
@@ -28,7 +20,7 @@ from dovit_scenes.things import CLASS_NAMES
 # Samples kept once they were rendered or decoded: in a folder for training, in memory for looking at.
 
 
-class KeptInMemory:
+class CachedInMemory:
     """A data set whose samples stay in memory once they were asked for."""
 
     def __init__(self, whole: Dataset) -> None:
@@ -62,7 +54,7 @@ class KeptInMemory:
         self.whole.check()
 
 
-class KeptInFolder(KeptInMemory):
+class CachedInFolder(CachedInMemory):
     """A data set whose samples are written to `folder` once they were rendered, which takes a few tenths of a second.
 
     Several processes may share the folder.
@@ -106,8 +98,8 @@ def _read(path: Path) -> Sample:
 UNLIMITED = 2**31
 COUNTED = 12
 """Scenes whose pixels tell how frequent the classes are."""
-WATCHED = 16
-"""Scenes that a run on scenes alone is looked at on."""
+VALIDATION_SCENES = 16
+"""Scenes that a run on scenes alone is validated at on."""
 DEFAULT_SIZE = (360, 480)
 """Of rendered scenes when nothing says another."""
 SCENE_FOLDER = "scenes"
@@ -115,7 +107,7 @@ SCENE_FOLDER = "scenes"
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a run learns from; either may be absent."""
 
     data: Dataset | None
@@ -143,7 +135,7 @@ class Material:
             count += np.bincount(self.main.label(index).ravel(), minlength=256)[: len(count)]
         return tuple((count / count.sum()).tolist())
 
-    def picture(self, number: int) -> Sample:
+    def image(self, number: int) -> Sample:
         """Image `number` of the data set."""
         if self.data is None:
             raise ValueError("a batch of a data set that is not there")
@@ -156,20 +148,24 @@ class Material:
         return self.scenes.sample(number % len(self.scenes))
 
 
-def opened(dataset: str, recipe: Recipe) -> Dataset | None:
+def training_images(dataset: str, recipe: Recipe) -> Dataset | None:
     """The images to train on, None for rendered scenes; DatasetError when they are not there."""
     return None if is_rendered(dataset) else dataset_from_path(dataset, recipe.split)
 
 
-def watched(dataset: str, recipe: Recipe, size: tuple[int, int]) -> Dataset | None:
-    """The images to look at; None where the default split is not there.
+def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int]) -> Dataset | None:
+    """The validation images; None where the default split is not there.
 
     Raises:
         DatasetError: a split that the recipe names is not there, or is faulty.
     """
     if is_rendered(dataset):
         # A run that keeps few scenes is a small one.
-        return KeptInMemory(RenderedScenes("val", size=_renderable(size), count=min(WATCHED, recipe.scenes or WATCHED)))
+        return CachedInMemory(
+            RenderedScenes(
+                "val", size=_renderable(size), count=min(VALIDATION_SCENES, recipe.scenes or VALIDATION_SCENES)
+            )
+        )
     stated = "watch" in recipe.model_fields_set
     try:
         return dataset_from_path(dataset, recipe.watch)
@@ -191,7 +187,7 @@ def scenes_for(recipe: Recipe, size: tuple[int, int], folder: Path | None) -> Da
     scenes = RenderedScenes(
         f"train {recipe.seed}", size=_renderable(size), count=recipe.scenes or UNLIMITED, fullness=recipe.fullness
     )
-    return KeptInFolder(scenes, folder / SCENE_FOLDER) if recipe.scenes and folder is not None else scenes
+    return CachedInFolder(scenes, folder / SCENE_FOLDER) if recipe.scenes and folder is not None else scenes
 
 
 def _renderable(size: tuple[int, int]) -> tuple[int, int]:
@@ -206,127 +202,3 @@ def refuse_other_classes(data: Dataset) -> None:
             f"{data.name}: rendered scenes have the classes {', '.join(CLASS_NAMES)}; "
             f"this data set has {', '.join(data.classes.names[:12])}, so they cannot be mixed"
         )
-
-
-# What each step sees, made ahead by worker processes if wished: a batch depends on the seed and its plan alone.
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One step's batch before it is made."""
-
-    step: int
-    phase: Phase
-    pictures: tuple[int, ...]
-    """Numbers of images of the data set."""
-    scenes: tuple[int, ...]
-    """Numbers of rendered scenes."""
-    seen: tuple[int, int]
-    """Images and scenes shown once this step is done."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`pixels` (B, 3, h, w), `labels` (B, h, w) uint8 and `origin` (B, 2): where each crop's grid lies."""
-
-    plan: Plan
-    pixels: Tensor
-    labels: Tensor
-    origin: Tensor
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An error of a worker process, in words: exceptions that cross processes lose their message."""
-
-    message: str
-
-
-class Planner:
-    """Decides which images a step sees: every image once per epoch, scenes one after the other."""
-
-    def __init__(self, config: TrainConfig, images: int, *, seen: int = 0, scenes: int = 0) -> None:
-        self.config, self.images, self.seen, self.scenes = config, images, seen, scenes
-
-    def plan(self, step: int, progress: float) -> Plan:
-        """The batch of `step`, at `progress` in [0, 1]."""
-        phase = self.config.phase_at(progress)
-        rng = np.random.default_rng((self.config.seed, 3, step))
-        rendered = phase.batch if not self.images else int(rng.binomial(phase.batch, phase.rendered))
-        pictures = tuple(self.next_index() for _ in range(phase.batch - rendered))
-        scenes = tuple(range(self.scenes, self.scenes + rendered))
-        self.scenes += rendered
-        return Plan(step, phase, pictures, scenes, (self.seen, self.scenes))
-
-    def next_index(self) -> int:
-        """Every image once per epoch, in an order of the epoch's own."""
-        epoch, place = divmod(self.seen, self.images)
-        self.seen += 1
-        order = np.random.default_rng((self.config.seed, 2, epoch)).permutation(self.images)
-        return int(order[place])
-
-
-class BatchMaker:
-    """Plan -> batch; picklable, so that worker processes can hold one. Looks like a data set to PyTorch's loader."""
-
-    def __init__(self, config: TrainConfig, material: Material) -> None:
-        self.config, self.material = config, material
-
-    def batch(self, plan: Plan) -> Batch:
-        """Decode or render, then augment; raises DatasetError naming the file that cannot be used."""
-        config, spec = self.config, self.config.spec
-        rng = np.random.default_rng((config.seed, 1, plan.step))
-        free = np.array(spec.grid) - np.array(plan.phase.crop) // spec.patch
-        views, origins = [], []
-        samples = (*map(self.material.picture, plan.pictures), *map(self.material.scene, plan.scenes))
-        for sample in samples:
-            view = random_view(
-                sample,
-                size=spec.size,
-                crop=plan.phase.crop,
-                ranges=config.augmentation,
-                scaling=config.scaling,
-                rng=rng,
-            )
-            views.append(view)
-            origins.append(np.rint(np.array(view.place) * free).astype(np.int64))
-        pixels = torch.from_numpy(np.stack([view.pixels for view in views]))
-        labels = torch.from_numpy(np.stack([view.label for view in views]))
-        return Batch(plan, pixels, labels, torch.from_numpy(np.stack(origins)))
-
-    def __getitem__(self, plan: Plan) -> Batch | Fault:
-        try:
-            return self.batch(plan)
-        except DovitError as error:
-            return Fault(str(error))
-
-
-def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterator[Batch]:
-    """The batches of `plans`, in their order.
-
-    Raises:
-        DatasetError: a file cannot be used.
-    """
-    if not workers:
-        yield from map(maker.batch, plans)
-        return
-    # PyTorch's loader asks only for `__getitem__` of what a sampler yields.
-    loader: DataLoader[Batch | Fault] = DataLoader(
-        maker,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=plans,
-        num_workers=workers,
-        worker_init_fn=_quiet,
-    )
-    for batch in loader:
-        if isinstance(batch, Fault):
-            raise DatasetError(batch.message)
-        yield batch
-
-
-def _quiet(worker: int) -> None:
-    """A worker computes in one thread, leaves Ctrl-C to the training process and ends when that one says so."""
-    del worker
-    packages.opencv().setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,28 +9,27 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.checkpoints.settings import invalid_as_config_error
 from dovit_deploy.errors import ConfigError, ProviderMissing
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import trainable
-from dovit_deploy.families.parts import GateSpec, SetrHead
+from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.registry import family_of, spec_at_size, state_at_size
 from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from dovit_deploy.train.config import OPEN_WITH_INIT, NetworkChoice, TrainConfig, added_layers, evolved_spec, gate_specs
+from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, evovit_from_trained, spec_from_trained
 
 EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
-"""Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
+"""Last parts of the names of parameters that are validated up or joined, and multiply nothing."""
 
 
 def is_embedding(name: str) -> bool:
-    """The parameter is looked up or joined: it starts small, and is not decayed."""
+    """The parameter is validated up or joined: it starts small, and is not decayed."""
     return name.rpartition(".")[2] in EMBEDDINGS
 
 
@@ -69,59 +68,18 @@ def start_from_checkpoint(
     spec, state = spec_at_size(given, size), state_at_size(checkpoint.state, given, size)
     if not isinstance(spec, VisionTransformerSpec):
         return Start(spec, state, checkpoint)
-    chosen = _chosen(spec, choice, str(path))
+    chosen = spec_from_trained(spec, choice, source=str(path))
     kept = _state_of(chosen, state, spec)
-    return Start(_evolved(chosen, choice.ratio, str(path)) if choice.family == "evovit" else chosen, kept, checkpoint)
-
-
-def _chosen(spec: VisionTransformerSpec, choice: NetworkChoice, source: str) -> VisionTransformerSpec:
-    """The depth and gates of the run."""
-    depth = choice.depth if "depth" in choice.model_fields_set else spec.depth
-    if depth > spec.depth:
-        raise ConfigError(f"network.depth = {depth}: --init {source} has {spec.depth} layers; at most so many")
-    if choice.family == "stvit":
-        raise ConfigError(f"network.family = stvit: --init {source} is a vision transformer; it has other layers")
     if choice.family == "evovit":
-        return _changed(spec, depth, (), source)
-    gates = tuple(gate for gate in spec.gates if gate.layer < depth)
-    if choice.gates is not None or not gates:
-        layers = added_layers(depth) if choice.gates is None else choice.gates
-        gates = gate_specs(layers, choice.gate_channels)
-    return _changed(spec, depth, gates, source)
-
-
-def _evolved(spec: VisionTransformerSpec, ratio: float, source: str) -> EvoDeitSpec:
-    """Evo-ViT over the same layers, whose parameters have the same names."""
-    if not spec.final_norm:
-        raise ConfigError(
-            f"network.family = evovit: --init {source} has no norm behind its last layer; Evo-ViT has one"
-        )
-    try:
-        return evolved_spec(spec, ratio)
-    except ValidationError as error:
-        raise invalid_as_config_error(error, source) from error
-
-
-def _changed(
-    spec: VisionTransformerSpec, depth: int, gates: tuple[GateSpec, ...], source: str
-) -> VisionTransformerSpec:
-    """`spec` with its first `depth` layers and other gates; raises ConfigError where they do not fit."""
-    change = {
-        "depth": depth,
-        "gates": [gate.model_dump() for gate in gates],
-        "family": "dovit" if gates else "segmenter",
-    }
-    try:
-        return VisionTransformerSpec.model_validate({**spec.model_dump(), **change})
-    except ValidationError as error:
-        raise invalid_as_config_error(error, source) from error
+        return Start(evovit_from_trained(chosen, choice.ratio, source=str(path)), kept, checkpoint)
+    return Start(chosen, kept, checkpoint)
 
 
 def _state_of(
     chosen: VisionTransformerSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
 ) -> dict[str, Tensor]:
     """What of `state`, weights of `spec`, the network `chosen` has: its layers, and the heads of gates in both."""
-    places = {str(spec.gates.index(gate)): place for place, gate in enumerate(chosen.gates) if gate in spec.gates}
+    renumbered = {str(spec.gates.index(gate)): number for number, gate in enumerate(chosen.gates) if gate in spec.gates}
     taken: dict[str, Tensor] = {}
     for name, tensor in state.items():
         part, _, inner = name.partition(".")
@@ -129,9 +87,9 @@ def _state_of(
         if part == "blocks" and int(number) >= chosen.depth:
             continue
         if part == "gates":
-            if number not in places:
+            if number not in renumbered:
                 continue
-            name = f"gates.{places[number]}.{inner.removeprefix(f'{number}.')}"
+            name = f"gates.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
         taken[name] = tensor
     return taken
 
@@ -173,7 +131,7 @@ def load_start(model: Network, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def settle_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> None:
+def adapt_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> None:
     """Give the batch norms that `load_start` made of `state` the statistics of what they see on `pixels`.
 
     Scale and bias make up for them, so that in evaluation mode nothing changes. In training mode, where a norm uses
@@ -185,7 +143,7 @@ def settle_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> No
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and f"{name.removesuffix('.norm')}.weight" in state
     ]
-    # Each norm sees the same whether or not those before it are settled, so one pass serves all.
+    # Each norm sees the same whether or not those before it are adapted, so one pass serves all.
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen.update({norm: inputs[0]})) for norm in norms]
     training = model.training
     model.eval()
@@ -194,10 +152,10 @@ def settle_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> No
     for hook in hooks:
         hook.remove()
     for norm, values in seen.items():
-        _settle(norm, values)
+        _adapt_norm(norm, values)
 
 
-def _settle(norm: nn.Module, values: Tensor) -> None:
+def _adapt_norm(norm: nn.Module, values: Tensor) -> None:
     """Statistics of `values` (M, C, ...) into `norm`, what it computes in evaluation mode unchanged."""
     if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         raise TypeError("a batch norm with running statistics is needed")
@@ -225,7 +183,7 @@ def device_from_name(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def with_settled_precision(config: TrainConfig, model: Network) -> TrainConfig:
+def with_resolved_precision(config: TrainConfig, model: Network) -> TrainConfig:
     """`config` with the precision "auto" replaced by the faster one, measured on a copy of `model` where it runs."""
     if config.precision != "auto":
         return config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,58 +13,27 @@ from torch import nn
 
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import CheckError, Interrupted
+from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.data import Batch, BatchMaker, Material, Plan, Planner, batches
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.forward import Network
 from dovit_deploy.train.initialise import (
     Start,
+    adapt_norms,
     device_from_name,
     initialise,
     is_embedding,
     load_start,
-    settle_norms,
     trainable_model,
 )
-from dovit_deploy.train.objective import Objective, class_weights, validate
+from dovit_deploy.train.objective import Objective, class_weights
 from dovit_deploy.train.state import RunFolder, RunState
-
-# Where a run stands, and what goes for it there: learning rate and threshold.
-
-
-def progress_of(config: TrainConfig, *, step: int, seconds: float) -> float:
-    """Share of the run that is done, in [0, 1]: by steps, or by the seconds of the run's clock."""
-    if config.steps is not None:
-        return min(1.0, step / config.steps)
-    return min(1.0, seconds / (60.0 * (config.minutes or math.inf)))
-
-
-def learning_rate_at(config: TrainConfig, progress: float) -> float:
-    """Linear warm-up, then half a cosine to the final share, which is zero by default."""
-    if progress < config.warm_up:
-        # Not quite zero at the first step, which would be wasted.
-        return config.learning_rate * max(progress / config.warm_up, 0.01)
-    rest = (progress - config.warm_up) / max(1e-9, 1.0 - config.warm_up)
-    fallen = 0.5 * (1.0 - math.cos(math.pi * rest))
-    return config.learning_rate * (1.0 - (1.0 - config.final_rate) * fallen)
-
-
-def passing_at(config: TrainConfig, progress: float, rng: np.random.Generator) -> float | None:
-    """The threshold of one step, for all gates; None when the step is dense.
-
-    Annealed: 1 - min(1, progress / until) * (1 - final), as the official recipe has it.
-    """
-    rule = config.passing
-    begun = rule.mode == "annealed" or (rule.mode == "random" and progress >= rule.start)
-    if not config.spec.gates or not begun or rng.random() >= rule.share:
-        return None
-    if rule.mode == "random":
-        return float(rng.uniform(*rule.thresholds))
-    return 1.0 - min(1.0, progress / rule.until) * (1.0 - rule.final)
+from dovit_deploy.train.validation import validate
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What a watcher is told after each step."""
+class TrainingProgress:
+    """Where a run stands after a step."""
 
     step: int
     progress: float
@@ -73,7 +41,7 @@ class Standing:
     loss: float
     """Of the decode head, smoothed."""
     miou: float | None
-    """In percent, when last looked at."""
+    """On the validation images, in percent, when last measured."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -127,9 +95,9 @@ class Trainer:
     """One run.
 
     Args:
-        config: the run; its precision is settled.
-        material: what it learns from.
-        watched: what it is looked at on; may be absent.
+        config: the run; its precision is resolved.
+        training_data: what it learns from.
+        validation: what it is validated at on; may be absent.
         folder: where log and state go.
         frequencies: share of each class among the labelled pixels.
         start: weights to start from.
@@ -138,23 +106,23 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        material: Material,
-        watched: Dataset | None,
+        training_data: TrainingData,
+        validation: Dataset | None,
         folder: RunFolder,
         *,
         frequencies: Sequence[float],
         start: Start | None = None,
     ) -> None:
-        self.config, self.material, self.watched, self.folder = config, material, watched, folder
+        self.config, self.training_data, self.validation, self.folder = config, training_data, validation, folder
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.maker = BatchMaker(config, material)
+        self.maker = BatchMaker(config, training_data)
         self.model = starting_model(config, start)
         self.device = next(self.model.parameters()).device
         self.step, self.seen, self.scenes, self.seconds = 0, 0, 0, 0.0
         if start is not None:
             first = next(iter(self.plans(None)))
-            settle_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
+            adapt_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
@@ -172,7 +140,7 @@ class Trainer:
     @property
     def progress(self) -> float:
         """Share of the run that is done."""
-        return progress_of(self.config, step=self.step, seconds=self.seconds)
+        return self.config.progress_at(step=self.step, seconds=self.seconds)
 
     def resume(self) -> bool:
         """Take up the state on the disk; False when there is none."""
@@ -210,7 +178,7 @@ class Trainer:
         *,
         stop_after: int | None = None,
         stopped: Callable[[], bool] = lambda: False,
-        report: Callable[[Standing], None] = lambda standing: None,
+        report: Callable[[TrainingProgress], None] = lambda now: None,
     ) -> None:
         """Train until the budget is spent, or until step `stop_after`; the state is saved at the end.
 
@@ -220,18 +188,18 @@ class Trainer:
         clock = time.perf_counter if self.config.clock == "wall" else time.process_time
         began, saved, smooth = clock() - self.seconds, self.seconds, float("nan")
         for batch in batches(self.maker, self.plans(stop_after), workers=self.config.workers):
-            looked = int(self.progress * self.config.validations)
+            validated = int(self.progress * self.config.validations)
             row = self.train_step(batch)
             self.seconds = clock() - began
             smooth = row["loss"] if np.isnan(smooth) else 0.95 * smooth + 0.05 * row["loss"]
             self.folder.log({"step": self.step, "seconds": round(self.seconds, 2), **row})
             # Before the state is saved, so that a run killed in between looks again.
-            if int(self.progress * self.config.validations) > looked:
-                self.look()
+            if int(self.progress * self.config.validations) > validated:
+                self.validate()
             if self.seconds - saved > self.config.save_seconds:
                 self.save()
                 saved = self.seconds
-            report(Standing(self.step, self.progress, smooth, self.miou))
+            report(TrainingProgress(self.step, self.progress, smooth, self.miou))
             if stopped():
                 self.save()
                 raise Interrupted(f"stopped after step {self.step}; the same command with --resume goes on")
@@ -241,22 +209,22 @@ class Trainer:
 
     def plans(self, stop_after: int | None) -> Iterator[Plan]:
         """The plans of the steps to come; made ahead, they take the progress of a timed run as it is then."""
-        planner = Planner(self.config, self.material.images, seen=self.seen, scenes=self.scenes)
+        planner = Planner(self.config, self.training_data.images, seen=self.seen, scenes=self.scenes)
         step = self.step
         while stop_after is None or step < stop_after:
-            progress = progress_of(self.config, step=step, seconds=self.seconds)
+            progress = self.config.progress_at(step=step, seconds=self.seconds)
             if progress >= 1.0:
                 return
             yield planner.plan(step, progress)
             step += 1
 
-    def look(self) -> None:
-        """Log the average's mIoU on the watched images."""
-        if self.watched is None:
+    def validate(self) -> None:
+        """Log the average's mIoU on the validation images."""
+        if self.validation is None:
             return
         result = validate(
             self.average,
-            self.watched,
+            self.validation,
             passing=None,
             scaling=self.config.scaling,
             bfloat16=self.config.bfloat16,
@@ -267,10 +235,10 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser; returns what is logged."""
         config, progress = self.config, self.progress
-        passing = passing_at(config, progress, np.random.default_rng((config.seed, 4, self.step)))
+        passing = config.threshold_at(progress, np.random.default_rng((config.seed, 4, self.step)))
         if passing is not None and config.distillation.teacher == "average" and self.teacher is None:
             self.teacher = self._frozen(self.average)
-        rate = learning_rate_at(config, progress)
+        rate = config.learning_rate_at(progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         set_training(self.model, config)

@@ -12,7 +12,8 @@ from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.record import Record
-from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, Settings, TrainConfig, crop_step
+from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
+from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
 
@@ -39,7 +40,7 @@ class Recipe(Settings):
     split: str = "train"
     """Images to train on: NAME, `NAME:PREFIX` (stems that start so) or `NAME:-PREFIX` (the others)."""
     watch: str = "val"
-    """Images to look at during the run and to choose the threshold on, as `split`."""
+    """Validation images: evaluated during the run, and used to choose the threshold, written as `split`."""
     init_config: str | None = None
     """What the keys of the `--init` checkpoint cannot tell: JSON or variant.yml."""
 
@@ -91,10 +92,10 @@ def recipe_from_contents(contents: object, source: str) -> Recipe:
 def config_error(error: ValidationError, source: str) -> ConfigError:
     """The first complaint of a validation, with the key's name."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    given = f" ({first['input']!r} given)" if place and not isinstance(first["input"], dict) else ""
-    return ConfigError(f"{source}: {place}{': ' if place else ''}{message}{given}")
+    given = f" ({first['input']!r} given)" if key and not isinstance(first["input"], dict) else ""
+    return ConfigError(f"{source}: {key}{': ' if key else ''}{message}{given}")
 
 
 def run_config(

@@ -1,4 +1,4 @@
-"""What a run yields: the averaged weights as a checkpoint, with thresholds chosen on the watched split."""
+"""What a run yields: the averaged weights as a checkpoint, with thresholds chosen on the validation images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dovit_deploy.record import Record
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.forward import Network
 from dovit_deploy.train.masked import uniform_passing
-from dovit_deploy.train.objective import Validation, validate
 from dovit_deploy.train.state import write_atomically
+from dovit_deploy.train.validation import Validation, validate
 
 THRESHOLDS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 """What is tried. At 0 every token stops at the first gate: the control that says what the deep layers earn."""
@@ -28,8 +28,8 @@ UNMEASURED_THRESHOLD = 0.95
 """Where tokens stop when there was nothing to choose a threshold on."""
 
 
-class CurvePoint(Record):
-    """The watched split at one threshold for all gates and classes; None: with nothing stopped."""
+class ThresholdPoint(Record):
+    """The validation images at one threshold for all gates and classes; None: with nothing stopped."""
 
     threshold: float | None
     miou: float
@@ -46,13 +46,13 @@ class CurvePoint(Record):
     """Mean number of tokens that enter each stage, extra tokens included."""
 
 
-def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dense_miou: float) -> CurvePoint:
+def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dense_miou: float) -> ThresholdPoint:
     """What `result` says, with the costs that its token counts stand for."""
     cost = cost_model(spec)
     dense, images = cost.dense(), len(result.kept)
     stops_nothing = threshold is None and bool(spec.gates)
     actual = [dense if stops_nothing else cost.actual(kept) for kept in result.kept.tolist()]
-    return CurvePoint(
+    return ThresholdPoint(
         threshold=threshold,
         miou=result.miou,
         pixel_accuracy=result.pixel_accuracy,
@@ -65,7 +65,7 @@ def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dens
 
 def threshold_curve(
     model: Network, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
-) -> tuple[CurvePoint, ...]:
+) -> tuple[ThresholdPoint, ...]:
     """The network without its gates first, then each threshold, in float32."""
     dense = validate(model, data, passing=None, scaling=scaling)
     points = [curve_point(model.spec, None, dense, dense.miou)]
@@ -75,7 +75,7 @@ def threshold_curve(
     return tuple(points)
 
 
-def chosen_threshold(points: Sequence[CurvePoint], max_drop: float) -> float:
+def chosen_threshold(points: Sequence[ThresholdPoint], max_drop: float) -> float:
     """The threshold that saves most of those that lose at most `max_drop` points; 1 (nothing stops) if none does.
 
     The control at 0 is no choice: it would make the deep layers useless.
@@ -112,13 +112,13 @@ def save_result(
     save_checkpoint(folder, config, model.state_dict(), documents=documents, overwrite=overwrite)
 
 
-# The run as one picture: loss and learning rate, mIoU, tokens that run, and accuracy against FLOPs at the end.
+# The run as one plot: loss and learning rate, mIoU, tokens that run, and accuracy against FLOPs at the end.
 
 SMOOTH = 50
 """Steps that a point of the loss curve averages at most."""
 
 
-def write_picture(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[CurvePoint]) -> None:
+def write_plot(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[ThresholdPoint]) -> None:
     """Draw the log's `rows` and the threshold `curve` to the PNG file `path`.
 
     Raises:
@@ -136,7 +136,7 @@ def write_picture(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[Cu
 
 
 def _losses(axes: Any, steps: list[dict[str, Any]], looks: list[dict[str, Any]]) -> None:  # noqa: ANN401
-    axes.set_title("loss of the decode head; mIoU of the watched images")
+    axes.set_title("loss of the decode head; mIoU of the validation images")
     axes.set_xlabel("step")
     width = max(1, min(SMOOTH, len(steps) // 10))
     values = np.convolve([row["loss"] for row in steps], np.ones(width) / width, "valid") if steps else np.zeros(0)
@@ -159,7 +159,7 @@ def _tokens(axes: Any, steps: list[dict[str, Any]]) -> None:  # noqa: ANN401
         axes.legend()
 
 
-def _trade(axes: Any, curve: Sequence[CurvePoint]) -> None:  # noqa: ANN401
+def _trade(axes: Any, curve: Sequence[ThresholdPoint]) -> None:  # noqa: ANN401
     axes.set_title("mIoU against MACs saved, by threshold")
     axes.set_xlabel("MACs of the whole model saved, %")
     axes.set_ylabel("mIoU, %")

@@ -22,7 +22,7 @@ from dovit_deploy.errors import DatasetError, InputError, UsageError
 from dovit_deploy.files import make_fresh, partial_path, remove
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.data import Material
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.recipe import Recipe
 
 # RunRecord: what a run was asked for and what came of it, kept in its folder and saved with the weights.
@@ -62,13 +62,13 @@ class RunRecord(Record):
         return self.model_dump_json(indent=1) + "\n"
 
 
-def data_facts(material: Material, frequencies: tuple[float, ...]) -> DataFacts:
+def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> DataFacts:
     """What is remembered of the data set; of rendered scenes only what they are."""
-    data = material.main
-    stems = () if material.data is None else data.stems
+    data = training_data.main
+    stems = () if training_data.data is None else data.stems
     return DataFacts(
         name=data.name,
-        images=material.images,
+        images=training_data.images,
         frequencies=frequencies,
         classes=tuple(
             ClassEntry(name=name, color=color)
@@ -149,7 +149,7 @@ class RunState:
 
 
 @contextmanager
-def told_of_failure(path: Path) -> Iterator[None]:
+def reported_failure(path: Path) -> Iterator[None]:
     """Turn a failing write (a full disk, say) into an InputError that says what is kept."""
     try:
         yield
@@ -167,7 +167,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         InputError: it cannot be written; then the old file is as it was.
     """
     partial = path.with_name(path.name + ".partial")
-    with told_of_failure(path):
+    with reported_failure(path):
         try:
             with partial.open("wb") as file:
                 file.write(content)
@@ -199,7 +199,7 @@ class RunFolder:
         make_fresh(partial)
         try:
             write_atomically(partial / RECORD, record.to_json().encode())
-            with told_of_failure(path):
+            with reported_failure(path):
                 partial.rename(path)
         finally:
             remove(partial)
@@ -217,7 +217,7 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one JSON object to the log."""
-        with told_of_failure(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
+        with reported_failure(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:

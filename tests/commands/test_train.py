@@ -75,8 +75,8 @@ def test_a_run_on_rendered_scenes_from_recipe_to_checkpoint(dovit, tmp_path):
     saved = json.loads((run / "checkpoint" / "train.json").read_text())
     assert saved["recipe"]["pretrain"] == 0.5
     assert saved["config"]["seed"] == 3
-    with Image.open(run / "training.png") as picture:
-        assert picture.width > 500
+    with Image.open(run / "training.png") as plot:
+        assert plot.width > 500
 
 
 def test_rendered_is_a_data_set(tmp_path, capsys):
@@ -208,10 +208,10 @@ def test_a_full_disk_at_the_end_keeps_the_run(tmp_path, root, recipe, capsys, mo
     assert checkpoint_from_path(run / "checkpoint").license == "made of rectangles"
 
 
-def test_without_matplotlib_there_is_no_picture_and_a_word_about_it(tmp_path, root, recipe, capsys, monkeypatch):
+def test_without_matplotlib_there_is_no_plot_and_a_remark(tmp_path, root, recipe, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert train(root, "--config", recipe, "-o", tmp_path / "run") == 0
-    assert "no picture of the run: the package 'matplotlib'" in capsys.readouterr().err
+    assert "no plot of the run: the package 'matplotlib'" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "run").iterdir()} == FILES - {"training.png"}
 
 

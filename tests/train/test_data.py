@@ -6,8 +6,9 @@ import torch
 
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
+from dovit_deploy.train.batches import BatchMaker, Planner, batches
 from dovit_deploy.train.config import Phase, TrainConfig
-from dovit_deploy.train.data import BatchMaker, Material, Planner, batches, watched
+from dovit_deploy.train.data import TrainingData, validation_data
 from dovit_deploy.train.recipe import Recipe
 from tests.tiny import tiny_spec
 from tests.train.tiny_folder import write_folder
@@ -24,7 +25,7 @@ def root(tmp_path_factory):
 
 def test_every_image_is_seen_once_an_epoch():
     planner = Planner(config_of(Phase(until=1, crop=(32, 32), batch=3)), 5)
-    seen = [number for step in range(5) for number in planner.plan(step, 0).pictures]
+    seen = [number for step in range(5) for number in planner.plan(step, 0).images]
     epochs = [seen[:5], seen[5:10], seen[10:]]
     assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -53,11 +54,11 @@ def test_the_share_of_scenes_is_the_phases():
 def test_every_step_draws_its_own_views_and_the_same_again(root):
     data = dataset_from_path(root, "train")
     config = config_of(Phase(until=1, crop=(32, 48), batch=2))
-    maker = BatchMaker(config, Material(data, None))
+    maker = BatchMaker(config, TrainingData(data, None))
     plans = [Planner(config, 5).plan(step, 0) for step in (0, 1)]
     first, second = batches(maker, plans, workers=0)
     again = maker.batch(plans[0])
-    assert first.plan.pictures == second.plan.pictures
+    assert first.plan.images == second.plan.images
     assert torch.equal(first.pixels, again.pixels) and torch.equal(first.labels, again.labels)
     assert not torch.equal(first.pixels, second.pixels)
     assert first.pixels.shape == (2, 3, 32, 48)
@@ -65,11 +66,11 @@ def test_every_step_draws_its_own_views_and_the_same_again(root):
 
 
 def test_the_default_split_to_look_at_may_be_absent_but_not_faulty(root, tmp_path):
-    assert watched(str(root), Recipe(), (40, 56)) is None
+    assert validation_data(str(root), Recipe(), (40, 56)) is None
     both = write_folder(tmp_path / "both", images=2, splits=("train", "val"))
-    assert len(watched(str(both), Recipe(), (40, 56))) == 2
+    assert len(validation_data(str(both), Recipe(), (40, 56))) == 2
     (both / "val.txt").write_text("absent\n")
     with pytest.raises(DatasetError, match="no image for 'absent'"):
-        watched(str(both), Recipe(), (40, 56))
+        validation_data(str(both), Recipe(), (40, 56))
     with pytest.raises(DatasetError, match=r"test\.txt"):
-        watched(str(root), Recipe(watch="test"), (40, 56))
+        validation_data(str(root), Recipe(watch="test"), (40, 56))

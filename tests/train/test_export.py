@@ -7,9 +7,10 @@ import torch
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TrainConfig, spec_from_choice
-from dovit_deploy.train.data import Material
+from dovit_deploy.train.config import Phase, Scaling, TrainConfig
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.loop import Trainer
+from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.state import RunFolder
 from tests.bundles import export
@@ -44,7 +45,7 @@ def test_what_is_trained_can_be_exported(tmp_path, stem, head):
     )
     record = record_of(config)
     folder = RunFolder.create(tmp_path / "run", record)
-    trainer = Trainer(config, Material(data, None), None, folder, frequencies=data.class_frequencies())
+    trainer = Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies())
     trainer.run()
     with torch.no_grad():
         # So fresh a model is sure of nothing and stops nothing; parity wants some of each.

@@ -13,11 +13,12 @@ from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.registry import family_of, model_from_spec
-from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TrainConfig, spec_from_choice
-from dovit_deploy.train.data import Material
+from dovit_deploy.train.config import Phase, Scaling, TrainConfig
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.forward import training_forward
 from dovit_deploy.train.initialise import initialise, start_from_checkpoint, trainable_model
 from dovit_deploy.train.loop import Trainer
+from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.recipe import Recipe, run_config
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.state import RunFolder
@@ -70,10 +71,10 @@ def test_what_is_trained_becomes_a_bundle(tmp_path, family):
     )
     record = record_of(config)
     folder = RunFolder.create(tmp_path / "run", record)
-    trainer = Trainer(config, Material(data, None), data, folder, frequencies=data.class_frequencies())
+    trainer = Trainer(config, TrainingData(data, None), data, folder, frequencies=data.class_frequencies())
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.run()
-    trainer.look()
+    trainer.validate()
     still = [name for name, new in trainer.model.named_parameters() if torch.equal(before[name], new)]
     # A key's bias moves every score of a query alike, which the softmax takes out again; behind a fresh layer scale of
     # 1e-5 two steps move a norm's weight by less than its last digit.

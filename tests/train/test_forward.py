@@ -16,10 +16,10 @@ from dovit_deploy.families.folding import folded
 from dovit_deploy.families.registry import model_from_spec, spec_at_size
 from dovit_deploy.families.stvit.network import StvitSegmenter
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
-from dovit_deploy.train.config import NetworkChoice, spec_from_choice
 from dovit_deploy.train.forward import evolved_forward, recovered_forward
 from dovit_deploy.train.initialise import initialise
 from dovit_deploy.train.loop import parameter_groups
+from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from tests.tiny import tiny_pixels
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_model
 from tests.tiny_stvit import tiny_segmenter, training_state
@@ -67,7 +67,7 @@ def test_every_weight_learns_and_folds_into_what_is_deployed() -> None:
         )
 
 
-def test_a_crop_takes_the_positions_of_its_place() -> None:
+def test_a_crop_takes_the_positions_where_it_lies() -> None:
     spec = tiny_deit_spec(size=(64, 96), head="linear", selections=((1, 3, 0.5),))
     model = tiny_evo_model(spec)
     assert isinstance(model, EvoDeit)

@@ -11,9 +11,9 @@ from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.train.config import Phase, TrainConfig
-from dovit_deploy.train.data import Material
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.initialise import Start
-from dovit_deploy.train.job import Request, train
+from dovit_deploy.train.job import TrainingRequest, train
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import Recipe
 from dovit_deploy.train.state import RunFolder
@@ -40,7 +40,7 @@ def test_gates_learn_and_the_dense_network_stays(tmp_path):
     start = Start(SPEC, checkpoint.state, checkpoint)
     folder = RunFolder.create(tmp_path / "run", record_of(config))
     trainer = Trainer(
-        config, Material(data, None), None, folder, frequencies=data.class_frequencies().tolist(), start=start
+        config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist(), start=start
     )
     trainer.run()
     state = deployed(dict(trainer.average.state_dict()))
@@ -55,7 +55,7 @@ def test_gates_learn_and_the_dense_network_stays(tmp_path):
 
 def test_gates_alone_need_a_network_around_them(tmp_path):
     recipe = Recipe(steps=1, trained="gates")
-    request = Request(str(write_folder(tmp_path / "set")), tmp_path / "run", recipe, recipe_given=True)
+    request = TrainingRequest(str(write_folder(tmp_path / "set")), tmp_path / "run", recipe, recipe_given=True)
     with pytest.raises(ConfigError, match="--init"):
-        train(request, progress=lambda standing: None, remark=lambda text: None)
+        train(request, progress=lambda now: None, remark=lambda text: None)
     assert not (tmp_path / "run").exists()

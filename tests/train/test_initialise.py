@@ -14,17 +14,18 @@ from dovit_deploy.errors import ConfigError, PickleRefused
 from dovit_deploy.families.parts import ConvStem, FcnHead
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import DenseNetwork
-from dovit_deploy.train.config import NetworkChoice, Phase, TrainConfig, added_layers
-from dovit_deploy.train.data import Material
+from dovit_deploy.train.config import Phase, TrainConfig
+from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.initialise import (
+    adapt_norms,
     initialise,
     load_start,
-    settle_norms,
     start_from_checkpoint,
     trainable_model,
 )
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.masked import masked_forward
+from dovit_deploy.train.network import NetworkChoice, added_layers
 from dovit_deploy.train.state import RunFolder
 from tests.families.vit import official
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
@@ -73,17 +74,17 @@ def test_unfolded_weights_compute_what_the_folded_ones_do(tmp_path):
 
 
 @torch.no_grad()
-def test_settled_norms_change_nothing_in_evaluation_and_little_in_training(tmp_path):
+def test_adapted_norms_change_nothing_in_evaluation_and_little_in_training(tmp_path):
     start = started(saved(tmp_path / "made", SPEC))
     model = model_of(start)
     raw = copy.deepcopy(model)
     pixels = tiny_pixels(SPEC.size, 7, images=3)
-    settle_norms(model, start.state, pixels)
+    adapt_norms(model, start.state, pixels)
     assert_computes(model, start, atol=3e-4)
     wanted = masked_forward(model, pixels).logits
-    settled, unsettled = (masked_forward(network.train(), pixels).logits for network in (model, raw))
-    torch.testing.assert_close(settled, wanted, atol=3e-3, rtol=1e-3)
-    assert (unsettled - wanted).abs().max() > 0.1
+    adapted, raw_logits = (masked_forward(network.train(), pixels).logits for network in (model, raw))
+    torch.testing.assert_close(adapted, wanted, atol=3e-3, rtol=1e-3)
+    assert (raw_logits - wanted).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_a_run_starts_as_the_network_it_was_given(tmp_path):
     data = dataset_from_path(write_folder(tmp_path / "set", size=SPEC.size), "train")
     config = TrainConfig(spec=start.spec, steps=1, phases=(Phase(until=1, crop=(48, 64), batch=3),), precision="fp32")
     frequencies = data.class_frequencies()
-    run = Trainer(config, Material(data, None), None, RunFolder(tmp_path), frequencies=frequencies, start=start)
+    run = Trainer(config, TrainingData(data, None), None, RunFolder(tmp_path), frequencies=frequencies, start=start)
     assert_computes(copy.deepcopy(run.average).eval(), start, atol=3e-4)
     # In training mode too, on the batch that the first step sees.
     batch = run.maker.batch(next(run.plans(None)))

@@ -1,4 +1,4 @@
-""""""
+"""The training loop: schedules, resumption that is exact, the log, and what stops it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import CheckError, InputError, Interrupted, UsageError
 from dovit_deploy.train.config import Augmentation, Distillation, Phase, TokenPassing, TrainConfig
-from dovit_deploy.train.data import KeptInFolder, Material
+from dovit_deploy.train.data import CachedInFolder, TrainingData
 from dovit_deploy.train.initialise import trainable_model
-from dovit_deploy.train.loop import Trainer, learning_rate_at, passing_at, progress_of
+from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.state import LOG, STATE, RunFolder
 from tests.tiny import tiny_spec
 from tests.train.runs import record_of
@@ -43,13 +43,13 @@ def config_of(**changes):
     )
 
 
-def trainer_of(folder, config, data, *, watched=None, scenes=None):
-    return Trainer(config, Material(data, scenes), watched, folder, frequencies=data.class_frequencies())
+def trainer_of(folder, config, data, *, validation=None, scenes=None):
+    return Trainer(config, TrainingData(data, scenes), validation, folder, frequencies=data.class_frequencies())
 
 
-def trained(path, data, *, stop_after=None, watched=None, scenes=None, **changes):
+def trained(path, data, *, stop_after=None, validation=None, scenes=None, **changes):
     config = config_of(**changes)
-    trainer = trainer_of(RunFolder.create(path, record_of(config)), config, data, watched=watched, scenes=scenes)
+    trainer = trainer_of(RunFolder.create(path, record_of(config)), config, data, validation=validation, scenes=scenes)
     trainer.run(stop_after=stop_after)
     return trainer
 
@@ -180,7 +180,7 @@ def test_a_fault_in_a_worker_names_the_file(tmp_path):
     config = config_of(workers=1)
     folder = RunFolder.create(tmp_path / "run", record_of(config))
     with pytest.raises(InputError, match=r"^[^\n]*train_3\.png: cannot be decoded[^\n]*$"):
-        Trainer(config, Material(data, None), None, folder, frequencies=frequencies).run()
+        Trainer(config, TrainingData(data, None), None, folder, frequencies=frequencies).run()
 
 
 def test_asked_to_stop_it_saves_the_step_it_was_at(tmp_path, data):
@@ -230,7 +230,7 @@ def test_scenes_are_mixed_in_as_asked(tmp_path, data):
 
 
 def test_kept_scenes_are_rendered_once_and_come_back_the_same(tmp_path):
-    kept = KeptInFolder(RenderedScenes("train 0", size=(48, 64), count=2), tmp_path / "scenes")
+    kept = CachedInFolder(RenderedScenes("train 0", size=(48, 64), count=2), tmp_path / "scenes")
     first, again = kept.sample(1), kept.sample(1)
     np.testing.assert_array_equal(first.rgb, again.rgb)
     np.testing.assert_array_equal(first.label, again.label)
@@ -252,8 +252,8 @@ def test_the_average_follows_the_weights(tmp_path, data):
     assert not trainer.average.stem.down[0].norm.running_mean.eq(0).all()
 
 
-def test_the_watched_split_is_logged(tmp_path, data):
-    trained(tmp_path / "run", data, watched=data, validations=2)
+def test_the_validation_split_is_logged(tmp_path, data):
+    trained(tmp_path / "run", data, validation=data, validations=2)
     looks = [row for row in rows(tmp_path / "run") if "miou" in row]
     assert [row["step"] for row in looks] == [3, 6]
     assert all(0 <= row["miou"] <= 100 for row in looks)
@@ -321,12 +321,12 @@ def schedule_config_of(**changes):
 def thresholds(progress, **rule):
     """What 40 steps at `progress` stop at."""
     config = schedule_config_of(passing=TokenPassing(**rule))
-    return [passing_at(config, progress, np.random.default_rng(step)) for step in range(40)]
+    return [config.threshold_at(progress, np.random.default_rng(step)) for step in range(40)]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     config = schedule_config_of(steps=100, warm_up=0.1, learning_rate=1.0)
-    rates = [learning_rate_at(config, progress / 100) for progress in range(101)]
+    rates = [config.learning_rate_at(progress / 100) for progress in range(101)]
     assert rates[0] > 0
     assert rates[:11] == sorted(rates[:11])
     assert rates[10] == 1
@@ -336,15 +336,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
 
 def test_a_run_that_another_goes_on_from_keeps_a_share_of_its_rate():
     config = schedule_config_of(steps=100, warm_up=0.1, learning_rate=2.0, final_rate=0.4)
-    rates = [learning_rate_at(config, progress / 100) for progress in range(10, 101)]
+    rates = [config.learning_rate_at(progress / 100) for progress in range(10, 101)]
     assert (rates[0], rates[45], rates[-1]) == (2, pytest.approx(1.4), pytest.approx(0.8))
 
 
 def test_progress_is_counted_in_steps_or_in_time():
-    assert progress_of(schedule_config_of(steps=8), step=2, seconds=1e9) == 0.25
+    assert schedule_config_of(steps=8).progress_at(step=2, seconds=1e9) == 0.25
     timed = TrainConfig(**{**schedule_config_of().model_dump(), "steps": None, "minutes": 2.0})
-    assert progress_of(timed, step=10**9, seconds=30) == 0.25
-    assert progress_of(timed, step=0, seconds=500) == 1
+    assert timed.progress_at(step=10**9, seconds=30) == 0.25
+    assert timed.progress_at(step=0, seconds=500) == 1
 
 
 def test_annealed_thresholds_fall_from_one_to_the_last():
@@ -366,4 +366,4 @@ def test_random_thresholds_begin_late_and_stay_in_their_range():
 def test_nothing_stops_when_off_or_without_gates():
     assert set(thresholds(0.9, mode="off", share=1.0)) == {None}
     dense = schedule_config_of(spec=tiny_spec(gates=()), passing=TokenPassing(share=1.0))
-    assert passing_at(dense, 0.9, np.random.default_rng(0)) is None
+    assert dense.threshold_at(0.9, np.random.default_rng(0)) is None

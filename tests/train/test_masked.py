@@ -54,7 +54,7 @@ def test_the_comparison_sees_images_that_keep_different_numbers():
     assert any(SPEC.extra_tokens < counts[-1] < SPEC.tokens for counts in kept)
 
 
-def test_thresholds_are_looked_up_by_class_and_gate():
+def test_thresholds_are_validated_up_by_class_and_gate():
     draw = torch.Generator().manual_seed(5)
     thresholds = 0.4 + 0.6 * torch.rand(len(SPEC.gates), SPEC.classes, generator=draw)
     assert_as_alone(tiny_model(SPEC), tiny_pixels(SPEC.size, 2, images=2), thresholds)
@@ -77,7 +77,7 @@ def test_without_passing_it_is_the_dense_network_and_every_gate_sees_every_token
     assert [gate.logits.shape for gate in output.gates] == [(SPEC.patches, SPEC.classes)] * 3
 
 
-def test_a_crop_takes_the_positions_of_its_place():
+def test_a_crop_takes_the_positions_where_it_lies():
     model = tiny_model(SPEC)
     pixels = tiny_pixels((32, 48), 6)
     small = spec_at_size(SPEC, (32, 48))

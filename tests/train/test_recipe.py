@@ -6,7 +6,8 @@ import pytest
 
 from dovit_deploy.errors import ConfigError, DatasetError, InputError, UsageError
 from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, PatchStem, SetrHead
-from dovit_deploy.train.config import NetworkChoice, Phase, Scaling, TokenPassing, spec_from_choice
+from dovit_deploy.train.config import Phase, Scaling, TokenPassing
+from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.recipe import Recipe, recipe_from_file, run_config, with_flags
 from dovit_deploy.train.state import RunRecord, refuse_other_data, refuse_other_recipe
 from tests.paths import ROOT
@@ -108,8 +109,8 @@ def test_the_documented_defaults_are_the_defaults(tmp_path):
     for name in set(Recipe.model_fields) - {"minutes", "network"}:
         assert getattr(stated, name) == getattr(default, name), name
     assert spec_from_choice(stated.network, (360, 480), 11) == spec_from_choice(default.network, (360, 480), 11)
-    untold = set(Recipe.model_fields) - stated.model_fields_set
-    assert untold == {"steps", "phases", "init_config"}
+    unstated = set(Recipe.model_fields) - stated.model_fields_set
+    assert unstated == {"steps", "phases", "init_config"}
     assert all(getattr(stated, name).model_fields_set for name in ("passing", "distillation", "augmentation"))
     for block in blocks[1:]:
         recipe_from_file(written(tmp_path, block))

@@ -13,7 +13,7 @@ from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import masked_forward
-from dovit_deploy.train.result import CurvePoint, chosen_threshold, save_result, threshold_curve
+from dovit_deploy.train.result import ThresholdPoint, chosen_threshold, save_result, threshold_curve
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 from tests.train.tiny_folder import COLOURS, write_folder
 
@@ -21,7 +21,7 @@ SPEC = tiny_spec(head="pup", stem="conv", gates=(1, 2), size=(40, 56), classes=4
 
 
 def point(threshold, drop, saved):
-    return CurvePoint(
+    return ThresholdPoint(
         threshold=threshold,
         miou=50 - drop,
         pixel_accuracy=80,

@@ -26,13 +26,13 @@ def write_folder(
         stems = [f"{split}_{number}" for number in range(images)]
         (root / f"{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
         for number, stem in enumerate(stems):
-            rgb, label = picture(size, seed=number)
+            rgb, label = image(size, seed=number)
             Image.fromarray(rgb).save(root / "images" / split / f"{stem}.png")
             Image.fromarray(label).save(root / "labels" / split / f"{stem}.png")
     return root
 
 
-def picture(size: tuple[int, int], *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def image(size: tuple[int, int], *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """RGB (H, W, 3) and label (H, W), uint8."""
     draw = np.random.default_rng(seed)
     label = np.zeros(size, np.uint8)

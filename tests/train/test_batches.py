@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.datasets.dataset import IGNORE, Sample
-from dovit_deploy.train.augment import normalised, random_view
+from dovit_deploy.train.batches import normalised, random_view
 from dovit_deploy.train.config import Augmentation, Scaling
 
 MEAN, STD = np.array(Scaling().mean), np.array(Scaling().std)
@@ -38,7 +38,7 @@ def test_normalised_is_zero_at_the_mean_colour():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_label_and_place_follow_the_pixels(seed):
-    """Unscaled, the colour says which pixel each pixel came from, and so what its label and the place must be."""
+    """Unscaled, the colour says which pixel each pixel came from, and so what its label and its position must be."""
     result, sample = view(seed), gradient()
     rows, columns = (colours(result.pixels)[..., axis] for axis in (0, 1))
     flipped = columns[0, 0] > columns[0, -1]
@@ -48,7 +48,7 @@ def test_label_and_place_follow_the_pixels(seed):
     assert settled.any()
     assert not wrong.any()
     left = 95 - columns[0, 0] if flipped else columns[0, 0]
-    np.testing.assert_allclose(result.place, [rows[0, 0] / 32, left / 48], atol=0.03)
+    np.testing.assert_allclose(result.position, [rows[0, 0] / 32, left / 48], atol=0.03)
 
 
 def test_both_flips_occur():

@@ -1,0 +1,74 @@
+"""How good is a network while it is trained? mIoU over a split, dense or with tokens stopped, without any export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.measure.metrics import Confusion
+from dovit_deploy.train.batches import normalised, resized
+from dovit_deploy.train.config import Scaling
+from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.masked import Passing
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`confusion` of the split, and `kept` (images, stages): the tokens that entered each stage, per image."""
+
+    confusion: Confusion
+    kept: NDArray[np.int64]
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes that occur, in percent."""
+        return self.confusion.miou
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """In percent."""
+        return self.confusion.pixel_accuracy
+
+
+def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int, size: tuple[int, int]) -> Tensor:
+    """(1, K, h, w) -> (H, W) uint8 at `size`: up-sampled over the padded input, padding cut, resized if need be."""
+    whole = tuple(-(-side // patch) * patch for side in spec_size)
+    fine = functional.interpolate(logits.float(), size=whole, mode="bilinear", align_corners=False)
+    fine = fine[..., : spec_size[0], : spec_size[1]]
+    if size != spec_size:
+        fine = functional.interpolate(fine, size=size, mode="bilinear", align_corners=False)
+    return fine.argmax(1)[0].to(torch.uint8)
+
+
+@torch.no_grad()
+def validate(
+    model: Network,
+    data: Dataset,
+    *,
+    passing: Passing | None,
+    scaling: Scaling,
+    bfloat16: bool = False,
+) -> Validation:
+    """Run `model` over every image of `data`, one at a time, in evaluation mode; its mode is restored."""
+    spec, classes = model.spec, model.spec.classes
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    confusion = Confusion.empty(classes)
+    kept = np.zeros((len(data), len(spec.counts)), np.int64)
+    for number in range(len(data)):
+        sample = data.sample(number)
+        pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            output = training_forward(model, pixels, passing=passing)
+        predicted = class_map_from_logits(output.logits, spec.size, spec.patch, sample.label.shape)
+        confusion += Confusion.of(sample.label, predicted.cpu().numpy(), classes=classes)
+        running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
+        kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
+    model.train(was_training)
+    return Validation(confusion, kept)
