@@ -15,13 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
+from clip import write_clip
 from report import publish
-
-from dovit_deploy.sources.video_writer import open_video_writer
-from dovit_scenes import street_frames
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 SIZE = (720, 1280)
@@ -45,10 +42,7 @@ def overlap(frames: int, threads: int, repeat: int) -> dict[str, float]:
     ratios, walls, steps = [], [], []
     with tempfile.TemporaryDirectory() as name:
         clip = Path(name) / "clip.mp4"
-        pictures = [frame.rgb for frame in street_frames(8, seed=5, size=SIZE)]
-        with open_video_writer(clip, size=SIZE, rate=Fraction(25)) as writer:
-            for number in range(frames):
-                writer.write(pictures[number % len(pictures)], Fraction(number, 25))
+        write_clip(clip, frames=frames, size=SIZE, rendered=8, seed=5)
         for number in range(repeat):
             run = [*DOVIT, "run", str(clip), "--threads", str(threads), "-q", "-o"]
             one = seconds([*run, f"{name}/one{number}", "--max-frames", "1"])

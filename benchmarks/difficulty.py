@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rank_correlation import spearman, spearman_interval
-from report import between_marks, publish
+from numpy.typing import NDArray
+from report import command_text, publish, write_table
 from rich.console import Console
 from rich.progress import track
 
@@ -40,6 +39,9 @@ MARK = "<!-- table: benchmarks/difficulty.py -->"
 GROUPS = 5
 AIM = 0.7
 """For the rank correlation of the first set."""
+
+RESAMPLES, LEVEL = 2000, 0.95
+"""Of the bootstrap interval of the rank correlation."""
 
 SETS = {"bare to full": "streets from bare to full", "full": "full streets alone"}
 
@@ -86,7 +88,7 @@ def groups(objects: Sequence[int], gmacs: Sequence[float], dense: Sequence[float
 
 
 def table(report: dict[str, Any]) -> str:
-    """What stands in docs/benchmarks.md."""
+    """The table of docs/benchmarks.md, and the correlations below it."""
     lines = ["| scenes | objects in sight | GMAC an image, mean | MACs saved |", "|---|---|---|---|"]
     for name, title in SETS.items():
         for number, group in enumerate(report["sets"][name]["groups"]):
@@ -117,7 +119,7 @@ def figures_of(bundle: Path, *, scenes: int, seed: int, show: bool) -> dict[str,
     with Session(Bundle.open(bundle), threads=1) as session:
         manifest, predictor = session.bundle.manifest, Predictor(session)
         if not manifest.spec.gates:
-            raise SystemExit(f"{bundle} has no gates; it spends the same on every picture")
+            raise SystemExit(f"{bundle} has no gates; it spends the same on every image")
         return {
             "bundle": bundle.name,
             "engine": session.backend.name,
@@ -127,6 +129,36 @@ def figures_of(bundle: Path, *, scenes: int, seed: int, show: bool) -> dict[str,
             "seed": seed,
             "sets": {name: measure(predictor, name=name, scenes=scenes, seed=seed, show=show) for name in SETS},
         }
+
+
+def ranks(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    """1 for the smallest; equal values share the mean of the ranks they take up together."""
+    _, group, size = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    last = np.cumsum(size)
+    shared: NDArray[np.float64] = (last - (size - 1) / 2)[group]
+    return shared
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """The linear correlation of both rows' ranks, -1 to 1; NaN where all values of a row are equal."""
+    one, other = ranks(first), ranks(second)
+    one, other = one - one.mean(), other - other.mean()
+    scale = float(np.sqrt((one @ one) * (other @ other)))
+    return float(one @ other) / scale if scale > 0 else float("nan")
+
+
+def spearman_interval(
+    first: Sequence[float], second: Sequence[float], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float]:
+    """An interval of `spearman`: percentiles over sets of pairs drawn with replacement.
+
+    The pairs are taken to be independent of each other.
+    """
+    rng, pairs = np.random.default_rng(seed), np.array([first, second], dtype=np.float64)
+    drawn = [pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])] for _ in range(resamples)]
+    # A set that drew one pair alone has no correlation.
+    low, high = np.nanquantile([spearman(*rows) for rows in drawn], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,12 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = json.loads(options.tables.read_text(encoding="utf-8"))
     else:
         figures = figures_of(options.bundle, scenes=options.scenes, seed=options.seed, show=sys.stderr.isatty())
-        command = ["python", "benchmarks/difficulty.py", options.bundle.name]
-        command += ["--scenes", str(options.scenes), "--seed", str(options.seed)]
-        report = publish(figures, command=shlex.join(command), output=options.output)
+        words = [options.bundle.name, "--scenes", str(options.scenes), "--seed", str(options.seed)]
+        report = publish(figures, command=command_text("difficulty.py", words), output=options.output)
     if options.docs is not None:
-        page = between_marks(options.docs.read_text(encoding="utf-8"), MARK, table(report))
-        options.docs.write_text(page, encoding="utf-8")
+        write_table(options.docs, MARK, table(report))
 
 
 if __name__ == "__main__":

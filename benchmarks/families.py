@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from report import between_marks, publish
+from report import command_text, publish, write_table
 from rich.console import Console
 from rich.progress import track
 from timed_session import TimedSession, processor_ms
@@ -59,7 +58,7 @@ class Row(Record):
     speedup: float
     """Median over the frames of the baseline's CPU time over this one's; the baseline is the first row."""
     own_speedup: float | None
-    """The same against the network's own dense run; None where it has none, or is it."""
+    """Likewise against the network's own dense run; None where it has none, or is it."""
     model_ms: float
     drop: float
     """Points of mIoU below the baseline."""
@@ -132,7 +131,7 @@ def measure(ways: Sequence[Way], data: Dataset, *, classes: int, show: bool) -> 
 
 
 def table(report: dict[str, Any]) -> str:
-    """What stands in docs/families.md."""
+    """The table of docs/families.md, split by split."""
     lines = []
     for split in report["splits"]:
         rows = [Row.model_validate(row) for row in split["rows"]]
@@ -181,7 +180,7 @@ def figures_of(dataset: Path, splits: Sequence[str], dense: Path | None, network
 
 
 def _predictor(path: Path) -> Predictor:
-    return Predictor(cast("Session", TimedSession(Session(Bundle.open(path), threads=1))))
+    return Predictor(TimedSession(Session(Bundle.open(path), threads=1)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,13 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = json.loads(options.tables.read_text(encoding="utf-8"))
     else:
         words = sys.argv[1:] if arguments is None else arguments
-        shown = [Path(word).name if word.startswith(("/", "../", "~")) else word for word in words]
-        command = shlex.join(["python", "benchmarks/families.py", *shown])
+        command = command_text("families.py", words)
         figures = figures_of(options.dataset, options.split or ["val"], options.dense, options.networks)
         report = publish(figures, command=command, output=options.output)
     if options.docs is not None:
-        page = between_marks(options.docs.read_text(encoding="utf-8"), MARK, table(report))
-        options.docs.write_text(page, encoding="utf-8")
+        write_table(options.docs, MARK, table(report))
 
 
 if __name__ == "__main__":

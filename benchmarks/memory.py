@@ -13,22 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import psutil
+from clip import write_clip
 from report import publish
-
-from dovit_deploy.sources.video_writer import open_video_writer
-from dovit_scenes import street_frames
-
-
-def make_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
-    """A clip of `frames` frames, thirty rendered ones repeated."""
-    pictures = [frame.rgb for frame in street_frames(30, seed=3, size=size)]
-    with open_video_writer(path, size=size, rate=Fraction(25)) as writer:
-        for number in range(frames):
-            writer.write(pictures[number % len(pictures)], Fraction(number, 25))
 
 
 def watch(command: list[str], report: Path) -> list[tuple[int, float]]:
@@ -55,19 +44,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.frames < 300:
+        parser.error(f"--frames {arguments.frames}: at least 300 are needed, the first hundred warm up")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_clip(folder / "long.mp4", arguments.frames, (240, 320))
-        command = [
-            sys.executable,
-            "-m",
-            "dovit_deploy",
-            "run",
-            str(folder / "long.mp4"),
-            "-o",
-            str(folder / "out"),
-            "-q",
-        ]
+        write_clip(folder / "long.mp4", frames=arguments.frames, size=(240, 320), rendered=30, seed=3)
+        command = [sys.executable, "-m", "dovit_deploy", "run", f"{folder}/long.mp4", "-o", f"{folder}/out", "-q"]
         seen = watch(command, folder / "out.partial" / "frames.jsonl")
     steady = [resident for done, resident in seen if done >= 100]
     third = len(steady) // 3

@@ -1,6 +1,6 @@
-"""Pre- and post-processing of a 1280x720 frame: milliseconds per step, as JSON.
+"""How long do pre- and post-processing of a 1280x720 frame take? Milliseconds per step, as JSON.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/pixels.py --json benchmarks/pixels.json
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/pixels.py -o benchmarks/results/pixels.json
 
 Times are medians of the process' CPU time (all threads) and of wall time; the variants of a case take turns.
 The frame is a rendered street; logits are the logarithm of each class' share in a cell of its labels, with some
@@ -12,17 +12,17 @@ with a running maximum.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from report import publish
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
-from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.paint import paint_hud, paint_overlay, save_mask
 from dovit_deploy.runtime.results import FrameTokens, Palette, RunTiming, TokenReport, Window
 from dovit_deploy.runtime.token_maps import paint_tokens
@@ -72,7 +72,7 @@ def drawn_logits(labels: np.ndarray, kind: str, classes: int, grid: Size) -> Log
 
 
 def plain_class_map(logits: Logits, input_size: Size) -> np.ndarray:
-    """What "ours" is compared with."""
+    """(H, W) class map by the recipe that "post" replaces."""
     cv2 = packages.opencv()
     best, winner = None, np.zeros(FRAME, dtype=np.uint8)
     for number, plane in enumerate(logits):
@@ -123,7 +123,7 @@ def measure_case(
     return rows
 
 
-def measure_painting(scene: SceneFrame, folder: Path, *, repeat: int) -> dict[str, dict[str, float]]:
+def measure_painting(scene: SceneFrame, *, repeat: int) -> dict[str, dict[str, float]]:
     """Overlay, HUD, exit map and mask of one frame."""
     random = np.random.default_rng(0)
     frame, class_map = scene.rgb, scene.labels
@@ -133,26 +133,24 @@ def measure_painting(scene: SceneFrame, folder: Path, *, repeat: int) -> dict[st
     kept = (691, *(int(grid.sum()) + 1 for grid in keep))
     report = TokenReport(kept, 10.0, 6.0, keep, (), RunTiming(1.0, (1.0,)))
     tokens = FrameTokens((Window(0, 0, 360, 480, report),), (360, 480), 16)
-    path = folder / "pixels-benchmark-mask.png"
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        mask = Path(folder) / "mask.png"
         return milliseconds(
             {
                 "overlay": lambda: paint_overlay(frame, class_map, palette, alpha=0.5),
                 "hud": lambda: paint_hud(frame, tokens, fps=25.0),
                 "tokens": lambda: paint_tokens(frame, tokens, (2, 5, 8)),
-                "mask_png": lambda: save_mask(path, class_map, palette),
+                "mask_png": lambda: save_mask(mask, class_map, palette),
             },
             repeat=repeat,
         )
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Measure, print, and write where `--json` says."""
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=40)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     cv2 = packages.opencv()
     cv2.setNumThreads(1)
@@ -163,21 +161,11 @@ def main() -> None:
         for input_size, grid in CASES
         for row in measure_case(scene, input_size, grid, classes, repeat=options.repeat)
     ]
-    painting = measure_painting(scene, Path.cwd(), repeat=options.repeat)
-    command = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/pixels.py"
-    record = {
-        "machine": machine_facts(),
-        "versions": package_versions(),
-        "date": time.strftime("%Y-%m-%d"),
-        "command": command,
-        "frame": FRAME,
-        "cases": cases,
-        "painting_ms": painting,
-    }
-    text = json.dumps(record, indent=1)
-    print(text)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(
+        {"frame": FRAME, "cases": cases, "painting_ms": measure_painting(scene, repeat=options.repeat)},
+        command="OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/pixels.py",
+        output=options.output,
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What every benchmark's result says beside its figures, and where its tables stand in the pages."""
+"""What benchmarks share: facts beside the figures of a result, the published command, and tables in pages."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dovit_deploy.machine import machine_facts, package_versions
 
 END = "<!-- end of table -->"
-"""Closes the place of every table."""
+"""The line behind every table."""
 
 
 def publish(figures: dict[str, object], *, command: str, output: Path | None) -> dict[str, object]:
@@ -28,8 +30,19 @@ def publish(figures: dict[str, object], *, command: str, output: Path | None) ->
     return report
 
 
+def command_text(script: str, words: Sequence[str]) -> str:
+    """The command line of `benchmarks/SCRIPT` as it is published: files outside the project by their names alone."""
+    shown = [Path(word).name if word.startswith(("/", "../", "~")) else word for word in words]
+    return shlex.join(["python", f"benchmarks/{script}", *shown])
+
+
+def write_table(page: Path, start: str, table: str) -> None:
+    """Replace the table behind `start` in the file `page`; ValueError, and nothing written, where a mark is missing."""
+    page.write_text(between_marks(page.read_text(encoding="utf-8"), start, table), encoding="utf-8")
+
+
 def between_marks(text: str, start: str, table: str) -> str:
-    """`text` with what stands between `start` and the next end mark replaced by `table`.
+    """`text` with what is between `start` and the next end mark replaced by `table`.
 
     Raises:
         ValueError: a mark is missing.

@@ -1,15 +1,14 @@
-"""The whole comparison on a tiny bundle and four pictures, and the tables that are made of it."""
+"""The whole comparison on a tiny bundle and four images, and the tables that are made of it."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from equal_latency import Point, at_latency
-from report import END, between_marks, publish
-from ways import Asked, Comparison
-from why_not import command_text, measure, turned
-from why_not_report import Report, equal_latency, figures_of
-from why_not_tables import DOCS_TABLES, mark, readme_table, write_tables
+from report import END, between_marks, command_text, publish
+from why_not.compare import measure, turned
+from why_not.result import Point, Report, at_latency, equal_latency, figures_of
+from why_not.tables import DOCS_TABLES, mark, readme_table, write_tables
+from why_not.ways import Alternatives, Comparison
 
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import measure_set
@@ -25,7 +24,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def comparison(tiny_bundle_path, dense_bundle_path, tmp_path_factory):
-    asked = Asked(
+    chosen = Alternatives(
         bundle=tiny_bundle_path,
         thresholds=["0.9", "0.8,1"],
         curve=["0.5", "0.9"],
@@ -34,7 +33,7 @@ def comparison(tiny_bundle_path, dense_bundle_path, tmp_path_factory):
         shallower=[dense_bundle_path],
         merge=[2],
     )
-    return Comparison(asked, folder=tmp_path_factory.mktemp("graphs"))
+    return Comparison(chosen, folder=tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def test_a_missing_mark_leaves_every_page_as_it_was(report, tmp_path) -> None:
     readme, docs = tmp_path / "README.md", tmp_path / "benchmarks.md"
     readme.write_text(f"{mark()}\nof yesterday\n{END}\n")
     docs.write_text("no marks")
-    with pytest.raises(ValueError, match=r"table: benchmarks/why_not\.py rows"):
+    with pytest.raises(ValueError, match=r"table: benchmarks/why_not/compare\.py rows"):
         write_tables(report, readme=readme, docs=docs)
     assert "of yesterday" in readme.read_text()
     with pytest.raises(ValueError):
@@ -135,8 +134,24 @@ def test_the_order_turns() -> None:
     assert len({"".join(turned("abc", number)) for number in range(6)}) == 6
 
 
-def test_the_published_command_names_no_place() -> None:
+def test_the_published_command_names_no_path_outside() -> None:
     words = ["/data/camvid", "--bundle", "../made/x.dovit", "-o", "benchmarks/results/why_not.json"]
-    assert command_text(words) == (
-        "python benchmarks/why_not.py camvid --bundle x.dovit -o benchmarks/results/why_not.json"
+    assert command_text("why_not/compare.py", words) == (
+        "python benchmarks/why_not/compare.py camvid --bundle x.dovit -o benchmarks/results/why_not.json"
     )
+
+
+POINTS = [Point(1.0, 60.0), Point(0.4, 50.0), Point(0.6, 58.0)]
+
+
+@pytest.mark.parametrize(
+    ("latency", "miou"), [(1.0, 60.0), (0.8, 59.0), (0.6, 58.0), (0.5, 54.0), (0.4, 50.0), (0.39, None), (1.01, None)]
+)
+def test_between_neighbours_and_never_beyond(latency, miou) -> None:
+    found = at_latency(POINTS, latency)
+    assert found is None if miou is None else found == pytest.approx(miou)
+
+
+def test_one_point_says_nothing_about_others() -> None:
+    assert at_latency([], 0.5) is None
+    assert at_latency([Point(1.0, 60.0)], 0.9) is None

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from merging_session import MergingSession
-from token_merging import MergingNetwork, merge, merges, merging_macs, proportional_attention
 from torch.utils.flop_counter import FlopCounterMode
+from why_not.merging import (
+    MergingNetwork,
+    MergingSession,
+    merge,
+    merges,
+    merging_macs,
+    proportional_attention,
+)
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.families.cost import cost_model
@@ -26,7 +32,7 @@ def model():
 
 
 def in_plain_loops(tokens, sizes, similar, extra, count):
-    """The step as the paper tells it, on lists of groups of patches."""
+    """The step as the paper describes it, on lists of groups of patches."""
     first, second = range(extra, len(tokens), 2), range(extra + 1, len(tokens), 2)
     unit = similar / np.linalg.norm(similar, axis=1, keepdims=True)
     nearest = {a: max(second, key=lambda b: unit[a] @ unit[b]) for a in first}
@@ -36,8 +42,8 @@ def in_plain_loops(tokens, sizes, similar, extra, count):
         next(group for group in groups if group[0] == nearest[a]).append(a)
     values = [sum(tokens[i] * sizes[i] for i in group) / sum(sizes[i] for i in group) for group in groups]
     totals = [sum(sizes[i] for i in group) for group in groups]
-    place = [next(n for n, group in enumerate(groups) if row in group) for row in range(extra, len(tokens))]
-    return np.array(values), np.array(totals), np.array(place)
+    row = [next(n for n, group in enumerate(groups) if patch in group) for patch in range(extra, len(tokens))]
+    return np.array(values), np.array(totals), np.array(row)
 
 
 @pytest.mark.parametrize(("patches", "extra", "count"), [(9, 1, 3), (8, 0, 4), (11, 2, 5), (12, 1, 1)])
@@ -46,10 +52,10 @@ def test_a_step_is_what_plain_loops_make(patches, extra, count) -> None:
     tokens, similar = draw.normal(size=(2, extra + patches, 6)).astype(np.float32)
     sizes = draw.integers(1, 5, (extra + patches, 1)).astype(np.float32)
     step = merge(*(torch.from_numpy(values) for values in (tokens, sizes, similar)), extra=extra, count=count)
-    values, totals, place = in_plain_loops(tokens, sizes, similar, extra, count)
+    values, totals, row = in_plain_loops(tokens, sizes, similar, extra, count)
     np.testing.assert_allclose(step.tokens, values, atol=1e-5)
     np.testing.assert_array_equal(step.sizes, totals)
-    np.testing.assert_array_equal(step.place, place)
+    np.testing.assert_array_equal(step.row, row)
 
 
 def test_a_key_of_size_three_counts_as_three_keys() -> None:

@@ -1,17 +1,16 @@
-"""The result of `why_not.py` as data: what was measured of every way on every split, ready for JSON and for tables."""
+"""The result of `compare.py` as data: what was measured of every way on every split, ready for JSON and for tables."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
-
-from equal_latency import Point, at_latency
-from ways import Way
+from typing import Any, NamedTuple
 
 from dovit_deploy.measure.bench import median, median_ratio
 from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, drop_interval
 from dovit_deploy.measure.report import iou_by_name
 from dovit_deploy.record import Record
+from why_not.ways import Way
 
 FAMILIES = {
     "smaller": ("dense",),
@@ -49,7 +48,7 @@ class Row(Record):
     speedup: float
     """Median over the frames of dense / this, CPU time of the model step."""
     wall_speedup: float
-    """The same by the clock on the wall."""
+    """Median over the frames of dense / this, wall time of the model step."""
     model_ms: float
     """CPU time, median over the frames."""
 
@@ -65,7 +64,7 @@ class EqualLatency(Record):
 
 
 class ClassRow(Record):
-    """One class at the bundle's own thresholds: IoU in percent, None where it neither occurs nor is called."""
+    """One class at the bundle's own thresholds: IoU in percent, None where it neither occurs nor is predicted."""
 
     name: str
     dense: float | None
@@ -153,6 +152,15 @@ def _drop(before: Way, after: Way, blocks: Blocks) -> Drop:
     return Drop(points=first.miou - second.miou, interval=drop_interval(first, second, blocks))
 
 
+class Point(NamedTuple):
+    """A measured way of an alternative."""
+
+    latency: float
+    """Of the model step, as a multiple of the dense run's."""
+    miou: float
+    """Percent."""
+
+
 def equal_latency(rows: Sequence[Row]) -> tuple[EqualLatency, ...]:
     """Each operating point of token passing beside the alternatives at its latency; latency is 1 / speed-up."""
     fronts = {family: _points(rows, family, first) for family, first in FAMILIES.items()}
@@ -174,6 +182,19 @@ def _points(rows: Sequence[Row], family: str, first: tuple[str, ...]) -> list[Po
         return []
     taken = {family, *[name for name in first if name in present][:1]}
     return [Point(1 / row.speedup, row.miou) for row in rows if row.family in taken]
+
+
+def at_latency(points: Sequence[Point], latency: float) -> float | None:
+    """mIoU at `latency`, linear between the two nearest `points` around it; None outside of all of them."""
+    ordered = sorted(points)
+    for point in ordered:
+        if point.latency == latency:
+            return point.miou
+    for left, right in itertools.pairwise(ordered):
+        if left.latency < latency < right.latency:
+            share = (latency - left.latency) / (right.latency - left.latency)
+            return left.miou + share * (right.miou - left.miou)
+    return None
 
 
 def frame_rows(stems: Sequence[str], dense: Way, dynamic: Way) -> list[FrameRow]:

@@ -10,17 +10,32 @@ which dense prediction needs. Extra tokens (class, distillation) are never merge
 
 from __future__ import annotations
 
+from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+import onnx_ir as ir
+import safetensors.torch
 import torch
 import torch.nn.functional as functional
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dovit_deploy.bundle.bundle import Bundle, file_entry
+from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.engines.base import as_float32
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.export.attention import with_fused_attention
+from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import Attention, Block, attention
+from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.tokens import partition, take
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.runtime.results import RunTiming, TokenReport
+from dovit_deploy.runtime.settings import Keep, Thresholds
 
 
 class Merged(NamedTuple):
@@ -30,7 +45,7 @@ class Merged(NamedTuple):
     """(n - count, C): extra tokens, what stayed of the first set, the second set."""
     sizes: Tensor
     """(n - count, 1) float32: patches that each token stands for."""
-    place: Tensor
+    row: Tensor
     """(n - extra,) int64: for each patch token that went in, the row of `tokens` it is now part of."""
 
 
@@ -50,7 +65,7 @@ def merge(tokens: Tensor, sizes: Tensor, similar: Tensor, *, extra: int, count: 
     similarity = take(direction, first) @ take(direction, second).T
     nearness, nearest = (values[:, 0] for values in torch.topk(similarity, 1, dim=1))
     leaving = torch.topk(nearness, count)[1]
-    # Who stays keeps the order of the picture, which the next layer's division by turns relies on.
+    # Who stays keeps the order of the image, which the next layer's division by turns relies on.
     order, _ = partition(torch.ones(first.shape[0], dtype=torch.int64).index_fill(0, leaving, 0))
     remain = first.shape[0] - count
     stay, leave = take(first, order[:remain]), take(first, order[remain:])
@@ -59,12 +74,12 @@ def merge(tokens: Tensor, sizes: Tensor, similar: Tensor, *, extra: int, count: 
     merged = take(mass, second).index_add(0, target, take(mass, leave))
     total = merged[:, -1:]
     head = torch.arange(extra)
-    places = torch.cat([torch.arange(remain), remain + target, torch.arange(remain, remain + second.shape[0])])
+    rows = torch.cat([torch.arange(remain), remain + target, torch.arange(remain, remain + second.shape[0])])
     came_from = torch.cat([take(first, order), second]) - extra
     return Merged(
         torch.cat([take(tokens, head), take(tokens, stay), merged[:, :-1] / total]),
         torch.cat([take(sizes, head), take(sizes, stay), total]),
-        torch.zeros(patches, dtype=torch.int64).index_copy(0, came_from, extra + places),
+        torch.zeros(patches, dtype=torch.int64).index_copy(0, came_from, extra + rows),
     )
 
 
@@ -116,16 +131,16 @@ class MergingNetwork(nn.Module):
         """All layers on `tokens` (E + N, C); every patch comes back with the token it was merged into."""
         extra = self.model.spec.extra_tokens
         sizes = torch.ones(tokens.shape[0], 1)
-        place = torch.arange(extra, tokens.shape[0])
+        row = torch.arange(extra, tokens.shape[0])
         for number, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
             alike = not any(self.counts[:number])
             tokens, keys = _attended(block, tokens, None if alike else sizes)
             if self.counts[number]:
                 step = merge(tokens, sizes, keys, extra=extra, count=self.counts[number])
-                tokens, sizes, place = step.tokens, step.sizes, take(step.place, place - extra)
+                tokens, sizes, row = step.tokens, step.sizes, take(step.row, row - extra)
             tokens = tokens + block.mlp(block.norm2(tokens))
-        return take(tokens, torch.cat([torch.arange(extra), place]))
+        return take(tokens, torch.cat([torch.arange(extra), row]))
 
 
 def _attended(block: Block, tokens: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -165,3 +180,47 @@ def merging_macs(spec: VisionTransformerSpec, count: int) -> int:
         tokens -= merged
         total += 2 * tokens * width * spec.hidden
     return total
+
+
+class MergingSession:
+    """The weights of a bundle, run dense with `count` tokens merged in every layer, behind a `Predictor`.
+
+    The project's own ONNX Runtime engine runs it, with the same session options and the same fused attention kernel, so
+    that images are prepared and read as for every other model.
+
+    Args:
+        bundle: its gates, if it has any, are not used.
+        count: tokens merged per layer.
+        folder: an existing folder that outlives the session; one graph is written into it.
+    """
+
+    def __init__(self, bundle: Bundle, count: int, *, folder: Path) -> None:
+        self.bundle, self.count = bundle, count
+        spec = bundle.manifest.spec
+        self.module = MergingNetwork(model_from_spec(spec, safetensors.torch.load_file(bundle.weights)), count)
+        graph = onnx_from_module(self.module.eval(), graph_interfaces(spec)["dense"])
+        graphs = folder / f"{bundle.path.stem}-{count}"
+        graphs.mkdir()
+        path = graphs / "dense.ort.onnx"
+        ir.save(with_fused_attention(graph), path)
+        manifest = bundle.manifest.model_copy(update={"files": {path.name: file_entry(path)}})
+        self.engine = OnnxRuntimeBackend(threads=1).load(Bundle(graphs, manifest), "dense")
+        self.gmacs = merging_macs(spec, count) / 1e9
+        self.gmacs_dense = cost_model(spec).dense().total / 1e9
+
+    def run_one(
+        self,
+        pixels: NDArray[np.float32],
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> tuple[NDArray[np.float32], TokenReport]:
+        """Logits (1, K, h, w) of one window (1, 3, H, W) and its report; there are no gates to steer."""
+        del thresholds, floor, keep, dense
+        start = perf_counter()
+        logits = as_float32(self.engine.run({"pixels": pixels})["logits"])
+        timing = RunTiming(1e3 * (perf_counter() - start), ())
+        tokens = (self.bundle.manifest.spec.tokens,)
+        return logits, TokenReport(tokens, self.gmacs_dense, self.gmacs, (), (), timing)

@@ -1,12 +1,13 @@
 """Why not just a smaller input, fewer layers, or merged tokens? Everything on the same frames, engine and thread.
 
-    python benchmarks/why_not.py CAMVID --split val --split train:0006R0 --bundle road-tiny.dovit \\
+    python benchmarks/why_not/compare.py CAMVID --split val --split train:0006R0 --bundle road-tiny.dovit \\
         --smaller 384x288.dovit 320x240.dovit --dense-trained dense.dovit --dense-trained-smaller dense-384x288.dovit \\
         --shallower 8.dovit 6.dovit --merge 8 16 24 32 40 48 56 \\
         -o benchmarks/results/why_not.json --readme README.md --docs docs/benchmarks.md
-    python benchmarks/why_not.py --tables benchmarks/results/why_not.json --readme README.md --docs docs/benchmarks.md
+    python benchmarks/why_not/compare.py --tables benchmarks/results/why_not.json \\
+        --readme README.md --docs docs/benchmarks.md
 
-The second line writes the tables again without measuring. docs/benchmarks.md says what each row is and how it is
+The second command writes the tables again without measuring. docs/benchmarks.md says what each row is and how it is
 compared. All ways run on a frame one after the other, the order turning from frame to frame.
 """
 
@@ -14,22 +15,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from report import publish
 from rich.console import Console
 from rich.progress import track
-from ways import Asked, Comparison, Way
-from why_not_report import Report, SplitReport, figures_of, split_report
-from why_not_tables import write_tables
+
+# A script finds the modules of its own folder; those that benchmarks share are in the folder above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from report import command_text, publish
 
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import Tally, check_classes
+from why_not.result import Report, SplitReport, figures_of, split_report
+from why_not.tables import write_tables
+from why_not.ways import Alternatives, Comparison, Way
 
 CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 
@@ -62,12 +66,6 @@ def part(data: Dataset, every: int) -> Dataset:
     return data if every == 1 else DatasetPart(data, range(0, len(data), every))
 
 
-def command_text(words: Sequence[str]) -> str:
-    """The command line as it is published: files outside of the project by their names alone."""
-    shown = [Path(word).name if word.startswith(("/", "../", "~")) else word for word in words]
-    return shlex.join(["python", "benchmarks/why_not.py", *shown])
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -91,12 +89,12 @@ def parser() -> argparse.ArgumentParser:
 
 def measured(arguments: argparse.Namespace, command: str) -> Report:
     """Measure all splits and publish the result."""
-    asked = Asked(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Asked)})
+    chosen = Alternatives(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Alternatives)})
     splits = arguments.split or ["val"]
     # All splits are found before the first is measured.
     parts = [part(dataset_from_path(arguments.dataset, split), arguments.every) for split in splits]
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        comparison = Comparison(asked, folder=Path(folder))
+        comparison = Comparison(chosen, folder=Path(folder))
         reports = [measure(comparison, data, split, show=True) for data, split in zip(parts, splits, strict=True)]
     figures = figures_of(arguments.dataset.name, arguments.every, reports)
     return Report.model_validate(publish(figures, command=command, output=arguments.output))
@@ -108,10 +106,13 @@ def main() -> None:
     arguments = command_line.parse_args()
     if arguments.tables is not None:
         report = Report.model_validate_json(arguments.tables.read_text(encoding="utf-8"))
+        # Results from before this folder existed name the script by its old path, which a reader could not run.
+        command = report.command.replace("benchmarks/why_not.py", "benchmarks/why_not/compare.py")
+        report = report.model_copy(update={"command": command})
     elif arguments.dataset is None or arguments.bundle is None:
         command_line.error("DATASET and --bundle are needed, or --tables")
     else:
-        report = measured(arguments, command_text(sys.argv[1:]))
+        report = measured(arguments, command_text("why_not/compare.py", sys.argv[1:]))
     write_tables(report, readme=arguments.readme, docs=arguments.docs)
 
 

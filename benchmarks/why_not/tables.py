@@ -1,6 +1,6 @@
-"""The tables of README and docs/benchmarks.md from the JSON of `why_not.py`, put between their marks.
+"""The tables of README and docs/benchmarks.md from the JSON of `compare.py`, put between their marks.
 
-<!-- table: benchmarks/why_not.py NAME -->      README's has no NAME
+<!-- table: benchmarks/why_not/compare.py NAME -->      README's has no NAME
 ...
 <!-- end of table -->
 """
@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from report import between_marks
-from why_not_report import FAMILIES, Drop, FrameRow, Report, Row, SplitReport
+
+from why_not.result import FAMILIES, Drop, FrameRow, Report, Row, SplitReport
 
 README_FAMILIES = ("smaller", "dense-trained smaller", "shallower", "merging")
 SHOWN = {
@@ -58,7 +59,7 @@ def rows_table(report: Report) -> str:
 
 
 def equal_latency_table(report: Report) -> str:
-    """Each operating point, and what the alternatives reach in its time; in brackets how much less or more that is."""
+    """Each operating point, and what the alternatives reach in its time; the difference in brackets."""
     header = ("token passing at", "speed-up", "mIoU", *(SHOWN[family] for family in FAMILIES))
 
     def table(split: SplitReport) -> str:
@@ -129,7 +130,7 @@ DOCS_TABLES: dict[str, Callable[[Report], str]] = {
 
 def mark(name: str = "") -> str:
     """The line before a table."""
-    return f"<!-- table: {' '.join(filter(None, ('benchmarks/why_not.py', name)))} -->"
+    return f"<!-- table: {' '.join(filter(None, ('benchmarks/why_not/compare.py', name)))} -->"
 
 
 def write_tables(report: Report, *, readme: Path | None, docs: Path | None) -> None:

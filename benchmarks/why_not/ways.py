@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merging_session import MergingSession
 from timed_session import TimedSession, processor_ms
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -23,11 +22,12 @@ from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunsOne, thresholds_from
+from why_not.merging import MergingSession
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, and what the rule did with it at the bundle's own thresholds."""
+    """A labelled sample, and what the rule did with it at the bundle's own thresholds."""
 
     sample: Sample
     number: int
@@ -35,7 +35,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Alternatives:
     """What is to be compared, by bundle files, thresholds (as on the command line) and tokens merged per layer."""
 
     bundle: Path
@@ -57,9 +57,9 @@ class Way:
     run: Callable[[Frame], SegmentationResult]
     tally: Tally = field(default_factory=Tally)
     model_ms: list[float] = field(default_factory=list)
-    """Per frame: the model step, without preparing the picture and reading the logits; CPU time."""
+    """Per frame: the model step, without preparing the image and reading the logits; CPU time."""
     wall_ms: list[float] = field(default_factory=list)
-    """The same by the clock on the wall."""
+    """Per frame: the model step, wall time."""
 
     def measure(self, frame: Frame, *, classes: int) -> None:
         """Segment `frame` and count it."""
@@ -73,22 +73,22 @@ class Comparison:
     """All ways, dense first, the bundle's own thresholds second.
 
     Args:
-        asked: what is compared.
+        chosen: what is compared with the bundle.
         folder: an existing folder that outlives the object, for the graphs that are made here.
     """
 
-    def __init__(self, asked: Asked, *, folder: Path) -> None:
-        self.main = _predictor(asked.bundle)
+    def __init__(self, chosen: Alternatives, *, folder: Path) -> None:
+        self.main = _predictor(chosen.bundle)
         self.manifest = self.main.session.bundle.manifest
-        self.ways = self._passing(asked.thresholds, asked.curve) + self._controls()
-        self.ways += [_dense(path, "smaller", "same weights, {size}") for path in asked.smaller]
-        if asked.dense_trained is not None:
-            self.ways.append(_dense(asked.dense_trained, "dense-trained", "dense-trained"))
-        for path in asked.dense_trained_smaller:
+        self.ways = self._passing(chosen.thresholds, chosen.curve) + self._controls()
+        self.ways += [_dense(path, "smaller", "same weights, {size}") for path in chosen.smaller]
+        if chosen.dense_trained is not None:
+            self.ways.append(_dense(chosen.dense_trained, "dense-trained", "dense-trained"))
+        for path in chosen.dense_trained_smaller:
             self.ways.append(_dense(path, "dense-trained smaller", "dense-trained, {size}"))
-        self.ways += [_dense(path, "shallower", "dense-trained, {depth} layers") for path in asked.shallower]
-        merged = Bundle.open(asked.dense_trained or asked.bundle)
-        self.ways += [_merging(merged, count, folder) for count in asked.merge]
+        self.ways += [_dense(path, "shallower", "dense-trained, {depth} layers") for path in chosen.shallower]
+        merged = Bundle.open(chosen.dense_trained or chosen.bundle)
+        self.ways += [_merging(merged, count, folder) for count in chosen.merge]
 
     def frame(self, sample: Sample, number: int) -> Frame:
         """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
@@ -148,7 +148,7 @@ def _merging(bundle: Bundle, count: int, folder: Path) -> Way:
 
 
 def _short(thresholds: Sequence[float | list[float]]) -> str:
-    """ "0.7" where all gates share it, "0.9, 1, 1" per gate, "per class" where classes differ."""
+    """`0.7` where all gates share it, `0.9, 1, 1` per gate, `per class` where classes differ."""
     values = [row for row in thresholds if isinstance(row, float)]
     if len(values) < len(thresholds):
         return "per class"

@@ -1,10 +1,10 @@
 """Attention in proportion to token size, in three forms: which is fastest in ONNX Runtime.
 
-    python benchmarks/size_bias.py -o benchmarks/results/size_bias.json
+    python benchmarks/why_not/size_bias.py -o benchmarks/results/size_bias.json
 
     operators  MatMul, Add of the sizes' logarithms, Softmax, MatMul
     bias       the fused operator with its `attention_bias` input
-    channel    the fused operator without bias, the logarithm as one more channel of the keys (token_merging.py)
+    channel    the fused operator without bias, the logarithm as one more channel of the keys (merging.py)
 
 Three heads of 64 channels, one thread, interleaved, CPU time of the process; ratios to the fused operator alone.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,13 +23,17 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+
+# A script finds the modules of its own folder; those that benchmarks share are in the folder above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from report import publish
-from token_merging import proportional_attention
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
 from dovit_deploy.export.attention import CONTRIB, with_fused_attention, with_standard_attention
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.layers import attention
+from why_not.merging import proportional_attention
 
 HEADS, WIDTH = 3, 192
 
@@ -41,7 +46,7 @@ class Plain(torch.nn.Module):
 
 
 class Channel(torch.nn.Module):
-    """The form that `token_merging` uses; takes `sizes` (n, 1) too."""
+    """The form that `merging.py` uses; takes `sizes` (n, 1) too."""
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         return proportional_attention(query, key, value, sizes, HEADS)
@@ -134,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = {f"{count} tokens": measure(count, arguments.repeat, Path(folder)) for count in arguments.tokens}
     tokens = " ".join(map(str, arguments.tokens))
-    command = f"python benchmarks/size_bias.py --tokens {tokens} --repeat {arguments.repeat}"
+    command = f"python benchmarks/why_not/size_bias.py --tokens {tokens} --repeat {arguments.repeat}"
     publish({"figures": figures}, command=command, output=arguments.output)
 
 

@@ -1,0 +1,31 @@
+"""Every benchmark is a script that runs from any folder, finds what it shares with others, and explains itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+FOLDER = ROOT / "benchmarks"
+SCRIPTS = sorted(
+    path.relative_to(FOLDER).as_posix()
+    for path in FOLDER.rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text() and not path.relative_to(FOLDER).as_posix().startswith("gpu")
+)
+
+
+def test_there_are_scripts() -> None:
+    assert {"graphs.py", "families.py", "why_not/compare.py"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_works_from_another_folder(script: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / script), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: {Path(script).name}")
+    assert not list(tmp_path.iterdir())
