@@ -1,4 +1,4 @@
-"""What a run learns from and what it is validated at on: a data set, rendered scenes, or both."""
+"""What does a run learn from, and what is it validated on? A data set, rendered scenes, or both."""
 
 from __future__ import annotations
 
@@ -17,89 +17,12 @@ from dovit_deploy.train.recipe import Recipe
 from dovit_scenes.render import SMALLEST
 from dovit_scenes.things import CLASS_NAMES
 
-# Samples kept once they were rendered or decoded: in a folder for training, in memory for looking at.
-
-
-class CachedInMemory:
-    """A data set whose samples stay in memory once they were asked for."""
-
-    def __init__(self, whole: Dataset) -> None:
-        self.whole, self.classes, self.name = whole, whole.classes, whole.name
-        self._samples: dict[int, Sample] = {}
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """Names of the samples."""
-        return self.whole.stems
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    def sample(self, index: int) -> Sample:
-        """Number `index`."""
-        if index not in self._samples:
-            self._samples[index] = self.whole.sample(index)
-        return self._samples[index]
-
-    def label(self, index: int) -> NDArray[np.uint8]:
-        """The label map of number `index`."""
-        return self.sample(index).label
-
-    def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of the labelled pixels of each class, (K,)."""
-        return self.whole.class_frequencies()
-
-    def check(self) -> None:
-        """As the data set itself."""
-        self.whole.check()
-
-
-class CachedInFolder(CachedInMemory):
-    """A data set whose samples are written to `folder` once they were rendered, which takes a few tenths of a second.
-
-    Several processes may share the folder.
-    """
-
-    def __init__(self, whole: Dataset, folder: Path) -> None:
-        super().__init__(whole)
-        self.folder = folder
-
-    def sample(self, index: int) -> Sample:
-        """Number `index`; raises DatasetError when it cannot be written or read."""
-        path = self.folder / f"{index:06d}.npz"
-        if path.is_file():
-            return _read(path)
-        sample = self.whole.sample(index)
-        _write(path, sample)
-        return sample
-
-
-def _write(path: Path, sample: Sample) -> None:
-    """Write aside and rename: another process may be at the same sample."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise DatasetError(f"{path}: a rendered scene cannot be kept ({error.strerror}); make room") from error
-
-
-def _read(path: Path) -> Sample:
-    try:
-        with np.load(path) as stored:
-            return Sample(str(stored["stem"]), stored["rgb"], stored["label"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); remove it, and it is rendered again") from error
-
-
 UNLIMITED = 2**31
+"""Every scene is a new one."""
 COUNTED = 12
-"""Scenes whose pixels tell how frequent the classes are."""
+"""Scenes that class frequencies are estimated on."""
 VALIDATION_SCENES = 16
-"""Scenes that a run on scenes alone is validated at on."""
+"""Scenes that a run on scenes alone is validated on."""
 DEFAULT_SIZE = (360, 480)
 """Of rendered scenes when nothing says another."""
 SCENE_FOLDER = "scenes"
@@ -202,3 +125,77 @@ def refuse_other_classes(data: Dataset) -> None:
             f"{data.name}: rendered scenes have the classes {', '.join(CLASS_NAMES)}; "
             f"this data set has {', '.join(data.classes.names[:12])}, so they cannot be mixed"
         )
+
+
+class CachedInMemory:
+    """A data set whose samples stay in memory once they were asked for: validation sees them again and again."""
+
+    def __init__(self, whole: Dataset) -> None:
+        self.whole, self.classes, self.name = whole, whole.classes, whole.name
+        self._samples: dict[int, Sample] = {}
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the samples."""
+        return self.whole.stems
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def sample(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self.whole.sample(index)
+        return self._samples[index]
+
+    def label(self, index: int) -> NDArray[np.uint8]:
+        """The label map of number `index`."""
+        return self.sample(index).label
+
+    def class_frequencies(self) -> NDArray[np.float64]:
+        """Share of the labelled pixels of each class, (K,)."""
+        return self.whole.class_frequencies()
+
+    def check(self) -> None:
+        """Read every sample once; raises DatasetError for the first faulty one."""
+        self.whole.check()
+
+
+class CachedInFolder(CachedInMemory):
+    """A data set whose samples are written to `folder` once they were rendered, which takes a few tenths of a second.
+
+    Several processes may share the folder.
+    """
+
+    def __init__(self, whole: Dataset, folder: Path) -> None:
+        super().__init__(whole)
+        self.folder = folder
+
+    def sample(self, index: int) -> Sample:
+        """Number `index`; raises DatasetError when it cannot be written or read."""
+        path = self.folder / f"{index:06d}.npz"
+        if path.is_file():
+            return _read(path)
+        sample = self.whole.sample(index)
+        _write(path, sample)
+        return sample
+
+
+def _write(path: Path, sample: Sample) -> None:
+    # Written aside and renamed: another process may be writing the same sample.
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise DatasetError(f"{path}: a rendered scene cannot be kept ({error.strerror}); make room") from error
+
+
+def _read(path: Path) -> Sample:
+    try:
+        with np.load(path) as stored:
+            return Sample(str(stored["stem"]), stored["rgb"], stored["label"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DatasetError(f"{path}: cannot be read ({error}); remove it, and it is rendered again") from error

@@ -44,7 +44,7 @@ from dovit_deploy.train.state import (
     refuse_other_recipe,
     refuse_taken,
     reported_failure,
-    write_atomically,
+    write_run_file,
 )
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
@@ -217,7 +217,7 @@ def _finished(trainer: Trainer, record: RunRecord, remark: Remark) -> TrainingRe
         points = threshold_curve(trainer.average, trainer.validation, scaling=scaling)
         threshold = chosen_threshold(points, record.config.max_drop)
         content = json.dumps([point.model_dump() for point in points], indent=1) + "\n"
-        write_atomically(folder / CURVE, content.encode())
+        write_run_file(folder / CURVE, content.encode())
     with reported_failure(folder / CHECKPOINT):
         save_result(
             folder / CHECKPOINT,

@@ -19,7 +19,7 @@ from dovit_deploy.record import Record
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.forward import Network
 from dovit_deploy.train.masked import uniform_passing
-from dovit_deploy.train.state import write_atomically
+from dovit_deploy.train.state import write_run_file
 from dovit_deploy.train.validation import Validation, validate
 
 THRESHOLDS = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -132,7 +132,7 @@ def write_plot(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[Thres
     _trade(trade, curve)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    write_atomically(path, content.getvalue())
+    write_run_file(path, content.getvalue())
 
 
 def _losses(axes: Any, steps: list[dict[str, Any]], looks: list[dict[str, Any]]) -> None:  # noqa: ANN401

@@ -1,11 +1,13 @@
-"""The run folder: configuration, log and the state that a run resumes from; each file is replaced whole."""
+"""What is in a run's folder? Its record (`train.json`), its log and the state that it resumes from, each replaced whole.
+
+The record holds what a run was asked for and what it made of that; a copy travels with the weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +21,11 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.errors import DatasetError, InputError, UsageError
-from dovit_deploy.files import make_fresh, partial_path, remove
+from dovit_deploy.files import make_fresh, partial_path, remove, write_bytes
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.recipe import Recipe
-
-# RunRecord: what a run was asked for and what came of it, kept in its folder and saved with the weights.
 
 
 class DataFacts(Record):
@@ -160,23 +160,10 @@ def reported_failure(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` beside `path` and rename it into place, so that a reader sees the old file or the new one.
-
-    Raises:
-        InputError: it cannot be written; then the old file is as it was.
-    """
-    partial = path.with_name(path.name + ".partial")
+def write_run_file(path: Path, content: bytes) -> None:
+    """Replace a file of a run in one step; InputError when that fails, and the old file is as it was."""
     with reported_failure(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        write_bytes(path, content)
 
 
 def refuse_taken(path: Path) -> None:
@@ -198,7 +185,7 @@ class RunFolder:
         partial = partial_path(path)
         make_fresh(partial)
         try:
-            write_atomically(partial / RECORD, record.to_json().encode())
+            write_run_file(partial / RECORD, record.to_json().encode())
             with reported_failure(path):
                 partial.rename(path)
         finally:
@@ -230,13 +217,13 @@ class RunFolder:
         """Drop the log's rows of steps that will run again."""
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
         if kept or (self.path / LOG).exists():
-            write_atomically(self.path / LOG, "".join(kept).encode())
+            write_run_file(self.path / LOG, "".join(kept).encode())
 
     def save(self, state: RunState) -> None:
         """Replace the state on the disk; InputError when that fails, and the earlier state stays."""
         content = io.BytesIO()
         torch.save(vars(state), content)
-        write_atomically(self.path / STATE, content.getvalue())
+        write_run_file(self.path / STATE, content.getvalue())
 
     def load(self) -> RunState | None:
         """The state on the disk, None before the first was saved; InputError when it cannot be read."""
