@@ -1,4 +1,4 @@
-"""What is in a run's folder? Its record (`train.json`), its log and the state that it resumes from, each replaced whole.
+"""What is in a run's folder? Its record (`train.json`), its log and the state that it resumes from.
 
 The record holds what a run was asked for and what it made of that; a copy travels with the weights.
 """
