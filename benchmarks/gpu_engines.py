@@ -135,10 +135,10 @@ def engine_rows(
 def engine_row(session: Session, expected: ReferenceRun, name: str, precision: str, *, seconds: float) -> EngineRow:
     """Latency of the whole session, host arrays in and out, and parity."""
     setting, spec = expected.setting, session.bundle.manifest.spec
-    _, report = session.run_one(setting.pixels, thresholds=setting.thresholds)
+    _, report = session.run(setting.pixels, thresholds=setting.thresholds)
     times = paired(
-        lambda: session.run_one(setting.pixels, dense=True),
-        lambda: session.run_one(setting.pixels, thresholds=setting.thresholds),
+        lambda: session.run(setting.pixels, dense=True),
+        lambda: session.run(setting.pixels, thresholds=setting.thresholds),
         seconds=seconds,
         finish=lambda: None,
     )

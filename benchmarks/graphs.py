@@ -208,7 +208,7 @@ def measure(size: int, repeat: int) -> dict[str, object]:
         plain, pixels = plain_session(plain_spec, folder), pixels_of(plain_spec)
         ours = Session(bundle_of(plain_spec, folder / "plain.dovit"), threads=1)
         figures["dense_fast_over_plain_export"] = ratios(
-            lambda: plain.run(None, {"pixels": pixels}), lambda: ours.run_one(pixels, dense=True), repeat=repeat
+            lambda: plain.run(None, {"pixels": pixels}), lambda: ours.run(pixels, dense=True), repeat=repeat
         )
         figures["profile of the plain export, ms by operator"] = profile_ms(folder / "plain.onnx", pixels)
         fast = folder / "plain.dovit" / "dense.ort.onnx"
@@ -229,13 +229,13 @@ def _token_figures(session: Session, spec: VisionTransformerSpec, pixels: np.nda
     cost = cost_model(spec)
 
     def dense() -> object:
-        return session.run_one(pixels, dense=True)
+        return session.run(pixels, dense=True)
 
     for name, shares in PROFILES.items():
         keep = keep_of(spec, shares)
-        _, report = session.run_one(pixels, keep=keep)
+        _, report = session.run(pixels, keep=keep)
         predicted = cost.dense().total / cost.actual(report.kept).total
-        staged = ratios(dense, lambda keep=keep: session.run_one(pixels, keep=keep), repeat=repeat)
+        staged = ratios(dense, lambda keep=keep: session.run(pixels, keep=keep), repeat=repeat)
         figures[name] = {"predicted": predicted, "staged": staged, "efficiency": staged["ratio"] / predicted}
     merged = session.engine("merged")
     feed = {
@@ -244,7 +244,7 @@ def _token_figures(session: Session, spec: VisionTransformerSpec, pixels: np.nda
         "floor": np.zeros((), np.float32),
     }
     figures["nothing stopped, merged"] = ratios(dense, lambda: merged.run(feed), repeat=repeat)
-    figures["nothing stopped, staged"] = ratios(dense, lambda: session.run_one(pixels, thresholds=1.0), repeat=repeat)
+    figures["nothing stopped, staged"] = ratios(dense, lambda: session.run(pixels, thresholds=1.0), repeat=repeat)
     return figures
 
 

@@ -23,10 +23,11 @@ from report import publish
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
+from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime.paint import paint_hud, paint_overlay, save_mask
-from dovit_deploy.runtime.results import FrameTokens, Palette, RunTiming, TokenReport, Window
+from dovit_deploy.runtime.results import FrameTokens, Logits, Palette, RunTiming, TokenReport, Window
 from dovit_deploy.runtime.token_maps import paint_tokens
-from dovit_deploy.runtime.transforms import Logits, Size, to_class_map, to_input
+from dovit_deploy.runtime.transforms import to_class_map, to_input
 from dovit_scenes import CLASS_NAMES, PALETTE, SceneFrame
 from dovit_scenes.dataset import scene_sample
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from dovit_deploy.runtime.segmentation import SegmentationResult
-from dovit_deploy.runtime.settings import Keep, RunsOne, Thresholds
+from dovit_deploy.runtime.settings import RunSettings, RunsOne
 
 
 class TimedSession:
@@ -22,18 +22,10 @@ class TimedSession:
     def __init__(self, session: RunsOne) -> None:
         self.session, self.bundle = session, session.bundle
 
-    def run_one(
-        self,
-        pixels: NDArray[np.float32],
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[NDArray[np.float32], TokenReport]:
+    def run_one(self, pixels: NDArray[np.float32], settings: RunSettings) -> tuple[NDArray[np.float32], TokenReport]:
         """As `Session.run_one`."""
         start = process_time()
-        logits, report = self.session.run_one(pixels, thresholds=thresholds, floor=floor, keep=keep, dense=dense)
+        logits, report = self.session.run_one(pixels, settings)
         return logits, dataclasses.replace(report, timing=RunTiming(1e3 * (process_time() - start), ()))
 
 

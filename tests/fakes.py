@@ -19,6 +19,7 @@ from dovit_deploy.bundle.manifest import (
 from dovit_deploy.families.parts import GateSpec, LinearHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
+from dovit_deploy.runtime.settings import RunSettings
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -69,29 +70,29 @@ class FakeSession:
     """Logits are a fixed linear function of the mean colour of each block of pixels, padded with 0 to whole patches.
 
     Blocks are as large as a cell of the spec's logits grid. A token stops at gate g when the absolute mean of its
-    patch is below (g + 1) * `stop_below`. `calls` holds the arguments of every run.
+    patch is below (g + 1) * `stop_below`. `calls` holds pixels and settings of every run.
     """
 
     def __init__(self, manifest: Manifest | None = None, *, stop_below=0.1, seed=0) -> None:
         self.bundle = Bundle(Path("fake.dovit"), manifest or fake_manifest())
         self.stop_below = stop_below
         self.weights = np.random.default_rng(seed).normal(size=(self.bundle.manifest.spec.classes, 3))
-        self.calls: list[dict] = []
+        self.calls: list[tuple[np.ndarray, RunSettings]] = []
 
-    def run(self, pixels, thresholds=None, floor=None, keep=None, dense=False):
-        return self.run_one(pixels, thresholds=thresholds, floor=floor, keep=keep, dense=dense)
+    def run(self, pixels, **given):
+        return self.run_one(pixels, RunSettings.resolve(self.bundle.manifest, **given))
 
-    def run_one(self, pixels, *, thresholds=None, floor=None, keep=None, dense=False):
+    def run_one(self, pixels, settings):
         spec = self.bundle.manifest.spec
         assert pixels.shape == (1, 3, *spec.size) and pixels.dtype == np.float32 and pixels.flags.c_contiguous
-        self.calls.append({"pixels": pixels, "thresholds": thresholds, "floor": floor, "keep": keep, "dense": dense})
+        self.calls.append((pixels, settings))
         means = block_means(pixels[0], spec.grid, spec.patch)
         cells = spec.logits_grid[0] // spec.grid[0]
         fine = block_means(pixels[0], spec.logits_grid, spec.patch // cells)
         logits = np.einsum("kc,chw->khw", self.weights, fine).astype(np.float32)
-        keep = () if dense else self._keep(np.abs(means.mean(axis=0)))
+        keep = () if settings.dense else self._keep(np.abs(means.mean(axis=0)))
         kept = (spec.tokens, *(int(grid.sum()) + spec.extra_tokens for grid in keep))
-        if dense:
+        if settings.dense:
             kept = (spec.tokens,) * (len(spec.gates) + 1)
         cost = 10.0 * sum(kept) / (len(kept) * spec.tokens)
         return logits[None], TokenReport(kept, 10.0, cost, keep, (), RunTiming(1.0, (1.0,) * len(kept)))
@@ -132,23 +133,25 @@ def fake_classifier_manifest(*, size=(64, 64), classes=7, shorter=72) -> Manifes
 class FakeClassifierSession:
     """Class k is the more probable, the nearer a fixed colour of its own is to the mean colour of the pixels.
 
-    Selection s takes the patches whose mean is above s. `calls` holds the arguments of every run.
+    Selection s takes the patches whose mean is above s. `calls` holds pixels and settings of every run.
     """
 
     def __init__(self, manifest: Manifest | None = None, *, selections=2, seed=0) -> None:
         self.bundle = Bundle(Path("fake.dovit"), manifest or fake_classifier_manifest())
         self.selections = selections
         self.weights = np.random.default_rng(seed).normal(size=(self.bundle.manifest.spec.classes, 3))
-        self.calls: list[dict] = []
+        self.calls: list[tuple[np.ndarray, RunSettings]] = []
 
-    def run_one(self, pixels, *, thresholds=None, floor=None, keep=None, dense=False):
+    def run_one(self, pixels, settings):
         spec = self.bundle.manifest.spec
         assert pixels.shape == (1, 3, *spec.size) and pixels.dtype == np.float32 and pixels.flags.c_contiguous
-        self.calls.append({"pixels": pixels, "thresholds": thresholds, "floor": floor, "keep": keep, "dense": dense})
+        self.calls.append((pixels, settings))
         distance = ((self.weights - pixels[0].mean(axis=(1, 2))) ** 2).sum(axis=1)
         level = block_means(pixels[0], spec.grid, spec.patch).mean(axis=0)
-        grids = () if dense else tuple(level > number for number in range(self.selections))
-        kept = (spec.tokens,) * (1 + self.selections) if dense else (spec.tokens, *(int(grid.sum()) for grid in grids))
+        grids = () if settings.dense else tuple(level > number for number in range(self.selections))
+        kept = (spec.tokens, *(int(grid.sum()) for grid in grids))
+        if settings.dense:
+            kept = (spec.tokens,) * (1 + self.selections)
         cost = 10.0 * sum(kept) / (len(kept) * spec.tokens)
         report = TokenReport(kept, 10.0, cost, grids, (), RunTiming(1.0, (1.0,)))
         return -distance[None].astype(np.float32), report

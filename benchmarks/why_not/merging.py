@@ -35,7 +35,7 @@ from dovit_deploy.families.tokens import partition, take
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.results import RunTiming, TokenReport
-from dovit_deploy.runtime.settings import Keep, Thresholds
+from dovit_deploy.runtime.settings import RunSettings
 
 
 class Merged(NamedTuple):
@@ -208,17 +208,9 @@ class MergingSession:
         self.gmacs = merging_macs(spec, count) / 1e9
         self.gmacs_dense = cost_model(spec).dense().total / 1e9
 
-    def run_one(
-        self,
-        pixels: NDArray[np.float32],
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[NDArray[np.float32], TokenReport]:
+    def run_one(self, pixels: NDArray[np.float32], settings: RunSettings) -> tuple[NDArray[np.float32], TokenReport]:
         """Logits (1, K, h, w) of one window (1, 3, H, W) and its report; there are no gates to steer."""
-        del thresholds, floor, keep, dense
+        del settings
         start = perf_counter()
         logits = as_float32(self.engine.run({"pixels": pixels})["logits"])
         timing = RunTiming(1e3 * (perf_counter() - start), ())

@@ -22,7 +22,7 @@ from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from dovit_deploy.runtime.segmentation import Predictor
-from dovit_deploy.runtime.settings import Keep, Thresholds, index_from_keep
+from dovit_deploy.runtime.settings import RunSettings, index_from_keep
 from dovit_deploy.sources.source import RGB
 
 if TYPE_CHECKING:
@@ -66,23 +66,15 @@ class RecordingSession:
         self.recording = Recording(session.bundle.manifest.spec)
 
     def run_one(
-        self,
-        pixels: npt.NDArray[np.float32],
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
+        self, pixels: npt.NDArray[np.float32], settings: RunSettings
     ) -> tuple[npt.NDArray[np.float32], TokenReport]:
-        """Logits (1, K, h, w) of one window with nothing stopped, and its report."""
-        if not (thresholds is None and floor is None and keep is None) or dense:
-            raise UsageError("a recording stops nothing: it takes no thresholds, floor, keep or dense")
+        """Logits (1, K, h, w) of one window with nothing stopped, whatever `settings` say, and its report."""
+        del settings
         session, spec = self.session, self.bundle.manifest.spec
         everything = index_from_keep([np.ones(spec.grid, dtype=bool)] * len(spec.gates), spec)
         confidence, label = [], []
-        ones = np.ones((len(spec.gates), spec.classes), dtype=np.float32)
         # Replayed, so that not even a confidence that rounding lifts above 1 can stop a token.
-        for outputs, index in session.stages(pixels, thresholds=ones, floor=np.float32(0), replay=everything):
+        for outputs, index in session.stages(pixels, RunSettings.stop_nothing(spec, replay=everything)):
             if index is not None:
                 confidence.append(as_float32(session.backend.download(outputs["confidence"])))
                 label.append(np.asarray(session.backend.download(outputs["label"]), dtype=np.int64))

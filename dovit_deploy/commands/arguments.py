@@ -92,6 +92,12 @@ def thresholds(text: str | None) -> tuple[float, ...] | None:
     return values
 
 
+def thresholds_or_one(text: str | None) -> float | tuple[float, ...] | None:
+    """As the runtime takes them: a single value holds for all gates, several are one for each."""
+    values = thresholds(text)
+    return values[0] if values is not None and len(values) == 1 else values
+
+
 def size(text: str | None, *, option: str) -> tuple[int, int] | None:
     """ "512x1024" -> (512, 1024): height x width in pixels."""
     if text is None:
@@ -129,8 +135,8 @@ PLACEHOLDER = "YOUR_IMAGE_OR_VIDEO"
 
 def first_use(bundle: Path, manifest: Manifest) -> str:
     """The command line, with the bundle's own path in it."""
-    from dovit_deploy.runtime.tasks import takes_pictures
+    from dovit_deploy.runtime.tasks import takes_images
 
-    if takes_pictures(manifest):
+    if takes_images(manifest):
         return f"dovit run {PLACEHOLDER} --bundle {quote(str(bundle))}"
     return f"dovit bench {quote(str(bundle))}"

@@ -387,12 +387,10 @@ def evaluate(
     from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.settings import thresholds_from
 
-    values, wanted = arguments.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
+    values, wanted = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file)
     opened = Bundle.open(bundle)
-    limits = thresholds_from(None, opened.manifest)
-    if values is not None:
-        limits = thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
+    limits = thresholds_from(values, opened.manifest)
     request = EvalRequest(dataset, split, limits, values is not None, controls, json_file, quiet, verbose)
     measure = _evaluation(opened.manifest)(opened, request)
     with (

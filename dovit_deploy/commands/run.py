@@ -52,14 +52,14 @@ def run(
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import RunJob
     from dovit_deploy.runtime.session import Session
-    from dovit_deploy.runtime.settings import thresholds_from
+    from dovit_deploy.runtime.settings import RunSettings
     from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
     from dovit_deploy.sources.open import open_source
 
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
-    values, wanted = arguments.thresholds(threshold), EngineOptions(cuda_memory, trust_engine)
+    values, wanted = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file, given=Path(source))
     job_output = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
@@ -69,7 +69,7 @@ def run(
         _refuse_inputs_inside(job_output, frames.paths if isinstance(frames, ImageSource) else ())
         opened = _named(Bundle.open(path), classes)
         chosen = _kinds(kinds, opened, video=frames.video is not None)
-        limits = None if values is None else thresholds_from(values[0] if len(values) == 1 else values, opened.manifest)
+        settings = RunSettings.resolve(opened.manifest, thresholds=values, dense=dense)
         if licence:
             console.remark(licence, quiet=quiet)
         with (
@@ -81,8 +81,7 @@ def run(
                 frames,
                 folder=job_output,
                 kinds=chosen,
-                thresholds=limits,
-                dense=dense,
+                settings=settings,
                 every=every,
             )
             with console.progress(total=frames.count, unit="frames", quiet=quiet) as shown:

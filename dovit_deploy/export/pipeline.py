@@ -30,7 +30,8 @@ from dovit_deploy.families.parts import SMALLEST_SIDE
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.families.spec import AnySpec, ModelSpec
 from dovit_deploy.files import written_aside
-from dovit_deploy.runtime.session import Pixels, Session
+from dovit_deploy.runtime.results import Pixels
+from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import thresholds_from
 
 # Every graph of a bundle, in every form, written to a folder.

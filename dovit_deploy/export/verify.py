@@ -15,8 +15,9 @@ import numpy.typing as npt
 from dovit_deploy.bundle.interface import KEPT
 from dovit_deploy.bundle.parity import FloatParity, GateParity, RunParity
 from dovit_deploy.engines.base import Array
-from dovit_deploy.runtime.session import Pixels, Session
-from dovit_deploy.runtime.settings import floor_from, thresholds_from
+from dovit_deploy.runtime.results import Pixels
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 
 TOLERANCE = 1e-4
 """fp32: of confidences absolutely, of floats times max(1, absmax)."""
@@ -53,9 +54,7 @@ def trace_from_session(
     """Run `setting` through the stages of `session` and keep everything."""
     download = session.backend.download
     trace = Trace([], [], [], [], [], np.empty(0))
-    for outputs, index in session.stages(
-        setting.pixels, thresholds=setting.thresholds, floor=setting.floor, replay=replay
-    ):
+    for outputs, index in session.stages(setting.pixels, RunSettings(setting.thresholds, setting.floor, replay)):
         if index is None:
             return Trace(
                 trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs["logits"])
@@ -74,8 +73,8 @@ def trace_from_session(
 def settings_from_images(reference: Session, images: list[tuple[str, Pixels]]) -> list[Setting]:
     """Each image at the bundle's own thresholds, and at thresholds that stop about half of the tokens at each gate."""
     manifest = reference.bundle.manifest
-    thresholds, floor = thresholds_from(None, manifest), floor_from(None, manifest)
-    settings = [Setting(name, pixels, thresholds, floor) for name, pixels in images]
+    own = RunSettings.resolve(manifest)
+    settings = [Setting(name, pixels, own.thresholds, own.floor) for name, pixels in images]
     if manifest.spec.gates:
         settings += [halving_setting(reference, setting) for setting in settings]
     return settings
@@ -114,7 +113,7 @@ class ReferenceRun:
 
 def reference_runs(reference: Session, settings: list[Setting]) -> list[ReferenceRun]:
     """Run every setting through the reference, once for all forms."""
-    dense = {setting.image: reference.run_one(setting.pixels, dense=True)[0] for setting in settings}
+    dense = {setting.image: reference.run(setting.pixels, dense=True)[0] for setting in settings}
     return [ReferenceRun(setting, trace_from_session(reference, setting), dense[setting.image]) for setting in settings]
 
 

@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,8 @@ from dovit_deploy.datasets.scenes import street_images
 from dovit_deploy.errors import SourceError
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.outputs import distribution
-from dovit_deploy.runtime.results import TokenReport
+from dovit_deploy.runtime.results import Pixels, TokenReport
+from dovit_deploy.runtime.settings import RunSettings, RunsOne
 from dovit_deploy.runtime.transforms import to_input
 from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.sources.open import open_source
@@ -63,19 +63,11 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return median([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
-Pixels = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Told how many turns are done, and of how many."""
 
 WARM_UP_RUNS = 2
 """Of each side: the first run allocates, the second finds the memory there."""
-
-
-class Runnable(Protocol):
-    """What of a session is timed."""
-
-    def run_one(self, pixels: Pixels, *, dense: bool = False) -> tuple[npt.NDArray[np.float32], TokenReport]:
-        """Logits and report of one image (1, 3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,11 @@ class Contestant:
 
     engine: str
     precision: str
-    session: Runnable
+    session: RunsOne
+
+    def settings(self, *, dense: bool) -> RunSettings:
+        """Of its dense runs, or of its dynamic ones."""
+        return RunSettings.resolve(self.session.bundle.manifest, dense=dense)
 
 
 @dataclass(frozen=True)
@@ -207,7 +203,7 @@ def benchmark(
         ways = (dense_first, not dense_first) if dense else (False,)
         for place in range(len(contestants)):
             which = (place + shift) % len(contestants)
-            pair = _pair(contestants[which].session, frames[frame], frame, ways=ways, clock=clock)
+            pair = _pair(contestants[which], frames[frame], frame, ways=ways, clock=clock)
             pairs[which].append(pair)
         if progress is not None:
             progress(done, len(turns))
@@ -221,15 +217,16 @@ def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels], *, way
     for contestant in contestants:
         for number in range(WARM_UP_RUNS):
             for dense in ways:
-                contestant.session.run_one(frames[number % len(frames)], dense=dense)
+                contestant.session.run_one(frames[number % len(frames)], contestant.settings(dense=dense))
 
 
-def _pair(session: Runnable, pixels: Pixels, frame: int, *, ways: tuple[bool, ...], clock: Clock) -> Pair:
+def _pair(contestant: Contestant, pixels: Pixels, frame: int, *, ways: tuple[bool, ...], clock: Clock) -> Pair:
     """Run a frame in each of `ways`: True is dense."""
     samples, report = {}, None
     for dense in ways:
+        settings = contestant.settings(dense=dense)
         cpu, wall = clock.cpu(), clock.wall()
-        _, run = session.run_one(pixels, dense=dense)
+        _, run = contestant.session.run_one(pixels, settings)
         samples[dense] = Sample(wall=1e3 * (clock.wall() - wall), cpu=1e3 * (clock.cpu() - cpu))
         report = report if dense else run
     assert report is not None

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dovit_deploy.engines.base import Buffer
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.runtime.results import FrameTokens, TokenReport
+from dovit_deploy.runtime.results import FrameTokens, Logits, Pixels, TokenReport
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
-from dovit_deploy.runtime.session import Logits, Pixels, Session
-from dovit_deploy.runtime.settings import Keep, Thresholds, index_from_keep
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import Keep, RunSettings, index_from_keep
 from dovit_deploy.sources.source import RGB
 
 
@@ -110,8 +110,7 @@ def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
         grids.append(choose(gate, running, label, confidence).reshape(spec.grid))
         return index_from_keep(grids + [grids[-1]] * (len(spec.gates) - len(grids)), spec)[gate]
 
-    limits = np.ones((len(spec.gates), spec.classes), dtype=np.float32)
-    for _ in session.stages(pixels, thresholds=limits, floor=np.float32(0), decide=decide):
+    for _ in session.stages(pixels, RunSettings.stop_nothing(spec), decide=decide):
         # The last stage decides nothing any more.
         if len(grids) == len(spec.gates):
             break
@@ -155,17 +154,9 @@ class SteeredSession:
         self.bundle, self.steer = session.bundle, steer
         self._window = 0
 
-    def run_one(
-        self,
-        pixels: Pixels,
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[Logits, TokenReport]:
-        """The next window; what else is asked for is not heard, `steer` has the say."""
-        del thresholds, floor, keep, dense
+    def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Logits, TokenReport]:
+        """The next window; `steer` takes precedence over `settings`."""
+        del settings
         answer = self.steer(self._window, pixels)
         self._window += 1
         return answer
@@ -187,7 +178,7 @@ class Steering:
 
         def steer(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
             del window
-            answer = self.session.run_one(pixels, dense=True)
+            answer = self.session.run_one(pixels, RunSettings.resolve(self.session.bundle.manifest, dense=True))
             logits.append(answer[0])
             return answer
 
@@ -220,7 +211,11 @@ class Steering:
         return self._replayed(rgb, lambda window, pixels: unlimited_oracle_keep(self.session, pixels, logits[window]))
 
     def _replayed(self, rgb: RGB, keep: Callable[[int, Pixels], Keep]) -> SegmentationResult:
-        return self._steered(rgb, lambda window, pixels: self.session.run_one(pixels, keep=keep(window, pixels)))
+        def steer(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+            settings = RunSettings.resolve(self.session.bundle.manifest, keep=keep(window, pixels))
+            return self.session.run_one(pixels, settings)
+
+        return self._steered(rgb, steer)
 
     def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
         return Predictor(SteeredSession(self.session, steer)).predict(rgb)

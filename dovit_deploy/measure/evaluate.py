@@ -16,9 +16,9 @@ from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.intervals import Hits, top_hits
 from dovit_deploy.measure.metrics import ClassCounts, Confusion, boundary_counts
 from dovit_deploy.runtime.classification import ClassificationResult, Classifier
-from dovit_deploy.runtime.results import FrameTokens
+from dovit_deploy.runtime.results import FrameTokens, Logits
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
-from dovit_deploy.runtime.session import Logits, Session
+from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Thresholds
 
 Advance = Callable[[float], None]

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dovit_deploy.runtime.results import ClassMap, Logits
+
 # Bilinear resizing as small matrices: two resizes and the crop between them are one banded matrix per axis.
 #
 # Half-pixel centres (`align_corners=False`), no antialiasing, as `torch.nn.functional.interpolate` does it.
@@ -92,8 +94,6 @@ def _span(whole: Taps, start: int, stop: int) -> Span:
     return Span(start, stop, first, last, matrix.astype(np.float32))
 
 
-Logits = npt.NDArray[np.float32]
-ClassMap = npt.NDArray[np.uint8]
 Nodes = npt.NDArray[np.intp]
 
 BAND = 48

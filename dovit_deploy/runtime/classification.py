@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.paint import paint_label, save_picture
@@ -20,19 +21,20 @@ from dovit_deploy.runtime.results import (
     ClassScore,
     FrameTiming,
     FrameTokens,
+    Logits,
+    Pixels,
     Region,
     Window,
     probabilities_from_logits,
     scores_from_probabilities,
 )
-from dovit_deploy.runtime.settings import Thresholds
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
 from dovit_deploy.runtime.token_maps import paint_selections
-from dovit_deploy.runtime.transforms import Logits, Pixels, Size, crop_region
+from dovit_deploy.runtime.transforms import crop_region
 from dovit_deploy.sources.source import RGB
 
 if TYPE_CHECKING:
     from dovit_deploy.runtime.results import TokenReport
-    from dovit_deploy.runtime.session import Session
 
 
 SUFFIXES = (".json", ".png")
@@ -105,7 +107,7 @@ class Classifier:
         UsageError: a bundle with another task, or `top` below 1.
     """
 
-    def __init__(self, session: Session, *, top: int = TOP) -> None:
+    def __init__(self, session: RunsOne, *, top: int = TOP) -> None:
         manifest = session.bundle.manifest
         if manifest.task != "classification":
             raise UsageError(f"{manifest.name}: its task is {manifest.task}; Classifier takes classifiers alone")
@@ -136,10 +138,15 @@ class Classifier:
             UsageError: thresholds or floor of a model without gates, or given together with `dense`.
             CheckError: the logits are not finite.
         """
+        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
+        return self.run(rgb, settings, decode_ms=decode_ms)
+
+    def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ClassificationResult:
+        """`predict` with settings that are resolved already."""
         start = perf_counter()
         pixels = self.to_input(rgb)
         ready = perf_counter()
-        logits, report = self.session.run_one(pixels, thresholds=thresholds, floor=floor, dense=dense)
+        logits, report = self.session.run_one(pixels, settings)
         answered = perf_counter()
         probabilities = probabilities_from_logits(logits[0])
         classes = scores_from_probabilities(probabilities, self.names, top=self.top)
@@ -171,7 +178,8 @@ class Classifier:
             InputError: not float32 of that shape.
             UsageError: thresholds or floor of a model without gates, or given together with `dense`.
         """
-        return np.asarray(self.session.run_one(pixels, thresholds=thresholds, floor=floor, dense=dense)[0])
+        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
+        return np.asarray(self.session.run_one(pixels, settings)[0])
 
     def _tokens(self, report: TokenReport, picture: Size) -> FrameTokens:
         height, width = self.spec.size

@@ -16,7 +16,7 @@ import numpy as np
 
 from dovit_deploy.runtime.paint import paint_hud, save_picture
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
-from dovit_deploy.runtime.tasks import Answer
+from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
 from dovit_deploy.sources.source import RGB, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
@@ -49,7 +49,7 @@ class RunOutputs:
         """Lines for the user, each once."""
         return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
 
-    def write(self, frame: Frame, result: Answer) -> None:
+    def write(self, frame: Frame, result: ImageResult) -> None:
         """Write one frame's pictures."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
         if "masks" in self._kinds:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.errors import CheckError
+
+Pixels = npt.NDArray[np.float32]
+"""What a model takes: (B, 3, H, W), normalised."""
+Logits = npt.NDArray[np.float32]
+"""(K, h, w) on the grid of the head, or of a batch (B, K, h, w)."""
+ClassMap = npt.NDArray[np.uint8]
+"""(H, W): the class id of each pixel of an image."""
+Answer = Any
+"""What a model answers: logits (B, K, h, w) float32, of a classifier (B, K); of a backbone without a head a dict of its
+feature maps `out0`, `out1`, ..."""
 
 
 @dataclass(frozen=True)

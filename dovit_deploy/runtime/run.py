@@ -17,7 +17,8 @@ from dovit_deploy.files import make_fresh, partial_path, put_in_place, remove
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.outputs import RunOutputs, RunReport, row_from_frame
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.runtime.tasks import Answer, predictor_for
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.tasks import ImageResult, predictor_for
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 
 # Decode, infer and encode side by side: two threads around the caller's own, joined by bounded queues.
@@ -147,8 +148,7 @@ class RunJob:
         source: where frames come from.
         folder: appears whole at the end, also after an interrupt; while it grows it is `NAME.partial`.
         kinds: of `run_outputs.KINDS`.
-        thresholds: (gates, K), or None for the bundle's own.
-        dense: stop nothing.
+        settings: of every frame alike.
         every: the source's `--every`.
     """
 
@@ -159,12 +159,11 @@ class RunJob:
         *,
         folder: Path,
         kinds: tuple[str, ...],
-        thresholds: npt.NDArray[np.float32] | None,
-        dense: bool,
+        settings: RunSettings,
         every: int,
     ) -> None:
         self._session, self._source, self._folder = session, source, folder
-        self._kinds, self._thresholds, self._dense, self._every = kinds, thresholds, dense, every
+        self._kinds, self._settings, self._every = kinds, settings, every
         self.failures: list[FailedFrame] = []
         self.warnings: list[str] = []
 
@@ -197,12 +196,10 @@ class RunJob:
         ):
             report = RunReport(file)
 
-            def predict(frame: Frame) -> Answer:
-                return predictor.predict(
-                    frame.rgb, decode_ms=frame.decode_ms, thresholds=self._thresholds, dense=self._dense
-                )
+            def predict(frame: Frame) -> ImageResult:
+                return predictor.run(frame.rgb, self._settings, decode_ms=frame.decode_ms)
 
-            def write(frame: Frame, result: Answer) -> None:
+            def write(frame: Frame, result: ImageResult) -> None:
                 outputs.write(frame, result)
                 report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
                 advance(result.tokens.flops_saved)
@@ -216,17 +213,14 @@ class RunJob:
         return self._summary(report, interrupted=stop.is_set())
 
     def _summary(self, report: RunReport, *, interrupted: bool) -> Summary:
-        session = self._session
-        limits = self._thresholds
-        if limits is None:
-            limits = np.asarray(session.bundle.manifest.defaults.thresholds, dtype=np.float32)
+        session, settings = self._session, self._settings
         return {
             "frames": report.frames,
             "interrupted": interrupted,
             "engine": session.backend.name,
             "precision": session.backend.precision,
-            "thresholds": None if self._dense else short_thresholds(limits),
-            "dense": self._dense,
+            "thresholds": None if settings.dense else short_thresholds(settings.thresholds),
+            "dense": settings.dense,
             "bundle": str(session.bundle.path),
             "machine": machine_facts(),
             "versions": package_versions(),

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.paint import paint_overlay, save_mask
-from dovit_deploy.runtime.results import FrameTiming, FrameTokens, Palette, Window
-from dovit_deploy.runtime.settings import RunsOne, Thresholds
+from dovit_deploy.runtime.results import ClassMap, FrameTiming, FrameTokens, Logits, Palette, Pixels, Window
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
-from dovit_deploy.runtime.transforms import ClassMap, Logits, Pixels, Size, described
+from dovit_deploy.runtime.transforms import described
 from dovit_deploy.sources.source import RGB
 
 
@@ -175,10 +176,15 @@ class Predictor:
             InputError: not an (H, W, 3) uint8 array.
             UsageError: thresholds or floor out of range, or given together with `dense`.
         """
+        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
+        return self.run(rgb, settings, decode_ms=decode_ms)
+
+    def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> SegmentationResult:
+        """`predict` with settings that are resolved already."""
         start = perf_counter()
         pixels = self.to_input(rgb)
         ready = perf_counter()
-        run = _WindowRun(self, pixels, thresholds=thresholds, floor=floor, dense=dense)
+        run = _WindowRun(self, pixels, settings)
         answer = self._class_map(run, (rgb.shape[0], rgb.shape[1]))
         preprocess, rest = 1e3 * (ready - start), 1e3 * (perf_counter() - ready)
         timing = FrameTiming(decode_ms, preprocess, run.model_ms, rest - run.model_ms)
@@ -209,7 +215,8 @@ class Predictor:
             UsageError: thresholds or floor out of range, or given together with `dense`.
         """
         self._check_pixels(pixels)
-        run = _WindowRun(self, pixels, thresholds=thresholds, floor=floor, dense=dense)
+        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
+        run = _WindowRun(self, pixels, settings)
         return self._averaged(run)[None]
 
     def _check_pixels(self, pixels: Pixels) -> None:
@@ -247,12 +254,9 @@ class Predictor:
 class _WindowRun:
     """One input going through the session window by window; collects reports and the time of the model."""
 
-    def __init__(
-        self, predictor: Predictor, pixels: Pixels, *, thresholds: Thresholds | None, floor: float | None, dense: bool
-    ) -> None:
-        self.session, self.pixels = predictor.session, pixels
+    def __init__(self, predictor: Predictor, pixels: Pixels, settings: RunSettings) -> None:
+        self.session, self.pixels, self.settings = predictor.session, pixels, settings
         self.spec, self.preprocessing = predictor.spec, predictor.preprocessing
-        self.thresholds, self.floor, self.dense = thresholds, floor, dense
         self.input_size: Size = (pixels.shape[2], pixels.shape[3])
         stride = self.preprocessing.stride or self.spec.size
         self.corners = transforms.windows(*self.input_size, self.spec.size, stride)
@@ -269,7 +273,7 @@ class _WindowRun:
         height, width = self.spec.size
         pixels = np.ascontiguousarray(self.pixels[:, :, top : top + height, left : left + width])
         start = perf_counter()
-        logits, report = self.session.run_one(pixels, thresholds=self.thresholds, floor=self.floor, dense=self.dense)
+        logits, report = self.session.run_one(pixels, self.settings)
         self.model_ms += 1e3 * (perf_counter() - start)
         self.done.append(Window(top, left, height, width, report))
         return np.asarray(logits[0], dtype=np.float32)

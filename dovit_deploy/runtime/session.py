@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,12 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import keep_name
 from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
-from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.errors import InputError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.runtime.results import RunTiming, TokenReport
-from dovit_deploy.runtime.settings import Keep, Thresholds, floor_from, index_from_keep, thresholds_from
+from dovit_deploy.runtime.results import Answer, Pixels, RunTiming, TokenReport
+from dovit_deploy.runtime.settings import Keep, RunSettings, Thresholds
 
-Pixels = npt.NDArray[np.float32]
-Logits = npt.NDArray[np.float32]
-Answer = Any
-"""What a model answers: logits, (B, K, h, w) or of a classifier (B, K) float32; of a backbone without a head a dict of
-feature maps `out0`, `out1`, ..."""
 Decide = Callable[[int, Mapping[str, Buffer]], npt.NDArray[np.int64]]
 
 
@@ -99,39 +94,23 @@ class Session:
             raise InputError(f"pixels of shape {pixels.shape} given, (B, 3, {height}, {width}) needed")
         if keep is not None and pixels.shape[0] != 1:
             raise InputError(f"keep replays one image, {pixels.shape[0]} given")
-        results = [
-            self.run_one(pixels[number : number + 1], thresholds=thresholds, floor=floor, keep=keep, dense=dense)
-            for number in range(pixels.shape[0])
-        ]
+        settings = RunSettings.resolve(self.bundle.manifest, thresholds=thresholds, floor=floor, keep=keep, dense=dense)
+        results = [self.run_one(pixels[number : number + 1], settings) for number in range(pixels.shape[0])]
         reports = [report for _, report in results]
         return _joined([answer for answer, _ in results]), reports[0] if len(reports) == 1 else reports
 
-    def run_one(
-        self,
-        pixels: Pixels,
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[Answer, TokenReport]:
+    def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
         """`run` for one image (1, 3, H, W): logits (1, K, h, w) and its report."""
-        spec, manifest = self.bundle.manifest.spec, self.bundle.manifest
+        spec = self.bundle.manifest.spec
         if pixels.shape != (1, 3, *spec.size) or pixels.dtype != np.float32:
             raise InputError(
                 f"pixels: {pixels.dtype} of shape {pixels.shape} given, "
                 f"float32 of shape (1, 3, {spec.size[0]}, {spec.size[1]}) needed"
             )
-        if dense and not (thresholds is None and floor is None and keep is None):
-            raise UsageError("dense means no gates: it takes no thresholds, floor or keep")
-        if dense and not spec.has_dense:
-            raise UsageError(f"{manifest.name} has no dense network of its weights; run it without dense")
-        if dense:
+        if settings.dense:
             return self._run_dense(as_float32(pixels))
-        replay = None if keep is None else index_from_keep(keep, spec)
-        limits = thresholds_from(thresholds, manifest), floor_from(floor, manifest)
         if spec.gates:
-            return self._run_stages(as_float32(pixels), *limits, replay)
+            return self._run_stages(as_float32(pixels), settings)
         return self._run_whole(as_float32(pixels))
 
     def close(self) -> None:
@@ -157,46 +136,36 @@ class Session:
     def stages(
         self,
         pixels: Pixels,
+        settings: RunSettings,
         *,
-        thresholds: npt.NDArray[np.float32],
-        floor: np.float32,
-        replay: list[npt.NDArray[np.int64]] | None = None,
         decide: Decide | None = None,
     ) -> Iterator[tuple[dict[str, Buffer], Buffer | None]]:
         """Run stage by stage; yields each stage's outputs and the `index` that the next one gets (None at the end).
 
         Args:
             pixels: (1, 3, H, W) float32.
-            thresholds: (gates, K).
-            floor: ().
-            replay: per gate, the index to use in place of the gate's own decision.
+            settings: not of a dense run.
             decide: makes that index from the number of the gate and the outputs before it.
         """
         backend, gates = self.backend, len(self.bundle.manifest.spec.gates)
         inputs: dict[str, Buffer] = {"pixels": backend.upload(pixels)}
         for number in range(gates):
-            inputs["thresholds"] = backend.upload(thresholds[number])
-            inputs["floor"] = backend.upload(np.asarray(floor))
+            inputs["thresholds"] = backend.upload(settings.thresholds[number])
+            inputs["floor"] = backend.upload(np.asarray(settings.floor))
             outputs = self.engine(f"stage{number}").run(inputs)
             if decide is not None:
                 index = backend.upload(decide(number, outputs))
-            elif replay is None:
+            elif settings.replay is None:
                 index = backend.narrow(outputs["order"], int(backend.download(outputs["count"])))
             else:
-                index = backend.upload(replay[number])
+                index = backend.upload(settings.replay[number])
             yield outputs, index
             inputs = {"tokens": outputs["tokens_out" if number else "tokens"], "index": index}
         yield self.engine(f"stage{gates}").run(inputs), None
 
-    def _run_stages(
-        self,
-        pixels: Pixels,
-        thresholds: npt.NDArray[np.float32],
-        floor: np.float32,
-        replay: list[npt.NDArray[np.int64]] | None,
-    ) -> tuple[Answer, TokenReport]:
+    def _run_stages(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
         backend, taken, confidence, times = self.backend, [], [], [perf_counter()]
-        for outputs, index in self.stages(pixels, thresholds=thresholds, floor=floor, replay=replay):
+        for outputs, index in self.stages(pixels, settings):
             if index is None:
                 # On a GPU the last stage is only enqueued: its time ends when its result is here.
                 answer = self._answer(outputs)

@@ -1,9 +1,10 @@
-"""What a caller says about the gates, checked: thresholds, the floor, replayed decisions."""
+"""RunSettings: thresholds, floor, replayed decisions and `dense` of one run, resolved and checked in one step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,68 @@ from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.runtime.results import TokenReport
+from dovit_deploy.runtime.results import Answer, Pixels, TokenReport
 
 Thresholds = float | Sequence[float] | npt.NDArray[np.floating]
+"""One number, one per gate, or (gates, K)."""
 Keep = Sequence[npt.NDArray[np.bool_]]
+"""Per gate a grid (h, w): the tokens that run on."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides in a run which tokens stop. `resolve` makes it from what a caller gave; nobody resolves it again."""
+
+    thresholds: npt.NDArray[np.float32]
+    """(gates, K): a token stops whose confidence is strictly above the threshold of its most likely class."""
+    floor: np.float32
+    """A token less confident than this stops too; 0 is off."""
+    replay: Sequence[npt.NDArray[np.int64]] | None = None
+    """Per gate, the index (kept,) of the tokens that run on, in place of the gate's own decision."""
+    dense: bool = False
+    """Run the dense network, which has no gates."""
+
+    @classmethod
+    def resolve(
+        cls,
+        manifest: Manifest,
+        *,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        keep: Keep | None = None,
+        dense: bool = False,
+    ) -> Self:
+        """What `Session.run` takes, checked against a bundle; None is the bundle's own.
+
+        Raises:
+            UsageError: thresholds or floor out of range, or together with `dense`; `dense` of a model without a dense
+                network of its weights.
+            InputError: a replay that is impossible.
+        """
+        if not dense:
+            replay = None if keep is None else index_from_keep(keep, manifest.spec)
+            return cls(thresholds_from(thresholds, manifest), floor_from(floor, manifest), replay)
+        if not (thresholds is None and floor is None and keep is None):
+            raise UsageError("dense means no gates: it takes no thresholds, floor or keep")
+        if not manifest.spec.has_dense:
+            raise UsageError(f"{manifest.name} has no dense network of its weights; run it without dense")
+        return cls.stop_nothing(manifest.spec, dense=True)
+
+    @classmethod
+    def stop_nothing(
+        cls, spec: ModelSpec, *, replay: Sequence[npt.NDArray[np.int64]] | None = None, dense: bool = False
+    ) -> Self:
+        """No confidence is above 1, and none below 0: every token runs on, but for what `replay` leaves out."""
+        return cls(np.ones((len(spec.gates), spec.classes), dtype=np.float32), np.float32(0), replay, dense)
+
+
+class RunsOne(Protocol):
+    """What a predictor needs of a `Session`, so that one that records, steers or times can stand in for it."""
+
+    bundle: Bundle
+
+    def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
+        """One image or window (1, 3, H, W) float32 -> logits (1, K, h, w) and what was done to reach them."""
 
 
 def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray[np.float32]:
@@ -99,23 +158,3 @@ def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
         extra = np.arange(spec.extra_tokens, dtype=np.int64)
         indices.append(np.concatenate([extra, spec.extra_tokens + np.flatnonzero(cells)]).astype(np.int64))
     return indices
-
-
-# RunsOne: what a Predictor needs of a session, so that one that records, steers or times can stand in for it.
-
-
-class RunsOne(Protocol):
-    """A `Session`, or what stands in for one behind a `Predictor`."""
-
-    bundle: Bundle
-
-    def run_one(
-        self,
-        pixels: npt.NDArray[np.float32],
-        *,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        keep: Keep | None = None,
-        dense: bool = False,
-    ) -> tuple[npt.NDArray[np.float32], TokenReport]:
-        """As `Session.run_one`: one window (1, 3, H, W) float32 -> logits (1, K, h, w) and what was done."""

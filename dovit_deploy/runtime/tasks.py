@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.segmentation import Predictor
-from dovit_deploy.runtime.settings import Thresholds
+from dovit_deploy.runtime.settings import RunSettings, RunsOne
 from dovit_deploy.sources.source import RGB
 
-if TYPE_CHECKING:
-    from dovit_deploy.runtime.session import Session
 
-
-class Answer(Protocol):
+class ImageResult(Protocol):
     """What every task's result can do."""
 
     @property
@@ -48,28 +45,20 @@ class Answer(Protocol):
         """Write the answer to a file."""
 
 
-class PicturePredictor(Protocol):
+class ImagePredictor(Protocol):
     """What turns a picture into an answer."""
 
-    def predict(
-        self,
-        rgb: RGB,
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> Answer:
+    def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ImageResult:
         """The answer to `rgb` (H, W, 3) uint8."""
 
 
 @dataclass(frozen=True)
-class PictureTask:
+class ImageTask:
     """A task that takes pictures."""
 
     verb: str
     """What its models do, for messages."""
-    predictor: Callable[[Session], PicturePredictor]
+    predictor: Callable[[RunsOne], ImagePredictor]
     kinds: tuple[str, ...]
     """What `--save` can name."""
     images_default: tuple[str, ...]
@@ -83,26 +72,26 @@ class PictureTask:
         return kinds
 
 
-TASKS: dict[str, PictureTask] = {
-    "segmentation": PictureTask(
+TASKS: dict[str, ImageTask] = {
+    "segmentation": ImageTask(
         "labels every pixel",
         Predictor,
         kinds=("overlay", "masks", "tokens"),
         images_default=("overlay", "masks"),
     ),
-    "classification": PictureTask(
+    "classification": ImageTask(
         "names whole pictures", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
     ),
 }
 
 
-def task_from_manifest(manifest: Manifest) -> PictureTask:
+def task_from_manifest(manifest: Manifest) -> ImageTask:
     """The task of a bundle.
 
     Raises:
         InputError: it has none that takes pictures.
     """
-    if not takes_pictures(manifest):
+    if not takes_images(manifest):
         raise InputError(
             f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about a picture; "
             "use Session.run from Python"
@@ -110,12 +99,12 @@ def task_from_manifest(manifest: Manifest) -> PictureTask:
     return TASKS[manifest.task]
 
 
-def takes_pictures(manifest: Manifest) -> bool:
+def takes_images(manifest: Manifest) -> bool:
     """Whether a bundle answers anything about a picture."""
     return manifest.task in TASKS
 
 
-def predictor_for(session: Session) -> PicturePredictor:
+def predictor_for(session: RunsOne) -> ImagePredictor:
     """A `Predictor` or a `Classifier`, whichever fits the session's bundle.
 
     Raises:

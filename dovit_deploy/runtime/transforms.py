@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
 from dovit_deploy.errors import ConfigError, InputError
+from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime.class_map import Axis, class_map, stretched_class_map
-from dovit_deploy.runtime.results import Region
+from dovit_deploy.runtime.results import ClassMap, Logits, Pixels, Region
 from dovit_deploy.sources.source import RGB
 
 # The picture of a classifier: its shorter side resized, the centre cut out; and where that centre lies.
@@ -89,10 +89,6 @@ def _axis(length: int, *, least: int, shorter: int, cut: int) -> _Axis:
     return _Axis((length - kept) // 2, kept, resized, round((resized - cut) / 2), cut)
 
 
-Pixels = npt.NDArray[np.float32]
-Logits = npt.NDArray[np.float32]
-ClassMap = npt.NDArray[np.uint8]
-Size = tuple[int, int]
 Cover = Literal["image", "padded"]
 
 LONGEST_ENLARGED = 8

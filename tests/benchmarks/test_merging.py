@@ -20,6 +20,7 @@ from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import attention
 from dovit_deploy.families.vit.network import DenseNetwork
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(gates=(), depth=3)
@@ -113,9 +114,9 @@ def test_the_engine_gives_what_the_module_gives(dense_bundle_path, tmp_path, cou
     bundle = Bundle.open(dense_bundle_path)
     session = MergingSession(bundle, count, folder=tmp_path)
     pixels = tiny_pixels(bundle.manifest.spec.size, seed=2)
-    logits, report = session.run_one(pixels.numpy())
+    logits, report = session.run_one(pixels.numpy(), RunSettings.resolve(bundle.manifest, dense=True))
     torch.testing.assert_close(torch.from_numpy(logits), session.module(pixels), atol=1e-4, rtol=0)
     assert report.gmacs_actual == pytest.approx(merging_macs(bundle.manifest.spec, count) / 1e9)
     if not count:
         with Session(bundle, threads=1) as plain:
-            np.testing.assert_allclose(logits, plain.run_one(pixels.numpy(), dense=True)[0], atol=1e-4)
+            np.testing.assert_allclose(logits, plain.run(pixels.numpy(), dense=True)[0], atol=1e-4)

@@ -32,24 +32,24 @@ class GatedSession:
         self.wrong_below, self.now = wrong_below, 0.0
         self.cost = cost_model(manifest.spec)
 
-    def stages(self, pixels, *, thresholds, floor, replay=None):
+    def stages(self, pixels, settings):
         spec = self.bundle.manifest.spec
         confidence = block_means(pixels[0], spec.grid, spec.patch).mean(axis=0).reshape(-1).astype(np.float32)
         label = np.where(confidence < self.wrong_below, 2, self._classes()).astype(np.int64)
         for number in range(len(spec.gates)):
-            yield {"confidence": confidence, "label": label}, replay[number]
+            yield {"confidence": confidence, "label": label}, settings.replay[number]
         yield {"logits": self._logits(self._classes())}, None
 
-    def run_one(self, pixels, *, thresholds=None, floor=None, keep=None, dense=False):
+    def run_one(self, pixels, settings):
         spec = self.bundle.manifest.spec
         confidence = block_means(pixels[0], spec.grid, spec.patch).mean(axis=0).astype(np.float32)
         answer, running, kept = self._classes(), np.ones(spec.grid, bool), [spec.tokens]
         for gate in range(len(spec.gates)):
-            if not dense:
-                running &= ~(confidence > np.float32(thresholds[gate]))
+            if not settings.dense:
+                running &= ~(confidence > settings.thresholds[gate][0])
             kept.append(int(running.sum()) + spec.extra_tokens)
         answer = np.where(~running.reshape(-1) & (confidence.reshape(-1) < self.wrong_below), 2, answer)
-        macs = self.cost.dense() if dense else self.cost.actual(kept)
+        macs = self.cost.dense() if settings.dense else self.cost.actual(kept)
         self.now += sum(kept) / 1e4
         timing = RunTiming(sum(kept) / 10, ())
         report = TokenReport(tuple(kept), self.cost.dense().total / 1e9, macs.total / 1e9, (), (), timing)

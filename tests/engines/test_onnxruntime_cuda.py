@@ -18,6 +18,7 @@ from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
 from dovit_deploy.measure.probe import square_model
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime
 from tests.graphs.test_half_precision import close, explained
 from tests.tiny import tiny_pixels
@@ -61,9 +62,9 @@ def test_it_gives_what_the_cpu_engine_gives(runtime, bundle) -> None:
 def test_nothing_but_the_counts_leaves_the_device_between_stages(runtime, gated) -> None:
     spec = gated.manifest.spec
     with Session(gated, engine="cuda") as gpu:
-        thresholds = np.full((len(spec.gates), spec.classes), 0.7, np.float32)
+        settings = RunSettings.resolve(gated.manifest, thresholds=0.7, floor=0.0)
         before_the_end = []
-        for _, index in gpu.stages(pixels_of(gated), thresholds=thresholds, floor=np.float32(0)):
+        for _, index in gpu.stages(pixels_of(gated), settings):
             if index is not None:
                 before_the_end = list(runtime.copied)
         assert before_the_end == [()] * len(spec.gates)
@@ -75,13 +76,10 @@ def test_nothing_but_the_counts_leaves_the_device_between_stages(runtime, gated)
 
 def test_an_order_is_narrowed_where_it_lies(runtime, gated) -> None:
     with Session(gated, engine="cuda") as gpu:
-        limits = {
-            "thresholds": np.full((len(gated.manifest.spec.gates), gated.manifest.spec.classes), 0.7, np.float32),
-            "floor": np.float32(0),
-        }
+        settings = RunSettings.resolve(gated.manifest, thresholds=0.7, floor=0.0)
         orders = [
             (outputs["order"].value.data_ptr(), index.count)
-            for outputs, index in gpu.stages(pixels_of(gated), **limits)
+            for outputs, index in gpu.stages(pixels_of(gated), settings)
             if index is not None
         ]
     assert [(address, shape[0]) for _, shape, address in runtime.narrowed] == orders

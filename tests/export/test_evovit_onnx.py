@@ -36,7 +36,7 @@ def test_evovit_three_ways(case: Case, tmp_path: Path) -> None:
         for image, report in enumerate(reports):
             agrees(report, logits[image : image + 1], case, io, image)
             assert 0 < report.flops_saved < 1
-        dense, report = session.run_one(pixels[:1], dense=True)
+        dense, report = session.run(pixels[:1], dense=True)
         assert report.flops_saved == 0
         grids = bundle.manifest.spec.keep_grids
         assert report.kept == (reports[0].kept[0], *(1 + rows * columns for rows, columns in grids))
@@ -56,7 +56,7 @@ def test_what_selects_by_ratio_takes_no_thresholds(tmp_path: Path) -> None:
         pixels = tiny_pixels(spec.size).numpy()
         with pytest.raises(UsageError, match="takes no thresholds"):
             session.run(pixels, thresholds=0.5)
-        _, found = session.run_one(pixels)
+        _, found = session.run(pixels)
         assert found.kept == (5, 4)
         assert [grid.sum() for grid in found.keep] == [2]
 
@@ -76,7 +76,7 @@ def test_segmentation_on_evo_deit(head: str, tmp_path: Path) -> None:
     assert min(expected.margins) > 1e-4
     for engine in ("torch", "onnxruntime"):
         with Session(bundle, engine=engine, threads=1) as session:
-            logits, report = session.run_one(pixels)
+            logits, report = session.run(pixels)
         assert isinstance(logits, np.ndarray)
         assert logits.shape == (1, *expected.logits.shape)
         assert list(report.kept) == expected.kept

@@ -39,10 +39,10 @@ def test_dovit_four_ways(case: Case, tmp_path: Path) -> None:
     }
     for prefix, _, pixels in prefixes(io):
         for session in sessions.values():
-            logits, report = session.run_one(pixels.numpy())
+            logits, report = session.run(pixels.numpy())
             check_decisions(report.keep, report.confidence, io, prefix, case)
             check_logits(logits, io, prefix, pixels, case)
-            replayed, again = session.run_one(pixels.numpy(), keep=report.keep)
+            replayed, again = session.run(pixels.numpy(), keep=report.keep)
             assert np.array_equal(replayed, logits)
             assert again.kept == report.kept
         check_logits(run_merged(bundle, pixels.numpy(), report.kept), io, prefix, pixels, case)
@@ -114,8 +114,8 @@ def test_dense_models_four_ways(case: Case, tmp_path: Path) -> None:
                 Session(bundle, backend=OnnxRuntimeBackend(threads=1, fast=False)),
                 Session(bundle, threads=1),
             ):
-                logits, report = session.run_one(one.numpy())
-                dense, _ = session.run_one(one.numpy(), dense=True)
+                logits, report = session.run(one.numpy())
+                dense, _ = session.run(one.numpy(), dense=True)
                 assert np.array_equal(dense, logits) or np.abs(dense - logits).max() < 1e-5
                 assert report.kept == (bundle.manifest.spec.tokens,)
                 check_dense(torch.from_numpy(logits), one, io, suffix, image, cover, patch)

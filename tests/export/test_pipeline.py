@@ -169,8 +169,8 @@ def test_it_answers_as_an_export_at_that_size_does(tiny_bundle_path, tmp_path):
     small = reference_bundle_at_size(bundle, size, tmp_path)
     pixels = np.ascontiguousarray(tiny_pixels(size, seed=3).numpy())
     with Session(small, engine="torch", threads=1) as session, Session(exported, threads=1) as deployed:
-        answer, report = session.run_one(pixels, dense=True)
-        expected, wanted = deployed.run_one(pixels, dense=True)
+        answer, report = session.run(pixels, dense=True)
+        expected, wanted = deployed.run(pixels, dense=True)
     np.testing.assert_allclose(answer, expected, atol=1e-4)
     assert report.gmacs_dense == wanted.gmacs_dense
     assert bundle.weights.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,10 +64,12 @@ class ScriptedSession:
     """Takes `dense_ms` densely and `dense_ms / speedup` dynamically, times the load of the machine at that moment."""
 
     def __init__(self, time, log, *, name="", dense_ms=10.0, speedup=2.0, cpu_share=1.0, load=lambda run: 1.0):
+        self.bundle = SimpleNamespace(manifest=fake_manifest())
         self.time, self.log, self.name, self.load = time, log, name, load
         self.dense_ms, self.speedup, self.cpu_share = dense_ms, speedup, cpu_share
 
-    def run_one(self, pixels, *, dense=False):
+    def run_one(self, pixels, settings):
+        dense = settings.dense
         frame = int(pixels[0, 0, 0, 0])
         ms = (self.dense_ms if dense else self.dense_ms / self.speedup) * self.load(len(self.log))
         self.log.append((self.name, frame, dense))

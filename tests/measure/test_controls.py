@@ -70,7 +70,7 @@ class DrawnSession:
         self.backend = SimpleNamespace(download=lambda buffer: buffer)
         self.label, self.confidence = label, confidence
 
-    def stages(self, pixels, *, thresholds, floor, decide):
+    def stages(self, pixels, settings, *, decide):
         running = np.ones(ORACLE_SPEC.patches, bool)
         for gate in range(len(ORACLE_SPEC.gates)):
             outputs = {
@@ -167,10 +167,10 @@ def test_on_graphs_no_token_runs_that_agrees_more_than_one_that_stops(request, f
     with Session(bundle, engine=engine, threads=1) as session:
         for seed in range(4):
             pixels = np.ascontiguousarray(tiny_pixels(spec.size, seed=seed).numpy())
-            dense, _ = session.run_one(pixels, dense=True)
-            rule = session.run_one(pixels)[1]
+            dense, _ = session.run(pixels, dense=True)
+            rule = session.run(pixels)[1]
             keep = oracle_keep(session, pixels, dense, kept=rule.kept)
-            assert session.run_one(pixels, keep=keep)[1].kept == rule.kept
+            assert session.run(pixels, keep=keep)[1].kept == rule.kept
             trace, final = replayed(session, pixels, keep), position_classes(dense[0], spec)
             running = np.ones(spec.patches, bool)
             for gate, grid in enumerate(keep):
@@ -191,7 +191,7 @@ def test_the_unlimited_oracle_stops_exactly_what_already_has_its_final_class(req
     with Session(bundle, engine=engine, threads=1) as session:
         for seed in range(6):
             pixels = np.ascontiguousarray(tiny_pixels(spec.size, seed=seed).numpy())
-            dense, _ = session.run_one(pixels, dense=True)
+            dense, _ = session.run(pixels, dense=True)
             keep = unlimited_oracle_keep(session, pixels, dense)
             trace = replayed(session, pixels, keep)
             final, running = token_classes(dense[0], spec), np.ones(spec.patches, bool)

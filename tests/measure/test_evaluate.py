@@ -132,9 +132,9 @@ def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundl
                 slice(window.left, window.left + window.width),
             )
             part = np.ascontiguousarray(pixels[:, :, rows, columns])
-            dense, _ = session.run_one(part, dense=True)
+            dense, _ = session.run(part, dense=True)
             keeps.append(oracle_keep(session, part, dense, kept=window.report.kept))
-            kept.append(session.run_one(part, keep=unlimited_oracle_keep(session, part, dense))[1].kept)
+            kept.append(session.run(part, keep=unlimited_oracle_keep(session, part, dense))[1].kept)
         steering = Steering(session)
         tokens = predictor.predict(rgb).tokens
         windows = steering.oracle(rgb, tokens, steering.dense(rgb)[1]).tokens.windows
@@ -226,11 +226,9 @@ class WaveringSession(FakeClassifierSession):
 
     backend = SimpleNamespace(name="fake", precision="fp32")
 
-    def run_one(self, pixels, *, thresholds=None, floor=None, keep=None, dense=False):
-        if dense and not self.bundle.manifest.spec.has_dense:
-            raise UsageError("no dense network of its weights")
-        shift = np.float32(0.0 if dense else 0.4)
-        return super().run_one(pixels - shift, thresholds=thresholds, dense=dense)
+    def run_one(self, pixels, settings):
+        shift = np.float32(0.0 if settings.dense else 0.4)
+        return super().run_one(pixels - shift, settings)
 
 
 def without_dense(manifest):
@@ -308,7 +306,7 @@ def test_a_row_for_every_picture(classifier_evaluation_data):
 def test_without_a_dense_form_nothing_is_compared(classifier_evaluation_data):
     session = WaveringSession(without_dense(fake_classifier_manifest()))
     report = classifier_evaluation_evaluated(session, classifier_evaluation_data, controls=True)
-    assert report.dense is None and not any(call["dense"] for call in session.calls)
+    assert report.dense is None and not any(settings.dense for _, settings in session.calls)
     dynamic = report.dynamic
     assert dynamic.drop is dynamic.drop_interval is dynamic.top5_drop is dynamic.agreement is None
     # The MACs of a dense network of this architecture are known all the same.
@@ -324,15 +322,14 @@ def test_a_smaller_input_is_a_control(classifier_evaluation_data):
     )
     (entry,) = report.controls.smaller_input
     assert entry.size == (32, 32) and entry.engine == "fake"
-    assert all(call["dense"] for call in small.calls) and len(small.calls) == len(classifier_evaluation_data)
+    assert all(settings.dense for _, settings in small.calls) and len(small.calls) == len(classifier_evaluation_data)
     assert entry.drop == pytest.approx(report.dense.top1 - entry.top1)
     assert report.controls.gate_efficiency is None
 
 
-def test_thresholds_are_handed_on(classifier_evaluation_data):
-    session = WaveringSession()
-    measure_pictures(session, classifier_evaluation_data, thresholds=0.5, advance=lambda saved: None)
-    assert {call["thresholds"] for call in session.calls if not call["dense"]} == {0.5}
+def test_thresholds_of_a_classifier_without_gates_are_refused(classifier_evaluation_data):
+    with pytest.raises(UsageError, match="without gates"):
+        measure_pictures(WaveringSession(), classifier_evaluation_data, thresholds=0.5, advance=lambda saved: None)
 
 
 def test_a_fault_in_the_last_picture_is_found_before_the_first_is_run(tmp_path):

@@ -18,6 +18,7 @@ from dovit_deploy.families import registry as build
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 from tests.families.vit.test_against_naive import assert_agree
 from tests.mutants import evovit_checks, stvit_checks
 from tests.mutants.cases import CASES, Case, case
@@ -92,7 +93,8 @@ def a_batch_gives_each_image_what_it_gives_alone() -> None:
     pixels = np.concatenate([chosen.pixels.numpy(), 0.2 * tiny_pixels(chosen.spec.size, 77).numpy()])
     with tempfile.TemporaryDirectory() as folder, _session(chosen, Path(folder)) as session:
         together, reports = session.run(pixels)
-        alone = [session.run_one(pixels[number : number + 1]) for number in range(2)]
+        settings = RunSettings.resolve(session.bundle.manifest)
+        alone = [session.run_one(pixels[number : number + 1], settings) for number in range(2)]
     assert isinstance(reports, list)
     if alone[0][1].kept == alone[1][1].kept:
         raise ValueError("images that stop alike prove nothing")

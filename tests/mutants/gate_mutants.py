@@ -14,8 +14,7 @@ from dovit_deploy.families.vit import network as gate
 from dovit_deploy.families.vit import network as staged
 from dovit_deploy.families.vit.network import Decision, GridGate, TokenGate
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from dovit_deploy.runtime import session
-from dovit_deploy.runtime import settings as gate_inputs
+from dovit_deploy.runtime import settings
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()
@@ -78,8 +77,8 @@ def every_gate_uses_the_first_gates_thresholds(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="session")
 def the_session_gives_a_gate_its_neighbours_thresholds(patch: Patch) -> None:
-    given = gate_inputs.thresholds_from
-    patch.setattr(session, "thresholds_from", lambda value, manifest: given(value, manifest)[::-1].copy())
+    given = settings.thresholds_from
+    patch.setattr(settings, "thresholds_from", lambda value, manifest: given(value, manifest)[::-1].copy())
 
 
 @CATALOGUE.add(caught_by="mask")

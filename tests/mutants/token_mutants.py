@@ -12,6 +12,7 @@ from dovit_deploy.families import tokens
 from dovit_deploy.families.vit import network as staged
 from dovit_deploy.families.vit.network import _LaterStage
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 from tests.mutants.mutant import Catalogue, Patch
 
 CATALOGUE = Catalogue()
@@ -54,8 +55,8 @@ def stopped_tokens_are_listed_backwards(patch: Patch) -> None:
 @CATALOGUE.add(caught_by="batch")
 def a_batch_runs_its_mean_count(patch: Patch) -> None:
     def run(self: Session, pixels: Any) -> Any:
-        images = [pixels[number : number + 1] for number in range(len(pixels))]
-        reports = [self.run_one(image)[1] for image in images]
+        images, manifest = [pixels[number : number + 1] for number in range(len(pixels))], self.bundle.manifest
+        reports = [self.run_one(image, RunSettings.resolve(manifest))[1] for image in images]
         results = []
         for image, report in zip(images, reports, strict=True):
             keep, before = [], np.ones(report.keep[0].size, bool)
@@ -66,7 +67,7 @@ def a_batch_runs_its_mean_count(patch: Patch) -> None:
                 before = np.zeros_like(before)
                 before[chosen] = True
                 keep.append(before.reshape(own.shape))
-            results.append(self.run_one(image, keep=keep))
+            results.append(self.run_one(image, RunSettings.resolve(manifest, keep=keep)))
         return np.concatenate([logits for logits, _ in results]), [report for _, report in results]
 
     patch.setattr(Session, "run", run)

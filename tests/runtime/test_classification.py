@@ -14,6 +14,7 @@ from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.paint import paint_label
 from dovit_deploy.runtime.segmentation import Predictor
+from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import predictor_for, task_from_manifest
 from dovit_deploy.runtime.token_maps import paint_selections
 from dovit_deploy.runtime.transforms import to_input
@@ -29,8 +30,8 @@ def test_the_session_sees_the_crop_and_the_answer_is_its_softmax():
     result = Classifier(session).predict(rgb, decode_ms=3.0)
     manifest = session.bundle.manifest
     pixels = to_input(rgb, manifest.preprocessing, (64, 64))
-    np.testing.assert_array_equal(session.calls[0]["pixels"], pixels)
-    logits = session.run_one(pixels)[0][0].astype(np.float64)
+    np.testing.assert_array_equal(session.calls[0][0], pixels)
+    logits = session.run_one(pixels, RunSettings.resolve(manifest))[0][0].astype(np.float64)
     wanted = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(result.probabilities, wanted, rtol=1e-6)
     assert [entry.id for entry in result.classes] == np.argsort(-wanted)[:5].tolist()
@@ -54,7 +55,7 @@ def test_tokens_know_where_the_model_looked():
 def test_arguments_are_handed_on_and_top_is_heard():
     session = FakeClassifierSession()
     result = Classifier(session, top=3).predict(picture(), dense=True)
-    assert session.calls[-1]["dense"] is True and len(result.classes) == 3
+    assert session.calls[-1][1].dense and len(result.classes) == 3
     assert result.tokens.flops_saved == 0
     assert len(Classifier(FakeClassifierSession(fake_classifier_manifest(classes=2))).predict(picture()).classes) == 2
     with pytest.raises(UsageError, match="top 0"):

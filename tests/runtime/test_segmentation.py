@@ -168,7 +168,7 @@ def test_the_smallest_pictures_work(shape, stride):
 def test_tokens_are_sums_over_windows():
     subject = predictor(size=(64, 96), stride=(64, 96))
     result = subject.predict(picture(128, 192))
-    reports = [subject.session.run(call["pixels"])[1] for call in list(subject.session.calls)]
+    reports = [subject.session.run(pixels)[1] for pixels, _ in list(subject.session.calls)]
     assert len(reports) == 4 and result.tokens.total == 4 * 25
     assert result.tokens.kept == tuple(np.sum([report.kept for report in reports], axis=0))
     assert result.tokens.gmacs_dense == pytest.approx(40.0)
@@ -179,8 +179,9 @@ def test_thresholds_floor_and_dense_reach_every_window():
     subject = predictor(size=(40, 56), stride=(32, 32))
     subject.predict(picture(60, 60), thresholds=(0.5, 0.6), floor=0.1)
     subject.logits(np.zeros((1, 3, 60, 60), dtype=np.float32), dense=True)
-    seen = [(call["thresholds"], call["floor"], call["dense"]) for call in subject.session.calls]
-    assert seen == [((0.5, 0.6), 0.1, False)] * 4 + [(None, None, True)] * 4
+    seen = [(*settings.thresholds[:, 0], settings.floor, settings.dense) for _, settings in subject.session.calls]
+    limits = (np.float32(0.5), np.float32(0.6), np.float32(0.1))
+    assert seen == [(*limits, False)] * 4 + [(1.0, 1.0, 0.0, True)] * 4
 
 
 def test_a_dense_picture_saves_what_its_reports_say():

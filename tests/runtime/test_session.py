@@ -39,8 +39,8 @@ def pixels_of(session: Session, seed: int = 0, images: int = 1) -> np.ndarray:
 @given(seed=st.integers(0, 10_000), threshold=st.floats(0, 1), floor=st.sampled_from([0.0, 0.3]))
 def test_engines_agree(session: Session, reference: Session, seed: int, threshold: float, floor: float) -> None:
     pixels = pixels_of(session, seed)
-    want_logits, want = reference.run_one(pixels, thresholds=threshold, floor=floor)
-    got_logits, got = session.run_one(pixels, thresholds=threshold, floor=floor)
+    want_logits, want = reference.run(pixels, thresholds=threshold, floor=floor)
+    got_logits, got = session.run(pixels, thresholds=threshold, floor=floor)
     looked = np.concatenate([gate[np.isfinite(gate)] for gate in want.confidence])
     distance = np.minimum(np.abs(looked - np.float32(threshold)), np.abs(looked - np.float32(floor)))
     if distance.min() >= 1e-4:
@@ -68,8 +68,8 @@ def test_replaying_a_runs_own_decisions_is_bit_equal(tiny_bundle_path: Path, eng
     with Session(Bundle.open(tiny_bundle_path), engine=engine, threads=1) as session:
         for seed in range(3):
             pixels = pixels_of(session, seed)
-            logits, report = session.run_one(pixels)
-            again, replayed = session.run_one(pixels, keep=report.keep)
+            logits, report = session.run(pixels)
+            again, replayed = session.run(pixels, keep=report.keep)
             assert np.array_equal(logits, again)
             assert replayed.kept == report.kept
             for first, second in zip(report.confidence, replayed.confidence, strict=True):
@@ -78,45 +78,45 @@ def test_replaying_a_runs_own_decisions_is_bit_equal(tiny_bundle_path: Path, eng
 
 def test_a_replay_may_stop_more(session: Session) -> None:
     pixels = pixels_of(session)
-    _, report = session.run_one(pixels, thresholds=1.0)
+    _, report = session.run(pixels, thresholds=1.0)
     nothing = [np.zeros_like(cells) for cells in report.keep]
-    logits, stopped = session.run_one(pixels, keep=nothing)
+    logits, stopped = session.run(pixels, keep=nothing)
     assert stopped.kept == (session.bundle.manifest.spec.tokens, 1, 1)
-    assert np.array_equal(logits, session.run_one(pixels, thresholds=0.0)[0])
+    assert np.array_equal(logits, session.run(pixels, thresholds=0.0)[0])
 
 
 def test_a_token_that_resumes_is_refused(session: Session) -> None:
     pixels = pixels_of(session)
-    _, report = session.run_one(pixels)
+    _, report = session.run(pixels)
     first, second = (cells.copy() for cells in report.keep)
     first[0, 0], second[0, 0] = False, True
     with pytest.raises(InputError, match="resume"):
-        session.run_one(pixels, keep=[first, second])
+        session.run(pixels, keep=[first, second])
 
 
 @pytest.mark.parametrize("keep", [[], [np.ones((4, 5), bool)], [np.ones((2, 2), bool)] * 2, [np.ones((4, 5), int)] * 2])
 def test_a_replay_of_a_wrong_shape_is_refused(session: Session, keep: list[np.ndarray]) -> None:
     with pytest.raises(InputError, match="keep"):
-        session.run_one(pixels_of(session), keep=keep)
+        session.run(pixels_of(session), keep=keep)
 
 
 def test_thresholds_one_per_gate_and_per_class_are_the_same_thing(session: Session) -> None:
     pixels, spec = pixels_of(session), session.bundle.manifest.spec
     table = np.full((2, spec.classes), 0.6)
     table[1] = 0.8
-    by_gate = session.run_one(pixels, thresholds=[0.6, 0.8])
-    by_class = session.run_one(pixels, thresholds=table)
+    by_gate = session.run(pixels, thresholds=[0.6, 0.8])
+    by_class = session.run(pixels, thresholds=table)
     assert np.array_equal(by_gate[0], by_class[0])
     assert by_gate[1].kept == by_class[1].kept
 
 
 def test_a_class_with_threshold_one_never_stops(session: Session, reference: Session) -> None:
     pixels, spec = pixels_of(session), session.bundle.manifest.spec
-    everyone = session.run_one(pixels, thresholds=0.0)[1].kept[1]
+    everyone = session.run(pixels, thresholds=0.0)[1].kept[1]
     for label in range(spec.classes):
         table = np.zeros((2, spec.classes))
         table[:, label] = 1.0
-        counts = [s.run_one(pixels, thresholds=table)[1].kept for s in (session, reference)]
+        counts = [s.run(pixels, thresholds=table)[1].kept for s in (session, reference)]
         assert counts[0] == counts[1]
         assert counts[0][1] >= everyone
 
@@ -124,7 +124,7 @@ def test_a_class_with_threshold_one_never_stops(session: Session, reference: Ses
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan"), [0.5], [0.5] * 3, np.zeros((3, 5)), np.full((2, 5), 2.0)])
 def test_bad_thresholds_are_refused(session: Session, bad: object) -> None:
     with pytest.raises(UsageError, match="threshold"):
-        session.run_one(pixels_of(session), thresholds=bad)  # type: ignore[arg-type]
+        session.run(pixels_of(session), thresholds=bad)  # type: ignore[arg-type]
 
 
 def test_an_upsampling_gate_wants_equal_thresholds(setr_bundle_path: Path) -> None:
@@ -133,18 +133,18 @@ def test_an_upsampling_gate_wants_equal_thresholds(setr_bundle_path: Path) -> No
         table = np.full((1, spec.classes), 0.5)
         table[0, 1] = 0.6
         with pytest.raises(UsageError, match="up-sampling"):
-            session.run_one(pixels_of(session), thresholds=table)
+            session.run(pixels_of(session), thresholds=table)
 
 
 def test_the_none_default_is_the_bundles_own(session: Session) -> None:
     pixels = pixels_of(session)
-    assert np.array_equal(session.run_one(pixels)[0], session.run_one(pixels, thresholds=0.7)[0])
+    assert np.array_equal(session.run(pixels)[0], session.run(pixels, thresholds=0.7)[0])
 
 
 def test_dense_is_nothing_stopped(session: Session) -> None:
     pixels = pixels_of(session)
-    dense, report = session.run_one(pixels, dense=True)
-    everything, _ = session.run_one(pixels, thresholds=1.0, floor=0.0)
+    dense, report = session.run(pixels, dense=True)
+    everything, _ = session.run(pixels, thresholds=1.0, floor=0.0)
     assert np.abs(dense - everything).max() < 1e-5
     assert report.flops_saved == 0
     assert report.kept == (session.bundle.manifest.spec.tokens,) * 3
@@ -153,7 +153,7 @@ def test_dense_is_nothing_stopped(session: Session) -> None:
 @pytest.mark.parametrize("extra", [{"thresholds": 0.5}, {"floor": 0.1}])
 def test_dense_takes_no_limits(session: Session, extra: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="dense"):
-        session.run_one(pixels_of(session), dense=True, **extra)
+        session.run(pixels_of(session), dense=True, **extra)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 56, 72), (0, 3, 56, 72), (1, 1, 56, 72)])
@@ -170,7 +170,7 @@ def test_pixels_of_another_type_are_refused(session: Session) -> None:
 
 def test_reports_say_where_the_head_looked(session: Session) -> None:
     pixels = pixels_of(session)
-    _, report = session.run_one(pixels, thresholds=0.6)
+    _, report = session.run(pixels, thresholds=0.6)
     assert not np.isnan(report.confidence[0]).any()
     assert np.array_equal(np.isnan(report.confidence[1]), ~report.keep[0])
     assert report.kept == (21, 1 + report.keep[0].sum(), 1 + report.keep[1].sum())

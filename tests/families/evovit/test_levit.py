@@ -162,7 +162,7 @@ def test_the_exported_graphs_are_the_network(tmp_path: Path) -> None:
     pixels = tiny_pixels((80, 80), 3)
     expected = Naive(official_state()).run(pixels[0].double().numpy())
     with Session(bundle, threads=1) as session:
-        logits, found = session.run_one(pixels.numpy())
+        logits, found = session.run(pixels.numpy())
     assert found.kept == (25,)
     assert np.abs(np.asarray(logits)[0] - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
 
