@@ -132,7 +132,7 @@ def advanced(
 def with_aggregates(
     model: VisionTransformer, tokens: Tensor, before: Tensor, index: Tensor, runs: Tensor, bounds: Tensor
 ) -> Tensor:
-    """`before` with each image's class token half replaced by the mean of its stopped tokens (models/tokens.py)."""
+    """`before` with each image's class token half replaced by the mean of its stopped tokens (families/tokens.py)."""
     spec = model.spec
     images = len(bounds) - 1
     stopped = torch.ones(len(tokens), dtype=torch.float32, device=tokens.device)

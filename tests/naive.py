@@ -1,7 +1,7 @@
 """DoViT again, token by token: the reference that the package is held against.
 
 Written from the description of the published systems, in plain Python loops over tokens and dictionaries of
-vectors, NumPy float64; nothing is shared with `dovit_deploy.models` but the names of the weights. Segmenter and SETR
+vectors, NumPy float64; nothing is shared with `dovit_deploy.families` but the names of the weights. Segmenter and SETR
 are the same without gates. As in the released code the whole grid is rebuilt after every layer, and an auxiliary head
 looks at every token, stopped ones too.
 """

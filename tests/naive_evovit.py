@@ -1,7 +1,7 @@
 """Evo-ViT again, token by token: the reference that both of its networks are held against.
 
 Written from the description of the published code, in plain loops over dictionaries of vectors by raster position,
-NumPy float64; nothing is shared with `dovit_deploy.models` but the names of the weights. Nothing is sorted in place
+NumPy float64; nothing is shared with `dovit_deploy.families` but the names of the weights. Nothing is sorted in place
 and nothing is permuted: a token is its position.
 """
 

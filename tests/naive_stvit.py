@@ -1,7 +1,7 @@
 """STViT-R and STViT again, token by token: the reference that the package is held against.
 
 Written from the description of the published systems and their behaviour, in plain loops over places (row, column),
-NumPy float64; nothing is shared with `dovit_deploy.models` but the names of the weights, which are those of the form
+NumPy float64; nothing is shared with `dovit_deploy.families` but the names of the weights, which are those of the form
 that is trained: batch norms, layer scales and tables of biases apart.
 """
 

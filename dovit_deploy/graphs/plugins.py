@@ -4,7 +4,7 @@
 - `dovit::TokenPartition` gives the stable order of a keep mask and its count;
 - `dovit::TokenIndex` gives the kept positions alone, as many as the data decide: so the merged graph can be one engine.
 
-All are model-local functions (token_functions.py), and the calling nodes name a plugin. So one file serves both worlds:
+All are model-local functions, and the calling nodes name a plugin. So one file serves both worlds:
 ONNX Runtime runs the bodies and computes what the portable graph computes, bit for bit; TensorRT takes its plugins of
 these names, or the bodies where the two attributes are absent. No weights are touched: external data stays where the
 graph says it is.

@@ -1,7 +1,7 @@
 """What a gate's rule must beat: the same number of tokens stopped at random, and all of them at the first gate.
 
 Each control is a set of decisions that the deployed graphs replay; none needs a graph of its own. The oracles are in
-oracle.py.
+calibrate/controls.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TokenGather, TokenScatter, TokenPartition and TokenIndex as Python classes, for machines without TensorRT's headers.
 
 They bear the names of the compiled plugins (csrc/token_plugins.cpp) and do the same. Building needs neither a GPU nor a
-driver; running compiles the kernels for the GPU at hand (token_kernels.py).
+driver; running compiles the kernels for the GPU at hand (kernels.py).
 A process uses the Python classes or the compiled library, never both: the registry holds each name once.
 """
 

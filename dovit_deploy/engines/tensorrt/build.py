@@ -38,7 +38,7 @@ from dovit_deploy.record import Record
 # The process that builds one engine: reads a job, writes the engine and an outcome, and may die of a signal.
 #
 # TensorRT aborts or crashes on some graphs; whoever started this process then still lives and can say so
-# (tensorrt_build.py). Run as `python -m dovit_deploy.engines.tensorrt.build JOB.json`.
+# (build.py). Run as `python -m dovit_deploy.engines.tensorrt.build JOB.json`.
 
 PR_SET_PDEATHSIG = 1
 

@@ -257,7 +257,7 @@ class BucketContext:
 #
 # A bucket has tuned kernels, an execution context and a CUDA graph of its own. What is rounded up is masked
 # in the graph
-# (padded_form.py), so that the result is that of the count itself.
+# (graphs/padding.py), so that the result is that of the count itself.
 
 STEPS = 16
 """Buckets of a profile that spans a range: at most a sixteenth of its largest count runs in vain."""
