@@ -110,33 +110,31 @@ def sides(value: ast.expr) -> list[ast.expr]:
     return [value]
 
 
-KNOWN_TWINS = set(
-    [
-        "Advance",
-        "Attention",
-        "Block",
-        "ClassMap",
-        "Classifier",
-        "ConvStem",
-        "EngineEntry",
-        "Grid",
-        "Kind",
-        "Logits",
-        "Network",
-        "Part",
-        "PatchStem",
-        "Pixels",
-        "Progress",
-        "Row",
-        "Rows",
-        "Sample",
-        "Selection",
-        "Size",
-        "Stemmed",
-        "Task",
-        "WeightsFile",
-    ]
-)
+KNOWN_TWINS: set[str] = {
+    "Advance",
+    "Attention",
+    "Block",
+    "ClassMap",
+    "Classifier",
+    "ConvStem",
+    "EngineEntry",
+    "Grid",
+    "Kind",
+    "Logits",
+    "Network",
+    "Part",
+    "PatchStem",
+    "Pixels",
+    "Progress",
+    "Row",
+    "Rows",
+    "Sample",
+    "Selection",
+    "Size",
+    "Stemmed",
+    "Task",
+    "WeightsFile",
+}
 """Names that two types of one package still share."""
 
 
