@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from dovit_deploy import packages
 from dovit_deploy.datasets.dataset import IGNORE, Sample
 from dovit_deploy.errors import DatasetError, DovitError
-from dovit_deploy.train.config import Augmentation, Phase, Scaling, TrainConfig
+from dovit_deploy.train.config import ORDER_STREAM, PLAN_STREAM, VIEW_STREAM, Augmentation, Phase, Scaling, TrainConfig
 from dovit_deploy.train.data import TrainingData
 
 
@@ -63,7 +63,7 @@ class Planner:
     def plan(self, step: int, progress: float) -> Plan:
         """The batch of `step`, at `progress` in [0, 1]."""
         phase = self.config.phase_at(progress)
-        rng = np.random.default_rng((self.config.seed, 3, step))
+        rng = np.random.default_rng((self.config.seed, PLAN_STREAM, step))
         rendered = phase.batch if not self.images else int(rng.binomial(phase.batch, phase.rendered))
         images = tuple(self.next_index() for _ in range(phase.batch - rendered))
         scenes = tuple(range(self.scenes, self.scenes + rendered))
@@ -74,7 +74,7 @@ class Planner:
         """Every image once per epoch, in an order of the epoch's own."""
         epoch, position = divmod(self.seen, self.images)
         self.seen += 1
-        order = np.random.default_rng((self.config.seed, 2, epoch)).permutation(self.images)
+        order = np.random.default_rng((self.config.seed, ORDER_STREAM, epoch)).permutation(self.images)
         return int(order[position])
 
 
@@ -87,7 +87,7 @@ class BatchMaker:
     def batch(self, plan: Plan) -> Batch:
         """Decode or render, then augment; raises DatasetError naming the file that cannot be used."""
         config, spec = self.config, self.config.spec
-        rng = np.random.default_rng((config.seed, 1, plan.step))
+        rng = np.random.default_rng((config.seed, VIEW_STREAM, plan.step))
         free = np.array(spec.grid) - np.array(plan.phase.crop) // spec.patch
         views, origins = [], []
         samples = (*map(self.training_data.image, plan.images), *map(self.training_data.scene, plan.scenes))

@@ -18,6 +18,11 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 """RGB, on the scale 0..255."""
 
 
+# Streams of random numbers. Whatever is drawn comes from a generator made of (seed, stream, step or epoch):
+# nothing depends on what was drawn before or by whom, so a resumed run, or one with worker processes, draws the same.
+VIEW_STREAM, ORDER_STREAM, PLAN_STREAM, THRESHOLD_STREAM = 1, 2, 3, 4
+
+
 class Scaling(Record):
     """From 0..255 to what the network takes: mean and standard deviation of red, green and blue."""
 

@@ -107,6 +107,7 @@ def train(request: TrainingRequest, *, progress: Progress, remark: Remark) -> Tr
 def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
     """A new run; nothing is written before everything was found in order."""
     recipe = request.recipe
+    # Checked again when the folder is made; here, so that nobody waits for the data set to be read first.
     refuse_taken(request.output)
     data = training_images(request.dataset, recipe)
     size = recipe.network.size or _size_of(data)
@@ -128,6 +129,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
         refuse_other_classes(data)
     _refuse_other_classes(training_data.main, validation)
     frequencies = training_data.frequencies()
+    # Measured once: a resumed run must compute in the precision that it began with.
     config = with_resolved_precision(config, starting_model(config, start))
     record = RunRecord(
         recipe=recipe,

@@ -14,7 +14,7 @@ from torch import nn
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
-from dovit_deploy.train.config import TrainConfig
+from dovit_deploy.train.config import THRESHOLD_STREAM, TrainConfig
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.forward import Network
 from dovit_deploy.train.initialise import (
@@ -72,6 +72,7 @@ def is_trained(name: str, config: TrainConfig) -> bool:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Move `average` towards `model`, parameters and batch-norm statistics alike; faster in the first steps."""
+    # With the full decay the average would consist of initial weights for hundreds of steps.
     decay = min(decay, (1 + step) / (10 + step))
     mine, theirs = average.state_dict(), model.state_dict()
     for name, value in theirs.items():
@@ -185,6 +186,7 @@ class Trainer:
         Raises:
             Interrupted: `stopped` says so after a step; the state is saved then too.
         """
+        # On a shared machine the wall clock counts what others do; the processor clock counts this process alone.
         clock = time.perf_counter if self.config.clock == "wall" else time.process_time
         began, saved, smooth = clock() - self.seconds, self.seconds, float("nan")
         for batch in batches(self.maker, self.plans(stop_after), workers=self.config.workers):
@@ -193,7 +195,7 @@ class Trainer:
             self.seconds = clock() - began
             smooth = row["loss"] if np.isnan(smooth) else 0.95 * smooth + 0.05 * row["loss"]
             self.folder.log({"step": self.step, "seconds": round(self.seconds, 2), **row})
-            # Before the state is saved, so that a run killed in between looks again.
+            # Before the state is saved, so that a run killed in between validates again.
             if int(self.progress * self.config.validations) > validated:
                 self.validate()
             if self.seconds - saved > self.config.save_seconds:
@@ -235,7 +237,8 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser; returns what is logged."""
         config, progress = self.config, self.progress
-        passing = config.threshold_at(progress, np.random.default_rng((config.seed, 4, self.step)))
+        passing = config.threshold_at(progress, np.random.default_rng((config.seed, THRESHOLD_STREAM, self.step)))
+        # The average knows the dense task best just before tokens stop for the first time.
         if passing is not None and config.distillation.teacher == "average" and self.teacher is None:
             self.teacher = self._frozen(self.average)
         rate = config.learning_rate_at(progress)

@@ -50,6 +50,7 @@ def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dens
     """What `result` says, with the costs that its token counts stand for."""
     cost = cost_model(spec)
     dense, images = cost.dense(), len(result.kept)
+    # `kept` of a dense pass counts the tokens that gates would see, but no gate runs: the cost is the dense one.
     stops_nothing = threshold is None and bool(spec.gates)
     actual = [dense if stops_nothing else cost.actual(kept) for kept in result.kept.tolist()]
     return ThresholdPoint(

@@ -215,12 +215,14 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the log's rows of steps that will run again."""
+        # Else a resumed run would log those steps twice.
         kept = [json.dumps(row) + "\n" for row in self.rows() if row["step"] <= step]
         if kept or (self.path / LOG).exists():
             write_run_file(self.path / LOG, "".join(kept).encode())
 
     def save(self, state: RunState) -> None:
         """Replace the state on the disk; InputError when that fails, and the earlier state stays."""
+        # Into memory first: a file that torch has half written could not be told from a whole one.
         content = io.BytesIO()
         torch.save(vars(state), content)
         write_run_file(self.path / STATE, content.getvalue())
