@@ -58,12 +58,12 @@ def build(
     """
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.tensorrt.build import build_engines
-    from dovit_deploy.engines.tensorrt.package import ENGINES, tensorrt_package
+    from dovit_deploy.engines.tensorrt.package import DISTRIBUTIONS, tensorrt_package
     from dovit_deploy.engines.tensorrt.record import BuildRequest
     from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle
 
-    if engine not in ENGINES:
-        raise UsageError(f"--engine: '{engine}' given; engines are built for: {', '.join(ENGINES)}")
+    if engine not in DISTRIBUTIONS:
+        raise UsageError(f"--engine: '{engine}' given; engines are built for: {', '.join(DISTRIBUTIONS)}")
     request = BuildRequest(
         precision=precision,
         buckets=_counts(buckets),
@@ -241,10 +241,14 @@ def _facts(engines: EngineSet) -> tuple[str, ...]:
 def _usable_here() -> dict[str, str | None]:
     """Version of each TensorRT package here, None where it is absent, and of the code of graphs and plugins."""
     from dovit_deploy.engines.plugins.library import plugin_digest
-    from dovit_deploy.engines.tensorrt.package import ENGINES, installed_version
-    from dovit_deploy.graphs.derived import forms_digest
+    from dovit_deploy.engines.tensorrt.package import DISTRIBUTIONS, installed_version
+    from dovit_deploy.engines.tensorrt.record import build_digest
 
-    return {"": forms_digest(), "plugins": plugin_digest(), **{engine: installed_version(engine) for engine in ENGINES}}
+    return {
+        "": build_digest(),
+        "plugins": plugin_digest(),
+        **{engine: installed_version(engine) for engine in DISTRIBUTIONS},
+    }
 
 
 def why_unusable(folder: Path, here: dict[str, str | None]) -> str | None:

@@ -1,1 +1,1 @@
-"""One file per runtime; none imports torch."""
+"""How does one runtime load and run one graph? One file or folder per runtime; none imports PyTorch."""

@@ -25,7 +25,7 @@ PRECISIONS = ("fp16", "fp32")
 
 SOURCES = (
     *("graphs/derived", "graphs/weights", "graphs/padding", "graphs/half_precision", "graphs/plugins"),
-    *("engines/tensorrt/build", "engines/tensorrt/network"),
+    *("engines/tensorrt/build", "engines/tensorrt/builder"),
 )
 """The files that decide what is in an engine."""
 

@@ -1,10 +1,10 @@
-"""Memory of one NVIDIA GPU and one stream of work on it: all that a runtime on a GPU asks of a Python CUDA package.
+"""Memory of one NVIDIA GPU and one stream of work on it: everything that a runtime needs of a Python CUDA package.
 
-Two packages can do it, each in a file of its own: NVIDIA's cuda-bindings (`--cuda-memory cuda-core`, the default) and
-PyCUDA (`--cuda-memory pycuda`). Tests have a third, which is no GPU.
+Two packages provide it, each behind a file of its own: NVIDIA's cuda-bindings (`--cuda-memory cuda-core`, the default)
+and PyCUDA (`--cuda-memory pycuda`). The tests have a third one that needs no GPU.
 
-Whatever is done to memory is enqueued on the one stream and happens in order; nothing waits but `Mark.wait`. A memory
-is used by the thread that opened it.
+All work on memory is enqueued on the one stream and happens in order; only `Mark.wait` blocks the host. A memory is
+used by the thread that opened it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.engines.cuda.driver import GpuDevice
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import DeviceOutOfMemory, UsageError
 
 MEMORIES = {
     "cuda-core": "dovit_deploy.engines.cuda.bindings",
@@ -33,29 +33,22 @@ HostArray = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """A contiguous array (row-major) in device memory; it may be a part of what `owner` keeps alive."""
+    """A contiguous (row-major) array in device memory, which the `DeviceMemory` that allocated it keeps alive."""
 
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     room: int
-    """Entries of the first axis that lie at `address`; those behind `shape[0]` are there and not asked for."""
-    owner: object = None
+    """Entries of the first axis that are stored at `address`; those beyond `shape[0]` exist but are not part of it."""
     stream: int | None = None
-    """Stream on which it was last written, for whoever reads it from another one; None: nothing is pending."""
+    """Stream on which it was last written, for readers on another stream; None: no write is pending."""
 
     @classmethod
     def of(
-        cls,
-        address: int,
-        shape: tuple[int, ...],
-        dtype: npt.DTypeLike,
-        *,
-        owner: object = None,
-        stream: int | None = None,
+        cls, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, *, stream: int | None = None
     ) -> DeviceArray:
-        """The array at `address` that has room for itself only."""
-        return cls(address, shape, np.dtype(dtype), shape[0] if shape else 1, owner, stream)
+        """The array at `address`, with room for exactly its own entries."""
+        return cls(address, shape, np.dtype(dtype), shape[0] if shape else 1, stream)
 
     @property
     def ndim(self) -> int:
@@ -64,7 +57,7 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the entries asked for."""
+        """Bytes of the entries within `shape`."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -89,38 +82,38 @@ class DeviceArray:
         }
 
 
-class Block(Protocol):
+class Allocation(Protocol):
     """A piece of device memory."""
 
     address: int
     nbytes: int
 
     def free(self) -> None:
-        """Give it back; what is enqueued and uses it is done first. A second call does nothing."""
+        """Release it after the enqueued work that uses it is done. A second call does nothing."""
 
 
 class Mark(Protocol):
-    """A place in the stream's work (a CUDA event)."""
+    """A point in the stream's work (a CUDA event)."""
 
     def wait(self) -> None:
         """Return when everything that was enqueued before the mark is done.
 
         Raises:
-            DeviceFailed: something of it failed.
+            DeviceFailed: some of that work failed.
         """
 
     def milliseconds_since(self, earlier: Any) -> float:  # noqa: ANN401  a Mark of the same memory
-        """Time on the device between two marks, both waited for."""
+        """Time on the device between two marks, both of which were waited for."""
 
 
 class Launch(Protocol):
     """Captured work (a CUDA graph), ready to be enqueued again with the same addresses."""
 
     def enqueue(self) -> None:
-        """Enqueue all of it on the stream, at once."""
+        """Enqueue all of it on the stream in one call."""
 
     def free(self) -> None:
-        """Give back what it holds."""
+        """Release what it holds."""
 
 
 class DeviceMemory(Protocol):
@@ -130,50 +123,47 @@ class DeviceMemory(Protocol):
     """Key of `MEMORIES`."""
     device: GpuDevice
     stream: int
-    """The stream's address (CUstream), for whoever enqueues work of its own."""
+    """The stream's address (CUstream), for callers that enqueue work of their own."""
 
-    def allocate(self, nbytes: int) -> Block:
+    def allocate(self, nbytes: int) -> Allocation:
         """Device memory, at least one byte, aligned to 256 bytes.
 
         Raises:
-            DeviceOutOfMemory: there is not so much.
+            DeviceOutOfMemory: less than that is free.
         """
 
     def pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Page-locked host memory (nbytes,), from and to which copies do not hold up the host; freed by the last user.
+        """Page-locked host memory (nbytes,), which copies do not make the host wait for; freed with its last view.
 
         Raises:
-            DeviceOutOfMemory: it cannot be had.
+            DeviceOutOfMemory: it cannot be allocated.
         """
 
     def copy(self, target: DeviceArray | HostArray, source: DeviceArray | HostArray) -> None:
-        """Enqueue a copy in, out, or on the device; both have as many bytes, and host arrays are contiguous.
+        """Enqueue a copy to, from, or on the device; both have the same number of bytes, host arrays are contiguous.
 
-        A host array must stay as it is, or not be read, until a mark behind the copy was waited for.
+        A host array must not be changed (as a source) or read (as a target) until a mark after the copy was waited for.
         """
 
     def mark(self) -> Mark:
-        """Mark this place in the stream's work."""
-
-    def follow(self, stream: int) -> None:
-        """Let what is enqueued from now on start after what is on the other `stream` now."""
+        """Mark this point in the stream's work."""
 
     def capture(self, work: Callable[[], None]) -> Launch:
-        """What `work` enqueues on the stream, captured instead of done.
+        """What `work` enqueues on the stream, captured instead of executed.
 
         Raises:
             DeviceFailed: it does something that cannot be captured, such as waiting.
         """
 
     def close(self) -> None:
-        """Wait for what is enqueued and free everything."""
+        """Wait for all enqueued work and free everything."""
 
 
 def opened_memory(name: str = DEFAULT_MEMORY, *, number: int = 0) -> DeviceMemory:
-    """The memory of the GPU called `number` by the driver, through the package `name`.
+    """The memory of the driver's GPU `number`, through the package `name`.
 
     Raises:
-        UsageError: no such package is known here.
+        UsageError: an unknown package.
         PackageMissing: it is not installed.
         ProviderMissing: no driver, or no such GPU.
     """
@@ -181,3 +171,17 @@ def opened_memory(name: str = DEFAULT_MEMORY, *, number: int = 0) -> DeviceMemor
         raise UsageError(f"--cuda-memory: '{name}' given; there are: {', '.join(MEMORIES)}")
     memory: DeviceMemory = importlib.import_module(MEMORIES[name]).opened_memory(number)
     return memory
+
+
+def check_sizes(target: DeviceArray | HostArray, source: DeviceArray | HostArray) -> None:
+    """Raise ValueError unless both sides of a copy have the same number of bytes."""
+    if target.nbytes != source.nbytes:
+        raise ValueError(f"{source.nbytes} bytes into {target.nbytes}")
+
+
+def out_of_memory(nbytes: int) -> DeviceOutOfMemory:
+    """The error for `nbytes` bytes that could not be allocated."""
+    return DeviceOutOfMemory(
+        f"out of GPU memory: {nbytes / 1e6:.1f} MB more are needed; end other programs that use the GPU "
+        "(nvidia-smi lists them), or take a smaller model"
+    )

@@ -1,1 +1,1 @@
-"""."""
+"""The token operators as TensorRT plugins: the CUDA kernels, and the classes that TensorRT calls."""

@@ -1,6 +1,6 @@
 """The token kernels from Python: compiled by NVRTC for one architecture, launched through the CUDA driver.
 
-They are the same source that `make plugins` compiles (token_kernels.cuh), and the same shapes of blocks and grids
+`make plugins` compiles the same source (token_kernels.cuh) and launches it with the same shapes of blocks and grids
 (csrc/token_shapes.h). Addresses are device addresses as integers; a call only enqueues work on `stream`.
 """
 
@@ -19,8 +19,10 @@ from dovit_deploy.errors import EnvironmentProblem, ProviderMissing
 UNITS = (16, 4, 2, 1)
 """Bytes that a thread moves at once."""
 ROW_THREADS = 256
+"""Threads of a block of the row kernels; kRowThreads of csrc/token_shapes.h."""
 COMPACT_THREADS = 1024
 COMPACT_TILE = 4096
+"""Entries of a mask that one block of the compaction takes; kTile of token_kernels.cuh."""
 KERNELS = (
     *(f"dovit_{work}_rows_{unit}" for work in ("gather", "scatter") for unit in UNITS),
     *("dovit_compact_1", "dovit_compact_8"),
@@ -31,7 +33,7 @@ Arguments = tuple[tuple[Any, int], ...]
 
 
 def kernel_source() -> str:
-    """The CUDA source, which lies beside this file."""
+    """The CUDA source, which is installed beside this file."""
     return Path(__file__).with_name("token_kernels.cuh").read_text()
 
 
@@ -46,10 +48,9 @@ def compiled_kernels(architecture: str) -> bytes:
     nvrtc = packages.load("cuda.bindings.nvrtc")
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     try:
-        program = _compiler(
-            nvrtc, nvrtc.nvrtcCreateProgram(kernel_source().encode(), b"token_kernels.cu", 0, None, None)
-        )
-    # What cuda-bindings raises where it finds no NVRTC library.
+        source = kernel_source().encode()
+        program = _nvrtc_value(nvrtc, nvrtc.nvrtcCreateProgram(source, b"token_kernels.cu", 0, None, None))
+    # cuda-bindings raises this where it finds no NVRTC library.
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"NVRTC, which compiles the CUDA kernels, cannot be loaded ({_first_line(error)}); "
@@ -60,10 +61,10 @@ def compiled_kernels(architecture: str) -> bytes:
         raise EnvironmentProblem(
             f"NVRTC {_version(nvrtc)} does not compile the token kernels for {architecture}: {status.name}"
         )
-    # cuda-bindings fills the bytes object that it is given.
-    cubin = bytes(_compiler(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
-    _compiler(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
-    _compiler(nvrtc, nvrtc.nvrtcDestroyProgram(program))
+    # cuda-bindings writes into the bytes object that it is given.
+    cubin = bytes(_nvrtc_value(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
+    _nvrtc_value(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
+    _nvrtc_value(nvrtc, nvrtc.nvrtcDestroyProgram(program))
     return cubin
 
 
@@ -86,8 +87,8 @@ class TokenKernels:
         """
         driver = packages.load("cuda.bindings.driver")
         try:
-            device = _driven(driver, driver.cuCtxGetDevice())
-        # What cuda-bindings raises where it finds no driver.
+            device = _driver_value(driver, driver.cuCtxGetDevice())
+        # cuda-bindings raises this where it finds no driver.
         except RuntimeError as error:
             raise ProviderMissing(
                 f"the token kernels need an NVIDIA GPU and its driver ({_first_line(error)}); "
@@ -95,20 +96,20 @@ class TokenKernels:
             ) from error
         attributes = driver.CUdevice_attribute
         major, minor = (
-            _driven(driver, driver.cuDeviceGetAttribute(attribute, device))
+            _driver_value(driver, driver.cuDeviceGetAttribute(attribute, device))
             for attribute in (
                 attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
             )
         )
-        module = _driven(driver, driver.cuModuleLoadData(compiled_kernels(f"sm_{major}{minor}")))
-        names = {name: _driven(driver, driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
+        module = _driver_value(driver, driver.cuModuleLoadData(compiled_kernels(f"sm_{major}{minor}")))
+        names = {name: _driver_value(driver, driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
         return cls(driver, names)
 
     def gather(
         self, tokens: int, index: int, values: int, *, total: int, kept: int, row_bytes: int, stream: int
     ) -> None:
-        """`values` (kept, C) = rows `index` (kept,) int64 of `tokens` (total, C); a row has `row_bytes` bytes."""
+        """`values` (kept, C) = rows `index` (kept,) int64 of `tokens` (total, C); a row is `row_bytes` bytes long."""
         if kept and row_bytes:
             unit = unit_bytes(tokens, values, row_bytes)
             grid, block = row_grid(row_bytes // unit, kept)
@@ -118,12 +119,12 @@ class TokenKernels:
     def scatter(
         self, tokens: int, index: int, values: int, output: int, *, total: int, kept: int, row_bytes: int, stream: int
     ) -> None:
-        """`output` (total, C) = `tokens` with rows `index` (kept,) int64, each named once, replaced by `values`.
+        """`output` (total, C) = `tokens` with rows `index` (kept,) int64, without repetition, replaced by `values`.
 
-        `output` may be `tokens` itself: then only the rows are written.
+        `output` may be `tokens` itself: then only those rows are written.
         """
         if output != tokens and total * row_bytes:
-            _driven(self.driver, self.driver.cuMemcpyDtoDAsync(output, tokens, total * row_bytes, stream))
+            _driver_value(self.driver, self.driver.cuMemcpyDtoDAsync(output, tokens, total * row_bytes, stream))
         if not (kept and row_bytes):
             return
         unit = unit_bytes(values, output, row_bytes)
@@ -132,11 +133,11 @@ class TokenKernels:
         self._launch(f"dovit_scatter_rows_{unit}", grid, block, _arguments((index, values, output), numbers), stream)
 
     def compact(self, keep: int, order: int, count: int, *, mask_bytes: int, total: int, stream: int) -> None:
-        """`order` (total,) and `count` () int64 of the mask `keep` (total,), whose entries have 1 or 8 bytes."""
+        """`order` (total,) and `count` () int64 of the mask `keep` (total,), whose entries are 1 or 8 bytes long."""
         self._compact((keep, order, count, 0), mask_bytes, total, stream)
 
     def compact_index(self, keep: int, index: int, size: int, *, mask_bytes: int, total: int, stream: int) -> None:
-        """The kept positions alone, with room for `total` of them, and how many they are: `size` () int32."""
+        """Only the kept positions, in `index` with room for `total` of them, and their number: `size` () int32."""
         self._compact((keep, index, 0, size), mask_bytes, total, stream)
 
     def _compact(self, addresses: tuple[int, ...], mask_bytes: int, total: int, stream: int) -> None:
@@ -151,7 +152,7 @@ class TokenKernels:
         launched = self.driver.cuLaunchKernel(
             self.functions[name], grid, 1, 1, block[0], block[1], 1, 0, stream, (values, types), 0
         )
-        _driven(self.driver, launched)
+        _driver_value(self.driver, launched)
 
 
 def unit_bytes(first: int, second: int, row_bytes: int) -> int:
@@ -160,13 +161,14 @@ def unit_bytes(first: int, second: int, row_bytes: int) -> int:
 
 
 def row_grid(units: int, rows: int) -> tuple[int, tuple[int, int]]:
-    """Blocks, and the threads of a block (along a row, rows), for `rows` rows of `units` units.
+    """Number of blocks, and a block's threads (along a row, rows), for `rows` rows of `units` units.
 
-    The widest of 128, 64, ... threads along a row of which few are idle.
+    Takes the widest of 128, 64, ... threads along a row that leaves few of them idle.
     """
     best, least = 1, units
     for width in (2, 4, 8, 16, 32, 64, 128):
         used = -(-units // width) * width
+        # Idle threads up to an eighth cost less than a narrower row.
         if used - units <= units // 8 or used <= least:
             best, least = width, used
     height = ROW_THREADS // best
@@ -177,15 +179,16 @@ def _arguments(addresses: tuple[int, ...], numbers: tuple[int, ...]) -> Argument
     return (*((_ADDRESS, address) for address in addresses), *((_LONG, number) for number in numbers))
 
 
-def _driven(driver: Any, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    """The value of a driver call, of which `answer` is a status and what it gave."""
+def _driver_value(driver: Any, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """The value of a driver call that returned `answer`, a status and perhaps a value."""
     status, *values = answer
     if status != driver.CUresult.CUDA_SUCCESS:
         raise ProviderMissing(f"the CUDA driver refused the token kernels: {status.name}")
     return values[0] if values else None
 
 
-def _compiler(nvrtc: Any, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
+def _nvrtc_value(nvrtc: Any, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """The value of a compiler call that returned `answer`, a status and perhaps a value."""
     status, *values = answer
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise EnvironmentProblem(f"NVRTC {_version(nvrtc)} failed: {status.name}")

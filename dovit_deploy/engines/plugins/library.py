@@ -1,17 +1,21 @@
-"""TokenGather, TokenScatter, TokenPartition and TokenIndex as Python classes, for machines without TensorRT's headers.
+"""TokenGather, TokenScatter, TokenPartition and TokenIndex for TensorRT: compiled, or as Python classes.
 
-They bear the names of the compiled plugins (csrc/token_plugins.cpp) and do the same. Building needs neither a GPU nor a
-driver; running compiles the kernels for the GPU at hand (kernels.py).
-A process uses the Python classes or the compiled library, never both: the registry holds each name once.
+The environment variable `DOVIT_PLUGIN_LIBRARY` names the library that `make plugins` compiles (csrc/token_plugins.cpp).
+Without it the Python classes of this file serve, for machines without TensorRT's headers: they have the same names and
+do the same. Building with them needs neither a GPU nor a driver; running compiles the kernels for the GPU (kernels.py).
+A process uses one or the other, never both, because TensorRT's registry holds each name once.
+
+An engine holds calls of plugins, not their code, so it must run with what it was built with: hence `plugin_digest`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,22 @@ from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import EnvironmentProblem
 from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
 
-# What a tensor is: rows (N, C) of the type of the tokens; int64; the int32 scalar that TensorRT wants for a size.
+VARIABLE = "DOVIT_PLUGIN_LIBRARY"
+
+BEHAVIOUR = 1
+"""To be raised when the Python classes come to do something else (shapes, types, launches): engines are then rebuilt.
+
+The kernels' source is in the digest itself; the text of this file is not, so that moving or rewording it rebuilds
+nothing.
+"""
+
+# What a tensor is: rows (N, C) of the type of the tokens; int64; the int32 scalar that TensorRT requires for a size.
 ROWS, INTEGERS, SIZE = "rows", "integers", "size"
 
 
 @dataclass(frozen=True)
 class PluginKind:
-    """A plugin as data: what each of its tensors is."""
+    """A plugin as data: the role of each of its tensors (`ROWS`, `INTEGERS` or `SIZE`)."""
 
     name: str
     inputs: tuple[str, ...]
@@ -43,14 +56,71 @@ KINDS = (
 )
 
 
-def plugin_creators(trt: Any) -> list[Any]:  # noqa: ANN401  the module `tensorrt` or `tensorrt_rtx`
-    """One IPluginCreatorV3One for each plugin, to be registered and kept alive as long as the registry is used."""
-    creator = type("TokenPluginCreator", (_TokenPluginCreator, trt.IPluginCreatorV3One), {"trt": trt})
-    return [creator(kind) for kind in KINDS]
+def compiled_library() -> Path | None:
+    """The library that `DOVIT_PLUGIN_LIBRARY` names; None where the variable is not set.
+
+    Raises:
+        EnvironmentProblem: there is no such file.
+    """
+    named = os.environ.get(VARIABLE)
+    if not named:
+        return None
+    path = Path(named).absolute()
+    if not path.is_file():
+        raise EnvironmentProblem(
+            f"{VARIABLE}: no plugin library at {path}; compile it with: make plugins TENSORRT_INCLUDE=..., "
+            f"or unset {VARIABLE} to use the Python plugins"
+        )
+    return path
 
 
-def register_plugins(trt: Any) -> list[Any]:  # noqa: ANN401
-    """Make the Python plugins known to TensorRT; the creators are returned, for the caller to keep alive."""
+def plugin_digest() -> str:
+    """SHA-256 of what the plugins do: of the compiled library, or of the kernels' source and what calls them.
+
+    Raises:
+        EnvironmentProblem: see `compiled_library`.
+    """
+    library = compiled_library()
+    if library is not None:
+        return file_entry(library).sha256
+    facts = {
+        "behaviour": BEHAVIOUR,
+        "namespace": DOMAIN,
+        "version": VERSION,
+        "kinds": [asdict(kind) for kind in KINDS],
+        "kernels": kernel_source(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_plugins_run() -> None:
+    """Raise PackageMissing where the Python plugins serve and cannot compile or launch their kernels."""
+    if compiled_library() is None:
+        for module in ("cuda.bindings.driver", "cuda.bindings.nvrtc"):
+            packages.load(module)
+
+
+@functools.cache
+def registered_plugins(package: TensorRtPackage) -> Any:  # noqa: ANN401  creators, or a library's handle
+    """Register the plugins with TensorRT, once per process; the cache keeps alive what the registry does not.
+
+    Raises:
+        EnvironmentProblem: the compiled library does not exist, or does not load.
+    """
+    library = compiled_library()
+    if library is None:
+        return register_plugins(package.module)
+    handle = package.module.get_plugin_registry().load_library(str(library))
+    if handle is None:
+        raise EnvironmentProblem(
+            f"{VARIABLE}: TensorRT does not load {library}; compile it for {package.engine} {package.version} with: "
+            "make plugins TENSORRT_INCLUDE=..."
+        )
+    return handle
+
+
+def register_plugins(trt: Any) -> list[Any]:  # noqa: ANN401  the module `tensorrt` or `tensorrt_rtx`
+    """Register the Python plugins; the caller must keep the returned creators alive, the registry does not."""
     creators = plugin_creators(trt)
     registry = trt.get_plugin_registry()
     for creator in creators:
@@ -58,8 +128,14 @@ def register_plugins(trt: Any) -> list[Any]:  # noqa: ANN401
     return creators
 
 
+def plugin_creators(trt: Any) -> list[Any]:  # noqa: ANN401
+    """One IPluginCreatorV3One for each of `KINDS`."""
+    creator = type("TokenPluginCreator", (_TokenPluginCreator, trt.IPluginCreatorV3One), {"trt": trt})
+    return [creator(kind) for kind in KINDS]
+
+
 class _TokenPluginCreator:
-    """What TensorRT asks for a plugin; completed with the base class of the package in use."""
+    """Makes plugins of one kind for TensorRT; `plugin_creators` adds the base class of the package in use."""
 
     trt: Any
 
@@ -81,7 +157,7 @@ def _plugin_class(trt: Any) -> Any:  # noqa: ANN401
 
 
 class _TokenPlugin:
-    """A plugin of any kind; completed with the base classes of the package in use, whose methods these are."""
+    """A plugin of any kind; `_plugin_class` adds the package's base classes, whose methods these override."""
 
     trt: Any
     interfaces: tuple[Any, ...]
@@ -109,10 +185,10 @@ class _TokenPlugin:
         return self.trt.PluginFieldCollection([])
 
     def set_tactic(self, tactic: int) -> None:
-        """There is one way only."""
+        """There is only one tactic."""
 
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """Nothing depends on the sizes to come."""
+        """Nothing depends on sizes before the run."""
 
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """Nothing is prepared for a size."""
@@ -126,7 +202,7 @@ class _TokenPlugin:
         if self.kind.name == PARTITION:
             return [output, scalar]
         if self.kind.name == INDEX:
-            # The count is known on the device alone. Tuned for half of the tokens, with room for all.
+            # Only the device knows the count. Tuned for half of the tokens, with room for all of them.
             total = inputs[0][0]
             half = expressions.operation(self.trt.DimensionOperation.CEIL_DIV, total, expressions.constant(2))
             output[0] = expressions.declare_size_tensor(1, half, total)
@@ -156,7 +232,7 @@ class _TokenPlugin:
         stream: int,
     ) -> None:
         """Launch the kernel of this plugin; raises `ProviderMissing` where there is no driver."""
-        # Compiled at the first call: only there is it certain that the engine's context is current.
+        # Compiled at the first call: only then is it certain that the engine's context is current.
         self._kernels = self._kernels or TokenKernels.on_current_device()
         total = input_desc[0].dims[0]
         if self.kind.name == PARTITION:
@@ -167,74 +243,3 @@ class _TokenPlugin:
             run = self._kernels.gather if self.kind.name == GATHER else self._kernels.scatter
             row_bytes = input_desc[0].dims[1] * input_desc[0].type.itemsize
             run(*inputs, *outputs, total=total, kept=input_desc[1].dims[0], row_bytes=row_bytes, stream=stream)
-
-
-# Which code serves the token plugins in this process: the Python classes, or the library that `make plugins` compiles.
-#
-# The environment variable `DOVIT_PLUGIN_LIBRARY` names a compiled library; without it the Python classes
-# serve. An engine
-# holds calls of plugins, not their code, so what it was built with must be there again when it runs: hence the digest.
-
-VARIABLE = "DOVIT_PLUGIN_LIBRARY"
-SOURCES = ("token_plugins.py", "token_kernels.py")
-"""Files of this folder that are the Python plugins; the CUDA source that they compile is the rest."""
-
-
-def compiled_library() -> Path | None:
-    """The library that `DOVIT_PLUGIN_LIBRARY` names; None where it names none.
-
-    Raises:
-        EnvironmentProblem: it is not there.
-    """
-    named = os.environ.get(VARIABLE)
-    if not named:
-        return None
-    path = Path(named).absolute()
-    if not path.is_file():
-        raise EnvironmentProblem(
-            f"{VARIABLE}: no plugin library at {path}; compile it with: make plugins TENSORRT_INCLUDE=..., "
-            f"or unset {VARIABLE}: the plugins are then those of Python"
-        )
-    return path
-
-
-def plugin_digest() -> str:
-    """SHA-256 of the code of the plugins, their kernels included.
-
-    Raises:
-        EnvironmentProblem: the compiled library is named and not there.
-    """
-    library = compiled_library()
-    if library is not None:
-        return file_entry(library).sha256
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    digest.update(kernel_source().encode())
-    return digest.hexdigest()
-
-
-def check_plugins_run() -> None:
-    """Raise PackageMissing where the Python plugins would serve and cannot compile or launch their kernels."""
-    if compiled_library() is None:
-        for module in ("cuda.bindings.driver", "cuda.bindings.nvrtc"):
-            packages.load(module)
-
-
-@functools.cache
-def registered_plugins(package: TensorRtPackage) -> Any:  # noqa: ANN401  creators, or a library's handle
-    """Make the plugins known to TensorRT in this process, once; the cache keeps alive what the registry does not.
-
-    Raises:
-        EnvironmentProblem: the compiled library is named and not there, or does not load.
-    """
-    library = compiled_library()
-    if library is None:
-        return register_plugins(package.module)
-    handle = package.module.get_plugin_registry().load_library(str(library))
-    if handle is None:
-        raise EnvironmentProblem(
-            f"{VARIABLE}: TensorRT does not load {library}; compile it for {package.engine} {package.version} with: "
-            "make plugins TENSORRT_INCLUDE=..."
-        )
-    return handle

@@ -1,8 +1,7 @@
-"""A bundle -> engines: each graph built in a process of its own, the result kept under a key of all it depends on."""
+"""A bundle -> engines: each graph is built in a process of its own, and kept under a key of all that it depends on."""
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
 import signal
@@ -15,103 +14,28 @@ from pydantic import ValidationError
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import Bundle, file_entry
-from dovit_deploy.bundle.manifest import FileEntry, TokenCount
-from dovit_deploy.engines.plugins.library import registered_plugins
-from dovit_deploy.engines.tensorrt.network import built_engine, layer_table, summary_of_log
-from dovit_deploy.engines.tensorrt.package import TensorRtPackage, child_environment, library_folder, tensorrt_package
+from dovit_deploy.bundle.manifest import FileEntry
+from dovit_deploy.engines.tensorrt.builder import BuilderJob, BuilderOutcome
+from dovit_deploy.engines.tensorrt.package import TensorRtPackage, child_environment, library_folder
 from dovit_deploy.engines.tensorrt.record import (
+    BuildRecord,
     BuildRequest,
-    EngineEntry,
     EngineKey,
     EngineRecord,
-    LayerSummary,
     PluginRecord,
-    TensorRecord,
     engine_key,
 )
 from dovit_deploy.engines.tensorrt.store import ENTRY, EngineCache, EngineSet, open_engines
-from dovit_deploy.errors import DovitError, EngineBuildFailed, EngineInvalid, InputError
+from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
 from dovit_deploy.graphs.derived import DerivedGraph, derive_graphs
 from dovit_deploy.graphs.plugins import DOMAIN, VERSION
-from dovit_deploy.record import Record
 
-# The process that builds one engine: reads a job, writes the engine and an outcome, and may die of a signal.
-#
-# TensorRT aborts or crashes on some graphs; whoever started this process then still lives and can say so
-# (build.py). Run as `python -m dovit_deploy.engines.tensorrt.build JOB.json`.
+BUILDER = "dovit_deploy.engines.tensorrt.builder"
+"""Module whose `main(path of a job)` the child process calls."""
 
-PR_SET_PDEATHSIG = 1
-
-
-class BuilderJob(Record):
-    """What is to be built; paths are absolute."""
-
-    engine: str
-    onnx: str
-    output: str
-    """Where the engine goes."""
-    table: str
-    """Where the builder's layer table goes."""
-    outcome: str
-    """Where the `BuilderOutcome` goes, last of all."""
-    profiles: tuple[TokenCount, ...]
-    compute_capabilities: tuple[str, ...]
-    plugins: bool
-    attention: int
-    parent: int
-    """Process that waits for the outcome."""
-
-
-class BuilderOutcome(Record):
-    """What came of it: an error's words, or the facts about an engine."""
-
-    error: str | None = None
-    tensors: tuple[TensorRecord, ...] = ()
-    layers: LayerSummary | None = None
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
-
-
-def main(arguments: list[str]) -> None:
-    """Carry out the job in the file named by the one argument."""
-    job = BuilderJob.model_validate_json(Path(arguments[0]).read_bytes())
-    die_with(job.parent)
-    # Ctrl-C reaches the whole group; the parent alone decides, and ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        outcome = _carried_out(job)
-    except (DovitError, OSError) as error:
-        outcome = BuilderOutcome(error=str(error))
-    Path(job.outcome).write_text(outcome.model_dump_json(), encoding="utf-8")
-
-
-def _carried_out(job: BuilderJob) -> BuilderOutcome:
-    package = tensorrt_package(job.engine)
-    if job.plugins:
-        registered_plugins(package)
-    engine = built_engine(package, Path(job.onnx), profiles=job.profiles, compute_capabilities=job.compute_capabilities)
-    Path(job.output).write_bytes(engine.plan)
-    Path(job.table).write_text(layer_table(engine.messages), encoding="utf-8")
-    return BuilderOutcome(
-        tensors=engine.tensors,
-        layers=summary_of_log(engine.messages, attention=job.attention),
-        seconds=engine.seconds,
-        peak_memory_bytes=engine.peak_memory_bytes,
-    )
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent is gone, so that no orphan builds on into a removed folder."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-BUILDER = "dovit_deploy.engines.tensorrt.build"
-
-Progress = Callable[[str], None]
+START = "import importlib, sys; sys.path[:] = sys.argv[3:]; importlib.import_module(sys.argv[1]).main(sys.argv[2])"
+"""Program of the child: it takes over this process's import path, so that it imports the very same code, whether from a
+wheel, a checkout or a folder that was added at run time, and nothing from the folder it happens to be started in."""
 
 
 def build_engines(
@@ -121,18 +45,18 @@ def build_engines(
     package: TensorRtPackage,
     cache: EngineCache,
     rebuild: bool = False,
-    progress: Progress,
+    progress: Callable[[str], None],
 ) -> tuple[EngineSet, bool]:
     """The engines of `bundle`, from the cache or built now; also whether they were built now.
 
     Raises:
         UsageError: see `engine_key`.
-        EngineBuildFailed: TensorRT refuses a graph, or its process dies; the cache is as it was.
+        EngineBuildFailed: TensorRT refuses a graph, or its process dies; the cache is unchanged.
         InputError: the cache cannot be written.
     """
     key = engine_key(bundle, request, package)
     with cache.locked(key, waiting=lambda: progress("waiting for another build of the same engines")):
-        found = None if rebuild else _sound(cache, key, progress)
+        found = None if rebuild else _undamaged(cache, key, progress)
         if found is not None:
             return found, False
         try:
@@ -143,8 +67,8 @@ def build_engines(
         return open_engines(cache.root / key.name, origin="cache"), True
 
 
-def _sound(cache: EngineCache, key: EngineKey, progress: Progress) -> EngineSet | None:
-    """What the cache has, unless it is damaged: then it is built again."""
+def _undamaged(cache: EngineCache, key: EngineKey, progress: Callable[[str], None]) -> EngineSet | None:
+    """The engines of `key` in the cache; None where there are none, or where they must be built again."""
     try:
         return cache.find(key)
     except EngineInvalid as error:
@@ -152,23 +76,29 @@ def _sound(cache: EngineCache, key: EngineKey, progress: Progress) -> EngineSet 
         return None
 
 
-def _fill(folder: Path, bundle: Bundle, key: EngineKey, package: TensorRtPackage, progress: Progress) -> None:
+def _fill(
+    folder: Path, bundle: Bundle, key: EngineKey, package: TensorRtPackage, progress: Callable[[str], None]
+) -> None:
     """Build every engine of `key` into `folder`."""
     progress("deriving graphs")
     graphs, weights = derive_graphs(bundle, tuple(key.graphs), folder, precision=key.precision, plugins=key.plugins)
     weights_entry = file_entry(weights)
     for number, graph in enumerate(graphs, start=1):
         progress(f"building {graph.name} ({number} of {len(graphs)})")
-        outcome = _built(folder, graph, key, package)
+        outcome = build_graph(folder, graph, key, package)
         record = _record(folder, graph, key, package, outcome, weights_entry)
         (folder / f"{graph.name}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    entry = EngineEntry(key=key, bundle=bundle.manifest.name, tool=f"dovit-deploy {__version__}", built_at=now)
+    entry = BuildRecord(key=key, bundle=bundle.manifest.name, tool=f"dovit-deploy {__version__}", built_at=now)
     (folder / ENTRY).write_text(entry.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _built(folder: Path, graph: DerivedGraph, key: EngineKey, package: TensorRtPackage) -> BuilderOutcome:
-    """Build one engine in a child process."""
+def build_graph(folder: Path, graph: DerivedGraph, key: EngineKey, package: TensorRtPackage) -> BuilderOutcome:
+    """Build one engine in a child process: writes `<graph>.engine` and `<graph>.layers.txt` to `folder`.
+
+    Raises:
+        EngineBuildFailed: TensorRT refuses the graph, or its process dies.
+    """
     job = BuilderJob(
         engine=key.engine,
         onnx=str(graph.path),
@@ -176,7 +106,7 @@ def _built(folder: Path, graph: DerivedGraph, key: EngineKey, package: TensorRtP
         table=str(folder / f"{graph.name}.layers.txt"),
         outcome=str(folder / f"{graph.name}.outcome"),
         profiles=key.profiles[graph.name],
-        # A single-GPU package takes what is there; it has no list to be set.
+        # A package that builds for this machine's GPU only has no list to set.
         compute_capabilities=key.compute_capabilities if package.capabilities.compute_capabilities else (),
         plugins=key.plugins,
         attention=graph.attention,
@@ -184,33 +114,35 @@ def _built(folder: Path, graph: DerivedGraph, key: EngineKey, package: TensorRtP
     )
     path = folder / f"{graph.name}.job"
     path.write_text(job.model_dump_json(), encoding="utf-8")
-    status, said = run_child([sys.executable, "-m", BUILDER, str(path)], package)
-    outcome = _outcome(graph.name, Path(job.outcome), status, said)
+    status, errors = run_child(path, package)
+    outcome = _outcome(graph.name, Path(job.outcome), status, errors)
     for done in (path, Path(job.outcome)):
         done.unlink()
     return outcome
 
 
-def run_child(command: list[str], package: TensorRtPackage) -> tuple[int, str]:
-    """Run a process that uses TensorRT; gives its status (minus the signal that ended it) and what it said last."""
-    environment = child_environment(library_folder(package))
-    # It is the same code that the child must import, wherever it was imported from.
-    home = str(Path(__file__).parents[3])
-    environment["PYTHONPATH"] = os.pathsep.join(part for part in (home, environment.get("PYTHONPATH")) if part)
+def run_child(job: Path, package: TensorRtPackage) -> tuple[int, str]:
+    """Run the process that carries out `job`; returns its status (minus the signal that ended it) and its stderr."""
+    command = [sys.executable, "-c", START, BUILDER, str(job), *sys.path]
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=child_environment(library_folder(package)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as child:
         try:
-            _, said = child.communicate()
+            _, errors = child.communicate()
         except BaseException:
-            # Ctrl-C: the child ignores it, so that one place decides.
+            # Ctrl-C: the child ignores it, so that only one process handles it.
             child.kill()
             raise
-    return child.returncode, said
+    return child.returncode, errors
 
 
-def _outcome(graph: str, path: Path, status: int, said: str) -> BuilderOutcome:
-    """What the child left.
+def _outcome(graph: str, path: Path, status: int, errors: str) -> BuilderOutcome:
+    """What the child wrote to `path`.
 
     Raises:
         EngineBuildFailed: it refused, or it died.
@@ -218,7 +150,7 @@ def _outcome(graph: str, path: Path, status: int, said: str) -> BuilderOutcome:
     try:
         outcome = BuilderOutcome.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        last = [line.strip() for line in said.splitlines() if line.strip()][-1:]
+        last = [line.strip() for line in errors.splitlines() if line.strip()][-1:]
         words = f"; its last words: {last[0]}" if last else ""
         how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
         raise EngineBuildFailed(f"{graph}: the process that builds it {how}{words}") from error
@@ -242,6 +174,7 @@ def _record(
     outcome: BuilderOutcome,
     weights: FileEntry,
 ) -> EngineRecord:
+    """The sidecar of one engine."""
     assert outcome.layers is not None
     plugins = None
     if graph.plugin_calls:
@@ -268,7 +201,3 @@ def _record(
         seconds=round(outcome.seconds, 2),
         peak_memory_bytes=outcome.peak_memory_bytes,
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

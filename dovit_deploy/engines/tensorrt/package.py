@@ -1,7 +1,7 @@
-"""TensorRT in either of its packages: the one file that knows `tensorrt` from `tensorrt_rtx`, and what each can do.
+"""Which TensorRT is installed, and what can it do? The one file that tells `tensorrt` from `tensorrt_rtx`.
 
 `tensorrt` (10.x, 11.x) builds for the GPU of this machine and needs it; `tensorrt_rtx` builds without a GPU, for a
-range of compute capabilities. Their Python interfaces are one but for what `Capabilities` lists.
+range of compute capabilities. Their Python interfaces differ only in what `Capabilities` lists.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ from dovit_deploy.errors import EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True)
-class _Distribution:
-    """What must be known of a package before it is imported."""
+class Distribution:
+    """What must be known about a package before it is imported."""
 
     module: str
     libraries: str
-    """Package in which its wheel keeps the shared libraries."""
+    """Package in which its wheel installs the shared libraries."""
     core: str
-    """Name that the ONNX parser opens when it meets a plugin; wheels carry it with a version behind it only."""
+    """File that the ONNX parser opens when it meets a plugin; wheels contain it only with a version appended."""
     oldest: tuple[int, int]
     default_compute_capabilities: tuple[str, ...]
-    """What an engine runs on when nothing is asked for; empty: the GPU that it was built on."""
+    """Targets of an engine when none are requested; empty: the GPU on which it is built."""
 
 
-ENGINES = {
-    "tensorrt": _Distribution("tensorrt", "tensorrt_libs", "libnvinfer.so", (10, 0), ()),
-    "tensorrt-rtx": _Distribution(
+DISTRIBUTIONS = {
+    "tensorrt": Distribution("tensorrt", "tensorrt_libs", "libnvinfer.so", (10, 0), ()),
+    "tensorrt-rtx": Distribution(
         "tensorrt_rtx", "tensorrt_rtx_libs", "libtensorrt_rtx.so", (1, 7), ("8.0", "8.6", "8.9", "12.0")
     ),
 }
-"""Engine as the command line calls it -> its package."""
+"""Name of the engine on the command line -> its package."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What this version of the package has; found by looking, not by its number."""
+    """What this version of the package has; found by looking at it, not by its version number."""
 
     strongly_typed: bool
-    """Networks can be declared strongly typed; where this is absent (11.x) they always are."""
+    """Networks can be declared strongly typed; where the flag is absent (11.x), they always are."""
     compute_capabilities: tuple[str, ...]
-    """Those that can be built for ("8.6", ...) without the GPU; empty: only the GPU of this machine."""
+    """Targets ("8.6", ...) that need no GPU at build time; empty: only the GPU of this machine."""
     plugins: bool
     """IPluginV3 classes written in Python."""
     add_plugin_v3: bool
-    """Networks take plugins directly, not only through the ONNX parser."""
+    """Networks accept plugins directly, not only through the ONNX parser."""
     plugins_in_engine: bool
-    """A plugin library can be carried inside the engine."""
+    """A plugin library can be stored inside the engine."""
     runtime_config: bool
-    """Execution contexts take an IRuntimeConfig: CUDA graphs, kernel specialisation, runtime cache."""
+    """Execution contexts accept an IRuntimeConfig: CUDA graphs, kernel specialisation, runtime cache."""
     engine_validity: bool
     """A serialised engine can be examined before it is deserialised."""
     static_plugin_registry: bool
-    """`get_plugin_registry` hands out the registry that the parser reads."""
+    """`get_plugin_registry` returns the registry that the parser reads."""
     given_memory: bool
-    """Execution contexts can share memory that they are given, as much as each profile needs (10.1 and later)."""
-    tells_capturable: bool
+    """Execution contexts can share memory of the caller, as much as each profile needs (10.1 and later)."""
+    reports_capturable: bool
     """A context says whether its work can be captured as a CUDA graph."""
 
 
@@ -82,18 +82,18 @@ class TensorRtPackage:
 
     @property
     def network_flags(self) -> int:
-        """Bits for `Builder.create_network`: strongly typed, so that the types of the graph are those of the engine."""
+        """Bits for `Builder.create_network`: strongly typed, so that the engine has the types of the graph."""
         flags = self.module.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED) if self.capabilities.strongly_typed else 0
 
     def logger(self, *, everything: bool) -> Any:  # noqa: ANN401
-        """A logger of the package's own class whose `errors` are kept, and with `everything` all `messages`."""
+        """A logger of the package's own class that keeps `errors`, and with `everything` all `messages`."""
         return _logger(self.module, everything=everything)
 
     def runs_on(self, built_for: Sequence[str], device: str) -> bool:
         """Whether engines built for these compute capabilities run on a GPU of this one ("8.9").
 
-        TensorRT for RTX finishes its engines on the device, also on GPUs newer than all that it was built for.
+        TensorRT for RTX finishes its engines on the device, also on GPUs newer than every target.
         """
         if device in built_for:
             return True
@@ -103,7 +103,7 @@ class TensorRtPackage:
         """The package's value for "8.6".
 
         Raises:
-            UsageError: it cannot build for that, or only builds for the GPU at hand.
+            UsageError: it cannot build for that, or builds only for the GPU of this machine.
         """
         known = self.capabilities.compute_capabilities
         if name not in known:
@@ -119,7 +119,7 @@ def tensorrt_package(engine: str) -> TensorRtPackage:
         PackageMissing: it is not installed, or is broken.
         EnvironmentProblem: it is too old, or its libraries do not load.
     """
-    distribution = ENGINES[engine]
+    distribution = DISTRIBUTIONS[engine]
     module = packages.load(distribution.module)
     version = str(module.__version__)
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
@@ -133,15 +133,15 @@ def tensorrt_package(engine: str) -> TensorRtPackage:
 
 
 def installed_version(engine: str) -> str | None:
-    """Version of the package of `engine`, found without importing it; None where it is not installed."""
-    module = ENGINES[engine].module
+    """Version of the package of `engine`, found without importing it; None if it is not installed."""
+    module = DISTRIBUTIONS[engine].module
     for name in importlib.metadata.packages_distributions().get(module, ()):
         return importlib.metadata.version(name)
     return None
 
 
 def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
-    """What `module` has."""
+    """What `module` (`tensorrt` or `tensorrt_rtx`) has."""
     names, context = dir(getattr(module, "ComputeCapability", None)), getattr(module, "IExecutionContext", None)
     return Capabilities(
         strongly_typed=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
@@ -156,7 +156,7 @@ def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
         static_plugin_registry=hasattr(module, "get_plugin_registry"),
         given_memory=hasattr(context, "set_device_memory")
         and hasattr(module.ICudaEngine, "get_device_memory_size_for_profile_v2"),
-        tells_capturable=hasattr(context, "is_stream_capturable"),
+        reports_capturable=hasattr(context, "is_stream_capturable"),
     )
 
 
@@ -184,28 +184,28 @@ def _dotted(name: str) -> str:
 
 
 def cache_home() -> Path:
-    """Where this package keeps what it can make again (XDG_CACHE_HOME/dovit-deploy on Linux)."""
+    """The folder of everything that can be built again (XDG_CACHE_HOME/dovit-deploy on Linux)."""
     return Path(platformdirs.user_cache_path("dovit-deploy"))
 
 
 def library_folder(package: TensorRtPackage, *, home: Path | None = None) -> Path | None:
-    """A folder in which the core library goes by its bare name; None where there is nothing to mend.
+    """A folder with a link to the core library under its bare name; None if the wheel has no versioned one.
 
-    The ONNX parser opens `libtensorrt_rtx.so` when it meets a plugin and aborts the process when it does not find it;
-    the wheel has `libtensorrt_rtx.so.1`. The loader reads LD_LIBRARY_PATH at process start only, hence
+    The ONNX parser opens `libtensorrt_rtx.so` when it meets a plugin, and aborts the process if there is no such file;
+    the wheel has `libtensorrt_rtx.so.1`. The loader reads LD_LIBRARY_PATH only when a process starts, hence
     `child_environment`.
     """
-    distribution = ENGINES[package.engine]
+    distribution = DISTRIBUTIONS[package.engine]
     found = importlib.util.find_spec(distribution.libraries)
-    places = [Path(place) for place in (found.submodule_search_locations or ())] if found else []
-    versioned = [path for place in places for path in sorted(place.glob(f"{distribution.core}.*"))]
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    versioned = [path for folder in folders for path in sorted(folder.glob(f"{distribution.core}.*"))]
     if not versioned:
         return None
     folder = (home or cache_home()) / "libraries" / f"{package.engine}-{package.version}"
     folder.mkdir(parents=True, exist_ok=True)
     link, target = folder / distribution.core, versioned[0].resolve()
     if not link.is_symlink() or link.readlink() != target:
-        # Another process may be at the same: a rename replaces whatever is there in one step.
+        # Another process may do the same at this moment: a rename replaces an existing link in one step.
         aside = folder / f"{distribution.core}.{os.getpid()}"
         aside.unlink(missing_ok=True)
         aside.symlink_to(target)

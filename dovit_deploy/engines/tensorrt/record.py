@@ -1,7 +1,8 @@
-"""What is written beside a built engine: the key it was built under, and what can only be known at build time.
+"""What an engine depends on, and what is written beside it: requests, keys, and the records of a build.
 
-Without a driver an engine cannot be asked for its inputs, and an engine of unknown origin must not be deserialised: it
-can carry code. So a sidecar says what the engine takes, what it was built from and what its bytes are.
+Without a driver an engine cannot be asked for its inputs, and an engine of unknown origin must not be deserialised,
+because it can carry code. So a sidecar states what the engine takes, what it was built from and its digest.
+Nothing here builds, and `onnx` is not needed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,29 @@ from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.manifest import FileEntry, TokenCount
 from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.plugins.library import plugin_digest
+from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import UsageError
 from dovit_deploy.graphs.derived import PRECISIONS, forms_digest
 from dovit_deploy.record import Record
 
 DTYPES = ("float16", "float32", "int64", "int32", "bool")
+
+BUILDER_VERSION = 1
+"""To be raised when builder.py comes to build other engines of the same graph (flags, profiles, verbosity)."""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a user may choose."""
+
+    precision: str = "fp16"
+    buckets: tuple[int, ...] = ()
+    """Token counts to tune for, one profile each; empty: one profile over all counts, tuned for the typical one."""
+    plugins: bool = True
+    compute_capabilities: tuple[str, ...] = ()
+    merged: bool = False
+    """Also one engine of all stages: no count reaches the host, and no size is known before it runs."""
 
 
 class EngineKey(Record):
@@ -36,14 +54,14 @@ class EngineKey(Record):
     graphs: dict[str, str]
     """SHA-256 of each portable graph that is built, by its name (stage0, ..., dense)."""
     profiles: dict[str, tuple[TokenCount, ...]]
-    """Lengths of `index` that each graph is tuned for; empty for graphs of one size."""
+    """Lengths of `index` for which each graph is tuned; empty for graphs of one size."""
     plugins: bool
     plugin_code: str
-    """SHA-256 of the code of the plugins and their kernels; empty where none are called."""
+    """`plugin_digest()`; empty without plugins."""
     compute_capabilities: tuple[str, ...]
-    """As asked for; of `tensorrt`, the GPU that was built on."""
+    """As requested; for `tensorrt`, that of the GPU on which it was built."""
     forms: str
-    """SHA-256 of the code that derives what TensorRT reads from the portable graphs."""
+    """`build_digest()`."""
 
     @property
     def name(self) -> str:
@@ -60,32 +78,17 @@ class TensorRecord(Record):
     dtype: str
     """One of `DTYPES`."""
     shape: tuple[int, ...]
-    """-1 where the length of `index` stands."""
-
-
-class LayerSummary(Record):
-    """What the builder's layer table says; of several profiles, of the one that is worst in each respect."""
-
-    layers: int
-    attention: int
-    """Attentions in the graph."""
-    fused_attention: int
-    """Layers that are a whole attention: the scores never reach memory."""
-    plugin_layers: int
-    host_syncs: int
-    """Layers that move data between host and device, and inputs or outputs that live on the host."""
-    activation_bytes: int | None
-    """Device memory for activations at the largest profile; None where the log does not say."""
+    """-1 for the length of `index`."""
 
 
 class PluginRecord(Record):
-    """The plugins that an engine calls; it does not run where they are not registered."""
+    """The plugins that an engine calls; it runs only where they are registered."""
 
     namespace: str
     version: str
     calls: dict[str, int]
     sha256: str
-    """Of the code of the plugins that it was built with, their kernels included."""
+    """`plugin_digest()` when it was built."""
 
 
 class EngineRecord(Record):
@@ -95,7 +98,7 @@ class EngineRecord(Record):
     version: Literal[1] = 1
     graph: str
     key: str
-    """Name of the `EngineKey` under which it was built: so an engine cannot pass for that of another bundle."""
+    """Name of its `EngineKey`: so an engine cannot be taken for that of another bundle."""
     engine: str
     package_version: str
     precision: str
@@ -113,23 +116,23 @@ class EngineRecord(Record):
     plugins: PluginRecord | None
     layers: LayerSummary
     seconds: float
-    """What the build took."""
+    """Duration of the build."""
     peak_memory_bytes: int
     """Of the building process."""
 
     @property
     def inputs(self) -> tuple[TensorRecord, ...]:
-        """In the engine's order."""
+        """Input tensors, in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
 
     @property
     def outputs(self) -> tuple[TensorRecord, ...]:
-        """In the engine's order."""
+        """Output tensors, in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
 
-class EngineEntry(Record):
-    """`entry.json` of a folder of engines: the key, and for whom it was built."""
+class BuildRecord(Record):
+    """`entry.json` of a folder of engines: their key, and when, for which bundle and by what they were built."""
 
     key: EngineKey
     bundle: str
@@ -139,29 +142,13 @@ class EngineEntry(Record):
     """Date and time, ISO 8601, UTC."""
 
 
-# What engines are asked for, and the key that follows from it: nothing here builds, and `onnx` is not needed.
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What a user may choose."""
-
-    precision: str = "fp16"
-    buckets: tuple[int, ...] = ()
-    """Token counts to tune for, one profile each; empty: one profile over all counts, tuned for the usual one."""
-    plugins: bool = True
-    compute_capabilities: tuple[str, ...] = ()
-    merged: bool = False
-    """Also one engine of all stages: no count reaches the host, and no size is known before it runs."""
-
-
 def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) -> EngineKey:
     """The key of what `request` builds; needs neither `onnx` nor, for TensorRT for RTX, a GPU.
 
     Raises:
         UsageError: a precision, bucket or compute capability that cannot be built.
-        EnvironmentProblem: a compiled plugin library is named and not there.
-        ProviderMissing: `tensorrt` builds for the GPU at hand, and there is none.
+        EnvironmentProblem: a compiled plugin library is named and does not exist.
+        ProviderMissing: `tensorrt` builds for the GPU of this machine, and there is none.
     """
     if request.precision not in PRECISIONS:
         raise UsageError(f"--precision: '{request.precision}' given; engines are built in: {', '.join(PRECISIONS)}")
@@ -169,9 +156,9 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         raise UsageError("--merged: its sizes come from a plugin; leave out --no-plugins")
     for name in request.compute_capabilities:
         package.compute_capability(name)
-    wanted = request.compute_capabilities
+    capabilities = request.compute_capabilities
     if not package.default_compute_capabilities:
-        wanted = (gpu_device().compute_capability,)
+        capabilities = (gpu_device().compute_capability,)
     files, names = bundle.manifest.files, graph_names(bundle, merged=request.merged)
     plugins = request.plugins and package.capabilities.plugins
     return EngineKey(
@@ -180,35 +167,40 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         precision=request.precision,
         weights=files[WEIGHTS].sha256,
         graphs={name: files[f"{name}.onnx"].sha256 for name in names},
-        profiles=profiles_from(bundle, request.buckets, names),
+        profiles=profiles_for(bundle, request.buckets, names),
         plugins=plugins,
         plugin_code=plugin_digest() if plugins else "",
-        compute_capabilities=tuple(sorted(set(wanted), key=float)),
-        forms=forms_digest(),
+        compute_capabilities=tuple(sorted(set(capabilities), key=float)),
+        forms=build_digest(),
     )
 
 
+def build_digest() -> str:
+    """SHA-256 of what decides, besides the graphs themselves, what is in an engine: derived forms and builder."""
+    return hashlib.sha256(f"{forms_digest()} {BUILDER_VERSION}".encode()).hexdigest()
+
+
 def graph_names(bundle: Bundle, *, merged: bool = False) -> tuple[str, ...]:
-    """The graphs that engines are built of: every stage, and the dense network where it is another one.
+    """The graphs that engines are built from: every stage, and the dense network where it differs from them.
 
     Args:
-        merged: also all stages in one, where there are several.
+        merged: also all stages in one graph, where there are several.
     """
     stages = tuple(f"stage{number}" for number in range(bundle.stages))
     if merged and bundle.stages > 1:
         stages = (*stages, "merged")
-    another = len(bundle.manifest.spec.counts) > 1 and "dense.onnx" in bundle.manifest.files
-    return (*stages, "dense") if another else stages
+    dense_differs = len(bundle.manifest.spec.counts) > 1 and "dense.onnx" in bundle.manifest.files
+    return (*stages, "dense") if dense_differs else stages
 
 
-def profiles_from(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -> dict[str, tuple[TokenCount, ...]]:
-    """The profiles of each of the graphs `names`: none where no input has an open size.
+def profiles_for(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -> dict[str, tuple[TokenCount, ...]]:
+    """The profiles of each of the graphs `names`: none where all sizes are fixed.
 
-    With buckets, a stage has a profile of exactly each bucket below its largest count, and one of that count, so that
+    With buckets, a stage has one profile of exactly each bucket below its largest count and one of that count, so that
     every count can be rounded up.
 
     Raises:
-        UsageError: a bucket that no stage can have.
+        UsageError: a bucket larger than any token count.
     """
     counts, total = bundle.manifest.counts, bundle.manifest.spec.tokens
     for bucket in buckets:

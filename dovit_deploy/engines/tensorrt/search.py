@@ -1,8 +1,8 @@
-"""The engines of a bundle that may run here: found in the cache or in the bundle, refused with a reason, or missing.
+"""Which engines of a bundle may run here? Found in the cache or in the bundle, refused with a reason, or missing.
 
-What the cache has was built on this machine. What came with a bundle can carry code of whoever built it, and runs only
-on request. Whether a GPU is one of those that an engine was built for is asked later (`for_gpu`): nothing here needs
-a GPU.
+Engines in the cache were built on this machine. Engines that came with a bundle can carry code of whoever built them,
+and run only on request. Whether they were built for a GPU like this one is checked later (`for_gpu`): the search itself
+needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from shlex import quote
 from dovit_deploy.bundle.bundle import ENGINES, WEIGHTS, Bundle
 from dovit_deploy.engines.plugins.library import plugin_digest
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
-from dovit_deploy.engines.tensorrt.record import EngineKey
+from dovit_deploy.engines.tensorrt.record import EngineKey, build_digest
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, Origin, read_engines, read_entry
 from dovit_deploy.errors import EngineInvalid, EngineMissing
-from dovit_deploy.graphs.derived import forms_digest
 
 
 @dataclass(frozen=True)
 class EngineSearch:
-    """What is looked for.
+    """The engines of `bundle` for one package and precision.
 
     Args:
-        trust: take also what came with the bundle.
+        trust: also accept engines that came with the bundle.
     """
 
     bundle: Bundle
@@ -37,16 +36,16 @@ class EngineSearch:
 
     @property
     def build_line(self) -> str:
-        """The command that builds what is looked for."""
+        """The command that builds these engines."""
         path = quote(str(self.bundle.path))
         return f"dovit build {path} --engine {self.package.engine} --precision {self.precision}"
 
     def found(self) -> list[EngineSet]:
-        """The engines that fit, best first: those of the cache, then those of the bundle, the newest first.
+        """The engines that fit, best first: those of the cache, then those of the bundle, each newest first.
 
         Raises:
             EngineMissing: none were built.
-            EngineInvalid: what there is does not fit, is damaged, or is not trusted.
+            EngineInvalid: those that exist do not fit, are damaged, or are not trusted.
         """
         reasons: list[str] = []
         fitting: list[EngineSet] = []
@@ -61,26 +60,26 @@ class EngineSearch:
                 else:
                     reasons.append(f"the engines in {folder} {reason}")
             except EngineInvalid as error:
-                # In the cache it may be anybody's; what is asked for may still be there whole.
+                # A damaged folder in the cache may be of any bundle; it matters only if it is of this one.
                 if origin == "bundle" or self._is_ours(folder):
                     reasons.append(str(error).partition("; ")[0])
         return self._ordered(fitting, reasons)
 
     def for_gpu(self, found: list[EngineSet], compute_capability: str) -> EngineSet:
-        """The best of what was found that runs on a GPU of this compute capability.
+        """The first of the engines `found` that run on a GPU of this compute capability.
 
         Raises:
-            EngineInvalid: none does.
+            EngineInvalid: none do.
         """
         for engines in found:
             built = engines.compute_capabilities
             if all(self.package.runs_on(capabilities, compute_capability) for capabilities in built):
                 return engines
-        best, wanted = found[0], self._capability_flag(compute_capability)
+        best, flag = found[0], self._capability_flag(compute_capability)
         raise EngineInvalid(
             f"the engines in {best.folder} were built for compute capability "
             f"{', '.join(best.compute_capabilities[0])}, this GPU has {compute_capability}; "
-            f"build engines for it: {self.build_line}{wanted}"
+            f"build engines for it: {self.build_line}{flag}"
         )
 
     def _capability_flag(self, name: str) -> str:
@@ -95,13 +94,13 @@ class EngineSearch:
             yield folder, "bundle"
 
     def _concerns(self, key: EngineKey, origin: Origin) -> bool:
-        """Whether engines are meant for what is looked for; the cache has those of other bundles with good reason."""
+        """Whether engines are candidates at all: the cache rightly holds those of other bundles, a bundle does not."""
         if (key.engine, key.precision) != (self.package.engine, self.precision):
             return False
         return origin == "bundle" or self._same_graphs(key)
 
     def _is_ours(self, folder: Path) -> bool:
-        """Whether what is left of a damaged folder was built of this bundle."""
+        """Whether a damaged folder of the cache was built from this bundle, as far as it can be read."""
         try:
             return self._concerns(read_entry(folder).key, "cache")
         except EngineInvalid:
@@ -113,17 +112,10 @@ class EngineSearch:
         return key.weights == files[WEIGHTS].sha256 and key.graphs == graphs
 
     def _reason_against(self, key: EngineKey) -> str | None:
-        """Why engines of this key do not fit, as the end of a sentence; None when they do."""
-        version = self.package.version
+        """Why engines of this key do not fit, as the end of a sentence; None if they do."""
         if not self._same_graphs(key):
-            return "were built of another bundle's graphs or weights"
-        if key.package_version != version:
-            return f"were built by {key.engine} {key.package_version}; {version} is installed"
-        if key.forms != forms_digest():
-            return "were built by another version of dovit-deploy"
-        if key.plugins and key.plugin_code != plugin_digest():
-            return "were built with other plugins than there are now"
-        return None
+            return "were built from another bundle's graphs or weights"
+        return why_outdated(key, self.package.version)
 
     def _ordered(self, fitting: list[EngineSet], reasons: list[str]) -> list[EngineSet]:
         newest = sorted(fitting, key=lambda engines: engines.entry.built_at, reverse=True)
@@ -142,3 +134,19 @@ class EngineSearch:
             f"{self.bundle.path.name} has no engines for {self.package.engine} {self.package.version} in "
             f"{self.precision}; build them with: {self.build_line}"
         )
+
+
+def why_outdated(key: EngineKey, version: str | None) -> str | None:
+    """Why engines of this key will never run here again, to follow "the engines"; None if they may.
+
+    Args:
+        version: of the installed package. None: it is not installed, which is no reason: another environment of the
+            same user, with the same cache, may have it.
+    """
+    if version is not None and key.package_version != version:
+        return f"were built by {key.engine} {key.package_version}; {version} is installed"
+    if key.forms != build_digest():
+        return "were built by another version of dovit-deploy"
+    if key.plugins and key.plugin_code != plugin_digest():
+        return "were built with other plugins than those in use now"
+    return None

@@ -1,4 +1,11 @@
-"""A folder of engines: what its sidecars say, and whether the engines are those that they were written for."""
+"""Engines on disk: one folder per key, checked whenever it is opened, changed only under a lock and in one step.
+
+    <home>/engines/<key>/entry.json, <graph>.engine, <graph>.json, <graph>.onnx, <graph>.layers.txt, weights.safetensors
+    <home>/kernels/<key>/<graph>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
+    <home>/engines/<key>.lock, <key>.*.partial while one is being built
+
+Inside a bundle, `engines/<key>/` holds only the engines, their sidecars and `entry.json`.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +23,20 @@ from pydantic import ValidationError
 
 from dovit_deploy.bundle.bundle import ENGINES, Bundle, file_entry
 from dovit_deploy.engines.tensorrt.package import cache_home
-from dovit_deploy.engines.tensorrt.record import EngineEntry, EngineKey, EngineRecord
+from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.errors import EngineInvalid, InputError, UsageError
 from dovit_deploy.files import put_in_place, remove, written_aside
 from dovit_deploy.record import Record
 
 ENTRY = "entry.json"
 PARTIAL = ".partial"
-MEND = "build them again with: dovit build BUNDLE --rebuild"
+KERNELS = "kernels"
+PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+REBUILD = "build them again with: dovit build BUNDLE --rebuild"
 ALTERED = "is not what its sidecar was written for (SHA-256 differs)"
 
 Origin = Literal["cache", "bundle"]
-N = TypeVar("N", bound=Record)
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,11 @@ class EngineSet:
     """The engines of one key, and what their sidecars say."""
 
     folder: Path
-    entry: EngineEntry
+    entry: BuildRecord
     records: dict[str, EngineRecord]
     """By graph."""
     origin: Origin
-    """Built on this machine, or come with a bundle: such engines are run only on request."""
+    """cache: built on this machine; bundle: came with a bundle, hence run only on request."""
 
     @property
     def bytes(self) -> int:
@@ -52,7 +61,7 @@ class EngineSet:
         return [record.compute_capabilities for record in self.records.values()]
 
     def engine_path(self, graph: str) -> Path:
-        """The engine of `graph`."""
+        """File of the engine of `graph`."""
         return self.folder / f"{graph}.engine"
 
 
@@ -60,24 +69,24 @@ def open_engines(folder: Path, *, origin: Origin) -> EngineSet:
     """Open a folder of engines, whatever their key, and check every byte.
 
     Raises:
-        EngineInvalid: a file is missing, not readable as what it should be, or not what its sidecar was written for.
+        EngineInvalid: a file is missing, malformed, or not what its sidecar was written for.
     """
     engines = read_engines(folder, origin=origin)
     for graph, record in engines.records.items():
         derived = folder / f"{graph}.onnx"
-        # Bundles carry the engines without what they were built from.
+        # Engines in a bundle come without the graphs from which they were built.
         files = {engines.engine_path(graph): record.file, **({derived: record.onnx} if derived.is_file() else {})}
         for path, entry in files.items():
             if file_entry(path) != entry:
-                raise EngineInvalid(f"{path} {ALTERED}; {MEND}")
+                raise EngineInvalid(f"{path} {ALTERED}; {REBUILD}")
     return engines
 
 
 def read_engines(folder: Path, *, origin: Origin) -> EngineSet:
-    """Read the sidecars of a folder of engines, whatever their key; of the engines only their sizes are looked at.
+    """Read the sidecars of a folder of engines, whatever their key; of the engines, only the sizes are checked.
 
     Raises:
-        EngineInvalid: a file is missing, of another size, not readable as what it should be, or of another entry.
+        EngineInvalid: a file is missing, malformed, of another size, or belongs to another key.
     """
     entry = read_entry(folder)
     records = {}
@@ -87,20 +96,20 @@ def read_engines(folder: Path, *, origin: Origin) -> EngineSet:
     return EngineSet(folder, entry, records, origin)
 
 
-def read_entry(folder: Path) -> EngineEntry:
-    """What a folder of engines says of itself.
+def read_entry(folder: Path) -> BuildRecord:
+    """The `entry.json` of a folder of engines.
 
     Raises:
-        EngineInvalid: nothing that can be read, or a folder of another name than its key.
+        EngineInvalid: it is missing or malformed, or the folder is not named after its key.
     """
-    entry = _read(folder / ENTRY, EngineEntry)
+    entry = _read(folder / ENTRY, BuildRecord)
     if entry.key.name != folder.name and not folder.name.endswith(PARTIAL):
-        raise EngineInvalid(f"{folder} holds engines of another key, {entry.key.name}; {MEND}")
+        raise EngineInvalid(f"{folder} holds engines of another key, {entry.key.name}; {REBUILD}")
     return entry
 
 
 def checked_plan(engines: EngineSet, graph: str) -> bytes:
-    """The engine of `graph`, read once: these bytes were checked, whatever becomes of the file.
+    """The engine of `graph`, read once: the bytes returned are the bytes that were checked, even if the file changes.
 
     Raises:
         EngineInvalid: it is not the engine that the sidecar was written for.
@@ -109,44 +118,33 @@ def checked_plan(engines: EngineSet, graph: str) -> bytes:
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise EngineInvalid(f"{path}: {error.strerror or error}; {MEND}") from error
+        raise EngineInvalid(f"{path}: {error.strerror or error}; {REBUILD}") from error
     if hashlib.sha256(plan).hexdigest() != record.file.sha256:
-        raise EngineInvalid(f"{path} {ALTERED}; {MEND}")
+        raise EngineInvalid(f"{path} {ALTERED}; {REBUILD}")
     return plan
 
 
-def _read(path: Path, kind: type[N]) -> N:
+def _read(path: Path, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise EngineInvalid(f"{path}: {error.strerror or error}; {MEND}") from error
+        raise EngineInvalid(f"{path}: {error.strerror or error}; {REBUILD}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise EngineInvalid(f"{path}: {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}; {MEND}") from error
+        raise EngineInvalid(
+            f"{path}: {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}; {REBUILD}"
+        ) from error
 
 
 def _check_record(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:
     """Raise EngineInvalid unless `record` was written under `key`, for an engine of the size of that at `path`."""
     stated = (record.graph, record.engine, record.package_version, record.precision, record.key)
     if stated != (graph, key.engine, key.package_version, key.precision, key.name):
-        raise EngineInvalid(f"{path}: its sidecar belongs to another engine ({', '.join(stated)}); {MEND}")
+        raise EngineInvalid(f"{path}: its sidecar belongs to another engine ({', '.join(stated)}); {REBUILD}")
     if not path.is_file():
-        raise EngineInvalid(f"{path} is missing; {MEND}")
+        raise EngineInvalid(f"{path} is missing; {REBUILD}")
     if path.stat().st_size != record.file.bytes:
-        raise EngineInvalid(f"{path} has {path.stat().st_size} bytes, its sidecar says {record.file.bytes}; {MEND}")
-
-
-# Engines on disk: one folder for each key, checked whenever it is opened, changed only under a lock and in one step.
-#
-#     <home>/engines/<key>/entry.json, <graph>.engine, <graph>.json, <graph>.onnx, <graph>.layers.txt,
-# weights.safetensors
-#     <home>/kernels/<key>/<graph>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
-#     <home>/engines/<key>.lock, <key>.*.partial while one is being built
-#
-# Inside a bundle, `engines/<key>/` holds the engines, their sidecars and `entry.json` alone.
-
-KERNELS = "kernels"
-PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+        raise EngineInvalid(f"{path} has {path.stat().st_size} bytes, its sidecar says {record.file.bytes}; {REBUILD}")
 
 
 class EngineCache:
@@ -163,16 +161,16 @@ class EngineCache:
         """The engines of `key`, or None.
 
         Raises:
-            EngineInvalid: they are there and damaged.
+            EngineInvalid: they exist and are damaged.
         """
-        return _opened_if_there(self.root / key.name, key, "cache")
+        return _opened_if_there(self.root / key.name, "cache")
 
     @contextmanager
     def locked(self, key: EngineKey, *, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold the key's lock: of several builds of the same engines one works and the others wait.
+        """Hold the key's lock: of several builds of the same engines, one works and the others wait.
 
         Args:
-            waiting: called once when somebody else holds it.
+            waiting: called once if another process holds it.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -191,9 +189,9 @@ class EngineCache:
 
     @contextmanager
     def filling(self, key: EngineKey) -> Iterator[Path]:
-        """A fresh folder to fill under the key's lock; takes its place when the block ends well, else it goes."""
+        """A new folder to fill under the key's lock; it becomes the key's folder if the block succeeds."""
         for left in self.root.glob(f"{key.name}.*{PARTIAL}"):
-            # The lock is held, so whoever made it is dead.
+            # The lock is held, so the process that created it has ended.
             remove(left)
         folder = Path(tempfile.mkdtemp(prefix=f"{key.name}.", suffix=PARTIAL, dir=self.root))
         try:
@@ -203,17 +201,17 @@ class EngineCache:
             remove(folder)
 
     def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
-        """Where kernels that TensorRT for RTX compiled for a GPU are kept; whoever has them starts faster."""
+        """File of the kernels that TensorRT for RTX compiled for a GPU; with them an engine loads faster."""
         return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
 
     def folders(self) -> list[Path]:
-        """Every entry's folder, by name."""
+        """The folder of every key, sorted by name."""
         if not self.root.is_dir():
             return []
         return sorted(path for path in self.root.iterdir() if path.is_dir() and path.suffix != PARTIAL)
 
     def prune(self, unwanted: Callable[[Path], bool]) -> tuple[list[Path], int]:
-        """Remove the entries that are `unwanted`, and what killed builds left; an entry in use stays.
+        """Remove the folders that are `unwanted`, and what killed builds left; a folder in use stays.
 
         Returns:
             The removed folders, and how many bytes they held.
@@ -235,7 +233,7 @@ class EngineCache:
         return removed, freed + self._prune_kernels()
 
     def _prune_kernels(self) -> int:
-        """Remove compiled kernels whose engines are not here any more; gives how many bytes they held."""
+        """Remove compiled kernels whose engines are gone; returns how many bytes they held."""
         kept, freed, kernels = {path.name for path in self.folders()}, 0, self.root.parent / KERNELS
         for folder in kernels.iterdir() if kernels.is_dir() else ():
             if folder.name not in kept:
@@ -245,16 +243,16 @@ class EngineCache:
 
 
 def engines_in_bundle(bundle: Bundle, key: EngineKey) -> EngineSet | None:
-    """The engines of `key` that `bundle` carries, or None.
+    """The engines of `key` in `bundle`, or None.
 
     Raises:
-        EngineInvalid: they are there and damaged.
+        EngineInvalid: they exist and are damaged.
     """
-    return _opened_if_there(bundle.path / ENGINES / key.name, key, "bundle")
+    return _opened_if_there(bundle.path / ENGINES / key.name, "bundle")
 
 
 def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
-    """Copy the engines and their sidecars into `bundle`; gives the folder.
+    """Copy the engines and their sidecars into `bundle`; returns the new folder.
 
     Raises:
         UsageError: the bundle belongs to an installed package.
@@ -262,7 +260,7 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
     """
     if PACKAGE_FOLDERS & set(bundle.path.parts):
         raise UsageError(
-            f"{bundle.path} lies inside an installed package; copy the bundle, or leave out --into-bundle: "
+            f"{bundle.path} is inside an installed package; copy the bundle, or leave out --into-bundle: "
             "the engines are in the cache"
         )
     target = bundle.path / ENGINES / engines.entry.key.name
@@ -276,11 +274,11 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files in `folder`."""
+    """Total size of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _opened_if_there(folder: Path, key: EngineKey, origin: Origin) -> EngineSet | None:
+def _opened_if_there(folder: Path, origin: Origin) -> EngineSet | None:
     if not folder.is_dir():
         return None
     return open_engines(folder, origin=origin)

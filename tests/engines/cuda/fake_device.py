@@ -24,7 +24,7 @@ MEMORIES: WeakValueDictionary[int, FakeMemory] = WeakValueDictionary()
 NUMBERS = itertools.count(0x5EED)
 
 
-class FakeBlock:
+class FakeAllocation:
     def __init__(self, memory: FakeMemory, nbytes: int) -> None:
         self.nbytes, self._memory = nbytes, memory
         # Never zeros: whoever reads what nobody wrote shall see it.
@@ -78,7 +78,7 @@ class FakeMemory:
     stream: int = field(default_factory=lambda: next(NUMBERS))
     limit: int = 1 << 28
     refuse_capture: bool = False
-    live: dict[int, FakeBlock] = field(default_factory=dict)
+    live: dict[int, FakeAllocation] = field(default_factory=dict)
     launches: set[int] = field(default_factory=set)
     queue: list[Callable[[], None]] = field(default_factory=list)
     capturing: list[tuple[str, Callable[[], None]]] | None = None
@@ -89,12 +89,12 @@ class FakeMemory:
     def __post_init__(self) -> None:
         MEMORIES[self.stream] = self
 
-    def allocate(self, nbytes: int) -> FakeBlock:
+    def allocate(self, nbytes: int) -> FakeAllocation:
         assert self.capturing is None, "allocation cannot be captured"
         if sum(block.nbytes for block in self.live.values()) + nbytes > self.limit:
             raise DeviceOutOfMemory(f"out of GPU memory: {nbytes / 1e6:.1f} MB more are needed")
         self.log.append("allocate")
-        return FakeBlock(self, max(1, nbytes))
+        return FakeAllocation(self, max(1, nbytes))
 
     def pinned(self, nbytes: int):
         return np.full(nbytes, 0xA5, np.uint8)
@@ -117,9 +117,6 @@ class FakeMemory:
 
     def mark(self) -> FakeMark:
         return FakeMark(self, self.done + len(self.queue))
-
-    def follow(self, stream: int) -> None:
-        self.log.append(f"follow {stream}")
 
     def capture(self, work: Callable[[], None]) -> FakeLaunch:
         if self.refuse_capture:
@@ -156,7 +153,7 @@ class FakeMemory:
 
     def check(self, array) -> None:
         """A device array lies inside memory that is allocated."""
-        if isinstance(array, np.ndarray) or array.owner == "foreign":
+        if isinstance(array, np.ndarray):
             return
         inside = any(
             block.address <= array.address and array.address + array.nbytes <= block.address + block.nbytes

@@ -1,8 +1,7 @@
 """What every device memory must do, one function a promise; the fake and both real packages keep it.
 
 `python -m tests.engines.cuda.memory_contract NAME` runs all of them on a real package, in a process of its own: there
-the
-driver may be tests/csrc/host_driver.c, which does its work on the CPU.
+the driver may be tests/csrc/host_driver.c, which does its work on the CPU.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from dovit_deploy.errors import DeviceOutOfMemory
 
 
 def device_array(memory: DeviceMemory, shape: tuple[int, ...], dtype) -> DeviceArray:
-    block = memory.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return DeviceArray.of(block.address, shape, dtype, owner=block)
+    allocation = memory.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return DeviceArray.of(allocation.address, shape, dtype)
 
 
 def pinned_array(memory: DeviceMemory, values: np.ndarray) -> np.ndarray:
@@ -122,11 +121,6 @@ def a_failed_capture_leaves_the_stream_usable(memory: DeviceMemory) -> None:
     what_goes_in_comes_out(memory)
 
 
-def another_stream_can_be_followed(memory: DeviceMemory) -> None:
-    memory.follow(0)
-    what_goes_in_comes_out(memory)
-
-
 def too_much_is_refused(memory: DeviceMemory) -> None:
     with pytest.raises(DeviceOutOfMemory, match=r"out of GPU memory: .* MB more are needed"):
         memory.allocate(1 << 50)
@@ -154,7 +148,6 @@ CHECKS = (
     marks_tell_time,
     captured_work_is_done_when_launched,
     a_failed_capture_leaves_the_stream_usable,
-    another_stream_can_be_followed,
     too_much_is_refused,
     an_array_shows_itself_to_other_packages,
     a_device_is_named,

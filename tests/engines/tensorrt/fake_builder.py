@@ -1,4 +1,4 @@
-"""Stands for the process that builds: what it does is told by the environment variable FAKE_BUILDER."""
+"""Stands for the process that builds: the environment variable FAKE_BUILDER says what it does."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import time
 import types
 from pathlib import Path
 
-from dovit_deploy.engines.tensorrt.build import BuilderJob, BuilderOutcome, die_with
+from dovit_deploy.engines.tensorrt.builder import BuilderJob, BuilderOutcome, die_with
+from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.package import Capabilities, TensorRtPackage
-from dovit_deploy.engines.tensorrt.record import LayerSummary, TensorRecord
+from dovit_deploy.engines.tensorrt.record import TensorRecord
 
 MODULE = "tests.engines.tensorrt.fake_builder"
 VARIABLE = "FAKE_BUILDER"
@@ -29,7 +30,7 @@ def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
         engine_validity=True,
         static_plugin_registry=True,
         given_memory=True,
-        tells_capturable=True,
+        reports_capturable=True,
     )
     module = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(SM86=1, SM120=2))
     return TensorRtPackage(engine, "1.7.1", capabilities, module, ("8.0", "8.6"))
@@ -59,8 +60,8 @@ def runnable_tensors(model) -> tuple[TensorRecord, ...]:
     return tuple(tensors)
 
 
-def main() -> None:
-    job = BuilderJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+def main(path: str) -> None:
+    job = BuilderJob.model_validate_json(Path(path).read_bytes())
     die_with(job.parent)
     carry_out(job)
 
@@ -92,7 +93,3 @@ def carry_out(job: BuilderJob) -> None:
         )
         outcome = BuilderOutcome(tensors=tensors, layers=layers, seconds=1.5, peak_memory_bytes=1000)
     Path(job.outcome).write_text(outcome.model_dump_json())
-
-
-if __name__ == "__main__":
-    main()

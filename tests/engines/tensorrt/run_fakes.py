@@ -8,7 +8,8 @@ from unittest import mock
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt import build as tensorrt_build
-from dovit_deploy.engines.tensorrt.build import BuilderJob, build_engines
+from dovit_deploy.engines.tensorrt.build import build_engines
+from dovit_deploy.engines.tensorrt.builder import BuilderJob
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.engines.tensorrt.record import BuildRequest
 from dovit_deploy.engines.tensorrt.run import TensorRtBackend
@@ -18,9 +19,9 @@ from tests.engines.tensorrt.fake_builder import VARIABLE, carry_out, fake_packag
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRt, fake_tensorrt
 
 
-def in_this_process(command: list[str], package: TensorRtPackage) -> tuple[int, str]:
-    """A process of its own for every engine would cost more than all that is tried with them."""
-    carry_out(BuilderJob.model_validate_json(Path(command[-1]).read_bytes()))
+def in_this_process(job: Path, package: TensorRtPackage) -> tuple[int, str]:
+    """A process of its own for every engine would cost more than everything that is tried with them."""
+    carry_out(BuilderJob.model_validate_json(job.read_bytes()))
     return 0, ""
 
 

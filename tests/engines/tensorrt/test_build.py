@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+import dovit_deploy
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt import build as tensorrt_build
+from dovit_deploy.engines.tensorrt import record as engine_record
 from dovit_deploy.engines.tensorrt.build import build_engines
-from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key, graph_names, profiles_from
+from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key, graph_names, profiles_for
 from dovit_deploy.engines.tensorrt.store import EngineCache
 from dovit_deploy.errors import EngineBuildFailed, InputError, UsageError
 from tests.engines.tensorrt.fake_builder import MODULE, VARIABLE, fake_package
 from tests.paths import ROOT
+
+PACKAGE = Path(dovit_deploy.__file__).parent
 
 
 @pytest.fixture
@@ -82,10 +87,10 @@ def test_a_damaged_entry_is_built_again_and_said(single: Bundle, cache: EngineCa
     engines, _ = build(single, cache)
     engines.engine_path("stage0").write_bytes(b"cut")
     steps: list[str] = []
-    mended, built = build(single, cache, steps=steps)
+    again, built = build(single, cache, steps=steps)
     assert built
     assert steps[0].startswith("damaged, built again: ")
-    assert mended.engine_path("stage0").read_bytes() != b"cut"
+    assert again.engine_path("stage0").read_bytes() != b"cut"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,37 @@ build(Bundle.open({str(single.path)!r}), EngineCache(Path({str(cache.root.parent
     assert found.entry == before.entry
 
 
+def test_the_child_imports_what_its_parent_does_wherever_it_starts(tmp_path: Path) -> None:
+    """Neither the working directory nor an installed copy is taken in place of the code that is running."""
+    decoy, source = tmp_path / "decoy", tmp_path / "source"
+    for folder in (decoy, source):
+        (folder / "dovit_deploy").mkdir(parents=True)
+    (decoy / "dovit_deploy" / "__init__.py").write_text("raise SystemExit('the working directory was imported')")
+    shutil.rmtree(source / "dovit_deploy")
+    shutil.copytree(PACKAGE, source / "dovit_deploy", ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "probe.py").write_text(
+        "from pathlib import Path\nfrom dovit_deploy.engines.tensorrt import builder\n"
+        "def main(path): Path(path).write_text(builder.__file__)\n"
+    )
+    code = f"""
+import sys
+from pathlib import Path
+sys.path[0] = {str(source)!r}
+from dovit_deploy.engines.tensorrt import build
+from types import SimpleNamespace
+build.BUILDER, build.library_folder = "probe", lambda package: None
+status, errors = build.run_child(Path({str(tmp_path / "answer")!r}), SimpleNamespace())
+sys.exit(errors or status)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=decoy, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = source / "dovit_deploy" / "engines" / "tensorrt" / "builder.py"
+    assert Path((tmp_path / "answer").read_text()) == expected
+
+
 @pytest.mark.parametrize(
     "choices",
     [
@@ -207,12 +243,18 @@ def test_a_change_of_the_code_that_derives_graphs_makes_other_keys(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = engine_key(bundle, BuildRequest(), fake_package())
-    monkeypatch.setattr("dovit_deploy.graphs.derived.SOURCES", ("padded_form",))
+    monkeypatch.setattr(engine_record, "forms_digest", lambda: "other forms")
+    assert engine_key(bundle, BuildRequest(), fake_package()).name != before.name
+
+
+def test_a_change_of_the_builder_makes_other_keys(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = engine_key(bundle, BuildRequest(), fake_package())
+    monkeypatch.setattr(engine_record, "BUILDER_VERSION", engine_record.BUILDER_VERSION + 1)
     assert engine_key(bundle, BuildRequest(), fake_package()).name != before.name
 
 
 def test_buckets_are_profiles_of_one_size_up_to_the_largest_count(bundle: Bundle) -> None:
-    profiles = profiles_from(bundle, (8, 16), graph_names(bundle))
+    profiles = profiles_for(bundle, (8, 16), graph_names(bundle))
     assert profiles["stage0"] == profiles["dense"] == ()
     sizes = [(entry.minimum, entry.typical, entry.maximum) for entry in profiles["stage2"]]
     assert sizes == [(8, 8, 8), (16, 16, 16), (21, 21, 21)]

@@ -70,7 +70,7 @@ def test_nothing_at_all(package: TensorRtPackage) -> None:
 
 def test_what_this_version_can_do(package: TensorRtPackage) -> None:
     found = package.capabilities
-    assert found.runtime_config and found.given_memory and found.tells_capturable and found.plugins
+    assert found.runtime_config and found.given_memory and found.reports_capturable and found.plugins
     trt = package.module
     for kind, names in {
         trt.Runtime: ["deserialize_cuda_engine"],

@@ -75,9 +75,9 @@ def test_too_old(engine: str, version: str, monkeypatch: pytest.MonkeyPatch) -> 
         seam.tensorrt_package(engine)
 
 
-@pytest.mark.parametrize("engine", list(seam.ENGINES))
+@pytest.mark.parametrize("engine", list(seam.DISTRIBUTIONS))
 def test_missing(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, seam.ENGINES[engine].module, None)
+    monkeypatch.setitem(sys.modules, seam.DISTRIBUTIONS[engine].module, None)
     with pytest.raises(PackageMissing, match=rf"pip install 'dovit-deploy\[{engine}\]'") as caught:
         seam.tensorrt_package(engine)
     assert caught.value.exit_code == 5

@@ -11,7 +11,7 @@ from dovit_deploy.bundle.bundle import ENGINES, Bundle
 from dovit_deploy.bundle.manifest import FileEntry
 from dovit_deploy.engines.tensorrt import search as engine_search
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
-from dovit_deploy.engines.tensorrt.record import EngineEntry, EngineKey
+from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey
 from dovit_deploy.engines.tensorrt.search import EngineSearch
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
 from dovit_deploy.errors import EngineInvalid, EngineMissing
@@ -35,7 +35,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
-    monkeypatch.setattr(engine_search, "forms_digest", lambda: made_key().forms)
+    monkeypatch.setattr(engine_search, "build_digest", lambda: made_key().forms)
     monkeypatch.setattr(engine_search, "plugin_digest", lambda: "7" * 64)
     return EngineCache(tmp_path / "cache")
 
@@ -46,7 +46,7 @@ def put(
     folder = root / key.name
     folder.mkdir(parents=True)
     fill(folder, key, plan, capabilities=capabilities or ("8.6",))
-    (folder / "entry.json").write_text(EngineEntry(key=key, bundle="x", tool="t", built_at=built_at).model_dump_json())
+    (folder / "entry.json").write_text(BuildRecord(key=key, bundle="x", tool="t", built_at=built_at).model_dump_json())
     return folder
 
 

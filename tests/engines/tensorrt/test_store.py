@@ -13,7 +13,8 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import FileEntry, TokenCount
-from dovit_deploy.engines.tensorrt.record import EngineEntry, EngineKey, EngineRecord, LayerSummary
+from dovit_deploy.engines.tensorrt.layers import LayerSummary
+from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle, engines_in_bundle
 from dovit_deploy.errors import EngineInvalid, InputError, UsageError
 from tests.paths import ROOT
@@ -61,7 +62,7 @@ def fill(folder: Path, key: EngineKey, plan: bytes = PLAN, *, capabilities: tupl
     )
     (folder / "stage0.engine").write_bytes(plan)
     (folder / "stage0.json").write_text(record.model_dump_json())
-    (folder / "entry.json").write_text(EngineEntry(key=key, bundle="x", tool="t", built_at="now").model_dump_json())
+    (folder / "entry.json").write_text(BuildRecord(key=key, bundle="x", tool="t", built_at="now").model_dump_json())
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.bundle.manifest import TokenCount
-from dovit_deploy.engines.tensorrt.build import _built, build_engines
-from dovit_deploy.engines.tensorrt.network import layers_from_table
+from dovit_deploy.engines.tensorrt.build import build_engines, build_graph
+from dovit_deploy.engines.tensorrt.layers import layers_from_table
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
@@ -50,7 +50,7 @@ def stage1(bundle: Bundle, folder: Path, package: TensorRtPackage, **choices):
     """Build `stage1` alone; gives the outcome, and the folder with `stage1.engine` and `stage1.layers.txt`."""
     key = engine_key(bundle, BuildRequest(**choices), package)
     graphs, _ = derive_graphs(bundle, ["stage1"], folder, precision=key.precision, plugins=key.plugins)
-    return _built(folder, graphs[0], key, package)
+    return build_graph(folder, graphs[0], key, package)
 
 
 def test_fused_attention_no_host_syncs_no_plugins(engines: EngineSet) -> None:
@@ -113,7 +113,7 @@ def test_all_stages_in_one_engine(tiny_bundle_path: Path, package: TensorRtPacka
     tiny = Bundle.open(tiny_bundle_path)
     key = engine_key(tiny, BuildRequest(merged=True), package)
     graphs, _ = derive_graphs(tiny, ["merged"], tmp_path, precision="fp16", plugins=True)
-    outcome = _built(tmp_path, graphs[0], key, package)
+    outcome = build_graph(tmp_path, graphs[0], key, package)
     assert outcome.layers is not None
     assert outcome.layers.plugin_layers == sum(graphs[0].plugin_calls.values()) > 0
     assert outcome.layers.host_syncs == len(tiny.manifest.spec.gates)
@@ -129,7 +129,7 @@ def test_the_parsers_own_words(bundle: Bundle, package: TensorRtPackage, tmp_pat
     graphs[0].path.write_bytes(broken.SerializeToString())
     key = engine_key(bundle, BuildRequest(plugins=False), package)
     with pytest.raises(EngineBuildFailed, match=r"stage1: the (parser|builder) of TensorRT refuses.*(NonZero|culprit)"):
-        _built(tmp_path, graphs[0], key, package)
+        build_graph(tmp_path, graphs[0], key, package)
     assert not (tmp_path / "stage1.engine").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_profile_that_the_builder_refuses(bundle: Bundle, package: TensorRtPac
     upside_down = (TokenCount(minimum=9, typical=5, maximum=3),)
     key = key.model_copy(update={"profiles": {"stage1": upside_down}})
     with pytest.raises(EngineBuildFailed, match="stage1: "):
-        _built(tmp_path, graphs[0], key, package)
+        build_graph(tmp_path, graphs[0], key, package)
 
 
 @pytest.mark.exhaustive

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.manifest import TokenCount
-from dovit_deploy.engines.tensorrt.context import ONLY, STEPS, Bucket, bucket_for_count, buckets_from_profiles
+from dovit_deploy.engines.tensorrt.stage import ONLY, STEPS, Bucket, bucket_for_count, buckets_from_profiles
 from dovit_deploy.errors import InputError
 
 

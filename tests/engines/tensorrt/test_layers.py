@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dovit_deploy.engines.tensorrt.network import layers_from_table, summary_of_log
+from dovit_deploy.engines.tensorrt.layers import layers_from_table, summary_of_log
 
 RTX = """Layers:
 Name: __mye8675_0_myl0_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0
