@@ -13,7 +13,8 @@ import typer
 from dovit_deploy import __version__
 from dovit_deploy.commands.arguments import CommonFlags
 from dovit_deploy.commands.bench import bench
-from dovit_deploy.commands.build import build, cache
+from dovit_deploy.commands.build import build
+from dovit_deploy.commands.cache import cache
 from dovit_deploy.commands.calibrate import calibrate
 from dovit_deploy.commands.doctor import doctor
 from dovit_deploy.commands.evaluate import evaluate

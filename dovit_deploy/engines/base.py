@@ -1,6 +1,6 @@
 """The seam to a runtime: a Backend makes a graph of a bundle runnable, an Engine runs it.
 
-A buffer is whatever the backend keeps tensors in (a NumPy array, device memory); only the backend looks inside.
+A buffer is whatever the backend stores tensors in (a NumPy array, device memory); only the backend looks inside.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Buffer = Any
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What only some engines have a use for; None and False leave it to the engine."""
+    """Options that only some engines understand; None and False leave the choice to the engine."""
 
     cuda_memory: str | None = None
-    """Package through which GPU memory is used (cuda_memory.MEMORIES)."""
+    """Package through which GPU memory is used: a key of `engines.cuda.memory.MEMORIES`."""
     trust_engine: bool = False
-    """Run built engines that came with a bundle, which can carry code."""
+    """Also run built engines that came with a bundle; they can carry code of whoever built them."""
 
     def given(self) -> dict[str, Any]:
-        """What was said, by field."""
+        """The options that were set, by field."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
 
 
@@ -39,10 +39,10 @@ class Engine(Protocol):
     """One graph, ready to run."""
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Run the graph; keys are its input and output names. What it gives stays as it is until it runs again."""
+        """Run the graph; keys are its input and output names. The outputs stay unchanged until it runs again."""
 
     def close(self) -> None:
-        """Free what the engine holds; it is not used afterwards."""
+        """Free what the engine holds; it must not be used afterwards."""
 
 
 class Backend(Protocol):
@@ -55,10 +55,10 @@ class Backend(Protocol):
         """Make `graph` (stage0, ..., merged, dense) of `bundle` runnable."""
 
     def upload(self, array: Array) -> Buffer:
-        """Bring a host array to where the engines compute."""
+        """Copy a host array to the memory in which the engines compute, if that is another one."""
 
     def download(self, buffer: Buffer) -> Array:
-        """Bring a buffer back as a host array."""
+        """A buffer as a host array."""
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         """The first `count` entries, without a copy."""

@@ -21,7 +21,6 @@ class OnnxRuntimeEngine:
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Run the graph on NumPy arrays."""
         values = self._session.run(self._outputs, dict(inputs))
         return dict(zip(self._outputs, values, strict=True))
 
@@ -51,11 +50,11 @@ class OnnxRuntimeBackend:
 
         Raises:
             GraphMismatch: ONNX Runtime refuses the graph.
-            ProviderMissing: the session would not run on the CPU provider.
+            ProviderMissing: ONNX Runtime would use another provider than the CPU's.
         """
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
-        # Otherwise the threads of one stage go on spinning while the next stage, or what follows the model, runs.
+        # Otherwise the threads of one stage keep spinning while the next stage, or the code after the model, runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
@@ -71,28 +70,25 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeEngine(session)
 
     def upload(self, array: Array) -> Buffer:
-        """Host memory is where it computes."""
         return array
 
     def download(self, buffer: Buffer) -> Array:
-        """The array itself."""
         array: Array = buffer
         return array
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
-        """A view."""
         return buffer[:count]
 
 
 def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
-    """What ONNX Runtime raises where it refuses a graph, or fails to run it."""
-    # These live in the extension module and derive from Exception only.
+    """The exceptions with which ONNX Runtime refuses a graph, or fails to run it."""
+    # They are defined in the extension module, and have no common base but Exception.
     state = runtime.capi.onnxruntime_pybind11_state
     names = ("Fail", "InvalidGraph", "InvalidArgument", "InvalidProtobuf", "NotImplemented", "RuntimeException")
     return (*(getattr(state, name) for name in names), RuntimeError)
 
 
 def backend(*, precision: str, threads: int | None) -> OnnxRuntimeBackend:
-    """Entry point of the registry; `precision` was checked there."""
+    """Entry point of the registry, which has checked `precision`."""
     del precision
     return OnnxRuntimeBackend(threads=threads)

@@ -1,7 +1,11 @@
-"""ONNX Runtime on an NVIDIA GPU: tensors stay on the device, and `cuda_session` proves that every node runs there.
+"""ONNX Runtime on an NVIDIA GPU: every node runs there, or the session is refused, and tensors stay on the device.
+
+On its own, ONNX Runtime silently falls back to the CPU where CUDA does not load, or where one operator has no CUDA
+kernel. Three things are required here: a distribution with the CUDA provider, a GPU, and that ONNX Runtime itself
+refuses a graph of which any node would run on the CPU (docs/decisions/0007-no-node-on-the-cpu.md).
 
 A bundle's fast graphs are loaded (attention is then a fused kernel), in fp16 after the pass of `half_precision`.
-Between stages nothing but a gate's count comes to the host.
+Between stages only a gate's count reaches the host.
 """
 
 from __future__ import annotations
@@ -27,19 +31,15 @@ from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, Pr
 from dovit_deploy.graphs.half_precision import with_half_precision
 from dovit_deploy.graphs.weights import GraphWeights
 
-# Sessions of ONNX Runtime that run on the GPU, all of them, or are refused.
-#
-# ONNX Runtime by itself goes on quietly on the CPU where CUDA does not load, or where one operator has no CUDA kernel.
-# Three things are asked for here: a distribution with the CUDA provider, a GPU, and that ONNX Runtime itself refuse a
-# graph of which any node would run on the CPU (docs/decisions/0007-no-node-on-the-cpu.md).
-
 PROVIDER = "CUDAExecutionProvider"
-
+DEVICE = "cuda"
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
-"""With it ONNX Runtime refuses a graph of which any node would run on the CPU."""
+"""With this option ONNX Runtime refuses a graph of which any node would run on the CPU."""
 
 FATAL, WARNING = 4, 2
 """Levels of ONNX Runtime's log; the second is its default."""
+ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+"""Element types of the tensors that stages hand to each other."""
 
 
 def cuda_runtime() -> Any:  # noqa: ANN401
@@ -47,17 +47,17 @@ def cuda_runtime() -> Any:  # noqa: ANN401
 
     Raises:
         PackageMissing: ONNX Runtime is not installed.
-        ProviderMissing: it has no CUDA provider, there is no GPU, or a CUDA library is missing.
+        ProviderMissing: it has no CUDA provider, or there is no GPU.
     """
     runtime = packages.onnxruntime(install=CUDA_INSTALL)
     if PROVIDER not in runtime.get_available_providers():
         raise ProviderMissing(
-            f"engine cuda needs onnxruntime-gpu; the onnxruntime {runtime.__version__} that is installed has no "
+            f"engine cuda needs onnxruntime-gpu; the installed onnxruntime {runtime.__version__} has no "
             f"{PROVIDER}, and both unpack into one folder; install it with: {CUDA_INSTALL}"
         )
     gpu_device()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(AttributeError):
-        # Finds the libraries of pip's nvidia packages; since 1.21. It prints what it misses, which is said below.
+        # Loads the libraries of pip's nvidia packages; since 1.21. It prints what is missing; `_refusal` reports that.
         runtime.preload_dlls()
     return runtime
 
@@ -67,16 +67,17 @@ def session_on_gpu(runtime: Any, model: Path | bytes, *, described: str) -> Any:
 
     Args:
         model: a file, or a serialised graph.
-        described: what an error calls it.
+        described: its name in errors.
 
     Raises:
-        ProviderMissing: some node would run on the CPU.
+        ProviderMissing: some node would run on the CPU, or a CUDA library is missing.
+        DeviceOutOfMemory: the GPU has too little memory.
         GraphMismatch: ONNX Runtime refuses the graph.
     """
     options = runtime.SessionOptions()
     options.add_session_config_entry(NO_FALLBACK, "1")
     source = model if isinstance(model, bytes) else str(model)
-    # What it logs of a failure comes as an exception too.
+    # Everything that it logs about a failure is also in the exception.
     options.log_severity_level = FATAL
     runtime.set_default_logger_severity(FATAL)
     try:
@@ -91,7 +92,7 @@ def session_on_gpu(runtime: Any, model: Path | bytes, *, described: str) -> Any:
 
 
 def _refusal(error: Exception, described: str, libraries: Path) -> DovitError:
-    """What a failure to make a session means."""
+    """ONNX Runtime's error as one of ours; `libraries`: the folder of its providers."""
     first = str(error).partition("\n")[0]
     if memory_is_short(error):
         return DeviceOutOfMemory(f"the GPU has too little memory for {described}: {first}")
@@ -107,9 +108,9 @@ def _refusal(error: Exception, described: str, libraries: Path) -> DovitError:
 
 
 def _missing_library(folder: Path) -> str | None:
-    """Why the provider's library did not load, which ONNX Runtime only logs.
+    """Why the provider's library does not load, which ONNX Runtime only logs; None if it does.
 
-    To be asked after a failure: loaded before ONNX Runtime has loaded it, the library would not know its host.
+    To be called only after a failure: loaded before ONNX Runtime itself loads it, the library would not find its host.
     """
     library = folder / "libonnxruntime_providers_cuda.so"
     if library.is_file():
@@ -121,13 +122,8 @@ def _missing_library(folder: Path) -> str | None:
 
 
 def memory_is_short(error: Exception) -> bool:
-    """Whether ONNX Runtime failed for want of device memory, going by its words."""
+    """Whether ONNX Runtime failed for lack of device memory; only its message says so, there is no error class."""
     return any(words in str(error) for words in ("out of memory", "allocate memory", "Available memory of"))
-
-
-DEVICE = "cuda"
-ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
-"""What crosses between stages."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class OrtArray:
 
     @property
     def shape(self) -> list[int]:
-        """Of what is seen of it."""
+        """Shape of the part that is used."""
         whole = list(self.value.shape())
         return whole if self.count is None else [self.count, *whole[1:]]
 
@@ -167,7 +163,7 @@ class OnnxRuntimeCudaEngine:
         for name in self._inputs:
             _bind(binding, name, inputs[name])
         for name in self._outputs:
-            # Allocated by ONNX Runtime, where it computes.
+            # No address: ONNX Runtime allocates the output, on the device.
             binding.bind_output(name, DEVICE)
         try:
             self._session.run_with_iobinding(binding)
@@ -185,11 +181,12 @@ class OnnxRuntimeCudaEngine:
 
 
 def _bind(binding: Any, name: str, given: OrtArray) -> None:  # noqa: ANN401
+    """Bind an input; a narrowed one as the same memory under a shorter shape, without a copy."""
     value = given.value
     if given.count is None:
         binding.bind_ortvalue_input(name, value)
     else:
-        # The same memory under a shorter shape: nothing is copied. `inputs` of the caller keeps the value alive.
+        # A binding by address keeps nothing alive; the caller's `inputs` do.
         binding.bind_input(name, DEVICE, 0, ELEMENTS[value.data_type()], given.shape, value.data_ptr())
 
 
@@ -197,10 +194,10 @@ class OnnxRuntimeCudaBackend:
     """Loads a bundle's graphs on the first GPU; buffers are `OrtArray`s.
 
     Args:
-        precision: "fp32" or "fp16"; fp16 is made at load, which takes the package `onnx`.
+        precision: "fp32" or "fp16"; fp16 is derived at load, which needs the package `onnx`.
 
     Raises:
-        ProviderMissing: no driver, no GPU, an ONNX Runtime without CUDA, or one whose libraries are missing.
+        ProviderMissing: no driver, no GPU, or an ONNX Runtime without CUDA.
     """
 
     name = "cuda"
@@ -213,8 +210,7 @@ class OnnxRuntimeCudaBackend:
         """Load `graph` and its share of the weights.
 
         Raises:
-            ProviderMissing: a node of it would not run on the GPU.
-            GraphMismatch: ONNX Runtime refuses the graph.
+            ProviderMissing, DeviceOutOfMemory, GraphMismatch: see `session_on_gpu`.
         """
         path = bundle.graph(graph, fast=True)
         described = f"{bundle.path.name}/{path.name}"
@@ -229,21 +225,18 @@ class OnnxRuntimeCudaBackend:
         return OnnxRuntimeCudaEngine(session, load_errors(self._runtime))
 
     def upload(self, array: Array) -> Buffer:
-        """Copy to the GPU."""
         return OrtArray(self._runtime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), DEVICE, 0))
 
     def download(self, buffer: Buffer) -> Array:
-        """Copy to the host."""
         array: Array = buffer.numpy()
         return array
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
-        """The same memory under a shorter shape."""
         return OrtArray(buffer.value, count)
 
 
 def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:
-    """Write the fp16 form of the graph at `path`, whose large tensors lie in `weights`, to `folder`."""
+    """Write the fp16 form of the graph at `path`, whose large tensors are in `weights`, to `folder`."""
     onnx, tensors = packages.onnx(), GraphWeights(weights)
     model = with_half_precision(onnx.load(str(path), load_external_data=False), tensors)
     tensors.write(folder, [model])
@@ -253,6 +246,6 @@ def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:
 
 
 def backend(*, precision: str, threads: int | None) -> OnnxRuntimeCudaBackend:
-    """Entry point of the registry; `precision` was checked there, and threads are the GPU's affair."""
+    """Entry point of the registry, which has checked `precision`; a GPU has no use for `threads`."""
     del threads
     return OnnxRuntimeCudaBackend(precision=precision)

@@ -1,4 +1,4 @@
-"""Which engines there are, one line each, named by their modules: no file names a family and an engine."""
+"""Which engines are there? One entry each, with the module named as text: it is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from dovit_deploy.errors import UsageError
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """A runtime: what makes its backend, the package it needs, its precisions."""
+    """A runtime: the function that makes its backend, the package it needs, its precisions."""
 
     module: str
-    """Module, with `:function` where that is not called `backend`; it is given `precision`, `threads` and `options`."""
+    """Module, with `:function` where that is not `backend`; called with `precision`, `threads`, perhaps `options`."""
     package: str
     precisions: tuple[str, ...]
-    """The first is taken when none is asked for."""
+    """The first is the default."""
     purpose: str
     install: str | None = None
-    """The line that installs it, where that is not the package's own."""
+    """The line that installs it, where it is not that of the package."""
     options: tuple[str, ...] = ()
-    """Fields of `EngineOptions` that mean something to it."""
+    """Fields of `EngineOptions` that it understands."""
 
 
-GPU_ENGINE = ("cuda_memory", "trust_engine")
-
+TENSORRT_OPTIONS = ("cuda_memory", "trust_engine")
 
 CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
-"""`onnxruntime` and `onnxruntime-gpu` unpack into one folder: never both."""
+"""`onnxruntime` and `onnxruntime-gpu` install into the same folder: never both."""
 
 ENGINES = {
     "onnxruntime": EngineEntry("dovit_deploy.engines.onnxruntime", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"),
@@ -47,21 +46,21 @@ ENGINES = {
     "tensorrt-rtx": EngineEntry(
         "dovit_deploy.engines.tensorrt.run:tensorrt_rtx",
         *("tensorrt_rtx", ("fp16", "fp32"), "TensorRT for RTX, on NVIDIA GPUs"),
-        options=GPU_ENGINE,
+        options=TENSORRT_OPTIONS,
     ),
     "tensorrt": EngineEntry(
         "dovit_deploy.engines.tensorrt.run:tensorrt",
         *("tensorrt", ("fp16", "fp32"), "TensorRT, on NVIDIA GPUs"),
-        options=GPU_ENGINE,
+        options=TENSORRT_OPTIONS,
     ),
 }
 
 
 def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> EngineOptions:
-    """Of what was said for several engines, what `engine` has a use for.
+    """Those of the options, given for several engines at once, that `engine` understands.
 
     Raises:
-        UsageError: none of the engines `among` which it was said has a use for it.
+        UsageError: none of the engines `among` which they were given understands one of them.
     """
     for name in given.given():
         if not any(name in ENGINES[other].options for other in among):
@@ -83,9 +82,9 @@ def backend_from_name(
         precision: one of the engine's; None: its first.
 
     Raises:
-        UsageError: unknown engine or precision, an option that the engine has no use for, or fewer than one thread.
+        UsageError: unknown engine or precision, an option that the engine does not understand, or less than one thread.
         PackageMissing: the engine's package is not installed.
-        EnvironmentProblem: it is installed and cannot be used.
+        EnvironmentProblem: it is installed but cannot be used.
     """
     entry = ENGINES.get(engine)
     if entry is None:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines import onnxruntime_cuda as cuda_session
 from dovit_deploy.engines.cuda.driver import GpuDevice
@@ -31,7 +32,9 @@ HOST_INPUTS = {("Expand", 1), ("Reshape", 1), ("Slice", 1), ("Slice", 2), ("Tile
 @pytest.fixture
 def runtime(monkeypatch):
     fake = FakeCudaRuntime()
-    monkeypatch.setattr(cuda_session, "packages", SimpleNamespace(onnxruntime=lambda *, install: fake))
+    monkeypatch.setattr(
+        cuda_session, "packages", SimpleNamespace(onnxruntime=lambda *, install: fake, onnx=packages.onnx)
+    )
     monkeypatch.setattr(cuda_session, "gpu_device", lambda: GpuDevice("a fake GPU", "9.0"))
     return fake
 

@@ -90,7 +90,7 @@ def test_what_came_with_the_bundle_runs_on_request_alone(bundle: Bundle, cache: 
     [
         ({"package_version": "1.6.0"}, r"were built by tensorrt-rtx 1\.6\.0; 1\.7\.1 is installed; build them again"),
         ({"forms": "9" * 64}, "by another version of dovit-deploy"),
-        ({"plugins": True, "plugin_code": "9" * 64}, "with other plugins than there are now"),
+        ({"plugins": True, "plugin_code": "9" * 64}, "with other plugins than those in use now"),
     ],
 )
 @pytest.mark.parametrize("origin", ["cache", "bundle"])
@@ -104,7 +104,7 @@ def test_what_does_not_fit(origin: str, changes, words: str, bundle: Bundle, cac
 @pytest.mark.parametrize("changes", [{"weights": "9" * 64}, {"graphs": {"stage0": "9" * 64}}])
 def test_engines_of_another_bundle_in_this_one(changes, bundle: Bundle, cache: EngineCache) -> None:
     put(bundle.path / ENGINES, made_key(**changes))
-    with pytest.raises(EngineInvalid, match="were built of another bundle's graphs or weights"):
+    with pytest.raises(EngineInvalid, match="were built from another bundle's graphs or weights"):
         search(bundle, cache, trust=True)
 
 
