@@ -113,11 +113,9 @@ def sides(value: ast.expr) -> list[ast.expr]:
 KNOWN_TWINS: set[str] = {
     "Advance",
     "Attention",
-    "Block",
     "ClassMap",
     "Classifier",
     "ConvStem",
-    "EngineEntry",
     "Grid",
     "Kind",
     "Logits",
