@@ -12,7 +12,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.golden import Case
 from tests.tiny import tiny_pixels, tiny_state

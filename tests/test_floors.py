@@ -25,6 +25,7 @@ FLOORS = {
     "interruption": 1.5,
     # What a network is, as data: no torch, no engine.
     "families/spec": 2,
+    "families/any_spec": 2,
     "families/cost": 2,
     "families/macs": 2,
     "families/parts": 2,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, Selection
+from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, TokenSelection
 from tests.golden import Case, cases
 from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit
 from tests.plain_maths import Array
@@ -50,7 +50,7 @@ def test_deit(case: Case) -> None:
         hidden=192,
         classes=20,
         selections=tuple(
-            Selection(first=first, last=first + (4 if stage_wise else 1), ratio=one["ratio"])
+            TokenSelection(first=first, last=first + (4 if stage_wise else 1), ratio=one["ratio"])
             for first, one in zip(firsts, facts["selections"], strict=True)
         ),
         tradeoffs=tuple(facts["tradeoff"]),
@@ -115,7 +115,7 @@ def test_levit(case: Case) -> None:
         ),
         classes=20,
         distilled=facts["distillation"],
-        selections=tuple(Selection(first=first, last=last, ratio=ratio) for first, last, ratio in cuts),
+        selections=tuple(TokenSelection(first=first, last=last, ratio=ratio) for first, last, ratio in cuts),
         tradeoff=None if facts["learn_tradeoff_mode"] else 0.5,
     )
     run = naive_levit(spec, levit_weights(spec, official), io["input"][0])

@@ -20,7 +20,7 @@ from dovit_deploy.families.evovit.spec import (
     LevitStage,
     LevitSubsample,
     PooledHead,
-    Selection,
+    TokenSelection,
 )
 from dovit_deploy.families.parts import ConvStem, PatchStem
 from tests.tiny import decode_head
@@ -51,7 +51,7 @@ def tiny_deit_spec(
         heads=heads,
         hidden=4 * width,
         classes=classes,
-        selections=tuple(Selection(first=first, last=last, ratio=ratio) for first, last, ratio in selections),
+        selections=tuple(TokenSelection(first=first, last=last, ratio=ratio) for first, last, ratio in selections),
         tradeoffs=tuple(tradeoffs or [1.0, 0.6, 0.5, 0.3, 0.7, 0.2, 0.9, 0.5][:depth]),
         head=PooledHead() if head == "pooled" else decode_head(head, width=width, heads=heads),
         **fields,
@@ -81,7 +81,7 @@ def tiny_levit_spec(
         ),
         classes=classes,
         distilled=distilled,
-        selections=tuple(Selection(first=first, last=last, ratio=ratio) for first, last, ratio in selections),
+        selections=tuple(TokenSelection(first=first, last=last, ratio=ratio) for first, last, ratio in selections),
         tradeoff=tradeoff,
     )
 

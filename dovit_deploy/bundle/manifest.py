@@ -13,7 +13,8 @@ from typing import Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown
-from dovit_deploy.families.spec import AnySpec, ModelSpec, Task
+from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.spec import ModelSpec, Task
 from dovit_deploy.record import Record
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"

@@ -35,7 +35,7 @@ from dovit_deploy.checkpoints.settings import (
 )
 from dovit_deploy.checkpoints.weights_file import WeightsFile, sha256_of, weights_from_file
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 
 # A bundle as a checkpoint: its weights and manifest are all that an export at another size or a fine-tuning needs.
 

@@ -20,8 +20,9 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.keys import not_finite, refuse_faults, shapes_of
 from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.folding import deployed
-from dovit_deploy.families.spec import AnySpec, ModelSpec
+from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.record import Record
 
 FORMAT = "dovit-checkpoint"

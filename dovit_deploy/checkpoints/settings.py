@@ -17,7 +17,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, check_number, entries_from_
 from dovit_deploy.checkpoints.configuration import refuse_unknown
 from dovit_deploy.checkpoints.keys import Rule
 from dovit_deploy.errors import ConfigError, UsageError
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.checkpoints.weights_file import weights_from_file
 from dovit_deploy.errors import ConfigError
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.measure.inspect import CostRow, Rows, cost_rows, gate_rows, network_rows, picture_rows
 from dovit_deploy.record import Record
 

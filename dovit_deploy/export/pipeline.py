@@ -26,9 +26,9 @@ from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import Against, reference_runs, run_parity, settings_from_images, whole_parity
 from dovit_deploy.export.weights import WeightsFile, with_shared_weights
-from dovit_deploy.families.parts import SMALLEST_SIDE
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
-from dovit_deploy.families.spec import AnySpec, ModelSpec
+from dovit_deploy.families.spec import SMALLEST_SIDE, ModelSpec
 from dovit_deploy.files import written_aside
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session

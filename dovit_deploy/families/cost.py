@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from dovit_deploy.families.evovit.cost import EvoDeitCost, LevitCost
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitSpec
@@ -14,7 +15,7 @@ from dovit_deploy.families.stvit.swin_spec import SwinSpec
 from dovit_deploy.families.vit.cost import VisionTransformerCost
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-COSTS: dict[type, Callable[..., CostModel]] = {
+COSTS: dict[type, Callable[..., CostModel[Any]]] = {
     VisionTransformerSpec: VisionTransformerCost,
     EvoDeitSpec: EvoDeitCost,
     EvoLevitSpec: LevitCost,
@@ -27,6 +28,6 @@ COSTS: dict[type, Callable[..., CostModel]] = {
 }
 
 
-def cost_model(spec: ModelSpec) -> CostModel:
+def cost_model(spec: ModelSpec) -> CostModel[Any]:
     """The cost model of the network of `spec`."""
     return COSTS[type(spec)](spec)

@@ -1,4 +1,8 @@
-"""Batch norm in training, none in deployment: a projection with its norm, and folding the one into the other."""
+"""Training form and deployment form: projections with their batch norms, and the way from the one form to the other.
+
+It goes by the names of parameters. Batch norms and layer scales are folded into the layer beside them; biases by
+relative position are expanded for every pair of positions in a window.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.families.stvit.attention import laid_out
-from dovit_deploy.families.stvit.windows import relative_places
+from dovit_deploy.families.stvit.attention import expanded_bias
+from dovit_deploy.families.stvit.windows import relative_table
 
+State = dict[str, Tensor]
 EPS = 1e-5
 """Of every batch norm in the supported sources."""
 
@@ -68,47 +73,41 @@ def conv_norm(inputs: int, outputs: int, kernel: int, *, trainable: bool, stride
     return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=(kernel - 1) // 2)
 
 
-def folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def folded(state: State) -> State:
     """A state dict with every projection's batch norm folded in: `X.projection` with `X.norm` behind or `X.prior`
     before it becomes `X.weight` and `X.bias`.
 
     Computed in double precision; a state dict in deployment form comes back unchanged.
     """
-    prefixes = [name.removesuffix(".norm.running_var") for name in state if name.endswith(".norm.running_var")]
     result = dict(state)
-    for prefix in prefixes:
+    for prefix in _prefixes(state, ".norm.running_var"):
         weight = result.pop(f"{prefix}.projection.weight").double()
-        entries = {
-            entry: result.pop(f"{prefix}.norm.{entry}").double()
-            for entry in ("weight", "bias", "running_mean", "running_var")
-        }
-        result.pop(f"{prefix}.norm.num_batches_tracked", None)
-        scale = entries["weight"] / torch.sqrt(entries["running_var"] + EPS)
+        scale, shift = _affine(result, f"{prefix}.norm")
         result[f"{prefix}.weight"] = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).float()
-        result[f"{prefix}.bias"] = (entries["bias"] - entries["running_mean"] * scale).float()
-    return _folded_priors(result)
-
-
-def _folded_priors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same for batch norms in front of their projection: W (s x + b) + c = (W s) x + (W b + c)."""
-    prefixes = [name.removesuffix(".prior.running_var") for name in state if name.endswith(".prior.running_var")]
-    result = dict(state)
-    for prefix in prefixes:
-        weight = result.pop(f"{prefix}.projection.weight").double()
-        offset = result.pop(f"{prefix}.projection.bias").double()
-        entries = {
-            entry: result.pop(f"{prefix}.prior.{entry}").double()
-            for entry in ("weight", "bias", "running_mean", "running_var")
-        }
-        result.pop(f"{prefix}.prior.num_batches_tracked", None)
-        scale = entries["weight"] / torch.sqrt(entries["running_var"] + EPS)
-        shift = entries["bias"] - entries["running_mean"] * scale
+        result[f"{prefix}.bias"] = shift.float()
+    for prefix in _prefixes(state, ".prior.running_var"):
+        # W (s x + b) + c = (W s) x + (W b + c)
+        weight, offset = (result.pop(f"{prefix}.projection.{entry}").double() for entry in ("weight", "bias"))
+        scale, shift = _affine(result, f"{prefix}.prior")
         result[f"{prefix}.weight"] = (weight * scale).float()
         result[f"{prefix}.bias"] = (offset + weight @ shift).float()
     return result
 
 
-def unfolded(state: dict[str, Tensor], training_names: Iterable[str]) -> dict[str, Tensor]:
+def _prefixes(state: State, end: str) -> list[str]:
+    return [name.removesuffix(end) for name in state if name.endswith(end)]
+
+
+def _affine(state: State, norm: str) -> tuple[Tensor, Tensor]:
+    """The batch norm called `norm`, taken out of `state`, as x -> scale * x + shift."""
+    entries = ("weight", "bias", "running_mean", "running_var")
+    weight, bias, mean, variance = (state.pop(f"{norm}.{entry}").double() for entry in entries)
+    state.pop(f"{norm}.num_batches_tracked", None)
+    scale = weight / torch.sqrt(variance + EPS)
+    return scale, bias - mean * scale
+
+
+def unfolded(state: State, training_names: Iterable[str]) -> State:
     """The opposite of `folded`: a state dict for a network whose entries are `training_names`.
 
     Each folded projection gets a batch norm that only adds its bias, so that in evaluation mode the network computes
@@ -130,24 +129,19 @@ def unfolded(state: dict[str, Tensor], training_names: Iterable[str]) -> dict[st
     return result
 
 
-# From the form that is trained to the form that is deployed, by the names of the parameters, and back.
-#
-# Batch norms and layer scales are folded into the layer before them; biases by relative position are laid out for every
-# pair of places. A state dict in deployment form comes back unchanged.
-
 SCALED = {".scale1.factor": ".attention.output", ".scale2.factor": ".mlp.contract"}
 """End of a layer scale's name -> the layer beside it that it is folded into."""
 TABLE, VALUES = ".bias.table", ".bias.values"
 
 
-def deployed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state`, of a network in training form, for the same network in deployment form."""
+def deployed(state: State) -> State:
+    """`state`, in training form, for the same network in deployment form; unchanged where it is in that form."""
     result = folded(state)
     for name in list(result):
         if name.endswith(TABLE):
             table = result.pop(name)
-            places = torch.from_numpy(relative_places((math.isqrt(len(table)) + 1) // 2))
-            result[name.removesuffix(TABLE) + VALUES] = laid_out(table, places).contiguous()
+            index = torch.from_numpy(relative_table((math.isqrt(len(table)) + 1) // 2))
+            result[name.removesuffix(TABLE) + VALUES] = expanded_bias(table, index).contiguous()
         end = next((end for end in SCALED if name.endswith(end)), None)
         if end is not None:
             factor, layer = result.pop(name), name.removesuffix(end) + SCALED[end]
@@ -156,7 +150,7 @@ def deployed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def trainable(state: dict[str, Tensor], training_names: Iterable[str]) -> dict[str, Tensor]:
+def trainable(state: State, training_names: Iterable[str]) -> State:
     """The opposite: `state`, in deployment form, for a network whose entries are `training_names`.
 
     Folded norms and scales are those that change nothing, so that in evaluation mode the network computes what it did.
@@ -174,9 +168,9 @@ def trainable(state: dict[str, Tensor], training_names: Iterable[str]) -> dict[s
 
 
 def _table(values: Tensor) -> Tensor:
-    """(heads, window^2, window^2) -> ((2 window - 1)^2, heads): every pair of places at one distance has one bias."""
+    """(heads, window^2, window^2) -> ((2 window - 1)^2, heads): every pair at one distance has one bias."""
     window = math.isqrt(values.shape[-1])
-    places = torch.from_numpy(relative_places(window)).reshape(-1)
+    index = torch.from_numpy(relative_table(window)).reshape(-1)
     table = values.new_zeros((2 * window - 1) ** 2, values.shape[0])
-    table[places] = values.flatten(1).T
+    table[index] = values.flatten(1).T
     return table

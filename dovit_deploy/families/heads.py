@@ -1,5 +1,8 @@
 """Heads: tokens in, class logits out. Per-token heads serve as gates on any subset of tokens.
 
+A decode head is called with all patches and the grid that they form: no head keeps a grid, so that crops of any size
+go through the same one in training.
+
 Sources: mmsegmentation 0.30 (FCNHead, SETRUPHead, SegmenterMaskTransformerHead), rstrudel/segmenter.
 """
 
@@ -11,10 +14,11 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import conv_norm, linear_norm
 from dovit_deploy.families.layers import Attend, Block, attention
-from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import AnyHead, FcnHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.spec import Grid
 
 
-def grid_from_tokens(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def grid_from_tokens(tokens: Tensor, grid: Grid) -> Tensor:
     """Patch tokens (N, C) or (B, N, C) in raster order -> (B, C, h, w), B = 1 for (N, C)."""
     return tokens.transpose(-2, -1).reshape(-1, tokens.shape[-1], *grid)
 
@@ -48,17 +52,16 @@ class SetrUpHead(nn.Module):
     (N, C) or (B, N, C) -> (B, K, h * scale, w * scale). It mixes neighbours, so it needs the full grid.
     """
 
-    def __init__(self, spec: SetrHead, width: int, classes: int, grid: tuple[int, int], *, trainable: bool) -> None:
+    def __init__(self, spec: SetrHead, width: int, classes: int, *, trainable: bool) -> None:
         super().__init__()
-        self.grid = grid
         self.up_scale = spec.up_scale
         self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
         inputs = [width, *[spec.channels] * (spec.convs - 1)]
         self.up = nn.ModuleList(conv_norm(before, spec.channels, spec.kernel, trainable=trainable) for before in inputs)
         self.classifier = nn.Conv2d(spec.channels, classes, 1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = grid_from_tokens(self.norm(tokens), self.grid)
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        x = grid_from_tokens(self.norm(tokens), grid)
         for conv in self.up:
             x = functional.relu(conv(x))
             size = (x.shape[-2] * self.up_scale, x.shape[-1] * self.up_scale)
@@ -72,9 +75,8 @@ class MaskTransformerHead(nn.Module):
     (N, C) or (B, N, C) -> (B, K, h, w).
     """
 
-    def __init__(self, spec: MaskHead, width: int, classes: int, grid: tuple[int, int]) -> None:
+    def __init__(self, spec: MaskHead, width: int, classes: int) -> None:
         super().__init__()
-        self.grid = grid
         self.classes = classes
         self.embed = nn.Linear(width, spec.width)
         self.class_tokens = nn.Parameter(torch.zeros(classes, spec.width))
@@ -86,7 +88,7 @@ class MaskTransformerHead(nn.Module):
         self.class_projection = nn.Linear(spec.width, spec.width, bias=False)
         self.mask_norm = nn.LayerNorm(classes, eps=spec.norm_eps)
 
-    def forward(self, tokens: Tensor, attend: Attend = attention) -> Tensor:
+    def forward(self, tokens: Tensor, grid: Grid, attend: Attend = attention) -> Tensor:
         classes: Tensor = self.class_tokens
         if tokens.dim() > 2:
             classes = classes.expand(*tokens.shape[:-2], -1, -1)
@@ -97,19 +99,22 @@ class MaskTransformerHead(nn.Module):
         patches = functional.normalize(self.patch_projection(x[..., : -self.classes, :]), dim=-1)
         prototypes = functional.normalize(self.class_projection(x[..., -self.classes :, :]), dim=-1)
         masks = self.mask_norm(patches @ prototypes.transpose(-2, -1))
-        return grid_from_tokens(masks, self.grid)
+        return grid_from_tokens(masks, grid)
 
 
 class TokenLogitsHead(nn.Module):
     """A per-token head as decode head: (N, C) or (B, N, C) -> (B, K, h, w)."""
 
-    def __init__(self, head: nn.Module, grid: tuple[int, int]) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
-        self.grid = grid
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return grid_from_tokens(self.head(tokens), self.grid)
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        if tokens.dim() == 2:
+            return grid_from_tokens(self.head(tokens), grid)
+        # Batch norm, which a per-token head may hold, wants a list of tokens.
+        logits = self.head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        return grid_from_tokens(logits, grid)
 
 
 def token_head_from_spec(head: LinearHead | FcnHead, width: int, classes: int, *, trainable: bool) -> nn.Module:
@@ -119,17 +124,10 @@ def token_head_from_spec(head: LinearHead | FcnHead, width: int, classes: int, *
     return LinearTokenHead(width, classes)
 
 
-def decode_head_from_spec(
-    head: LinearHead | FcnHead | SetrHead | MaskHead,
-    width: int,
-    classes: int,
-    grid: tuple[int, int],
-    *,
-    trainable: bool,
-) -> nn.Module:
-    """The decode head that `head` describes: patch tokens (N, C) -> logits (1, K, h', w')."""
+def decode_head_from_spec(head: AnyHead, width: int, classes: int, *, trainable: bool) -> nn.Module:
+    """The decode head that `head` describes: patch tokens (N, C) and their grid -> logits (1, K, h', w')."""
     if isinstance(head, MaskHead):
-        return MaskTransformerHead(head, width, classes, grid)
+        return MaskTransformerHead(head, width, classes)
     if isinstance(head, SetrHead):
-        return SetrUpHead(head, width, classes, grid, trainable=trainable)
-    return TokenLogitsHead(token_head_from_spec(head, width, classes, trainable=trainable), grid)
+        return SetrUpHead(head, width, classes, trainable=trainable)
+    return TokenLogitsHead(token_head_from_spec(head, width, classes, trainable=trainable))

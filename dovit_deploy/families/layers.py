@@ -1,4 +1,4 @@
-"""The transformer block, on tokens (n, C) or batches of them (B, n, C).
+"""The transformer block, on tokens (n, C) or batches of them (B, n, C); stems before it, and position embeddings.
 
 Query, key and value are three linear layers: on two-dimensional tokens each becomes one Gemm, the fastest form in
 ONNX Runtime, and every form of a graph can share one copy of the weights.
@@ -7,7 +7,7 @@ ONNX Runtime, and every form of a graph can share one copy of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as functional
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import conv_norm
 from dovit_deploy.families.parts import ConvStem, Stem
+from dovit_deploy.families.spec import Grid
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Query, key, value and the number of heads -> the mixed values; as `attention` takes and gives them."""
+PositionMode = Literal["bicubic", "bilinear"]
 
 _LIBRARY = torch.library.Library("dovit", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")  # type: ignore[no-untyped-call]
@@ -82,71 +85,29 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
-# Position embeddings for another grid of tokens, resized as the published codes do it.
-
-Mode = Literal["bicubic", "bilinear"]
-Grid = tuple[int, int]
-
-
-class Positioned(Protocol):
-    """A spec whose network has one table of position embeddings, `positions`."""
-
-    @property
-    def grid(self) -> Grid:
-        """Rows and columns of patch tokens."""
-
-    @property
-    def extra_tokens(self) -> int:
-        """Embeddings before the grid's."""
-
-    @property
-    def position_mode(self) -> Mode:
-        """How they are resized."""
-
-
-def state_at_size(state: dict[str, Tensor], spec: Positioned, target: Positioned) -> dict[str, Tensor]:
-    """Weights of `spec` as weights of the same architecture on the grid of `target`."""
-    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
-    return {**state, "positions": positions}
-
-
-def resized_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: Mode) -> Tensor:
-    """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing.
+def resized_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: PositionMode) -> Tensor:
+    """Position embeddings (E + N, C) for `grid` -> (E + N', C) for `target`, as the published codes do it.
 
     The sources resize only when the *number* of tokens changes: 4x16 tokens take the embeddings of 8x8 as they are.
     """
     if target[0] * target[1] == positions.shape[0] - extra:
         return positions
+    return interpolated_positions(positions, extra, grid, target, mode)
+
+
+def interpolated_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: PositionMode) -> Tensor:
+    """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing."""
     image = positions[extra:].T.reshape(1, -1, *grid)
     resized = functional.interpolate(image, size=target, mode=mode, align_corners=False)
     return torch.cat([positions[:extra], resized.flatten(2)[0].T]).contiguous()
 
 
-# From pixels to patch tokens: zero-pad right and bottom to whole patches, project, flatten in raster order.
-
-
-class Stemmed(Protocol):
-    """What a stem needs to know of a network."""
-
-    @property
-    def stem(self) -> Stem:
-        """Which kind."""
-
-    @property
-    def patch(self) -> int:
-        """Side of a token in pixels."""
-
-    @property
-    def width(self) -> int:
-        """C."""
-
-
 class PatchEmbedding(nn.Module):
     """The published stem: one convolution whose kernel and stride are the patch."""
 
-    def __init__(self, spec: Stemmed) -> None:
+    def __init__(self, width: int, patch: int) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(3, spec.width, spec.patch, stride=spec.patch)
+        self.projection = nn.Conv2d(3, width, patch, stride=patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.projection(pixels)  # type: ignore[no-any-return]
@@ -166,7 +127,7 @@ class ResidualConv(nn.Module):
 class ConvEmbedding(nn.Module):
     """3x3 stride-2 convolutions with ReLU, residual blocks after all but the first, a 2x2 stride-2 projection."""
 
-    def __init__(self, spec: Stemmed, stem: ConvStem, *, trainable: bool) -> None:
+    def __init__(self, stem: ConvStem, width: int, *, trainable: bool) -> None:
         super().__init__()
         inputs = (3, *stem.widths[:-1])
         self.down = nn.ModuleList(
@@ -174,7 +135,7 @@ class ConvEmbedding(nn.Module):
             for before, after in zip(inputs, stem.widths, strict=True)
         )
         self.residual = nn.ModuleList(ResidualConv(width, trainable=trainable) for width in stem.widths[1:])
-        self.projection = nn.Conv2d(stem.widths[-1], spec.width, 2, stride=2)
+        self.projection = nn.Conv2d(stem.widths[-1], width, 2, stride=2)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = functional.relu(self.down[0](pixels))
@@ -183,11 +144,11 @@ class ConvEmbedding(nn.Module):
         return self.projection(x)  # type: ignore[no-any-return]
 
 
-def stem_from_spec(spec: Stemmed, *, trainable: bool) -> nn.Module:
-    """The stem that `spec` asks for: (B, 3, H, W), H and W multiples of the patch -> (B, C, h, w)."""
-    if isinstance(spec.stem, ConvStem):
-        return ConvEmbedding(spec, spec.stem, trainable=trainable)
-    return PatchEmbedding(spec)
+def stem_from_spec(stem: Stem, *, width: int, patch: int, trainable: bool) -> nn.Module:
+    """From pixels to patches: (B, 3, H, W), H and W multiples of the patch -> (B, C, h, w)."""
+    if isinstance(stem, ConvStem):
+        return ConvEmbedding(stem, width, trainable=trainable)
+    return PatchEmbedding(width, patch)
 
 
 def padded(pixels: Tensor, patch: int) -> Tensor:

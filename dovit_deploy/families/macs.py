@@ -1,4 +1,4 @@
-"""FlopReport: multiply-adds (MACs) of one image, by part; and CostModel, what every family's file here offers.
+"""FlopReport: multiply-adds (MACs) of one image, by part; and CostModel, what every architecture's cost is made of.
 
 One MAC is one multiply-add of a convolution, a linear layer, QK^T or AV. Norms, softmax, biases, resizing and
 gathering count nothing. ViT papers and mmsegmentation print these numbers and call them FLOPs.
@@ -6,11 +6,12 @@ gathering count nothing. ViT papers and mmsegmentation print these numbers and c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, TypeVar
 
-from dovit_deploy.families.evovit.spec import Selection, selection_of_layer
+from dovit_deploy.families.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,44 @@ class FlopReport:
         return self.stem + self.layers + self.gates + self.head
 
 
-class CostModel(Protocol):
-    """From one architecture and token counts to MACs, in closed form."""
+SpecT = TypeVar("SpecT", bound=ModelSpec)
+
+
+@dataclass(frozen=True)
+class CostModel(ABC, Generic[SpecT]):
+    """From an architecture and token counts to MACs, in closed form."""
+
+    spec: SpecT
 
     def dense(self) -> FlopReport:
         """The same network with nothing stopped and without auxiliary heads."""
+        return self.report(None)
 
     def actual(self, kept: Sequence[int]) -> FlopReport:
-        """What runs when `kept[i]` tokens, extra tokens included, enter stage i; ValueError for another number."""
+        """What runs when `kept[i]` tokens, extra tokens included, enter stage i; it rises with every entry.
+
+        Raises:
+            ValueError: not as many counts as the network has stages.
+        """
+        if len(kept) != len(self.spec.counts):
+            raise ValueError(f"{len(kept)} token counts for {len(self.spec.counts)} stages")
+        return self.report(kept)
+
+    @abstractmethod
+    def report(self, kept: Sequence[int] | None) -> FlopReport:
+        """MACs with `kept[i]` tokens in stage i; None: the dense network."""
 
 
-# How many tokens run through a layer under fixed selections.
+@dataclass(frozen=True)
+class FixedCost(CostModel[SpecT]):
+    """The cost of an architecture that knows its token counts beforehand and takes no others."""
 
+    def actual(self, kept: Sequence[int]) -> FlopReport:
+        """What runs, which `kept` must name.
 
-def running_tokens(selections: tuple[Selection, ...], kept: Sequence[int] | None, layer: int, everything: int) -> int:
-    """Tokens that run through `layer`; everything where nothing is selected or `kept` is None."""
-    number = selection_of_layer(selections, layer)
-    return everything if kept is None or number is None else kept[number + 1]
-
-
-def checked_counts(kept: Sequence[int], counts: tuple[int, ...]) -> Sequence[int]:
-    """`kept`; raises ValueError unless it has one entry for each of `counts`."""
-    if len(kept) != len(counts):
-        raise ValueError(f"{len(kept)} token counts for {len(counts)} stages")
-    return kept
+        Raises:
+            ValueError: other counts than those of the architecture.
+        """
+        if tuple(kept) != self.spec.counts:
+            raise ValueError(f"token counts {tuple(kept)}; this network has {self.spec.counts}")
+        return self.report(kept)

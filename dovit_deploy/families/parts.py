@@ -1,4 +1,7 @@
-"""Parts that several architectures are made of, as data: stems, heads and gates."""
+"""Parts that several architectures are made of, as data: stems, heads and gates.
+
+Each has its counterpart in `layers`, `heads` or `vit.network`, which computes what is described here.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dovit_deploy.record import Record
-
-SMALLEST_SIDE = 16
-"""Pixels; a picture smaller than a patch is padded to one."""
 
 
 class LinearHead(Record):
@@ -57,12 +57,21 @@ class MaskHead(Record):
         return self
 
 
-Head = Annotated[LinearHead | FcnHead | SetrHead | MaskHead, Field(discriminator="kind")]
+AnyHead = LinearHead | FcnHead | SetrHead | MaskHead
+Head = Annotated[AnyHead, Field(discriminator="kind")]
+"""A decode head: it sees every patch."""
 GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]
+"""An auxiliary head: all but SETR's look at one token at a time."""
 
 
-def head_text(head: LinearHead | FcnHead | SetrHead | MaskHead) -> str:
-    """A head in a few words."""
+def logits_grid(head: Record, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of what `head` answers on a `grid` of patches: only SETR's up-sample."""
+    scale = head.scale if isinstance(head, SetrHead) else 1
+    return grid[0] * scale, grid[1] * scale
+
+
+def head_text(head: AnyHead) -> str:
+    """A head in a few words, for people."""
     if isinstance(head, MaskHead):
         return f"mask transformer, width {head.width}, {head.layers} layers"
     if isinstance(head, SetrHead):
@@ -97,3 +106,14 @@ class GateSpec(Record):
 
     layer: int = Field(ge=1)
     head: GateHead
+
+
+def backbone_text(*, width: int, depth: int, heads: int, stem: Literal["patch", "conv"] = "patch") -> str:
+    """A plain stack of transformer layers in a few words, for people."""
+    return f"width {width}, {depth} layers, {heads} heads, {stem} stem"
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless every attention head gets the same share of `width`."""
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by {heads} heads")

@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.record import Record
 

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.errors import ConfigError, ProviderMissing
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import trainable
 from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.registry import family_of, spec_at_size, state_at_size
-from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.forward import TrainableNetwork, training_forward
 from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, evovit_from_trained, spec_from_trained
 
 EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
-"""Last parts of the names of parameters that are validated up or joined, and multiply nothing."""
+"""Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
 
 
 def is_embedding(name: str) -> bool:
-    """The parameter is validated up or joined: it starts small, and is not decayed."""
+    """The parameter is looked up or joined: it starts small, and is not decayed."""
     return name.rpartition(".")[2] in EMBEDDINGS
 
 
@@ -94,17 +94,17 @@ def _state_of(
     return taken
 
 
-def trainable_model(spec: AnySpec) -> Network:
+def trainable_model(spec: AnySpec) -> TrainableNetwork:
     """The network of `spec` with its batch norms apart; ConfigError for gates that cannot be trained here."""
     if any(isinstance(gate.head, SetrHead) for gate in spec.gates):
         raise ConfigError(
             "gates with up-sampling (setr) heads are not trained; network.gates in the configuration replaces them "
             "by per-token ones"
         )
-    return cast("Network", family_of(spec).build(spec, trainable=True))
+    return cast("TrainableNetwork", family_of(spec).build(spec, trainable=True))
 
 
-def initialise(model: Network, seed: int) -> None:
+def initialise(model: TrainableNetwork, seed: int) -> None:
     """Truncated normal (0.02) for linear layers and embeddings, He for convolutions, zero biases; norms stay."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -120,7 +120,7 @@ def initialise(model: Network, seed: int) -> None:
             nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
 
 
-def load_start(model: Network, state: dict[str, Tensor]) -> None:
+def load_start(model: TrainableNetwork, state: dict[str, Tensor]) -> None:
     """Load weights in deployment form into a model in training form; gates that they lack keep theirs."""
     names = model.state_dict().keys()
     fitting = trainable(state, names)
@@ -131,7 +131,7 @@ def load_start(model: Network, state: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def adapt_norms(model: Network, state: dict[str, Tensor], pixels: Tensor) -> None:
+def adapt_norms(model: TrainableNetwork, state: dict[str, Tensor], pixels: Tensor) -> None:
     """Give the batch norms that `load_start` made of `state` the statistics of what they see on `pixels`.
 
     Scale and bias make up for them, so that in evaluation mode nothing changes. In training mode, where a norm uses
@@ -183,7 +183,7 @@ def device_from_name(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def with_resolved_precision(config: TrainConfig, model: Network) -> TrainConfig:
+def with_resolved_precision(config: TrainConfig, model: TrainableNetwork) -> TrainConfig:
     """`config` with the precision "auto" replaced by the faster one, measured on a copy of `model` where it runs."""
     if config.precision != "auto":
         return config
@@ -191,7 +191,7 @@ def with_resolved_precision(config: TrainConfig, model: Network) -> TrainConfig:
     return config.model_copy(update={"precision": "bf16" if bf16 < fp32 else "fp32"})
 
 
-def _fastest_step(config: TrainConfig, model: Network, *, bfloat16: bool) -> float:
+def _fastest_step(config: TrainConfig, model: TrainableNetwork, *, bfloat16: bool) -> float:
     """Seconds of forward and backward on crops of the first phase."""
     device = next(model.parameters()).device
     pixels = torch.zeros(min(TRIAL_BATCH, config.phases[0].batch), 3, *config.phases[0].crop, device=device)
@@ -203,7 +203,7 @@ def _fastest_step(config: TrainConfig, model: Network, *, bfloat16: bool) -> flo
     return min(seconds[1:])
 
 
-def _step_seconds(model: Network, pixels: torch.Tensor, *, bfloat16: bool) -> float:
+def _step_seconds(model: TrainableNetwork, pixels: torch.Tensor, *, bfloat16: bool) -> float:
     # On a CPU that others use too, the time of this process alone.
     clock = time.perf_counter if pixels.is_cuda else time.process_time
     started = clock()

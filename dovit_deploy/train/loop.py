@@ -16,7 +16,7 @@ from dovit_deploy.errors import CheckError, Interrupted
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import THRESHOLD_STREAM, TrainConfig
 from dovit_deploy.train.data import TrainingData
-from dovit_deploy.train.forward import Network
+from dovit_deploy.train.forward import TrainableNetwork
 from dovit_deploy.train.initialise import (
     Start,
     adapt_norms,
@@ -82,7 +82,7 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
             mine[name].copy_(value)
 
 
-def starting_model(config: TrainConfig, start: Start | None) -> Network:
+def starting_model(config: TrainConfig, start: Start | None) -> TrainableNetwork:
     """The network of a run before its first step, on the run's device."""
     model = trainable_model(config.spec)
     initialise(model, config.seed)
@@ -135,7 +135,7 @@ class Trainer:
         self.objective = Objective(config, weights.to(self.device))
         self.miou: float | None = None
 
-    def _frozen(self, model: Network) -> Network:
+    def _frozen(self, model: TrainableNetwork) -> TrainableNetwork:
         return copy.deepcopy(model).eval().requires_grad_(False)
 
     @property

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, TokenLogitsHead
+from dovit_deploy.families.evovit.deit import EvoDeit
+from dovit_deploy.families.heads import MaskTransformerHead
 from dovit_deploy.families.layers import Attend, padded
-from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
 
@@ -32,13 +33,17 @@ class GateOutput:
 
 
 @dataclass(frozen=True)
-class MaskedOutput:
-    """`logits` (B, K, h', w') of the decode head, the `features` (B, N, C) that it saw, one `GateOutput` per gate (none
-    where token counts are fixed)."""
+class TrainingOutput:
+    """What a network answers to a batch, and what the loss may look at."""
 
     logits: Tensor
+    """(B, K, h', w') of the decode head."""
     features: Tensor
-    gates: tuple[GateOutput, ...]
+    """(B, N, C), the normed patches that the head saw."""
+    gates: tuple[GateOutput, ...] = ()
+    """One per gate."""
+    chosen: tuple[Tensor, ...] = ()
+    """One per selection: the patches (B, N) bool that ran, in raster order."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,11 @@ def attend_without(hidden: Tensor | None) -> Attend:
     return attend
 
 
-def embed(model: VisionTransformer, pixels: Tensor, origin: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+def embed(model: VisionTransformer | EvoDeit, pixels: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Grid]:
     """Tokens (B, E + N, C) of `pixels` (B, 3, H, W), and their grid.
 
-    `origin` (B, 2) int64 places each crop's grid on the model's: row and column of its first token there.
+    `origin` (B, 2) int64 is where each crop was cut out: row and column of its first token on the model's grid, whose
+    position embeddings it takes.
     """
     image = model.stem(padded(pixels, model.spec.patch))
     rows, columns = image.shape[-2:]
@@ -92,8 +98,8 @@ def embed(model: VisionTransformer, pixels: Tensor, origin: Tensor | None = None
     corner = torch.zeros(len(pixels), 2, dtype=torch.int64, device=device) if origin is None else origin
     row = corner[:, :1, None] + torch.arange(rows, device=device)[None, :, None]
     column = corner[:, 1:, None] + torch.arange(columns, device=device)[None, None, :]
-    place = (row * model.spec.grid[1] + column).flatten(1) + extra
-    tokens = patches + functional.embedding(place, model.positions)
+    position = (row * model.spec.grid[1] + column).flatten(1) + extra
+    tokens = patches + functional.embedding(position, model.positions)
     if extra:
         first = (model.extra_tokens + model.positions[:extra]).expand(len(pixels), -1, -1)
         tokens = torch.cat([first, tokens], 1)
@@ -146,18 +152,11 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
     return GateOutput(logits, running, keep)
 
 
-def decode(model: VisionTransformer, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+def decode(head: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
     """Logits (B, K, h', w') of all `patches` (B, N, C), normed, at their last value."""
-    head = cast("SetrUpHead", model.head)
-    # A crop has a grid of its own; the head's is plain state.
-    head.grid = grid
-    if isinstance(model.head, TokenLogitsHead):
-        # Its batch norm, if any, wants a list of tokens.
-        logits = model.head.head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
-        return logits.transpose(1, 2).unflatten(2, grid)  # type: ignore[no-any-return]
-    if isinstance(model.head, MaskTransformerHead):
-        return model.head(patches, attend_without(None))  # type: ignore[no-any-return]
-    return head(patches)  # type: ignore[no-any-return]
+    if isinstance(head, MaskTransformerHead):
+        return head(patches, grid, attend_without(None))  # type: ignore[no-any-return]
+    return head(patches, grid)  # type: ignore[no-any-return]
 
 
 def masked_forward(
@@ -168,7 +167,7 @@ def masked_forward(
     origin: Tensor | None = None,
     detach_gates: bool = False,
     detach_stopped: bool = False,
-) -> MaskedOutput:
+) -> TrainingOutput:
     """The whole network on `pixels` (B, 3, H, W); without `passing` nothing stops, but the gates' heads still run.
 
     `detach_gates` keeps the gates' gradient from the layers below them, `detach_stopped` that of stopped tokens.
@@ -190,4 +189,4 @@ def masked_forward(
             if detach_stopped:
                 tokens = torch.where(with_extra(running, extra)[..., None], tokens, tokens.detach())
     features = model.norm(tokens)[:, extra:]
-    return MaskedOutput(decode(model, features, grid), features, tuple(outputs))
+    return TrainingOutput(decode(model.head, features, grid), features, tuple(outputs))

@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy.checkpoints.settings import invalid_as_config_error
 from dovit_deploy.errors import ConfigError
-from dovit_deploy.families.evovit.spec import EvoDeitSpec, Selection
+from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.evovit.spec import EvoDeitSpec, TokenSelection
 from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, MaskHead, PatchStem, SetrHead
-from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.record import Record
@@ -106,8 +106,8 @@ def evovit_spec(spec: VisionTransformerSpec, ratio: float) -> EvoDeitSpec:
         {
             **{name: value for name, value in shared.items() if name != "family"},
             "selections": (
-                Selection(first=first, last=second, ratio=ratio),
-                Selection(first=second, last=spec.depth, ratio=ratio),
+                TokenSelection(first=first, last=second, ratio=ratio),
+                TokenSelection(first=second, last=spec.depth, ratio=ratio),
             ),
             "tradeoffs": tradeoffs,
         }

@@ -9,8 +9,8 @@ from torch import Tensor
 from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import TrainConfig
-from dovit_deploy.train.forward import Network, training_forward
-from dovit_deploy.train.masked import GateOutput, MaskedOutput, uniform_passing
+from dovit_deploy.train.forward import TrainableNetwork, training_forward
+from dovit_deploy.train.masked import GateOutput, TrainingOutput, uniform_passing
 
 
 def class_weights(frequencies: Tensor, power: float) -> Tensor:
@@ -50,7 +50,7 @@ def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
     return loss / target.sum().clamp(min=1e-6)
 
 
-def distillation_loss(student: MaskedOutput, teacher: MaskedOutput, *, features: float, pixels: float) -> Tensor:
+def distillation_loss(student: TrainingOutput, teacher: TrainingOutput, *, features: float, pixels: float) -> Tensor:
     """`features` x mean squared difference of the last features + `pixels` x KL(teacher, student) of each position."""
     near = functional.mse_loss(student.features.float(), teacher.features.float())
     wanted = teacher.logits.float().log_softmax(1)
@@ -65,7 +65,7 @@ class Objective:
         self.config, self.weights = config, weights
 
     def __call__(
-        self, model: Network, batch: Batch, *, threshold: float | None, teacher: Network | None
+        self, model: TrainableNetwork, batch: Batch, *, threshold: float | None, teacher: TrainableNetwork | None
     ) -> tuple[Tensor, dict[str, float]]:
         """The sum that is minimised, and its parts as numbers; without `threshold` nothing stops or is distilled."""
         config, spec, device = self.config, self.config.spec, self.weights.device

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
 from dovit_deploy.train.network import NetworkChoice

@@ -13,11 +13,11 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
 from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.families.spec import AnySpec
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import Scaling
-from dovit_deploy.train.forward import Network
+from dovit_deploy.train.forward import TrainableNetwork
 from dovit_deploy.train.masked import uniform_passing
 from dovit_deploy.train.state import write_run_file
 from dovit_deploy.train.validation import Validation, validate
@@ -65,7 +65,7 @@ def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dens
 
 
 def threshold_curve(
-    model: Network, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
+    model: TrainableNetwork, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
 ) -> tuple[ThresholdPoint, ...]:
     """The network without its gates first, then each threshold, in float32."""
     dense = validate(model, data, passing=None, scaling=scaling)
@@ -87,7 +87,7 @@ def chosen_threshold(points: Sequence[ThresholdPoint], max_drop: float) -> float
 
 def save_result(
     folder: Path,
-    model: Network,
+    model: TrainableNetwork,
     classes: tuple[ClassEntry, ...],
     *,
     threshold: float,

@@ -14,7 +14,7 @@ from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.measure.metrics import Confusion
 from dovit_deploy.train.batches import normalised, resized
 from dovit_deploy.train.config import Scaling
-from dovit_deploy.train.forward import Network, training_forward
+from dovit_deploy.train.forward import TrainableNetwork, training_forward
 from dovit_deploy.train.masked import Passing
 
 
@@ -48,7 +48,7 @@ def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int
 
 @torch.no_grad()
 def validate(
-    model: Network,
+    model: TrainableNetwork,
     data: Dataset,
     *,
     passing: Passing | None,

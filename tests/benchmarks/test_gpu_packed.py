@@ -13,7 +13,7 @@ from packed_runner import AtOnce, DenseRunner, StagedRunner
 from packed_stages import masked_attention, varlen_attention
 
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.families.stages import DenseNetwork
 from tests.staged_loop import run_staged
 
 CPU = torch.device("cpu")

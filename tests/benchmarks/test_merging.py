@@ -18,7 +18,7 @@ from why_not.merging import (
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import attention
-from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec

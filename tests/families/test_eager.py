@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.errors import ProviderMissing, UsageError
 from dovit_deploy.families.eager import EagerBackend, device_from_name
-from dovit_deploy.families.vit.network import DenseNetwork, VisionTransformer, stages_from_model
+from dovit_deploy.families.stages import DenseNetwork
+from dovit_deploy.families.vit.network import VisionTransformer, stages_from_model
 from dovit_deploy.runtime.session import Session
 from tests.tiny import tiny_pixels, tiny_spec
 

@@ -21,7 +21,8 @@ from dovit_deploy.families.folding import (
 )
 from dovit_deploy.families.registry import family_of, model_from_spec
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.families.vit.network import DenseNetwork, VisionTransformer
+from dovit_deploy.families.stages import DenseNetwork
+from dovit_deploy.families.vit.network import VisionTransformer
 from tests.tiny import tiny_pixels, tiny_spec
 from tests.tiny_stvit import tiny_classifier, tiny_segmenter, tiny_swin, training_state
 

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Preprocessing, Provenance
-from dovit_deploy.families import folding as batch_norm
-from dovit_deploy.families import registry as build
+from dovit_deploy.families import folding, registry
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.runtime.session import Session
@@ -34,7 +33,7 @@ def agrees_with_naive(name: str) -> None:
     """Order, counts, confidences, labels and logits of the staged network are those of the naive reference."""
     chosen = case(name)
     found = run_staged(
-        build.model_from_spec(chosen.spec, chosen.state),
+        registry.model_from_spec(chosen.spec, chosen.state),
         chosen.pixels,
         thresholds=torch.from_numpy(chosen.thresholds).float(),
         floor=chosen.floor,
@@ -49,7 +48,7 @@ def positions_follow_the_rule() -> None:
         state = tiny_state(spec, 1)
         # Same number of tokens in another shape; larger; smaller; not whole patches.
         for size in [(32, 128), (96, 128), (48, 32), (70, 50)]:
-            found = build.state_at_size(state, spec, size)["positions"].double().numpy()
+            found = registry.state_at_size(state, spec, size)["positions"].double().numpy()
             expected = naive_positions(state["positions"].double().numpy(), spec, size)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
@@ -83,7 +82,7 @@ def folding_uses_the_published_epsilon() -> None:
         "part.norm.running_mean": torch.zeros(2),
         "part.norm.running_var": torch.tensor([1e-5, 3e-5]),
     }
-    found = batch_norm.folded(state)["part.weight"].diagonal()
+    found = folding.folded(state)["part.weight"].diagonal()
     assert torch.allclose(found, torch.tensor([2e-5, 4e-5]).rsqrt(), rtol=1e-5)
 
 

@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from dovit_deploy.families import registry as build
+from dovit_deploy.families import registry
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
-from dovit_deploy.families.registry import family_of
 from tests.naive_cost import _block
 from tests.naive_evovit import naive_deit, naive_levit
 from tests.tiny import tiny_pixels
@@ -39,7 +38,7 @@ def agrees_with_naive(name: str) -> None:
     if min(run.margins) < MARGIN:
         raise ValueError(f"{name}: a choice hangs on {min(run.margins):.1e}; choose another seed")
     with torch.inference_mode():
-        (stage,) = family_of(spec).stages(build.model_from_spec(spec, state))
+        (stage,) = registry.family_of(spec).stages(registry.model_from_spec(spec, state))
         logits, kept, *choices = stage(pixels)
     assert kept.tolist() == run.kept
     assert [choice.nonzero()[:, 0].tolist() for choice in choices] == run.chosen

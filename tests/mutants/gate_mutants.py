@@ -10,9 +10,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from dovit_deploy.families.tokens import partition
-from dovit_deploy.families.vit import network as gate
-from dovit_deploy.families.vit import network as staged
-from dovit_deploy.families.vit.network import Decision, GridGate, TokenGate
+from dovit_deploy.families.vit import network
+from dovit_deploy.families.vit.network import Decision, GridGate, MiddleStage, TokenGate
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime import settings
 from tests.mutants.mutant import Catalogue, Overlay, Patch
@@ -40,27 +39,27 @@ def gates_look_a_layer_early(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="certain")
 def a_confidence_equal_to_the_threshold_stops(patch: Patch) -> None:
-    patch.setattr(gate, "stops", lambda confidence, limit, floor: (confidence >= limit) | (confidence < floor))
+    patch.setattr(network, "stops", lambda confidence, limit, floor: (confidence >= limit) | (confidence < floor))
 
 
 @CATALOGUE.add(caught_by="certain")
 def a_confidence_equal_to_the_floor_stops(patch: Patch) -> None:
-    patch.setattr(gate, "stops", lambda confidence, limit, floor: (confidence > limit) | (confidence <= floor))
+    patch.setattr(network, "stops", lambda confidence, limit, floor: (confidence > limit) | (confidence <= floor))
 
 
 @CATALOGUE.add(caught_by="mask")
 def the_floor_is_ignored(patch: Patch) -> None:
-    patch.setattr(gate, "stops", lambda confidence, limit, floor: confidence > limit)
+    patch.setattr(network, "stops", lambda confidence, limit, floor: confidence > limit)
 
 
 @CATALOGUE.add(caught_by="mask")
 def the_floor_keeps_the_hopeless_running(patch: Patch) -> None:
-    patch.setattr(gate, "stops", lambda confidence, limit, floor: (confidence > limit) & (confidence >= floor))
+    patch.setattr(network, "stops", lambda confidence, limit, floor: (confidence > limit) & (confidence >= floor))
 
 
 @CATALOGUE.add(caught_by="mask")
 def uncertain_tokens_stop(patch: Patch) -> None:
-    patch.setattr(gate, "stops", lambda confidence, limit, floor: confidence < limit)
+    patch.setattr(network, "stops", lambda confidence, limit, floor: confidence < limit)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -152,7 +151,7 @@ def the_distillation_token_is_taken_for_a_patch(patch: Patch) -> None:
 @CATALOGUE.add(caught_by="grid")
 def logits_are_pooled_and_not_probabilities(patch: Patch) -> None:
     def forward(self: Any, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
-        pooled = functional.avg_pool2d(self.head(tokens[self.extra :]), self.scale, self.scale).softmax(1)
+        pooled = functional.avg_pool2d(self.head(tokens[self.extra :], self.grid), self.scale, self.scale).softmax(1)
         return _decide(self, pooled, index, thresholds, floor)
 
     patch.setattr(GridGate, "forward", forward)
@@ -161,7 +160,7 @@ def logits_are_pooled_and_not_probabilities(patch: Patch) -> None:
 @CATALOGUE.add(caught_by="grid")
 def the_maximum_is_taken_after_pooling(patch: Patch) -> None:
     def forward(self: Any, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
-        pooled = functional.avg_pool2d(self.head(tokens[self.extra :]).softmax(1), self.scale, self.scale)
+        pooled = functional.avg_pool2d(self.head(tokens[self.extra :], self.grid).softmax(1), self.scale, self.scale)
         return _decide(self, pooled, index, thresholds, floor)
 
     patch.setattr(GridGate, "forward", forward)
@@ -169,7 +168,7 @@ def the_maximum_is_taken_after_pooling(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="grid")
 def the_surest_pixel_speaks_for_its_token(patch: Patch) -> None:
-    patch.setattr(gate, "functional", Overlay(functional, avg_pool2d=functional.max_pool2d))
+    patch.setattr(network, "functional", Overlay(functional, avg_pool2d=functional.max_pool2d))
 
 
 @CATALOGUE.add(caught_by="grid")
@@ -177,7 +176,7 @@ def the_grid_is_read_by_columns(patch: Patch) -> None:
     look = GridGate.forward
 
     def forward(self: Any, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
-        rows, columns = self.head.grid
+        rows, columns = self.grid
         turned = tokens[self.extra :].reshape(columns, rows, -1).transpose(0, 1).reshape(rows * columns, -1)
         return look(self, torch.cat([tokens[: self.extra], turned]), index, thresholds, floor)
 
@@ -187,16 +186,16 @@ def the_grid_is_read_by_columns(patch: Patch) -> None:
 def _decide(self: Any, pooled: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
     """What `GridGate` does once it has a map of probabilities (1, K, h, w)."""
     confidence, label = (values.reshape(-1) for values in pooled.max(1))
-    stop = gate.stops(confidence, thresholds[:1], floor)[index[self.extra :] - self.extra]
-    order, count = partition(gate.kept_mask(index, stop, self.extra, self.total))
+    stop = network.stops(confidence, thresholds[:1], floor)[index[self.extra :] - self.extra]
+    order, count = partition(network.kept_mask(index, stop, self.extra, self.total))
     return Decision(order, count, confidence, label)
 
 
 @CATALOGUE.add(caught_by="all_stop")
 def the_last_stage_is_skipped_when_every_patch_stopped(patch: Patch) -> None:
-    advance = staged.MiddleStage.advance
+    advance = MiddleStage.advance
 
     def skip(self: Any, tokens: Tensor, index: Tensor) -> Tensor:
         return tokens if len(index) == self.model.spec.extra_tokens else advance(self, tokens, index)
 
-    patch.setattr(staged.MiddleStage, "advance", skip)
+    patch.setattr(MiddleStage, "advance", skip)

@@ -8,13 +8,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.families import folding as batch_norm
-from dovit_deploy.families import heads, layers
-from dovit_deploy.families import layers as positions
-from dovit_deploy.families import registry as build
+from dovit_deploy.families import folding, heads, layers, registry
 from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
 from dovit_deploy.families.layers import Block
-from dovit_deploy.families.vit import network as vision_transformer
+from dovit_deploy.families.vit import network
 from dovit_deploy.families.vit.network import LastStage, VisionTransformer
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
@@ -27,7 +24,7 @@ def padding_is_added_left_and_on_top(patch: Patch) -> None:
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (-width % size, 0, -height % size, 0))
 
-    patch.setattr(vision_transformer, "padded", padded)
+    patch.setattr(network, "padded", padded)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -36,7 +33,7 @@ def padding_repeats_the_border(patch: Patch) -> None:
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (0, -width % size, 0, -height % size), mode="replicate")
 
-    patch.setattr(vision_transformer, "padded", padded)
+    patch.setattr(network, "padded", padded)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -62,13 +59,13 @@ def extra_tokens_stand_behind_the_positions(patch: Patch) -> None:
 @CATALOGUE.add(caught_by="positions")
 def positions_are_resized_by_shape(patch: Patch) -> None:
     def state_at_size(state: dict[str, Tensor], spec: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-        target = build.spec_at_size(spec, size)
+        target = registry.spec_at_size(spec, size)
         extra, grid = state["positions"][: spec.extra_tokens], state["positions"][spec.extra_tokens :]
         image = grid_from_tokens(grid, spec.grid)
         resized = functional.interpolate(image, target.grid, mode=spec.position_mode).flatten(2)[0].T
         return {**state, "positions": torch.cat([extra, resized])}
 
-    patch.setattr(build, "state_at_size", state_at_size)
+    patch.setattr(registry, "state_at_size", state_at_size)
 
 
 @CATALOGUE.add(caught_by="positions")
@@ -76,7 +73,7 @@ def positions_are_always_bicubic(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode="bicubic", align_corners=align_corners)
 
-    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
@@ -84,7 +81,7 @@ def positions_are_resized_with_aligned_corners(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode=mode, align_corners=True)
 
-    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
@@ -92,7 +89,7 @@ def positions_are_antialiased(patch: Patch) -> None:
     def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
         return functional.interpolate(image, size=size, mode=mode, align_corners=False, antialias=True)
 
-    patch.setattr(positions, "functional", Overlay(functional, interpolate=interpolate))
+    patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="quiet_mask")
@@ -127,7 +124,7 @@ def the_up_sampling_head_uses_pytorchs_own_epsilon(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="folding")
 def batch_norms_use_another_epsilon(patch: Patch) -> None:
-    patch.setattr(batch_norm, "EPS", 1e-3)
+    patch.setattr(folding, "EPS", 1e-3)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -135,7 +132,8 @@ def the_final_norm_skips_stopped_tokens(patch: Patch) -> None:
     def forward(self: Any, tokens: Tensor, index: Tensor) -> Tensor:
         tokens = self.advance(tokens, index)
         normed = tokens.index_copy(0, index, self.model.norm(tokens[index]))
-        return self.model.head(normed[self.model.spec.extra_tokens :])  # type: ignore[no-any-return]
+        spec = self.model.spec
+        return self.model.head(normed[spec.extra_tokens :], spec.grid)  # type: ignore[no-any-return]
 
     patch.setattr(LastStage, "forward", forward)
 
@@ -203,8 +201,8 @@ def masks_are_normed_over_the_patches(patch: Patch) -> None:
 
     make = MaskTransformerHead.__init__
 
-    def wrong(self: Any, spec: Any, width: int, classes: int, grid: tuple[int, int]) -> None:
-        make(self, spec, width, classes, grid)
+    def wrong(self: Any, spec: Any, width: int, classes: int) -> None:
+        make(self, spec, width, classes)
         self.mask_norm = OverPatches(classes, eps=1e-5)
 
     patch.setattr(MaskTransformerHead, "__init__", wrong)

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from dovit_deploy.families import folding as deployment_form
+from dovit_deploy.families import folding
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.registry import family_of
 from dovit_deploy.families.spec import ModelSpec
@@ -38,7 +38,7 @@ def agrees_with_naive(name: str) -> None:
     """The trained form is folded, laid out and run as it is deployed; all answers are those of the reference."""
     spec, wanted = CASES[name][0], expected(name)
     model = family_of(spec).build(spec).eval()
-    model.load_state_dict(deployment_form.deployed(training_state(spec)))
+    model.load_state_dict(folding.deployed(training_state(spec)))
     with torch.inference_mode():
         *answers, kept = family_of(spec).stages(model)[0](tiny_pixels(spec.size))
     assert tuple(kept.tolist()) == spec.counts

@@ -8,17 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.families import folding as deployment_form
-from dovit_deploy.families.stvit import attention as window_attention
-from dovit_deploy.families.stvit import cost, semantic_blocks, swin
-from dovit_deploy.families.stvit import network as stvit_swin
-from dovit_deploy.families.stvit import windows as neighbourhoods
+from dovit_deploy.families import folding
+from dovit_deploy.families.stvit import attention, cost, semantic, swin
 from dovit_deploy.families.stvit.attention import ShiftMask
-from dovit_deploy.families.stvit.cost import Attention
-from dovit_deploy.families.stvit.network import SemanticStage, SemanticUnit, StvitDeit
-from dovit_deploy.families.stvit.semantic_blocks import CrossBlock, WindowPooling
+from dovit_deploy.families.stvit.cost import AttentionCounts
+from dovit_deploy.families.stvit.network import StvitDeit
+from dovit_deploy.families.stvit.semantic import CrossBlock, SemanticStage, SemanticUnit, WindowPooling
 from dovit_deploy.families.stvit.spec import SAMPLES
-from dovit_deploy.families.stvit.swin import ConvStem, SwinBlock
+from dovit_deploy.families.stvit.swin import SwinBlock, SwinConvStem
 from dovit_deploy.families.stvit.windows import with_empty
 from tests.mutants.mutant import Catalogue, Patch
 
@@ -33,14 +30,14 @@ def shifted_windows_see_across_the_seam(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def grids_are_rolled_the_other_way(patch: Patch) -> None:
-    table = window_attention.window_table
-    patch.setattr(window_attention, "window_table", lambda grid, window, *, shift=0: table(grid, window, shift=-shift))
+    table = attention.window_table
+    patch.setattr(attention, "window_table", lambda grid, window, *, shift=0: table(grid, window, shift=-shift))
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def biases_are_those_of_the_opposite_position(patch: Patch) -> None:
-    places = deployment_form.relative_places
-    patch.setattr(deployment_form, "relative_places", lambda window: np.ascontiguousarray(places(window).T))
+    table = folding.relative_table
+    patch.setattr(folding, "relative_table", lambda window: np.ascontiguousarray(table(window).T))
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
@@ -51,7 +48,7 @@ def four_neighbours_are_joined_in_raster_order(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def bins_do_not_overlap(patch: Patch) -> None:
-    bins = semantic_blocks.pooling_table
+    bins = semantic.pooling_table
 
     def apart(window: tuple[int, int], samples: int) -> Any:
         table = bins(window, samples)
@@ -60,33 +57,33 @@ def bins_do_not_overlap(patch: Patch) -> None:
         kept = [row * side + column for row in range(side - 1) for column in range(side - 1)]
         return table[:, kept]
 
-    patch.setattr(semantic_blocks, "pooling_table", apart)
+    patch.setattr(semantic, "pooling_table", apart)
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def windows_are_averaged(patch: Patch) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
-        places = self.rows(with_empty(x, needed=self.rows.outside))
-        return places.reshape(*places.shape[:-2], -1, self.largest, places.shape[-1]).mean(-2)  # type: ignore[no-any-return]
+        binned = self.rows(with_empty(x, needed=self.rows.outside))
+        return binned.reshape(*binned.shape[:-2], -1, self.largest, binned.shape[-1]).mean(-2)  # type: ignore[no-any-return]
 
     patch.setattr(WindowPooling, "forward", forward)
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def semantic_tokens_do_not_see_themselves(patch: Patch) -> None:
-    seen = stvit_swin.seen_while_pooling
+    seen = semantic.seen_while_pooling
 
     def without(spec: Any) -> Any:
         table = seen(spec)
         table[:, : SAMPLES**2] = table[:, SAMPLES**2 : SAMPLES**2 + 1]
         return table
 
-    patch.setattr(stvit_swin, "seen_while_pooling", without)
+    patch.setattr(semantic, "seen_while_pooling", without)
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def patches_lie_where_windows_do(patch: Patch) -> None:
-    patch.setattr(stvit_swin, "PATCH_STEP", 0)
+    patch.setattr(semantic, "PATCH_STEP", 0)
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
@@ -128,15 +125,15 @@ def the_stem_ends_without_an_activation(patch: Patch) -> None:
     def forward(self: Any, pixels: Tensor) -> Tensor:
         return self.second(torch.nn.functional.hardswish(self.first(pixels)))  # type: ignore[no-any-return]
 
-    patch.setattr(ConvStem, "forward", forward)
+    patch.setattr(SwinConvStem, "forward", forward)
 
 
 @CATALOGUE.add(caught_by="stvit classifier")
 def layer_scales_are_forgotten_in_folding(patch: Patch) -> None:
-    patch.setattr(deployment_form, "SCALED", {".scale1.factor": ".attention.output"})
-    deployed = deployment_form.deployed
+    patch.setattr(folding, "SCALED", {".scale1.factor": ".attention.output"})
+    deployed = folding.deployed
     patch.setattr(
-        deployment_form,
+        folding,
         "deployed",
         lambda state: {name: value for name, value in deployed(state).items() if not name.endswith(".factor")},
     )
@@ -153,31 +150,31 @@ def windows_are_padded_before_the_norm(patch: Patch) -> None:
 
 
 @CATALOGUE.add(caught_by="stvit backbone")
-def the_released_mask_is_mended(patch: Patch) -> None:
-    def mended(grid: Any, padding: Any) -> Any:
+def the_released_mask_hides_all_padding(patch: Patch) -> None:
+    def exact(grid: Any, padding: Any) -> Any:
         hidden = np.zeros(grid, dtype=bool)
         hidden[grid[0] - padding[0] :] = True
         hidden[:, grid[1] - padding[1] :] = True
         return hidden
 
-    patch.setattr(neighbourhoods, "released_corner", mended)
+    patch.setattr(semantic, "released_corner", exact)
 
 
 @CATALOGUE.add(caught_by="stvit backbone")
 def padding_is_counted_in_semantic_tokens(patch: Patch) -> None:
-    corner = neighbourhoods.released_corner
+    corner = semantic.released_corner
 
     def scaled(grid: Any, padding: Any) -> Any:
         return corner(grid, tuple(side and max(1, side * SAMPLES // 7) for side in padding))
 
-    patch.setattr(neighbourhoods, "released_corner", scaled)
+    patch.setattr(semantic, "released_corner", scaled)
 
 
 @CATALOGUE.add(caught_by="stvit backbone")
 def neighbourhoods_begin_at_their_window(patch: Patch) -> None:
-    table = neighbourhoods.neighbourhood_table
+    table = semantic.neighbourhood_table
     patch.setattr(
-        neighbourhoods,
+        semantic,
         "neighbourhood_table",
         lambda grid, windows, *, step, span, before=0: table(grid, windows, step=step, span=span),
     )
@@ -200,7 +197,7 @@ def overlapping_patches_are_counted_once(patch: Patch) -> None:
 
     def once(image: int, semantic: int) -> Any:
         look, exchange, recover = count(image, semantic)
-        return Attention(look.queries, image + semantic, look.pairs), exchange, recover
+        return AttentionCounts(look.queries, image + semantic, look.pairs), exchange, recover
 
     patch.setattr(cost, "_when_classifying", once)
 
@@ -211,6 +208,6 @@ def recovery_is_counted_without_its_neighbourhood(patch: Patch) -> None:
 
     def narrow(spec: Any, image: int, semantic: int) -> Any:
         first, second, _ = count(spec, image, semantic)
-        return first, second, Attention(image, semantic + 1, image * semantic)
+        return first, second, AttentionCounts(image, semantic + 1, image * semantic)
 
     patch.setattr(cost, "_at_any_size", narrow)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dovit_deploy.families import tokens
-from dovit_deploy.families.vit import network as staged
+from dovit_deploy.families.vit import network
 from dovit_deploy.families.vit.network import _LaterStage
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -29,7 +29,7 @@ def unstable_order_puts_another_token_where_the_class_token_belongs(patch: Patch
         number = int(count)
         return torch.cat([order[:number].flip(0), order[number:]]), count
 
-    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
+    patch.setattr(network, "partition", partition)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -39,7 +39,7 @@ def running_tokens_leave_raster_order(patch: Patch) -> None:
         number = int(count)
         return torch.cat([order[:1], order[1:number].flip(0), order[number:]]), count
 
-    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
+    patch.setattr(network, "partition", partition)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -49,7 +49,7 @@ def stopped_tokens_are_listed_backwards(patch: Patch) -> None:
         number = int(count)
         return torch.cat([order[:number], order[number:].flip(0)]), count
 
-    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
+    patch.setattr(network, "partition", partition)
 
 
 @CATALOGUE.add(caught_by="batch")
@@ -79,12 +79,12 @@ def the_class_token_is_not_counted_by_the_gate(patch: Patch) -> None:
         order, count = tokens.partition(keep)
         return order, count - 1
 
-    patch.setattr("dovit_deploy.families.vit.network.partition", partition)
+    patch.setattr(network, "partition", partition)
 
 
 @CATALOGUE.add(caught_by="tenth")
 def the_class_token_is_forgotten_in_the_denominator(patch: Patch) -> None:
-    patch.setattr(staged, "aggregate_limit", lambda rate, total: tokens.aggregate_limit(rate, total - 1))
+    patch.setattr(network, "aggregate_limit", lambda rate, total: tokens.aggregate_limit(rate, total - 1))
 
 
 @CATALOGUE.add(caught_by="tenth")
@@ -92,17 +92,17 @@ def a_tenth_is_enough_to_aggregate(patch: Patch) -> None:
     def aggregate_limit(rate: float, total: int) -> int:
         return max(count for count in range(total) if not count or count / total < rate)
 
-    patch.setattr(staged, "aggregate_limit", aggregate_limit)
+    patch.setattr(network, "aggregate_limit", aggregate_limit)
 
 
 @CATALOGUE.add(caught_by="twentieth")
 def any_stopped_token_is_aggregated(patch: Patch) -> None:
-    patch.setattr(staged, "aggregate_limit", lambda rate, total: 0)
+    patch.setattr(network, "aggregate_limit", lambda rate, total: 0)
 
 
 @CATALOGUE.add(caught_by="mask")
 def nothing_is_aggregated(patch: Patch) -> None:
-    patch.setattr(staged, "aggregate", lambda every, index, limit: every[:1])
+    patch.setattr(network, "aggregate", lambda every, index, limit: every[:1])
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -127,7 +127,7 @@ def only_the_newly_stopped_are_aggregated(patch: Patch) -> None:
         seen["stopped"] = _everything_but(index, len(every))
         return tokens.aggregate(every, torch.cat([index, earlier]), limit)
 
-    patch.setattr(staged, "aggregate", aggregate)
+    patch.setattr(network, "aggregate", aggregate)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -135,7 +135,7 @@ def the_running_tokens_are_aggregated(patch: Patch) -> None:
     def aggregate(every: Tensor, index: Tensor, limit: int) -> Tensor:
         return 0.5 * (every[index[1:]].mean(0, keepdim=True) + every[:1])
 
-    patch.setattr(staged, "aggregate", aggregate)
+    patch.setattr(network, "aggregate", aggregate)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -143,7 +143,7 @@ def the_mean_replaces_the_class_token(patch: Patch) -> None:
     def aggregate(every: Tensor, index: Tensor, limit: int) -> Tensor:
         return 2 * tokens.aggregate(every, index, limit) - every[:1]
 
-    patch.setattr(staged, "aggregate", aggregate)
+    patch.setattr(network, "aggregate", aggregate)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -151,7 +151,7 @@ def the_sum_is_taken_for_the_mean(patch: Patch) -> None:
     def aggregate(every: Tensor, index: Tensor, limit: int) -> Tensor:
         return 0.5 * (every[_everything_but(index, len(every))].sum(0, keepdim=True) + every[:1])
 
-    patch.setattr(staged, "aggregate", aggregate)
+    patch.setattr(network, "aggregate", aggregate)
 
 
 @CATALOGUE.add(caught_by="all_stop")
@@ -160,7 +160,7 @@ def the_class_token_counts_among_the_averaged(patch: Patch) -> None:
         averaged = torch.cat([every[:1], every[_everything_but(index, len(every))]])
         return 0.5 * (averaged.mean(0, keepdim=True) + every[:1])
 
-    patch.setattr(staged, "aggregate", aggregate)
+    patch.setattr(network, "aggregate", aggregate)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -168,15 +168,15 @@ def stopped_tokens_are_set_to_zero(patch: Patch) -> None:
     def put_back(every: Tensor, index: Tensor, values: Tensor) -> Tensor:
         return torch.zeros_like(every).index_copy(0, index, values)
 
-    patch.setattr(staged, "put_back", put_back)
+    patch.setattr(network, "put_back", put_back)
 
 
 @CATALOGUE.add(caught_by="mask")
-def tokens_return_to_the_front_and_not_to_their_places(patch: Patch) -> None:
+def tokens_return_to_the_front_and_not_to_their_positions(patch: Patch) -> None:
     def put_back(every: Tensor, index: Tensor, values: Tensor) -> Tensor:
         return torch.cat([values, every[_everything_but(index, len(every))]])
 
-    patch.setattr(staged, "put_back", put_back)
+    patch.setattr(network, "put_back", put_back)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -184,7 +184,7 @@ def the_class_token_is_not_carried_on(patch: Patch) -> None:
     def put_back(every: Tensor, index: Tensor, values: Tensor) -> Tensor:
         return every.index_copy(0, index[1:], values[1:])
 
-    patch.setattr(staged, "put_back", put_back)
+    patch.setattr(network, "put_back", put_back)
 
 
 @CATALOGUE.add(caught_by="mask")

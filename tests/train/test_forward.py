@@ -11,12 +11,13 @@ import torch.nn.functional as functional
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.families.evovit.deit import EvoDeit, EvoDeitDense, EvoDeitStage
+from dovit_deploy.families.evovit.deit import EvoDeit
 from dovit_deploy.families.folding import folded
 from dovit_deploy.families.registry import model_from_spec, spec_at_size
+from dovit_deploy.families.stages import DenseNetwork, WholeStage
 from dovit_deploy.families.stvit.network import StvitSegmenter
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
-from dovit_deploy.train.forward import evolved_forward, recovered_forward
+from dovit_deploy.train.forward import evovit_forward, stvit_forward
 from dovit_deploy.train.initialise import initialise
 from dovit_deploy.train.loop import parameter_groups
 from dovit_deploy.train.network import NetworkChoice, spec_from_choice
@@ -32,18 +33,18 @@ def test_a_batch_gives_each_image_what_it_gives_deployed(head: str) -> None:
     assert isinstance(model, EvoDeit)
     pixels = torch.cat([tiny_pixels(spec.size, seed) for seed in (1, 2, 3)])
     with torch.inference_mode():
-        batch = evolved_forward(model, pixels)
-        dense = evolved_forward(model, pixels, selecting=False)
+        batch = evovit_forward(model, pixels)
+        dense = evovit_forward(model, pixels, selecting=False)
         for image in range(3):
-            logits, _, *chosen = EvoDeitStage(model)(pixels[image : image + 1])
+            logits, _, *chosen = WholeStage(model)(pixels[image : image + 1])
             assert torch.allclose(batch.logits[image], logits[0], atol=1e-4)
             assert all(torch.equal(mine[image], one.bool()) for mine, one in zip(batch.chosen, chosen, strict=True))
-            assert torch.allclose(dense.logits[image], EvoDeitDense(model)(pixels[image : image + 1])[0], atol=1e-4)
+            assert torch.allclose(dense.logits[image], DenseNetwork(model)(pixels[image : image + 1])[0], atol=1e-4)
     assert dense.chosen == ()
     assert not torch.equal(batch.chosen[0][0], batch.chosen[0][1]), "pictures that choose alike prove little"
     assert batch.features.shape == (3, spec.patches, spec.width)
     # One image is a batch too: not the two-dimensional form by accident.
-    assert evolved_forward(model, pixels[:1]).logits.shape == (1, 5, *spec.outputs["logits"][2:])
+    assert evovit_forward(model, pixels[:1]).logits.shape == (1, 5, *spec.outputs["logits"][2:])
 
 
 def test_every_weight_learns_and_folds_into_what_is_deployed() -> None:
@@ -54,7 +55,7 @@ def test_every_weight_learns_and_folds_into_what_is_deployed() -> None:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     pixels = torch.cat([tiny_pixels(spec.size, seed) for seed in range(4)])
-    output = evolved_forward(model, pixels)
+    output = evovit_forward(model, pixels)
     functional.cross_entropy(output.logits, torch.randint(5, (4, *output.logits.shape[2:]))).backward()
     silent = [name for name, one in model.named_parameters() if one.grad is None or not one.grad.abs().sum() > 0]
     # A key's bias moves every score of a query alike, which the softmax takes out again.
@@ -62,19 +63,17 @@ def test_every_weight_learns_and_folds_into_what_is_deployed() -> None:
     model.eval()
     deployed = model_from_spec(spec, folded(dict(model.state_dict())))
     with torch.inference_mode():
-        assert torch.allclose(
-            evolved_forward(model, pixels[:1]).logits, EvoDeitStage(deployed)(pixels[:1])[0], atol=1e-4
-        )
+        assert torch.allclose(evovit_forward(model, pixels[:1]).logits, WholeStage(deployed)(pixels[:1])[0], atol=1e-4)
 
 
-def test_a_crop_takes_the_positions_where_it_lies() -> None:
+def test_a_crop_takes_the_positions_of_where_it_was_cut_out() -> None:
     spec = tiny_deit_spec(size=(64, 96), head="linear", selections=((1, 3, 0.5),))
     model = tiny_evo_model(spec)
     assert isinstance(model, EvoDeit)
     crop = tiny_pixels((32, 48), 4)
     with torch.inference_mode():
-        there = evolved_forward(model, crop, origin=torch.tensor([[2, 3]]))
-        here = evolved_forward(model, crop)
+        there = evovit_forward(model, crop, origin=torch.tensor([[2, 3]]))
+        here = evovit_forward(model, crop)
     assert there.logits.shape == (1, 5, 2, 3)
     assert int(there.chosen[0].sum()) == 3, "the ratio is of the crop's own tokens"
     assert not torch.allclose(there.logits, here.logits)
@@ -84,7 +83,7 @@ def test_a_crop_takes_the_positions_where_it_lies() -> None:
     grid = state["positions"][1:].reshape(4, 6, -1)[2:, 3:].reshape(6, -1)
     small.load_state_dict({**state, "positions": torch.cat([state["positions"][:1], grid])})
     with torch.inference_mode():
-        assert torch.allclose(there.logits, EvoDeitStage(small.eval())(crop)[0], atol=1e-4)
+        assert torch.allclose(there.logits, WholeStage(small.eval())(crop)[0], atol=1e-4)
 
 
 # STViT-R's segmenter in training: crops of any size share one set of weights, all of which learn, and are deployed.
@@ -105,17 +104,17 @@ def test_a_crop_sees_the_network_of_its_own_size(head) -> None:
     other.load_state_dict(model.state_dict())
     pixels, whole = tiny_pixels(CROP, images=2), tiny_pixels(model.spec.size, images=2)
     with torch.no_grad():
-        output = recovered_forward(model, pixels)
+        output = stvit_forward(model, pixels)
         assert torch.allclose(output.logits, other(pixels), atol=1e-5)
         assert output.features.shape == (2, 3 * 4, 16)
         # The head was told of the crop's grid for that moment only.
-        assert torch.allclose(recovered_forward(model, whole).logits, model(whole), atol=1e-5)
+        assert torch.allclose(stvit_forward(model, whole).logits, model(whole), atol=1e-5)
 
 
 def test_every_parameter_learns_and_norms_take_in_the_crop() -> None:
     model = trained_model(tiny_segmenter()).train()
     before = model.stem.first.norm.running_mean.clone()
-    recovered_forward(model, tiny_pixels(CROP, images=2)).logits.square().mean().backward()
+    stvit_forward(model, tiny_pixels(CROP, images=2)).logits.square().mean().backward()
     assert not torch.equal(model.stem.first.norm.running_mean, before)
     without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     assert without == []
@@ -134,7 +133,7 @@ def test_a_few_steps_learn_a_picture(tmp_path: Path) -> None:
     losses = []
     for step in range(30):
         crop = slice(0, 96 - 8 * (step % 3))
-        logits = recovered_forward(model.train(), pixels[..., crop]).logits
+        logits = stvit_forward(model.train(), pixels[..., crop]).logits
         full = functional.interpolate(logits, size=pixels[..., crop].shape[-2:], mode="bilinear")
         loss = functional.cross_entropy(full, labels[..., crop])
         optimiser.zero_grad()

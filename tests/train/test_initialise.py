@@ -13,7 +13,7 @@ from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import ConfigError, PickleRefused
 from dovit_deploy.families.parts import ConvStem, FcnHead
 from dovit_deploy.families.registry import model_from_spec
-from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.train.config import Phase, TrainConfig
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.initialise import (

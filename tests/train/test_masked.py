@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dovit_deploy.families.folding import folded
 from dovit_deploy.families.registry import model_from_spec, spec_at_size
-from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import Passing, masked_forward
 from tests.staged_loop import run_staged

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dovit_deploy.datasets.dataset import IGNORE
-from dovit_deploy.train.masked import GateOutput, MaskedOutput
+from dovit_deploy.train.masked import GateOutput, TrainingOutput
 from dovit_deploy.train.objective import class_weights, distillation_loss, gate_loss, pixel_loss, token_histograms
 
 
@@ -83,9 +83,9 @@ def test_gate_loss_without_running_tokens_is_zero():
 def test_distillation_is_nothing_for_the_teacher_itself_and_by_hand_for_another():
     draw = torch.Generator().manual_seed(4)
     logits, features = torch.randn(2, 3, 2, 2, generator=draw), torch.randn(2, 4, 5, generator=draw)
-    teacher = MaskedOutput(logits, features, ())
+    teacher = TrainingOutput(logits, features, ())
     assert distillation_loss(teacher, teacher, features=0.5, pixels=1).abs() < 1e-6
-    student = MaskedOutput(logits.roll(1, 1), features + 0.2, ())
+    student = TrainingOutput(logits.roll(1, 1), features + 0.2, ())
     wanted, given = logits.softmax(1), student.logits.softmax(1)
     apart = (wanted * (wanted / given).log()).sum(1).mean()
     torch.testing.assert_close(distillation_loss(student, teacher, features=0.5, pixels=2), 0.5 * 0.04 + 2 * apart)

@@ -9,7 +9,7 @@ from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.registry import model_from_spec
-from dovit_deploy.families.vit.network import DenseNetwork
+from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.masked import masked_forward

@@ -1,37 +1,36 @@
-"""MACs of Evo-ViT on DeiT: layers under a selection count the tokens that run."""
+"""MACs of Evo-ViT on DeiT and on LeViT, and of LeViT: layers under a selection count the tokens that run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, LevitSpec, PooledHead
-from dovit_deploy.families.macs import FlopReport, checked_counts, running_tokens
+from dovit_deploy.families.evovit.spec import (
+    ClassTokenHead,
+    EvoDeitSpec,
+    EvoLevitSpec,
+    LevitSpec,
+    PooledHead,
+    TokenSelection,
+    selection_of_layer,
+)
+from dovit_deploy.families.macs import CostModel, FlopReport
 from dovit_deploy.families.vit.cost import block_macs, head_macs, stem_macs
 
 
 @dataclass(frozen=True)
-class EvoDeitCost:
-    """MACs of the network of `spec`, with all tokens or with those that its selections choose."""
+class EvoDeitCost(CostModel[EvoDeitSpec]):
+    """`kept[i + 1]` tokens, extra tokens included, run under selection i; `kept[0]`, all of them, elsewhere."""
 
-    spec: EvoDeitSpec
-
-    def dense(self) -> FlopReport:
-        """Nothing selected (ratios 1)."""
-        return self._report(None)
-
-    def actual(self, kept: Sequence[int]) -> FlopReport:
-        """`kept[i + 1]` tokens, extra tokens included, run under selection i; `kept[0]`, all of them, elsewhere."""
-        return self._report(checked_counts(kept, self.spec.counts))
-
-    def _report(self, kept: Sequence[int] | None) -> FlopReport:
+    def report(self, kept: Sequence[int] | None) -> FlopReport:
         spec = self.spec
         whole = spec.tokens if kept is None else kept[0]
         layers = sum(
             block_macs(running_tokens(spec.selections, kept, layer, whole), spec.width, spec.hidden)
             for layer in range(spec.depth)
         )
-        return FlopReport(stem=stem_macs(spec), layers=layers, gates=0, head=self._head())
+        stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
+        return FlopReport(stem=stem, layers=layers, gates=0, head=self._head())
 
     def _head(self) -> int:
         spec = self.spec
@@ -40,27 +39,14 @@ class EvoDeitCost:
         return head_macs(spec.head, spec.patches, spec.width, spec.classes)
 
 
-# MACs of LeViT and of Evo-ViT on LeViT: layers under a selection count the tokens that run.
-
-
 @dataclass(frozen=True)
-class LevitCost:
-    """MACs of the network of `spec`, with all tokens or, for Evo-ViT, with those that its selections choose."""
+class LevitCost(CostModel[LevitSpec | EvoLevitSpec]):
+    """`kept[i + 1]` tokens, class and representative token included, run under selection i.
 
-    spec: LevitSpec | EvoLevitSpec
+    Layers under no selection run on all tokens of their stage's grid, whatever `kept[0]` says.
+    """
 
-    def dense(self) -> FlopReport:
-        """Nothing selected (ratios 1)."""
-        return self._report(None)
-
-    def actual(self, kept: Sequence[int]) -> FlopReport:
-        """`kept[i + 1]` tokens, class and representative token included, run under selection i.
-
-        Layers under no selection run on all tokens of their stage's grid, whatever `kept[0]` says.
-        """
-        return self._report(checked_counts(kept, self.spec.counts))
-
-    def _report(self, kept: Sequence[int] | None) -> FlopReport:
+    def report(self, kept: Sequence[int] | None) -> FlopReport:
         spec = self.spec
         layers, selections = 0, spec.selections if isinstance(spec, EvoLevitSpec) else ()
         for number, (first, last) in enumerate(spec.stage_layers):
@@ -96,3 +82,11 @@ class LevitCost:
         keys, values = part.heads * part.key, part.heads * part.value
         projections = tokens * before * (keys + values) + fewer * (before * keys + values * after.width)
         return projections + tokens * fewer * (keys + values) + 2 * fewer * after.width * part.hidden
+
+
+def running_tokens(
+    selections: tuple[TokenSelection, ...], kept: Sequence[int] | None, layer: int, everything: int
+) -> int:
+    """Tokens that run through `layer`; everything where nothing is selected or `kept` is None."""
+    number = selection_of_layer(selections, layer)
+    return everything if kept is None or number is None else kept[number + 1]

@@ -16,7 +16,7 @@ from dovit_deploy.checkpoints.settings import (
     training_size,
 )
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
-from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, PooledHead, Selection
+from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, PooledHead, TokenSelection
 
 # Official key names of Evo-ViT on DeiT and of plain DeiT against ours.
 #
@@ -187,7 +187,7 @@ def evo_deit_architecture(
     return Architecture(spec, evo_deit_rules(spec, biases=section.flag("qkv_bias") is not False), UNUSED)
 
 
-def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tuple[Selection, ...]:
+def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tuple[TokenSelection, ...]:
     """One selection a stage, by the ratio of its first layer, or one a layer; none where nothing is left out.
 
     Args:
@@ -208,7 +208,7 @@ def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tu
         )
     else:
         chosen = [] if all(ratios[first] == 1 for first, _ in _STAGES) else list(_STAGES)
-    return tuple(Selection(first=first, last=last, ratio=ratios[first]) for first, last in chosen)
+    return tuple(TokenSelection(first=first, last=last, ratio=ratios[first]) for first, last in chosen)
 
 
 def _ratios(section: Section, depth: int) -> tuple[float, ...]:

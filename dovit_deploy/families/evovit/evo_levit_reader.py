@@ -31,7 +31,7 @@ from dovit_deploy.families.evovit.levit_reader import (
     packed_rules,
     stem_rules,
 )
-from dovit_deploy.families.evovit.spec import EvoLevitSpec, LevitStage, LevitSubsample, Selection
+from dovit_deploy.families.evovit.spec import EvoLevitSpec, LevitStage, LevitSubsample, TokenSelection
 
 # Official key names of Evo-ViT on LeViT against ours, and its two views of one layer. Source: YifanXu74/Evo-ViT.
 
@@ -220,13 +220,15 @@ def _ratios(section: Section, depths: tuple[int, ...]) -> tuple[tuple[float, ...
     return layers, stages
 
 
-def _layer_wise(layers: tuple[float, ...]) -> tuple[Selection, ...]:
+def _layer_wise(layers: tuple[float, ...]) -> tuple[TokenSelection, ...]:
     return tuple(
-        Selection(first=layer, last=layer + 1, ratio=ratio) for layer, ratio in enumerate(layers) if ratio != 1
+        TokenSelection(first=layer, last=layer + 1, ratio=ratio) for layer, ratio in enumerate(layers) if ratio != 1
     )
 
 
-def _stage_wise(layers: tuple[float, ...], stages: tuple[float, ...], depths: tuple[int, ...]) -> tuple[Selection, ...]:
+def _stage_wise(
+    layers: tuple[float, ...], stages: tuple[float, ...], depths: tuple[int, ...]
+) -> tuple[TokenSelection, ...]:
     """One selection a stage, from its first layer with a ratio to its end, by the stage's ratio."""
     found, first = [], 0
     for depth, ratio in zip(depths, stages, strict=True):
@@ -238,7 +240,7 @@ def _stage_wise(layers: tuple[float, ...], stages: tuple[float, ...], depths: tu
                 "stage come first"
             )
         if begin < last:
-            found.append(Selection(first=begin, last=last, ratio=ratio))
+            found.append(TokenSelection(first=begin, last=last, ratio=ratio))
         first = last
     return () if all(selection.ratio == 1 for selection in found) else tuple(found)
 

@@ -1,6 +1,8 @@
-"""LeViT, the dense baseline of Evo-ViT on LeViT: attention with a bias by distance, no class token, no positions.
+"""LeViT: a convolutional stem, then layers of attention and MLP on ever smaller grids.
 
-Source: facebookresearch/LeViT.
+First the parts that Evo-ViT on LeViT keeps, whose tokens (n, C) begin with a class token; then LeViT itself, the dense
+baseline, which has attention with a bias by distance instead of class token and positions. Every projection has a batch
+norm, folded in deployment form. Source: facebookresearch/LeViT.
 """
 
 from __future__ import annotations
@@ -11,16 +13,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.errors import UsageError
 from dovit_deploy.families.evovit.selection import class_scores
 from dovit_deploy.families.evovit.spec import LevitSpec, LevitStage, LevitSubsample
 from dovit_deploy.families.folding import conv_norm, linear_norm, norm_linear
 from dovit_deploy.families.layers import attention
-from dovit_deploy.families.registry import Family, State
-
-# The parts of LeViT that Evo-ViT keeps: convolutional stem, attention with wide values, subsampling, MLP, heads.
-#
-# Tokens are (n, C), the class token first. Every projection has a batch norm, folded in deployment form.
+from dovit_deploy.families.registry import Family
+from dovit_deploy.families.spec import Grid
+from dovit_deploy.families.stages import ImageOutput
 
 
 class LevitStem(nn.Module):
@@ -40,8 +39,20 @@ class LevitStem(nn.Module):
         return x  # type: ignore[no-any-return]
 
 
-class LevitAttention(nn.Module):
-    """Attention whose values are wider than its queries and keys, with Hardswish before the output projection.
+class LevitProjections(nn.Module):
+    """What both attentions of LeViT project: values are wider than queries and keys."""
+
+    def __init__(self, part: LevitStage | LevitSubsample, inputs: int, outputs: int, *, trainable: bool) -> None:
+        super().__init__()
+        keys, values = part.heads * part.key, part.heads * part.value
+        self.query = linear_norm(inputs, keys, trainable=trainable)
+        self.key = linear_norm(inputs, keys, trainable=trainable)
+        self.value = linear_norm(inputs, values, trainable=trainable)
+        self.output = linear_norm(values, outputs, trainable=trainable)
+
+
+class LevitAttention(LevitProjections):
+    """Attention without biases, with Hardswish before the output projection, as Evo-ViT has it.
 
     Queries (m, C) of `asking`, keys and values of `tokens` (n, C) -> (m, C'), and the class token's attention to every
     token, the mean over heads (n,).
@@ -50,13 +61,8 @@ class LevitAttention(nn.Module):
     def __init__(
         self, part: LevitStage | LevitSubsample, inputs: int, outputs: int, *, learned: bool, trainable: bool
     ) -> None:
-        super().__init__()
+        super().__init__(part, inputs, outputs, trainable=trainable)
         self.heads = part.heads
-        wide = part.heads * part.value
-        self.query = linear_norm(inputs, part.heads * part.key, trainable=trainable)
-        self.key = linear_norm(inputs, part.heads * part.key, trainable=trainable)
-        self.value = linear_norm(inputs, wide, trainable=trainable)
-        self.output = linear_norm(wide, outputs, trainable=trainable)
         if learned:
             self.tradeoff = nn.Parameter(torch.zeros(1))
 
@@ -99,7 +105,7 @@ class LevitDown(nn.Module):
         subsample: LevitSubsample,
         inputs: int,
         outputs: int,
-        grid: tuple[int, int],
+        grid: Grid,
         *,
         learned: bool,
         trainable: bool,
@@ -118,8 +124,8 @@ class LevitDown(nn.Module):
 
     def thinned(self, patches: Tensor) -> Tensor:
         """(N, ...) in raster order -> (N', ...): every `stride`-th row and column."""
-        laid_out = patches.reshape(*self.grid, *patches.shape[1:])
-        return laid_out[:: self.stride, :: self.stride].flatten(0, 1)
+        on_grid = patches.reshape(*self.grid, *patches.shape[1:])
+        return on_grid[:: self.stride, :: self.stride].flatten(0, 1)
 
 
 class LevitHead(nn.Module):
@@ -128,23 +134,18 @@ class LevitHead(nn.Module):
     def __init__(self, width: int, classes: int, *, distilled: bool, trainable: bool) -> None:
         super().__init__()
         self.classifier = norm_linear(width, classes, trainable=trainable)
-        if distilled:
-            self.distilled = norm_linear(width, classes, trainable=trainable)
-        self.two = distilled
+        self.distilled = norm_linear(width, classes, trainable=trainable) if distilled else None
 
     def forward(self, mean: Tensor) -> Tensor:
-        if not self.two:
+        if self.distilled is None:
             return self.classifier(mean)  # type: ignore[no-any-return]
         return (self.classifier(mean) + self.distilled(mean)) / 2  # type: ignore[no-any-return]
-
-
-Grid = tuple[int, int]
 
 
 def distance_index(grid: Grid, stride: int) -> Tensor:
     """(N', N) int64: for a query at every `stride`-th row and column and each key, rows apart * width + columns apart.
 
-    That is the place of their bias in the source's table, which lists distances in raster order.
+    That is the index of their bias in the source's table, which lists distances in raster order.
     """
     rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
     down = (rows[::stride, None] - rows[None, :]).abs()
@@ -153,9 +154,8 @@ def distance_index(grid: Grid, stride: int) -> Tensor:
     return apart.reshape(-1, grid[0] * grid[1])
 
 
-class BiasedAttention(nn.Module):
-    """Attention of `asking` (m, C) over `tokens` (n, C) with a bias for every head and distance; Hardswish before the
-    output projection."""
+class BiasedAttention(LevitProjections):
+    """LeViT's own attention, of `asking` (m, C) over `tokens` (n, C), with a bias for every head and distance."""
 
     def __init__(
         self,
@@ -167,13 +167,8 @@ class BiasedAttention(nn.Module):
         stride: int,
         trainable: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(part, inputs, outputs, trainable=trainable)
         self.part, self.grid, self.stride = part, grid, stride
-        wide = part.heads * part.value
-        self.query = linear_norm(inputs, part.heads * part.key, trainable=trainable)
-        self.key = linear_norm(inputs, part.heads * part.key, trainable=trainable)
-        self.value = linear_norm(inputs, wide, trainable=trainable)
-        self.output = linear_norm(wide, outputs, trainable=trainable)
         self.biases = nn.Parameter(torch.zeros(part.heads, grid[0] * grid[1]))
 
     def forward(self, asking: Tensor, tokens: Tensor) -> Tensor:
@@ -250,47 +245,9 @@ class Levit(nn.Module):
                 tokens = layer(tokens)
         return self.head(tokens.mean(0, keepdim=True))  # type: ignore[no-any-return]
 
-
-class LevitWhole(nn.Module):
-    """The only stage: `pixels` -> `logits`, `kept` (1,) int64."""
-
-    def __init__(self, model: Levit) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model(pixels), torch.tensor(self.model.spec.counts, dtype=torch.int64)
+    def one_image(self, pixels: Tensor, *, dense: bool) -> ImageOutput:
+        del dense
+        return ImageOutput((self(pixels),))
 
 
-class LevitDense(nn.Module):
-    """The same without counts: `pixels` -> `logits`."""
-
-    def __init__(self, model: Levit) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels)  # type: ignore[no-any-return]
-
-
-def state_at_size(state: State, spec: LevitSpec, target: LevitSpec) -> State:
-    """Unchanged: biases belong to distances on one grid, and the source resizes none.
-
-    Raises:
-        UsageError: another size.
-    """
-    if target.size != spec.size:
-        raise UsageError(
-            f"size {target.size[0]}x{target.size[1]}: LeViT's attention biases are those of "
-            f"{spec.size[0]}x{spec.size[1]}, the only size it takes"
-        )
-    return state
-
-
-FAMILY = Family(
-    spec=LevitSpec,
-    build=Levit,
-    stages=lambda model: [LevitWhole(model)],
-    dense=LevitDense,
-    state_at_size=state_at_size,
-)
+FAMILY = Family(build=Levit)

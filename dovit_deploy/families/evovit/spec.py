@@ -1,27 +1,36 @@
-"""EvoDeitSpec: Evo-ViT on DeiT as data, and plain DeiT, which is the same with nothing selected.
+"""Evo-ViT as data: a share of the patches, chosen by class attention, runs through some layers while the rest wait.
 
-Source: YifanXu74/Evo-ViT.
+`EvoDeitSpec` is Evo-ViT on DeiT and, with nothing selected, plain DeiT; `EvoLevitSpec` is Evo-ViT on LeViT, and
+`LevitSpec` LeViT itself. Sources: YifanXu74/Evo-ViT, facebookresearch/LeViT.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.families.parts import SMALLEST_SIDE, LinearHead, MaskHead, PatchStem, SetrHead, Stem, head_text
+from dovit_deploy.families.parts import (
+    LinearHead,
+    MaskHead,
+    PatchStem,
+    SetrHead,
+    Stem,
+    backbone_text,
+    check_heads,
+    head_text,
+    logits_grid,
+)
+from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 from dovit_deploy.record import Record
 
-# Selection: which share of the patches runs through which layers, fixed before any picture is seen.
 
-
-class Selection(Record):
+class TokenSelection(Record):
     """Before layer `first` the patches of highest score are chosen; they run up to layer `last`, then the rest rejoin.
 
-    Evo-ViT's stage-wise form has one selection a stage, its layer-wise form one a layer.
+    Evo-ViT's stage-wise form has one selection a stage, its layer-wise form one a layer. The share is fixed before any
+    image is seen.
     """
 
     first: int = Field(ge=1)
@@ -31,7 +40,7 @@ class Selection(Record):
     ratio: float = Field(ge=0.0, le=1.0)
 
     @model_validator(mode="after")
-    def _rising(self) -> Selection:
+    def _rising(self) -> TokenSelection:
         if self.last <= self.first:
             raise ValueError(f"a selection before layer {self.first} must end behind it, not at {self.last}")
         return self
@@ -41,7 +50,7 @@ class Selection(Record):
         return int(patches * self.ratio)
 
 
-def check_selections(selections: tuple[Selection, ...], depth: int) -> None:
+def check_selections(selections: tuple[TokenSelection, ...], depth: int) -> None:
     """Raise ValueError unless `selections` follow one another within `depth` layers."""
     free = 1
     for selection in selections:
@@ -53,7 +62,7 @@ def check_selections(selections: tuple[Selection, ...], depth: int) -> None:
         free = selection.last
 
 
-def selection_of_layer(selections: tuple[Selection, ...], layer: int) -> int | None:
+def selection_of_layer(selections: tuple[TokenSelection, ...], layer: int) -> int | None:
     """The number of the selection that `layer` runs under; None where every token runs."""
     for number, selection in enumerate(selections):
         if selection.first <= layer < selection.last:
@@ -61,13 +70,10 @@ def selection_of_layer(selections: tuple[Selection, ...], layer: int) -> int | N
     return None
 
 
-def selection_parts(selections: tuple[Selection, ...]) -> tuple[tuple[str, str], ...]:
+def selection_parts(selections: tuple[TokenSelection, ...]) -> tuple[tuple[str, str], ...]:
     """`selections` in a few words, for people: name and text."""
     shares = ", ".join(f"{one.ratio:g} in layers {one.first} to {one.last - 1}" for one in selections)
     return (("patches that run", shares),) if selections else ()
-
-
-Task = Literal["segmentation", "classification"]
 
 
 class PooledHead(Record):
@@ -88,7 +94,7 @@ class ClassTokenHead(Record):
 EvoHead = Annotated[PooledHead | ClassTokenHead | LinearHead | SetrHead | MaskHead, Field(discriminator="kind")]
 
 
-class EvoDeitSpec(Record):
+class EvoDeitSpec(FixedCountSpec):
     """Evo-ViT on DeiT: a vision transformer whose `selections` let the best patches run and the rest wait unchanged.
 
     Without selections it is plain DeiT, the dense baseline.
@@ -96,7 +102,7 @@ class EvoDeitSpec(Record):
 
     architecture: Literal["evovit-deit"] = "evovit-deit"
     family: str = "evovit-deit"
-    size: tuple[int, int]
+    size: Size
     """Height and width of `pixels`, in pixels; for segmentation padded right and bottom to whole patches."""
     patch: int = Field(default=16, gt=0)
     stem: Stem = PatchStem()
@@ -109,7 +115,7 @@ class EvoDeitSpec(Record):
     """1: class token; 2: class and distillation token (plain distilled DeiT)."""
     norm_eps: float = 1e-6
     classes: int = Field(gt=0)
-    selections: tuple[Selection, ...] = ()
+    selections: tuple[TokenSelection, ...] = ()
     tradeoffs: tuple[float, ...] = ()
     """Per layer: how much of a token's score is this layer's class attention; the rest is the score so far."""
     rejoin_last: bool = True
@@ -120,8 +126,7 @@ class EvoDeitSpec(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvoDeitSpec:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        check_heads(self.width, self.heads)
         check_selections(self.selections, self.depth)
         if self.selections and len(self.tradeoffs) != self.depth:
             raise ValueError(f"{len(self.tradeoffs)} trade-offs for {self.depth} layers")
@@ -131,43 +136,18 @@ class EvoDeitSpec(Record):
             raise ValueError("a distillation token belongs to plain DeiT, whose head reads it")
         if not self.rejoin_last and self.task == "segmentation":
             raise ValueError("segmentation needs every token at the end; rejoin_last must be true")
-        self._check_size()
-        return self
-
-    def _check_size(self) -> None:
-        height, width = self.size
-        if self.task == "segmentation" and min(self.size) < SMALLEST_SIDE:
-            raise ValueError(f"size {height}x{width}: both sides must be at least {SMALLEST_SIDE}")
-        if self.task == "classification" and (min(self.size) < self.patch or height % self.patch or width % self.patch):
+        # The published classifiers do not pad; a segmenter does, as every vision transformer here.
+        if self.task == "classification" and any(side % self.patch for side in self.size):
             near = "x".join(str(max(1, round(side / self.patch)) * self.patch) for side in self.size)
             raise ValueError(
-                f"size {height}x{width}: both sides must be multiples of the patch, {self.patch} ({near} is near)"
+                f"size {self.size[0]}x{self.size[1]}: both sides must be multiples of the patch, {self.patch} "
+                f"({near} is near)"
             )
+        return self
 
     @property
-    def task(self) -> Task:
-        """What the head makes of the tokens."""
+    def task(self) -> Literal["segmentation", "classification"]:
         return "classification" if isinstance(self.head, PooledHead | ClassTokenHead) else "segmentation"
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patch tokens."""
-        return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
-
-    @property
-    def patches(self) -> int:
-        """N, the number of patch tokens."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def tokens(self) -> int:
-        """E + N, extra tokens included."""
-        return self.extra_tokens + self.patches
-
-    @property
-    def gates(self) -> tuple[()]:
-        """None: how many tokens run does not depend on the picture."""
-        return ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -176,39 +156,20 @@ class EvoDeitSpec(Record):
         return (self.tokens, *chosen)
 
     @property
-    def keep_grids(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the patches that each selection chooses from."""
+    def keep_grids(self) -> tuple[Grid, ...]:
         return (self.grid,) * len(self.selections)
 
     @property
-    def logits_grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the decode head's output; None for classification."""
-        if self.task == "classification":
-            return None
-        scale = self.head.scale if isinstance(self.head, SetrHead) else 1
-        return self.grid[0] * scale, self.grid[1] * scale
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the network answers."""
-        return {"logits": (1, self.classes, *(self.logits_grid or ()))}
-
-    @property
-    def has_dense(self) -> bool:
-        """The same weights with nothing selected (ratios 1)."""
-        return True
+    def logits_grid(self) -> tuple[int, ...]:
+        return () if self.task == "classification" else logits_grid(self.head, self.grid)
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone, selections and head in a few words each."""
-        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, {self.stem.kind} stem"
+        backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads, stem=self.stem.kind)
         pooled = {"pooled": "linear, on the mean of the patches", "class_token": "linear, on the class token"}
         head = self.head
         text = pooled[head.kind] if isinstance(head, PooledHead | ClassTokenHead) else head_text(head)
         return ("backbone", backbone), *selection_parts(self.selections), ("head", text)
-
-
-# LevitSpec: LeViT as data; LevitPyramid: what it shares with Evo-ViT on LeViT. Source: facebookresearch/LeViT.
 
 
 class LevitStage(Record):
@@ -235,10 +196,13 @@ class LevitSubsample(Record):
     stride: int = Field(default=2, ge=1)
 
 
-class LevitPyramid(Record):
-    """A convolutional stem of stride 16, then stages on ever smaller grids, then the mean of the last one's patches."""
+class LevitPyramid(FixedCountSpec):
+    """What LeViT and Evo-ViT on it share.
 
-    size: tuple[int, int]
+    A convolutional stem of stride 16, then stages on ever smaller grids, then the mean of the last one's patches.
+    """
+
+    size: Size
     """Height and width of `pixels`, in pixels."""
     patch: Literal[16] = 16
     """Four convolutions of stride 2."""
@@ -256,17 +220,12 @@ class LevitPyramid(Record):
         if self.width % 8:
             raise ValueError(f"the first width, {self.width}, must be a multiple of 8, as the stem halves it")
         height, width = self.size
-        if height != width or height % self.patch or height < self.patch:
+        if height != width or height % self.patch:
             near = max(1, round(min(self.size) / self.patch)) * self.patch
             raise ValueError(
                 f"size {height}x{width}: a square of a multiple of {self.patch} is needed ({near}x{near} is near)"
             )
         return self
-
-    @property
-    def task(self) -> Literal["classification"]:
-        """A class per image."""
-        return "classification"
 
     @property
     def width(self) -> int:
@@ -284,50 +243,22 @@ class LevitPyramid(Record):
         return tuple(itertools.pairwise(itertools.accumulate((stage.depth for stage in self.stages), initial=0)))
 
     @property
-    def stage_grids(self) -> tuple[tuple[int, int], ...]:
+    def stage_grids(self) -> tuple[Grid, ...]:
         """Rows and columns of each stage's patches."""
-        return tuple(self._grids())
-
-    def _grids(self) -> Iterator[tuple[int, int]]:
-        rows, columns = self.grid
-        yield rows, columns
+        grids = [self.grid]
         for subsample in self.subsamples:
-            rows, columns = (rows - 1) // subsample.stride + 1, (columns - 1) // subsample.stride + 1
-            yield rows, columns
+            rows, columns = grids[-1]
+            grids.append(((rows - 1) // subsample.stride + 1, (columns - 1) // subsample.stride + 1))
+        return tuple(grids)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the first stage's patches."""
-        return self.size[0] // self.patch, self.size[1] // self.patch
-
-    @property
-    def patches(self) -> int:
-        """N, the number of patch tokens of the first stage."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def gates(self) -> tuple[()]:
-        """None: how many tokens run does not depend on the picture."""
-        return ()
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of what the network answers."""
-        return {"logits": (1, self.classes)}
-
-    @property
-    def has_dense(self) -> bool:
-        """The same weights with nothing selected."""
-        return True
-
-    @property
-    def head_words(self) -> str:
-        """The head in a few words."""
+    def head_text(self) -> str:
+        """The head in a few words, for people."""
         return "two linear, averaged" if self.distilled else "linear"
 
     @property
-    def stage_words(self) -> str:
-        """The stages in a few words."""
+    def stages_text(self) -> str:
+        """The stages in a few words, for people."""
         return "layers: " + ", ".join(f"{one.depth} of {one.width} with {one.heads} heads" for one in self.stages)
 
 
@@ -339,31 +270,11 @@ class LevitSpec(LevitPyramid):
 
     @property
     def extra_tokens(self) -> Literal[0]:
-        """No class token."""
         return 0
 
     @property
-    def tokens(self) -> int:
-        """N."""
-        return self.patches
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """All tokens."""
-        return (self.tokens,)
-
-    @property
-    def keep_grids(self) -> tuple[tuple[int, int], ...]:
-        """None: nothing is selected."""
-        return ()
-
-    @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone and head in a few words each."""
-        return ("backbone", self.stage_words), ("head", self.head_words)
-
-
-# EvoLevitSpec: Evo-ViT on LeViT as data. Source: YifanXu74/Evo-ViT.
+        return ("backbone", self.stages_text), ("head", self.head_text)
 
 
 class EvoLevitSpec(LevitPyramid):
@@ -371,7 +282,7 @@ class EvoLevitSpec(LevitPyramid):
 
     architecture: Literal["evovit-levit"] = "evovit-levit"
     family: str = "evovit-levit"
-    selections: tuple[Selection, ...] = ()
+    selections: tuple[TokenSelection, ...] = ()
     """Layers are numbered over all stages; no selection crosses a stage."""
     tradeoff: float | None = Field(default=None, ge=0.0, le=1.0)
     """How much of a token's score is one layer's class attention; None: learned, one number a layer."""
@@ -390,17 +301,10 @@ class EvoLevitSpec(LevitPyramid):
 
     @property
     def extra_tokens(self) -> Literal[1]:
-        """The class token."""
         return 1
 
     @property
-    def tokens(self) -> int:
-        """1 + N."""
-        return self.extra_tokens + self.patches
-
-    @property
-    def keep_grids(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of the patches that each selection chooses from."""
+    def keep_grids(self) -> tuple[Grid, ...]:
         return tuple(self.stage_grids[self.stage_of_layer(selection.first)] for selection in self.selections)
 
     @property
@@ -408,9 +312,9 @@ class EvoLevitSpec(LevitPyramid):
         """All tokens, then those that run under each selection: class token, chosen patches, representative token."""
         wholes = [rows * columns for rows, columns in self.keep_grids]
         chosen = [selection.chosen(whole) for selection, whole in zip(self.selections, wholes, strict=True)]
+        # Where every patch is chosen there is nothing to represent.
         return (self.tokens, *(1 + some + (some < whole) for some, whole in zip(chosen, wholes, strict=True)))
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone, selections and head in a few words each."""
-        return ("backbone", self.stage_words), *selection_parts(self.selections), ("head", self.head_words)
+        return ("backbone", self.stages_text), *selection_parts(self.selections), ("head", self.head_text)

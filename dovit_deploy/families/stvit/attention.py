@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.stvit.windows import (
-    Grid,
-    Rows,
+    GatherRows,
     Table,
     region_table,
-    relative_places,
+    relative_table,
     return_table,
     window_table,
 )
@@ -71,19 +71,19 @@ def attend(
 class RelativeBias(nn.Module):
     """A learned bias for every relative position in a window and every head -> (heads, window^2, window^2)."""
 
-    places: Tensor
+    index: Tensor
 
     def __init__(self, window: int, heads: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.register_buffer("places", torch.tensor(relative_places(window), device="cpu"), persistent=False)
+        self.register_buffer("index", torch.tensor(relative_table(window), device="cpu"), persistent=False)
 
     def forward(self) -> Tensor:
-        return laid_out(self.table, self.places)
+        return expanded_bias(self.table, self.index)
 
 
-class LaidOutBias(nn.Module):
-    """`RelativeBias` in deployment form: the bias of every pair of places, which nothing has to look up."""
+class ExpandedBias(nn.Module):
+    """`RelativeBias` in deployment form: the bias of every pair of positions, which nothing has to look up."""
 
     def __init__(self, window: int, heads: int) -> None:
         super().__init__()
@@ -93,10 +93,13 @@ class LaidOutBias(nn.Module):
         return self.values
 
 
-def laid_out(table: Tensor, places: Tensor) -> Tensor:
-    """Biases by relative position ((2 window - 1)^2, heads) -> of every pair of places (heads, window^2, window^2)."""
-    side = places.shape[0]
-    return table.index_select(0, places.reshape(-1)).reshape(side, side, -1).permute(2, 0, 1)
+def expanded_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Biases by relative position ((2 window - 1)^2, heads) -> of every pair of positions (heads, window^2, window^2).
+
+    `index` is the window's `relative_table`.
+    """
+    side = index.shape[0]
+    return table.index_select(0, index.reshape(-1)).reshape(side, side, -1).permute(2, 0, 1)
 
 
 class ShiftMask(nn.Module):
@@ -132,8 +135,8 @@ class PaddingMask(nn.Module):
         return self.hidden[:, None, None, :].to(torch.float32) * -PADDING_PENALTY
 
 
-class Placement(nn.Module):
-    """Where queries and keys of each window lie, and how the results go back. Blocks of a stage share one.
+class WindowLayout(nn.Module):
+    """Which tokens are the queries and keys of each window, and how the results go back. Blocks of a stage share one.
 
     Args:
         windows: how many there are.
@@ -147,9 +150,9 @@ class Placement(nn.Module):
         self,
         windows: int,
         *,
-        queries: Rows | None = None,
-        keys: Rows | None = None,
-        join: Rows | None = None,
+        queries: GatherRows | None = None,
+        keys: GatherRows | None = None,
+        join: GatherRows | None = None,
         mask: ShiftMask | PaddingMask | None = None,
     ) -> None:
         super().__init__()
@@ -157,48 +160,48 @@ class Placement(nn.Module):
         self.queries, self.keys, self.join, self.mask = queries, keys, join, mask
 
 
-def window_placement(grid: Grid, window: int, shift: int = 0) -> Placement:
+def window_layout(grid: Grid, window: int, shift: int = 0) -> WindowLayout:
     """Every window attends to itself; the grid is rolled by `shift` first, and padded to whole windows."""
     table, count = window_table(grid, window, shift=shift), grid[0] * grid[1]
-    cut = Rows(table, count)
+    cut = GatherRows(table, count)
     mask = ShiftMask(grid, window, shift) if shift else None
-    join = Rows(return_table(table, count), table.size)
-    return Placement(len(table), queries=cut, keys=cut, join=join, mask=mask)
+    join = GatherRows(return_table(table, count), table.size)
+    return WindowLayout(len(table), queries=cut, keys=cut, join=join, mask=mask)
 
 
-class PlacedAttention(nn.Module):
+class WindowAttention(nn.Module):
     """Attention in windows: (..., n, C) queries over (..., m, C) keys -> (..., n, C).
 
-    Tokens are projected before they are gathered into windows, so that each is projected once. Where the placement
-    reaches outside the grid, the caller gives one token more for what lies there (`windows.with_empty`).
+    Tokens are projected before they are gathered into windows, so that each is projected once. Where the layout reaches
+    outside the grid, the caller gives one token more for what is there (`windows.with_empty`).
 
     Args:
         shape: of the block.
-        placement: where queries and keys lie.
+        layout: which tokens are queries and keys.
         relative: side of the windows for biases by relative position; 0 for none.
     """
 
-    def __init__(self, shape: BlockShape, placement: Placement, *, relative: int = 0) -> None:
+    def __init__(self, shape: BlockShape, layout: WindowLayout, *, relative: int = 0) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.placement = placement
+        self.layout = layout
         self.query = nn.Linear(shape.width, shape.width)
         self.key = nn.Linear(shape.width, shape.width)
         self.value = nn.Linear(shape.width, shape.width)
-        kind = RelativeBias if shape.trainable else LaidOutBias
+        kind = RelativeBias if shape.trainable else ExpandedBias
         self.bias = kind(relative, shape.heads) if relative else None
         self.output = nn.Linear(shape.width, shape.width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        place = self.placement
+        layout = self.layout
         query, key, value = self.query(x), self.key(y), self.value(y)
-        if place.queries is not None:
-            query = place.queries(query)
-        if place.keys is not None:
-            key, value = place.keys(key), place.keys(value)
-        mixed = attend(query, key, value, windows=place.windows, heads=self.heads, added=self._added())
-        return self.output(mixed if place.join is None else place.join(mixed))  # type: ignore[no-any-return]
+        if layout.queries is not None:
+            query = layout.queries(query)
+        if layout.keys is not None:
+            key, value = layout.keys(key), layout.keys(value)
+        mixed = attend(query, key, value, windows=layout.windows, heads=self.heads, added=self._added())
+        return self.output(mixed if layout.join is None else layout.join(mixed))  # type: ignore[no-any-return]
 
     def _added(self) -> list[Tensor]:
         # Not summed first: the exporter would store the sum, as a weight that is in no weights file.
-        return [part() for part in (self.bias, self.placement.mask) if part is not None]
+        return [part() for part in (self.bias, self.layout.mask) if part is not None]

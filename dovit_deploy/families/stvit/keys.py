@@ -20,7 +20,7 @@ from dovit_deploy.families.stvit.spec import (
     StvitSwinSpec,
 )
 from dovit_deploy.families.stvit.swin_spec import PATCH, SwinShape, SwinSpec
-from dovit_deploy.families.stvit.windows import relative_places
+from dovit_deploy.families.stvit.windows import relative_table
 
 UNIT_PARTS = ("entry", "pooling", "exchange", "local", "everywhere", "recovery")
 """Our names of a unit's six blocks, in the order of the source."""
@@ -206,7 +206,7 @@ def _side(tensor: Tensor) -> int:
 
 def _is_positions(tensor: Tensor) -> bool:
     side = _side(tensor)
-    return side > 0 and tensor.dim() == 2 and torch.equal(tensor.long(), torch.from_numpy(relative_places(side)))
+    return side > 0 and tensor.dim() == 2 and torch.equal(tensor.long(), torch.from_numpy(relative_table(side)))
 
 
 def _is_mask(tensor: Tensor) -> bool:

@@ -1,19 +1,20 @@
-"""STViT-R as data: Swin whose third stage works on a few semantic tokens per window and then recovers all of them.
+"""STViT as data: a few semantic tokens stand for many image tokens, which they restore in the end.
 
-Source: changsn/STViT-R (classification), changsn/STViT-R-Object-Detection (backbone). The segmenter is this project's:
-the detection backbone without its last stage under a segmentation head.
+STViT-R is Swin whose third stage works on semantic tokens. Sources: changsn/STViT-R (classification),
+changsn/STViT-R-Object-Detection (backbone). The segmenter is this project's: the detection backbone without its last
+stage under a segmentation head. STViT on DeiT follows the text of the paper: no official code of it was released.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.families.parts import SMALLEST_SIDE, Head, SetrHead, head_text
-from dovit_deploy.families.stvit.swin_spec import PATCH, Grid, SwinShape
-from dovit_deploy.record import Record
+from dovit_deploy.families.parts import Head, backbone_text, check_heads, head_text, logits_grid
+from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
+from dovit_deploy.families.stvit.swin_spec import PATCH, SwinShape
 
 REDUCED_STAGE = 2
 """The stage, counted from 0, whose tokens are reduced."""
@@ -22,11 +23,16 @@ UNIT = 6
 SAMPLES = 3
 """Semantic tokens per side of a window."""
 PATCH_SPAN, PATCH_STEP = 10, 4
-"""When classifying: the square of tokens that the semantic tokens of a window look at, and the way to the next."""
+"""When classifying: side of the square of tokens that the semantic tokens of a window look at, and the step from one
+square to the next."""
+MADE_BY = 2
+"""STViT on DeiT: blocks that turn patches into semantic tokens."""
 
 
 class ReducedShape(SwinShape):
-    """What the three have in common."""
+    """What the classifier, the backbone and the segmenter have in common."""
+
+    STAGES: ClassVar[int] = 4
 
     family: Literal["stvit-r"] = "stvit-r"
     local_convolution: bool = False
@@ -34,6 +40,8 @@ class ReducedShape(SwinShape):
 
     @model_validator(mode="after")
     def _whole_units(self) -> ReducedShape:
+        if len(self.depths) != self.STAGES:
+            raise ValueError(f"{len(self.depths)} stages given; {self.STAGES} are needed")
         depth = self.depths[REDUCED_STAGE]
         if depth % UNIT:
             raise ValueError(f"stage {REDUCED_STAGE} has {depth} blocks; STViT-R needs a multiple of {UNIT}")
@@ -60,7 +68,6 @@ class ReducedShape(SwinShape):
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone and what it saves in a few words."""
         image = self.stage_tokens(REDUCED_STAGE)
         saved = f"{self.semantic_tokens} semantic tokens for {image} in stage {REDUCED_STAGE}"
         return ("backbone", self.shape_text), ("reduced", saved)
@@ -92,26 +99,10 @@ class StvitSwinSpec(ReducedShape):
             raise ValueError(
                 f"STViT-R with windows of {self.window} classifies {sides} only, not {self.size[0]}x{self.size[1]}"
             )
-        if len(self.depths) != 4:
-            raise ValueError(f"{len(self.depths)} stages; STViT-R has 4")
         return self
 
-    def stage_window(self, stage: int) -> int:
-        """Side of the windows of a stage: a coarser grid is one window."""
-        return min(self.window, *self.stage_grid(stage))
 
-    @property
-    def task(self) -> Literal["classification"]:
-        """What it is for."""
-        return "classification"
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the results."""
-        return {"logits": (1, self.classes)}
-
-
-class _AnySize(ReducedShape):
+class AnySizeShape(ReducedShape):
     """What backbone and segmenter have in common: they take any size, and pad it to whole windows."""
 
     neighbourhoods: tuple[int, int] = (14, 21)
@@ -123,68 +114,52 @@ class _AnySize(ReducedShape):
     the corner where both sides are padded and all of it where none is; `exact`: all; `none`: it sees all."""
 
     @model_validator(mode="after")
-    def _reach(self) -> _AnySize:
-        if min(self.size) < SMALLEST_SIDE:
-            raise ValueError(f"both sides must be at least {SMALLEST_SIDE} pixels, not {self.size[0]}x{self.size[1]}")
+    def _reach(self) -> AnySizeShape:
         if min(self.neighbourhoods) < self.window:
             raise ValueError(f"neighbourhoods {self.neighbourhoods} must not be smaller than the window {self.window}")
         return self
 
     def stage_window(self, stage: int) -> int:
-        """Side of the windows of a stage."""
+        """Side of the windows of a stage: a grid that is not made of whole windows is padded."""
         del stage
         return self.window
 
 
-class StvitBackboneSpec(_AnySize):
+class StvitBackboneSpec(AnySizeShape):
     """The backbone for detection and dense prediction: one normed feature map a stage."""
 
     architecture: Literal["stvit-r-backbone"] = "stvit-r-backbone"
     classes: Literal[0] = 0
 
-    @model_validator(mode="after")
-    def _four_stages(self) -> StvitBackboneSpec:
-        if len(self.depths) != 4:
-            raise ValueError(f"{len(self.depths)} stages; the backbone has 4")
-        return self
-
     @property
     def task(self) -> Literal["features"]:
-        """What it is for."""
         return "features"
 
     @property
     def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the results."""
-        return {f"out{stage}": (1, self.stage_width(stage), *self.stage_grid(stage)) for stage in range(4)}
+        return {f"out{stage}": (1, self.stage_width(stage), *self.stage_grid(stage)) for stage in range(self.STAGES)}
 
 
-class StvitSegmenterSpec(_AnySize):
-    """Segmentation: the recovered tokens of the third stage, at stride 16, under a decode head.
+class StvitSegmenterSpec(AnySizeShape):
+    """Segmentation: the image tokens that the third stage restores, at stride 16, under a decode head.
 
     The fourth stage is left out: it would run on a grid of stride 32, has no semantic tokens, and would have to be
     up-sampled again. So the head sees the grid that a ViT's would.
     """
+
+    STAGES: ClassVar[int] = REDUCED_STAGE + 1
 
     architecture: Literal["stvit-r-segmenter"] = "stvit-r-segmenter"
     padding_mask: Literal["released", "exact", "none"] = "exact"
     classes: int = Field(gt=0)
     head: Head
 
-    @model_validator(mode="after")
-    def _three_stages(self) -> StvitSegmenterSpec:
-        if len(self.depths) != REDUCED_STAGE + 1:
-            raise ValueError(f"{len(self.depths)} stages; the segmenter has {REDUCED_STAGE + 1}")
-        return self
-
     @property
     def task(self) -> Literal["segmentation"]:
-        """What it is for."""
         return "segmentation"
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone, what it saves, and decode head."""
         return *super().parts, ("decode head", head_text(self.head))
 
     @property
@@ -199,18 +174,11 @@ class StvitSegmenterSpec(_AnySize):
 
     @property
     def logits_grid(self) -> Grid:
-        """Rows and columns of the head's output."""
-        scale = self.head.scale if isinstance(self.head, SetrHead) else 1
-        return self.head_grid[0] * scale, self.head_grid[1] * scale
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the results."""
-        return {"logits": (1, self.classes, *self.logits_grid)}
+        return logits_grid(self.head, self.head_grid)
 
 
 def fits(side: int, window: int) -> bool:
-    """A picture of `side` x `side` pixels passes all stages: whole windows everywhere, as many patches as windows.
+    """An image of `side` x `side` pixels passes all stages: whole windows everywhere, as many patches as windows.
 
     The published code takes 224 with windows of 7. Others pass by accident of its patches, as 256 with windows of 8,
     where the patches miss two rows and columns at the border.
@@ -231,18 +199,13 @@ def fitting_sides(window: int) -> tuple[int, ...]:
     return tuple(side for side in range(32, 1025, 32) if fits(side, window))
 
 
-# STViT on DeiT as data, after the text of the paper: no official code of it was ever released.
-
-MADE_BY = 2
-"""Blocks that turn patches into semantic tokens."""
-
-
-class StvitDeitSpec(Record):
-    """Ordinary blocks, two that make semantic tokens, then blocks on these alone; classification of their mean."""
+class StvitDeitSpec(FixedCountSpec):
+    """STViT on DeiT: ordinary blocks, two that make semantic tokens, then blocks on these alone, whose mean is
+    classified."""
 
     architecture: Literal["stvit-deit"] = "stvit-deit"
     family: Literal["stvit"] = "stvit"
-    size: tuple[int, int]
+    size: Size
     """Height and width of `pixels`, in pixels; whole patches."""
     patch: int = Field(default=16, gt=0)
     width: int = Field(gt=0)
@@ -254,15 +217,14 @@ class StvitDeitSpec(Record):
     reduced_from: int = Field(ge=0)
     """The first of the two blocks that make semantic tokens (`stgm_start`)."""
     samples: int = Field(default=4, gt=0)
-    """Semantic tokens per side of the picture."""
+    """Semantic tokens per side of the image."""
     classes: int = Field(gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> StvitDeitSpec:
-        if min(self.size) < SMALLEST_SIDE or any(side % self.patch for side in self.size):
+        if any(side % self.patch for side in self.size):
             raise ValueError(f"both sides must be multiples of {self.patch} pixels, not {self.size[0]}x{self.size[1]}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        check_heads(self.width, self.heads)
         if self.reduced_from + MADE_BY > self.depth:
             raise ValueError(f"semantic tokens are made by blocks {self.reduced_from} and the next, of {self.depth}")
         if min(self.grid) < self.samples:
@@ -270,34 +232,13 @@ class StvitDeitSpec(Record):
         return self
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patch tokens."""
-        return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
-
-    @property
-    def patches(self) -> int:
-        """N, the number of patch tokens."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def extra_tokens(self) -> int:
-        """There is no class token: the head sees a mean."""
+    def extra_tokens(self) -> Literal[0]:
         return 0
-
-    @property
-    def tokens(self) -> int:
-        """All tokens at the start."""
-        return self.patches
 
     @property
     def semantic_tokens(self) -> int:
         """How many semantic tokens there are."""
         return self.samples**2
-
-    @property
-    def gates(self) -> tuple[()]:
-        """Nothing here depends on the data."""
-        return ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -306,27 +247,11 @@ class StvitDeitSpec(Record):
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone and what it saves in a few words."""
-        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, patch stem"
+        backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads)
         saved = f"{self.semantic_tokens} semantic tokens for {self.patches} patches from layer {self.reduced_from}"
         return ("backbone", backbone), ("reduced", saved)
-
-    @property
-    def task(self) -> Literal["classification"]:
-        """What it is for."""
-        return "classification"
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the results."""
-        return {"logits": (1, self.classes)}
 
     @property
     def has_dense(self) -> bool:
         """A DeiT of the same width and depth has other weights."""
         return False
-
-    @property
-    def keep_grids(self) -> tuple[tuple[int, int], ...]:
-        """No token is selected."""
-        return ()

@@ -1,4 +1,8 @@
-"""Swin's parts: stems, blocks, stages and patch merging, on tokens (..., n, C) of a grid known beforehand."""
+"""Swin: stems, blocks of window attention, stages and patch merging, and the classifier that they make.
+
+Everything is on tokens (..., n, C) of a grid known beforehand. STViT-R shares all of it but the third stage. Source:
+microsoft/Swin-Transformer.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,19 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import conv_norm
 from dovit_deploy.families.layers import Mlp
-from dovit_deploy.families.registry import Family, unchanged_weights
-from dovit_deploy.families.stages import OneImage, static_stages
-from dovit_deploy.families.stvit.attention import BlockShape, PlacedAttention, Placement, window_placement
+from dovit_deploy.families.registry import Family
+from dovit_deploy.families.spec import Grid
+from dovit_deploy.families.stages import FixedNetwork
+from dovit_deploy.families.stvit.attention import BlockShape, WindowAttention, WindowLayout, window_layout
 from dovit_deploy.families.stvit.spec import StvitSwinSpec
 from dovit_deploy.families.stvit.swin_spec import PATCH, SwinShape, SwinSpec
-from dovit_deploy.families.stvit.windows import Grid, Rows, merging_table, with_empty
+from dovit_deploy.families.stvit.windows import GatherRows, merging_table, with_empty
 
 LAYER_SCALE = 1e-5
 """What a layer scale starts as."""
 
 
-class ConvStem(nn.Module):
+class SwinConvStem(nn.Module):
     """Two 3x3 convolutions of stride 2, each with batch norm and Hardswish: (B, 3, H, W) -> (B, C, H / 4, W / 4)."""
 
     def __init__(self, width: int, *, trainable: bool) -> None:
@@ -33,7 +38,7 @@ class ConvStem(nn.Module):
         return functional.hardswish(self.second(functional.hardswish(self.first(pixels))))
 
 
-class PatchStem(nn.Module):
+class SwinPatchStem(nn.Module):
     """One 4x4 convolution of stride 4, then LayerNorm over the channels: (B, 3, H, W) -> (B, C, H / 4, W / 4)."""
 
     def __init__(self, width: int, norm_eps: float) -> None:
@@ -48,8 +53,8 @@ class PatchStem(nn.Module):
 def stem_from_shape(shape: SwinShape, *, trainable: bool) -> nn.Module:
     """The stem that `shape` asks for."""
     if shape.stem == "conv":
-        return ConvStem(shape.width, trainable=trainable)
-    return PatchStem(shape.width, shape.norm_eps)
+        return SwinConvStem(shape.width, trainable=trainable)
+    return SwinPatchStem(shape.width, shape.norm_eps)
 
 
 class LayerScale(nn.Module):
@@ -75,20 +80,17 @@ def block_shape(shape: SwinShape, stage: int, *, trainable: bool) -> BlockShape:
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm block with attention in windows of side `window`: (..., n, C) -> (..., n, C).
+    """Pre-norm block with attention in windows of side `window`: (..., n, C) -> (..., n, C)."""
 
-    Outside the grid lie zeros that were not normed.
-    """
-
-    def __init__(self, shape: BlockShape, window: int, placement: Placement, *, layer_scale: bool = False) -> None:
+    def __init__(self, shape: BlockShape, window: int, layout: WindowLayout, *, layer_scale: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
-        self.attention = PlacedAttention(shape, placement, relative=window)
+        self.attention = WindowAttention(shape, layout, relative=window)
         self.scale1 = scale_from(shape, present=layer_scale)
         self.norm2 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.mlp = Mlp(shape.width, shape.hidden)
         self.scale2 = scale_from(shape, present=layer_scale)
-        self.outside = placement.keys is not None and placement.keys.outside
+        self.outside = layout.keys is not None and layout.keys.outside
 
     def forward(self, x: Tensor) -> Tensor:
         # The source pads after the norm, so that what lies outside is projected to the bias.
@@ -102,7 +104,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int, grid: Grid, norm_eps: float) -> None:
         super().__init__()
-        self.rows = Rows(merging_table(grid), grid[0] * grid[1])
+        self.rows = GatherRows(merging_table(grid), grid[0] * grid[1])
         self.norm = nn.LayerNorm(4 * width, eps=norm_eps)
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
@@ -129,8 +131,8 @@ class SwinStage(nn.Module):
     ) -> None:
         super().__init__()
         grid, blocks = shape.stage_grid(stage), block_shape(shape, stage, trainable=trainable)
-        straight = window_placement(grid, window)
-        rolled = window_placement(grid, window, window // 2) if shifted else straight
+        straight = window_layout(grid, window)
+        rolled = window_layout(grid, window, window // 2) if shifted else straight
         self.blocks = nn.ModuleList(
             SwinBlock(blocks, window, rolled if number % 2 else straight, layer_scale=layer_scale)
             for number in range(shape.depths[stage])
@@ -142,17 +144,16 @@ class SwinStage(nn.Module):
         return x
 
 
-# Swin for classification: stem, four stages, the mean of the last tokens, one linear layer.
-
-
-class SwinClassifier(nn.Module):
-    """(B, 3, H, W) normalised pixels -> logits (B, K).
+class SwinClassifier(FixedNetwork):
+    """Stem, stages, the mean of the last tokens, one linear layer: (B, 3, H, W) normalised pixels -> logits (B, K).
 
     Args:
         spec: the architecture.
         stages: what runs on each grid, (..., n, C) -> (..., n, C).
         trainable: keep batch norms apart.
     """
+
+    spec: SwinSpec | StvitSwinSpec
 
     def __init__(self, spec: SwinSpec | StvitSwinSpec, stages: Sequence[nn.Module], *, trainable: bool) -> None:
         super().__init__()
@@ -177,9 +178,6 @@ class SwinClassifier(nn.Module):
             tokens = stage(self.merges[number - 1](tokens) if number else tokens)
         return self.head(self.norm(tokens).mean(-2, keepdim=True)).reshape(-1, self.spec.classes)  # type: ignore[no-any-return]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.decode(self.embed(pixels))
-
 
 def ordinary_stage(
     spec: SwinSpec | StvitSwinSpec, stage: int, *, layer_scale: bool = False, trainable: bool
@@ -196,10 +194,4 @@ def swin_from_spec(spec: SwinSpec, *, trainable: bool = False) -> SwinClassifier
     return SwinClassifier(spec, stages, trainable=trainable)
 
 
-FAMILY = Family(
-    spec=SwinSpec,
-    build=swin_from_spec,
-    stages=static_stages,
-    dense=OneImage,
-    state_at_size=unchanged_weights(swin_from_spec),
-)
+FAMILY = Family(build=swin_from_spec)

@@ -1,4 +1,7 @@
-"""SwinShape: the widths, depths and windows that every Swin-like architecture shares, and the grids they make."""
+"""Swin as data: the widths, depths and windows that every Swin-like architecture shares, and the grids they make.
+
+`SwinSpec` is the plain Swin of microsoft/Swin-Transformer, the dense baseline of STViT-R.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.record import Record
+from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 
-Grid = tuple[int, int]
 PATCH = 4
 """Pixels of a side of a token of the first grid; each stage halves the grid once more."""
 
 
-class SwinShape(Record):
+class SwinShape(FixedCountSpec):
     """Stages of window attention, each twice as wide as the one before on a grid half as fine."""
 
-    size: tuple[int, int]
+    size: Size
     """Height and width of `pixels`, in pixels."""
     stem: Literal["conv", "patch"] = "conv"
     """`conv`: two 3x3 convolutions of stride 2 with batch norm and Hardswish; `patch`: one of 4x4, then LayerNorm."""
@@ -42,7 +44,7 @@ class SwinShape(Record):
         return self
 
     def stage_width(self, stage: int) -> int:
-        """C of a stage."""
+        """C, the width of a token of a stage."""
         return int(self.width * 2**stage)
 
     def stage_hidden(self, stage: int) -> int:
@@ -59,54 +61,29 @@ class SwinShape(Record):
         rows, columns = self.stage_grid(stage)
         return rows * columns
 
-    def stage_windows(self, stage: int, window: int) -> int:
+    def stage_window(self, stage: int) -> int:
+        """Side of the windows of a stage, in tokens: a coarser grid is one window."""
+        return min(self.window, *self.stage_grid(stage))
+
+    def stage_windows(self, stage: int) -> int:
         """How many windows cover the grid of a stage."""
         rows, columns = self.stage_grid(stage)
+        window = self.stage_window(stage)
         return math.ceil(rows / window) * math.ceil(columns / window)
 
     @property
     def shape_text(self) -> str:
-        """Widths, depths and heads in a few words."""
+        """Widths, depths and heads in a few words, for people."""
         depths, heads = ("-".join(str(number) for number in numbers) for numbers in (self.depths, self.heads))
         return f"width {self.width}, {depths} blocks, {heads} heads, windows of {self.window}, {self.stem} stem"
 
     @property
     def patch(self) -> int:
-        """Pixels of a side of a token of the first grid."""
         return PATCH
 
     @property
-    def grid(self) -> Grid:
-        """Rows and columns of the first stage."""
-        return self.stage_grid(0)
-
-    @property
-    def patches(self) -> int:
-        """Tokens of the first stage."""
-        return self.stage_tokens(0)
-
-    @property
-    def extra_tokens(self) -> int:
-        """There is no class token."""
+    def extra_tokens(self) -> Literal[0]:
         return 0
-
-    @property
-    def tokens(self) -> int:
-        """All tokens of the first stage."""
-        return self.patches
-
-    @property
-    def gates(self) -> tuple[()]:
-        """Nothing here depends on the data."""
-        return ()
-
-    @property
-    def keep_grids(self) -> tuple[Grid, ...]:
-        """No token is selected or dropped: semantic tokens are made, and all image tokens recovered."""
-        return ()
-
-
-# A plain Swin as data, the dense baseline of STViT-R: every block on all tokens (microsoft/Swin-Transformer).
 
 
 class SwinSpec(SwinShape):
@@ -129,31 +106,6 @@ class SwinSpec(SwinShape):
             )
         return self
 
-    def stage_window(self, stage: int) -> int:
-        """Side of the windows of a stage: a coarser grid is one window."""
-        return min(self.window, *self.stage_grid(stage))
-
-    @property
-    def task(self) -> Literal["classification"]:
-        """What it is for."""
-        return "classification"
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the results."""
-        return {"logits": (1, self.classes)}
-
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone in a few words."""
         return (("backbone", self.shape_text),)
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """All tokens run."""
-        return (self.tokens,)
-
-    @property
-    def has_dense(self) -> bool:
-        """It is dense."""
-        return True

@@ -1,41 +1,29 @@
-"""MACs of a vision transformer, dense or with given numbers of running tokens."""
+"""MACs of a vision transformer, and of the blocks, stems and heads that it shares with other families."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from dovit_deploy.families.macs import FlopReport
-from dovit_deploy.families.parts import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, Stem
+from dovit_deploy.families.macs import CostModel, FlopReport
+from dovit_deploy.families.parts import AnyHead, ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, Stem
+from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
 @dataclass(frozen=True)
-class VisionTransformerCost:
-    """MACs of the network of `spec`, dense or with given numbers of running tokens."""
+class VisionTransformerCost(CostModel[VisionTransformerSpec]):
+    """MACs with the tokens that run in each stage, and of the gates between them."""
 
-    spec: VisionTransformerSpec
-
-    def dense(self) -> FlopReport:
-        """The same network with nothing stopped and without auxiliary heads."""
-        layers = self.spec.depth * self._layer(self.spec.tokens)
-        return FlopReport(stem=stem_macs(self.spec), layers=layers, gates=0, head=self._head(self.spec.head))
-
-    def actual(self, kept: Sequence[int]) -> FlopReport:
-        """What runs when `kept[i]` tokens, extra tokens included, enter the blocks of stage i.
-
-        Rises with every entry of `kept`.
-        """
-        stages = self.spec.stage_layers
-        if len(kept) != len(stages):
-            raise ValueError(f"{len(kept)} token counts for {len(stages)} stages")
-        layers = sum((last - first) * self._layer(n) for (first, last), n in zip(stages, kept, strict=True))
-        gates = sum(
-            self._gate(gate.head, n - self.spec.extra_tokens)
-            for gate, n in zip(self.spec.gates, kept[:-1], strict=True)
-        )
-        return FlopReport(stem=stem_macs(self.spec), layers=layers, gates=gates, head=self._head(self.spec.head))
+    def report(self, kept: Sequence[int] | None) -> FlopReport:
+        spec, running = self.spec, self.spec.counts if kept is None else kept
+        stages = zip(spec.stage_layers, running, strict=True)
+        layers = sum((last - first) * self._layer(n) for (first, last), n in stages)
+        # A gate is evaluated on what entered the stage that it ends; the dense network has none.
+        before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
+        gates = sum(self._gate(gate.head, n - spec.extra_tokens) for gate, n in before)
+        stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
+        return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head))
 
     def _layer(self, tokens: int) -> int:
         return block_macs(tokens, self.spec.width, self.spec.hidden)
@@ -46,7 +34,7 @@ class VisionTransformerCost:
             return self._head(head)
         return running * _token_head(head, self.spec.width, self.spec.classes)
 
-    def _head(self, head: LinearHead | FcnHead | SetrHead | MaskHead) -> int:
+    def _head(self, head: AnyHead) -> int:
         return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
 
 
@@ -55,34 +43,24 @@ def block_macs(tokens: int, width: int, hidden: int) -> int:
     return tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
 
 
-class Stemmed(Protocol):
-    """What the cost of a stem depends on."""
-
-    @property
-    def stem(self) -> Stem:
-        """Which kind."""
-
-    @property
-    def patch(self) -> int:
-        """Side of a token in pixels."""
-
-    @property
-    def width(self) -> int:
-        """C."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patch tokens."""
+def stem_macs(stem: Stem, *, patch: int, width: int, grid: Grid) -> int:
+    """From pixels to a `grid` of patch tokens of `width`."""
+    patches = grid[0] * grid[1]
+    if not isinstance(stem, ConvStem):
+        return patches * 3 * patch**2 * width
+    rows, columns = (side * patch for side in grid)
+    total, inputs = 0, 3
+    for number, outputs in enumerate(stem.widths):
+        rows, columns = rows // 2, columns // 2
+        total += rows * columns * 9 * inputs * outputs
+        # A residual convolution after all but the first.
+        if number:
+            total += rows * columns * 9 * outputs * outputs
+        inputs = outputs
+    return total + patches * 4 * inputs * width
 
 
-def stem_macs(spec: Stemmed) -> int:
-    """From pixels to patch tokens."""
-    if isinstance(spec.stem, ConvStem):
-        return _conv_stem(spec.stem, spec)
-    return spec.grid[0] * spec.grid[1] * 3 * spec.patch**2 * spec.width
-
-
-def head_macs(head: LinearHead | FcnHead | SetrHead | MaskHead, patches: int, width: int, classes: int) -> int:
+def head_macs(head: AnyHead, patches: int, width: int, classes: int) -> int:
     """A head that is shown all `patches` tokens of `width`."""
     if isinstance(head, MaskHead):
         return _mask_head(head, patches, width, classes)
@@ -92,7 +70,7 @@ def head_macs(head: LinearHead | FcnHead | SetrHead | MaskHead, patches: int, wi
 
 
 def _token_head(head: LinearHead | FcnHead, width: int, classes: int) -> int:
-    """Per token."""
+    """Of one token."""
     if isinstance(head, FcnHead):
         return head.channels * (width + classes)
     return width * classes
@@ -111,15 +89,3 @@ def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:
     blocks = head.layers * block_macs(patches + classes, head.width, 4 * head.width)
     projections = (patches + classes) * head.width**2
     return embed + blocks + projections + patches * classes * head.width
-
-
-def _conv_stem(stem: ConvStem, spec: Stemmed) -> int:
-    height, width = (side * spec.patch for side in spec.grid)
-    total, inputs = 0, 3
-    for number, outputs in enumerate(stem.widths):
-        height, width = height // 2, width // 2
-        total += height * width * 9 * inputs * outputs
-        if number:
-            total += height * width * 9 * outputs * outputs
-        inputs = outputs
-    return total + spec.grid[0] * spec.grid[1] * 4 * inputs * spec.width

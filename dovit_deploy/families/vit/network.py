@@ -1,4 +1,9 @@
-"""The network's parts under their names: stem, extra tokens, positions, blocks, gates, norm, decode head."""
+"""The vision transformer: embed, gates, stages, decode. What is read here is what is exported.
+
+A model with gates (DoViT) is cut at each of them, where the number of running tokens is unknown: select -> blocks ->
+restore. What crosses a cut is every token, the gate's order and how much of it runs. Without gates (Segmenter, SETR) it
+is one stage. Every stage looks at one image.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,55 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from dovit_deploy.families.folding import State
 from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
-from dovit_deploy.families.layers import Block, padded, state_at_size, stem_from_spec
+from dovit_deploy.families.layers import Block, padded, resized_positions, stem_from_spec
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
+from dovit_deploy.families.stages import ImageOutput, whole_stages
 from dovit_deploy.families.tokens import aggregate, aggregate_limit, partition, put_back, scatter_from, take
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-# A gate: an auxiliary head's confidence decides which running tokens stop before the next layer.
-#
-# A token stops when its confidence, the probability of its most likely class, is strictly above the threshold of that
-# class, or strictly below the floor (`diff_conf` of the released code). A stopped token never runs again.
+
+class VisionTransformer(nn.Module):
+    """The parameters of every supported ViT; the stages below and `train.masked` say in which order the parts run.
+
+    Args:
+        spec: the architecture.
+        trainable: keep batch norms apart (training); otherwise they are folded into their projections.
+    """
+
+    def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
+        if spec.extra_tokens:
+            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
+        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
+        self.blocks = nn.ModuleList(
+            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if spec.final_norm else nn.Identity()
+        self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
+        self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
+        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
+        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
+        return tokens + self.positions
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""
+        return self.head(self.norm(tokens)[self.spec.extra_tokens :], self.spec.grid)  # type: ignore[no-any-return]
+
+    def one_image(self, pixels: Tensor, *, dense: bool) -> ImageOutput:
+        """Every token through every block, whether or not there are gates: `logits`."""
+        del dense
+        tokens = self.embed(pixels)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return ImageOutput((self.decode(tokens),))
 
 
 class Decision(NamedTuple):
@@ -26,8 +69,8 @@ class Decision(NamedTuple):
 
     order: Tensor
     """(E + N,) int64: extra tokens, then running tokens in raster order, then the rest."""
-    kept: Tensor
-    """() int64: extra and running tokens."""
+    count: Tensor  # type: ignore[assignment]  # hides `tuple.count`, and is called as the graphs' output is
+    """() int64: how many of `order` run on, extra tokens included."""
     confidence: Tensor
     """(N,) float32, NaN where the head was not evaluated."""
     label: Tensor
@@ -35,12 +78,19 @@ class Decision(NamedTuple):
 
 
 def stops(confidence: Tensor, threshold: Tensor, floor: Tensor) -> Tensor:
-    """Boolean: the token is certain enough, or hopeless."""
+    """Boolean: the token is certain enough, or hopeless (`diff_conf` of the released code).
+
+    Both comparisons are strict: at a threshold of 1 nothing is certain enough, and a floor of 0 is off.
+    """
     return (confidence > threshold) | (confidence < floor)
 
 
 class TokenGate(nn.Module):
-    """A gate whose head looks at one token at a time: it is evaluated on running tokens only, which is exact."""
+    """A gate whose head looks at one token at a time: it is evaluated on running tokens only, which is exact.
+
+    A token stops when its confidence, the probability of its most likely class, is above the threshold of that class.
+    It never runs again.
+    """
 
     def __init__(self, gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bool) -> None:
         super().__init__()
@@ -76,10 +126,11 @@ class GridGate(nn.Module):
         if not isinstance(gate.head, SetrHead):
             raise TypeError("a per-token head needs a TokenGate")
         self.extra, self.total, self.scale = spec.extra_tokens, spec.tokens, gate.head.scale
-        self.head = SetrUpHead(gate.head, spec.width, spec.classes, spec.grid, trainable=trainable)
+        self.grid = spec.grid
+        self.head = SetrUpHead(gate.head, spec.width, spec.classes, trainable=trainable)
 
     def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
-        probabilities = self.head(tokens[self.extra :]).softmax(1)
+        probabilities = self.head(tokens[self.extra :], self.grid).softmax(1)
         finest = torch.topk(probabilities, 1, dim=1)[0]
         confidence = functional.avg_pool2d(finest, self.scale, self.scale).reshape(-1)
         pooled = functional.avg_pool2d(probabilities, self.scale, self.scale)
@@ -108,70 +159,6 @@ def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bo
     return kind(gate, spec, trainable=trainable)
 
 
-class VisionTransformer(nn.Module):
-    """Holds the parameters of every supported ViT; `staged` and `train` say in which order the parts run.
-
-    Args:
-        spec: the architecture.
-        trainable: keep batch norms apart (training); otherwise they are folded into their projections.
-    """
-
-    def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
-        super().__init__()
-        self.spec = spec
-        self.stem = stem_from_spec(spec, trainable=trainable)
-        if spec.extra_tokens:
-            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
-        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
-        self.blocks = nn.ModuleList(
-            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
-        )
-        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if spec.final_norm else nn.Identity()
-        self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
-        self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, spec.grid, trainable=trainable)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
-        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
-        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
-        return tokens + self.positions
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""
-        return self.head(self.norm(tokens)[self.spec.extra_tokens :])  # type: ignore[no-any-return]
-
-
-# The stages: select -> blocks -> restore, cut where a number of tokens is unknown. These modules are exported.
-#
-# Each looks at one image. What crosses a cut is every token, the gate's order and how much of it runs.
-
-
-class DenseNetwork(nn.Module):
-    """The same network with nothing stopped and no gates: `pixels` -> `logits`."""
-
-    def __init__(self, model: VisionTransformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        tokens = self.model.embed(pixels)
-        for block in self.model.blocks:
-            tokens = block(tokens)
-        return self.model.decode(tokens)
-
-
-class WholeStage(nn.Module):
-    """The only stage of a model without gates: `pixels` -> `logits`, `kept` (1,) int64."""
-
-    def __init__(self, model: VisionTransformer) -> None:
-        super().__init__()
-        self.network = DenseNetwork(model)
-        self.tokens = model.spec.tokens
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(pixels), torch.full((1,), self.tokens, dtype=torch.int64, device=pixels.device)
-
-
 class FirstStage(nn.Module):
     """Pixels to the first gate: all tokens run.
 
@@ -192,7 +179,7 @@ class FirstStage(nn.Module):
 
 
 class _LaterStage(nn.Module):
-    """What the stages after a gate share: run the kept tokens, then put them back."""
+    """What the stages after a gate share: run the kept tokens, then put them back at their positions."""
 
     def __init__(self, model: VisionTransformer, number: int) -> None:
         super().__init__()
@@ -229,17 +216,15 @@ def stages_from_model(model: VisionTransformer) -> list[nn.Module]:
     """One module a stage, in order, sharing the model's parameters."""
     count = len(model.spec.gates)
     if count == 0:
-        return [WholeStage(model)]
+        return whole_stages(model)
     middle = [MiddleStage(model, number) for number in range(1, count)]
     return [FirstStage(model), *middle, LastStage(model, count)]
 
 
-# Vision transformers with gates (DoViT) or without (Segmenter, SETR) as a family.
+def state_at_size(state: State, spec: VisionTransformerSpec, target: VisionTransformerSpec) -> State:
+    """Position embeddings resized to the grid of `target`; everything else belongs to no position."""
+    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
+    return {**state, "positions": positions}
 
-FAMILY = Family(
-    spec=VisionTransformerSpec,
-    build=VisionTransformer,
-    stages=stages_from_model,
-    dense=DenseNetwork,
-    state_at_size=state_at_size,
-)
+
+FAMILY = Family(build=VisionTransformer, stages=stages_from_model, resized=state_at_size)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.families.parts import SMALLEST_SIDE, ConvStem, GateSpec, Head, PatchStem, SetrHead, Stem, head_text
-from dovit_deploy.record import Record
+from dovit_deploy.families.parts import (
+    ConvStem,
+    GateSpec,
+    Head,
+    PatchStem,
+    Stem,
+    backbone_text,
+    check_heads,
+    head_text,
+    logits_grid,
+)
+from dovit_deploy.families.spec import Grid, ModelSpec, Size
 
 
-class VisionTransformerSpec(Record):
+class VisionTransformerSpec(ModelSpec):
     """A (dynamic-token) vision transformer for segmentation at one input size.
 
     DoViT is this with gates; Segmenter and SETR are this without.
     """
 
     family: str
-    size: tuple[int, int]
+    size: Size
     """Height and width of `pixels`, in pixels; padded right and bottom to whole patches inside the network."""
     patch: int = Field(default=16, gt=0)
     stem: Stem = PatchStem()
@@ -42,10 +51,8 @@ class VisionTransformerSpec(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionTransformerSpec:
-        if min(self.size) < SMALLEST_SIDE:
-            raise ValueError(f"size {self.size[0]}x{self.size[1]}: both sides must be at least {SMALLEST_SIDE}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        check_heads(self.width, self.heads)
+        # A gate sums what stopped up in the class token.
         if self.gates and not self.extra_tokens:
             raise ValueError("gates need a class token")
         layers = [gate.layer for gate in self.gates]
@@ -56,19 +63,8 @@ class VisionTransformerSpec(Record):
         return self
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patch tokens."""
-        return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
-
-    @property
-    def patches(self) -> int:
-        """N, the number of patch tokens."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def tokens(self) -> int:
-        """E + N, extra tokens included."""
-        return self.extra_tokens + self.patches
+    def task(self) -> Literal["segmentation"]:
+        return "segmentation"
 
     @property
     def stage_layers(self) -> tuple[tuple[int, int], ...]:
@@ -77,38 +73,14 @@ class VisionTransformerSpec(Record):
         return tuple(itertools.pairwise(cuts))
 
     @property
-    def task(self) -> Literal["segmentation"]:
-        """A class per position."""
-        return "segmentation"
-
-    @property
     def counts(self) -> tuple[int, ...]:
-        """Tokens that enter each stage when nothing stops."""
         return (self.tokens,) * len(self.stage_layers)
 
     @property
-    def keep_grids(self) -> tuple[tuple[int, int], ...]:
-        """None: gates decide between graphs, and not inside of one."""
-        return ()
-
-    @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Logits on the decode head's grid."""
-        return {"logits": (1, self.classes, *self.logits_grid)}
-
-    @property
-    def has_dense(self) -> bool:
-        """The same weights without gates."""
-        return True
+    def logits_grid(self) -> Grid:
+        return logits_grid(self.head, self.grid)
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
-        """Backbone and decode head in a few words."""
-        backbone = f"width {self.width}, {self.depth} layers, {self.heads} heads, {self.stem.kind} stem"
+        backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads, stem=self.stem.kind)
         return ("backbone", backbone), ("decode head", head_text(self.head))
-
-    @property
-    def logits_grid(self) -> tuple[int, int]:
-        """Rows and columns of the decode head's output."""
-        scale = self.head.scale if isinstance(self.head, SetrHead) else 1
-        return self.grid[0] * scale, self.grid[1] * scale

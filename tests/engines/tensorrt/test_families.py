@@ -15,7 +15,7 @@ from dovit_deploy.engines.tensorrt.build import build_engines
 from dovit_deploy.engines.tensorrt.package import tensorrt_package
 from dovit_deploy.engines.tensorrt.record import BuildRequest
 from dovit_deploy.engines.tensorrt.store import EngineCache
-from dovit_deploy.families.spec import AnySpec
+from dovit_deploy.families.any_spec import AnySpec
 from tests import tiny_stvit
 from tests.bundles import export
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state, tiny_levit_spec

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dovit_deploy.families.evovit.deit_reader import evo_deit_rules, plain_deit_rules
 from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_rules
-from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, Selection
+from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, TokenSelection
 from tests.families.vit.official import random_state
 from tests.tiny_evovit import tiny_levit_spec
 
@@ -46,7 +46,7 @@ def deit_spec(**changes: Any) -> EvoDeitSpec:
         "heads": 2,
         "hidden": 64,
         "classes": 5,
-        "selections": (Selection(first=4, last=8, ratio=0.7), Selection(first=8, last=12, ratio=0.5)),
+        "selections": (TokenSelection(first=4, last=8, ratio=0.7), TokenSelection(first=8, last=12, ratio=0.5)),
         "tradeoffs": tuple(map(float, DEIT["tradeoff"])),
     }
     return EvoDeitSpec(**{**fields, **changes})

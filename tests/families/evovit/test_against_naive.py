@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as some
 
-from dovit_deploy.families.evovit.deit import EvoDeit, EvoDeitDense, EvoDeitStage
-from dovit_deploy.families.evovit.evo_levit import EvoLevitDense, EvoLevitStage
+from dovit_deploy.families.evovit.deit import EvoDeit
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
+from dovit_deploy.families.stages import DenseNetwork, WholeStage
 from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit
 from tests.tiny import tiny_pixels
 from tests.tiny_evovit import Cut, tiny_deit_spec, tiny_evo_model, tiny_levit_spec
@@ -89,10 +89,9 @@ def decided(spec: EvoDeitSpec | EvoLevitSpec, seed: int) -> bool:
     run = naive(spec, weights, pixels[0].double().numpy())
     if not all(margin > MARGIN for margin in run.margins):
         return False
-    deit = isinstance(model, EvoDeit)
     with torch.inference_mode():
-        found = (EvoDeitStage if deit else EvoLevitStage)(model)(pixels)
-        dense = (EvoDeitDense if deit else EvoLevitDense)(model)(pixels)
+        found = WholeStage(model)(pixels)
+        dense = DenseNetwork(model)(pixels)
     agrees(spec, found, run)
     nothing = naive(spec, weights, pixels[0].double().numpy(), dense=True)
     close(dense, nothing.logits)
@@ -150,7 +149,7 @@ def test_every_token_chosen_is_the_dense_network() -> None:
     model, pixels = tiny_evo_model(spec), tiny_pixels(spec.size)
     assert isinstance(model, EvoDeit)
     with torch.inference_mode():
-        logits, kept, *choices = EvoDeitStage(model)(pixels)
-        assert torch.equal(logits, EvoDeitDense(model)(pixels))
+        logits, kept, *choices = WholeStage(model)(pixels)
+        assert torch.equal(logits, DenseNetwork(model)(pixels))
     assert kept.tolist() == [13, 13, 13]
     assert all(choice.all() for choice in choices)

@@ -16,7 +16,7 @@ from dovit_deploy.families.evovit.spec import (
     EvoLevitSpec,
     LevitStage,
     LevitSubsample,
-    Selection,
+    TokenSelection,
 )
 from dovit_deploy.families.registry import family_of
 from tests.families.vit.test_cost import counted
@@ -65,7 +65,7 @@ def published_deit(width: int, heads: int, size: int, *, ratio: float = 0.5) -> 
 
 
 @pytest.mark.parametrize(
-    ("width", "heads", "size", "dense", "evolved"),
+    ("width", "heads", "size", "dense", "evovit"),
     [
         (192, 3, 224, 1.25, 0.82),
         (384, 6, 224, 4.60, 3.03),
@@ -74,11 +74,11 @@ def published_deit(width: int, heads: int, size: int, *, ratio: float = 0.5) -> 
     ],
     ids=["tiny", "small", "base", "base 384"],
 )
-def test_macs_of_the_released_sizes(width: int, heads: int, size: int, dense: float, evolved: float) -> None:
+def test_macs_of_the_released_sizes(width: int, heads: int, size: int, dense: float, evovit: float) -> None:
     spec = published_deit(width, heads, size)
     cost, digits = cost_model(spec), 2 if size == 224 else 1
     assert round(cost.dense().total / 1e9, digits) == dense
-    assert round(cost.actual(spec.counts).total / 1e9, digits) == evolved
+    assert round(cost.actual(spec.counts).total / 1e9, digits) == evovit
     assert spec.counts == ((197, 99, 99) if size == 224 else (577, 289, 289))
 
 
@@ -106,7 +106,7 @@ def test_the_released_levits_have_their_parameters(
         for before, after in ((widths[0], widths[1]), (widths[1], widths[2]))
     )
     selections = tuple(
-        Selection(first=first, last=last, ratio=0.5)
+        TokenSelection(first=first, last=last, ratio=0.5)
         for first, last in ((2, depths[0]), (depths[0], sum(depths[:2])), (sum(depths[:2]), sum(depths)))
         if last > first
     )

@@ -191,5 +191,7 @@ def test_other_indices_and_missing_entries_are_refused(tmp_path: Path) -> None:
 
 def test_the_size_is_the_trained_one(tmp_path: Path) -> None:
     checkpoint = read(tmp_path, official_state())
-    with pytest.raises(UsageError, match="biases are those of 80x80, the only size it takes"):
+    with pytest.raises(
+        UsageError, match=r"size 96x96: layers\.0\.attention\.biases was trained for another; give 80x80"
+    ):
         state_at_size(checkpoint.state, checkpoint.spec, (96, 96))

@@ -302,7 +302,7 @@ def test_plain_deit_is_the_dense_baseline(tmp_path: Path, extra: int) -> None:
     assert checkpoint.spec.counts == (16 + extra,)
     model = model_from_spec(checkpoint.spec, checkpoint.state)
     with torch.inference_mode():
-        tokens = model.evolve(model.embed(tiny_pixels((64, 64))), ()).tokens
+        tokens = model.run(model.embed(tiny_pixels((64, 64))), ()).tokens
         normed = functional.layer_norm(tokens, (16,), state["norm.weight"], state["norm.bias"], 1e-6)
         wanted = functional.linear(normed[:1], state["head.weight"], state["head.bias"])
         if extra == 2:

@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from pydantic import ValidationError
 
 from dovit_deploy.families.evovit.selection import by_score, class_scores, mixed, ranks, rows, scored_block
-from dovit_deploy.families.evovit.spec import Selection, check_selections, selection_of_layer
+from dovit_deploy.families.evovit.spec import TokenSelection, check_selections, selection_of_layer
 from dovit_deploy.families.layers import Block
 
 steadily = settings(deadline=None, derandomize=True, max_examples=40)
@@ -70,20 +70,20 @@ def test_a_tradeoff_of_1_forgets() -> None:
 @given(some.integers(1, 4000), some.floats(0, 1), some.floats(0, 1))
 def test_a_larger_ratio_chooses_no_fewer(patches: int, one: float, other: float) -> None:
     few, many = sorted((one, other))
-    counts = [Selection(first=1, last=2, ratio=ratio).chosen(patches) for ratio in (0.0, few, many, 1.0)]
+    counts = [TokenSelection(first=1, last=2, ratio=ratio).chosen(patches) for ratio in (0.0, few, many, 1.0)]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (0, patches)
-    assert Selection(first=1, last=2, ratio=0.5).chosen(49) == 24
+    assert TokenSelection(first=1, last=2, ratio=0.5).chosen(49) == 24
 
 
 @pytest.mark.parametrize(("first", "last", "ratio"), [(0, 2, 0.5), (2, 2, 0.5), (1, 2, 1.5), (1, 2, -0.1)])
 def test_impossible_selections(first: int, last: int, ratio: float) -> None:
     with pytest.raises(ValidationError):
-        Selection(first=first, last=last, ratio=ratio)
+        TokenSelection(first=first, last=last, ratio=ratio)
 
 
 def test_selections_follow_one_another() -> None:
-    one, two = Selection(first=1, last=3, ratio=0.5), Selection(first=3, last=5, ratio=0.5)
+    one, two = TokenSelection(first=1, last=3, ratio=0.5), TokenSelection(first=3, last=5, ratio=0.5)
     check_selections((one, two), 5)
     assert [selection_of_layer((one, two), layer) for layer in range(6)] == [None, 0, 0, 1, 1, None]
     for wrong, depth in (((two, one), 5), ((one, one), 5), ((one, two), 4)):

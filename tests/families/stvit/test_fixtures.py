@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.registry import model_from_spec, spec_at_size, state_at_size
-from dovit_deploy.families.stvit.attention import PlacedAttention, Placement, window_placement
+from dovit_deploy.families.stvit.attention import WindowAttention, WindowLayout, window_layout
 from dovit_deploy.families.stvit.keys import UNIT_PARTS, affine, bias_rule, cross_block_rules
-from dovit_deploy.families.stvit.network import seen_while_pooling
-from dovit_deploy.families.stvit.semantic_blocks import (
+from dovit_deploy.families.stvit.semantic import (
     CrossAttention,
     CrossBlock,
     WindowPooling,
     raster_order,
+    seen_while_pooling,
     semantic_pooling,
 )
 from dovit_deploy.families.stvit.spec import REDUCED_STAGE, SAMPLES, UNIT, StvitBackboneSpec, StvitSwinSpec
 from dovit_deploy.families.stvit.swin import block_shape
-from dovit_deploy.families.stvit.windows import Rows
+from dovit_deploy.families.stvit.windows import GatherRows
 from tests.golden import Case, case_parameters, compare, load
 
 NETWORKS = [p for p in case_parameters("stvit", every=True) if not p.id.startswith("stvit_r_modules")]
@@ -41,11 +41,11 @@ def watched(stage: nn.Module) -> dict[int, Tensor]:
         return hook
 
     for number, unit in enumerate(stage.units):
-        for place, part in enumerate(UNIT_PARTS):
-            # Before they are put in raster order, semantic tokens lie window after window.
+        for offset, part in enumerate(UNIT_PARTS):
+            # Before they are put in raster order, semantic tokens stand window after window.
             attention = getattr(unit, part).attention
             windowed = part in ("pooling", "exchange") and not isinstance(attention, CrossAttention)
-            getattr(unit, part).register_forward_hook(watch(UNIT * number + place, unit.raster if windowed else None))
+            getattr(unit, part).register_forward_hook(watch(UNIT * number + offset, unit.raster if windowed else None))
     return seen
 
 
@@ -100,11 +100,11 @@ def test_modules_are_reproduced(case: Case) -> None:
     spec = StvitSwinSpec(size=(224, 224), width=12, depths=(1, 1, 6, 1), heads=(1, 1, 3, 1), classes=2)
     shape = block_shape(spec, REDUCED_STAGE, trainable=False)
     grid, raster = (14, 14), raster_order(spec.semantic_grid, SAMPLES)
-    windowed = window_placement(spec.semantic_grid, SAMPLES)
-    seen = Rows(seen_while_pooling(spec), 36 + 196)
+    windowed = window_layout(spec.semantic_grid, SAMPLES)
+    seen = GatherRows(seen_while_pooling(spec), 36 + 196)
 
     def looking(pooled: Tensor, name: str, *, residual: bool) -> Tensor:
-        block = CrossBlock(shape, PlacedAttention(shape, Placement(4)), residual=residual)
+        block = CrossBlock(shape, WindowAttention(shape, WindowLayout(4)), residual=residual)
         return raster(block_of(case, name, block)(pooled, seen(torch.cat([pooled, x], -2))))
 
     def convolved(pool: WindowPooling) -> WindowPooling:
@@ -129,7 +129,7 @@ def test_modules_are_reproduced(case: Case) -> None:
         assert compare(io, "blk_cross_up", whole(x, sab))
         assert compare(io, "blk_cross_cat", whole(sab, torch.cat([sab, x], -2)))
         assert compare(io, "blk_self", whole(sab))
-        local = CrossBlock(shape, PlacedAttention(shape, windowed))
+        local = CrossBlock(shape, WindowAttention(shape, windowed))
         assert compare(io, "blk_local", block_of(case, "blk_local", local)(sab))
-        everywhere = CrossBlock(shape, PlacedAttention(shape, Placement(1), relative=6))
+        everywhere = CrossBlock(shape, WindowAttention(shape, WindowLayout(1), relative=6))
         assert compare(io, "blk_rel", block_of(case, "blk_rel", everywhere, relative=6)(sab))

@@ -19,7 +19,7 @@ from dovit_deploy.families.stvit.keys import backbone_rules, stvit_swin_rules, s
 from dovit_deploy.families.stvit.reader import stvit_deit_rules
 from dovit_deploy.families.stvit.spec import StvitBackboneSpec, StvitSwinSpec
 from dovit_deploy.families.stvit.swin_spec import SwinSpec
-from dovit_deploy.families.stvit.windows import region_table, relative_places
+from dovit_deploy.families.stvit.windows import region_table, relative_table
 from tests.tiny_stvit import tiny_backbone, tiny_classifier, tiny_deit, tiny_swin
 
 State = dict[str, Tensor]
@@ -31,7 +31,7 @@ def official(rules: list[Rule], *, window: int, masks: dict[str, int]) -> State:
     state = {name: torch.rand(rule.shape, generator=random) for rule in rules for name in rule.sources}
     for name in [name for name in state if name.endswith("relative_position_bias_table")]:
         side = (int(len(state[name]) ** 0.5) + 1) // 2
-        state[name.replace("bias_table", "index")] = torch.from_numpy(relative_places(side))
+        state[name.replace("bias_table", "index")] = torch.from_numpy(relative_table(side))
     for place, side in masks.items():
         regions = torch.from_numpy(region_table((side, side), window, shift=window // 2))
         state[f"{place}.attn_mask"] = (regions[:, None] != regions[:, :, None]).float() * -100

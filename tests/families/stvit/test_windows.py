@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
 from dovit_deploy.families.stvit.windows import (
-    Rows,
+    GatherRows,
     merging_table,
     neighbourhood_table,
     pooling_table,
     region_table,
-    relative_places,
+    relative_table,
     return_table,
     whole_windows,
     window_table,
@@ -46,7 +46,7 @@ def test_windows_are_what_rolling_and_reshaping_gives(
     image = torch.roll(padded_image(grid, window), (-shift, -shift), (0, 1))
     tiles = image.unflatten(1, (-1, window)).unflatten(0, (-1, window)).permute(0, 2, 1, 3, 4)
     table = window_table(grid, window, shift=shift)
-    cut = Rows(table, grid[0] * grid[1])(with_empty(tokens_of(grid)))
+    cut = GatherRows(table, grid[0] * grid[1])(with_empty(tokens_of(grid)))
     assert torch.equal(cut, tiles.reshape(-1, 2))
 
 
@@ -57,25 +57,27 @@ def test_cutting_and_joining_changes_nothing(grid: tuple[int, int], window: int,
     table = window_table(grid, window, shift=data.draw(some.integers(0, window - 1)))
     assert sorted(number for number in table.reshape(-1) if number < count) == list(range(count))
     batch = torch.stack([tokens_of(grid), 2 * tokens_of(grid)])
-    windows = Rows(table, count)(with_empty(batch))
-    assert torch.equal(Rows(return_table(table, count), table.size)(windows), batch)
+    windows = GatherRows(table, count)(with_empty(batch))
+    assert torch.equal(GatherRows(return_table(table, count), table.size)(windows), batch)
 
 
 @quickly
 @given(grid=grids, window=some.integers(2, 6), data=some.data())
 def test_regions_are_neighbours_before_the_roll(grid: tuple[int, int], window: int, data: some.DataObject) -> None:
-    """Two places of a window are of one region exactly if they lie as far apart as they did before rolling."""
+    """Two positions in a window are of one region exactly if they are as far apart as they were before rolling."""
     shift = data.draw(some.integers(1, window - 1))
     rows, columns = (count * window for count in whole_windows(grid, window))
-    places = np.arange(rows * columns)
     rolled = window_table((rows, columns), window, shift=shift)
     regions = region_table(grid, window, shift=shift)
     assert rolled.shape == regions.shape
-    assert np.array_equal(np.sort(rolled.reshape(-1)), places)
-    place = np.arange(window * window)
+    assert np.array_equal(np.sort(rolled.reshape(-1)), np.arange(rows * columns))
+    position = np.arange(window * window)
     for numbers, region in zip(rolled, regions, strict=True):
         steps = [axis[:, None] - axis[None] for axis in (numbers // columns, numbers % columns)]
-        inside = [place[:, None] // window - place[None] // window, place[:, None] % window - place[None] % window]
+        inside = [
+            position[:, None] // window - position[None] // window,
+            position[:, None] % window - position[None] % window,
+        ]
         together = (steps[0] == inside[0]) & (steps[1] == inside[1])
         assert np.array_equal(region[:, None] == region[None], together)
 
@@ -83,13 +85,14 @@ def test_regions_are_neighbours_before_the_roll(grid: tuple[int, int], window: i
 @quickly
 @given(grid=grids, window=some.integers(1, 7), span=some.integers(1, 12), before=some.integers(0, 6))
 def test_neighbourhoods_are_what_unfolding_gives(grid: tuple[int, int], window: int, span: int, before: int) -> None:
+    assume(before < span)
     windows = whole_windows(grid, window)
     image = tokens_of(grid).T.reshape(1, 2, *grid)
     after = [(count - 1) * window + span - before - side for count, side in zip(windows, grid, strict=True)]
     image = functional.pad(image, (before, after[1], before, after[0]))
     unfolded = functional.unfold(image, span, stride=window).unflatten(1, (2, span * span))[0].permute(2, 1, 0)
     table = neighbourhood_table(grid, windows, step=window, span=span, before=before)
-    assert torch.equal(Rows(table, grid[0] * grid[1])(with_empty(tokens_of(grid))), unfolded.reshape(-1, 2))
+    assert torch.equal(GatherRows(table, grid[0] * grid[1])(with_empty(tokens_of(grid))), unfolded.reshape(-1, 2))
 
 
 @quickly
@@ -108,15 +111,15 @@ def test_pooling_is_adaptive_max_pooling(rows: int, columns: int, samples: int) 
 def test_merging_joins_the_corners_of_every_square(grid: tuple[int, int]) -> None:
     image = padded_image(grid, 2)
     corners = [image[0::2, 0::2], image[1::2, 0::2], image[0::2, 1::2], image[1::2, 1::2]]
-    merged = Rows(merging_table(grid), grid[0] * grid[1])(with_empty(tokens_of(grid)))
+    merged = GatherRows(merging_table(grid), grid[0] * grid[1])(with_empty(tokens_of(grid)))
     assert torch.equal(merged.reshape(-1, 8), torch.cat(corners, -1).reshape(-1, 8))
 
 
-def test_relative_places_number_every_step_once() -> None:
-    places = relative_places(3)
-    assert places.shape == (9, 9)
-    assert len(np.unique(places)) == 25
-    assert places[0, 0] == places[4, 4] == 12
+def test_relative_tables_number_every_step_once() -> None:
+    table = relative_table(3)
+    assert table.shape == (9, 9)
+    assert len(np.unique(table)) == 25
+    assert table[0, 0] == table[4, 4] == 12
     # Two down and one to the right of the other: (2 + 2) * 5 + 1 + 2.
-    assert places[7, 0] == 23
-    assert np.array_equal(places + places.T, np.full((9, 9), 24))
+    assert table[7, 0] == 23
+    assert np.array_equal(table + table.T, np.full((9, 9), 24))

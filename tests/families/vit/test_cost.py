@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.registry import spec_at_size
-from dovit_deploy.families.vit.network import DenseNetwork, stages_from_model
+from dovit_deploy.families.stages import DenseNetwork
+from dovit_deploy.families.vit.network import stages_from_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.golden import Case, case_parameters, load
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec

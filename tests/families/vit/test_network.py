@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dovit_deploy.families.vit.network import DenseNetwork, WholeStage, stages_from_model
+from dovit_deploy.families.stages import DenseNetwork, WholeStage
+from dovit_deploy.families.vit.network import stages_from_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.staged_loop import StagedRun, run_staged
 from tests.tiny import GateName, HeadName, tiny_model, tiny_pixels, tiny_spec
