@@ -29,8 +29,8 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.bench import median, median_ratio
-from dovit_deploy.measure.evaluate import Tally, check_classes
-from dovit_deploy.measure.intervals import blocks_from_stems, drop_interval
+from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
+from dovit_deploy.measure.intervals import blocks_from_stems, miou_drop_interval
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
@@ -74,14 +74,14 @@ class Way:
     saves: str
     predict: Callable[[Sample], SegmentationResult]
     own_dense: Way | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: SegmentationTally = field(default_factory=SegmentationTally)
     model_ms: list[float] = field(default_factory=list)
     dense_gmacs: list[float] = field(default_factory=list)
 
-    def measure(self, sample: Sample, classes: int) -> None:
+    def measure(self, sample: Sample) -> None:
         """Segment `sample` and count it."""
         result = self.predict(sample)
-        self.tally.add(sample, result, classes=classes)
+        self.tally.add(sample, result)
         self.model_ms.append(processor_ms(result))
         self.dense_gmacs.append(result.tokens.gmacs_dense)
 
@@ -102,7 +102,7 @@ def _runner(predictor: Predictor, *, dense: bool) -> Callable[[Sample], Segmenta
     return lambda sample: predictor.predict(sample.rgb, dense=dense)
 
 
-def measure(ways: Sequence[Way], data: Dataset, *, classes: int, show: bool) -> tuple[Row, ...]:
+def measure(ways: Sequence[Way], data: Dataset, *, show: bool) -> tuple[Row, ...]:
     """Run every way on every frame of `data`."""
     for way in ways:
         way.predict(data.sample(0))
@@ -110,8 +110,8 @@ def measure(ways: Sequence[Way], data: Dataset, *, classes: int, show: bool) -> 
         sample = data.sample(number)
         start = number % len(ways)
         for way in (*ways[start:], *ways[:start]):
-            way.measure(sample, classes)
-    blocks = blocks_from_stems(data.stems)
+            way.measure(sample)
+    blocks, first = blocks_from_stems(data.stems), ways[0].tally.counts
     return tuple(
         Row(
             name=way.name,
@@ -124,7 +124,9 @@ def measure(ways: Sequence[Way], data: Dataset, *, classes: int, show: bool) -> 
             own_speedup=None if way.own_dense is None else median_ratio(way.own_dense.model_ms, way.model_ms),
             model_ms=median(way.model_ms),
             drop=ways[0].tally.counts.miou - way.tally.counts.miou,
-            drop_interval=None if way is ways[0] else drop_interval(ways[0].tally.counts, way.tally.counts, blocks),
+            drop_interval=None
+            if way is ways[0]
+            else miou_drop_interval(ways[0].tally.counts, way.tally.counts, blocks),
         )
         for way in ways
     )
@@ -170,9 +172,9 @@ def figures_of(dataset: Path, splits: Sequence[str], dense: Path | None, network
     manifest = predictors[0][1].session.bundle.manifest
     reports = []
     for split, data in zip(splits, parts, strict=True):
-        check_classes(data.classes, manifest)
+        check_classes(data, manifest)
         ways = ways_of(baseline, predictors)
-        rows = measure(ways, data, classes=manifest.spec.classes, show=sys.stderr.isatty())
+        rows = measure(ways, data, show=sys.stderr.isatty())
         reports.append(
             {"split": split, "frames": len(data), "rows": [row.model_dump(mode="json") for row in rows]},
         )

@@ -30,7 +30,7 @@ from report import command_text, publish
 
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.measure.evaluate import Tally, check_classes
+from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
 from why_not.result import Report, SplitReport, figures_of, split_report
 from why_not.tables import write_tables
 from why_not.ways import Alternatives, Comparison, Way
@@ -40,9 +40,8 @@ CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 
 def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
     """Run every way on every frame of `data`."""
-    check_classes(data.classes, comparison.manifest)
-    ways = [dataclasses.replace(way, tally=Tally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
-    classes = comparison.manifest.spec.classes
+    check_classes(data, comparison.manifest)
+    ways = [dataclasses.replace(way, tally=SegmentationTally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
     warm = comparison.frame(data.sample(0), 0)
     for way in ways:
         way.run(warm)
@@ -50,7 +49,7 @@ def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = F
     for number in track(range(len(data)), description=split, console=console, disable=not show):
         frame = comparison.frame(data.sample(number), number)
         for way in turned(ways, number):
-            way.measure(frame, classes=classes)
+            way.measure(frame)
     return split_report(split, data.stems, ways, [entry.name for entry in comparison.manifest.classes])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dovit_deploy.measure.bench import median, median_ratio
-from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, drop_interval
+from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, miou_drop_interval
 from dovit_deploy.measure.report import iou_by_name
 from dovit_deploy.record import Record
 from why_not.ways import Way
@@ -149,7 +149,7 @@ def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> Row:
 
 def _drop(before: Way, after: Way, blocks: Blocks) -> Drop:
     first, second = before.tally.counts, after.tally.counts
-    return Drop(points=first.miou - second.miou, interval=drop_interval(first, second, blocks))
+    return Drop(points=first.miou - second.miou, interval=miou_drop_interval(first, second, blocks))
 
 
 class Point(NamedTuple):

@@ -16,7 +16,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.commands.arguments import numbers
 from dovit_deploy.datasets.dataset import Sample
 from dovit_deploy.measure.controls import Steering
-from dovit_deploy.measure.evaluate import Tally
+from dovit_deploy.measure.evaluate import SegmentationTally
 from dovit_deploy.runtime.results import FrameTokens
 from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
@@ -55,16 +55,16 @@ class Way:
     name: str
     family: str
     run: Callable[[Frame], SegmentationResult]
-    tally: Tally = field(default_factory=Tally)
+    tally: SegmentationTally = field(default_factory=SegmentationTally)
     model_ms: list[float] = field(default_factory=list)
     """Per frame: the model step, without preparing the image and reading the logits; CPU time."""
     wall_ms: list[float] = field(default_factory=list)
     """Per frame: the model step, wall time."""
 
-    def measure(self, frame: Frame, *, classes: int) -> None:
+    def measure(self, frame: Frame) -> None:
         """Segment `frame` and count it."""
         result = self.run(frame)
-        self.tally.add(frame.sample, result, classes=classes)
+        self.tally.add(frame.sample, result)
         self.model_ms.append(processor_ms(result))
         self.wall_ms.append(result.timing.model)
 

@@ -12,7 +12,7 @@ from dovit_deploy.bundle.calibration import BudgetEntry, Interval
 from dovit_deploy.calibrate.trial import DensePart, Trial
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.bench import median
-from dovit_deploy.measure.intervals import drop_interval, upper_bound
+from dovit_deploy.measure.intervals import miou_drop_interval, upper_bound
 from dovit_deploy.measure.metrics import ClassCounts
 
 # The drop of mIoU from dense to dynamic on the same images, with its interval.
@@ -33,7 +33,7 @@ def drop_with_interval(dense: DensePart, trial: Trial) -> Drop:
         DatasetError: no pixel is labelled.
     """
     before, after = ClassCounts.stacked(dense.counts), ClassCounts.stacked(trial.counts)
-    ends = drop_interval(before, after, dense.blocks)
+    ends = miou_drop_interval(before, after, dense.blocks)
     if ends is None:
         raise DatasetError("no interval of the drop: too few images, or no labelled pixel in them")
     return Drop(before.miou - after.miou, Interval(low=ends[0], high=ends[1]))

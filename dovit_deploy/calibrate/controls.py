@@ -25,7 +25,7 @@ from dovit_deploy.calibrate.calibrate import halves
 from dovit_deploy.calibrate.trial import DensePart, Picture, Pictures, Trial
 from dovit_deploy.errors import DatasetError, InputError
 from dovit_deploy.measure.controls import CONTROL_SEED, Steering
-from dovit_deploy.measure.metrics import ClassCounts, Confusion
+from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
 
@@ -96,7 +96,7 @@ class _Controls:
 
     def _counts(self, picture: Picture, result: SegmentationResult) -> ClassCounts:
         assert picture.label is not None
-        return Confusion.of(picture.label, result.class_map, classes=self.classes).counts
+        return ClassCounts.of(picture.label, result.class_map, classes=self.classes)
 
 
 def _point(dense: DensePart, trial: Trial) -> ControlPoint:

@@ -15,7 +15,7 @@ from dovit_deploy.calibrate.predicted import Recording, RecordingSession, record
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.intervals import Blocks
-from dovit_deploy.measure.metrics import ClassCounts, Confusion
+from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.sources.images import is_image, read_image
@@ -189,7 +189,7 @@ class Runner:
             trial.counts.append(self._counts(picture.label, result.class_map))
 
     def _counts(self, label: ClassMap, class_map: ClassMap) -> ClassCounts:
-        return Confusion.of(label, class_map, classes=self.classes).counts
+        return ClassCounts.of(label, class_map, classes=self.classes)
 
     def _dense(self, indices: Sequence[int], blocks: Blocks, answer: Callable[[Picture], ClassMap]) -> DensePart:
         part = DensePart(tuple(indices), blocks)

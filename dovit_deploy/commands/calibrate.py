@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -166,12 +166,18 @@ def _with_controls(
 ) -> Calibration:
     """What the chosen thresholds must beat, measured last."""
     from dovit_deploy.calibrate.controls import controls_of_choice
-    from dovit_deploy.commands.smaller_input import reason_against, smaller_sessions
+    from dovit_deploy.commands.smaller_input import smaller_inputs
 
     say("controls on held-back images")
-    reason = reason_against(bundle)
-    with smaller_sessions(bundle, threads=None) if reason is None else nullcontext(()) as smaller:
-        controls = controls_of_choice(session, pictures, calibration, smaller=smaller, left_out=reason, advance=advance)
+    with smaller_inputs(bundle, threads=None) as smaller:
+        controls = controls_of_choice(
+            session,
+            pictures,
+            calibration,
+            smaller=smaller.sessions,
+            left_out=smaller.left_out,
+            advance=advance,
+        )
     return calibration.model_copy(update={"controls": controls})
 
 

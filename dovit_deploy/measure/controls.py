@@ -1,7 +1,9 @@
-"""What a gate's rule must beat: the same number of tokens stopped at random, and all of them at the first gate.
+"""What a gate's rule must beat: tokens stopped at random, all of them at the first gate, and two oracles.
 
-Each control is a set of decisions that the deployed graphs replay; none needs a graph of its own. The oracles are in
-calibrate/controls.py.
+Each control is a set of decisions that the deployed graphs replay; none needs a graph of its own. Oracles know the
+final dense answer, which no rule does: they show how much a better rule could gain. `oracle_keep` lets as many tokens
+run on as the rule did, so that it costs the same and only the choice differs; `unlimited_oracle_keep` stops every token
+that has its final class already, however many those are. Why both: docs/decisions/0006-oracle-at-equal-counts.md.
 """
 
 from __future__ import annotations
@@ -19,6 +21,19 @@ from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Keep, RunSettings, index_from_keep
 from dovit_deploy.sources.source import RGB
 
+CONTROLS = ("random", "first_gate", "oracle", "oracle_unlimited")
+CONTROL_SEED = 0
+"""Seed of the random control."""
+
+Running = NDArray[np.bool_]
+"""(N,): which patches are running."""
+
+Choose = Callable[[int, Running, NDArray[np.int64], NDArray[np.float32]], Running]
+"""Which patches run on: from the gate's number, which are running, and their labels (N,) and confidences (N,)."""
+
+RunWindow = Callable[[int, Pixels], tuple[Logits, TokenReport]]
+"""Runs one window of an image: its number and its pixels (1, 3, H, W) -> logits (1, K, h, w) and what was done."""
+
 
 def first_gate_keep(spec: ModelSpec) -> Keep:
     """Everything stops at the first gate: what the layers behind it are worth."""
@@ -26,7 +41,7 @@ def first_gate_keep(spec: ModelSpec) -> Keep:
 
 
 def random_keep(kept: Sequence[int], spec: ModelSpec, *, rng: np.random.Generator) -> Keep:
-    """As many tokens running after each gate as in `kept`, which ones is drawn; who has stopped stays stopped.
+    """As many tokens running after each gate as in `kept`, drawn; a token that has stopped stays so.
 
     Args:
         kept: of a report: tokens entering each stage, extra tokens included, falling.
@@ -47,19 +62,6 @@ def gate_efficiency(*, rule: float, random: float, oracle: float) -> float | Non
     """
     span = oracle - random
     return (rule - random) / span if span > 1e-9 else None
-
-
-# Oracles: gates that know the final dense answer, which no rule does; how much a better rule could gain.
-#
-# `oracle_keep` lets as many tokens run on as the rule did, so that it costs the same and only the choice differs.
-# `unlimited_oracle_keep` stops every token that has its final class already, however many those are. Why both:
-# docs/decisions/0006-oracle-at-equal-counts.md.
-
-Running = NDArray[np.bool_]
-"""(N,): which patches run."""
-
-Choose = Callable[[int, Running, NDArray[np.int64], NDArray[np.float32]], Running]
-"""Who runs on: from the gate's number, who runs, and labels (N,) and confidences (N,), which only count for them."""
 
 
 def oracle_keep(session: Session, pixels: Pixels, dense_logits: Logits, *, kept: Sequence[int]) -> Keep:
@@ -100,7 +102,7 @@ def unlimited_oracle_keep(session: Session, pixels: Pixels, dense_logits: Logits
 
 
 def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
-    """The decisions of `choose`, each from what the gate says in the run that the ones before it steered."""
+    """The decisions of `choose`, each made from the gate's outputs in a run that followed the decisions before it."""
     spec, download = session.bundle.manifest.spec, session.backend.download
     grids: list[NDArray[np.bool_]] = []
 
@@ -111,7 +113,7 @@ def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
         return index_from_keep(grids + [grids[-1]] * (len(spec.gates) - len(grids)), spec)[gate]
 
     for _ in session.stages(pixels, RunSettings.stop_nothing(spec), decide=decide):
-        # The last stage decides nothing any more.
+        # The last stage makes no decision: it need not run.
         if len(grids) == len(spec.gates):
             break
     return grids
@@ -136,56 +138,55 @@ def _cells(logits: Logits, spec: ModelSpec) -> Logits:
     return fine.transpose(0, 1, 3, 2, 4).reshape(len(logits), spec.patches, -1)
 
 
-# One picture under decisions that are not the gates' own: drawn, all at the first gate, or an oracle's.
-#
-# A predictor cuts a picture into windows; each window is run as a control says, by replay on the deployed graphs.
-
-CONTROL_SEED = 0
-"""Of the random control."""
-
-Steer = Callable[[int, Pixels], tuple[Logits, TokenReport]]
-"""Runs one window of a picture: its number and its pixels (1, 3, H, W) -> logits (1, K, h, w) and what was done."""
-
-
 class SteeredSession:
-    """A `RunsOne`: the windows of one picture, each run as `steer` says."""
+    """A `RunsOne` whose windows are run by `run_window`, whatever settings the caller gives."""
 
-    def __init__(self, session: Session, steer: Steer) -> None:
-        self.bundle, self.steer = session.bundle, steer
+    def __init__(self, session: Session, run_window: RunWindow) -> None:
+        self.bundle, self.run_window = session.bundle, run_window
         self._window = 0
 
     def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Logits, TokenReport]:
-        """The next window; `steer` takes precedence over `settings`."""
         del settings
-        answer = self.steer(self._window, pixels)
+        answer = self.run_window(self._window, pixels)
         self._window += 1
         return answer
 
 
 class Steering:
-    """The controls of one session, picture by picture.
+    """The controls of one session, image by image.
 
-    What a control must know of a picture is passed from run to run: `tokens`, the rule's own run of it, and `logits`,
-    those of the dense run, one (1, K, h, w) a window.
+    What a control must know of an image is passed from run to run: `tokens`, of the rule's own run, and `logits`, of
+    the dense run, one (1, K, h, w) per window.
     """
 
     def __init__(self, session: Session) -> None:
         self.session, self.spec = session, session.bundle.manifest.spec
 
+    def every(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> dict[str, SegmentationResult]:
+        """The "dense" answer, and that of each of `CONTROLS`; `number`: of the image, for its own random draw."""
+        dense, logits = self.dense(rgb)
+        return {
+            "dense": dense,
+            "random": self.random(rgb, tokens, number=number),
+            "first_gate": self.first_gate(rgb),
+            "oracle": self.oracle(rgb, tokens, logits),
+            "oracle_unlimited": self.unlimited_oracle(rgb, logits),
+        }
+
     def dense(self, rgb: RGB) -> tuple[SegmentationResult, list[Logits]]:
         """Nothing stopped; the answer, and the logits of each window."""
         logits: list[Logits] = []
 
-        def steer(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+        def run_window(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
             del window
             answer = self.session.run_one(pixels, RunSettings.resolve(self.session.bundle.manifest, dense=True))
             logits.append(answer[0])
             return answer
 
-        return self._steered(rgb, steer), logits
+        return self._steered(rgb, run_window), logits
 
     def random(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> SegmentationResult:
-        """As many tokens running on as the rule let, drawn; `number` of the picture gives each its own draw."""
+        """As many tokens run on as by the rule, drawn anew for each image by its `number`."""
 
         def keep(window: int, pixels: Pixels) -> Keep:
             del pixels
@@ -195,11 +196,11 @@ class Steering:
         return self._replayed(rgb, keep)
 
     def first_gate(self, rgb: RGB) -> SegmentationResult:
-        """Everything stopped at the first gate."""
+        """Everything stops at the first gate."""
         return self._replayed(rgb, lambda window, pixels: first_gate_keep(self.spec))
 
     def oracle(self, rgb: RGB, tokens: FrameTokens, logits: Sequence[Logits]) -> SegmentationResult:
-        """As many tokens running on as the rule let, chosen by who knows the dense answer."""
+        """As many tokens run on as by the rule, chosen with knowledge of the dense answer."""
 
         def keep(window: int, pixels: Pixels) -> Keep:
             return oracle_keep(self.session, pixels, logits[window], kept=tokens.windows[window].report.kept)
@@ -207,15 +208,15 @@ class Steering:
         return self._replayed(rgb, keep)
 
     def unlimited_oracle(self, rgb: RGB, logits: Sequence[Logits]) -> SegmentationResult:
-        """Every token stopped that has its final class, however many those are."""
+        """Every token that has its final class stops, however many those are."""
         return self._replayed(rgb, lambda window, pixels: unlimited_oracle_keep(self.session, pixels, logits[window]))
 
     def _replayed(self, rgb: RGB, keep: Callable[[int, Pixels], Keep]) -> SegmentationResult:
-        def steer(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
+        def run_window(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:
             settings = RunSettings.resolve(self.session.bundle.manifest, keep=keep(window, pixels))
             return self.session.run_one(pixels, settings)
 
-        return self._steered(rgb, steer)
+        return self._steered(rgb, run_window)
 
-    def _steered(self, rgb: RGB, steer: Steer) -> SegmentationResult:
-        return Predictor(SteeredSession(self.session, steer)).predict(rgb)
+    def _steered(self, rgb: RGB, run_window: RunWindow) -> SegmentationResult:
+        return Predictor(SteeredSession(self.session, run_window)).predict(rgb)

@@ -1,273 +1,299 @@
-"""Evaluating what is deployed: every image of a set dense, dynamic and under the controls, through one session.
+"""How right a deployed bundle is: every sample of a data set dense, dynamic and under the controls, in one loop.
 
-All ways of running see the same decoded image in turn, so that their answers are paired.
+All ways of running see the same decoded image in turn, so that their answers are paired. Tasks differ in what is
+counted of an answer, which is their tally; what follows from the counts is in `report`.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.classification import LabelledImages
-from dovit_deploy.datasets.dataset import ClassList, Dataset, Sample
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import DatasetError, UsageError
-from dovit_deploy.measure.controls import Steering
-from dovit_deploy.measure.intervals import Hits, top_hits
-from dovit_deploy.measure.metrics import ClassCounts, Confusion, boundary_counts
-from dovit_deploy.runtime.classification import ClassificationResult, Classifier
-from dovit_deploy.runtime.results import FrameTokens, Logits
-from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
+from dovit_deploy.measure.controls import CONTROLS, Steering
+from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_from_stems, miou_drop_interval
+from dovit_deploy.measure.metrics import ClassCounts, Hits, accuracy, boundary_counts, top_hits
+from dovit_deploy.runtime.classification import ClassificationResult
+from dovit_deploy.runtime.results import ClassMap
+from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.runtime.settings import Thresholds
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+from dovit_deploy.sources.source import RGB
 
-Advance = Callable[[float], None]
-"""Told after every image what share of its MACs was saved."""
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """What is to be measured."""
+
+    dataset: str
+    """As the user named it; the split likewise."""
+    split: str
+    settings: RunSettings
+    """Of the dynamic run."""
+    controls: bool
+    """Also the random, the first-gate and both oracle controls, where the model has gates."""
 
 
-@dataclass
-class Tally:
-    """One way of running the bundle, image by image."""
+class LabelledSample(Protocol):
+    """An image and its label: a class map (H, W), or the number of a class."""
 
-    pixels: list[ClassCounts] = field(default_factory=list)
-    boundary: list[ClassCounts] = field(default_factory=list)
-    kept: list[tuple[int, ...]] = field(default_factory=list)
-    """Tokens entering each stage, summed over the windows."""
-    gmacs: list[float] = field(default_factory=list)
+    @property
+    def stem(self) -> str: ...
+    @property
+    def rgb(self) -> RGB: ...
+    @property
+    def label(self) -> ClassMap | int: ...
 
-    def add(self, sample: Sample, result: SegmentationResult, *, classes: int) -> None:
+
+class LabelledSet(Protocol):
+    """A split of a data set of any task."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+    def sample(self, index: int) -> LabelledSample: ...
+    def check(self) -> None: ...
+
+
+class Tally(ABC):
+    """One way of running the bundle, image by image: its answers, as far as the task's metric needs them, and costs."""
+
+    task: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, ...]] = []
+        """Tokens entering each stage, summed over the windows of an image."""
+        self.gmacs: list[float] = []
+
+    def add(self, sample: LabelledSample, answer: ImageResult) -> None:
         """Count one image's answer."""
-        self.pixels.append(Confusion.of(sample.label, result.class_map, classes=classes).counts)
-        self.boundary.append(boundary_counts(sample.label, result.class_map, classes=classes))
-        self.kept.append(result.tokens.kept)
-        self.gmacs.append(result.tokens.gmacs_actual)
+        self._judge(sample.label, answer)
+        self.kept.append(answer.tokens.kept)
+        self.gmacs.append(answer.tokens.gmacs_actual)
+
+    @abstractmethod
+    def _judge(self, label: ClassMap | int, answer: ImageResult) -> None:
+        """Compare the answer with the label."""
+
+    @staticmethod
+    @abstractmethod
+    def blocks(stems: Sequence[str]) -> Blocks:
+        """Which images the bootstrap draws together."""
+
+    @property
+    @abstractmethod
+    def score(self) -> float:
+        """The metric that a drop is measured in, over the whole set, in percent; NaN when nothing is labelled."""
+
+    @abstractmethod
+    def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
+        """95 % interval of how far this score lies below that of `dense`, in points; None where there is none."""
+
+
+class SegmentationTally(Tally):
+    """Scored by mIoU."""
+
+    task = "segmentation"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pixels: list[ClassCounts] = []
+        self._boundary: list[ClassCounts] = []
+
+    def _judge(self, label: ClassMap | int, answer: ImageResult) -> None:
+        assert isinstance(answer, SegmentationResult) and not isinstance(label, int)
+        classes = len(answer.palette.names)
+        self._pixels.append(ClassCounts.of(label, answer.class_map, classes=classes))
+        self._boundary.append(boundary_counts(label, answer.class_map, classes=classes))
 
     @property
     def counts(self) -> ClassCounts:
-        """Of all images, (n, K)."""
-        return ClassCounts.stacked(self.pixels)
+        """Pixels of all images, (n, K)."""
+        return ClassCounts.stacked(self._pixels)
 
     @property
     def boundary_counts(self) -> ClassCounts:
-        """Of the bands along the contours of all images, (n, K)."""
-        return ClassCounts.stacked(self.boundary)
+        """Pixels along the contours of all images, (n, K)."""
+        return ClassCounts.stacked(self._boundary)
+
+    @staticmethod
+    def blocks(stems: Sequence[str]) -> Blocks:
+        """Neighbouring frames of a drive together."""
+        return blocks_from_stems(stems)
+
+    @property
+    def score(self) -> float:
+        """mIoU."""
+        return self.counts.miou
+
+    def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
+        """Of the drop in mIoU."""
+        assert isinstance(dense, SegmentationTally)
+        return miou_drop_interval(dense.counts, self.counts, blocks)
+
+
+class ClassificationTally(Tally):
+    """Scored by top-1 accuracy."""
+
+    task = "classification"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[int] = []
+        self.ranked: list[tuple[int, ...]] = []
+        """Class ids of each answer, the most probable first."""
+
+    def _judge(self, label: ClassMap | int, answer: ImageResult) -> None:
+        assert isinstance(answer, ClassificationResult) and isinstance(label, int)
+        self.labels.append(label)
+        self.ranked.append(tuple(entry.id for entry in answer.classes))
+
+    def hits(self, *, top: int) -> Hits:
+        """(n,): the label is among the first `top` classes of the answer."""
+        return top_hits(self.ranked, self.labels, top=top)
+
+    @staticmethod
+    def blocks(stems: Sequence[str]) -> Blocks:
+        """Every image on its own: they are no frames of a drive, whatever their names look like."""
+        return blocks_from_stems(stems, length=1)
+
+    @property
+    def score(self) -> float:
+        """Top-1 accuracy."""
+        return accuracy(self.hits(top=1))
+
+    def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
+        """Of the drop in top-1 accuracy."""
+        assert isinstance(dense, ClassificationTally)
+        return accuracy_drop_interval(dense.hits(top=1), self.hits(top=1))
+
+
+T = TypeVar("T", bound=Tally)
 
 
 @dataclass
-class Measured:
-    """All ways of running, over the whole set."""
+class SmallerRun(Generic[T]):
+    """The same weights, dense, at a smaller input."""
 
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    engine: str
+    tally: T
+
+
+@dataclass
+class Measured(Generic[T]):
+    """All ways of running, over the whole data set."""
+
+    dynamic: T
+    """The bundle as it is deployed."""
+    dense: T | None
+    """None: the bundle has no dense form."""
+    controls: dict[str, T] | None
+    """By the names of `CONTROLS`, empty for a model without gates; None: not asked for."""
+    smaller: tuple[SmallerRun[T], ...]
     stems: list[str] = field(default_factory=list)
-    dense: Tally = field(default_factory=Tally)
-    dynamic: Tally = field(default_factory=Tally)
-    random: Tally = field(default_factory=Tally)
-    first_gate: Tally = field(default_factory=Tally)
-    oracle: Tally = field(default_factory=Tally)
-    oracle_unlimited: Tally = field(default_factory=Tally)
-    smaller: list[Tally] = field(default_factory=list)
+    dense_gmacs: list[float] = field(default_factory=list)
+    """10^9 MACs of the dense network on each image, also where it cannot be run."""
 
 
-def check_classes(classes: ClassList, manifest: Manifest) -> None:
+def evaluate(
+    session: Session,
+    data: LabelledSet,
+    tally: type[T],
+    plan: EvalPlan,
+    *,
+    smaller: Sequence[Session] = (),
+    advance: Callable[[float], None],
+) -> Measured[T]:
+    """Run every sample of `data` in every way that the bundle has.
+
+    Args:
+        session: of the deployed bundle.
+        data: of the bundle's classes, see `check_classes`.
+        tally: of the bundle's task.
+        plan: how the dynamic run is set, and whether there are controls.
+        smaller: sessions of the same network at other input sizes, run dense.
+        advance: called after each image with the share of its MACs that was saved.
+
+    Raises:
+        DatasetError: a file that cannot be used, or no label in the whole data set.
+        UsageError: a bundle of another task, or controls of a segmentation model without gates.
+        CheckError: the model's logits are not finite.
+    """
+    manifest = session.bundle.manifest
+    if manifest.task != tally.task:
+        raise UsageError(f"{manifest.name}: its task is {manifest.task}; these labels are for {tally.task}")
+    if plan.controls and tally.task == "segmentation" and not manifest.spec.gates:
+        raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
+    # A fault in the last image is found before the first is run, not an hour later.
+    data.check()
+    steering = Steering(session) if plan.controls and manifest.spec.gates else None
+    compared = (*(("dense",) if manifest.spec.has_dense else ()), *(() if steering is None else CONTROLS))
+    tallies = {name: tally() for name in compared}
+    measured = Measured(
+        dynamic=tally(),
+        dense=tallies.get("dense"),
+        controls={name: tallies[name] for name in tallies if name in CONTROLS} if plan.controls else None,
+        smaller=tuple(SmallerRun(one.bundle.manifest.spec.size, one.backend.name, tally()) for one in smaller),
+    )
+    predictor, small = predictor_for(session), [predictor_for(one) for one in smaller]
+    nothing_stopped = RunSettings.stop_nothing(manifest.spec, dense=True)
+    for number in range(len(data)):
+        sample = data.sample(number)
+        answer = predictor.run(sample.rgb, plan.settings)
+        measured.stems.append(sample.stem)
+        measured.dynamic.add(sample, answer)
+        measured.dense_gmacs.append(answer.tokens.gmacs_dense)
+        if steering is not None:
+            # The oracles need the logits of the dense run, so the controls bring it with them.
+            for name, result in steering.every(sample.rgb, answer.tokens, number=number).items():
+                tallies[name].add(sample, result)
+        elif measured.dense is not None:
+            measured.dense.add(sample, predictor.run(sample.rgb, nothing_stopped))
+        for one, run in zip(small, measured.smaller, strict=True):
+            run.tally.add(sample, one.run(sample.rgb, nothing_stopped))
+        advance(answer.tokens.flops_saved)
+    if math.isnan(measured.dynamic.score):
+        raise DatasetError(f"{data.name}: no labelled pixel in the whole split")
+    return measured
+
+
+def check_classes(data: Dataset | LabelledImages, manifest: Manifest) -> None:
     """Refuse a data set whose classes are not the bundle's.
 
     Raises:
         DatasetError: another number of classes, or the same names in another order.
     """
-    own, given = [entry.name.lower() for entry in manifest.classes], [name.lower() for name in classes.names]
+    if isinstance(data, LabelledImages):
+        source, names = data.order, [entry.name for entry in data.classes]
+        fix_number = "where only some classes have images, list all of them in classes.json or synsets.txt"
+        fix_order = "list them as the bundle does in classes.json"
+    else:
+        source, names = "the data set", list(data.classes.names)
+        fix_number = "evaluate on a data set of the bundle's classes"
+        fix_order = "number the labels as the bundle does"
+    given, own = [name.lower() for name in names], [entry.name.lower() for entry in manifest.classes]
     if len(own) != len(given):
         raise DatasetError(
-            f"the data set has {len(given)} classes ({_few(given)}), the bundle {manifest.name} has {len(own)} "
-            f"({_few(own)}); evaluate on a data set of the bundle's classes"
+            f"{source} gives {len(given)} classes ({_few(given)}), the bundle {manifest.name} has {len(own)} "
+            f"({_few(own)}); {fix_number}"
         )
+    # Other names for the same number of classes are the user's business; the same names permuted are a mistake.
     if own != given and sorted(own) == sorted(given):
-        place = next(number for number in range(len(own)) if own[number] != given[number])
+        number = next(number for number in range(len(own)) if own[number] != given[number])
         raise DatasetError(
-            f"class {place} is '{given[place]}' in the data set and '{own[place]}' in the bundle {manifest.name}: "
-            "the same names in another order; number the labels as the bundle does"
+            f"class {number} is '{given[number]}' by {source} and '{own[number]}' in the bundle {manifest.name}: "
+            f"the same names in another order; {fix_order}"
         )
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def measure_set(
-    session: Session,
-    data: Dataset,
-    *,
-    thresholds: Thresholds | None,
-    controls: bool,
-    smaller: Sequence[Session] = (),
-    advance: Advance,
-) -> Measured:
-    """Run every image of `data` in every way.
-
-    Args:
-        session: of the deployed bundle.
-        data: of the bundle's classes.
-        thresholds: None: the bundle's own.
-        controls: also the random, the first-gate and both oracle controls.
-        smaller: sessions of the same network at other input sizes, run dense.
-        advance: told after each image.
-
-    Raises:
-        DatasetError: other classes, a file that cannot be used, or no labelled pixel in the whole set.
-        UsageError: controls of a model without gates, or thresholds out of range.
-    """
-    manifest = session.bundle.manifest
-    check_classes(data.classes, manifest)
-    if controls and not manifest.spec.gates:
-        raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
-    # A fault in the last image is found before the first is run, not an hour later.
-    data.check()
-    measured = Measured(smaller=[Tally() for _ in smaller])
-    runner = _ImageRunner(session, thresholds=thresholds, controls=controls)
-    predictors = [Predictor(small) for small in smaller]
-    for number in range(len(data)):
-        sample = data.sample(number)
-        saved = runner.run(measured, sample, number)
-        for predictor, tally in zip(predictors, measured.smaller, strict=True):
-            tally.add(sample, predictor.predict(sample.rgb, dense=True), classes=manifest.spec.classes)
-        advance(saved)
-    if not measured.dense.counts.true.sum():
-        raise DatasetError(f"{data.name}: no labelled pixel in the whole split")
-    return measured
-
-
-class _ImageRunner:
-    """One image at a time, in every way."""
-
-    def __init__(self, session: Session, *, thresholds: Thresholds | None, controls: bool) -> None:
-        self.thresholds, self.controls = thresholds, controls
-        self.classes = session.bundle.manifest.spec.classes
-        self.predictor, self.steering = Predictor(session), Steering(session)
-
-    def run(self, measured: Measured, sample: Sample, number: int) -> float:
-        """Count the answers to image `number`; returns the share of its MACs that was saved."""
-        dense, logits = self.steering.dense(sample.rgb)
-        measured.stems.append(sample.stem)
-        measured.dense.add(sample, dense, classes=self.classes)
-        dynamic = self.predictor.predict(sample.rgb, thresholds=self.thresholds)
-        measured.dynamic.add(sample, dynamic, classes=self.classes)
-        if self.controls:
-            self._control(measured, sample, number, dynamic.tokens, logits)
-        return dynamic.tokens.flops_saved
-
-    def _control(
-        self, measured: Measured, sample: Sample, number: int, tokens: FrameTokens, logits: Sequence[Logits]
-    ) -> None:
-        steering, rgb = self.steering, sample.rgb
-        for tally, result in (
-            (measured.random, steering.random(rgb, tokens, number=number)),
-            (measured.first_gate, steering.first_gate(rgb)),
-            (measured.oracle, steering.oracle(rgb, tokens, logits)),
-            (measured.oracle_unlimited, steering.unlimited_oracle(rgb, logits)),
-        ):
-            tally.add(sample, result, classes=self.classes)
-
-
-# Evaluating a classifier: every picture of a set dense and dynamic through one session, and under dense controls.
-#
-# All ways of running see the same decoded picture in turn, so that their answers are paired.
-
-TOP = 5
-
-
-@dataclass
-class AnswerTally:
-    """One way of running the bundle, picture by picture."""
-
-    ranked: list[tuple[int, ...]] = field(default_factory=list)
-    """Ids of the most probable classes, the most probable first."""
-    kept: list[tuple[int, ...]] = field(default_factory=list)
-    gmacs: list[float] = field(default_factory=list)
-
-    def add(self, result: ClassificationResult) -> None:
-        """Note one picture's answer."""
-        self.ranked.append(tuple(entry.id for entry in result.classes))
-        self.kept.append(result.tokens.kept)
-        self.gmacs.append(result.tokens.gmacs_actual)
-
-    def hits(self, labels: Sequence[int], *, top: int) -> Hits:
-        """Whether each label is among the first `top` classes."""
-        return top_hits(self.ranked, labels, top=top)
-
-
-@dataclass
-class MeasuredPictures:
-    """All ways of running, over the whole set."""
-
-    stems: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    dense: AnswerTally | None = None
-    """None: the bundle has no dense form."""
-    dense_gmacs: list[float] = field(default_factory=list)
-    """10^9 MACs of the dense network, also where it cannot be run."""
-    dynamic: AnswerTally = field(default_factory=AnswerTally)
-    smaller: list[AnswerTally] = field(default_factory=list)
-
-
-def check_picture_classes(data: LabelledImages, manifest: Manifest) -> None:
-    """Refuse a data set whose classes are not the bundle's.
-
-    Raises:
-        DatasetError: another number of classes, or the same names in another order.
-    """
-    own, given = [entry.name.lower() for entry in manifest.classes], [entry.name.lower() for entry in data.classes]
-    if len(own) != len(given):
-        raise DatasetError(
-            f"{data.order} gives {len(given)} classes, the bundle {manifest.name} has {len(own)}; where only some "
-            "classes have pictures, list all of them in classes.json or synsets.txt beside the splits"
-        )
-    if own != given and sorted(own) == sorted(given):
-        place = next(number for number in range(len(own)) if own[number] != given[number])
-        raise DatasetError(
-            f"class {place} is '{given[place]}' by {data.order} and '{own[place]}' in the bundle {manifest.name}: "
-            "the same names in another order; list them as the bundle does in classes.json"
-        )
-
-
-def measure_pictures(
-    session: Session,
-    data: LabelledImages,
-    *,
-    thresholds: Thresholds | None,
-    smaller: Sequence[Session] = (),
-    advance: Advance,
-) -> MeasuredPictures:
-    """Run every picture of `data` in every way that the bundle has.
-
-    Args:
-        session: of the deployed bundle, a classifier.
-        data: of the bundle's classes.
-        thresholds: None: the bundle's own.
-        smaller: sessions of the same network at other input sizes, run dense.
-        advance: told after each picture.
-
-    Raises:
-        DatasetError: other classes, or a picture that cannot be decoded.
-        UsageError: the bundle is no classifier, or thresholds for a model without gates.
-        CheckError: the model's logits are not finite.
-    """
-    manifest = session.bundle.manifest
-    classifier = Classifier(session, top=TOP)
-    check_picture_classes(data, manifest)
-    # A fault in the last picture is found before the first is run, not an hour later.
-    data.check()
-    small = [Classifier(one, top=TOP) for one in smaller]
-    measured = MeasuredPictures(
-        dense=AnswerTally() if manifest.spec.has_dense else None, smaller=[AnswerTally() for _ in smaller]
-    )
-    for number in range(len(data)):
-        picture = data.sample(number)
-        measured.stems.append(picture.stem)
-        measured.labels.append(picture.label)
-        if measured.dense is not None:
-            measured.dense.add(classifier.predict(picture.rgb, dense=True))
-        answer = classifier.predict(picture.rgb, thresholds=thresholds)
-        measured.dynamic.add(answer)
-        measured.dense_gmacs.append(answer.tokens.gmacs_dense)
-        for one, tally in zip(small, measured.smaller, strict=True):
-            tally.add(one.predict(picture.rgb, dense=True))
-        advance(answer.tokens.flops_saved)
-    return measured

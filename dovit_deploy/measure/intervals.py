@@ -1,7 +1,12 @@
-"""The interval of a drop in mIoU: a paired block bootstrap over the images of a set.
+"""How sure a measured number is: intervals of a drop from dense to dynamic, and upper bounds of a mean.
 
-Paired: both answers of an image are drawn together. In blocks: neighbouring frames of a drive are alike, so they are
-drawn together, too; drawn one by one they would pretend to be more evidence than they are.
+Intervals are percentiles of a paired bootstrap: both answers to an image are drawn together. Neighbouring frames of a
+drive are alike, so they are drawn together, too, in blocks; drawn one by one they would pretend to be more evidence
+than they are. Images of a classifier's data set are independent, so each is a block of its own.
+
+Bounds assume nothing about the distribution of the values: Hoeffding and Bentkus, as combined by Angelopoulos et al.,
+"Learn then Test" (2021): the mean of n independent values is at most E with confidence C when the p-value of "it is
+larger than E" is at most 1 - C.
 """
 
 from __future__ import annotations
@@ -13,10 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 
-from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.measure.metrics import ClassCounts, Hits
 
 BLOCK = 10
 """Neighbouring images drawn together, at most."""
@@ -25,6 +29,9 @@ FEWEST_BLOCKS = 5
 """Smaller sets are cut into shorter blocks."""
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+
+BISECTIONS = 60
+"""Halvings of [0, 1] in the search for a bound: it is found to 1e-18."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,13 @@ class Blocks:
 
 
 def blocks_from_stems(stems: Sequence[str], *, length: int = BLOCK) -> Blocks:
-    """Blocks of at most `length` neighbours of one drive: what stands before the last "_" of a stem names the drive."""
+    """Blocks of at most `length` neighbours of one drive, the part of a stem before its last "_"."""
     length = max(1, min(length, len(stems) // FEWEST_BLOCKS))
     numbers: list[int] = []
     block = -1
     for _, drive in itertools.groupby(stems, key=drive_from_stem):
-        for place, _ in enumerate(drive):
-            block += place % length == 0
+        for position, _ in enumerate(drive):
+            block += position % length == 0
             numbers.append(block)
     return Blocks(np.array(numbers, dtype=np.int64))
 
@@ -61,7 +68,7 @@ def drive_from_stem(stem: str) -> str:
     return stem.rpartition("_")[0]
 
 
-def drop_interval(
+def miou_drop_interval(
     before: ClassCounts,
     after: ClassCounts,
     blocks: Blocks,
@@ -70,7 +77,7 @@ def drop_interval(
     seed: int = SEED,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """Between which points of mIoU the drop from `before` to `after` lies: percentiles over resampled sets.
+    """The interval of the drop in mIoU from `before` to `after`, in points.
 
     Args:
         before, after: of the same images, (n, K).
@@ -80,7 +87,7 @@ def drop_interval(
         level: share of the resampled drops that lie in the interval.
 
     Returns:
-        Lower and upper end; None when there is one block only, which says nothing about others.
+        Lower and upper end; None when there is only one block, which says nothing about others.
     """
     if blocks.count < 2:
         return None
@@ -88,6 +95,34 @@ def drop_interval(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples)
     drops = before.weighted(membership).weighted(drawn).mious - after.weighted(membership).weighted(drawn).mious
+    return _percentiles(drops, level)
+
+
+def accuracy_drop_interval(
+    before: Hits, after: Hits, *, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """The interval of the drop in accuracy from `before` to `after`, in points; every image is a block of its own.
+
+    Args:
+        before, after: of the same images, (n,).
+        resamples: sets drawn, each of n images.
+        seed: of the draws.
+        level: share of the resampled drops that lie in the interval.
+
+    Returns:
+        Lower and upper end; None for one image, which says nothing about others.
+    """
+    if len(before) < 2:
+        return None
+    # An image counts 1 where only the first answer is right, -1 where only the second is, else 0. In a set drawn image
+    # by image only these three numbers matter, and they are multinomial: no need to draw 50,000 images 2000 times.
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    shares = np.array([lost, won, len(before) - lost - won]) / len(before)
+    drawn = np.random.default_rng(seed).multinomial(len(before), shares, size=resamples)
+    return _percentiles(100.0 * (drawn[:, 0] - drawn[:, 1]) / len(before), level)
+
+
+def _percentiles(drops: NDArray[np.float64], level: float) -> tuple[float, float] | None:
     # A set drawn without any labelled pixel has no mIoU.
     drops = drops[~np.isnan(drops)]
     if not len(drops):
@@ -96,21 +131,11 @@ def drop_interval(
     return float(low), float(high)
 
 
-# An upper confidence bound of a mean of values in [0, 1], without any assumption about their distribution.
-#
-# Hoeffding and Bentkus, as combined by Angelopoulos et al., "Learn then Test" (2021): the mean of n
-# independent values is
-# at most E with confidence C when the p-value of "it is larger than E" is at most 1 - C.
-
-STEPS = 60
-"""Of bisection: the bound is found to 1e-18."""
-
-
 def upper_bound(mean: float, count: int, *, confidence: float) -> float:
-    """What the true mean is at most, with `confidence`.
+    """The largest value that the true mean can have, with `confidence`.
 
     Args:
-        mean: of the values seen, in [0, 1].
+        mean: of the values that were seen, in [0, 1].
         count: how many were seen, at least 1.
         confidence: in (0, 1).
 
@@ -118,7 +143,7 @@ def upper_bound(mean: float, count: int, *, confidence: float) -> float:
         In [mean, 1]; rises with `mean` and `confidence`, falls with `count`.
     """
     low, high = mean, 1.0
-    for _ in range(STEPS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         if p_value(mean, count, limit=middle) <= 1 - confidence:
             high = middle
@@ -128,24 +153,24 @@ def upper_bound(mean: float, count: int, *, confidence: float) -> float:
 
 
 def p_value(mean: float, count: int, *, limit: float) -> float:
-    """Of the hypothesis that the true mean is larger than `limit`."""
+    """The p-value of the hypothesis that the true mean is larger than `limit`."""
     if mean >= limit:
         return 1.0
     if limit >= 1.0:
         return 0.0
     hoeffding = math.exp(-count * _divergence(mean, limit))
-    # A mean of exact eighths must not be lifted to the next whole number by rounding.
+    # A rounding error must not lift `count * mean` of, say, exact eighths to the next whole number.
     bentkus = math.e * _binomial_at_most(math.ceil(count * mean - 1e-9), count, limit)
     return min(1.0, hoeffding, bentkus)
 
 
 def images_needed(limit: float, *, confidence: float) -> int:
-    """The fewest images that can show a mean of at most `limit`: all of them without any difference."""
+    """The fewest images that can show a mean of at most `limit`: as many as it takes when each of them has 0."""
     return math.ceil(math.log(1 - confidence) / math.log1p(-limit))
 
 
 def _divergence(mean: float, limit: float) -> float:
-    """Kullback-Leibler divergence of two coins."""
+    """Kullback-Leibler divergence of two Bernoulli distributions."""
     first = mean * math.log(mean / limit) if mean > 0 else 0.0
     return first + (1 - mean) * math.log((1 - mean) / (1 - limit))
 
@@ -160,54 +185,8 @@ def _binomial_at_most(successes: int, count: int, chance: float) -> float:
 
 
 @lru_cache(maxsize=8)
-def _log_choices(count: int) -> npt.NDArray[np.float64]:
+def _log_choices(count: int) -> NDArray[np.float64]:
     """Logarithms of the binomial coefficients (count over 0), ..., (count over count)."""
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
-    logs: npt.NDArray[np.float64] = factorials[-1] - factorials - factorials[::-1]
+    logs: NDArray[np.float64] = factorials[-1] - factorials - factorials[::-1]
     return logs
-
-
-# How right a classifier is: top-1 and top-5 accuracy of a set in percent, and how sure a difference is.
-#
-# Pictures of such a set are drawn independently of each other, so the bootstrap draws single pictures: paired, both
-# answers to a picture together.
-
-Hits = NDArray[np.bool_]
-"""(n,): the answer to each picture is right."""
-
-
-def top_hits(ranked: Sequence[Sequence[int]], labels: Sequence[int], *, top: int) -> Hits:
-    """Whether each label is among the first `top` ids of its answer, the most probable first."""
-    return np.array([label in ids[:top] for ids, label in zip(ranked, labels, strict=True)], dtype=bool)
-
-
-def accuracy(hits: Hits) -> float:
-    """Percent of the pictures."""
-    return 100.0 * float(hits.mean())
-
-
-def accuracy_drop_interval(
-    before: Hits, after: Hits, *, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
-) -> tuple[float, float] | None:
-    """Between which points the drop of the accuracy from `before` to `after` lies: percentiles over resampled sets.
-
-    A picture counts 1 where only the first answer is right, -1 where only the second is, else 0. Of a set drawn from
-    these, picture by picture, only the three numbers matter, and those are multinomial.
-
-    Args:
-        before, after: of the same pictures, (n,).
-        resamples: sets drawn, each of n pictures.
-        seed: of the draws.
-        level: share of the resampled drops that lie in the interval.
-
-    Returns:
-        Lower and upper end; None for one picture, which says nothing about others.
-    """
-    if len(before) < 2:
-        return None
-    lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    shares = np.array([lost, won, len(before) - lost - won]) / len(before)
-    drawn = np.random.default_rng(seed).multinomial(len(before), shares, size=resamples)
-    drops = 100.0 * (drawn[:, 0] - drawn[:, 1]) / len(before)
-    low, high = np.quantile(drops, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

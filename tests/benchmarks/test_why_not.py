@@ -11,8 +11,9 @@ from why_not.tables import DOCS_TABLES, mark, readme_table, write_tables
 from why_not.ways import Alternatives, Comparison
 
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.measure.evaluate import measure_set
+from dovit_deploy.measure.evaluate import EvalPlan, SegmentationTally, evaluate
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
 from tests.datasets.labelled_folder import write_labelled
 from tests.paths import ROOT
 
@@ -44,14 +45,16 @@ def report(comparison, data):
 
 def test_figures_are_those_of_eval(report, data, comparison) -> None:
     with Session(comparison.main.session.bundle, threads=1) as session:
-        expected = measure_set(session, data, thresholds=None, controls=True, advance=lambda saved: None)
+        plan = EvalPlan("labelled", "val", RunSettings.resolve(session.bundle.manifest), controls=True)
+        expected = evaluate(session, data, SegmentationTally, plan, advance=lambda saved: None)
+    assert expected.dense is not None and expected.controls is not None
     rows = {row.name: row for row in report.splits[0].rows}
     own = rows["own thresholds (0.7)"]
     for row, tally in (
         (rows["dense"], expected.dense),
         (own, expected.dynamic),
-        (rows["as many stopped at random"], expected.random),
-        (rows["everything stopped at the first gate"], expected.first_gate),
+        (rows["as many stopped at random"], expected.controls["random"]),
+        (rows["everything stopped at the first gate"], expected.controls["first_gate"]),
     ):
         assert row.miou == pytest.approx(tally.counts.miou)
         assert row.boundary_iou == pytest.approx(tally.boundary_counts.miou)

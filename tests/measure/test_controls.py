@@ -1,4 +1,4 @@
-""""""
+"""The controls: as many tokens as the rule, and the oracles against one written out token by token."""
 
 from __future__ import annotations
 

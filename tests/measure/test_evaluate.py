@@ -14,15 +14,15 @@ from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.measure.controls import Steering, gate_efficiency, oracle_keep, unlimited_oracle_keep
-from dovit_deploy.measure.evaluate import check_classes, check_picture_classes, measure_pictures, measure_set
-from dovit_deploy.measure.report import report_from_measured, report_from_pictures
+from dovit_deploy.measure.evaluate import ClassificationTally, EvalPlan, SegmentationTally, check_classes, evaluate
+from dovit_deploy.measure.report import classification_report, segmentation_report
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.runtime.settings import thresholds_from
+from dovit_deploy.runtime.settings import RunSettings
 from tests.datasets.class_folders import write_class_folders
 from tests.datasets.labelled_folder import VOID, write_labelled
-from tests.fakes import FakeClassifierSession, FakeSession, fake_classifier_manifest
+from tests.fakes import FakeClassifierSession, FakeSession, fake_classifier_manifest, fake_manifest
 
 IMAGES = 5
 
@@ -32,16 +32,22 @@ def data(tmp_path_factory):
     return dataset_from_path(write_labelled(tmp_path_factory.mktemp("data") / "set", images=IMAGES), "val")
 
 
-def evaluated(path, data, *, controls=False, thresholds=None, engine="onnxruntime"):
-    bundle = Bundle.open(path)
+def measured_with(session, data, *, thresholds=None, controls=False, smaller=(), advance=lambda saved: None):
+    """What `evaluate` counts of a data set that suits the session's task, and the report on it."""
+    manifest = session.bundle.manifest
+    plan = EvalPlan("set", "val", RunSettings.resolve(manifest, thresholds=thresholds), controls)
+    if manifest.task == "classification":
+        measured = evaluate(session, data, ClassificationTally, plan, smaller=smaller, advance=advance)
+        return measured, classification_report(measured, session, plan)
+    measured = evaluate(session, data, SegmentationTally, plan, smaller=smaller, advance=advance)
+    return measured, segmentation_report(measured, session, plan)
+
+
+def evaluated(path, data, *, engine="onnxruntime", **options):
     saved = []
-    with Session(bundle, engine=engine, threads=1) as session:
-        measured = measure_set(session, data, thresholds=thresholds, controls=controls, advance=saved.append)
-        limits = thresholds_from(thresholds, bundle.manifest)
-        report = report_from_measured(
-            measured, session, dataset="set", split="val", thresholds=limits, controls=controls, smaller=()
-        )
-    assert len(saved) == len(data)
+    with Session(Bundle.open(path), engine=engine, threads=1) as session:
+        measured, report = measured_with(session, data, advance=saved.append, **options)
+    assert saved == [row.flops_saved for row in report.per_image]
     return measured, report
 
 
@@ -100,12 +106,12 @@ def test_the_rows_and_their_spread(tiny_bundle_path, data):
 def test_controls_are_what_they_say(request, fixture, data):
     measured, report = evaluated(request.getfixturevalue(fixture), data, controls=True)
     controls, spec = report.controls, Bundle.open(request.getfixturevalue(fixture)).manifest.spec
-    assert measured.random.kept == measured.dynamic.kept
-    assert measured.random.gmacs == measured.dynamic.gmacs
-    assert measured.oracle.kept == measured.dynamic.kept
-    assert measured.oracle.gmacs == measured.dynamic.gmacs
+    assert measured.controls["random"].kept == measured.dynamic.kept
+    assert measured.controls["random"].gmacs == measured.dynamic.gmacs
+    assert measured.controls["oracle"].kept == measured.dynamic.kept
+    assert measured.controls["oracle"].gmacs == measured.dynamic.gmacs
     assert controls.oracle.flops_saved == report.dynamic.flops_saved
-    assert measured.oracle_unlimited.kept != measured.dynamic.kept
+    assert measured.controls["oracle_unlimited"].kept != measured.dynamic.kept
     assert controls.gate_efficiency == gate_efficiency(
         rule=report.dynamic.miou, random=controls.random.miou, oracle=controls.oracle.miou
     )
@@ -114,7 +120,7 @@ def test_controls_are_what_they_say(request, fixture, data):
     if fixture == "setr_bundle_path":
         assert max(windows) > 1
     stopped = [(count * spec.tokens, *[count * spec.extra_tokens] * len(spec.gates)) for count in windows]
-    assert measured.first_gate.kept == stopped
+    assert measured.controls["first_gate"].kept == stopped
     assert controls.first_gate.flops_saved > max(controls.random.flops_saved, 0)
     for control in (controls.random, controls.first_gate, controls.oracle, controls.oracle_unlimited):
         assert control.drop == pytest.approx(report.dense.miou - control.miou)
@@ -141,7 +147,7 @@ def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundl
     assert len(windows) > 1
     for window, keep in zip(windows, keeps, strict=True):
         np.testing.assert_array_equal(window.report.keep, keep)
-    assert measured.oracle_unlimited.kept[1] == tuple(np.sum(kept, axis=0))
+    assert measured.controls["oracle_unlimited"].kept[1] == tuple(np.sum(kept, axis=0))
 
 
 def test_a_fault_in_the_last_image_is_found_before_the_first_is_run(tiny_bundle_path, tmp_path):
@@ -152,15 +158,14 @@ def test_a_fault_in_the_last_image_is_found_before_the_first_is_run(tiny_bundle_
         Session(Bundle.open(tiny_bundle_path), threads=1) as session,
         pytest.raises(DatasetError, match=r"drive_002\.png: cannot be decoded"),
     ):
-        spoilt = dataset_from_path(root, "val")
-        measure_set(session, spoilt, thresholds=None, controls=False, advance=done.append)
+        measured_with(session, dataset_from_path(root, "val"), advance=done.append)
     assert done == []
 
 
 def test_the_random_control_is_not_the_rule_and_the_same_again(tiny_bundle_path, data):
     first, again = (evaluated(tiny_bundle_path, data, controls=True)[0] for _ in range(2))
-    np.testing.assert_array_equal(first.random.counts.hit, again.random.counts.hit)
-    assert (first.random.counts.hit != first.dynamic.counts.hit).any()
+    np.testing.assert_array_equal(first.controls["random"].counts.hit, again.controls["random"].counts.hit)
+    assert (first.controls["random"].counts.hit != first.dynamic.counts.hit).any()
 
 
 def test_thresholds_are_heard(tiny_bundle_path, data):
@@ -189,13 +194,13 @@ def test_classes_must_be_the_bundles(tiny_bundle_path, tmp_path):
     manifest = Bundle.open(tiny_bundle_path).manifest
     four = dataset_from_path(write_labelled(tmp_path / "four", classes=4, images=1), "val")
     with pytest.raises(DatasetError, match=r"4 classes \(class 0, class 1, class 2, \.\.\.\), the bundle tiny has 5"):
-        check_classes(four.classes, manifest)
+        check_classes(four, manifest)
     names = ["class 1", "class 0", "class 2", "class 3", "class 4"]
     turned = dataset_from_path(write_labelled(tmp_path / "turned", names=names, images=1), "val")
-    with pytest.raises(DatasetError, match="class 0 is 'class 1' in the data set and 'class 0' in the bundle"):
-        check_classes(turned.classes, manifest)
+    with pytest.raises(DatasetError, match="class 0 is 'class 1' by the data set and 'class 0' in the bundle"):
+        check_classes(turned, manifest)
     other = dataset_from_path(write_labelled(tmp_path / "other", names=list("abcde"), images=1), "val")
-    check_classes(other.classes, manifest)
+    check_classes(other, manifest)
 
 
 def test_a_set_of_nothing_but_void_is_refused(tiny_bundle_path, tmp_path):
@@ -236,35 +241,15 @@ def without_dense(manifest):
 
 
 @pytest.fixture
-def classifier_evaluation_data(tmp_path):
+def labelled(tmp_path):
     return labelled_images_from_path(write_class_folders(tmp_path / "set", folders=FOLDERS, images=4), "val")
 
 
-def classifier_evaluation_evaluated(
-    session, classifier_evaluation_data, *, smaller=(), controls=False, thresholds=None
-):
-    told = []
-    measured = measure_pictures(
-        session, classifier_evaluation_data, thresholds=thresholds, smaller=smaller, advance=told.append
-    )
-    report = report_from_pictures(
-        measured,
-        session,
-        dataset="set",
-        split="val",
-        thresholds=np.zeros((0, 7), dtype=np.float32),
-        controls=controls,
-        smaller=smaller,
-    )
-    assert told == [row.flops_saved for row in report.per_image]
-    return report
-
-
-def test_every_number_follows_from_the_answers(classifier_evaluation_data):
+def test_every_number_follows_from_the_answers(labelled):
     session = WaveringSession()
-    report = classifier_evaluation_evaluated(session, classifier_evaluation_data)
+    _, report = measured_with(session, labelled)
     classifier = Classifier(session)
-    pictures = [classifier_evaluation_data.sample(number) for number in range(len(classifier_evaluation_data))]
+    pictures = [labelled.sample(number) for number in range(len(labelled))]
     dense, dynamic = ([classifier.predict(p.rgb, dense=way) for p in pictures] for way in (True, False))
     right = {
         name: np.array(
@@ -289,9 +274,9 @@ def test_every_number_follows_from_the_answers(classifier_evaluation_data):
     assert (report.images, report.bootstrap.blocks, report.bootstrap.images_per_block) == (28, 28, 1)
 
 
-def test_a_row_for_every_picture(classifier_evaluation_data):
-    report = classifier_evaluation_evaluated(WaveringSession(), classifier_evaluation_data)
-    assert [row.image for row in report.per_image] == list(classifier_evaluation_data.stems)
+def test_a_row_for_every_picture(labelled):
+    _, report = measured_with(WaveringSession(), labelled)
+    assert [row.image for row in report.per_image] == list(labelled.stems)
     assert [row.label for row in report.per_image] == [number for number in range(7) for _ in range(4)]
     row = report.per_image[5]
     assert len(row.top_dense) == len(row.top_dynamic) == 5
@@ -303,9 +288,9 @@ def test_a_row_for_every_picture(classifier_evaluation_data):
     assert len(tokens) == 3 and tokens[0].min == tokens[0].max == 17
 
 
-def test_without_a_dense_form_nothing_is_compared(classifier_evaluation_data):
+def test_without_a_dense_form_nothing_is_compared(labelled):
     session = WaveringSession(without_dense(fake_classifier_manifest()))
-    report = classifier_evaluation_evaluated(session, classifier_evaluation_data, controls=True)
+    _, report = measured_with(session, labelled, controls=True)
     assert report.dense is None and not any(settings.dense for _, settings in session.calls)
     dynamic = report.dynamic
     assert dynamic.drop is dynamic.drop_interval is dynamic.top5_drop is dynamic.agreement is None
@@ -315,21 +300,39 @@ def test_without_a_dense_form_nothing_is_compared(classifier_evaluation_data):
     assert report.controls.smaller_input == () and report.controls.random is None
 
 
-def test_a_smaller_input_is_a_control(classifier_evaluation_data):
+def test_a_smaller_input_is_a_control(labelled):
     small = WaveringSession(fake_classifier_manifest(size=(32, 32), shorter=36))
-    report = classifier_evaluation_evaluated(
-        WaveringSession(), classifier_evaluation_data, smaller=(small,), controls=True
-    )
+    _, report = measured_with(WaveringSession(), labelled, smaller=(small,), controls=True)
     (entry,) = report.controls.smaller_input
     assert entry.size == (32, 32) and entry.engine == "fake"
-    assert all(settings.dense for _, settings in small.calls) and len(small.calls) == len(classifier_evaluation_data)
+    assert all(settings.dense for _, settings in small.calls) and len(small.calls) == len(labelled)
     assert entry.drop == pytest.approx(report.dense.top1 - entry.top1)
     assert report.controls.gate_efficiency is None
 
 
-def test_thresholds_of_a_classifier_without_gates_are_refused(classifier_evaluation_data):
+def test_thresholds_are_handed_on(data):
+    session = FakeSession()
+    plan = EvalPlan("set", "val", RunSettings.resolve(session.bundle.manifest, thresholds=[0.5, 0.7]), controls=False)
+    evaluate(session, data, SegmentationTally, plan, advance=lambda saved: None)
+    given = [settings for _, settings in session.calls if not settings.dense]
+    assert len(given) == len(data)
+    assert all(settings is plan.settings for settings in given)
+
+
+def test_thresholds_of_a_classifier_without_gates_are_refused(labelled):
     with pytest.raises(UsageError, match="without gates"):
-        measure_pictures(WaveringSession(), classifier_evaluation_data, thresholds=0.5, advance=lambda saved: None)
+        measured_with(WaveringSession(), labelled, thresholds=0.5)
+
+
+def test_a_segmenter_without_a_dense_form_is_compared_with_nothing(data):
+    session = FakeSession(without_dense(fake_manifest(gates=())))
+    session.backend = SimpleNamespace(name="fake", precision="fp32")
+    _, report = measured_with(session, data)
+    assert report.dense is None and not any(settings.dense for _, settings in session.calls)
+    dynamic = report.dynamic
+    assert dynamic.drop is dynamic.drop_interval is dynamic.boundary_drop is dynamic.worst_class is None
+    assert dynamic.miou > 0 and len(report.per_image) == len(data)
+    assert all(row.miou_dense is None and row.miou_dynamic is not None for row in report.per_image)
 
 
 def test_a_fault_in_the_last_picture_is_found_before_the_first_is_run(tmp_path):
@@ -337,24 +340,27 @@ def test_a_fault_in_the_last_picture_is_found_before_the_first_is_run(tmp_path):
     (root / "val" / "g" / "g_0.png").write_bytes(b"no picture")
     session = WaveringSession()
     with pytest.raises(DatasetError, match=r"g_0\.png: cannot be decoded"):
-        classifier_evaluation_evaluated(session, labelled_images_from_path(root, "val"))
+        measured_with(session, labelled_images_from_path(root, "val"))
     assert session.calls == []
 
 
-def test_classifier_evaluation_classes_must_be_the_bundles(tmp_path, classifier_evaluation_data):
+def test_a_classifiers_classes_must_be_the_bundles(tmp_path, labelled):
     manifest = fake_classifier_manifest(classes=7)
-    check_picture_classes(classifier_evaluation_data, manifest)
+    check_classes(labelled, manifest)
     few = labelled_images_from_path(write_class_folders(tmp_path / "few", images=1), "val")
-    with pytest.raises(DatasetError, match=r"order of the folders in .*val gives 3 classes, the bundle fake has 7"):
-        check_picture_classes(few, manifest)
+    with pytest.raises(
+        DatasetError, match=r"order of the folders in .*val gives 3 classes \(.*\), the bundle fake has 7"
+    ):
+        check_classes(few, manifest)
     root = write_class_folders(tmp_path / "turned", folders=FOLDERS, images=1)
     names = [f"Class {number}" for number in (1, 0, 2, 3, 4, 5, 6)]
     lines = [f"{folder} {name}" for folder, name in zip(FOLDERS, names, strict=True)]
     (root / "synset_words.txt").write_text("\n".join(lines))
     with pytest.raises(DatasetError, match=r"class 0 is 'class 1' by .*synset_words\.txt and 'class 0' in the bundle"):
-        check_picture_classes(labelled_images_from_path(root, "val"), manifest)
+        check_classes(labelled_images_from_path(root, "val"), manifest)
 
 
-def test_a_segmentation_bundle_is_no_classifier(classifier_evaluation_data):
+def test_a_segmentation_bundle_is_no_classifier(labelled):
+    plan = EvalPlan("set", "val", RunSettings.resolve(FakeSession().bundle.manifest), controls=False)
     with pytest.raises(UsageError, match="task is segmentation"):
-        measure_pictures(FakeSession(), classifier_evaluation_data, thresholds=None, advance=lambda saved: None)
+        evaluate(FakeSession(), labelled, ClassificationTally, plan, advance=lambda saved: None)

@@ -1,28 +1,23 @@
-""""""
+"""Intervals of drops hold what they say, and the upper bound of a mean is monotone and right where it is known."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from dovit_deploy.measure.intervals import (
     Blocks,
-    accuracy,
     accuracy_drop_interval,
     blocks_from_stems,
     drive_from_stem,
-    drop_interval,
     images_needed,
+    miou_drop_interval,
     p_value,
-    top_hits,
     upper_bound,
 )
-from dovit_deploy.measure.metrics import ClassCounts
-from dovit_deploy.runtime.results import most_probable
+from dovit_deploy.measure.metrics import ClassCounts, accuracy
 
 
 def counts(share: np.ndarray, *, pixels: int = 1000) -> ClassCounts:
@@ -48,20 +43,20 @@ def test_small_sets_have_shorter_blocks():
 
 def test_one_block_says_nothing():
     both = counts(np.array([0.9]))
-    assert drop_interval(both, both, blocks_from_stems(["a_1"])) is None
+    assert miou_drop_interval(both, both, blocks_from_stems(["a_1"])) is None
 
 
 def test_the_same_answer_has_no_drop_at_all():
     both = counts(np.random.default_rng(0).uniform(0.3, 0.9, 40))
     blocks = blocks_from_stems([f"a_{number}" for number in range(40)])
-    assert drop_interval(both, both, blocks) == (0.0, 0.0)
+    assert miou_drop_interval(both, both, blocks) == (0.0, 0.0)
 
 
 def test_pairing_cancels_what_both_answers_share():
     """Images of very different difficulty, the same small loss on each: far narrower than the spread of mIoU."""
     share = np.random.default_rng(1).uniform(0.3, 0.9, 60)
     blocks = blocks_from_stems([f"a_{number}" for number in range(60)], length=1)
-    low, high = drop_interval(counts(share), counts(share - 0.01), blocks)
+    low, high = miou_drop_interval(counts(share), counts(share - 0.01), blocks)
     assert 0 < low < high
     assert high - low < 0.2
     dense = counts(share)
@@ -73,8 +68,8 @@ def test_longer_blocks_widen_the_interval_where_neighbours_are_alike():
     drop = np.repeat([0.0, 0.1, 0.0, 0.12, 0.0, 0.08], 10)
     dense, dynamic = counts(np.full(60, 0.8)), counts(0.8 - drop)
     stems = [f"a_{number}" for number in range(60)]
-    alone = drop_interval(dense, dynamic, blocks_from_stems(stems, length=1))
-    together = drop_interval(dense, dynamic, blocks_from_stems(stems))
+    alone = miou_drop_interval(dense, dynamic, blocks_from_stems(stems, length=1))
+    together = miou_drop_interval(dense, dynamic, blocks_from_stems(stems))
     assert np.diff(together)[0] > 2 * np.diff(alone)[0]
     point = dense.miou - dynamic.miou
     assert together[0] < point < together[1]
@@ -89,7 +84,7 @@ def test_it_covers_the_true_drop_about_as_often_as_it_says():
     truth = dense.miou - counts(np.array([0.8 - 0.05]), pixels=pixels).miou
     for _ in range(200):
         drop = draw.uniform(0, 0.1, 40)
-        low, high = drop_interval(
+        low, high = miou_drop_interval(
             dense, counts(0.8 - drop, pixels=pixels), Blocks(np.arange(40)), resamples=300, level=0.9
         )
         held += low <= truth <= high
@@ -100,9 +95,12 @@ def test_it_is_the_same_every_time_and_moves_with_the_seed():
     draw = np.random.default_rng(3)
     dense, dynamic = counts(draw.uniform(0.5, 0.9, 50)), counts(draw.uniform(0.5, 0.9, 50))
     blocks = blocks_from_stems([f"a_{number}" for number in range(50)], length=2)
-    assert drop_interval(dense, dynamic, blocks) == drop_interval(dense, dynamic, blocks)
-    assert drop_interval(dense, dynamic, blocks, seed=1) != drop_interval(dense, dynamic, blocks)
-    wide, narrow = drop_interval(dense, dynamic, blocks, level=0.99), drop_interval(dense, dynamic, blocks, level=0.5)
+    assert miou_drop_interval(dense, dynamic, blocks) == miou_drop_interval(dense, dynamic, blocks)
+    assert miou_drop_interval(dense, dynamic, blocks, seed=1) != miou_drop_interval(dense, dynamic, blocks)
+    wide, narrow = (
+        miou_drop_interval(dense, dynamic, blocks, level=0.99),
+        miou_drop_interval(dense, dynamic, blocks, level=0.5),
+    )
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
@@ -114,7 +112,7 @@ def test_blocks_without_labels_are_no_obstacle(empty):
     for part in parts:
         part[: 5 * empty] = 0
     blank = ClassCounts(*parts)
-    assert drop_interval(blank, blank, Blocks(np.repeat([0, 1], 5))) == (0.0, 0.0)
+    assert miou_drop_interval(blank, blank, Blocks(np.repeat([0, 1], 5))) == (0.0, 0.0)
 
 
 # The bound of a mean: monotone, true as often as it says, and right where it can be worked out by hand.
@@ -166,49 +164,37 @@ def test_p_values_at_the_ends() -> None:
     assert p_value(0.0, 10, limit=0.3) == pytest.approx(0.7**10)
 
 
-# Top-k accuracy against torchmetrics, and the interval of a drop against a bootstrap that draws pictures.
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from([5, 7, 30]), st.sampled_from([1, 5]))
-def test_top_k_is_torchmetrics(seed, pictures, classes, top):
-    draw = np.random.default_rng(seed)
-    scores, labels = draw.normal(size=(pictures, classes)), draw.integers(0, classes, pictures)
-    ranked = [most_probable(row, top=5) for row in scores]
-    ours = accuracy(top_hits(ranked, labels, top=top))
-    theirs = multiclass_accuracy(
-        torch.from_numpy(scores), torch.from_numpy(labels), num_classes=classes, top_k=top, average="micro"
-    )
-    assert ours == pytest.approx(100 * float(theirs), abs=1e-4)
+# The interval of a drop in accuracy, against a bootstrap that draws images.
 
 
 def drawn_interval(before, after, *, resamples, seed):
-    """The same by drawing pictures one by one."""
+    """The interval by drawing images one by one."""
     draw = np.random.default_rng(seed).integers(0, len(before), (resamples, len(before)))
     drops = 100 * (before[draw].mean(axis=1) - after[draw].mean(axis=1))
     return np.quantile(drops, [0.025, 0.975])
 
 
-@pytest.mark.parametrize(("lost", "won", "pictures"), [(30, 10, 400), (3, 0, 60), (0, 0, 50), (5, 25, 300)])
-def test_the_interval_is_that_of_drawing_pictures(lost, won, pictures):
-    before, after = np.zeros(pictures, bool), np.zeros(pictures, bool)
+@pytest.mark.parametrize(("lost", "won", "images"), [(30, 10, 400), (3, 0, 60), (0, 0, 50), (5, 25, 300)])
+def test_the_interval_is_that_of_drawing_images(lost, won, images):
+    before, after = np.zeros(images, bool), np.zeros(images, bool)
     before[: lost + 20], after[lost : lost + 20] = True, True
     after[lost + 20 : lost + 20 + won] = True
     low, high = accuracy_drop_interval(before, after, resamples=20000)
     wanted = drawn_interval(before, after, resamples=20000, seed=1)
-    # Within one picture: the drawn drops are multiples of it.
-    assert (low, high) == pytest.approx(tuple(wanted), abs=100 / pictures + 1e-9)
+    # Within one image: the drawn drops are multiples of it.
+    assert (low, high) == pytest.approx(tuple(wanted), abs=100 / images + 1e-9)
     assert low <= accuracy(before) - accuracy(after) <= high
 
 
 def test_it_is_paired():
-    # Right on the same pictures: no drop, however it is drawn. On different ones: none on average, and unsure.
+    # Right on the same images: no drop, however it is drawn. On different ones: none on average, and unsure.
     same = np.arange(100) % 2 == 0
     assert accuracy_drop_interval(same, same) == (0, 0)
     low, high = accuracy_drop_interval(same, ~same)
     assert low < -10 and high > 10
 
 
-def test_one_picture_has_no_interval_and_the_draw_is_the_same_again():
+def test_one_image_has_no_interval_and_the_draw_is_the_same_again():
     assert accuracy_drop_interval(np.array([True]), np.array([False])) is None
     before, after = (np.random.default_rng(number).random(50) < 0.7 for number in range(2))
     assert accuracy_drop_interval(before, after) == accuracy_drop_interval(before, after)
