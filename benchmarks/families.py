@@ -123,10 +123,8 @@ def measure(ways: Sequence[Way], data: Dataset, *, show: bool) -> tuple[Row, ...
             speedup=median_ratio(ways[0].model_ms, way.model_ms),
             own_speedup=None if way.own_dense is None else median_ratio(way.own_dense.model_ms, way.model_ms),
             model_ms=median(way.model_ms),
-            drop=ways[0].tally.counts.miou - way.tally.counts.miou,
-            drop_interval=None
-            if way is ways[0]
-            else miou_drop_interval(ways[0].tally.counts, way.tally.counts, blocks),
+            drop=first.miou - way.tally.counts.miou,
+            drop_interval=None if way is ways[0] else miou_drop_interval(first, way.tally.counts, blocks),
         )
         for way in ways
     )

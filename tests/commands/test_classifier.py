@@ -199,11 +199,13 @@ def test_data_sets_that_do_not_fit(dovit, classifier_bundle_path, tiny_bundle_pa
     write_labelled(tmp_path / "maps", images=1)
     refused(dovit("eval", classifier_bundle_path, "maps"), 3, "label maps, for segmentation")
     refused(dovit("eval", classifier_bundle_path, "scenes"), 3, "pixel by pixel")
-    refused(dovit("eval", tiny_bundle_path, "set"), 3, "pictures in class folders, for classifiers")
+    refused(dovit("eval", tiny_bundle_path, "set"), 3, "images in class folders, for classifiers")
     refused(dovit("eval", classifier_bundle_path, "set", "--split", "test"), 3, "splits here: val")
     refused(dovit("eval", classifier_bundle_path, "absent"), 3, "no such data set")
     write_class_folders(tmp_path / "few", images=1)
-    refused(dovit("eval", classifier_bundle_path, "few", "--json", "e.json"), 3, "3 classes, the bundle namer has 5")
+    refused(
+        dovit("eval", classifier_bundle_path, "few", "--json", "e.json"), 3, "3 classes (", "the bundle namer has 5"
+    )
     assert not (tmp_path / "e.json").exists()
 
 
