@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dovit_deploy.datasets.dataset import Dataset
-from dovit_deploy.measure.metrics import Confusion
+from dovit_deploy.measure.metrics import ClassCounts, PixelCounts, confusion_matrix
 from dovit_deploy.train.batches import normalised, resized
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
@@ -20,20 +20,25 @@ from dovit_deploy.train.masked import Passing
 
 @dataclass(frozen=True)
 class Validation:
-    """`confusion` of the split, and `kept` (images, stages): the tokens that entered each stage, per image."""
+    """`confusion` (K, K) of the split, and `kept` (images, stages): the tokens that entered each stage, per image."""
 
-    confusion: Confusion
+    confusion: PixelCounts
     kept: NDArray[np.int64]
+
+    @property
+    def counts(self) -> ClassCounts:
+        """What IoU is made of, (K,)."""
+        return ClassCounts.from_confusion(self.confusion)
 
     @property
     def miou(self) -> float:
         """Mean over the classes that occur, in percent."""
-        return self.confusion.miou
+        return self.counts.miou
 
     @property
     def pixel_accuracy(self) -> float:
         """In percent."""
-        return self.confusion.pixel_accuracy
+        return self.counts.pixel_accuracy
 
 
 def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int, size: tuple[int, int]) -> Tensor:
@@ -59,7 +64,7 @@ def validate(
     spec, classes = model.spec, model.spec.classes
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    confusion = Confusion.empty(classes)
+    confusion = np.zeros((classes, classes), np.int64)
     kept = np.zeros((len(data), len(spec.counts)), np.int64)
     for number in range(len(data)):
         sample = data.sample(number)
@@ -67,7 +72,7 @@ def validate(
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             output = training_forward(model, pixels, passing=passing)
         predicted = class_map_from_logits(output.logits, spec.size, spec.patch, sample.label.shape)
-        confusion += Confusion.of(sample.label, predicted.cpu().numpy(), classes=classes)
+        confusion += confusion_matrix(sample.label, predicted.cpu().numpy(), classes=classes)
         running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
         kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
     model.train(was_training)
