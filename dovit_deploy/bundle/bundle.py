@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.bundle.manifest import FileEntry, GateDefaults, Manifest, TokenCount
 from dovit_deploy.errors import (
     DigestMismatch,
@@ -65,7 +66,7 @@ class Bundle:
 
     def graph(self, name: str, *, fast: bool = False) -> Path:
         """Path of the graph `name` (stage0, ..., merged, dense), portable or in the fast form for ONNX Runtime."""
-        file = f"{name}.ort.onnx" if fast else f"{name}.onnx"
+        file = graph_file(name, fast=fast)
         if file not in self.manifest.files:
             raise InputError(f"{self.path.name} holds no graph '{file}'")
         return self.path / file

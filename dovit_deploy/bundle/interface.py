@@ -1,6 +1,6 @@
-"""The inputs and outputs of every graph of a bundle: names, shapes and element types.
+"""What every graph of a bundle is called, and its inputs and outputs: names, shapes and element types.
 
-ONNX wants every value name once in a graph, so a stage that takes `tokens` gives `tokens_out`.
+Only this file knows how graphs, tensors and files are named; engines, passes and sessions take the names from here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,18 @@ from dataclasses import dataclass
 
 from dovit_deploy.families.spec import ModelSpec
 
+MERGED = "merged"
+"""All stages in one graph, which decides for itself."""
+DENSE = "dense"
+"""The network without gates; not every model has one."""
+_STAGE, _KEEP = "stage", "keep"
+
+PIXELS, THRESHOLDS, FLOOR = "pixels", "thresholds", "floor"
+TOKENS, INDEX = "tokens", "index"
+ORDER, COUNT, CONFIDENCE, LABEL = "order", "count", "confidence", "label"
+LOGITS = "logits"
 KEPT = "kept"
-"""The one symbolic dimension."""
+"""Tokens that entered each stage; also the name of the one symbolic dimension."""
 
 Shape = tuple[int | str, ...]
 
@@ -42,47 +52,77 @@ class GraphInterface:
         return tuple(port.name for port in self.gives)
 
 
-def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
-    """Interface of `stage0`, ..., `merged` and, where there is one, `dense` for the model of `spec`."""
-    pixels = Port("pixels", "float32", (1, 3, *spec.size))
-    answers = tuple(Port(name, "float32", shape) for name, shape in spec.outputs.items())
-    graphs = _cut_at_gates(spec, pixels, answers) if spec.gates else _in_one_piece(spec, pixels, answers)
-    if spec.has_dense:
-        graphs["dense"] = GraphInterface((pixels,), answers)
-    return graphs
+def stage_name(number: int) -> str:
+    """The graph of stage `number`, counted from 0."""
+    return f"{_STAGE}{number}"
+
+
+def stage_number(graph: str) -> int | None:
+    """The number of a stage's graph; None for `merged` and `dense`."""
+    number = graph.removeprefix(_STAGE)
+    return int(number) if graph.startswith(_STAGE) and number.isdecimal() else None
+
+
+def graph_file(graph: str, *, fast: bool = False) -> str:
+    """The file of a graph in its portable form, or in the one for ONNX Runtime, which has operators of its own."""
+    return f"{graph}.ort.onnx" if fast else f"{graph}.onnx"
+
+
+def tokens_output(stage: int) -> str:
+    """The output of stage `stage` that the next one takes as `tokens`.
+
+    ONNX wants every value name once in a graph, so a stage that takes `tokens` gives `tokens_out`.
+    """
+    return "tokens_out" if stage else TOKENS
 
 
 def keep_name(number: int) -> str:
-    """The output that tells which tokens choice `number` inside a graph took: (h * w,) of 0 and 1."""
-    return f"keep{number}"
+    """The output that says which tokens choice `number` inside a graph took: (h * w,) of 0 and 1."""
+    return f"{_KEEP}{number}"
+
+
+def is_keep_name(name: str) -> bool:
+    """Whether an output says which tokens a choice inside the graph took."""
+    return name.startswith(_KEEP)
+
+
+def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
+    """Interface of `stage0`, ..., `merged` and, where there is one, `dense` for the model of `spec`."""
+    pixels = Port(PIXELS, "float32", (1, 3, *spec.size))
+    answers = tuple(Port(name, "float32", shape) for name, shape in spec.outputs.items())
+    graphs = _cut_at_gates(spec, pixels, answers) if spec.gates else _in_one_piece(spec, pixels, answers)
+    if spec.has_dense:
+        graphs[DENSE] = GraphInterface((pixels,), answers)
+    return graphs
 
 
 def _in_one_piece(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
-    """Nothing depends on the data: one graph under both names, with counts and choices as it made them."""
+    """Nothing depends on the data: one graph under both names, with the counts and choices that it made."""
     kept = Port(KEPT, "int64", (len(spec.counts),))
     choices = (
         Port(keep_name(number), "int64", (rows * columns,)) for number, (rows, columns) in enumerate(spec.keep_grids)
     )
     whole = GraphInterface((pixels,), (*answers, kept, *choices))
-    return {"stage0": whole, "merged": whole}
+    return {stage_name(0): whole, MERGED: whole}
 
 
 def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
-    limits = (Port("thresholds", "float32", (spec.classes,)), Port("floor", "float32", ()))
+    """A graph up to each gate, which ends in its decision, and one behind the last."""
+    gates, size = len(spec.gates), (spec.tokens, spec.width)
+    limits = (Port(THRESHOLDS, "float32", (spec.classes,)), Port(FLOOR, "float32", ()))
     decision = (
-        Port("order", "int64", (spec.tokens,)),
-        Port("count", "int64", ()),
-        Port("confidence", "float32", (spec.patches,)),
-        Port("label", "int64", (spec.patches,)),
+        Port(ORDER, "int64", (spec.tokens,)),
+        Port(COUNT, "int64", ()),
+        Port(CONFIDENCE, "float32", (spec.patches,)),
+        Port(LABEL, "int64", (spec.patches,)),
     )
-    size: Shape = (spec.tokens, spec.width)
-    later = (Port("tokens", "float32", size), Port("index", "int64", (KEPT,)))
-    first = GraphInterface((pixels, *limits), (Port("tokens", "float32", size), *decision))
-    middle = GraphInterface((*later, *limits), (Port("tokens_out", "float32", size), *decision))
-    merged_limits = (Port("thresholds", "float32", (len(spec.gates), spec.classes)), limits[1])
-    graphs = {"stage0": first}
-    graphs.update({f"stage{number}": middle for number in range(1, len(spec.gates))})
-    graphs[f"stage{len(spec.gates)}"] = GraphInterface(later, answers)
-    kept = Port(KEPT, "int64", (len(spec.gates) + 1,))
-    graphs["merged"] = GraphInterface((pixels, *merged_limits), (*answers, kept))
-    return graphs
+    later = (Port(TOKENS, "float32", size), Port(INDEX, "int64", (KEPT,)))
+    first = GraphInterface((pixels, *limits), (Port(tokens_output(0), "float32", size), *decision))
+    middle = GraphInterface((*later, *limits), (Port(tokens_output(1), "float32", size), *decision))
+    all_limits = (Port(THRESHOLDS, "float32", (gates, spec.classes)), Port(FLOOR, "float32", ()))
+    return {
+        stage_name(0): first,
+        **{stage_name(number): middle for number in range(1, gates)},
+        stage_name(gates): GraphInterface(later, answers),
+        MERGED: GraphInterface((pixels, *all_limits), (*answers, Port(KEPT, "int64", (gates + 1,)))),
+    }

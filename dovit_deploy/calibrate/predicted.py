@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.calibration import CurvePoint, Prediction
+from dovit_deploy.bundle.interface import CONFIDENCE, LABEL, LOGITS
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.cost import cost_model
@@ -76,9 +77,9 @@ class RecordingSession:
         # Replayed, so that not even a confidence that rounding lifts above 1 can stop a token.
         for outputs, index in session.stages(pixels, RunSettings.stop_nothing(spec, replay=everything)):
             if index is not None:
-                confidence.append(as_float32(session.backend.download(outputs["confidence"])))
-                label.append(np.asarray(session.backend.download(outputs["label"]), dtype=np.int64))
-        logits = as_float32(session.backend.download(outputs["logits"]))
+                confidence.append(as_float32(session.backend.download(outputs[CONFIDENCE])))
+                label.append(np.asarray(session.backend.download(outputs[LABEL]), dtype=np.int64))
+        logits = as_float32(session.backend.download(outputs[LOGITS]))
         if len(self.recording.windows) < MOST_WINDOWS:
             histogram = self._histogram(logits[0])
             self.recording.windows.append(WindowRecord(np.stack(confidence), np.stack(label), histogram))

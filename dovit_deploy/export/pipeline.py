@@ -15,7 +15,7 @@ from torch import nn
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import PARITY, WEIGHTS, Bundle, file_entry
-from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, graph_interfaces, stage_name
 from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Preprocessing, Provenance, TokenCount
 from dovit_deploy.bundle.parity import FormParity, ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
@@ -36,8 +36,8 @@ from dovit_deploy.runtime.settings import thresholds_from
 
 # Every graph of a bundle, in every form, written to a folder.
 
-FORMS = {".onnx": with_standard_attention, ".ort.onnx": with_fused_attention}
-"""File ending -> the pass that makes the form."""
+FORMS = {False: with_standard_attention, True: with_fused_attention}
+"""Whether it is the fast form for ONNX Runtime -> the pass that makes it."""
 
 Progress = Callable[[str], None]
 
@@ -62,28 +62,28 @@ def write_graphs(
         progress: told what is being done.
     """
     for name, graph in exported_graphs(spec, model, progress=progress).items():
-        for ending, form in FORMS.items():
+        for fast, form in FORMS.items():
             finished = with_shared_weights(form(graph), weights)
             finished.metadata_props.update({**metadata, "dovit.graph": name})
             finished.graph.name = name
-            ir.save(finished, folder / f"{name}{ending}")
+            ir.save(finished, folder / graph_file(name, fast=fast))
 
 
 def exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: Progress) -> dict[str, ir.Model]:
     """The graphs with attention not yet lowered, by name."""
     interfaces, family = graph_interfaces(spec), family_of(spec)
-    modules = {f"stage{number}": stage for number, stage in enumerate(family.stages(model))}
+    modules = {stage_name(number): stage for number, stage in enumerate(family.stages(model))}
     if spec.has_dense:
-        modules["dense"] = family.dense(model)
+        modules[DENSE] = family.dense(model)
     graphs = {}
     for name, module in modules.items():
         progress(f"export {name}")
         graphs[name] = onnx_from_module(module.eval(), interfaces[name])
-    stages = [graphs[name] for name in graphs if name != "dense"]
+    stages = [graphs[name] for name in graphs if name != DENSE]
     if len(stages) == 1:
-        graphs["merged"] = stages[0].clone()
+        graphs[MERGED] = stages[0].clone()
     else:
-        graphs["merged"] = merged_from_stages(stages, interfaces["merged"], spec.tokens)
+        graphs[MERGED] = merged_from_stages(stages, interfaces[MERGED], spec.tokens)
     return graphs
 
 

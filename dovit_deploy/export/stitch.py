@@ -5,7 +5,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from dovit_deploy.bundle.interface import KEPT, GraphInterface, Port
+from dovit_deploy.bundle.interface import (
+    COUNT,
+    FLOOR,
+    INDEX,
+    KEPT,
+    LOGITS,
+    MERGED,
+    ORDER,
+    THRESHOLDS,
+    TOKENS,
+    GraphInterface,
+    Port,
+    stage_name,
+    tokens_output,
+)
 
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
@@ -31,33 +45,33 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
     for number, stage in enumerate(stages):
         if number < len(stages) - 1:
             row = _constant(initializers, f"merged.gate{number}", np.asarray(number, dtype=np.int64))
-            current["thresholds"] = _joined(tape, nodes, "Gather", [inputs["thresholds"], row], {"axis": 0})
+            current[THRESHOLDS] = _joined(tape, nodes, "Gather", [inputs[THRESHOLDS], row], {"axis": 0})
         outputs = _inlined(stage, number, current, nodes, initializers)
-        if "logits" in outputs:
+        if LOGITS in outputs:
             break
-        count = _joined(tape, nodes, "Reshape", [outputs["count"], one])
-        index = _joined(tape, nodes, "Slice", [outputs["order"], zero, count, zero])
+        count = _joined(tape, nodes, "Reshape", [outputs[COUNT], one])
+        index = _joined(tape, nodes, "Slice", [outputs[ORDER], zero, count, zero])
         index.name, index.shape, index.dtype = (
-            f"stage{number}.index",
+            f"{stage_name(number)}.{INDEX}",
             ir.Shape([f"{KEPT}{number + 1}"]),
             _TYPES["int64"],
         )
         counts.append(count)
         current = {
-            "tokens": outputs["tokens_out" if number else "tokens"],
-            "index": index,
-            "floor": inputs["floor"],
+            TOKENS: outputs[tokens_output(number)],
+            INDEX: index,
+            FLOOR: inputs[FLOOR],
         }
     kept = _joined(tape, nodes, "Concat", counts, {"axis": 0})
-    for value, port in zip((outputs["logits"], kept), interface.gives, strict=True):
+    for value, port in zip((outputs[LOGITS], kept), interface.gives, strict=True):
         value.name, value.shape, value.dtype = port.name, ir.Shape(list(port.shape)), _TYPES[port.dtype]
     graph = ir.Graph(
         list(inputs.values()),
-        [outputs["logits"], kept],
+        [outputs[LOGITS], kept],
         nodes=nodes,
         initializers=list(initializers.values()),
         opset_imports=dict(stages[0].graph.opset_imports),
-        name="merged",
+        name=MERGED,
     )
     return ir.Model(graph, ir_version=stages[0].ir_version)
 
@@ -97,7 +111,7 @@ def _inlined(
     initializers: dict[str, ir.Value],
 ) -> dict[str, ir.Value]:
     """Move a copy of the stage's nodes into `nodes`, fed from `current`; returns its outputs by name."""
-    prefix, graph = f"stage{number}", stage.clone().graph
+    prefix, graph = stage_name(number), stage.clone().graph
     for value in list(graph.initializers.values()):
         name = str(value.name)
         del graph.initializers[name]

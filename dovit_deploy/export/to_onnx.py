@@ -13,7 +13,7 @@ import onnxscript
 import torch
 from onnx.defs import OpSchema
 
-from dovit_deploy.bundle.interface import KEPT, GraphInterface, Port
+from dovit_deploy.bundle.interface import INDEX, KEPT, GraphInterface, Port
 
 # A transposed matrix times a vector becomes the vector times the matrix: the same sums, without copying the matrix.
 #
@@ -141,7 +141,7 @@ def _without_traces(model: ir.Model) -> ir.Model:
 def _example(port: Port) -> torch.Tensor:
     # Any count but 0 and 1 serves: the exporter would treat those as constants.
     shape = [3 if side == KEPT else int(side) for side in port.shape]
-    if port.name == "index":
+    if port.name == INDEX:
         return torch.arange(shape[0])
     return torch.zeros(shape, dtype=_TORCH_TYPES[port.dtype])
 

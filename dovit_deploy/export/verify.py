@@ -12,7 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.bundle.interface import KEPT
+from dovit_deploy.bundle.interface import (
+    CONFIDENCE,
+    COUNT,
+    DENSE,
+    FLOOR,
+    KEPT,
+    LABEL,
+    LOGITS,
+    MERGED,
+    ORDER,
+    PIXELS,
+    THRESHOLDS,
+    TOKENS,
+    is_keep_name,
+    stage_name,
+    tokens_output,
+)
 from dovit_deploy.bundle.parity import FloatParity, GateParity, RunParity
 from dovit_deploy.engines.base import Array
 from dovit_deploy.runtime.results import Pixels
@@ -57,14 +73,14 @@ def trace_from_session(
     for outputs, index in session.stages(setting.pixels, RunSettings(setting.thresholds, setting.floor, replay)):
         if index is None:
             return Trace(
-                trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs["logits"])
+                trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs[LOGITS])
             )
-        order, count = download(outputs["order"]), int(download(outputs["count"]))
+        order, count = download(outputs[ORDER]), int(download(outputs[COUNT]))
         keep = np.zeros(order.shape, dtype=bool)
         keep[order[:count]] = True
-        trace.tokens.append(download(outputs["tokens_out" if trace.tokens else "tokens"]))
-        trace.confidence.append(download(outputs["confidence"]))
-        trace.label.append(download(outputs["label"]))
+        trace.tokens.append(download(outputs[tokens_output(len(trace.tokens))]))
+        trace.confidence.append(download(outputs[CONFIDENCE]))
+        trace.label.append(download(outputs[LABEL]))
         trace.keep.append(keep)
         trace.index.append(download(index))
     raise AssertionError("the last stage gives no index")
@@ -124,20 +140,18 @@ def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
     replayed = trace_from_session(candidate, setting, replay=trace.index)
     gates = tuple(gate_parity(trace, replayed, gate, setting, spec.extra_tokens) for gate in range(len(spec.gates)))
     floats = [
-        float_parity(f"stage{number} tokens", want, got)
+        float_parity(f"{stage_name(number)} {TOKENS}", want, got)
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
     floats.append(float_parity("logits", trace.logits, replayed.logits))
-    floats.append(
-        float_parity("dense logits", expected.dense_logits, _run_graph(candidate, "dense", setting)["logits"])
-    )
+    floats.append(float_parity("dense logits", expected.dense_logits, _run_graph(candidate, DENSE, setting)[LOGITS]))
     # The merged graph decides for itself, so it is held to this form's own staged run, which is the same arithmetic.
     agrees = all(np.array_equal(want, got) for want, got in zip(trace.keep, replayed.keep, strict=True))
     own = replayed if agrees else trace_from_session(candidate, setting)
-    merged = _run_graph(candidate, "merged", setting)
+    merged = _run_graph(candidate, MERGED, setting)
     kept = np.asarray([spec.tokens, *(len(index) for index in own.index)])
-    floats.append(FloatParity(name="merged kept", error=float(np.abs(kept - merged["kept"]).max()), allowed=0.0))
-    floats.append(float_parity("merged logits", own.logits, merged["logits"]))
+    floats.append(FloatParity(name="merged kept", error=float(np.abs(kept - merged[KEPT]).max()), allowed=0.0))
+    floats.append(float_parity("merged logits", own.logits, merged[LOGITS]))
     return RunParity(
         image=setting.image,
         thresholds=tuple(float(row[0]) for row in setting.thresholds),
@@ -150,10 +164,10 @@ def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
 def _run_graph(session: Session, graph: str, setting: Setting) -> dict[str, Array]:
     """Run `dense` or `merged` in one piece."""
     upload, download = session.backend.upload, session.backend.download
-    inputs = {"pixels": upload(setting.pixels)}
-    if graph == "merged" and len(setting.thresholds):
-        inputs["thresholds"] = upload(setting.thresholds)
-        inputs["floor"] = upload(np.asarray(setting.floor))
+    inputs = {PIXELS: upload(setting.pixels)}
+    if graph == MERGED and len(setting.thresholds):
+        inputs[THRESHOLDS] = upload(setting.thresholds)
+        inputs[FLOOR] = upload(np.asarray(setting.floor))
     return {name: download(buffer) for name, buffer in session.engine(graph).run(inputs).items()}
 
 
@@ -209,25 +223,27 @@ def whole_parity(reference: Session, images: list[tuple[str, Pixels]]) -> Agains
     """Run `images` through the reference, once for all forms; gives the comparison of a session with it."""
     has_dense = reference.bundle.manifest.spec.has_dense
     expected = [
-        WholeRun(name, pixels, _run(reference, "stage0", pixels), _run(reference, "dense", pixels) if has_dense else {})
+        WholeRun(
+            name, pixels, _run(reference, stage_name(0), pixels), _run(reference, DENSE, pixels) if has_dense else {}
+        )
         for name, pixels in images
     ]
     return lambda candidate: tuple(_run_parity(candidate, run) for run in expected)
 
 
 def _run_parity(candidate: Session, expected: WholeRun) -> RunParity:
-    whole = {graph: _run(candidate, graph, expected.pixels) for graph in ("stage0", "merged")}
+    whole = {graph: _run(candidate, graph, expected.pixels) for graph in (stage_name(0), MERGED)}
     floats = [
         _exact(f"{graph} {name}", want, got[name]) if name == KEPT else float_parity(f"{graph} {name}", want, got[name])
         for graph, got in whole.items()
         for name, want in expected.outputs.items()
-        if not _is_choice(name)
+        if not is_keep_name(name)
     ]
     if expected.dense:
-        got = _run(candidate, "dense", expected.pixels)
+        got = _run(candidate, DENSE, expected.pixels)
         floats += [float_parity(f"dense {name}", want, got[name]) for name, want in expected.dense.items()]
     choices = (
-        (want, got[name]) for got in whole.values() for name, want in expected.outputs.items() if _is_choice(name)
+        (want, got[name]) for got in whole.values() for name, want in expected.outputs.items() if is_keep_name(name)
     )
     return RunParity(
         image=expected.image,
@@ -240,15 +256,11 @@ def _run_parity(candidate: Session, expected: WholeRun) -> RunParity:
     )
 
 
-def _is_choice(name: str) -> bool:
-    return name.startswith("keep")
-
-
 def _exact(name: str, want: Array, got: Array) -> FloatParity:
     return FloatParity(name=name, error=float(np.abs(want - got).max(initial=0)), allowed=0.0)
 
 
 def _run(session: Session, graph: str, pixels: Pixels) -> Outputs:
     backend = session.backend
-    outputs = session.engine(graph).run({"pixels": backend.upload(pixels)})
+    outputs = session.engine(graph).run({PIXELS: backend.upload(pixels)})
     return {name: backend.download(buffer) for name, buffer in outputs.items()}

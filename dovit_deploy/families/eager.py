@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.bundle.interface import DENSE, graph_interfaces, stage_number
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.errors import CheckpointMismatch, ProviderMissing, UsageError
 from dovit_deploy.families.registry import family_of, model_from_spec
@@ -64,7 +64,12 @@ class EagerBackend:
         model = self._model(bundle)
         spec = bundle.manifest.spec
         interface, family = graph_interfaces(spec)[graph], family_of(spec)
-        module = family.dense(model) if graph == "dense" else family.stages(model)[int(graph[5:])]
+        if graph == DENSE:
+            module = family.dense(model)
+        else:
+            number = stage_number(graph)
+            assert number is not None, "PyTorch runs stages and the dense network; merging them is done in ONNX"
+            module = family.stages(model)[number]
         return EagerEngine(module, interface.inputs, interface.outputs, on_gpu=self.device.type == "cuda")
 
     def upload(self, array: Array) -> Buffer:

@@ -16,6 +16,7 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.graphs.half_precision import with_half_precision
 from dovit_deploy.graphs.padding import with_padding, with_weighted_sums
 from dovit_deploy.graphs.plugins import plugin_calls, with_plugins
@@ -68,7 +69,7 @@ def derive_graphs(
     weights_path = weights.write(folder, models.values())
     graphs = []
     for name, model in models.items():
-        path = folder / f"{name}.onnx"
+        path = folder / graph_file(name)
         path.write_bytes(model.SerializeToString(deterministic=True))
         graphs.append(DerivedGraph(name, path, attentions(model), plugin_calls(model)))
     return graphs, weights_path

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from dovit_deploy import packages
+from dovit_deploy.bundle.interface import TOKENS, tokens_output
 from dovit_deploy.graphs.weights import GraphWeights
 
-CROSSING = frozenset({"tokens", "tokens_out"})
+CROSSING = frozenset({TOKENS, tokens_output(0), tokens_output(1)})
 """Inputs and outputs that are float16."""
 
 MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "MultiHeadAttention"})

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from dovit_deploy import packages
+from dovit_deploy.bundle.interface import INDEX
 
-INDEX, VALID = "index", "valid"
+VALID = "valid"
 SAME_ENTRIES = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Sub", "Add", "Cast", "Identity"})
 """Operators that make another index of an index, entry by entry."""
 

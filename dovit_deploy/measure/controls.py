@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dovit_deploy.bundle.interface import CONFIDENCE, LABEL
 from dovit_deploy.engines.base import Buffer
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime.results import FrameTokens, Logits, Pixels, TokenReport
@@ -108,7 +109,7 @@ def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
 
     def decide(gate: int, outputs: Mapping[str, Buffer]) -> NDArray[np.int64]:
         running = grids[-1].ravel() if grids else np.ones(spec.patches, dtype=bool)
-        label, confidence = np.asarray(download(outputs["label"])), np.asarray(download(outputs["confidence"]))
+        label, confidence = np.asarray(download(outputs[LABEL])), np.asarray(download(outputs[CONFIDENCE]))
         grids.append(choose(gate, running, label, confidence).reshape(spec.grid))
         return index_from_keep(grids + [grids[-1]] * (len(spec.gates) - len(grids)), spec)[gate]
 

@@ -12,7 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import keep_name
+from dovit_deploy.bundle.interface import (
+    CONFIDENCE,
+    COUNT,
+    DENSE,
+    FLOOR,
+    INDEX,
+    KEPT,
+    LOGITS,
+    ORDER,
+    PIXELS,
+    THRESHOLDS,
+    TOKENS,
+    keep_name,
+    stage_name,
+    tokens_output,
+)
 from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError
@@ -57,7 +72,7 @@ class Session:
         self._engines: dict[str, Engine] = {}
         try:
             for number in range(bundle.stages):
-                self.engine(f"stage{number}")
+                self.engine(stage_name(number))
         except BaseException:
             # Those before it may hold device memory.
             self.close()
@@ -148,20 +163,20 @@ class Session:
             decide: makes that index from the number of the gate and the outputs before it.
         """
         backend, gates = self.backend, len(self.bundle.manifest.spec.gates)
-        inputs: dict[str, Buffer] = {"pixels": backend.upload(pixels)}
+        inputs: dict[str, Buffer] = {PIXELS: backend.upload(pixels)}
         for number in range(gates):
-            inputs["thresholds"] = backend.upload(settings.thresholds[number])
-            inputs["floor"] = backend.upload(np.asarray(settings.floor))
-            outputs = self.engine(f"stage{number}").run(inputs)
+            inputs[THRESHOLDS] = backend.upload(settings.thresholds[number])
+            inputs[FLOOR] = backend.upload(np.asarray(settings.floor))
+            outputs = self.engine(stage_name(number)).run(inputs)
             if decide is not None:
                 index = backend.upload(decide(number, outputs))
             elif settings.replay is None:
-                index = backend.narrow(outputs["order"], int(backend.download(outputs["count"])))
+                index = backend.narrow(outputs[ORDER], int(backend.download(outputs[COUNT])))
             else:
                 index = backend.upload(settings.replay[number])
             yield outputs, index
-            inputs = {"tokens": outputs["tokens_out" if number else "tokens"], "index": index}
-        yield self.engine(f"stage{gates}").run(inputs), None
+            inputs = {TOKENS: outputs[tokens_output(number)], INDEX: index}
+        yield self.engine(stage_name(gates)).run(inputs), None
 
     def _run_stages(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
         backend, taken, confidence, times = self.backend, [], [], [perf_counter()]
@@ -171,7 +186,7 @@ class Session:
                 answer = self._answer(outputs)
             else:
                 taken.append(index)
-                confidence.append(outputs["confidence"])
+                confidence.append(outputs[CONFIDENCE])
             times.append(perf_counter())
         spec = self.bundle.manifest.spec
         # For the report alone, and after the clock: between the stages each copy would hold up the device.
@@ -184,10 +199,10 @@ class Session:
     def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
         """A model whose token counts are fixed: the graph itself tells how many ran, and which it chose."""
         download, start = self.backend.download, perf_counter()
-        outputs = self.engine("stage0").run({"pixels": self.backend.upload(pixels)})
+        outputs = self.engine(stage_name(0)).run({PIXELS: self.backend.upload(pixels)})
         answer = self._answer(outputs)
         times = [start, perf_counter()]
-        kept = tuple(int(count) for count in download(outputs["kept"]))
+        kept = tuple(int(count) for count in download(outputs[KEPT]))
         keep = tuple(
             download(outputs[keep_name(number)]).astype(bool).reshape(grid)
             for number, grid in enumerate(self.bundle.manifest.spec.keep_grids)
@@ -196,8 +211,8 @@ class Session:
 
     def _run_dense(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
         spec = self.bundle.manifest.spec
-        engine, start = self.engine("dense"), perf_counter()
-        answer = self._answer(engine.run({"pixels": self.backend.upload(pixels)}))
+        engine, start = self.engine(DENSE), perf_counter()
+        answer = self._answer(engine.run({PIXELS: self.backend.upload(pixels)}))
         macs = self._cost.dense().total / 1e9
         timing = _timing([start, perf_counter()])
         return answer, TokenReport(_dense_counts(spec), macs, macs, (), (), timing)
@@ -205,7 +220,7 @@ class Session:
     def _answer(self, outputs: Mapping[str, Buffer]) -> Answer:
         names = self.bundle.manifest.spec.outputs
         arrays = {name: as_float32(self.backend.download(outputs[name])) for name in names}
-        return arrays.get("logits", arrays)
+        return arrays.get(LOGITS, arrays)
 
     def _report(
         self,

@@ -16,13 +16,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from dovit_deploy.bundle.interface import INDEX
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.plugins.library import registered_plugins
 from dovit_deploy.engines.tensorrt.layers import LayerSummary, layer_table, summary_of_log
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.record import TensorRecord
 from dovit_deploy.errors import DovitError, EngineBuildFailed
-from dovit_deploy.graphs.padding import INDEX
 from dovit_deploy.record import Record
 
 PR_SET_PDEATHSIG = 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, stage_name
 from dovit_deploy.bundle.manifest import FileEntry, TokenCount
 from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.plugins.library import plugin_digest
@@ -166,7 +167,7 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         package_version=package.version,
         precision=request.precision,
         weights=files[WEIGHTS].sha256,
-        graphs={name: files[f"{name}.onnx"].sha256 for name in names},
+        graphs={name: files[graph_file(name)].sha256 for name in names},
         profiles=profiles_for(bundle, request.buckets, names),
         plugins=plugins,
         plugin_code=plugin_digest() if plugins else "",
@@ -186,11 +187,11 @@ def graph_names(bundle: Bundle, *, merged: bool = False) -> tuple[str, ...]:
     Args:
         merged: also all stages in one graph, where there are several.
     """
-    stages = tuple(f"stage{number}" for number in range(bundle.stages))
+    stages = tuple(stage_name(number) for number in range(bundle.stages))
     if merged and bundle.stages > 1:
-        stages = (*stages, "merged")
-    dense_differs = len(bundle.manifest.spec.counts) > 1 and "dense.onnx" in bundle.manifest.files
-    return (*stages, "dense") if dense_differs else stages
+        stages = (*stages, MERGED)
+    dense_differs = len(bundle.manifest.spec.counts) > 1 and graph_file(DENSE) in bundle.manifest.files
+    return (*stages, DENSE) if dense_differs else stages
 
 
 def profiles_for(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -> dict[str, tuple[TokenCount, ...]]:
@@ -210,5 +211,5 @@ def profiles_for(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -
     for number, count in enumerate(counts[1:], start=1):
         sizes = sorted({min(bucket, count.maximum) for bucket in buckets} | {count.maximum})
         exact = tuple(TokenCount(minimum=size, typical=size, maximum=size) for size in sizes)
-        profiles[f"stage{number}"] = exact if buckets else (count,)
+        profiles[stage_name(number)] = exact if buckets else (count,)
     return profiles

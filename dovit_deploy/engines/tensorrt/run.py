@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import INDEX, ORDER, TOKENS, stage_name, stage_number, tokens_output
 from dovit_deploy.engines.base import Array, Buffer, EngineOptions
 from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, MEMORIES, DeviceArray, DeviceMemory, opened_memory
 from dovit_deploy.engines.plugins.library import check_plugins_run, registered_plugins
@@ -160,12 +161,11 @@ class TensorRtBackend:
 
 def _sources(opened: _Opened, graph: str) -> dict[str, DeviceArray]:
     """The inputs that a stage will take from the one before it, if that is loaded: `tokens`, and `order` as `index`."""
-    number = graph.removeprefix("stage")
-    before = opened.stages.get(f"stage{int(number) - 1}") if number.isdecimal() else None
-    if before is None or "order" not in before.outputs:
+    number = stage_number(graph)
+    before = opened.stages.get(stage_name(number - 1)) if number else None
+    if number is None or before is None or ORDER not in before.outputs:
         return {}
-    tokens = before.outputs["tokens_out" if "tokens_out" in before.outputs else "tokens"]
-    return {"tokens": tokens, "index": before.outputs["order"]}
+    return {TOKENS: before.outputs[tokens_output(number - 1)], INDEX: before.outputs[ORDER]}
 
 
 def tensorrt(*, precision: str, threads: int | None, options: EngineOptions) -> TensorRtBackend:

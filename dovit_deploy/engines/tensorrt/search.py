@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from dovit_deploy.bundle.bundle import ENGINES, WEIGHTS, Bundle
+from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.engines.plugins.library import plugin_digest
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.engines.tensorrt.record import EngineKey, build_digest
@@ -108,7 +109,7 @@ class EngineSearch:
 
     def _same_graphs(self, key: EngineKey) -> bool:
         files = self.bundle.manifest.files
-        graphs = {name: files[f"{name}.onnx"].sha256 for name in key.graphs if f"{name}.onnx" in files}
+        graphs = {name: files[graph_file(name)].sha256 for name in key.graphs if graph_file(name) in files}
         return key.weights == files[WEIGHTS].sha256 and key.graphs == graphs
 
     def _reason_against(self, key: EngineKey) -> str | None:

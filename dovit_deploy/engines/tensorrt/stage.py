@@ -17,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dovit_deploy.bundle.interface import INDEX, TOKENS
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.cuda.memory import Allocation, DeviceArray, DeviceMemory, Launch, Mark
 from dovit_deploy.engines.tensorrt.context import TensorRtContext, TensorRtEngine
 from dovit_deploy.engines.tensorrt.record import EngineRecord, TensorRecord
 from dovit_deploy.errors import DeviceFailed, InputError
-from dovit_deploy.graphs.padding import INDEX, VALID
+from dovit_deploy.graphs.padding import VALID
 
 STEPS = 16
 """Buckets of a profile that spans a range: at most a sixteenth of its largest count is computed for nothing."""
@@ -115,7 +116,7 @@ class TensorRtStage:
             inputs.update(sources)
             if INDEX in inputs:
                 # The memory may hold anything, but positions must be within the tokens.
-                order = np.arange(takes["tokens"].shape[0])
+                order = np.arange(takes[TOKENS].shape[0])
                 inputs[INDEX] = order[: bucket.size]
                 if INDEX in sources:
                     self._memory.copy(sources[INDEX], order)
@@ -221,7 +222,7 @@ class TensorRtStage:
             self._memory.copy(host, index)
             self._memory.mark().wait()
             index = host
-        total = next(tensor.shape[0] for tensor in self._record.inputs if tensor.name == "tokens")
+        total = next(tensor.shape[0] for tensor in self._record.inputs if tensor.name == TOKENS)
         others = np.setdiff1d(np.arange(total), index)
         return np.concatenate([index, others[: size - len(index)]])
 

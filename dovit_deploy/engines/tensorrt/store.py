@@ -22,6 +22,7 @@ import filelock
 from pydantic import ValidationError
 
 from dovit_deploy.bundle.bundle import ENGINES, Bundle, file_entry
+from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.errors import EngineInvalid, InputError, UsageError
@@ -73,7 +74,7 @@ def open_engines(folder: Path, *, origin: Origin) -> EngineSet:
     """
     engines = read_engines(folder, origin=origin)
     for graph, record in engines.records.items():
-        derived = folder / f"{graph}.onnx"
+        derived = folder / graph_file(graph)
         # Engines in a bundle come without the graphs from which they were built.
         files = {engines.engine_path(graph): record.file, **({derived: record.onnx} if derived.is_file() else {})}
         for path, entry in files.items():
