@@ -1,4 +1,8 @@
-"""Checkpoint: a weights file understood, whichever of the supported projects wrote it."""
+"""Checkpoint: a weights file understood, whichever of the supported projects wrote it.
+
+Three kinds of path are read: a folder of our own format, a bundle, and what the official projects publish. Only for the
+last must anything be recognised and mapped; the other two carry their whole configuration.
+"""
 
 from __future__ import annotations
 
@@ -20,55 +24,14 @@ from dovit_deploy.checkpoints.configuration import (
     configuration_from_meta,
     merged,
 )
-from dovit_deploy.checkpoints.keys import ours_from_official
-from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.checkpoints.settings import (
-    Architecture,
-    KeyFacts,
-    OfficialState,
-    Reader,
-    class_entries,
-    facts_from_state,
-    invalid_as_config_error,
-    mean_and_std,
-    thresholds_per_gate,
-)
+from dovit_deploy.checkpoints.images import class_entries, mean_and_std
+from dovit_deploy.checkpoints.keys import facts_from_state, listed, ours_from_official
+from dovit_deploy.checkpoints.own_format import OwnConfig
+from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
+from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.checkpoints.weights_file import WeightsFile, sha256_of, weights_from_file
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
-
-# A bundle as a checkpoint: its weights and manifest are all that an export at another size or a fine-tuning needs.
-
-
-def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
-    """What `own_format.load_own_format` gives, of a bundle: configuration, and weights in deployment form, fp32.
-
-    Raises:
-        BundleError: the folder is no bundle, or something in it was altered.
-        UsageError: its thresholds differ from class to class, which a checkpoint cannot say.
-    """
-    bundle = Bundle.open(folder)
-    manifest = bundle.manifest
-    config = OwnConfig(
-        spec=manifest.spec,
-        preprocessing=manifest.preprocessing,
-        classes=manifest.classes,
-        thresholds=_per_gate(manifest, folder.name),
-        floor=manifest.defaults.floor,
-        slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
-        license=manifest.provenance.license,
-    )
-    return config, safetensors.torch.load_file(bundle.weights)
-
-
-def _per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:
-    rows = manifest.defaults.thresholds
-    if any(len(set(row)) > 1 for row in rows):
-        raise UsageError(f"{source} has thresholds per class, a checkpoint has one per gate; calibrate with one each")
-    return tuple(row[0] for row in rows)
-
-
-# Whose checkpoints are read, one line each; the first that recognises the keys reads the file.
 
 READERS = (
     "dovit_deploy.families.vit.segmenter:READER",
@@ -80,18 +43,9 @@ READERS = (
     "dovit_deploy.families.evovit.deit_reader:PLAIN_DEIT",
     "dovit_deploy.families.evovit.levit_reader:READER",
 )
-
-
-def readers() -> Iterator[Reader]:
-    """Every reader, in order."""
-    for name in READERS:
-        reader: Reader = pkgutil.resolve_name(name)
-        yield reader
-
-
-__all__ = ["Checkpoint", "OwnConfig", "checkpoint_from_path", "save_checkpoint"]
-
+"""Whose checkpoints are read; the first that recognises the keys reads the file."""
 SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
+"""What Segmenter writes into a folder: weights, and their configuration."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +72,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Flags:
-    """What the caller says; it has the say over everything else."""
+    """What the caller gives; it takes precedence over everything else."""
 
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -154,68 +108,127 @@ def checkpoint_from_path(
         CheckpointMismatch: entries missing, unexpected, misshaped, NaN or Inf.
         UsageError: a flag's value does not fit the network.
     """
-    place = Path(path)
+    path = Path(path)
     if isinstance(classes, str | Path):
         classes = classes_from_file(Path(classes))
     flags = _Flags(mean, std, classes, thresholds)
-    if not place.exists():
-        raise InputError(f"no checkpoint at {place}")
-    if place.name == own_format.WEIGHTS and own_format.is_own_format(place.parent):
-        place = place.parent
-    if place.is_dir() and ((place / own_format.CONFIG).is_file() or (place / MANIFEST).is_file()):
-        return _own(place, None if config is None else Path(config), flags)
-    if place.is_dir():
-        place = place / SEGMENTER_FILES[0]
-        if not place.is_file():
+    if not path.exists():
+        raise InputError(f"no checkpoint at {path}")
+    if path.name == own_format.WEIGHTS and own_format.is_own_format(path.parent):
+        path = path.parent
+    if (path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file():
+        if config is not None:
+            raise UsageError(f"{path.name} carries its whole configuration; leave --config out")
+        return _from_our_folder(path, flags)
+    if path.is_dir():
+        path = path / SEGMENTER_FILES[0]
+        if not path.is_file():
             raise InputError(
-                f"{place.parent} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {place.name}"
+                f"{path.parent} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {path.name}"
             )
-    weights = weights_from_file(place, allow_pickle=allow_pickle)
-    return _official(weights, _configuration_for(place, config), flags)
+    weights = weights_from_file(path, allow_pickle=allow_pickle)
+    return _from_official(weights, _configuration_for(path, config), flags)
 
 
-def _configuration_for(place: Path, config: str | Path | None) -> Configuration | None:
+def _configuration_for(path: Path, config: str | Path | None) -> Configuration | None:
     if config is not None:
         return configuration_from_file(Path(config))
-    beside = place.with_name(SEGMENTER_FILES[1])
-    if place.name == SEGMENTER_FILES[0] and beside.is_file():
+    beside = path.with_name(SEGMENTER_FILES[1])
+    if path.name == SEGMENTER_FILES[0] and beside.is_file():
         return configuration_from_file(beside)
     return None
 
 
-def _official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+# Our own folders and bundles: nothing is to be recognised, flags replace what they carry.
+
+
+def _from_our_folder(folder: Path, flags: _Flags) -> Checkpoint:
+    if (folder / MANIFEST).is_file():
+        own, state, weights = *load_bundled(folder), folder / WEIGHTS
+    else:
+        own, state, weights = *own_format.load_own_format(folder), folder / own_format.WEIGHTS
+    preprocessing, classes, thresholds = own.preprocessing, own.classes, own.thresholds
+    if flags.mean is not None or flags.std is not None:
+        mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
+        preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std, "assumed": False})
+    if flags.classes is not None:
+        classes = class_entries({}, {}, own.spec.classes, given=flags.classes)
+    if flags.thresholds is not None:
+        thresholds = thresholds_per_gate(flags.thresholds, len(own.spec.gates), UsageError)
+    return Checkpoint(
+        spec=own.spec,
+        state=state,
+        preprocessing=preprocessing,
+        classes=classes,
+        thresholds=thresholds,
+        floor=own.floor,
+        slide_size=own.slide_size,
+        source=folder.name,
+        source_sha256=sha256_of(weights),
+        license=own.license,
+    )
+
+
+def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
+    """What `own_format.load_own_format` gives, of a bundle: configuration, and weights in deployment form, fp32.
+
+    A bundle's weights and manifest are all that an export at another size or a fine-tuning needs.
+
+    Raises:
+        BundleError: the folder is no bundle, or something in it was altered.
+        UsageError: its thresholds differ from class to class, which a checkpoint cannot say.
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    config = OwnConfig(
+        spec=manifest.spec,
+        preprocessing=manifest.preprocessing,
+        classes=manifest.classes,
+        thresholds=_one_per_gate(manifest, folder.name),
+        floor=manifest.defaults.floor,
+        slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
+        license=manifest.provenance.license,
+    )
+    return config, safetensors.torch.load_file(bundle.weights)
+
+
+def _one_per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:
+    rows = manifest.defaults.thresholds
+    if any(len(set(row)) > 1 for row in rows):
+        raise UsageError(f"{source} has thresholds per class, a checkpoint has one per gate; calibrate with one each")
+    return tuple(row[0] for row in rows)
+
+
+# Official files: recognised by their keys, then settings and keys make the architecture, then keys are mapped.
+
+
+def readers() -> Iterator[Reader]:
+    """Every reader, in order."""
+    for name in READERS:
+        reader: Reader = pkgutil.resolve_name(name)
+        yield reader
+
+
+def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    facts = facts_from_state(weights.state)
+    reader = next((reader for reader in readers() if reader.recognises(facts)), None)
+    if reader is None:
+        begin = f"its {len(facts.shapes)} entries begin with {listed(facts.shapes)}" if facts.shapes else "it is empty"
+        raise CheckpointMismatch(f"{weights.name} is of no supported family; {begin}")
+    state = reader.prepared(weights.state, weights.name)
+    settings = _settings(weights, given, reader.settings)
+    sources = Sources("", settings, facts_from_state(state), weights.name, flags.thresholds)
     try:
-        architecture, state, settings = _understood(weights, given, flags)
+        architecture = reader.architecture(sources)
     except ValidationError as error:
         raise invalid_as_config_error(error, weights.name) from error
     return _assembled(weights, architecture, state, settings, flags)
 
 
-def _understood(
-    weights: WeightsFile, given: Configuration | None, flags: _Flags
-) -> tuple[Architecture, OfficialState, dict[str, object]]:
-    facts = facts_from_state(weights.state)
-    for reader in readers():
-        if reader.recognises(facts):
-            state = reader.prepared(weights.state, weights.name)
-            settings = _settings(weights, given, reader.settings)
-            architecture = reader.architecture(
-                settings, facts_from_state(state), weights.name, thresholds=flags.thresholds
-            )
-            return architecture, state, settings
-    raise CheckpointMismatch(f"{weights.name} is of no supported family; {_seen(facts)}")
-
-
-def _seen(facts: KeyFacts) -> str:
-    """A hint at what the file holds instead."""
-    names = ", ".join(list(facts.shapes)[:3])
-    return f"its {len(facts.shapes)} entries begin with {names}" if names else "it has no entries"
-
-
 def _settings(weights: WeightsFile, given: Configuration | None, known: frozenset[str]) -> dict[str, object]:
     """Settings of the given file over those of the checkpoint's meta."""
     try:
-        own = configuration_from_meta(weights.meta, weights.name)
+        own = configuration_from_meta(weights.meta)
         below = {} if own is None else own.settings(known)
     except ConfigError:
         # A file given with --config is the remedy for a meta that cannot be read.
@@ -237,7 +250,7 @@ def _assembled(
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
     return Checkpoint(
         spec=spec,
-        state=ours_from_official(state, architecture.rules, spec, unused=architecture.unused, source=weights.name),
+        state=ours_from_official(state, architecture.key_map, spec, source=weights.name),
         preprocessing=Preprocessing(
             mean=mean,
             std=std,
@@ -251,32 +264,4 @@ def _assembled(
         slide_size=architecture.slide_size,
         source=weights.name,
         source_sha256=weights.sha256,
-    )
-
-
-def _own(folder: Path, config: Path | None, flags: _Flags) -> Checkpoint:
-    if config is not None:
-        raise UsageError(f"{folder.name} carries its whole configuration; leave --config out")
-    is_bundle = (folder / MANIFEST).is_file()
-    own, state = load_bundled(folder) if is_bundle else own_format.load_own_format(folder)
-    preprocessing = own.preprocessing
-    if flags.mean is not None or flags.std is not None:
-        mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
-        preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std, "assumed": False})
-    classes, limits = own.classes, own.thresholds
-    if flags.classes is not None:
-        classes = class_entries({}, {}, own.spec.classes, given=flags.classes)
-    if flags.thresholds is not None:
-        limits = thresholds_per_gate(flags.thresholds, len(own.spec.gates), UsageError)
-    return Checkpoint(
-        spec=own.spec,
-        state=state,
-        preprocessing=preprocessing,
-        classes=classes,
-        thresholds=limits,
-        floor=own.floor,
-        slide_size=own.slide_size,
-        source=folder.name,
-        source_sha256=sha256_of(folder / (WEIGHTS if is_bundle else own_format.WEIGHTS)),
-        license=own.license,
     )

@@ -1,4 +1,8 @@
-"""--config: reading the file, finding the settings in it, and which of two sources has the say."""
+"""--config: the file read, the settings in it found, and which of two sources takes precedence.
+
+A configuration is JSON, YAML (Segmenter's variant.yml) or Python text: mmsegmentation's own file, or what its
+checkpoints carry in their meta. Python text is parsed and read as data, never executed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,140 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
+
+CONTAINERS = ("config", "model", "kwargs", "model_kwargs", "net_kwargs")
+"""Where settings are looked up before the top level."""
+
+TRAINING_ONLY = frozenset(
+    {
+        *("drop_rate", "attn_drop_rate", "drop_path_rate", "dropout_ratio", "dropout", "attn_dropout", "droppath"),
+        *("init_cfg", "init_std", "init_values", "weight_init", "pretrained", "pretrained_path", "checkpoint"),
+        *("train_cfg", "with_cp", "norm_eval", "frozen_stages", "frozen_exclude", "requires_grad", "momentum"),
+        *("sampler", "ignore_index", "max_iters", "detach_aux", "distillation", "use_checkpoint", "seed"),
+    }
+)
+"""Settings that change nothing at inference: ignored wherever they stand."""
+
+
+def training_only(name: str) -> bool:
+    """The setting changes nothing at inference."""
+    return name in TRAINING_ONLY or name.startswith("loss")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration as it was written."""
+
+    contents: Mapping[str, object]
+    source: str
+    """Where it comes from, for messages."""
+
+    def settings(self, known: frozenset[str]) -> dict[str, object]:
+        """The settings called `known`, inner containers before outer ones.
+
+        Raises:
+            ConfigError: an innermost container holds a name that is neither known nor training-only.
+        """
+        found: dict[str, object] = {}
+        for path, level in levels(self.contents, ""):
+            # Only where somebody wrote a model, and not at the top of a file, is an unknown name a mistake.
+            innermost = bool(path) and not any(isinstance(level.get(name), Mapping) for name in CONTAINERS)
+            if innermost:
+                refuse_unknown(level, known, path, self.source)
+            for name in known & level.keys():
+                found.setdefault(name, level[name])
+        return found
+
+
+def levels(contents: Mapping[str, object], path: str) -> list[tuple[str, Mapping[str, object]]]:
+    """`contents`, found at the dotted `path`, and every container in it, innermost first (see `CONTAINERS`)."""
+    inner: list[tuple[str, Mapping[str, object]]] = []
+    for name in CONTAINERS:
+        value = contents.get(name)
+        if isinstance(value, Mapping):
+            inner += levels(value, f"{path}.{name}" if path else name)
+    return [*inner, (path, contents)]
+
+
+def refuse_unknown(section: Mapping[str, object], known: frozenset[str], path: str, source: str) -> None:
+    """Raise ConfigError if `section` holds names that are neither in `known` nor training-only."""
+    unknown = sorted(str(n) for n in section if n not in known and not training_only(str(n)))
+    if unknown:
+        names = ", ".join(f"'{path}.{name}'" if path else f"'{name}'" for name in unknown)
+        raise ConfigError(
+            f"{source}: {names} not known here; correct the name, or take it out if only training reads it"
+        )
+
+
+def merged(lower: Mapping[str, object], higher: Mapping[str, object]) -> dict[str, object]:
+    """Both settings, `higher` taking precedence; sections of one type are merged, lists are replaced whole."""
+    result = dict(lower)
+    for name, value in higher.items():
+        below = result.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and _same_type(value, below):
+            result[name] = merged(below, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _same_type(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return "type" not in one or "type" not in other or one["type"] == other["type"]
+
+
+def configuration_from_file(path: Path) -> Configuration:
+    """Read JSON, YAML (Segmenter's variant.yml) or a flat mmsegmentation .py, by the file's suffix.
+
+    Raises:
+        InputError: there is no such file, or it is not text.
+        ConfigError: it cannot be parsed, or is not a mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"no configuration at {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, PermissionError) as error:
+        raise InputError(f"the configuration {path} cannot be read: {error}") from error
+    contents = _parsed(text, path)
+    if not isinstance(contents, dict):
+        raise ConfigError(
+            f"the configuration {path.name} is a {type(contents).__name__}; an object with names is needed"
+        )
+    return Configuration(contents, path.name)
+
+
+def _parsed(text: str, path: Path) -> object:
+    if path.suffix == ".py":
+        return settings_from_text(text, path.name)
+    if path.suffix in (".yml", ".yaml"):
+        return _yaml(text, path)
+    try:
+        parsed: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration {path.name} is not JSON: {error}") from error
+    return parsed
+
+
+def _yaml(text: str, path: Path) -> object:
+    """Plain YAML, and the tuples that Segmenter writes (`image_size: !!python/tuple`), as lists; no other objects."""
+    yaml = packages.load("yaml")
+    loader: Any = type("TupleLoader", (yaml.SafeLoader,), {})
+    loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
+    try:
+        parsed: object = yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the configuration {path.name} is not YAML: {str(error).splitlines()[0]}") from error
+    return parsed
+
+
+def configuration_from_meta(meta: Mapping[str, object]) -> Configuration | None:
+    """The text of its own configuration that an mmsegmentation checkpoint carries, parsed; None if there is none."""
+    for key in ("config", "cfg"):
+        text = meta.get(key)
+        if isinstance(text, str) and text.strip():
+            return Configuration(settings_from_text(text, f"meta['{key}']"), f"meta['{key}']")
+    return None
+
 
 # The Python text of an mmsegmentation configuration, read as data: parsed, never executed.
 
@@ -89,136 +227,3 @@ def _dict_call(node: ast.Call, names: Mapping[str, object]) -> dict[str, object]
             raise _Unreadable("**")
         result[keyword.arg] = _value(keyword.value, names)
     return result
-
-
-CONTAINERS = ("config", "model", "kwargs", "model_kwargs", "net_kwargs")
-"""Where settings are looked up before the top level."""
-
-TRAINING_ONLY = frozenset(
-    {
-        *("drop_rate", "attn_drop_rate", "drop_path_rate", "dropout_ratio", "dropout", "attn_dropout", "droppath"),
-        *("init_cfg", "init_std", "init_values", "weight_init", "pretrained", "pretrained_path", "checkpoint"),
-        *("train_cfg", "with_cp", "norm_eval", "frozen_stages", "frozen_exclude", "requires_grad", "momentum"),
-        *("sampler", "ignore_index", "max_iters", "detach_aux", "distillation", "use_checkpoint", "seed"),
-    }
-)
-"""Settings that change nothing at inference: ignored wherever they stand."""
-
-
-def training_only(name: str) -> bool:
-    """The setting changes nothing at inference."""
-    return name in TRAINING_ONLY or name.startswith("loss")
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A configuration as it was written, and where it comes from (for messages)."""
-
-    contents: Mapping[str, object]
-    source: str
-
-    def settings(self, known: frozenset[str]) -> dict[str, object]:
-        """The settings called `known`, inner containers before outer ones.
-
-        Raises:
-            ConfigError: an innermost container holds a name that is neither known nor training-only.
-        """
-        found: dict[str, object] = {}
-        for place, level in levels(self.contents, ""):
-            # Only where somebody wrote a model, and not at the top of a file, is an unknown name a mistake.
-            innermost = bool(place) and not any(isinstance(level.get(name), Mapping) for name in CONTAINERS)
-            if innermost:
-                refuse_unknown(level, known, place, self.source)
-            for name in known & level.keys():
-                found.setdefault(name, level[name])
-        return found
-
-
-def levels(contents: Mapping[str, object], place: str) -> list[tuple[str, Mapping[str, object]]]:
-    """`contents` and every container in it with its path, innermost first, in the order of `CONTAINERS`."""
-    inner: list[tuple[str, Mapping[str, object]]] = []
-    for name in CONTAINERS:
-        value = contents.get(name)
-        if isinstance(value, Mapping):
-            inner += levels(value, f"{place}.{name}" if place else name)
-    return [*inner, (place, contents)]
-
-
-def refuse_unknown(section: Mapping[str, object], known: frozenset[str], place: str, source: str) -> None:
-    """Raise ConfigError if `section` holds names that are neither in `known` nor training-only."""
-    unknown = sorted(str(n) for n in section if n not in known and not training_only(str(n)))
-    if unknown:
-        names = ", ".join(f"'{place}.{name}'" if place else f"'{name}'" for name in unknown)
-        raise ConfigError(
-            f"{source}: {names} not known here; correct the name, or take it out if only training reads it"
-        )
-
-
-def merged(lower: Mapping[str, object], higher: Mapping[str, object]) -> dict[str, object]:
-    """Both settings, `higher` having the say; sections of one type are merged, lists are replaced whole."""
-    result = dict(lower)
-    for name, value in higher.items():
-        below = result.get(name)
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and _same_type(value, below):
-            result[name] = merged(below, value)
-        else:
-            result[name] = value
-    return result
-
-
-def _same_type(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    return "type" not in one or "type" not in other or one["type"] == other["type"]
-
-
-def configuration_from_file(path: Path) -> Configuration:
-    """Read JSON, YAML (Segmenter's variant.yml) or a flat mmsegmentation .py, by the file's suffix.
-
-    Raises:
-        InputError: there is no such file, or it is not text.
-        ConfigError: it cannot be parsed, or is not a mapping.
-    """
-    if not path.is_file():
-        raise InputError(f"no configuration at {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise InputError(f"the configuration {path} cannot be read: {error}") from error
-    contents = _parsed(text, path)
-    if not isinstance(contents, dict):
-        raise ConfigError(
-            f"the configuration {path.name} is a {type(contents).__name__}; an object with names is needed"
-        )
-    return Configuration(contents, path.name)
-
-
-def _parsed(text: str, path: Path) -> object:
-    if path.suffix == ".py":
-        return settings_from_text(text, path.name)
-    if path.suffix in (".yml", ".yaml"):
-        return _yaml(text, path)
-    try:
-        parsed: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration {path.name} is not JSON: {error}") from error
-    return parsed
-
-
-def _yaml(text: str, path: Path) -> object:
-    """Plain YAML, and the tuples that Segmenter writes (`image_size: !!python/tuple`), as lists; no other objects."""
-    yaml = packages.load("yaml")
-    loader: Any = type("TupleLoader", (yaml.SafeLoader,), {})
-    loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
-    try:
-        parsed: object = yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration {path.name} is not YAML: {str(error).splitlines()[0]}") from error
-    return parsed
-
-
-def configuration_from_meta(meta: Mapping[str, object], source: str) -> Configuration | None:
-    """What an mmsegmentation checkpoint says of itself: the text of its configuration, parsed, or None."""
-    for key in ("config", "cfg"):
-        text = meta.get(key)
-        if isinstance(text, str) and text.strip():
-            return Configuration(settings_from_text(text, f"meta['{key}']"), f"meta['{key}']")
-    return None

@@ -1,15 +1,25 @@
-"""Official key names against ours: which entry of a published checkpoint becomes which of our parameters.
+"""Which entry of a published checkpoint becomes which of our parameters, and is the checkpoint complete?
 
-The tables are built from a `VisionTransformerSpec`, so that they also say which shape each entry must have. Sources:
-FLHonker/DoViT-code and mmsegmentation (`mmseg_rules`), rstrudel/segmenter (`segmenter_rules`).
-Target names are those of the network in training form (batch norms apart); see `batch_norm.folded`.
+Each reader states its project's names as a literal table, official name -> ours, with `{fields}` where names differ:
+
+    "encoder.norm.{entry}": "norm.{entry}",
+    "encoder.blocks.{layer}.attn.qkv.{entry}": packed("blocks.{layer}.attention.{part}.{entry}"),
+
+The table is read from our side. Every entry of the network that a spec describes looks for the row that fills it, and
+its own shape says which shape the official entry must have. So a table states no widths and no counts, and rows of
+parts that a network does not have are simply never asked for.
+
+Our names are those of the network in training form, batch norms apart; `folding.deployed` folds them afterwards.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,221 +27,244 @@ from torch import Tensor
 
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.folding import deployed
-from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.registry import family_of
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-Change = Literal["as_is", "transposed", "without_first"]
-"""`transposed`: a raw parameter used as x @ W; `without_first`: the class token's position is dropped."""
+COUNTER = ".num_batches_tracked"
+"""End of the names of a batch norm's counter, which no network here reads."""
+_SHOWN = 4
+"""Names listed in a message before only their number is given."""
+
+
+@functools.cache
+def name_pattern(text: str) -> re.Pattern[str]:
+    """`text` as a pattern of whole names: `*` is a part of a name between two dots, `**` any number of parts."""
+    return re.compile(re.escape(text).replace(r"\*\*", ".*").replace(r"\*", "[^.]+"))
+
+
+@dataclass(frozen=True, eq=False)
+class KeyFacts:
+    """Names and shapes of a state dict: what they show of its architecture, however damaged single entries are.
+
+    Patterns are those of `name_pattern`.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def within(self, prefix: str) -> KeyFacts:
+        """The entries whose names begin with `prefix`, without it."""
+        return KeyFacts({n.removeprefix(prefix): s for n, s in self.shapes.items() if n.startswith(prefix)})
+
+    def has(self, *patterns: str) -> bool:
+        """Some name matches one of `patterns`."""
+        return any(name_pattern(pattern).fullmatch(name) for pattern in patterns for name in self.shapes)
+
+    def size(self, *votes: tuple[str, int]) -> int | None:
+        """The commonest length that the votes, (pattern of names, axis), find; None if no entry matches.
+
+        The commonest, so that one misshaped entry is reported as such instead of redefining the architecture.
+        """
+        lengths = Counter(
+            shape[axis]
+            for pattern, axis in votes
+            for name, shape in self.shapes.items()
+            if axis < len(shape) and name_pattern(pattern).fullmatch(name)
+        )
+        return lengths.most_common(1)[0][0] if lengths else None
+
+    def count(self, prefix: str) -> int | None:
+        """How many numbered parts `prefix`.N there are; None for none.
+
+        A number with few entries compared with the others is a stray entry, not a part.
+        """
+        entries = Counter(self.numbers(prefix))
+        if not entries:
+            return None
+        usual = Counter(entries.values()).most_common(1)[0][0]
+        return 1 + max(number for number, found in entries.items() if 2 * found >= usual)
+
+    def numbers(self, prefix: str) -> Iterator[int]:
+        """N of every entry `prefix`.N.*, once per entry."""
+        matches = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in self.shapes)
+        return (int(match.group(1)) for match in matches if match)
+
+    def square_grid(self, positions: str, extra: int) -> int | None:
+        """Side of the grid of the position embeddings (1, extra + side^2, C), if they make a square."""
+        total = self.size((positions, 1))
+        if total is None or total <= extra:
+            return None
+        side = math.isqrt(total - extra)
+        return side if side * side == total - extra else None
+
+
+def facts_from_state(state: Mapping[str, object]) -> KeyFacts:
+    """Names and shapes of `state` (names -> tensors)."""
+    return KeyFacts({name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()})
+
+
+# The right-hand side of a table.
+
+EntryLayout = Literal["same", "batched", "convolution", "transposed", "after_class_token"]
+"""How the official entry differs from ours in shape; see `_official_shape`."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our parameter, and how the official entry that fills it is laid out."""
+
+    name: str
+    layout: EntryLayout = "same"
+    parts: tuple[str, ...] = ()
+    """The official entry holds these, one below the other; each stands for `{part}` in `name`."""
+    by_head: bool = False
+    """The rows lie head by head, and within a head part by part; the field `heads` says how many heads there are."""
+    row: int | None = None
+    """The official entry (1, 1, C) is this row of ours; not asked for where ours has fewer rows."""
+
+
+KeyTable = Mapping[str, str | Ours]
+
+
+def packed(name: str, *parts: str) -> Ours:
+    """Query, key and value, or other `parts`, in one matrix; `{part}` in `name` stands for each."""
+    return Ours(name, parts=parts or ("query", "key", "value"))
+
+
+def packed_by_head(name: str, *parts: str) -> Ours:
+    """The same, with the parts of the first head first, then those of the second."""
+    return Ours(name, parts=parts, by_head=True)
+
+
+def batched(name: str) -> Ours:
+    """The source stores it as a batch of one."""
+    return Ours(name, "batched")
+
+
+def convolution(name: str) -> Ours:
+    """A 1x1 convolution of the source; ours may be the linear layer it amounts to."""
+    return Ours(name, "convolution")
+
+
+def transposed(name: str) -> Ours:
+    """A raw parameter that the source uses as x @ W."""
+    return Ours(name, "transposed")
+
+
+def after_class_token(name: str) -> Ours:
+    """Position embeddings whose first, the class token's, is dropped."""
+    return Ours(name, "after_class_token")
+
+
+def extra_token(row: int) -> Ours:
+    """A class or distillation token, one of the rows of `extra_tokens`."""
+    return Ours("extra_tokens", row=row)
+
+
+# From a table to what each official entry must be.
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`sources`, each of `shape`, one below the other, are cut into equal parts that become `targets`."""
+    """One entry of a published checkpoint: its name and shape, and the parameters of ours that it fills."""
 
-    sources: tuple[str, ...]
+    official: str
     shape: tuple[int, ...]
     targets: tuple[str, ...]
-    change: Change = "as_is"
-    zero_if_absent: bool = False
-    heads: int = 0
-    """If not 0: the rows lie head by head, and each head's are cut into the targets' shares, equal or not."""
+    ours: Ours
+    heads: int = 1
 
-
-def rule(source: str, target: str, *shape: int, change: Change = "as_is", zero_if_absent: bool = False) -> Rule:
-    """One entry that becomes one parameter."""
-    return Rule((source,), shape, (target,), change, zero_if_absent)
-
-
-def affine(source: str, target: str, *shape: int) -> list[Rule]:
-    """Weight of `shape` and bias of its first axis, of a linear layer, convolution or LayerNorm."""
-    return [
-        rule(f"{source}.weight", f"{target}.weight", *shape),
-        rule(f"{source}.bias", f"{target}.bias", shape[0]),
-    ]
-
-
-@dataclass(frozen=True)
-class AttentionKeys:
-    """How a source names packed query, key and value, and the output projection."""
-
-    weight: str
-    bias: str
-    output: str
-    has_bias: bool = True
-
-
-QKV = AttentionKeys("attn.qkv.weight", "attn.qkv.bias", "attn.proj")
-"""DoViT-code and timm."""
-IN_PROJ = AttentionKeys("attn.attn.in_proj_weight", "attn.attn.in_proj_bias", "attn.attn.out_proj")
-"""mmcv's wrapper of torch.nn.MultiheadAttention."""
+    def fill(self, parameters: dict[str, Tensor], entry: Tensor) -> None:
+        """Copy `entry`, of `shape`, into `parameters` (our names -> tensors of our shapes)."""
+        if self.ours.row is not None:
+            parameters[self.targets[0]][self.ours.row] = entry.flatten()
+            return
+        if self.ours.layout == "transposed":
+            entry = entry.T
+        elif self.ours.layout == "after_class_token":
+            entry = entry[:, 1:]
+        rows = [len(parameters[name]) // self.heads for name in self.targets]
+        pieces = [entry]
+        if self.ours.parts:
+            by_head = entry.reshape(self.heads, -1, *entry.shape[1:])
+            pieces = list(torch.split(by_head, rows, dim=1))
+        for name, piece in zip(self.targets, pieces, strict=True):
+            parameters[name].copy_(piece.reshape(parameters[name].shape))
 
 
 @dataclass(frozen=True)
-class BlockKeys:
-    """How a source names the parts of a transformer block."""
+class KeyMap:
+    """How the names of one project become ours."""
 
-    norm1: str
-    norm2: str
-    expand: str
-    contract: str
-    attention: AttentionKeys
+    table: KeyTable
+    """The first row that fits one of our names takes precedence."""
+    unused: tuple[str, ...] = ()
+    """Patterns of official entries that may be there and are not needed."""
+    zero_if_absent: tuple[str, ...] = ()
+    """Patterns of official entries that need not be there; ours are zero then."""
+    numbers: Callable[[Mapping[str, str]], Mapping[str, object]] | None = None
+    """From the fields in our name to those that only the official name (or `by_head`) has."""
+    views: tuple[Callable[[str], str], ...] = (str,)
+    """A source that registers a module twice has each entry under as many names; each view must be whole."""
 
+    def rules(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Rule]:
+        """What every official entry must be, for a network whose state dict has `shapes`."""
+        rows = [(key, ours if isinstance(ours, Ours) else Ours(ours)) for key, ours in self.table.items()]
+        found: dict[str, Rule] = {}
+        for name in shapes:
+            if not name.endswith(COUNTER):
+                fitting = self._fitting(name, rows, shapes)
+                assert fitting, f"no row of the key table fills {name}"
+                found.update({rule.official: rule for rule in fitting})
+        return [replace(rule, official=view(rule.official)) for view in self.views for rule in found.values()]
 
-def mmseg_block_keys(attention: AttentionKeys) -> BlockKeys:
-    """mmsegmentation's TransformerEncoderLayer."""
-    return BlockKeys("ln1", "ln2", "ffn.layers.0.0", "ffn.layers.1", attention)
+    def _fitting(
+        self, name: str, rows: Sequence[tuple[str, Ours]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[Rule]:
+        """The rule that fills `name`; several where each fills a row of it."""
+        rules: list[Rule] = []
+        for key, ours in rows:
+            match = _our_pattern(ours).fullmatch(name)
+            if match is None or (ours.row is not None and ours.row >= shapes[name][0]):
+                continue
+            rules.append(self._rule(key, ours, match.groupdict(), shapes))
+            if ours.row is None:
+                break
+        return rules
 
-
-TIMM_BLOCK = BlockKeys("norm1", "norm2", "mlp.fc1", "mlp.fc2", QKV)
-
-
-def block_rules(source: str, target: str, keys: BlockKeys, *, width: int, hidden: int) -> list[Rule]:
-    """All entries of one transformer block."""
-    attention = keys.attention
-    parts = [f"{target}.attention.{part}" for part in ("query", "key", "value")]
-    return [
-        *affine(f"{source}.{keys.norm1}", f"{target}.norm1", width),
-        Rule((f"{source}.{attention.weight}",), (3 * width, width), tuple(f"{part}.weight" for part in parts)),
-        Rule(
-            (f"{source}.{attention.bias}",),
-            (3 * width,),
-            tuple(f"{part}.bias" for part in parts),
-            zero_if_absent=not attention.has_bias,
-        ),
-        *affine(f"{source}.{attention.output}", f"{target}.attention.output", width, width),
-        *affine(f"{source}.{keys.norm2}", f"{target}.norm2", width),
-        *affine(f"{source}.{keys.expand}", f"{target}.mlp.expand", hidden, width),
-        *affine(f"{source}.{keys.contract}", f"{target}.mlp.contract", width, hidden),
-    ]
-
-
-def conv_norm_rules(source: str, target: str, *shape: int) -> list[Rule]:
-    """mmcv's ConvModule: a convolution without bias, and its batch norm."""
-    norms = ("weight", "bias", "running_mean", "running_var")
-    return [
-        rule(f"{source}.conv.weight", f"{target}.projection.weight", *shape),
-        *(rule(f"{source}.bn.{entry}", f"{target}.norm.{entry}", shape[0]) for entry in norms),
-    ]
-
-
-def fcn_rules(source: str, target: str, head: FcnHead, *, width: int, classes: int) -> list[Rule]:
-    """FCNHead with one 1x1 convolution; ours are linear layers."""
-    return [
-        *conv_norm_rules(f"{source}.convs.0", f"{target}.hidden", head.channels, width, 1, 1),
-        *affine(f"{source}.conv_seg", f"{target}.classifier", classes, head.channels, 1, 1),
-    ]
+    def _rule(self, key: str, ours: Ours, fields: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Rule:
+        known = {**fields, **(self.numbers(fields) if self.numbers else {})}
+        targets = tuple(ours.name.format(**{**known, "part": part}) for part in ours.parts or ("",))
+        shape = _official_shape(ours, [shapes[target] for target in targets])
+        heads = int(str(known["heads"])) if ours.by_head else 1
+        return Rule(key.format(**known), shape, targets, ours, heads)
 
 
-def setr_rules(source: str, target: str, head: SetrHead, *, width: int, classes: int) -> list[Rule]:
-    """SETRUPHead."""
-    rules = affine(f"{source}.norm", f"{target}.norm", width)
-    for number in range(head.convs):
-        inputs = width if number == 0 else head.channels
-        shape = (head.channels, inputs, head.kernel, head.kernel)
-        rules += conv_norm_rules(f"{source}.up_convs.{number}.0", f"{target}.up.{number}", *shape)
-    return rules + affine(f"{source}.conv_seg", f"{target}.classifier", classes, head.channels, 1, 1)
+@functools.cache
+def _our_pattern(ours: Ours) -> re.Pattern[str]:
+    """`ours.name` with a named group for each field."""
+    text = re.escape(ours.name).replace(r"\{part\}", f"(?:{'|'.join(ours.parts)})")
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", text))
 
 
-def mask_rules(source: str, head: MaskHead, *, width: int, classes: int) -> list[Rule]:
-    """SegmenterMaskTransformerHead of mmsegmentation as decode head."""
-    keys, inner = mmseg_block_keys(IN_PROJ), head.width
-    rules = [
-        rule(f"{source}.cls_emb", "head.class_tokens", 1, classes, inner),
-        *affine(f"{source}.dec_proj", "head.embed", inner, width),
-        rule(f"{source}.patch_proj.weight", "head.patch_projection.weight", inner, inner),
-        rule(f"{source}.classes_proj.weight", "head.class_projection.weight", inner, inner),
-        *affine(f"{source}.decoder_norm", "head.norm", inner),
-        *affine(f"{source}.mask_norm", "head.mask_norm", classes),
-    ]
-    for number in range(head.layers):
-        place = f"head.blocks.{number}"
-        rules += block_rules(f"{source}.layers.{number}", place, keys, width=inner, hidden=4 * inner)
-    return rules
-
-
-def mmseg_head_rules(
-    source: str, target: str, spec: VisionTransformerSpec, head: FcnHead | LinearHead | SetrHead
-) -> list[Rule]:
-    """An auxiliary or decode head of mmsegmentation that is made of convolutions; FCNHead without any is linear."""
-    if isinstance(head, LinearHead):
-        return affine(f"{source}.conv_seg", f"{target}.classifier", spec.classes, spec.width, 1, 1)
-    if isinstance(head, SetrHead):
-        return setr_rules(source, target, head, width=spec.width, classes=spec.classes)
-    return fcn_rules(source, target, head, width=spec.width, classes=spec.classes)
-
-
-def mmseg_rules(spec: VisionTransformerSpec, attention: AttentionKeys, *, patch_bias: bool) -> list[Rule]:
-    """Every entry of a DoViT or stock mmsegmentation ViT segmentor.
-
-    Args:
-        spec: the architecture at its training size.
-        attention: how the backbone names its attention.
-        patch_bias: the patch embedding has a bias; without it ours is zero.
-    """
-    width, patch = spec.width, spec.patch
-    stem, target = "backbone.patch_embed.projection", "stem.projection"
-    # The source always stores a class token's position, even where the token itself is then dropped.
-    change: Change = "as_is" if spec.extra_tokens else "without_first"
-    rules = [
-        rule(f"{stem}.weight", f"{target}.weight", width, 3, patch, patch),
-        rule(f"{stem}.bias", f"{target}.bias", width, zero_if_absent=not patch_bias),
-        rule("backbone.pos_embed", "positions", 1, 1 + spec.patches, width, change=change),
-    ]
-    if spec.extra_tokens:
-        rules.append(rule("backbone.cls_token", "extra_tokens", 1, 1, width))
-    for number in range(spec.depth):
-        source, keys = f"backbone.layers.{number}", mmseg_block_keys(attention)
-        rules += block_rules(source, f"blocks.{number}", keys, width=width, hidden=spec.hidden)
-    if spec.final_norm:
-        rules += affine("backbone.ln1", "norm", width)
-    for number, gate in enumerate(spec.gates):
-        rules += mmseg_head_rules(f"backbone.auxiliary_head.{number}", f"gates.{number}.head", spec, gate.head)
-    if isinstance(spec.head, MaskHead):
-        return rules + mask_rules("decode_head", spec.head, width=width, classes=spec.classes)
-    # Our per-token decode heads are wrapped, to lay their logits out as a grid.
-    target = "head" if isinstance(spec.head, SetrHead) else "head.head"
-    return rules + mmseg_head_rules("decode_head", target, spec, spec.head)
-
-
-def segmenter_rules(spec: VisionTransformerSpec) -> list[Rule]:
-    """Every entry of rstrudel/segmenter."""
-    width, patch = spec.width, spec.patch
-    extra = ("encoder.cls_token", "encoder.dist_token")[: spec.extra_tokens]
-    rules = [
-        *affine("encoder.patch_embed.proj", "stem.projection", width, 3, patch, patch),
-        Rule(extra, (1, 1, width), ("extra_tokens",)),
-        rule("encoder.pos_embed", "positions", 1, spec.tokens, width),
-        *affine("encoder.norm", "norm", width),
-    ]
-    for number in range(spec.depth):
-        source, target = f"encoder.blocks.{number}", f"blocks.{number}"
-        rules += block_rules(source, target, TIMM_BLOCK, width=width, hidden=spec.hidden)
-    if isinstance(spec.head, LinearHead):
-        return rules + affine("decoder.head", "head.head.classifier", spec.classes, width)
-    if not isinstance(spec.head, MaskHead):
-        raise TypeError("Segmenter has a linear or a mask decoder")
-    inner = spec.head.width
-    rules += [
-        rule("decoder.cls_emb", "head.class_tokens", 1, spec.classes, inner),
-        *affine("decoder.proj_dec", "head.embed", inner, width),
-        # Raw parameters of the source, used as x @ W.
-        rule("decoder.proj_patch", "head.patch_projection.weight", inner, inner, change="transposed"),
-        rule("decoder.proj_classes", "head.class_projection.weight", inner, inner, change="transposed"),
-        *affine("decoder.decoder_norm", "head.norm", inner),
-        *affine("decoder.mask_norm", "head.mask_norm", spec.classes),
-    ]
-    for number in range(spec.head.layers):
-        source, target = f"decoder.blocks.{number}", f"head.blocks.{number}"
-        rules += block_rules(source, target, TIMM_BLOCK, width=inner, hidden=4 * inner)
-    return rules
+def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of an official entry that fills parameters of `shapes`, which differ in their first axis only."""
+    shape = (sum(one[0] for one in shapes), *shapes[0][1:])
+    if ours.row is not None:
+        return 1, 1, *shape[1:]
+    match ours.layout:
+        case "batched":
+            return 1, *shape
+        case "after_class_token":
+            return 1, 1 + shape[0], *shape[1:]
+        case "convolution":
+            return *shape, *(1,) * (4 - len(shape))
+        case "transposed":
+            return shape[::-1]
+        case "same":
+            return shape
 
 
 # An official state dict carried over to our names, or refused with a list of what is wrong with it.
-
-_SHOWN = 4
-"""Names shown in a message before only their number is told."""
 
 
 def shapes_of(spec: ModelSpec, *, trainable: bool) -> dict[str, tuple[int, ...]]:
@@ -250,9 +283,9 @@ def listed(names: Iterable[str]) -> str:
 
 def refuse_faults(faults: Mapping[str, list[str]], source: str) -> None:
     """Raise CheckpointMismatch if any list of `faults` (kind -> entries) is not empty."""
-    told = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
-    if told:
-        raise CheckpointMismatch(f"{source} is not a complete checkpoint of its configuration; {told}")
+    found = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
+    if found:
+        raise CheckpointMismatch(f"{source} is not a complete checkpoint of its configuration; {found}")
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
@@ -261,61 +294,50 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def ours_from_official(
-    state: Mapping[str, Tensor], rules: list[Rule], spec: ModelSpec, *, unused: re.Pattern[str], source: str
+    state: Mapping[str, Tensor], key_map: KeyMap, spec: ModelSpec, *, source: str
 ) -> dict[str, Tensor]:
     """The state dict of the network of `spec` in deployment form, fp32.
 
     Args:
         state: official names -> tensors of any floating type.
-        rules: from `official_keys`, for `spec`.
+        key_map: of the project that wrote them.
         spec: the architecture at its training size.
-        unused: entries that may be there and are not needed.
         source: the file's name, for messages.
 
     Raises:
         CheckpointMismatch: missing, unexpected, misshaped, not floating or not finite entries.
     """
-    wanted = {name: rule for rule in rules for name in rule.sources}
-    present = {name: tensor for name, tensor in state.items() if name in wanted}
-    misshaped = [
-        f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
-        for name, tensor in present.items()
-        if tuple(tensor.shape) != wanted[name].shape
-    ]
-    integer = [name for name, tensor in present.items() if not tensor.is_floating_point()]
-    present = {name: tensor.float() for name, tensor in present.items()}
-    faults = {
-        "missing": [n for n, rule in wanted.items() if n not in state and not rule.zero_if_absent],
-        "unexpected": [n for n in state if n not in wanted and not unused.fullmatch(n)],
-        "wrong shape": misshaped,
-        "not floating point": integer,
-        "NaN or Inf": not_finite(present),
-    }
-    refuse_faults(faults, source)
     shapes = shapes_of(spec, trainable=True)
-    training = {name: part for rule in rules for name, part in _parts(rule, present, shapes)}
+    rules = {rule.official: rule for rule in key_map.rules(shapes)}
+    # fp32 before anything looks at the values: torch has no isfinite for fp8.
+    present = {name: tensor.float() for name, tensor in state.items() if name in rules}
+    refuse_faults(_faults(state, present, rules, key_map), source)
+    training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
+    for name, tensor in present.items():
+        rules[name].fill(training, tensor)
     ours = deployed(training)
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours
 
 
-def _parts(rule: Rule, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
-    blank = torch.zeros(rule.shape)
-    whole = torch.cat([state.get(name, blank) for name in rule.sources])
-    if rule.change == "transposed":
-        whole = whole.T
-    elif rule.change == "without_first":
-        whole = whole[:, 1:]
-    pieces = _by_head(whole, rule, shapes) if rule.heads else whole.chunk(len(rule.targets))
-    return [
-        (name, piece.reshape(shapes[name]).contiguous().clone())
-        for name, piece in zip(rule.targets, pieces, strict=True)
-    ]
+def _faults(
+    state: Mapping[str, Tensor], present: Mapping[str, Tensor], rules: Mapping[str, Rule], key_map: KeyMap
+) -> dict[str, list[str]]:
+    """What is wrong with `state`; `present`: those of its entries that `rules` ask for, in fp32."""
+    return {
+        "missing": [name for name in rules if name not in state and not matches(name, key_map.zero_if_absent)],
+        "unexpected": [name for name in state if name not in rules and not matches(name, key_map.unused)],
+        "wrong shape": [
+            f"{name} {list(tensor.shape)} instead of {list(rules[name].shape)}"
+            for name, tensor in present.items()
+            if tuple(tensor.shape) != rules[name].shape
+        ],
+        "not floating point": [name for name in present if not state[name].is_floating_point()],
+        "NaN or Inf": not_finite(present),
+    }
 
 
-def _by_head(whole: Tensor, rule: Rule, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensor]:
-    """Rows (heads * (a + b + ...), ...) -> (heads * a, ...), (heads * b, ...), ..."""
-    shares = [shapes[name][0] // rule.heads for name in rule.targets]
-    by_head = whole.reshape(rule.heads, -1, *whole.shape[1:])
-    return [piece.flatten(0, 1) for piece in torch.split(by_head, shares, dim=1)]
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """`name` matches one of `patterns` (see `name_pattern`)."""
+    return any(name_pattern(pattern).fullmatch(name) for pattern in patterns)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import cost_model

@@ -18,12 +18,12 @@ from torch import Tensor
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, digest_of
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-from dovit_deploy.checkpoints.keys import IN_PROJ, QKV, mmseg_rules
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, DigestMismatch, InputError, PickleRefused, UsageError
 from dovit_deploy.families.parts import GateSpec, LinearHead
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.bundles import tiny_checkpoint
+from tests.families.official_state import random_state
 from tests.families.vit import official
 from tests.tiny import tiny_spec
 
@@ -148,7 +148,7 @@ def test_heads_of_convolutions_without_any_are_linear(tmp_path: Path) -> None:
     spec = official.dovit_spec()
     gates = (GateSpec(layer=1, head=LinearHead()), spec.gates[1])
     spec = VisionTransformerSpec.model_validate({**spec.model_dump(), "gates": gates, "head": LinearHead()})
-    state = official.random_state(mmseg_rules(spec, QKV, patch_bias=True))
+    state = random_state(official.mmseg_map(spec), spec)
     weights, settings = write(tmp_path, state, config)
     checkpoint = checkpoint_from_path(weights, config=settings)
     assert checkpoint.spec == spec
@@ -201,7 +201,7 @@ def test_a_missing_patch_bias_is_zero_for_stock_models_only(tmp_path: Path) -> N
 
 
 def test_missing_attention_biases_are_zero_when_denied(tmp_path: Path) -> None:
-    state = official.random_state(mmseg_rules(official.setr_spec(), IN_PROJ, patch_bias=True))
+    state = official.setr_state()
     state = {name: tensor for name, tensor in state.items() if not name.endswith("in_proj_bias")}
     weights, config = write(tmp_path, state, official.changed(official.SETR_PUP, "backbone.qkv_bias", False))
     ours = checkpoint_from_path(weights, config=config).state

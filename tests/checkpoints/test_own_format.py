@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.checkpoints.checkpoint import OwnConfig, checkpoint_from_path, save_checkpoint
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.families.folding import folded
 from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, SetrHead

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.families.stvit.keys import backbone_rules, swin_rules
+from dovit_deploy.families.stvit.keys import SWIN_MAP
 from dovit_deploy.runtime.session import Session
 from tests.conftest import Run
+from tests.families.official_state import random_state
 from tests.tiny import tiny_pixels
 from tests.tiny_stvit import tiny_backbone, tiny_segmenter, tiny_swin, training_state
 
@@ -56,9 +57,7 @@ def test_a_segmenter_is_exported_and_run(segmenter: Path, dovit: Run, tmp_path: 
 @pytest.mark.exhaustive
 def test_a_backbone_is_exported_and_gives_features(dovit: Run, tmp_path: Path) -> None:
     spec = tiny_backbone((40, 56))
-    random = torch.Generator().manual_seed(0)
-    rules = backbone_rules(spec)
-    state = {name: torch.rand(rule.shape, generator=random) for rule in rules for name in rule.sources}
+    state = random_state(SWIN_MAP, spec)
     torch.save({"state_dict": {f"backbone.{name}": value for name, value in state.items()}}, tmp_path / "det.pth")
     config = {"window_size": 3, "k_window_size_1": 6, "k_window_size_2": 9, "restore_k_window_size": 7}
     (tmp_path / "det.json").write_text(json.dumps({"kwargs": config}))
@@ -74,11 +73,7 @@ def test_a_backbone_is_exported_and_gives_features(dovit: Run, tmp_path: Path) -
 
 
 def test_a_plain_swin_where_stvit_is_expected(dovit: Run, tmp_path: Path) -> None:
-    random = torch.Generator().manual_seed(0)
-    state = {
-        name: torch.rand(rule.shape, generator=random) for rule in swin_rules(tiny_swin()) for name in rule.sources
-    }
-    save_file(state, tmp_path / "swin.safetensors")
+    save_file(random_state(SWIN_MAP, tiny_swin()), tmp_path / "swin.safetensors")
     (tmp_path / "stvit.json").write_text(json.dumps({"kwargs": {"use_global": False, "use_conv_pos": False}}))
     refused = dovit("export", "swin.safetensors", "--config", "stvit.json")
     assert refused.returncode == 6

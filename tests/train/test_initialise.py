@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.checkpoints.checkpoint import OwnConfig, save_checkpoint
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import ConfigError, PickleRefused
 from dovit_deploy.families.parts import ConvStem, FcnHead

@@ -1,81 +1,48 @@
-"""Evo-ViT on DeiT: constructor arguments and keys -> EvoDeitSpec. Source: YifanXu74/Evo-ViT."""
+"""Evo-ViT on DeiT, and plain DeiT, its dense baseline: constructor arguments and keys -> EvoDeitSpec.
+
+Sources: YifanXu74/Evo-ViT, facebookresearch/deit (timm's ViT for classification).
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-
-from dovit_deploy.checkpoints.keys import TIMM_BLOCK, Rule, affine, block_rules, rule
-from dovit_deploy.checkpoints.settings import (
-    IMAGE_SETTINGS,
-    Architecture,
-    KeyFacts,
-    Ledger,
-    Reader,
-    Section,
-    training_size,
-)
+from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
+from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, batched, extra_token, packed
+from dovit_deploy.checkpoints.reader import Architecture, Reader
+from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, has, size, training_size
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
 from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, PooledHead, TokenSelection
 
-# Official key names of Evo-ViT on DeiT and of plain DeiT against ours.
-#
-# Sources: YifanXu74/Evo-ViT, facebookresearch/deit.
-
-
-def evo_deit_rules(spec: EvoDeitSpec, *, biases: bool) -> list[Rule]:
-    """Every entry that inference reads of Evo-ViT on DeiT; a layer's weights lie in five lists of the source.
-
-    `biases`: query, key and value have one (`qkv_bias`); without it ours are zero.
-    """
-    rules = _deit_rules(spec)
-    width, hidden = spec.width, spec.hidden
-    for number in range(spec.depth):
-        target = f"blocks.{number}"
-        attention = [f"{target}.attention.{part}" for part in ("query", "key")]
-        rules += [
-            *affine(f"norms.{number}", f"{target}.norm1", width),
-            Rule((f"qks.{number}.qk.weight",), (2 * width, width), tuple(f"{part}.weight" for part in attention)),
-            Rule(
-                (f"qks.{number}.qk.bias",),
-                (2 * width,),
-                tuple(f"{part}.bias" for part in attention),
-                zero_if_absent=not biases,
-            ),
-            rule(f"vs.{number}.v.weight", f"{target}.attention.value.weight", width, width),
-            rule(f"vs.{number}.v.bias", f"{target}.attention.value.bias", width, zero_if_absent=not biases),
-            *affine(f"projs.{number}", f"{target}.attention.output", width, width),
-            *affine(f"blocks.{number}.norm2", f"{target}.norm2", width),
-            *affine(f"blocks.{number}.mlp.fc1", f"{target}.mlp.expand", hidden, width),
-            *affine(f"blocks.{number}.mlp.fc2", f"{target}.mlp.contract", width, hidden),
-        ]
-    return rules
-
-
-def plain_deit_rules(spec: EvoDeitSpec) -> list[Rule]:
-    """Every entry of a plain (or distilled) DeiT, timm's ViT for classification."""
-    rules = _deit_rules(spec)
-    for number in range(spec.depth):
-        place = f"blocks.{number}"
-        rules += block_rules(place, place, TIMM_BLOCK, width=spec.width, hidden=spec.hidden)
-    if spec.extra_tokens == 2:
-        rules += affine("head_dist", "head.distilled", spec.classes, spec.width)
-    return rules
-
-
-def _deit_rules(spec: EvoDeitSpec) -> list[Rule]:
-    """What Evo-ViT and plain DeiT name alike."""
-    extra = ("cls_token", "dist_token")[: spec.extra_tokens]
-    return [
-        *affine("patch_embed.proj", "stem.projection", spec.width, 3, spec.patch, spec.patch),
-        Rule(extra, (1, 1, spec.width), ("extra_tokens",)),
-        rule("pos_embed", "positions", 1, spec.tokens, spec.width),
-        *affine("norm", "norm", spec.width),
-        *affine("head", "head.classifier", spec.classes, spec.width),
-    ]
-
-
-# What the constructors of DeiT and of Evo-ViT on DeiT have in common: settings and keys -> a dense EvoDeitSpec.
+DEIT_KEYS: KeyTable = {
+    "cls_token": extra_token(0),
+    "dist_token": extra_token(1),
+    "pos_embed": batched("positions"),
+    "patch_embed.proj.{entry}": "stem.projection.{entry}",
+    "blocks.{layer}.norm1.{entry}": "blocks.{layer}.norm1.{entry}",
+    "blocks.{layer}.attn.qkv.{entry}": packed("blocks.{layer}.attention.{part}.{entry}"),
+    "blocks.{layer}.attn.proj.{entry}": "blocks.{layer}.attention.output.{entry}",
+    "blocks.{layer}.norm2.{entry}": "blocks.{layer}.norm2.{entry}",
+    "blocks.{layer}.mlp.fc1.{entry}": "blocks.{layer}.mlp.expand.{entry}",
+    "blocks.{layer}.mlp.fc2.{entry}": "blocks.{layer}.mlp.contract.{entry}",
+    "norm.{entry}": "norm.{entry}",
+    "head.{entry}": "head.classifier.{entry}",
+    "head_dist.{entry}": "head.distilled.{entry}",
+}
+EVO_DEIT_KEYS: KeyTable = {
+    # A layer's weights lie in five lists of the source: norms, qks, vs, projs, blocks.
+    "cls_token": extra_token(0),
+    "pos_embed": batched("positions"),
+    "patch_embed.proj.{entry}": "stem.projection.{entry}",
+    "norms.{layer}.{entry}": "blocks.{layer}.norm1.{entry}",
+    "qks.{layer}.qk.{entry}": packed("blocks.{layer}.attention.{part}.{entry}", "query", "key"),
+    "vs.{layer}.v.{entry}": "blocks.{layer}.attention.value.{entry}",
+    "projs.{layer}.{entry}": "blocks.{layer}.attention.output.{entry}",
+    "blocks.{layer}.norm2.{entry}": "blocks.{layer}.norm2.{entry}",
+    "blocks.{layer}.mlp.fc1.{entry}": "blocks.{layer}.mlp.expand.{entry}",
+    "blocks.{layer}.mlp.fc2.{entry}": "blocks.{layer}.mlp.contract.{entry}",
+    "norm.{entry}": "norm.{entry}",
+    "head.{entry}": "head.classifier.{entry}",
+}
+_TRAIN_ONLY = ("head_cls.*", "norm_cls.*", "pre_logits.**")
 
 DEIT_SETTINGS = IMAGE_SETTINGS | frozenset(
     {
@@ -85,106 +52,132 @@ DEIT_SETTINGS = IMAGE_SETTINGS | frozenset(
     }
 )
 """Constructor arguments, and `stage_wise_prune`, an attribute of Evo-ViT."""
-HEADS = {192: 3, 384: 6, 768: 12}
+_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "in_chans": (3,),
+    "qk_scale": (None,),
+    "representation_size": (None,),
+    "hybrid_backbone": (None,),
+}
+HEADS_OF_WIDTH = {192: 3, 384: 6, 768: 12}
 """Attention heads of the published sizes (tiny, small, base) by width."""
-LAYERS = 12
-"""Of every published size."""
-UNUSED = re.compile(r"(head_cls|norm_cls)\.(weight|bias)|pre_logits\..*")
-"""Entries that only training reads."""
+PUBLISHED_DEPTH = 12
+_PUBLISHED_RATIOS = (1.0,) * 4 + (0.5,) * 8
+"""`prune_ratio` and `tradeoff` of every published Evo-ViT on DeiT."""
+_STAGES = ((4, 8), (8, 12))
+"""Layers of the stage-wise form's selections, fixed in the source."""
 _NORM_EPS = 1e-6
 
 
-def dense_deit_spec(
-    section: Section, facts: KeyFacts, ledger: Ledger, *, depth: int, width: int, extra: int
-) -> EvoDeitSpec:
-    """The network with nothing selected, as plain DeiT reads it out.
-
-    Args:
-        section: constructor arguments.
-        facts: of the checkpoint.
-        ledger: takes the names of what nobody tells.
-        depth: layers.
-        width: of a token.
-        extra: 1, or 2 with a distillation token.
-    """
-    section.must_be("in_chans", 3)
-    for absent in ("qk_scale", "representation_size", "hybrid_backbone"):
-        section.must_be(absent, None)
-    patch = section.integer("patch_size")
-    patch = ledger.settle("patch_size", patch, facts.size((r"patch_embed\.proj\.weight", 2)), stand_in=16)
-    size = training_size(section, "img_size", facts, ledger, positions="pos_embed", extra=extra, patch=patch)
-    heads = section.integer("num_heads")
-    heads = ledger.settle("num_heads", heads if heads is not None else HEADS.get(width), None, stand_in=1)
-    ratio = section.number("mlp_ratio")
-    hidden = facts.size((r"blocks\.\d+\.mlp\.fc1\.(weight|bias)", 0))
-    hidden = ledger.settle("mlp_ratio", None if ratio is None else int(width * ratio), hidden, stand_in=4 * width)
-    classes = facts.size((r"head\.(weight|bias)", 0))
-    return EvoDeitSpec(
-        family="deit",
-        size=size,
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=hidden,
-        extra_tokens=2 if extra == 2 else 1,
-        norm_eps=section.number("norm_eps") or _NORM_EPS,
-        classes=ledger.settle("num_classes", section.integer("num_classes"), classes, stand_in=1),
-        position_mode="bicubic",
-        head=ClassTokenHead(),
-    )
+def _stated_hidden(network: Sources, key: str) -> int | None:
+    ratio = network.number(key)
+    return None if ratio is None else int(network[WIDTH] * ratio)
 
 
-def deit_width(section: Section, facts: KeyFacts, ledger: Ledger) -> int:
-    """`embed_dim`, of any norm."""
-    votes = (r"norm\.(weight|bias)", 0), (r"norms\.\d+\.(weight|bias)", 0), (r"blocks\.\d+\.norm[12]\.(weight|bias)", 0)
-    return ledger.settle("embed_dim", section.integer("embed_dim"), facts.size(*votes), stand_in=1)
+def _stated_tradeoffs(network: Sources, key: str) -> tuple[float, ...] | None:
+    """One number, or one a layer."""
+    if isinstance(network.values.get(key), int | float):
+        return (network.number(key) or 0.0,) * network[EVO_DEPTH]
+    return network.numbers(key) or None
 
 
-_RATIOS = (1.0,) * 4 + (0.5,) * 8
-"""`prune_ratio` and `tradeoff` of every published Evo-ViT on DeiT."""
-_STAGES = ((4, 8), (8, 12))
-"""Of the stage-wise form: fixed in the source."""
+def _published_tradeoffs(network: Sources) -> tuple[float, ...] | None:
+    published = network[WIDTH] in HEADS_OF_WIDTH and network[EVO_DEPTH] == PUBLISHED_DEPTH
+    return _PUBLISHED_RATIOS if published else None
 
 
-def evo_deit_architecture(
-    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
-) -> Architecture:
-    """Understand a checkpoint of Evo-ViT on DeiT.
+WIDTH = SpecValue("embed_dim", Section.integer, 1, seen=size(("norm.*", 0), ("norms.*.*", 0), ("blocks.*.norm*.*", 0)))
+PATCH = SpecValue("patch_size", Section.integer, 16, seen=size(("patch_embed.proj.weight", 2)))
+SIZE = training_size(
+    "img_size",
+    positions="pos_embed",
+    extra=lambda network: 2 if network.facts.has("dist_token") else 1,
+    patch=lambda network: network[PATCH],
+)
+HEADS = SpecValue("num_heads", Section.integer, 1, default=lambda network: HEADS_OF_WIDTH.get(network[WIDTH]))
+HIDDEN = SpecValue("mlp_ratio", _stated_hidden, 1, seen=size(("blocks.*.mlp.fc1.*", 0)))
+CLASSES = SpecValue("num_classes", Section.integer, 1, seen=size(("head.*", 0)))
+EVO_DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, seen=count("qks"))
+DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, seen=count("blocks"))
+DISTILLED = SpecValue("distilled", Section.flag, False, seen=has("dist_token"))
+TRADEOFFS = SpecValue("tradeoff", _stated_tradeoffs, (1.0,) * PUBLISHED_DEPTH, default=_published_tradeoffs)
 
-    Args:
-        settings: constructor arguments; empty if there are none.
-        facts: of the checkpoint.
-        source: the checkpoint's name, for messages.
-        thresholds: not read: it has no gates.
+
+def evo_deit_architecture(network: Sources) -> Architecture:
+    """Understand a checkpoint of Evo-ViT on DeiT; `network` is its constructor's arguments.
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
     """
-    del thresholds
-    ledger, section = Ledger(source), Section("", settings)
-    section.must_be("distilled", False)
-    depth = ledger.settle("depth", section.integer("depth"), facts.count("qks"), stand_in=LAYERS)
-    width = deit_width(section, facts, ledger)
-    stage_wise, last_rejoins = section.flag("stage_wise_prune") is not False, not section.flag("prunecls")
-    selections = selections_from_ratios(_ratios(section, depth), stage_wise=stage_wise)
-    tradeoffs = _tradeoffs(section, depth, width, ledger)
-    dense = dense_deit_spec(section, facts, ledger, depth=depth, width=width, extra=1)
-    ledger.finish()
-    if not last_rejoins and selections and selections[-1].last == depth and not selections[-1].chosen(dense.patches):
-        raise ConfigError(f"'prunecls' with 'prune_ratio' {selections[-1].ratio:g} leaves no token to classify by")
+    network.must_be("distilled", False)
+    depth, rejoins = network[EVO_DEPTH], not network.flag("prunecls")
+    stage_wise = network.flag("stage_wise_prune") is not False
+    selections = selections_from_ratios(_ratios(network, depth), stage_wise=stage_wise)
+    tradeoffs, dense = network[TRADEOFFS], _dense_values(network, depth=depth)
+    network.finish()
+    if len(tradeoffs) != depth:
+        raise ConfigError(f"'tradeoff' has {len(tradeoffs)} entries for {depth} layers")
     spec = EvoDeitSpec.model_validate(
         {
-            **dense.model_dump(),
+            **dense,
             "family": "evovit-deit",
             "selections": selections,
             "tradeoffs": tradeoffs,
-            "rejoin_last": last_rejoins,
+            "rejoin_last": rejoins,
             "position_mode": "bilinear",
             "head": PooledHead(),
         }
     )
-    return Architecture(spec, evo_deit_rules(spec, biases=section.flag("qkv_bias") is not False), UNUSED)
+    if not rejoins and selections and selections[-1].last == depth and not selections[-1].chosen(spec.patches):
+        raise ConfigError(f"'prunecls' with 'prune_ratio' {selections[-1].ratio:g} leaves no token to classify by")
+    biased = network.flag("qkv_bias") is not False
+    absent = () if biased else ("qks.*.qk.bias", "vs.*.v.bias")
+    return Architecture(spec, KeyMap(EVO_DEIT_KEYS, unused=_TRAIN_ONLY, zero_if_absent=absent))
+
+
+def plain_deit_architecture(network: Sources) -> Architecture:
+    """Understand a checkpoint of plain DeiT, with or without distillation token, as a dense model.
+
+    Raises:
+        CheckpointMismatch: the configuration selects tokens, which these weights were not trained for.
+        ConfigError: values unknown, unsupported, or contradicting the keys.
+    """
+    if any(ratio != 1 for ratio in network.numbers("prune_ratio") or ()):
+        raise CheckpointMismatch(
+            f"{network.checkpoint} is a plain DeiT (blocks.*.attn.qkv), not an Evo-ViT (qks.*), and its configuration "
+            "selects tokens; leave 'prune_ratio' out to export it as the dense baseline"
+        )
+    values = {**_dense_values(network, depth=network[DEPTH]), "extra_tokens": 2 if network[DISTILLED] else 1}
+    network.finish()
+    network.must_be("qkv_bias", True)
+    return Architecture(EvoDeitSpec.model_validate(values), KeyMap(DEIT_KEYS, unused=_TRAIN_ONLY))
+
+
+def _dense_values(network: Sources, *, depth: int) -> dict[str, object]:
+    """The arguments of the spec with nothing selected, as plain DeiT is read."""
+    network.must_all_be(_SUPPORTED)
+    return {
+        "family": "deit",
+        "size": network[SIZE],
+        "patch": network[PATCH],
+        "width": network[WIDTH],
+        "depth": depth,
+        "heads": network[HEADS],
+        "hidden": network[HIDDEN],
+        "norm_eps": network.number("norm_eps") or _NORM_EPS,
+        "classes": network[CLASSES],
+        "position_mode": "bicubic",
+        "head": ClassTokenHead(),
+    }
+
+
+def _ratios(network: Section, depth: int) -> tuple[float, ...]:
+    """`prune_ratio`; unstated it is the constructor's own."""
+    ratios = network.numbers("prune_ratio") or _PUBLISHED_RATIOS
+    if len(ratios) != depth:
+        raise ConfigError(f"'prune_ratio' has {len(ratios)} entries for {depth} layers")
+    if not all(0 <= ratio <= 1 for ratio in ratios):
+        raise ConfigError(f"'prune_ratio' {', '.join(f'{ratio:g}' for ratio in ratios)}: each must lie in 0 to 1")
+    return ratios
 
 
 def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tuple[TokenSelection, ...]:
@@ -198,81 +191,37 @@ def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tu
         ConfigError: the first layer has a ratio, or there are no such stages.
     """
     if not stage_wise:
-        if ratios[0] != 1:
-            raise ConfigError("'prune_ratio' of the first layer must be 1: there are no scores before it to choose by")
-        chosen = [(layer, layer + 1) for layer, ratio in enumerate(ratios) if ratio != 1]
-    elif len(ratios) != _STAGES[-1][-1]:
+        return selections_by_layer(ratios)
+    if len(ratios) != _STAGES[-1][-1]:
         raise ConfigError(
             f"{len(ratios)} layers with 'stage_wise_prune': its stages end at layer {_STAGES[-1][-1]}; "
             "set it to false for selections layer by layer"
         )
-    else:
-        chosen = [] if all(ratios[first] == 1 for first, _ in _STAGES) else list(_STAGES)
-    return tuple(TokenSelection(first=first, last=last, ratio=ratios[first]) for first, last in chosen)
+    if all(ratios[first] == 1 for first, _ in _STAGES):
+        return ()
+    return tuple(TokenSelection(first=first, last=last, ratio=ratios[first]) for first, last in _STAGES)
 
 
-def _ratios(section: Section, depth: int) -> tuple[float, ...]:
-    """`prune_ratio`; unstated it is the constructor's own."""
-    stated = section.numbers("prune_ratio") or _RATIOS
-    if len(stated) != depth:
-        raise ConfigError(f"'prune_ratio' has {len(stated)} entries for {depth} layers")
-    if not all(0 <= ratio <= 1 for ratio in stated):
-        raise ConfigError(f"'prune_ratio' {', '.join(f'{ratio:g}' for ratio in stated)}: each must lie in 0 to 1")
-    return stated
+def selections_by_layer(ratios: tuple[float, ...]) -> tuple[TokenSelection, ...]:
+    """One selection for each layer whose ratio is not 1.
 
-
-def _tradeoffs(section: Section, depth: int, width: int, ledger: Ledger) -> tuple[float, ...]:
-    """`tradeoff`, one number or one a layer; unstated it is that of the published sizes."""
-    value = section.values.get("tradeoff")
-    if isinstance(value, int | float):
-        return (section.number("tradeoff") or 0.0,) * depth
-    published = _RATIOS if width in HEADS and depth == LAYERS else None
-    stated = ledger.settle("tradeoff", section.numbers("tradeoff") or published, None, stand_in=(1.0,) * depth)
-    if len(stated) != depth:
-        raise ConfigError(f"'tradeoff' has {len(stated)} entries for {depth} layers")
-    return stated
+    Raises:
+        ConfigError: the first layer has one.
+    """
+    if ratios[0] != 1:
+        raise ConfigError("'prune_ratio' of the first layer must be 1: there are no scores before it to choose by")
+    return tuple(
+        TokenSelection(first=layer, last=layer + 1, ratio=ratio) for layer, ratio in enumerate(ratios) if ratio != 1
+    )
 
 
 READER = Reader(
-    recognises=lambda facts: facts.has(r"qks\.\d+\.qk\..*"),
+    recognises=lambda facts: facts.has("qks.*.qk.**"),
     settings=DEIT_SETTINGS,
     architecture=evo_deit_architecture,
 )
-
-
-# Plain DeiT, the dense baseline of Evo-ViT: constructor arguments and keys -> EvoDeitSpec without selections.
-#
-# Source: facebookresearch/deit (timm's ViT for classification).
-
-
-def plain_deit_architecture(
-    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
-) -> Architecture:
-    """Understand a checkpoint of plain DeiT, with or without distillation token, as a dense model.
-
-    Raises:
-        CheckpointMismatch: the configuration wants tokens passed on, which these weights were not trained for.
-        ConfigError: values unknown, unsupported, or contradicting the keys.
-    """
-    del thresholds
-    ledger, section = Ledger(source), Section("", settings)
-    if any(ratio != 1 for ratio in section.numbers("prune_ratio") or ()):
-        raise CheckpointMismatch(
-            f"{source} is a plain DeiT (blocks.*.attn.qkv), not an Evo-ViT (qks.*), and its configuration selects "
-            "tokens; leave 'prune_ratio' out to export it as the dense baseline"
-        )
-    depth = ledger.settle("depth", section.integer("depth"), facts.count("blocks"), stand_in=LAYERS)
-    seen = facts.has("dist_token")
-    distilled = ledger.settle("distilled", section.flag("distilled"), seen, stand_in=seen)
-    width = deit_width(section, facts, ledger)
-    spec = dense_deit_spec(section, facts, ledger, depth=depth, width=width, extra=2 if distilled else 1)
-    ledger.finish()
-    section.must_be("qkv_bias", True)
-    return Architecture(spec, plain_deit_rules(spec), UNUSED)
-
-
 PLAIN_DEIT = Reader(
-    recognises=lambda facts: facts.has(r"blocks\.\d+\.attn\.qkv\..*"),
+    recognises=lambda facts: facts.has("blocks.*.attn.qkv.**"),
     settings=DEIT_SETTINGS,
     architecture=plain_deit_architecture,
 )

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
-from dovit_deploy.checkpoints.keys import segmenter_rules
-from dovit_deploy.checkpoints.settings import (
-    IMAGE_SETTINGS,
-    Architecture,
-    KeyFacts,
-    Ledger,
-    Reader,
-    Section,
-    training_size,
-)
-from dovit_deploy.errors import CheckpointMismatch, ConfigError
+from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
+from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, batched, extra_token, packed, transposed
+from dovit_deploy.checkpoints.reader import Architecture, Reader
+from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size, training_size
+from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.parts import LinearHead, MaskHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+
+SEGMENTER_KEYS: KeyTable = {
+    "encoder.cls_token": extra_token(0),
+    "encoder.dist_token": extra_token(1),
+    "encoder.pos_embed": batched("positions"),
+    "encoder.patch_embed.proj.{entry}": "stem.projection.{entry}",
+    "encoder.blocks.{layer}.norm1.{entry}": "blocks.{layer}.norm1.{entry}",
+    "encoder.blocks.{layer}.attn.qkv.{entry}": packed("blocks.{layer}.attention.{part}.{entry}"),
+    "encoder.blocks.{layer}.attn.proj.{entry}": "blocks.{layer}.attention.output.{entry}",
+    "encoder.blocks.{layer}.norm2.{entry}": "blocks.{layer}.norm2.{entry}",
+    "encoder.blocks.{layer}.mlp.fc1.{entry}": "blocks.{layer}.mlp.expand.{entry}",
+    "encoder.blocks.{layer}.mlp.fc2.{entry}": "blocks.{layer}.mlp.contract.{entry}",
+    "encoder.norm.{entry}": "norm.{entry}",
+    # The linear decoder.
+    "decoder.head.{entry}": "head.head.classifier.{entry}",
+    # The mask transformer.
+    "decoder.cls_emb": batched("head.class_tokens"),
+    "decoder.proj_dec.{entry}": "head.embed.{entry}",
+    "decoder.proj_patch": transposed("head.patch_projection.weight"),
+    "decoder.proj_classes": transposed("head.class_projection.weight"),
+    "decoder.decoder_norm.{entry}": "head.norm.{entry}",
+    "decoder.mask_norm.{entry}": "head.mask_norm.{entry}",
+    "decoder.blocks.{layer}.norm1.{entry}": "head.blocks.{layer}.norm1.{entry}",
+    "decoder.blocks.{layer}.attn.qkv.{entry}": packed("head.blocks.{layer}.attention.{part}.{entry}"),
+    "decoder.blocks.{layer}.attn.proj.{entry}": "head.blocks.{layer}.attention.output.{entry}",
+    "decoder.blocks.{layer}.norm2.{entry}": "head.blocks.{layer}.norm2.{entry}",
+    "decoder.blocks.{layer}.mlp.fc1.{entry}": "head.blocks.{layer}.mlp.expand.{entry}",
+    "decoder.blocks.{layer}.mlp.fc2.{entry}": "head.blocks.{layer}.mlp.contract.{entry}",
+}
+KEY_MAP = KeyMap(SEGMENTER_KEYS, unused=("encoder.head.*", "encoder.head_dist.*", "**.num_batches_tracked"))
 
 NETWORK_SETTINGS = frozenset(
     {
@@ -28,131 +52,116 @@ NETWORK_SETTINGS = frozenset(
 """Constructor arguments, `net_kwargs` of variant.yml."""
 FILE_SETTINGS = frozenset({"dataset_kwargs", "inference_kwargs"})
 """Other parts of variant.yml that matter."""
-_DECODER = frozenset({"name", "n_layers", "n_heads", "n_cls", "d_model", "d_encoder", "d_ff", "patch_size"})
+_DECODER_SETTINGS = frozenset({"name", "n_layers", "n_heads", "n_cls", "d_model", "d_encoder", "d_ff", "patch_size"})
 _NORM_EPS = 1e-5
 """torch's default, which the source keeps everywhere."""
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16}
 """Attention heads of the published variants (tiny, small, base, large) by width."""
-_BLOCK = r"encoder\.blocks\.\d+"
+
+Decoder = Literal["linear", "mask_transformer"]
 
 
-def segmenter_architecture(
-    settings: Mapping[str, object], facts: KeyFacts, source: str, *, thresholds: Sequence[float] | None
-) -> Architecture:
-    """Understand a checkpoint of Segmenter.
+def _extra(network: Sources) -> int:
+    return 2 if network.present("distilled", "encoder.dist_token") else 1
 
-    Args:
-        settings: constructor arguments; empty if there are none.
-        facts: of the checkpoint.
-        source: the checkpoint's name, for messages.
-        thresholds: not read: it has no gates.
+
+def _stated_decoder(decoder: Section, key: str) -> Decoder | None:
+    decoder.must_be(key, "linear", "mask_transformer")
+    name = decoder.text(key)
+    return None if name is None else "linear" if name == "linear" else "mask_transformer"
+
+
+def _shown_decoder(decoder: Sources) -> Decoder | None:
+    if decoder.facts.has("cls_emb", "mask_norm.**", "blocks.**"):
+        return "mask_transformer"
+    return "linear" if decoder.facts.has("head.**") else None
+
+
+def _no_decoder(decoder: Sources) -> Decoder | None:
+    raise CheckpointMismatch(f"{decoder.checkpoint} has no entries of a decoder (decoder.*)")
+
+
+WIDTH = SpecValue("d_model", Section.integer, 1, seen=size(("encoder.blocks.*.norm*.*", 0)))
+PATCH = SpecValue("patch_size", Section.integer, 16, seen=size(("encoder.patch_embed.proj.weight", 2)))
+SIZE = training_size("image_size", positions="encoder.pos_embed", extra=_extra, patch=lambda network: network[PATCH])
+HEADS = SpecValue("n_heads", Section.integer, 1, default=lambda network: _HEADS.get(network[WIDTH]))
+HIDDEN = SpecValue("d_ff", Section.integer, 1, seen=size(("encoder.blocks.*.mlp.fc1.*", 0)))
+DEPTH = SpecValue("n_layers", Section.integer, 1, seen=count("encoder.blocks"))
+CLASSES = SpecValue(
+    "n_cls",
+    Section.integer,
+    1,
+    seen=size(("decoder.mask_norm.*", 0), ("decoder.cls_emb", 1), ("decoder.head.*", 0)),
+)
+DECODER = SpecValue[Decoder]("name", _stated_decoder, "linear", seen=_shown_decoder, default=_no_decoder)
+DECODER_LAYERS = SpecValue("n_layers", Section.integer, 2, seen=count("blocks"))
+
+
+def segmenter_architecture(network: Sources) -> Architecture:
+    """Understand a checkpoint of Segmenter; `network` is its constructor's arguments.
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
-        CheckpointMismatch: nothing tells what the decoder is.
+        CheckpointMismatch: nothing shows what the decoder is.
     """
-    del thresholds
-    ledger, section = Ledger(source), Section("", settings)
-    section.must_be("channels", 3)
-    width = ledger.settle(
-        "d_model", section.integer("d_model"), facts.size((rf"{_BLOCK}\.norm[12]\.(weight|bias)", 0)), stand_in=1
-    )
-    patch = ledger.settle(
-        "patch_size",
-        section.integer("patch_size"),
-        facts.size((r"encoder\.patch_embed\.proj\.weight", 2)),
-        stand_in=16,
-    )
-    extra = 2 if _distilled(section, facts) else 1
-    size = training_size(
-        section, "image_size", facts, ledger, positions=r"encoder\.pos_embed", extra=extra, patch=patch
-    )
-    heads = section.integer("n_heads")
-    heads = ledger.settle("n_heads", heads if heads is not None else _HEADS.get(width), None, stand_in=1)
-    hidden = facts.size((rf"{_BLOCK}\.mlp\.fc1\.(weight|bias)", 0))
-    depth = ledger.settle("n_layers", section.integer("n_layers"), facts.count(r"encoder\.blocks"), stand_in=1)
-    classes = _classes(section, facts, ledger)
-    head = _head(_decoder(section), facts, ledger, width=width)
-    hidden = ledger.settle("d_ff", section.integer("d_ff"), hidden, stand_in=4 * width)
-    ledger.finish()
-    spec = VisionTransformerSpec(
-        family="segmenter",
-        size=size,
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=hidden,
-        extra_tokens=extra,
-        norm_eps=_NORM_EPS,
-        final_norm=True,
-        classes=classes,
-        gates=(),
-        aggregate_rate=0.1,
-        position_mode="bilinear",
-        head=head,
-    )
-    stride, window = _slide(section)
+    network.must_be("channels", 3)
+    decoder = _decoder(network)
+    decoder.agreed("n_cls", decoder.integer("n_cls"), network[CLASSES])
+    values = {
+        "family": "segmenter",
+        "size": network[SIZE],
+        "patch": network[PATCH],
+        "width": network[WIDTH],
+        "depth": network[DEPTH],
+        "heads": network[HEADS],
+        "hidden": network[HIDDEN],
+        "extra_tokens": _extra(network),
+        "norm_eps": _NORM_EPS,
+        "classes": network[CLASSES],
+        "position_mode": "bilinear",
+        "head": _head(decoder, width=network[WIDTH]),
+    }
+    network.finish()
+    stride, window = _slide(network)
     return Architecture(
-        spec=spec,
-        rules=segmenter_rules(spec),
-        unused=re.compile(r"encoder\.head(_dist)?\.(weight|bias)|.*\.num_batches_tracked"),
+        spec=VisionTransformerSpec.model_validate(values),
+        key_map=KEY_MAP,
         stride=stride,
         slide_size=window,
         logits_cover="padded",
     )
 
 
-def _distilled(section: Section, facts: KeyFacts) -> bool:
-    stated, seen = section.flag("distilled"), facts.has(r"encoder\.dist_token")
-    if stated is False and seen:
-        raise ConfigError("'distilled' is false in the configuration, and the checkpoint has a distillation token")
-    return seen if stated is None else stated
-
-
-def _decoder(section: Section) -> Section:
+def _decoder(network: Sources) -> Sources:
     """The decoder's arguments; a bare name stands for them."""
-    value = section.values.get("decoder")
-    if isinstance(value, str):
-        return Section("decoder", {"name": value}, section.source)
-    decoder = section.section("decoder") or Section("decoder", {}, section.source)
-    return decoder.only(_DECODER)
+    stated = network.values.get("decoder")
+    if isinstance(stated, str):
+        network = replace(network, values={"decoder": {"name": stated}})
+    decoder = network.part("decoder", "decoder.")
+    decoder.only(_DECODER_SETTINGS)
+    return decoder
 
 
-def _classes(section: Section, facts: KeyFacts, ledger: Ledger) -> int:
-    seen = facts.size(
-        (r"decoder\.mask_norm\.(weight|bias)", 0), (r"decoder\.cls_emb", 1), (r"decoder\.head\.(weight|bias)", 0)
-    )
-    classes = ledger.settle("n_cls", section.integer("n_cls"), seen, stand_in=1)
-    return ledger.settle("decoder.n_cls", _decoder(section).integer("n_cls"), classes, stand_in=classes)
-
-
-def _head(decoder: Section, facts: KeyFacts, ledger: Ledger, *, width: int) -> LinearHead | MaskHead:
-    decoder.must_be("name", "linear", "mask_transformer")
-    seen = None
-    if facts.has(r"decoder\.(cls_emb|mask_norm\..*|blocks\..*)"):
-        seen = "mask_transformer"
-    elif facts.has(r"decoder\.head\..*"):
-        seen = "linear"
-    if seen is None and decoder.text("name") is None:
-        raise CheckpointMismatch(f"{ledger.source} has no entries of a decoder (decoder.*)")
-    name = ledger.settle("decoder.name", decoder.text("name"), seen, stand_in="linear")
+def _head(decoder: Sources, *, width: int) -> LinearHead | MaskHead:
+    name = decoder[DECODER]
     for key in ("d_model", "d_encoder"):
-        ledger.settle(f"decoder.{key}", decoder.integer(key), width, stand_in=width)
+        decoder.agreed(key, decoder.integer(key), width)
     decoder.must_be("d_ff", 4 * width)
     if name == "linear":
         return LinearHead()
     heads = decoder.integer("n_heads")
-    layers = ledger.settle("decoder.n_layers", decoder.integer("n_layers"), facts.count(r"decoder\.blocks"), stand_in=2)
     # The source derives the decoder's heads from the width, whatever the encoder has.
     return MaskHead(
-        width=width, layers=layers, heads=max(1, width // 64) if heads is None else heads, norm_eps=_NORM_EPS
+        width=width,
+        layers=decoder[DECODER_LAYERS],
+        heads=max(1, width // 64) if heads is None else heads,
+        norm_eps=_NORM_EPS,
     )
 
 
-def _slide(section: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+def _slide(network: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """Stride and window of sliding inference from `inference_kwargs`, or None and None."""
-    inference = section.section("inference_kwargs")
+    inference = network.section("inference_kwargs")
     if inference is None:
         return None, None
     window, stride = inference.pair("window_size"), inference.pair("window_stride")
@@ -160,7 +169,7 @@ def _slide(section: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | 
 
 
 READER = Reader(
-    recognises=lambda facts: facts.has(r"encoder\.blocks\..*"),
+    recognises=lambda facts: facts.has("encoder.blocks.**"),
     settings=NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS,
     architecture=segmenter_architecture,
 )

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.families.evovit.deit_reader import evo_deit_rules, plain_deit_rules
-from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_rules
+from dovit_deploy.checkpoints.keys import KeyMap
+from dovit_deploy.families.evovit.deit_reader import DEIT_KEYS, EVO_DEIT_KEYS
+from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_key_map
 from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, EvoLevitSpec, TokenSelection
-from tests.families.vit.official import random_state
+from tests.families.official_state import random_state
 from tests.tiny_evovit import tiny_levit_spec
 
 DEIT: dict[str, Any] = {
@@ -72,19 +73,19 @@ def levit_spec(**changes: Any) -> EvoLevitSpec:
 
 def deit_state() -> dict[str, Tensor]:
     """Random weights of DEIT under official names, with the heads that only training reads."""
-    state = random_state(evo_deit_rules(deit_spec(), biases=True))
+    state = random_state(KeyMap(EVO_DEIT_KEYS), deit_spec())
     train_only = {"head_cls.weight": (5, 16), "head_cls.bias": (5,), "norm_cls.weight": (16,), "norm_cls.bias": (16,)}
     return {**state, **{name: torch.ones(shape) for name, shape in train_only.items()}}
 
 
 def plain_state(*, extra: int = 1) -> dict[str, Tensor]:
     """Random weights of a plain DeiT."""
-    return random_state(plain_deit_rules(plain_spec(extra=extra)))
+    return random_state(KeyMap(DEIT_KEYS), plain_spec(extra=extra))
 
 
 def levit_state() -> dict[str, Tensor]:
     """Random weights of LEVIT by the layer-wise view; trade-offs and train-only heads are there."""
-    return {**random_state(evo_levit_rules(levit_spec())), "head_cls.l.weight": torch.zeros(5, 16)}
+    return {**random_state(evo_levit_key_map(levit_spec()), levit_spec()), "head_cls.l.weight": torch.zeros(5, 16)}
 
 
 STAGE_VIEW = {

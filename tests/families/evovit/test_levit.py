@@ -15,12 +15,12 @@ from torch import Tensor
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.families.evovit.levit_reader import levit_rules
+from dovit_deploy.families.evovit.levit_reader import levit_key_map
 from dovit_deploy.families.evovit.spec import LevitSpec
 from dovit_deploy.families.registry import family_of, model_from_spec, state_at_size
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export
-from tests.families.vit.official import random_state
+from tests.families.official_state import random_state
 from tests.families.vit.test_cost import counted
 from tests.naive_evovit import hardswish
 from tests.plain_maths import Array, convolve, softmax
@@ -38,7 +38,7 @@ def spec() -> LevitSpec:
 
 def official_state() -> dict[str, Tensor]:
     """Random weights under official names, with the source's buffers, made as its constructor makes them."""
-    state = random_state(levit_rules(spec()), seed=2)
+    state = random_state(levit_key_map(spec()), spec(), seed=2)
     for name in list(state):
         if name.endswith("c.weight"):
             state[name] *= 4

@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.checkpoints.settings import KeyFacts
+from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap
+from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
 from dovit_deploy.export.pipeline import ExportRequest, bundle_spec
-from dovit_deploy.families.evovit.deit_reader import evo_deit_rules
-from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_architecture, evo_levit_rules
+from dovit_deploy.families.evovit.deit_reader import EVO_DEIT_KEYS, evo_deit_architecture
+from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_architecture, evo_levit_key_map
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
 from tests.families.evovit import official
+from tests.families.official_state import official_shapes
 from tests.tiny import tiny_pixels
 
 
@@ -138,12 +140,11 @@ def test_what_nobody_tells_is_named(tmp_path: Path) -> None:
 
 def test_the_published_sizes_need_no_configuration() -> None:
     """Names and shapes of EvoLeViT_128S and of evo_deit_tiny, as the source builds them."""
-    from dovit_deploy.families.evovit.deit_reader import evo_deit_architecture
     from tests.families.evovit.test_cost import published_deit
 
     tiny = published_deit(192, 3, 224)
-    facts = KeyFacts({name: rule.shape for rule in evo_deit_rules(tiny, biases=True) for name in rule.sources})
-    assert evo_deit_architecture({}, facts, "x.pth", thresholds=None).spec == tiny
+    facts = KeyFacts(official_shapes(KeyMap(EVO_DEIT_KEYS), tiny))
+    assert evo_deit_architecture(Sources("", {}, facts, "x.pth")).spec == tiny
     stages = [(128, 2, 4), (256, 3, 6), (384, 4, 8)]
     fields = [
         {"width": width, "depth": depth, "heads": heads, "key": 16, "value": 32, "hidden": 2 * width}
@@ -161,8 +162,8 @@ def test_the_published_sizes_need_no_configuration() -> None:
             "selections": cuts,
         }
     )
-    facts = KeyFacts({name: rule.shape for rule in evo_levit_rules(smallest) for name in rule.sources})
-    assert evo_levit_architecture({}, facts, "x.pth", thresholds=None).spec == smallest
+    facts = KeyFacts(official_shapes(evo_levit_key_map(smallest), smallest))
+    assert evo_levit_architecture(Sources("", {}, facts, "x.pth")).spec == smallest
 
 
 FAULTS = {

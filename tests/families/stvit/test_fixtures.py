@@ -12,7 +12,7 @@ from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.registry import model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.families.stvit.attention import WindowAttention, WindowLayout, window_layout
-from dovit_deploy.families.stvit.keys import UNIT_PARTS, affine, bias_rule, cross_block_rules
+from dovit_deploy.families.stvit.keys import SWIN_MAP, UNIT_PARTS
 from dovit_deploy.families.stvit.semantic import (
     CrossAttention,
     CrossBlock,
@@ -80,14 +80,16 @@ def block_of(case: Case, name: str, block: CrossBlock, *, relative: int = 0) -> 
     from safetensors.torch import load_file
 
     state, wanted = load_file(case.weights), block.state_dict()
-    rules = cross_block_rules(name, "block", width=48, hidden=192)
+    # As the fourth block of a unit, in training form: layer scales and the table of biases are still apart.
+    ours, official = "stages.2.units.0.local.", "layers.2.blocks.3."
+    shapes = {n: tuple(t.shape) for n, t in wanted.items() if not n.endswith(".values")}
+    shapes |= {"scale1.factor": (48,), "scale2.factor": (48,)}
     if relative:
-        rules.append(bias_rule(name, "block", relative, 3))
-    ours: dict[str, Tensor] = {}
-    for rule in rules:
-        pieces = torch.cat([state[source].float() for source in rule.sources]).chunk(len(rule.targets))
-        ours.update(zip(rule.targets, pieces, strict=True))
-    final = {name.removeprefix("block."): value for name, value in deployed(ours).items()}
+        shapes["attention.bias.table"] = ((2 * relative - 1) ** 2, 3)
+    training = {ours + n: torch.zeros(shape) for n, shape in shapes.items()}
+    for rule in SWIN_MAP.rules({ours + n: shape for n, shape in shapes.items()}):
+        rule.fill(training, state[rule.official.replace(official, f"{name}.")].float())
+    final = {n.removeprefix(ours): value for n, value in deployed(training).items()}
     assert final.keys() == wanted.keys()
     block.load_state_dict(final)
     return block.eval()
@@ -110,9 +112,9 @@ def test_modules_are_reproduced(case: Case) -> None:
     def convolved(pool: WindowPooling) -> WindowPooling:
         from safetensors.torch import load_file
 
-        rules = affine("sab_sc.conv_pos.proj.0", "convolution", 48, 1, 3, 3)
         state = load_file(case.weights)
-        pool.load_state_dict({rule.targets[0]: state[rule.sources[0]].float() for rule in rules})
+        entries = ("weight", "bias")
+        pool.load_state_dict({f"convolution.{e}": state[f"sab_sc.conv_pos.proj.0.{e}"].float() for e in entries})
         return pool
 
     x, whole = io["x"], CrossBlock(shape, CrossAttention(shape))

@@ -12,41 +12,37 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.checkpoints.keys import Rule
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
 from dovit_deploy.families.registry import model_from_spec, state_at_size
-from dovit_deploy.families.stvit.keys import backbone_rules, stvit_swin_rules, swin_rules
-from dovit_deploy.families.stvit.reader import stvit_deit_rules
+from dovit_deploy.families.stvit.keys import STVIT_DEIT_MAP, SWIN_MAP
 from dovit_deploy.families.stvit.spec import StvitBackboneSpec, StvitSwinSpec
 from dovit_deploy.families.stvit.swin_spec import SwinSpec
 from dovit_deploy.families.stvit.windows import region_table, relative_table
+from tests.families.official_state import random_state
 from tests.tiny_stvit import tiny_backbone, tiny_classifier, tiny_deit, tiny_swin
 
 State = dict[str, Tensor]
 
 
-def official(rules: list[Rule], *, window: int, masks: dict[str, int]) -> State:
-    """A state dict with the entries of `rules`, and the tables that Swin stores; `masks` place -> side of the grid."""
-    random = torch.Generator().manual_seed(1)
-    state = {name: torch.rand(rule.shape, generator=random) for rule in rules for name in rule.sources}
+def with_buffers(state: State, *, window: int, masks: dict[str, int]) -> State:
+    """`state` with the buffers that Swin stores; `masks`: block -> side of its grid."""
     for name in [name for name in state if name.endswith("relative_position_bias_table")]:
         side = (int(len(state[name]) ** 0.5) + 1) // 2
         state[name.replace("bias_table", "index")] = torch.from_numpy(relative_table(side))
-    for place, side in masks.items():
+    for block, side in masks.items():
         regions = torch.from_numpy(region_table((side, side), window, shift=window // 2))
-        state[f"{place}.attn_mask"] = (regions[:, None] != regions[:, :, None]).float() * -100
-    for name in [name for name in state if name.endswith("running_var")]:
-        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(3)
+        state[f"{block}.attn_mask"] = (regions[:, None] != regions[:, :, None]).float() * -100
     return state
 
 
 def plain_state() -> State:
-    return official(swin_rules(tiny_swin()), window=2, masks={"layers.0.blocks.1": 16, "layers.2.blocks.1": 4})
+    masks = {"layers.0.blocks.1": 16, "layers.2.blocks.1": 4}
+    return with_buffers(random_state(SWIN_MAP, tiny_swin()), window=2, masks=masks)
 
 
 def classifier_state(*, options: bool = False) -> State:
     spec = tiny_classifier(options=options)
-    return official(stvit_swin_rules(spec), window=10, masks={"layers.0.blocks.1": 40})
+    return with_buffers(random_state(SWIN_MAP, spec), window=10, masks={"layers.0.blocks.1": 40})
 
 
 def read(folder: Path, state: State, config: dict[str, Any] | None = None, *, model_key: bool = False) -> Checkpoint:
@@ -81,7 +77,7 @@ def test_the_classifier_is_read_from_its_keys(tmp_path: Path, options: bool) -> 
 
 
 def backbone_state(prefix: str = "") -> State:
-    state = official(backbone_rules(tiny_backbone()), window=3, masks={})
+    state = with_buffers(random_state(SWIN_MAP, tiny_backbone()), window=3, masks={})
     return {prefix + name: value for name, value in state.items()}
 
 
@@ -172,7 +168,7 @@ def test_a_swin_without_a_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_deit_needs_what_no_key_tells(tmp_path: Path) -> None:
-    state = official(stvit_deit_rules(tiny_deit((48, 48))), window=1, masks={})
+    state = random_state(STVIT_DEIT_MAP, tiny_deit((48, 48)))
     with pytest.raises(ConfigError, match="heads, stgm_start"):
         read(tmp_path, state)
     assert read(tmp_path, state, {"heads": 2, "stgm_start": 2}).spec == tiny_deit((48, 48))

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.checkpoints.keys import IN_PROJ, QKV, Rule, mmseg_rules, segmenter_rules
+from dovit_deploy.checkpoints.keys import KeyMap
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.vit.mmseg import BACKBONE_KEYS, IN_PROJ_KEYS, QKV_KEYS
+from dovit_deploy.families.vit.mmseg_heads import DECODE_KEYS, GATE_KEYS
+from dovit_deploy.families.vit.segmenter import KEY_MAP as SEGMENTER_MAP
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from tests.families.official_state import random_state
 
 WIDTH, CLASSES = 16, 5
 LN = {"type": "LN", "eps": 1e-6}
@@ -134,29 +138,25 @@ def segmenter_spec(*, decoder: str = "mask_transformer", extra: int = 1, patch: 
     )
 
 
-def random_state(rules: list[Rule], *, seed: int = 0) -> dict[str, Tensor]:
-    """An official state dict with every entry of `rules`; variances are positive."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {name: torch.randn(rule.shape, generator=generator) * 0.1 for rule in rules for name in rule.sources}
-    for name in [name for name in state if name.endswith("running_var")]:
-        state[name] = state[name].abs() + 0.5
-        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
-    return state
+def mmseg_map(spec: VisionTransformerSpec) -> KeyMap:
+    """The names of mmsegmentation for `spec`: DoViT's own attention, or that of a stock model."""
+    attention = QKV_KEYS if spec.family == "dovit" else IN_PROJ_KEYS
+    return KeyMap({**BACKBONE_KEYS, **attention, **GATE_KEYS, **DECODE_KEYS[spec.head.kind]})
 
 
 def dovit_state() -> dict[str, Tensor]:
     """Random weights of DOVIT under official names."""
-    return random_state(mmseg_rules(dovit_spec(), QKV, patch_bias=True))
+    return random_state(mmseg_map(dovit_spec()), dovit_spec())
 
 
 def setr_state() -> dict[str, Tensor]:
     """Random weights of SETR_PUP under official names."""
-    return random_state(mmseg_rules(setr_spec(), IN_PROJ, patch_bias=True))
+    return random_state(mmseg_map(setr_spec()), setr_spec())
 
 
 def segmenter_state(spec: VisionTransformerSpec | None = None) -> dict[str, Tensor]:
     """Random weights of SEGMENTER under official names."""
-    return random_state(segmenter_rules(spec or segmenter_spec()))
+    return random_state(SEGMENTER_MAP, spec or segmenter_spec())
 
 
 def changed(config: dict[str, Any], place: str, value: object) -> dict[str, Any]:

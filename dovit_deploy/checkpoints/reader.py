@@ -1,0 +1,61 @@
+"""Reader: how the checkpoints of one project are recognised and understood. Every family has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap
+from dovit_deploy.checkpoints.settings import Sources
+from dovit_deploy.families.any_spec import AnySpec
+
+OfficialState = Mapping[str, Tensor]
+"""Official names -> tensors, as a published file has them."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network understood, and how its official entries become ours."""
+
+    spec: AnySpec
+    """At the training size."""
+    key_map: KeyMap
+    thresholds: tuple[float, ...] = ()
+    """One per gate."""
+    floor: float = 0.0
+    stride: tuple[int, int] | None = None
+    """Of sliding inference, in pixels, rows then columns."""
+    slide_size: tuple[int, int] | None = None
+    """Window of sliding inference, in pixels."""
+    logits_cover: Literal["image", "padded"] = "image"
+
+
+def _unchanged(state: OfficialState, source: str) -> OfficialState:
+    del source
+    return state
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What one project's checkpoints look like; `checkpoint.READERS` lists them all."""
+
+    recognises: Callable[[KeyFacts], bool]
+    """Whether the names of a state dict are this project's."""
+    settings: frozenset[str]
+    """What its configurations may say at their top."""
+    architecture: Callable[[Sources], Architecture]
+    """From configuration and entries to the network.
+
+    Raises:
+        ConfigError: values unknown, unsupported, or contradicting the keys.
+        CheckpointMismatch: the keys are those of another network.
+    """
+    prepared: Callable[[OfficialState, str], OfficialState] = _unchanged
+    """(state, file name for messages) -> the state without what the project stores twice or derives.
+
+    Raises:
+        CheckpointMismatch: a copy differs from its original.
+    """
