@@ -37,7 +37,7 @@ plugins:
 # installed); the tables of docs/benchmarks.md are written from the result. Without one the self-test runs. It has an
 # environment of its own: onnxruntime-gpu and onnxruntime exclude each other. TENSORRT_INCLUDE as for `make plugins`.
 prove-gpu: $(GPU_VENV)/.installed
-	$(GPU_VENV)/bin/python benchmarks/gpu.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
+	$(GPU_VENV)/bin/python benchmarks/gpu/prove.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
 
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)

@@ -7,22 +7,17 @@ import subprocess
 import time
 from pathlib import Path
 
-import gpu
-import gpu_cases
-import gpu_engines
-import gpu_programs
-import gpu_selftest
-import gpu_tables
 import pytest
 import torch
-from gpu_cases import Bench, Budget, CaseResults, all_cases, guess_s, run_case, run_cases
-from gpu_kernels import kernel_checks
-from gpu_latency import Paired, latency, paired
-from gpu_models import EVERYTHING, PIXELS, PROFILES, WIDTHS, Case
-from gpu_report import AIMS, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
-from gpu_selftest import TINY_PIXELS, TinyCase
-from gpu_tables import NOT_RUN, TABLES, mark, write_tables
-from packed_stages import masked_attention
+from gpu import cases, engines, programs, prove, selftest, tables
+from gpu.cases import CaseResults, Conditions, TimeBudget, all_cases, guess_s, run_case, run_cases
+from gpu.kernels import kernel_checks
+from gpu.latency import Paired, latency, paired
+from gpu.models import EVERYTHING, PIXELS, PROFILES, WIDTHS, Case
+from gpu.packed_stages import masked_attention
+from gpu.result import AIMS, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
+from gpu.selftest import TINY_PIXELS, TinyCase
+from gpu.tables import NOT_RUN, TABLES, mark, write_tables
 from report import END
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -31,7 +26,7 @@ from dovit_deploy.errors import ProviderMissing
 from tests.paths import ROOT
 
 CPU = torch.device("cpu")
-HERE = Bench(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=8)
+HERE = Conditions(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=8)
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run make prove-gpu")
 
@@ -45,18 +40,18 @@ def page_with_marks(folder: Path) -> Path:
 @no_gpu
 def test_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path, capsys) -> None:
     output, page = tmp_path / "gpu.json", page_with_marks(tmp_path)
-    assert gpu.main(["--minutes", "1", "-o", str(output), "--docs", str(page)]) == 0
+    assert prove.main(["--minutes", "1", "-o", str(output), "--docs", str(page)]) == 0
     report = GpuReport.model_validate_json(output.read_text())
     assert report.gpu is None and not report.staged and not report.engines and report.copy_gb_per_s is None
     assert len(report.selftest) >= 5 and all(outcome.ok for outcome in report.selftest)
-    assert {entry.what for entry in report.undone} >= set(gpu.ONLY_ON_A_GPU)
+    assert {entry.what for entry in report.undone} >= set(prove.ONLY_ON_A_GPU)
     said = capsys.readouterr().err
-    assert all(f"not done: {what}" in said for what in gpu.ONLY_ON_A_GPU)
+    assert all(f"not done: {what}" in said for what in prove.ONLY_ON_A_GPU)
     text = page.read_text()
     assert "of yesterday" not in text and text.count(NOT_RUN) == 4 and "no GPU" in text
     written = page.read_text()
     page.write_text(page_with_marks(tmp_path).read_text())
-    assert gpu.main(["--tables", str(output), "--docs", str(page)]) == 0
+    assert prove.main(["--tables", str(output), "--docs", str(page)]) == 0
     assert page.read_text() == written, "the tables come from the JSON"
 
 
@@ -65,20 +60,20 @@ def test_a_selftest_that_fails_is_exit_code_4(monkeypatch, tmp_path) -> None:
     def wrong():
         return [Outcome(name="x", ok=False, detail="it is wrong")], []
 
-    monkeypatch.setattr(gpu, "selftest", wrong)
-    assert gpu.main(["-o", str(tmp_path / "gpu.json")]) == 4
+    monkeypatch.setattr(prove, "selftest", wrong)
+    assert prove.main(["-o", str(tmp_path / "gpu.json")]) == 4
 
 
 def test_a_wrong_stage_fails_the_selftest(monkeypatch) -> None:
-    monkeypatch.setattr(gpu_selftest, "_engines", lambda: "")
-    monkeypatch.setattr(gpu_selftest, "_kernels", lambda: "")
+    monkeypatch.setattr(selftest, "_engines", lambda: "")
+    monkeypatch.setattr(selftest, "_kernels", lambda: "")
 
     def leaking(query, key, value, heads, bounds, longest):
         whole = torch.stack([bounds[0], bounds[-1] + 1])
         return masked_attention(query, key, value, heads, whole, longest)
 
-    monkeypatch.setattr(gpu_selftest, "masked_attention", leaking)
-    outcomes, _ = gpu_selftest.selftest()
+    monkeypatch.setattr(selftest, "masked_attention", leaking)
+    outcomes, _ = selftest.selftest()
     assert [outcome.ok for outcome in outcomes[:2]] == [False, False], "attention that sees padding or other images"
     assert "differ" in outcomes[0].detail
 
@@ -109,7 +104,7 @@ def test_a_case_gives_parity_every_profile_and_the_boundary() -> None:
 
 
 def test_what_does_not_fit_is_left_out_and_said() -> None:
-    budget = Budget(time.monotonic() + 5)
+    budget = TimeBudget(time.monotonic() + 5)
     said: list[str] = []
     results = run_cases([Case("L", 1024, 1), TinyCase("S", 64, 1)], budget, HERE, said.append)
     assert said == [TinyCase("S", 64, 1).name] and len(results.staged) == 4
@@ -121,8 +116,8 @@ def test_too_little_memory_leaves_one_case_out(monkeypatch) -> None:
     def out_of_memory(*arguments) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
-    monkeypatch.setattr(gpu_cases, "run_case", out_of_memory)
-    budget = Budget.minutes(10)
+    monkeypatch.setattr(cases, "run_case", out_of_memory)
+    budget = TimeBudget.minutes(10)
     run_cases([Case("S", 512, 1)], budget, HERE, lambda text: None)
     assert budget.undone == [Undone(what="ViT-S 512 px, 1 image", why="CUDA out of memory")]
 
@@ -177,16 +172,16 @@ class Programs:
 
 @pytest.fixture
 def tools(monkeypatch):
-    monkeypatch.setattr(gpu_programs.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(programs.shutil, "which", lambda name: f"/bin/{name}")
 
 
 def test_the_harness_is_built_for_this_gpu_and_its_last_line_is_reported(tools) -> None:
     run = Programs(make=done(0, "built"), harness=done(0, "x\n251 of 251 cases equal, through dovit_enqueue\n"))
-    outcomes, undone = gpu_programs.plugin_outcomes("9.0", seconds=7, run=run)
+    outcomes, undone = programs.plugin_outcomes("9.0", seconds=7, run=run)
     assert outcomes == [Outcome(name="C++ plugins", ok=True, detail="251 of 251 cases equal, through dovit_enqueue")]
     assert "ARCHS=90" in run.commands[0] and {"plugins", "harness"} <= set(run.commands[0])
     assert run.commands[1][1].endswith("libdovit_kernels.so") and undone[0].what == "IPluginV3's enqueue"
-    gpu_programs.plugin_outcomes("12.0", seconds=7, headers="/x/include", run=run)
+    programs.plugin_outcomes("12.0", seconds=7, headers="/x/include", run=run)
     assert {"ARCHS=120", "TENSORRT_INCLUDE=/x/include"} <= set(run.commands[2])
 
 
@@ -196,43 +191,43 @@ def test_a_harness_that_differs_crashes_or_hangs_is_wrong(tools) -> None:
         (done(-11, "", ""), "left with code -11"),
         (None, "took too long"),
     ):
-        outcomes, _ = gpu_programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(0), harness=answer))
+        outcomes, _ = programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(0), harness=answer))
         assert [outcome.ok for outcome in outcomes] == [False] and detail in outcomes[0].detail
-    outcomes, _ = gpu_programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(2, "", "nvcc fatal: x\n")))
+    outcomes, _ = programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(2, "", "nvcc fatal: x\n")))
     assert outcomes[0].detail == "not built: nvcc fatal: x"
 
 
 def test_what_the_harness_cannot_run_is_not_done(tools, monkeypatch) -> None:
     run = Programs(make=done(0), harness=done(2, "", "no GPU: no CUDA-capable device is detected\n"))
-    outcomes, undone = gpu_programs.plugin_outcomes("8.6", seconds=7, run=run)
+    outcomes, undone = programs.plugin_outcomes("8.6", seconds=7, run=run)
     assert outcomes == [] and "no GPU" in undone[-1].why
-    monkeypatch.setattr(gpu_programs.shutil, "which", lambda name: None if name == "nvcc" else name)
-    outcomes, undone = gpu_programs.plugin_outcomes("8.6", seconds=7, run=run)
+    monkeypatch.setattr(programs.shutil, "which", lambda name: None if name == "nvcc" else name)
+    outcomes, undone = programs.plugin_outcomes("8.6", seconds=7, run=run)
     assert outcomes == [] and "nvcc is not installed" in undone[0].why
 
 
 def test_memory_is_proved_by_its_contract() -> None:
     missing = "dovit_deploy.errors.PackageMissing: the package 'pycuda.driver' is needed\n"
     run = Programs(**{"cuda-core": done(0, "13 promises kept by cuda-core on X\n"), "pycuda": done(1, "", missing)})
-    outcomes, undone = gpu_programs.memory_outcomes(seconds=7, run=run)
+    outcomes, undone = programs.memory_outcomes(seconds=7, run=run)
     assert outcomes == [Outcome(name="cuda-core", ok=True, detail="13 promises kept by cuda-core on X")]
     assert [entry.what for entry in undone] == ["memory by pycuda"]
     run = Programs(**{"cuda-core": done(1, "", "AssertionError: bytes differ\n"), "pycuda": None})
-    outcomes, undone = gpu_programs.memory_outcomes(seconds=7, run=run)
+    outcomes, undone = programs.memory_outcomes(seconds=7, run=run)
     assert [outcome.ok for outcome in outcomes] == [False, False] and not undone
 
 
 @no_gpu
 def test_the_memory_programs_really_start() -> None:
     """Without a driver they say so; that is the whole way but for the GPU."""
-    outcomes, undone = gpu_programs.memory_outcomes(seconds=60)
-    assert outcomes == [] and len(undone) == len(gpu_programs.MEMORIES)
+    outcomes, undone = programs.memory_outcomes(seconds=60)
+    assert outcomes == [] and len(undone) == len(programs.MEMORIES)
 
 
 def test_every_engine_that_uses_a_gpu_is_tried() -> None:
-    tried = [(name, precision) for name, precision, _ in gpu_engines.gpu_backends(None)]
+    tried = [(name, precision) for name, precision, _ in engines.gpu_backends(None)]
     for name, entry in ENGINES.items():
-        assert (name in gpu_engines.ON_THE_CPU) != all((name, precision) in tried for precision in entry.precisions)
+        assert (name in engines.ON_THE_CPU) != all((name, precision) in tried for precision in entry.precisions)
     assert ("cuda", "fp16") in tried and ("torch on the GPU", "fp32") in tried
 
 
@@ -245,8 +240,8 @@ def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
         return done(5, "", "progress\nTensorRT needs a GPU\n")
 
     bundle = Bundle.open(tiny_bundle_path)
-    backends = [entry for entry in gpu_engines.gpu_backends(bundle, run) if entry[0].startswith("tensorrt")]
-    rows, undone = gpu_engines.engine_rows(bundle, backends, seconds=0.0, allows=lambda what, seconds: True)
+    backends = [entry for entry in engines.gpu_backends(bundle, run) if entry[0].startswith("tensorrt")]
+    rows, undone = engines.engine_rows(bundle, backends, seconds=0.0, allows=lambda what, seconds: True)
     assert rows == [] and {entry.why for entry in undone} == {"TensorRT needs a GPU"}
     assert ["build", str(bundle.path), "--engine", "tensorrt-rtx", "--precision", "fp16", "--quiet"] in commands
     assert len(commands) == len(backends) == 4
@@ -261,7 +256,7 @@ def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path)
         ("onnxruntime", "fp32", lambda: backend_from_name("onnxruntime", threads=1)),
         ("cuda", "fp16", refused),
     ]
-    rows, undone = gpu_engines.engine_rows(
+    rows, undone = engines.engine_rows(
         Bundle.open(tiny_bundle_path), backends, seconds=0.0, allows=lambda what, seconds: "fp16" not in what
     )
     assert undone == [Undone(what="engine cuda fp32", why="no NVIDIA driver here")]
@@ -295,7 +290,7 @@ def report_of(**fields) -> GpuReport:
 
 def test_aims_stand_beside_what_was_reached() -> None:
     rows = [row(speedup=1.5, predicted=1.6), row("B", speedup=1.2), row("S", pixels=512), row(profile=EVERYTHING)]
-    lines = gpu_tables.latency_table(report_of(staged=rows)).splitlines()
+    lines = tables.latency_table(report_of(staged=rows)).splitlines()
     assert lines[2].endswith("| 1.50x | 1.60x | 0.94 | 0.92 reached |")
     assert lines[3].endswith("| 0.75 | 0.85 missed |")
     assert lines[4].endswith("| 0.94 |  |") and lines[5].endswith("| 0.94 |  |")
@@ -304,21 +299,21 @@ def test_aims_stand_beside_what_was_reached() -> None:
 def test_where_dense_is_faster_the_map_says_so() -> None:
     profiles = {EVERYTHING: (0.9, 0.99), "p70": (0.95, 1.25), "p45": (1.05, 1.6), "p12": (1.6, 2.2)}
     rows = [row("S", 512, 8, name, *figures) for name, figures in profiles.items()]
-    table = gpu_tables.break_even_table(report_of(staged=rows)).splitlines()
+    table = tables.break_even_table(report_of(staged=rows)).splitlines()
     assert table[2].startswith("| ViT-S 512 px, 8 images | dense (0.90x) | dense (0.95x) | 1.05x | 1.60x |")
     # Half way between savings of 20 % and 37.5 %.
     assert table[2].endswith("| 29% |")
     never = [row("S", 512, 8, "p12", 0.8, 2.0)]
-    assert gpu_tables.break_even_table(report_of(staged=never)).splitlines()[2].endswith("| above 50% |")
+    assert tables.break_even_table(report_of(staged=never)).splitlines()[2].endswith("| above 50% |")
     gains = [row("S", 512, 8, "p70", 1.1, 1.25)]
-    assert gpu_tables.break_even_table(report_of(staged=gains)).splitlines()[2].endswith("| below 20% |")
+    assert tables.break_even_table(report_of(staged=gains)).splitlines()[2].endswith("| below 20% |")
 
 
 def test_what_is_wrong_is_a_failure_and_slow_is_not() -> None:
     assert report_of(staged=[row(speedup=0.5)]).failures == ()
     wrong = report_of(memory=[Outcome(name="pycuda", ok=False, detail="bytes differ")])
     assert wrong.failures == ("pycuda: bytes differ",)
-    assert "**wrong**" in gpu_tables.proved_table(wrong)
+    assert "**wrong**" in tables.proved_table(wrong)
 
 
 def test_a_missing_mark_leaves_the_page_as_it_was(tmp_path) -> None:

@@ -14,12 +14,12 @@ FOLDER = ROOT / "benchmarks"
 SCRIPTS = sorted(
     path.relative_to(FOLDER).as_posix()
     for path in FOLDER.rglob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text() and not path.relative_to(FOLDER).as_posix().startswith("gpu")
+    if 'if __name__ == "__main__"' in path.read_text()
 )
 
 
 def test_there_are_scripts() -> None:
-    assert {"graphs.py", "families.py", "why_not/compare.py"} <= set(SCRIPTS)
+    assert {"graphs.py", "families.py", "why_not/compare.py", "gpu/prove.py"} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

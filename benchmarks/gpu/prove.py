@@ -1,39 +1,39 @@
 """Prove what runs on an NVIDIA GPU, in ten minutes: kernels, plugins, memory, stages against dense, engines, parity.
 
-    python benchmarks/gpu.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
-    python benchmarks/gpu.py --tables benchmarks/results/gpu.json --docs docs/benchmarks.md
+    python benchmarks/gpu/prove.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
+    python benchmarks/gpu/prove.py --tables benchmarks/results/gpu.json --docs docs/benchmarks.md
 
-`make prove-gpu` installs what it takes and runs the first line; the second writes the tables again. The self-test runs
+`make prove-gpu` installs what is needed and runs the first line; the second writes the tables again. The self-test runs
 first, on every machine; without a GPU it is all that runs, and the report says what was not done. Exit code 0: nothing
-that was tried is wrong (slow is not wrong); 4: something is. docs/benchmarks.md says what the figures are.
+that was tried is wrong (slow is not wrong); 4: something is. docs/benchmarks.md explains the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-# The contracts that are proved here are those of the tests.
-sys.path.append(str(ROOT))
+BENCHMARKS = Path(__file__).resolve().parent.parent
+# A script finds the modules of its own folder; those that benchmarks share are in the folder above. And the references
+# and promises that are proved here are those of the tests, so this takes a checkout, whose root must be found, too.
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 
-import torch  # noqa: E402
-from gpu_cases import Budget, CaseResults, all_cases, gpu_bench, run_cases  # noqa: E402
-from gpu_engines import bundle_spec, engine_rows, gpu_backends, random_bundle  # noqa: E402
-from gpu_kernels import bandwidths, kernel_checks  # noqa: E402
-from gpu_programs import Found, memory_outcomes, plugin_outcomes  # noqa: E402
-from gpu_report import Bandwidth, EngineRow, Gpu, GpuReport, Outcome, Undone  # noqa: E402
-from gpu_selftest import one_thread, selftest  # noqa: E402
-from gpu_tables import write_tables  # noqa: E402
-from report import publish  # noqa: E402
+import torch
+from report import command_text, publish
 
-from dovit_deploy.engines.plugins.kernels import TokenKernels  # noqa: E402
-from dovit_deploy.errors import DovitError  # noqa: E402
+from dovit_deploy.engines.plugins.kernels import TokenKernels
+from dovit_deploy.errors import DovitError
+from gpu.cases import CaseResults, TimeBudget, all_cases, gpu_conditions, run_cases
+from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
+from gpu.kernels import bandwidths, kernel_checks
+from gpu.programs import Findings, memory_outcomes, plugin_outcomes
+from gpu.result import Bandwidth, EngineRow, Gpu, GpuReport, Outcome, Undone
+from gpu.selftest import one_thread, selftest
+from gpu.tables import write_tables
 
 ONLY_ON_A_GPU = (
     "kernels on the GPU and their bandwidth",
@@ -46,12 +46,12 @@ PROGRAM_S, BUNDLE_S, ENGINE_SECONDS = 120.0, 60.0, 1.5
 
 
 def say(text: str) -> None:
-    """Progress."""
+    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def gpu_of(device: torch.device) -> Gpu:
-    """What PyTorch says of it."""
+    """The GPU as PyTorch describes it."""
     properties = torch.cuda.get_device_properties(device)
     return Gpu(
         name=properties.name,
@@ -62,7 +62,8 @@ def gpu_of(device: torch.device) -> Gpu:
 
 
 def kernels_on(device: torch.device) -> tuple[list[Outcome], float | None, list[Bandwidth], list[Undone]]:
-    """The token kernels, compiled for this GPU; PyTorch's context is the current one."""
+    """The token kernels, compiled for this GPU: outcomes, the bandwidth of a copy in GB/s, their own bandwidths."""
+    # The kernels are loaded into the current context: PyTorch's, which its first tensor makes current.
     torch.zeros(1, device=device)
     try:
         kernels = TokenKernels.on_current_device()
@@ -73,19 +74,19 @@ def kernels_on(device: torch.device) -> tuple[list[Outcome], float | None, list[
     return outcomes, ceiling, found, []
 
 
-def engines_on(budget: Budget) -> tuple[list[EngineRow], list[Undone]]:
-    """The registry's engines for GPUs on a bundle that is made here."""
+def engines_on(budget: TimeBudget) -> tuple[list[EngineRow], list[Undone]]:
+    """The registry's engines for GPUs, on a bundle that is exported here."""
     if not budget.allows("engines on a bundle", BUNDLE_S):
         return [], []
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        # Engines of random weights have no place in the user's cache.
+        # Engines of random weights do not belong into the user's cache.
         os.environ["XDG_CACHE_HOME"] = folder
         bundle = random_bundle(bundle_spec(), Path(folder))
         return engine_rows(bundle, gpu_backends(bundle), seconds=ENGINE_SECONDS, allows=budget.allows)
 
 
-def on_gpu(budget: Budget, device: torch.device) -> dict[str, object]:
-    """Everything that takes a GPU, the aims first; as fields of the report."""
+def on_gpu(budget: TimeBudget, device: torch.device) -> dict[str, object]:
+    """Everything that needs a GPU, the aims first; as fields of the report."""
     gpu, undone = gpu_of(device), []
     say(f"{gpu.name}: kernels")
     kernels, ceiling, bandwidth, missing = kernels_on(device)
@@ -98,12 +99,12 @@ def on_gpu(budget: Budget, device: torch.device) -> dict[str, object]:
     cases = list(all_cases())
     # The aims and the other single images, then engines, then batches with what is left.
     single, batches = [case for case in cases if case.images == 1], [case for case in cases if case.images > 1]
-    bench = gpu_bench(device)
-    first = run_cases(single, budget, bench, say)
+    conditions = gpu_conditions(device)
+    first = run_cases(single, budget, conditions, say)
     say("engines")
     engines, missing = engines_on(budget)
     undone += missing
-    second = run_cases(batches, budget, bench, say)
+    second = run_cases(batches, budget, conditions, say)
     return {
         "gpu": gpu,
         "kernels": kernels,
@@ -116,23 +117,24 @@ def on_gpu(budget: Budget, device: torch.device) -> dict[str, object]:
     }
 
 
-def memory_on(seconds: float) -> Found:
+def memory_on(seconds: float) -> Findings:
     """Both packages for device memory."""
     return memory_outcomes(seconds=seconds)
 
 
-def plugins_on(gpu: Gpu, seconds: float) -> Found:
-    """csrc on this GPU."""
+def plugins_on(gpu: Gpu, seconds: float) -> Findings:
+    """The C++ plugins of csrc on this GPU."""
     return plugin_outcomes(gpu.compute_capability, seconds=seconds, headers=os.environ.get("TENSORRT_INCLUDE"))
 
 
 def _joined(first: CaseResults, second: CaseResults) -> dict[str, object]:
+    """Rows of both, as fields of the report."""
     return {name: [*getattr(first, name), *getattr(second, name)] for name in ("parity", "staged", "boundaries")}
 
 
 def proved(minutes: float, command: str, output: Path | None) -> GpuReport:
     """Run the self-test and, where there is a GPU, everything else; publish the result."""
-    budget = Budget.minutes(minutes)
+    budget = TimeBudget.minutes(minutes)
     say("self-test on the CPU")
     with one_thread():
         outcomes, undone = selftest()
@@ -155,21 +157,21 @@ def proved(minutes: float, command: str, output: Path | None) -> GpuReport:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    result.add_argument("--minutes", type=float, default=10, help="drop what does not fit, and say so")
+    result.add_argument("--minutes", type=float, default=10, help="leave out what does not fit, and report it")
     result.add_argument("-o", "--output", type=Path)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; run nothing")
-    result.add_argument("--docs", type=Path, help="the page with the places of the tables")
+    result.add_argument("--docs", type=Path, help="the page with the marks of the tables")
     return result
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Command line; returns the exit code."""
     given = list(sys.argv[1:] if words is None else words)
     arguments = parser().parse_args(given)
     if arguments.tables is not None:
         report = GpuReport.model_validate_json(arguments.tables.read_text())
     else:
-        report = proved(arguments.minutes, shlex.join(["python", "benchmarks/gpu.py", *given]), arguments.output)
+        report = proved(arguments.minutes, command_text("gpu/prove.py", given), arguments.output)
     if arguments.docs is not None:
         write_tables(report, arguments.docs)
     for undone in report.undone:

@@ -1,7 +1,7 @@
-"""What runs on the GPU: ViT-S, B and L with random weights at three sizes, images that differ, profiles of kept tokens.
+"""What runs on the GPU: ViT-S, B and L with random weights at three sizes, different images, profiles of kept tokens.
 
-Attention and MLP cost the same whatever the weights. The gates run for real: their thresholds are chosen on the images
-themselves, gate after gate, so that a wanted share of all patches runs on, and each image keeps its own number of them.
+Attention and MLP cost the same whatever the weights are. The gates really decide: their thresholds are chosen on the
+images themselves, gate after gate, so that a given share of all patches runs on; each image keeps its own number.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from packed_runner import StagedRunner
 from torch import Tensor
 
 from dovit_deploy.families.cost import cost_model
@@ -17,6 +16,7 @@ from dovit_deploy.families.parts import GateSpec, LinearHead
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from gpu.packed_runner import StagedRunner
 
 WIDTHS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 """Width, depth, heads."""
@@ -26,7 +26,7 @@ PROFILES = {"p70": (0.85, 0.70, 0.55), "p45": (0.70, 0.45, 0.30), "p12": (0.50, 
 EVERYTHING = "all kept"
 CLASSES = 19
 GATE_GAIN = 4.0
-"""Random heads are unsure of everything; louder ones spread their confidences."""
+"""Factor on the gates' weights: random heads are unsure of everything, larger weights spread their confidences."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As tables call it."""
+        """Its name in tables."""
         return f"ViT-{self.size} {self.pixels} px, {self.images} image{'s' if self.images > 1 else ''}"
 
     @property
     def spec(self) -> VisionTransformerSpec:
-        """Patches of 16; stages of a quarter of the layers; linear heads."""
+        """The architecture: four stages of a quarter of the layers each."""
         width, depth, heads = WIDTHS[self.size]
         return vit_spec(width, depth, heads, self.pixels)
 
 
 def vit_spec(width: int, depth: int, heads: int, pixels: int) -> VisionTransformerSpec:
-    """The architecture that is measured."""
+    """A DoViT with patches of 16, three gates and linear heads."""
     gates = tuple(GateSpec(layer=depth * part // 4, head=LinearHead()) for part in (1, 2, 3))
     return VisionTransformerSpec(
         family="dovit",
@@ -103,7 +103,7 @@ def thresholds_for(runner: StagedRunner, pixels: Tensor, shares: tuple[float, ..
         confidence = runner.decisions[gate].confidence
         seen = confidence[confidence.isfinite()].sort().values
         wanted = min(max(round(share * runner.images * spec.patches), 1), len(seen) - 1)
-        # Between two tokens, so that rounding decides of neither.
+        # Half-way between two tokens, so that rounding decides neither.
         chosen[gate] = float((seen[wanted - 1].double() + seen[wanted].double()) / 2)
     runner.set_thresholds(chosen)
     return chosen

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpu_report import Latency
+from gpu.result import Latency
 
-Step = Callable[[], object]
 FEWEST, MOST = 10, 400
+"""Pairs of runs, whatever time allows."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Seconds of two ways, run by run."""
+    """Seconds of two ways to run, pair by pair."""
 
     first: tuple[float, ...]
     second: tuple[float, ...]
@@ -31,21 +31,23 @@ class Paired:
         return statistics.median(other - one for one, other in zip(self.first, self.second, strict=True))
 
 
-def paired(first: Step, second: Step, *, seconds: float, finish: Step) -> Paired:
-    """Run both in turns, for about `seconds`; each is over when `finish` returns: the device has nothing left to do."""
+def paired(
+    first: Callable[[], object], second: Callable[[], object], *, seconds: float, finish: Callable[[], object]
+) -> Paired:
+    """Run both in turns for about `seconds`; each run ends when `finish` returns: the device has nothing left to do."""
     for step in (first, second, first, second):
         timed(step, finish)
     times: tuple[list[float], list[float]] = ([], [])
     end = time.monotonic() + seconds
     while len(times[0]) < FEWEST or (time.monotonic() < end and len(times[0]) < MOST):
-        # The order alternates, so that what one leaves behind (clocks, caches) falls on both.
+        # The order alternates, so that what one run leaves behind (clocks, caches) affects both alike.
         for which in (0, 1) if len(times[0]) % 2 == 0 else (1, 0):
             times[which].append(timed((first, second)[which], finish))
     return Paired(*(tuple(column) for column in times))
 
 
-def timed(step: Step, finish: Step) -> float:
-    """Seconds until the device is done."""
+def timed(step: Callable[[], object], finish: Callable[[], object]) -> float:
+    """Seconds from the call of `step` until the device is done."""
     finish()
     start = time.perf_counter()
     step()
@@ -54,7 +56,7 @@ def timed(step: Step, finish: Step) -> float:
 
 
 def latency(seconds: tuple[float, ...]) -> Latency:
-    """Percentiles in milliseconds."""
+    """Percentiles of `seconds`, in milliseconds."""
     ordered = sorted(seconds)
     return Latency(
         p50=1e3 * statistics.median(ordered), p99=1e3 * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]

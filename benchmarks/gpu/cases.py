@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from gpu_latency import latency, paired
-from gpu_models import (
+from torch import Tensor
+
+from dovit_deploy.bundle.parity import RunParity
+from gpu.latency import latency, paired
+from gpu.models import (
     EVERYTHING,
     PIXELS,
     PROFILES,
@@ -19,13 +22,10 @@ from gpu_models import (
     random_pixels,
     thresholds_for,
 )
-from gpu_parity import parity
-from gpu_report import Boundary, ParityRow, StagedRow, Undone
-from packed_runner import DenseRunner, StagedRunner
-from packed_stages import PackedAttend, masked_attention, varlen_attention
-from torch import Tensor
-
-from dovit_deploy.bundle.parity import RunParity
+from gpu.packed_runner import DenseRunner, StagedRunner
+from gpu.packed_stages import PackedAttend, masked_attention, varlen_attention
+from gpu.parity import parity
+from gpu.result import Boundary, ParityRow, StagedRow, Undone
 
 BATCH = 8
 PARITY_PROFILE = "p45"
@@ -37,57 +37,55 @@ GUESS_S = {"S": 10.0, "B": 13.0, "L": 20.0}
 
 
 @dataclass
-class Budget:
-    """A time by which everything must be done; what does not fit is left out and said."""
+class TimeBudget:
+    """A time by which everything must be done; what does not fit is left out and reported."""
 
     end: float
     undone: list[Undone] = field(default_factory=list)
 
     @classmethod
-    def minutes(cls, minutes: float) -> Budget:
-        """From now on."""
+    def minutes(cls, minutes: float) -> TimeBudget:
+        """A budget that starts now."""
         return cls(time.monotonic() + 60 * minutes)
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that remain."""
         return self.end - time.monotonic()
 
     def allows(self, what: str, seconds: float) -> bool:
-        """Whether `seconds` are left; where not, `what` is noted as not done."""
+        """Whether `seconds` remain; if not, `what` is recorded as not done."""
         if self.left >= seconds:
             return True
-        self.undone.append(
-            Undone(what=what, why=f"{max(self.left, 0):.0f} s were left, about {seconds:.0f} are needed")
-        )
+        self.undone.append(Undone(what=what, why=f"{max(self.left, 0):.0f} s remained, about {seconds:.0f} are needed"))
         return False
 
 
 @dataclass(frozen=True)
-class Bench:
+class Conditions:
     """How cases run."""
 
     device: torch.device
     dtype: torch.dtype
     attend: PackedAttend
     attention: str
-    """What it is called."""
+    """The name of `attend` in tables."""
     finish: Callable[[], object]
     """Returns when the device has nothing left to do."""
     seconds: float = SECONDS_A_PROFILE
     step: int = 128
-    """Of token counts."""
+    """Token counts are rounded up to multiples of it."""
 
 
-def gpu_bench(device: torch.device) -> Bench:
+def gpu_conditions(device: torch.device) -> Conditions:
     """Half precision and the fastest packed attention that works on `device`."""
     attend, attention = fastest_attention(device)
-    return Bench(device, torch.float16, attend, attention, torch.cuda.synchronize)
+    return Conditions(device, torch.float16, attend, attention, torch.cuda.synchronize)
 
 
 @dataclass
 class CaseResults:
-    """What the cases gave."""
+    """The rows that cases add to the report."""
 
     staged: list[StagedRow] = field(default_factory=list)
     parity: list[ParityRow] = field(default_factory=list)
@@ -106,25 +104,27 @@ def all_cases() -> Iterator[Case]:
             yield Case(size, pixels, BATCH)
 
 
-def run_cases(cases: Iterable[Case], budget: Budget, bench: Bench, say: Callable[[str], None]) -> CaseResults:
+def run_cases(
+    cases: Iterable[Case], budget: TimeBudget, conditions: Conditions, say: Callable[[str], None]
+) -> CaseResults:
     """Measure `cases` until the budget is spent."""
     results = CaseResults()
     for case in cases:
-        if case.images > 1 and bench.device.type == "cuda" and bench.attend is masked_attention:
+        if case.images > 1 and conditions.device.type == "cuda" and conditions.attend is masked_attention:
             budget.undone.append(Undone(what=case.name, why="this PyTorch or GPU has no packed attention"))
         elif budget.allows(case.name, guess_s(case)):
             say(case.name)
             try:
-                run_case(case, results, bench)
+                run_case(case, results, conditions)
             except torch.OutOfMemoryError as error:
                 budget.undone.append(Undone(what=case.name, why=str(error).partition(".")[0]))
-            if bench.device.type == "cuda":
+            if conditions.device.type == "cuda":
                 torch.cuda.empty_cache()
     return results
 
 
 def guess_s(case: Case) -> float:
-    """Seconds that a case takes, about: with the pixels, and with the square of them for the reference's attention."""
+    """About how long a case takes, in seconds: grows with the number of pixels and of images."""
     return GUESS_S[case.size] * (case.pixels / 768) ** 2 * (1 + 0.25 * (case.images - 1))
 
 
@@ -140,43 +140,46 @@ def fastest_attention(device: torch.device) -> tuple[PackedAttend, str]:
     return varlen_attention, "packed (torch.nn.attention.varlen)"
 
 
-def run_case(case: Case, results: CaseResults, bench: Bench) -> None:
+def run_case(case: Case, results: CaseResults, conditions: Conditions) -> None:
     """Parity, the boundary and all profiles of one case."""
     spec = case.spec
-    reference = random_model(spec, bench.device)
-    model = copy.deepcopy(reference).to(bench.dtype)
-    pixels = random_pixels(spec, case.images, bench.device)
-    runner = StagedRunner(model, case.images, bench.attend, step=bench.step)
+    reference = random_model(spec, conditions.device)
+    model = copy.deepcopy(reference).to(conditions.dtype)
+    pixels = random_pixels(spec, case.images, conditions.device)
+    runner = StagedRunner(model, case.images, conditions.attend, step=conditions.step)
     dense = DenseRunner(model, case.images)
     thresholds = thresholds_for(runner, pixels, PROFILES[PARITY_PROFILE])
     # The reference is fp32: PyTorch lets convolutions round their inputs to TF32 by default.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         runs = parity(runner, reference, pixels, thresholds)
-    results.parity.append(parity_row(case.name, str(bench.dtype).removeprefix("torch."), runs))
+    results.parity.append(parity_row(case.name, str(conditions.dtype).removeprefix("torch."), runs))
     del reference
     for profile, shares in {EVERYTHING: None, **PROFILES}.items():
         chosen = [NEVER] * len(spec.gates) if shares is None else thresholds_for(runner, pixels, shares)
         runner.set_thresholds(chosen)
-        row, difference = measured(case, runner, dense, pixels.to(bench.dtype), profile, bench)
+        row, difference = measured(case, runner, dense, pixels.to(conditions.dtype), profile, conditions)
         results.staged.append(row.model_copy(update={"thresholds": tuple(chosen)}))
         if shares is None:
             micros = 1e6 * difference / len(spec.gates)
-            place = {"model": case.size, "pixels": case.pixels, "images": case.images}
-            results.boundaries.append(Boundary(**place, microseconds=micros))
+            results.boundaries.append(
+                Boundary(model=case.size, pixels=case.pixels, images=case.images, microseconds=micros)
+            )
 
 
 def measured(
-    case: Case, runner: StagedRunner, dense: DenseRunner, pixels: Tensor, profile: str, bench: Bench
+    case: Case, runner: StagedRunner, dense: DenseRunner, pixels: Tensor, profile: str, conditions: Conditions
 ) -> tuple[StagedRow, float]:
     """Staged against dense at the runner's thresholds, and the median of staged less dense in seconds."""
     counts = runner.run(pixels).counts
-    times = paired(lambda: dense.run(pixels), lambda: runner.run(pixels), seconds=bench.seconds, finish=bench.finish)
+    times = paired(
+        lambda: dense.run(pixels), lambda: runner.run(pixels), seconds=conditions.seconds, finish=conditions.finish
+    )
     row = StagedRow(
         model=case.size,
         pixels=case.pixels,
         images=case.images,
         profile=profile,
-        attention=bench.attention,
+        attention=conditions.attention,
         thresholds=(),
         kept=tuple(sum(row) / runner.total for row in counts),
         dense=latency(times.first),
@@ -190,7 +193,7 @@ def measured(
 
 
 def parity_row(name: str, precision: str, runs: list[RunParity]) -> ParityRow:
-    """The images of a case together."""
+    """One row for all images of a case."""
     gates = [gate for run in runs for gate in run.gates]
     return ParityRow(
         name=name,

@@ -1,6 +1,6 @@
-"""What is proved by programs of its own: the C++ plugins' enqueue, and both packages for device memory.
+"""What is proved by separate programs: the C++ plugins' enqueue, and both packages for device memory.
 
-Each runs in a process of its own, so that a crash on the device is a finding and takes nothing along.
+Each runs in a process of its own, so that a crash on the device is a finding and stops nothing else.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gpu_report import Outcome, Undone
-
 from dovit_deploy.engines.cuda.memory import MEMORIES
+from gpu.result import Outcome, Undone
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NO_GPU = 2
-"""What csrc/harness.cpp gives where it could not run."""
+"""Exit code of csrc/harness.cpp where it cannot run."""
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-Found = tuple[list[Outcome], list[Undone]]
+StartProgram = Callable[..., "subprocess.CompletedProcess[str]"]
+"""`subprocess.run`, or what stands for it in a test."""
+Findings = tuple[list[Outcome], list[Undone]]
 
 
 def plugin_outcomes(
-    compute_capability: str, *, seconds: float, headers: str | None = None, run: Run = subprocess.run
-) -> Found:
+    compute_capability: str, *, seconds: float, headers: str | None = None, run: StartProgram = subprocess.run
+) -> Findings:
     """Build csrc's libraries and harness for this GPU, and let the harness run the plugins' own enqueue.
 
     Args:
         headers: folder of TensorRT's headers; without them the same work is called without TensorRT's interface.
-        run: as `subprocess.run`.
     """
     missing = [tool for tool in ("make", "nvcc") if shutil.which(tool) is None]
     if missing:
@@ -54,8 +53,8 @@ def plugin_outcomes(
     return [Outcome(name="C++ plugins", ok=ran is not None and not ran.returncode, detail=_last_line(ran))], undone
 
 
-def memory_outcomes(*, seconds: float, run: Run = subprocess.run) -> Found:
-    """Both packages for device memory against the contract that tests hold (tests/engines/cuda/memory_contract.py)."""
+def memory_outcomes(*, seconds: float, run: StartProgram = subprocess.run) -> Findings:
+    """Both packages for device memory against the promises of tests/engines/cuda/memory_contract.py."""
     outcomes, undone = [], []
     for name in MEMORIES:
         ran = _done([sys.executable, "-m", "tests.engines.cuda.memory_contract", name], seconds=seconds, run=run)
@@ -68,8 +67,8 @@ def memory_outcomes(*, seconds: float, run: Run = subprocess.run) -> Found:
     return outcomes, undone
 
 
-def _done(command: Sequence[str], *, seconds: float, run: Run) -> subprocess.CompletedProcess[str] | None:
-    """None where it took too long."""
+def _done(command: Sequence[str], *, seconds: float, run: StartProgram) -> subprocess.CompletedProcess[str] | None:
+    """The finished process; None if it took longer than `seconds`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         return run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False)

@@ -1,9 +1,9 @@
-"""The stages for a GPU: images packed into one row of tokens, sizes rounded up to a bucket, no padding that shows.
+"""The stages for a GPU: images packed into one row of tokens, sizes rounded up to a bucket, exact under padding.
 
-B images of T = E + N tokens lie one behind the other in `tokens` (B * T, C). A stage takes `index` (bucket,), positions
-in there, and `bounds` (B + 1,): image b runs on `index[bounds[b]:bounds[b + 1]]`, what lies behind `bounds[B]` is
-padding. Every shape is known before the run, so that a stage can be captured into a CUDA graph once a bucket; only
-`bounds` differ from run to run, and they stay on the device.
+B images of T = E + N tokens follow each other in `tokens` (B * T, C). A stage takes `index` (bucket,), positions in it,
+and `bounds` (B + 1,): image b runs on `index[bounds[b]:bounds[b + 1]]`; what follows `bounds[B]` is padding. Every shape
+is known before the run, so that a stage can be captured into a CUDA graph once a bucket; only `bounds` differ from run
+to run, and they stay on the device.
 
 Padding is exact: attention never sees it, and where rows are written back it writes what stood there. For one image
 this is what `dovit_deploy/graphs/padding.py` does to ONNX graphs.
@@ -51,9 +51,9 @@ class PackedDecision:
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
     """Each image's tokens attend to each other under a mask (n, n): right on every device, quadratic in all tokens."""
     del longest
-    places = torch.arange(query.shape[0], dtype=bounds.dtype, device=query.device)
+    positions = torch.arange(query.shape[0], dtype=bounds.dtype, device=query.device)
     # 0 before the first bound, so images are numbered from 1; padding gets B + 1 and attends to itself.
-    image = torch.bucketize(places, bounds, right=True)
+    image = torch.bucketize(positions, bounds, right=True)
     same = image[:, None] == image[None, :]
     parts = (part.unflatten(1, (heads, -1)).transpose(0, 1)[None] for part in (query, key, value))
     mixed = functional.scaled_dot_product_attention(*parts, attn_mask=same)

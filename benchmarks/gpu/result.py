@@ -1,4 +1,4 @@
-"""The result of `gpu.py` as data: what ran on which GPU, what did not and why, ready for JSON and for tables."""
+"""The result of `prove.py` as data: what ran on which GPU, what did not and why, ready for JSON and for tables."""
 
 from __future__ import annotations
 

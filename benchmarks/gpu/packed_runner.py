@@ -9,29 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-import packed_stages
 import torch
-from packed_stages import Limits, PackedAttend, PackedDecision
 from torch import Tensor
 
 from dovit_deploy.families.vit.network import VisionTransformer
+from gpu import packed_stages
+from gpu.packed_stages import Limits, PackedAttend, PackedDecision
 
 Work = Callable[[], None]
 
 
 class AtOnce:
-    """Does work when it is asked for."""
+    """Stands for `GraphLauncher` on the CPU: does work when it is called, and captures nothing."""
 
     launches = 0
 
     def __call__(self, key: Hashable, work: Work) -> None:
-        """Do `work`."""
         del key
         work()
 
 
 class GraphLauncher:
-    """Captures work as a CUDA graph when its key is first seen; later calls launch the graph."""
+    """Captures work as a CUDA graph at the first call with its key; later calls launch the graph."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
@@ -39,7 +38,7 @@ class GraphLauncher:
 
     @property
     def launches(self) -> int:
-        """How many graphs there are."""
+        """Number of graphs."""
         return len(self._graphs)
 
     def __call__(self, key: Hashable, work: Work) -> None:
@@ -49,7 +48,7 @@ class GraphLauncher:
         self._graphs[key].replay()
 
     def _captured(self, work: Work) -> torch.cuda.CUDAGraph:
-        # Libraries allocate at their first call, which a capture does not allow.
+        # Libraries allocate at their first call, which is not allowed within a capture.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -63,7 +62,7 @@ class GraphLauncher:
 
 
 def launcher_for(device: torch.device) -> AtOnce | GraphLauncher:
-    """CUDA graphs on a GPU, else at once."""
+    """CUDA graphs on a GPU, else immediate work."""
     return GraphLauncher() if device.type == "cuda" else AtOnce()
 
 
@@ -84,7 +83,7 @@ class DenseRunner:
         return self.logits
 
     def _work(self) -> None:
-        self.logits = _kept(self.logits, packed_stages.dense(self.model, self.pixels))
+        self.logits = _stored(self.logits, packed_stages.dense(self.model, self.pixels))
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class StagedRunner:
         spec, device = self.model.spec, self.model.positions.device
         self.total = self.images * spec.tokens
         self.pixels = _buffer(self.model, self.images, 3, *spec.size)
-        # One for each stage, so that a stage may run twice: it is run before it is captured.
+        # One for each stage, so that a stage does not overwrite its input: it runs several times before it is captured.
         self.tokens = [_buffer(self.model, self.total, spec.width) for _ in range(len(spec.gates) + 1)]
         self.limits = [
             Limits(torch.ones(spec.classes, device=device), torch.zeros((), device=device)) for _ in spec.gates
@@ -147,7 +146,7 @@ class StagedRunner:
         """Pixels (B, 3, H, W) on the device through all stages.
 
         Args:
-            pixels: as the model's precision or not.
+            pixels: in any precision.
             replay: per gate and image, the positions (kept,) int64 in the image that run on, extra tokens included, in
                 place of the gates' own decisions.
         """
@@ -181,19 +180,19 @@ class StagedRunner:
             self._keep(number, decision)
         else:
             images = tokens.view(self.images, self.model.spec.tokens, -1)
-            self.logits = _kept(self.logits, packed_stages.decoded(self.model, images))
+            self.logits = _stored(self.logits, packed_stages.decoded(self.model, images))
 
     def _keep(self, gate: int, decision: PackedDecision) -> None:
         """Write a decision where the next stage's graphs will read it."""
         if len(self.decisions) == gate:
             copies = (decision.order, decision.counts, decision.confidence, decision.label)
             self.decisions.append(PackedDecision(*(torch.empty_like(part) for part in copies)))
-        place = self.decisions[gate]
+        stored = self.decisions[gate]
         for target, source in (
-            (place.order, decision.order),
-            (place.counts, decision.counts),
-            (place.confidence, decision.confidence),
-            (place.label, decision.label),
+            (stored.order, decision.order),
+            (stored.counts, decision.counts),
+            (stored.confidence, decision.confidence),
+            (stored.label, decision.label),
         ):
             target.copy_(source)
         self.bounds[gate][1:].copy_(decision.counts.cumsum(0))
@@ -205,13 +204,13 @@ class StagedRunner:
         return mask
 
     def _replace(self, gate: int, replay: Sequence[Tensor]) -> None:
-        tokens, place = self.model.spec.tokens, self.decisions[gate]
-        index = torch.cat([part.to(place.order.device) + image * tokens for image, part in enumerate(replay)])
+        tokens, stored = self.model.spec.tokens, self.decisions[gate]
+        index = torch.cat([part.to(stored.order.device) + image * tokens for image, part in enumerate(replay)])
         rest = torch.ones(self.total, dtype=torch.bool, device=index.device)
         rest[index] = False
-        place.order.copy_(torch.cat([index, rest.nonzero()[:, 0]]))
-        place.counts.copy_(torch.tensor([len(part) for part in replay]))
-        self.bounds[gate][1:].copy_(place.counts.cumsum(0))
+        stored.order.copy_(torch.cat([index, rest.nonzero()[:, 0]]))
+        stored.counts.copy_(torch.tensor([len(part) for part in replay]))
+        self.bounds[gate][1:].copy_(stored.counts.cumsum(0))
 
     def _read_counts(self, gate: int) -> list[int]:
         self._counts.copy_(self.decisions[gate].counts, non_blocking=True)
@@ -225,8 +224,8 @@ def _buffer(model: VisionTransformer, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=positions.dtype, device=positions.device)
 
 
-def _kept(place: Tensor, values: Tensor) -> Tensor:
-    """`values` in memory that does not move: `place`, or a copy where there is none yet."""
-    if place.shape != values.shape:
+def _stored(buffer: Tensor, values: Tensor) -> Tensor:
+    """`values` in memory that does not move: copied into `buffer`, or a copy that becomes the buffer."""
+    if buffer.shape != values.shape:
         return values.clone()
-    return place.copy_(values)
+    return buffer.copy_(values)

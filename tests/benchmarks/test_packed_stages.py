@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import gpu_cases
 import pytest
 import torch
-from gpu_models import PROFILES, predicted_speedup, random_model, random_pixels, thresholds_for, vit_spec
-from gpu_parity import parity, reference_trace
-from packed_runner import AtOnce, DenseRunner, StagedRunner
-from packed_stages import masked_attention, varlen_attention
+from gpu import cases
+from gpu.models import PROFILES, predicted_speedup, random_model, random_pixels, thresholds_for, vit_spec
+from gpu.packed_runner import AtOnce, DenseRunner, StagedRunner
+from gpu.packed_stages import masked_attention, varlen_attention
+from gpu.parity import parity, reference_trace
 
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.stages import DenseNetwork
@@ -131,7 +131,7 @@ def test_whatever_the_packed_kernel_leaves_in_padding_does_not_show(model, pixel
 
 
 def test_a_device_without_the_packed_kernel_gets_the_masked_one() -> None:
-    assert gpu_cases.fastest_attention(CPU) == (masked_attention, "masked")
+    assert cases.fastest_attention(CPU) == (masked_attention, "masked")
 
 
 def test_parity_finds_what_is_wrong(model, pixels) -> None:

@@ -1,7 +1,7 @@
-"""Engines of the registry on a bundle: dense against its gates, and parity with the reference by the contract's rule.
+"""Engines of the registry on a bundle: dense against gated, and parity with the reference by the contract's rule.
 
-The bundle is a ViT-S with random weights, exported like any other. An engine that cannot run here is named with its own
-words.
+The bundle is a ViT-S with random weights, exported like any other. An engine that cannot run here is reported with its
+own message.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from gpu_latency import latency, paired
-from gpu_models import CLASSES, random_model, random_pixels, vit_spec
-from gpu_parity import HALF_TOLERANCE
-from gpu_report import EngineRow, Undone
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
@@ -34,16 +30,20 @@ from dovit_deploy.export.verify import (
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.session import Session
+from gpu.latency import latency, paired
+from gpu.models import CLASSES, random_model, random_pixels, vit_spec
+from gpu.parity import HALF_TOLERANCE
+from gpu.programs import StartProgram
+from gpu.result import EngineRow, Undone
 
 BUNDLE_PIXELS = 512
 BUILD_SECONDS = 90.0
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ON_THE_CPU = frozenset({"onnxruntime", "torch"})
-"""Engines that need no GPU, by their names in the registry: they are measured elsewhere."""
+"""Engines that need no GPU, by their names in the registry; graphs.py measures them."""
 
 
 def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
-    """Random weights, exported and verified as any other."""
+    """A bundle with random weights, exported and verified like any other."""
     import torch
 
     from dovit_deploy.checkpoints.checkpoint import Checkpoint
@@ -72,8 +72,10 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     return bundle
 
 
-def gpu_backends(bundle: Bundle, run: Run = subprocess.run) -> Iterable[tuple[str, str, Callable[[], Backend]]]:
-    """Engine, precision and how to get the backend: the registry's, and the reference on the GPU."""
+def gpu_backends(
+    bundle: Bundle, run: StartProgram = subprocess.run
+) -> Iterable[tuple[str, str, Callable[[], Backend]]]:
+    """Engine, precision and a function that makes the backend: those of the registry, and the reference on the GPU."""
 
     def made(name: str, precision: str) -> Backend:
         if "trust_engine" in ENGINES[name].options:
@@ -89,11 +91,11 @@ def gpu_backends(bundle: Bundle, run: Run = subprocess.run) -> Iterable[tuple[st
     yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")
 
 
-def build(bundle: Bundle, engine: str, precision: str, run: Run = subprocess.run) -> None:
-    """`dovit build`, as a user would.
+def build(bundle: Bundle, engine: str, precision: str, run: StartProgram = subprocess.run) -> None:
+    """Run `dovit build`, as a user would.
 
     Raises:
-        EngineBuildFailed: it did not work, with its last line; or it took too long.
+        EngineBuildFailed: it failed, with its last line; or it took too long.
     """
     words = [sys.executable, "-m", "dovit_deploy", "build", str(bundle.path), "--engine", engine]
     words += ["--precision", precision, "--quiet"]
@@ -103,7 +105,7 @@ def build(bundle: Bundle, engine: str, precision: str, run: Run = subprocess.run
         raise EngineBuildFailed(f"dovit build took more than {BUILD_SECONDS:.0f} s") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise EngineBuildFailed(lines[-1] if lines else f"dovit build left with code {done.returncode}")
+        raise EngineBuildFailed(lines[-1] if lines else f"dovit build ended with code {done.returncode}")
 
 
 def engine_rows(
@@ -156,7 +158,7 @@ def engine_row(session: Session, expected: ReferenceRun, name: str, precision: s
 
 
 def _failures(session: Session, expected: ReferenceRun, tolerance: float) -> list[str]:
-    """What is wrong by the contract's rule, the reference's decisions replayed."""
+    """What violates the contract's rule; floats are compared with the reference's decisions replayed."""
     want, setting = expected.trace, expected.setting
     got = trace_from_session(session, setting, replay=want.index)
     extra = session.bundle.manifest.spec.extra_tokens
@@ -171,5 +173,5 @@ def _failures(session: Session, expected: ReferenceRun, tolerance: float) -> lis
 
 
 def bundle_spec() -> VisionTransformerSpec:
-    """The bundle that is measured."""
+    """The architecture of the bundle that is measured."""
     return vit_spec(384, 12, 6, BUNDLE_PIXELS)

@@ -1,7 +1,7 @@
 """The token kernels against the NumPy reference at many sizes, and their bandwidth against a plain copy.
 
-The check takes any device that PyTorch has memory on and a `TokenKernels` for it: on a GPU the real one, in tests the
-same source compiled for the CPU.
+The check takes any device of PyTorch's and a `TokenKernels` for it: on a GPU the real one, in tests the same source
+compiled for the CPU. The reference is that of the tests.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from gpu_report import Bandwidth, Outcome
 from torch import Tensor
 
 from dovit_deploy.engines.plugins.kernels import TokenKernels
+from gpu.result import Bandwidth, Outcome
 from tests.engines.plugins.reference import compacted, gathered, scattered
 
 TOTALS = (1, 21, 197, 1025, 2305, 4097)
@@ -28,7 +28,7 @@ LAUNCHES = 200
 
 
 def kernel_checks(kernels: TokenKernels, device: torch.device, *, stream: int) -> list[Outcome]:
-    """Gather, scatter and compaction of every size against the reference, bit by bit."""
+    """Gather, scatter and compaction of every size, which must be bit-equal to the reference."""
     rows = list(_row_cases(kernels, device, stream))
     masks = list(_mask_cases(kernels, device, stream))
     return [_outcome("gather and scatter", rows), _outcome("compaction", masks)]
@@ -42,10 +42,10 @@ def _row_cases(kernels: TokenKernels, device: torch.device, stream: int) -> Iter
         update = draw.integers(0, 2000, (len(index), width)).astype(dtype)
         on_device = [torch.from_numpy(array).to(device) for array in (tokens, index, update)]
         taken, output = torch.zeros_like(on_device[2]), torch.zeros_like(on_device[0])
-        source, places, values = (part.data_ptr() for part in on_device)
+        source, positions, values = (part.data_ptr() for part in on_device)
         sizes = {"total": total, "kept": len(index), "row_bytes": width * tokens.itemsize, "stream": stream}
-        kernels.gather(source, places, taken.data_ptr(), **sizes)
-        kernels.scatter(source, places, values, output.data_ptr(), **sizes)
+        kernels.gather(source, positions, taken.data_ptr(), **sizes)
+        kernels.scatter(source, positions, values, output.data_ptr(), **sizes)
         name = f"{len(index)} of {total} rows of {width} {dtype.__name__}"
         yield f"gather {name}", np.array_equal(taken.cpu().numpy(), gathered(tokens, index))
         yield f"scatter {name}", np.array_equal(output.cpu().numpy(), scattered(tokens, index, update))
@@ -74,7 +74,7 @@ def _outcome(name: str, cases: list[tuple[str, bool]]) -> Outcome:
 def bandwidths(kernels: TokenKernels, device: torch.device) -> tuple[float, list[Bandwidth]]:
     """The copy ceiling in GB/s, and the kernels at half of the tokens of each size in half precision. On a GPU only.
 
-    A small row of tokens lies in the cache, so each is compared with a copy of as many bytes.
+    Few tokens fit into the cache, so each kernel is compared with a copy of as many bytes.
     """
     ceiling = 2 * CEILING_BYTES / _seconds(_copy(CEILING_BYTES, device)) / 1e9
     found = []
@@ -101,15 +101,15 @@ def bandwidths(kernels: TokenKernels, device: torch.device) -> tuple[float, list
 
 
 def _launches(kernels: TokenKernels, tokens: Tensor, index: Tensor, values: Tensor) -> dict[str, Callable[[], object]]:
-    """One launch of each kernel, on the stream that is current when it is asked for."""
-    source, places, rows = (part.data_ptr() for part in (tokens, index, values))
+    """One launch of each kernel, on the stream that is current when it is called."""
+    source, positions, rows = (part.data_ptr() for part in (tokens, index, values))
     sizes = {"total": len(tokens), "kept": len(index), "row_bytes": tokens.shape[1] * tokens.element_size()}
 
     def gather() -> None:
-        kernels.gather(source, places, rows, **sizes, stream=torch.cuda.current_stream().cuda_stream)
+        kernels.gather(source, positions, rows, **sizes, stream=torch.cuda.current_stream().cuda_stream)
 
     def scatter() -> None:
-        kernels.scatter(source, places, rows, source, **sizes, stream=torch.cuda.current_stream().cuda_stream)
+        kernels.scatter(source, positions, rows, source, **sizes, stream=torch.cuda.current_stream().cuda_stream)
 
     return {"gather": gather, "scatter in place": scatter}
 
@@ -121,7 +121,7 @@ def _copy(nbytes: int, device: torch.device) -> Callable[[], Tensor]:
 
 
 def _seconds(launch: Callable[[], object]) -> float:
-    """Of one launch among many in a row, all in one CUDA graph: the host's time for a launch is not in it."""
+    """Seconds of one launch among many in a row, all in one CUDA graph, so without the host's time for a launch."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

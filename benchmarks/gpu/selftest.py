@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from gpu_cases import Bench, CaseResults, run_case
-from gpu_engines import engine_rows, random_bundle
-from gpu_kernels import kernel_checks
-from gpu_models import Case, vit_spec
-from gpu_report import GpuReport, Outcome, Undone
-from gpu_tables import TABLES
-from packed_stages import masked_attention
 
 from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from gpu.cases import CaseResults, Conditions, run_case
+from gpu.engines import engine_rows, random_bundle
+from gpu.kernels import kernel_checks
+from gpu.models import Case, vit_spec
+from gpu.packed_stages import masked_attention
+from gpu.result import GpuReport, Outcome, Undone
+from gpu.tables import TABLES
 
 CPU = torch.device("cpu")
 TINY_PIXELS, TINY_STEP = 80, 8
 
 
 class TinyCase(Case):
-    """A case of a model that the CPU runs at once; its size is called S so that tables have a name for it."""
+    """A case of a model small enough for the CPU; its size is called S because tables need one of the known names."""
 
     @property
     def spec(self) -> VisionTransformerSpec:
@@ -50,7 +50,7 @@ def selftest() -> tuple[list[Outcome], list[Undone]]:
 
 
 def _tried(name: str, check: Callable[[], str]) -> Outcome:
-    """Whatever goes wrong is a finding of the self-test: it must say so and go on."""
+    """The outcome of `check`; whatever goes wrong is a finding, to be reported before the next check runs."""
     try:
         return Outcome(name=name, ok=True, detail=check())
     except Exception as error:  # noqa: BLE001
@@ -58,8 +58,8 @@ def _tried(name: str, check: Callable[[], str]) -> Outcome:
 
 
 def _stages(results: CaseResults, images: int) -> str:
-    bench = Bench(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=TINY_STEP)
-    run_case(TinyCase("S", TINY_PIXELS, images), results, bench)
+    conditions = Conditions(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=TINY_STEP)
+    run_case(TinyCase("S", TINY_PIXELS, images), results, conditions)
     parity = results.parity[-1]
     if parity.failures:
         raise AssertionError(parity.failures[0])
@@ -79,7 +79,7 @@ def _engines() -> str:
 
 
 def _kernels() -> str:
-    # Tests compile them for the CPU; only a checkout has tests.
+    # The tests compile the kernels for the CPU; so this takes a checkout.
     from tests.csrc.host_kernels import HostDriver, host_library
 
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
@@ -122,7 +122,7 @@ def _tables(results: CaseResults) -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Tiny models only lose by more."""
+    """Run on one thread: more only slow tiny models down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,6 @@
-"""The tables of docs/benchmarks.md from the JSON of `gpu.py`, put between their marks.
+"""The tables of docs/benchmarks.md from the JSON of `prove.py`, written between their marks.
 
-<!-- table: benchmarks/gpu.py NAME -->
+<!-- table: benchmarks/gpu/prove.py NAME -->
 ...
 <!-- end of table -->
 """
@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gpu_models import EVERYTHING, PROFILES
-from gpu_report import AIMS, GpuReport, StagedRow
 from report import between_marks
+
+from gpu.models import EVERYTHING, PROFILES
+from gpu.result import AIMS, GpuReport, StagedRow
 
 NOT_RUN = "Not measured: there was no GPU. `make prove-gpu` fills this table on a machine with one."
 
@@ -76,10 +77,10 @@ def break_even_table(report: GpuReport) -> str:
         return NOT_RUN
     profiles = (EVERYTHING, *PROFILES)
     cases = list(dict.fromkeys((row.model, row.pixels, row.images) for row in report.staged))
-    by_place = {(row.model, row.pixels, row.images, row.profile): row for row in report.staged}
+    by_case = {(row.model, row.pixels, row.images, row.profile): row for row in report.staged}
     rows = []
     for case in cases:
-        found = [by_place.get((*case, profile)) for profile in profiles]
+        found = [by_case.get((*case, profile)) for profile in profiles]
         some = next(row for row in found if row is not None)
         rows.append((_case(some), *("" if row is None else _cell(row) for row in found), _fewest(found)))
     return _table(("", *profiles, "pays from MACs saved of"), rows)
@@ -150,12 +151,12 @@ TABLES = {
 
 
 def mark(name: str) -> str:
-    """The line in front of a table's place."""
-    return f"<!-- table: benchmarks/gpu.py {name} -->"
+    """The line before a table."""
+    return f"<!-- table: benchmarks/gpu/prove.py {name} -->"
 
 
 def write_tables(report: GpuReport, page: Path) -> None:
-    """Put every table in its place; the page is written only when all marks are there."""
+    """Replace every table of `page`; it is written only if all marks are in it."""
     text = page.read_text()
     for name, table in TABLES.items():
         text = between_marks(text, mark(name), table(report))

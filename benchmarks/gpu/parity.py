@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from packed_runner import StagedRunner
 from torch import Tensor
 
 from dovit_deploy.bundle.parity import RunParity
 from dovit_deploy.export.verify import TOLERANCE, Setting, Trace, float_parity, gate_parity
 from dovit_deploy.families.vit.network import VisionTransformer, stages_from_model
+from gpu.packed_runner import StagedRunner
 
 HALF_TOLERANCE = 0.02
-"""Of half precision: of confidences absolutely, of floats times max(1, absmax)."""
+"""In half precision: absolute for confidences, times max(1, absmax) for floats."""
 
 
 def parity(
@@ -48,7 +48,7 @@ def parity(
 
 
 def reference_trace(model: VisionTransformer, pixels: Tensor, limits: np.ndarray) -> Trace:
-    """All that the stages of `model` put out for one image (1, 3, H, W)."""
+    """All outputs of the stages of `model` for one image (1, 3, H, W)."""
     trace = Trace([], [], [], [], [], np.empty(0))
     floor = torch.zeros((), device=pixels.device)
     thresholds = torch.from_numpy(limits).to(pixels.device)
@@ -61,25 +61,24 @@ def reference_trace(model: VisionTransformer, pixels: Tensor, limits: np.ndarray
             index = order[: int(count)]
             keep = np.zeros(len(order), dtype=bool)
             keep[_host(index)] = True
-            for place, value in zip(
-                _parts(trace), (_host(tokens), _host(confidence), _host(label), keep, _host(index)), strict=True
-            ):
-                place.append(value)
+            outputs = (_host(tokens), _host(confidence), _host(label), keep, _host(index))
+            for values, value in zip(_parts(trace), outputs, strict=True):
+                values.append(value)
             inputs = (tokens, index)
     raise AssertionError("the last stage gives the logits")
 
 
 def _replayed(runner: StagedRunner, own: list[Tensor], logits: Tensor, image: int, expected: Trace) -> Trace:
-    """What the runner's last run put out for one image."""
+    """The outputs of the runner's last run for one image."""
     spec = runner.model.spec
-    place = slice(image * spec.tokens, (image + 1) * spec.tokens)
-    patches = slice(place.start + spec.extra_tokens, place.stop)
+    own_tokens = slice(image * spec.tokens, (image + 1) * spec.tokens)
+    patches = slice(own_tokens.start + spec.extra_tokens, own_tokens.stop)
     gates = range(len(spec.gates))
     return Trace(
-        tokens=[_host(runner.tokens[gate][place]) for gate in gates],
+        tokens=[_host(runner.tokens[gate][own_tokens]) for gate in gates],
         confidence=[_host(runner.decisions[gate].confidence[patches]) for gate in gates],
         label=[_host(runner.decisions[gate].label[patches]) for gate in gates],
-        keep=[_host(own[gate][place]) for gate in gates],
+        keep=[_host(own[gate][own_tokens]) for gate in gates],
         index=expected.index,
         logits=_host(logits[image : image + 1]),
     )

@@ -1,0 +1,1 @@
+"""What does an NVIDIA GPU run, how fast, and does it agree? The entry is prove.py."""
