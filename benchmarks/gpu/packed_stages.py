@@ -1,8 +1,8 @@
 """The stages for a GPU: images packed into one row of tokens, sizes rounded up to a bucket, exact under padding.
 
-B images of T = E + N tokens follow each other in `tokens` (B * T, C). A stage takes `index` (bucket,), positions in it,
-and `bounds` (B + 1,): image b runs on `index[bounds[b]:bounds[b + 1]]`; what follows `bounds[B]` is padding. Every shape
-is known before the run, so that a stage can be captured into a CUDA graph once a bucket; only `bounds` differ from run
+B images of T = E + N tokens follow each other in `tokens` (B * T, C). A stage takes `index` (bucket,), positions there,
+and `bounds` (B + 1,): image b runs on `index[bounds[b]:bounds[b + 1]]`; what follows `bounds[B]` is padding. All shapes
+are known before the run, so that a stage can be captured into a CUDA graph once a bucket; only `bounds` differ from run
 to run, and they stay on the device.
 
 Padding is exact: attention never sees it, and where rows are written back it writes what stood there. For one image
