@@ -199,7 +199,7 @@ def test_a_failing_write_keeps_the_earlier_state(tmp_path, data, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("dovit_deploy.train.state.os.fsync", full)
+        patched.setattr("dovit_deploy.files.os.fsync", full)
         with pytest.raises(InputError, match=r"state\.pt: cannot be written \(No space left on device\)"):
             trainer.run(stop_after=3)
     assert (tmp_path / "run" / STATE).read_bytes() == before
