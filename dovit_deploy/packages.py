@@ -87,14 +87,20 @@ def onnxruntime(*, install: str | None = None) -> Any:  # noqa: ANN401
 
 
 def onnx() -> Any:  # noqa: ANN401
-    """ONNX, for reading and deriving graphs."""
+    """ONNX, for reading graphs and deriving others from them."""
     return load("onnx")
+
+
+def protobuf_decode_error() -> type[Exception]:
+    """What `onnx`, which must be installed, raises for bytes that are no model; it comes with protobuf."""
+    error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
+    return error
 
 
 def pillow() -> Any:  # noqa: ANN401
     """Pillow's `PIL.Image`."""
     load("PIL")
-    # It remarks on damaged metadata of pictures that it reads all the same.
+    # It warns of damaged metadata in images that it reads all the same.
     warnings.filterwarnings("ignore", module="PIL")
     return importlib.import_module("PIL.Image")
 

@@ -1,30 +1,75 @@
-"""What is in a bundle: its manifest, how it was verified, what it costs, which files it has."""
+"""What is in a bundle or a checkpoint (its network, its cost, how it was verified), and what is at a path at all?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ValidationError
 
+from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import PARITY, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.errors import BundleError
+from dovit_deploy.errors import BundleError, ConfigError
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.macs import FlopReport
 from dovit_deploy.families.parts import head_text
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
 from dovit_deploy.record import Record
-from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
-from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.source import FailedFrame, Source
 
-# A network in words and numbers: what a bundle and a checkpoint have in common.
+if TYPE_CHECKING:
+    from dovit_deploy.checkpoints.checkpoint import Checkpoint
 
-Rows = tuple[tuple[str, str], ...]
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+CHECKPOINT_FILES = ("config.json", "checkpoint.pth")
+"""Of our own format, and of Segmenter's; either makes a folder a checkpoint."""
+
+
+class Contents(Protocol):
+    """What was found; every kind of file has its own record."""
+
+    @property
+    def kind(self) -> str:
+        """What the file is."""
+
+    @property
+    def path(self) -> str:
+        """What was inspected."""
+
+    @property
+    def facts(self) -> Facts:
+        """What a user reads."""
+
+    def model_dump(self, *, mode: str) -> dict[str, object]:
+        """Everything, as JSON values."""
+
+
+def contents_of(path: Path) -> Contents:
+    """Describe what is at `path`, recognised by its suffix and by what lies in it.
+
+    Raises:
+        InputError: it cannot be read, or is nothing that is known here.
+        UntrustedError: a bundle or checkpoint that must not be trusted.
+        PackageMissing: what reads it is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".dovit" or (path / "manifest.json").is_file():
+        return bundle_contents(Bundle.open(path))
+    if suffix in CHECKPOINT_SUFFIXES or any((path / name).is_file() for name in CHECKPOINT_FILES):
+        return checkpoint_contents(path)
+    if suffix == ".onnx" and path.is_file():
+        return onnx_contents(path)
+    if suffix == ".safetensors" and path.is_file():
+        return safetensors_contents(path)
+    return source_contents(path)
+
+
+# A network: what a bundle and a checkpoint have in common.
 
 MOST_NAMES, FEW_NAMES = 200, 5
 """Of more classes than the first, only so many as the second are named."""
@@ -41,32 +86,31 @@ class CostRow(Record):
     total: float
 
 
-def cost_row(case: str, report: FlopReport) -> CostRow:
-    """A cost in 10^9 MACs."""
-    return CostRow(
-        case=case,
-        stem=report.stem / 1e9,
-        layers=report.layers / 1e9,
-        gates=report.gates / 1e9,
-        head=report.head / 1e9,
-        total=report.total / 1e9,
-    )
-
-
 def cost_rows(spec: ModelSpec, counts: Sequence[int] | None) -> tuple[CostRow, ...]:
     """Cost of the dense network; for models with gates, with nothing stopped and at `counts` tokens per stage."""
     model = cost_model(spec)
-    rows = [cost_row("dense", model.dense())]
+    costs = {"dense": model.dense()}
     if spec.gates:
-        rows.append(cost_row("nothing stopped", model.actual(spec.counts)))
+        costs["nothing stopped"] = model.actual(spec.counts)
         if counts is not None:
-            rows.append(cost_row("typical", model.actual(counts)))
+            costs["typical"] = model.actual(counts)
     elif len(spec.counts) > 1:
-        rows.append(cost_row("every image", model.actual(spec.counts)))
-    return tuple(rows)
+        costs["every image"] = model.actual(spec.counts)
+    return tuple(_cost_row(case, cost) for case, cost in costs.items())
 
 
-def network_rows(spec: ModelSpec) -> Rows:
+def _cost_row(case: str, cost: FlopReport) -> CostRow:
+    return CostRow(
+        case=case,
+        stem=cost.stem / 1e9,
+        layers=cost.layers / 1e9,
+        gates=cost.gates / 1e9,
+        head=cost.head / 1e9,
+        total=cost.total / 1e9,
+    )
+
+
+def network_facts(spec: ModelSpec) -> Facts:
     """Family, size and shape of a network."""
     rows, columns = spec.grid
     return (
@@ -76,7 +120,7 @@ def network_rows(spec: ModelSpec) -> Rows:
     )
 
 
-def gate_rows(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: float) -> Rows:
+def gate_facts(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: float) -> Facts:
     """Where tokens stop: a row per gate, then the floor where it is on."""
     rows = [
         (f"gate {number}", f"before layer {gate.layer}, {head_text(gate.head)}, threshold {_limits(row)}")
@@ -88,27 +132,27 @@ def gate_rows(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: flo
 
 
 def _limits(row: Sequence[float]) -> str:
-    """One number where all classes share it."""
+    # A gate has a threshold for each class, and most bundles the same for all.
     if len(set(row)) == 1:
         return f"{row[0]:g}"
     return f"{min(row):g} to {max(row):g} by class"
 
 
-def picture_rows(preprocessing: Preprocessing, classes: Sequence[ClassEntry]) -> Rows:
-    """What happens to pictures, and what they are cut into."""
+def input_facts(preprocessing: Preprocessing, classes: Sequence[ClassEntry]) -> Facts:
+    """How images are prepared, and which classes they are divided into."""
     origin = " (assumed: ImageNet's)" if preprocessing.assumed else ""
     return (
         ("mean, std", f"{_triple(preprocessing.mean)}; {_triple(preprocessing.std)}{origin}"),
-        _fitting_row(preprocessing),
+        _fitting_fact(preprocessing),
         ("classes", _class_text(classes)),
     )
 
 
-def _fitting_row(preprocessing: Preprocessing) -> tuple[str, str]:
-    """How a picture gets the size of the model."""
+def _fitting_fact(preprocessing: Preprocessing) -> tuple[str, str]:
+    """How an image gets the size of the model."""
     crop, stride = preprocessing.crop, preprocessing.stride
     if crop is not None:
-        return "images", f"shorter side resized to {crop.shorter} ({crop.filter}), the centre is seen"
+        return "images", f"shorter side resized to {crop.shorter} ({crop.filter}), the centre is cropped"
     return "larger images", "are resized" if stride is None else f"slide by {stride[0]}x{stride[1]}"
 
 
@@ -152,17 +196,17 @@ class BundleContents(Record):
     """All files that the manifest lists."""
 
     @property
-    def rows(self) -> Rows:
-        """What a user reads: label and text."""
+    def facts(self) -> Facts:
+        """What a user reads."""
         manifest = self.manifest
         defaults = manifest.defaults
         return (
             ("name", f"{manifest.name}, format version {manifest.version}, {manifest.task}"),
-            *network_rows(manifest.spec),
-            *gate_rows(manifest.spec, defaults.thresholds, defaults.floor),
+            *network_facts(manifest.spec),
+            *gate_facts(manifest.spec, defaults.thresholds, defaults.floor),
             *((("thresholds", f"from {defaults.origin}"),) if manifest.spec.gates else ()),
             ("tokens", _token_text(manifest)),
-            *picture_rows(manifest.preprocessing, manifest.classes),
+            *input_facts(manifest.preprocessing, manifest.classes),
             ("precisions", f"{', '.join(manifest.precisions)}; opset {manifest.opset}"),
             ("made", f"by {manifest.provenance.tool} from {manifest.provenance.source}"),
             *((("licence", manifest.provenance.license),) if manifest.provenance.license else ()),
@@ -187,7 +231,7 @@ def bundle_contents(bundle: Bundle) -> BundleContents:
 
 
 def _token_text(manifest: Manifest) -> str:
-    """Tokens from stage to stage."""
+    """Tokens that enter each stage."""
     if not manifest.spec.gates:
         return f"{' -> '.join(map(str, manifest.spec.counts))}, the same for every image"
     counts = " -> ".join(str(count.typical) for count in manifest.counts)
@@ -200,8 +244,8 @@ def _parity(bundle: Bundle) -> ParityContents | None:
     try:
         report = ParityReport.model_validate_json((bundle.path / PARITY).read_bytes())
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({place}); export it again") from error
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({field}); export it again") from error
     runs = [run for form in report.forms for run in form.runs]
     return ParityContents(
         passed=not report.failures,
@@ -226,72 +270,97 @@ def _parity_text(parity: ParityContents | None) -> str:
     )
 
 
-# What is in an image, a folder of images, or a video: size, number of frames, rate, sound.
+# A checkpoint: the network where it can be determined, and in any case the entries of the file.
 
 
-class PictureContents(Record):
-    """A source of pictures."""
+class NetworkContents(Record):
+    """The network of a checkpoint that is understood."""
 
-    kind: Literal["images", "video"]
+    spec: AnySpec
+    preprocessing: Preprocessing
+    classes: tuple[ClassEntry, ...]
+    thresholds: tuple[float, ...]
+    floor: float
+    license: str
+    gmacs: tuple[CostRow, ...]
+
+
+class CheckpointContents(Record):
+    """A checkpoint."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
     path: str
-    bytes: int | None
-    """None for a folder."""
-    height: int | None
-    """Upright, in pixels; of the first picture of a folder, None when that cannot be read."""
-    width: int | None
-    frames: int | None
-    """None where the file does not tell."""
-    rate: str | None
-    """Frames per second, exact, as in "30000/1001"; None for images."""
-    seconds: float | None
-    audio: bool
-    warnings: tuple[str, ...]
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    """How many tensors of each type; of an understood checkpoint, as the network takes them."""
+    network: NetworkContents | None
+    problem: str | None
+    """Why the network cannot be determined without --config."""
 
     @property
-    def rows(self) -> Rows:
-        """What a user reads: label and text."""
-        size = "unknown" if self.height is None else f"{self.width}x{self.height} pixels (width x height)"
-        seconds = "" if self.seconds is None else f", {self.seconds:.2f} s"
+    def facts(self) -> Facts:
+        """What a user reads."""
+        types = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+        entries = (("tensors", f"{self.tensors} ({types}), {self.parameters:,} parameters"),)
+        if self.network is None:
+            return (*entries, ("network", f"not determined: {self.problem}"))
+        network = self.network
+        limits = [(value,) for value in network.thresholds]
         return (
-            ("size", size),
-            ("frames", f"{'unknown' if self.frames is None else self.frames}{seconds}"),
-            *((("rate", f"{self.rate} frames per second"),) if self.rate is not None else ()),
-            *((("sound", "yes" if self.audio else "no"),) if self.kind == "video" else ()),
-            *(("note", warning) for warning in self.warnings),
+            *network_facts(network.spec),
+            *gate_facts(network.spec, limits, network.floor),
+            *input_facts(network.preprocessing, network.classes),
+            *((("licence", network.license),) if network.license else ()),
+            *entries,
         )
 
 
-def picture_contents(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> PictureContents:
-    """Describe the image, folder or video at `path`.
+def checkpoint_contents(path: Path) -> CheckpointContents:
+    """Describe the checkpoint at `path`, a file or a folder.
 
     Raises:
-        SourceError: it does not open, cannot be decoded, or holds no picture.
-        PackageMissing: what reads it is not installed.
+        InputError: it is unreadable, or no checkpoint.
+        PickleRefused: it holds pickled objects that could execute code.
+        CheckpointMismatch: entries are missing, unexpected, misshaped, NaN or Inf.
+        PackageMissing: PyTorch is not installed.
     """
-    with closing(open_source(str(path), max_pixels=max_pixels)) as source:
-        size = _size(source)
-        video = source.video
-        rate = None if video is None else video.rate
-        known = rate is not None and rate > 0 and source.count is not None
-        return PictureContents(
-            kind="images" if video is None else "video",
-            path=str(path),
-            bytes=path.stat().st_size if path.is_file() else None,
-            height=size[0] if size else None,
-            width=size[1] if size else None,
-            frames=source.count,
-            rate=None if rate is None else str(rate),
-            seconds=float(source.count / rate) if known and source.count is not None and rate is not None else None,
-            audio=video is not None and video.has_audio,
-            warnings=tuple(source.warnings),
-        )
+    # Only checkpoints need PyTorch; everything else is inspected without it.
+    packages.load("torch")
+    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+    from dovit_deploy.checkpoints.weights_file import weights_from_file
+
+    try:
+        checkpoint = checkpoint_from_path(path)
+    except ConfigError as error:
+        if not path.is_file():
+            raise
+        # A file whose configuration is unknown can be sound all the same, so its entries are described.
+        return _described(path, weights_from_file(path, allow_pickle=False).state, network=None, problem=str(error))
+    return _described(path, checkpoint.state, network=_network_contents(checkpoint), problem=None)
 
 
-def _size(source: Source) -> tuple[int, int] | None:
-    """Height and width; images tell theirs only when they are read."""
-    if source.video is not None:
-        return source.video.size
-    first = next(iter(source), None)
-    if first is None or isinstance(first, FailedFrame):
-        return None
-    return first.rgb.shape[0], first.rgb.shape[1]
+def _network_contents(checkpoint: Checkpoint) -> NetworkContents:
+    return NetworkContents(
+        spec=checkpoint.spec,
+        preprocessing=checkpoint.preprocessing,
+        classes=checkpoint.classes,
+        thresholds=checkpoint.thresholds,
+        floor=checkpoint.floor,
+        license=checkpoint.license,
+        gmacs=cost_rows(checkpoint.spec, None),
+    )
+
+
+def _described(
+    path: Path, state: Mapping[str, Any], *, network: NetworkContents | None, problem: str | None
+) -> CheckpointContents:
+    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
+    return CheckpointContents(
+        path=str(path),
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        dtypes=dict(types.most_common()),
+        network=network,
+        problem=problem,
+    )

@@ -1,6 +1,6 @@
-"""Try one thing for real; `probing` calls `main` in a process of its own.
+"""Does one engine, encoder or library work here? Each is tried for real; `doctor` runs `main` in a process of its own.
 
-It prints what was found and gives 0, or fails as the thing fails: with an exception, a signal, or never.
+It prints what was found and returns 0, or fails as the thing fails: with an exception, a signal, or by hanging.
 """
 
 from __future__ import annotations
@@ -19,33 +19,19 @@ from dovit_deploy.engines.cuda.memory import DeviceArray, opened_memory
 from dovit_deploy.engines.onnxruntime_cuda import cuda_runtime, session_on_gpu
 from dovit_deploy.engines.tensorrt.package import tensorrt_package
 from dovit_deploy.errors import DovitError, EncoderMissing, ProviderMissing
-from dovit_deploy.measure.protobuf import chunk, integer
 from dovit_deploy.sources.video_writer import OpencvVideoWriter, VideoWriter, open_video_writer
 
-# The smallest ONNX model that shows that a runtime computes: y = x @ x for a 2x2 matrix, written without `onnx`.
-#
-# Field numbers are those of onnx.proto.
+SQUARE_MODEL = (
+    b'\x08\x08\x12\x0cdovit-deploy:E\n\x11\n\x01x\n\x01x\x12\x01y"\x06MatMul\x12\x06square'
+    b"Z\x13\n\x01x\x12\x0e\n\x0c\x08\x01\x12\x08\n\x02\x08\x02\n\x02\x08\x02"
+    b"b\x13\n\x01y\x12\x0e\n\x0c\x08\x01\x12\x08\n\x02\x08\x02\n\x02\x08\x02"
+    b"B\x04\n\x00\x10\x11"
+)
+"""The smallest ONNX model that shows that a runtime computes: `x` (2, 2) float32 to `y` = x @ x.
 
-IR_VERSION, OPSET = 8, 17
-"""Old enough for every ONNX Runtime that this package supports."""
-
-FLOAT, SIDE = 1, 2
-
-
-def square_model() -> bytes:
-    """Bytes of a model from `x` (2, 2) float32 to `y`, their matrix product x @ x."""
-    node = chunk(1, "x") + chunk(1, "x") + chunk(2, "y") + chunk(4, "MatMul")
-    graph = chunk(1, node) + chunk(2, "square") + chunk(11, _port("x")) + chunk(12, _port("y"))
-    opset = chunk(1, "") + integer(2, OPSET)
-    return integer(1, IR_VERSION) + chunk(2, "dovit-deploy") + chunk(7, graph) + chunk(8, opset)
-
-
-def _port(name: str) -> bytes:
-    """A ValueInfoProto: name 1; type 2 with tensor_type 1 of elem_type 1 and shape 2, whose dims are field 1."""
-    side = chunk(1, integer(1, SIDE))
-    tensor = integer(1, FLOAT) + chunk(2, side + side)
-    return chunk(1, name) + chunk(2, chunk(1, tensor))
-
+As bytes, since ONNX Runtime works without the package `onnx`, which could make them (the tests compare the two).
+IR version 8 and opset 17 are old enough for every ONNX Runtime that this package supports.
+"""
 
 MATRIX = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
 SQUARE = np.array([[7.0, 10.0], [15.0, 22.0]], dtype=np.float32)
@@ -56,7 +42,7 @@ CLIP_FRAMES, CLIP_SIZE, CLIP_RATE = 8, (64, 96), Fraction(25)
 def onnxruntime() -> str:
     """Run a small model on the CPU provider."""
     runtime = packages.onnxruntime()
-    session = runtime.InferenceSession(square_model(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(SQUARE_MODEL, providers=["CPUExecutionProvider"])
     (result,) = session.run(["y"], {"x": MATRIX})
     _check_square(result)
     return f"{runtime.__version__}, providers: {', '.join(runtime.get_available_providers())}"
@@ -65,7 +51,7 @@ def onnxruntime() -> str:
 def cuda() -> str:
     """Run a small model on the GPU, and nothing of it on the CPU."""
     runtime = cuda_runtime()
-    session = session_on_gpu(runtime, square_model(), described="a small model")
+    session = session_on_gpu(runtime, SQUARE_MODEL, described="a small model")
     (result,) = session.run(["y"], {"x": MATRIX})
     _check_square(result)
     device = gpu_device()
@@ -81,12 +67,12 @@ def torch() -> str:
 
 
 def tensorrt_rtx() -> str:
-    """Bring a small matrix to the GPU and back, beside TensorRT for RTX."""
+    """Copy a small matrix to the GPU and back, with TensorRT for RTX loaded."""
     return _tensorrt("tensorrt-rtx")
 
 
 def tensorrt() -> str:
-    """Bring a small matrix to the GPU and back, beside TensorRT."""
+    """Copy a small matrix to the GPU and back, with TensorRT loaded."""
     return _tensorrt("tensorrt")
 
 
@@ -104,7 +90,7 @@ def _tensorrt(engine: str) -> str:
     memory.mark().wait()
     memory.close()
     if not np.array_equal(back, MATRIX):
-        raise ArithmeticError(f"{back.tolist()} came back from the GPU, {MATRIX.tolist()} went")
+        raise ArithmeticError(f"the GPU returned {back.tolist()} for {MATRIX.tolist()}")
     return f"{package.version}, {memory.device.name} (compute capability {memory.device.compute_capability})"
 
 
@@ -114,13 +100,13 @@ def _check_square(result: object) -> None:
 
 
 def images() -> str:
-    """Encode a picture with Pillow, decode it, and resize it with OpenCV."""
+    """Encode an image with Pillow, decode it, and resize it with OpenCV."""
     cv2, pillow = packages.opencv(), packages.pillow()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
+        path = Path(folder) / "image.png"
         pillow.fromarray(np.zeros((8, 12, 3), dtype=np.uint8)).save(path)
-        with pillow.open(path) as picture:
-            resized = cv2.resize(np.asarray(picture), (6, 4))
+        with pillow.open(path) as image:
+            resized = cv2.resize(np.asarray(image), (6, 4))
     if resized.shape != (4, 6, 3):
         raise ArithmeticError(f"a resize to 6x4 gave {resized.shape}")
     return f"OpenCV {cv2.__version__}, Pillow {packages.load('PIL').__version__}"
@@ -146,12 +132,12 @@ def _clip_bytes(opened: Callable[[Path], VideoWriter], *, codec: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with opened(path) as writer:
-            # The chooser of writers falls back by itself; here that would hide what is missing.
+            # `open_video_writer` falls back to OpenCV by itself; here that would hide what is missing.
             if codec == "H.264" and isinstance(writer, OpencvVideoWriter):
                 raise EncoderMissing("this PyAV has no H.264 encoder")
             for number in range(CLIP_FRAMES):
-                picture = np.full((*CLIP_SIZE, 3), 20 * number, dtype=np.uint8)
-                writer.write(picture, number / CLIP_RATE)
+                frame = np.full((*CLIP_SIZE, 3), 20 * number, dtype=np.uint8)
+                writer.write(frame, number / CLIP_RATE)
         size = path.stat().st_size if path.is_file() else 0
     if not size:
         raise EncoderMissing(f"the {codec} encoder wrote nothing")
@@ -166,7 +152,7 @@ PROBES: dict[str, Callable[[], str]] = {
 
 
 def main(name: str) -> int:
-    """Run one probe; what it found goes to stdout, why it failed to the last line of stderr."""
+    """Run the probe called `name`; what it found goes to stdout, why it failed to the last line of stderr."""
     try:
         sys.stdout.write(PROBES[name]() + "\n")
     except DovitError as error:

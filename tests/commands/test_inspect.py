@@ -12,16 +12,24 @@ from safetensors.numpy import save_file
 from dovit_deploy.sources.video_writer import open_video_writer
 from tests.families.vit.official import DOVIT, config_text, dovit_state, save_pth
 
-BLOCKED = "raise ImportError('blocked')\n"
+
+@pytest.fixture
+def without(tmp_path):
+    """Environment in which importing the given modules fails."""
+
+    def make(*modules):
+        folder = tmp_path / "blocked"
+        folder.mkdir()
+        for module in modules:
+            (folder / f"{module}.py").write_text("raise ImportError('blocked')\n")
+        return {"PYTHONPATH": str(folder)}
+
+    return make
 
 
 @pytest.fixture
-def without_torch(tmp_path):
-    """Environment in which importing torch fails."""
-    folder = tmp_path / "blocked"
-    folder.mkdir()
-    (folder / "torch.py").write_text(BLOCKED)
-    return {"PYTHONPATH": str(folder)}
+def without_torch(without):
+    return without("torch")
 
 
 def test_a_bundle_without_torch(dovit, tiny_bundle_path, tmp_path, without_torch):
@@ -43,8 +51,22 @@ def test_a_file_of_a_bundle_leads_back_to_it(dovit, tiny_bundle_path, without_to
     assert f"next: dovit inspect {tiny_bundle_path}\n" in done.stderr
 
 
-def test_a_picture_and_a_folder_of_pictures(dovit, tmp_path):
-    folder = tmp_path / "pictures"
+def test_a_graph_without_the_package_onnx(dovit, tiny_bundle_path, tmp_path, without):
+    done = dovit("inspect", tiny_bundle_path / "stage0.onnx", "--json", "report.json", **without("onnx", "torch"))
+    assert done.returncode == 0, done.stderr
+    assert "input   pixels float32 (1, 3, 56, 72)" in done.stdout and "pip install onnx" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [port["name"] for port in report["inputs"]] == ["pixels", "thresholds", "floor"]
+    assert report["operators"] is None
+
+
+def test_a_graph_that_nothing_here_reads(dovit, tiny_bundle_path, without):
+    done = dovit("inspect", tiny_bundle_path / "stage0.onnx", **without("onnx", "onnxruntime"))
+    assert done.returncode == 5 and "pip install onnx" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_image_and_a_folder_of_images(dovit, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):
         Image.fromarray(np.zeros((20, 30, 3), dtype=np.uint8)).save(folder / f"{number}.png")

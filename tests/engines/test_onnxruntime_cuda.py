@@ -17,7 +17,7 @@ from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArr
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
 from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
-from dovit_deploy.measure.probe import square_model
+from dovit_deploy.measure.probe import SQUARE_MODEL
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime
@@ -155,7 +155,7 @@ def test_no_graph_has_arithmetic_on_shapes(bundle, fast) -> None:
 def test_a_session_that_fell_back_is_refused(runtime) -> None:
     runtime.session_providers = ["CPUExecutionProvider"]
     with pytest.raises(ProviderMissing, match="not on the GPU"):
-        cuda_session.session_on_gpu(runtime, square_model(), described="x.onnx")
+        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
 
 
 def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path) -> None:
@@ -165,7 +165,7 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
     )
     runtime.fails_to_load = Fail(message)
     with pytest.raises(ProviderMissing, match=r"x\.onnx would not run on the GPU alone") as raised:
-        cuda_session.session_on_gpu(runtime, square_model(), described="x.onnx")
+        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
     assert raised.value.exit_code == 5
     # The library of the provider that does not load tells why.
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
@@ -173,7 +173,7 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
     library.write_bytes(b"no library")
     runtime.__file__ = str(tmp_path / "__init__.py")
     with pytest.raises(ProviderMissing, match=r"CUDA provider does not load: .*cudnn"):
-        cuda_session.session_on_gpu(runtime, square_model(), described="x.onnx")
+        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
     assert runtime.levels == [4, 2] * 2, "its log is silent meanwhile"
 
 

@@ -1,4 +1,4 @@
-from __future__ import annotations
+"""Bundles described: facts, costs, parity."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from dovit_deploy.measure.inspect import bundle_contents
 
 
 def text(contents):
-    return "\n".join(f"{label}: {value}" for label, value in contents.rows)
+    return "\n".join(f"{label}: {value}" for label, value in contents.facts)
 
 
 def test_a_bundle_in_words(tiny_bundle_path):
