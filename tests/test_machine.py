@@ -18,7 +18,7 @@ def test_memory_in_gigabytes():
     assert memory_from_text("") == {}
 
 
-def test_this_machine_tells_something():
+def test_this_machine_is_described():
     machine = this_machine()
     assert 1 <= machine.cores <= machine.cores_total
     assert machine.cpu and machine.system and machine.python.count(".") == 2

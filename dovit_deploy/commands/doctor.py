@@ -1,4 +1,4 @@
-"""`dovit doctor`: what works on this machine, what is missing, and the line that mends each."""
+"""`dovit doctor`: what works on this machine, what is missing, and the line that fixes each."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from dovit_deploy.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from dovit_deploy.machine import Machine
-    from dovit_deploy.measure.doctor import Check, Examination
+    from dovit_deploy.measure.doctor import Check, Examination, PackageState
 
 
 def doctor(
     json_file: arguments.JsonFile = None, quiet: arguments.Quiet = False, verbose: arguments.Verbose = False
 ) -> None:
-    """Say which engines and encoders work here, what is missing or doubled, and the line that mends it."""
+    """Say which engines and encoders work here, what is missing or installed twice, and the line that fixes it."""
     from dovit_deploy.measure.doctor import examination
 
     console.check_writable(json_file)
     console.remark("trying engines and encoders ...", quiet=quiet)
     found = examination()
+    console.write_json(json_file, _report(found))
+    _show(found)
+    if not found.can_run:
+        raise EnvironmentProblem(_why_nothing_runs(found))
+    console.next_command(next_line(found), quiet=quiet)
+
+
+def _report(found: Examination) -> dict[str, object]:
+    """The contents of `--json`, whose keys call a fix a "mend"."""
+    return {**found.model_dump(mode="json", by_alias=True), "can_run": found.can_run, "mends": list(found.fixes)}
+
+
+def _show(found: Examination) -> None:
     for line in machine_lines(found.machine, found.version):
         console.result(line)
     checks = [*found.engines, found.images, *found.encoders]
     show_table("tried here", ("", "name", "for", "found"), [check_row(check) for check in checks])
-    packages = [
-        ("ok" if state.installed else "--", state.module, state.version or "", state.purpose, state.install)
-        for state in found.packages
-    ]
-    shown = [(mark, *rest, "" if mark == "ok" else line) for mark, *rest, line in packages]
-    show_table("optional packages", ("", "module", "version", "for", "install with"), shown)
+    packages = [package_row(state) for state in found.packages]
+    show_table("optional packages", ("", "module", "version", "for", "install with"), packages)
     model = found.default_model
     console.result(f"default model: {model.path} ({model.detail})" if model.works else f"default model: {model.detail}")
     for line in conflict_lines(found):
         console.result(line)
-    for mend in found.mends:
-        console.result(f"to mend: {mend}")
-    console.write_json(
-        json_file, {**found.model_dump(mode="json"), "can_run": found.can_run, "mends": list(found.mends)}
-    )
-    if not found.can_run:
-        raise EnvironmentProblem(_why_nothing_runs(found))
-    console.next_command(next_line(found), quiet=quiet)
+    for fix in found.fixes:
+        console.result(f"to fix: {fix}")
 
 
 def machine_lines(machine: Machine, version: str) -> tuple[str, ...]:
@@ -63,8 +66,14 @@ def check_row(check: Check) -> tuple[str, ...]:
     return ("ok" if check.works else "--", check.name, check.purpose, check.detail)
 
 
+def package_row(state: PackageState) -> tuple[str, ...]:
+    """A line of the table of packages."""
+    mark, install = ("ok", "") if state.installed else ("--", state.install)
+    return (mark, state.module, state.version or "", state.purpose, install)
+
+
 def conflict_lines(found: Examination) -> tuple[str, ...]:
-    """What is installed over one another."""
+    """Which distributions have overwritten one another."""
     return tuple(
         f"conflict: {' and '.join(conflict.distributions)} both unpack into '{conflict.module}'; "
         "the one installed last has overwritten the other"
@@ -73,15 +82,15 @@ def conflict_lines(found: Examination) -> tuple[str, ...]:
 
 
 def next_line(found: Examination) -> str:
-    """Mend first; else run."""
-    if found.mends:
-        return found.mends[0]
+    """The command that one runs next: what fixes something, else `run`."""
+    if found.fixes:
+        return found.fixes[0]
     return "dovit run YOUR_IMAGE_OR_VIDEO" + ("" if found.default_model.works else " --bundle NAME.dovit")
 
 
 def _why_nothing_runs(found: Examination) -> str:
-    engines = ", ".join(engine.name for engine in found.engines)
-    what = (
-        "pictures cannot be read" if any(engine.works for engine in found.engines) else f"no engine works ({engines})"
-    )
-    return f"nothing can run here: {what}; mend it with: {found.mends[0]}"
+    if any(engine.works for engine in found.engines):
+        what = "images cannot be read"
+    else:
+        what = f"no engine works ({', '.join(engine.name for engine in found.engines)})"
+    return f"nothing can run here: {what}; fix it with: {found.fixes[0]}"

@@ -1,4 +1,8 @@
-"""Examination: everything `doctor` finds out about this machine, and what mends what is wrong."""
+"""What works on this machine, what is missing or installed twice, and which line fixes it?
+
+Engines and encoders are tried for real (`probe`), each in a process of its own: what crashes or hangs is reported and
+does not end the examination.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 import dovit_deploy
 from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import Bundle, default_bundle
@@ -22,12 +28,12 @@ from dovit_deploy.machine import Machine, this_machine
 from dovit_deploy.packages import OPTIONAL
 from dovit_deploy.record import Record
 
-# What is installed here: optional packages, and distributions that overwrite one another's files.
+# Optional packages, and distributions that overwrite one another's files.
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """Distributions that unpack into one folder; of several, the one installed last wins, file by file."""
+    """Distributions that unpack into one folder; the one installed last overwrites the others, file by file."""
 
     module: str
     distributions: tuple[str, ...]
@@ -54,8 +60,8 @@ class Conflict(Record):
     module: str
     distributions: tuple[str, ...]
     """With their versions, as in "onnxruntime 1.20.1"."""
-    mend: str
-    """The line that leaves one of them, whole."""
+    fix: str = Field(serialization_alias="mend")
+    """The line that leaves one of them, intact."""
 
 
 class PackageState(Record):
@@ -72,13 +78,13 @@ class PackageState(Record):
     """The line that installs it."""
 
     @property
-    def mend(self) -> str:
-        """The line that mends it when it does not work: install it, or install it anew."""
+    def fix(self) -> str:
+        """The line that fixes it when it does not work: install it, or reinstall it."""
         if not self.installed or not self.distributions:
             return self.install
         name = self.distributions[0]
         if self.module == "cv2" and not name.endswith("-headless"):
-            # It needs the system's window libraries, which servers lack.
+            # This one needs the system's window libraries, which servers lack.
             return f"pip uninstall -y {name} && pip install {name}-headless"
         return f"pip install --force-reinstall --no-deps {name}"
 
@@ -87,7 +93,7 @@ def installed_versions() -> dict[str, str]:
     """Version of every installed distribution, by its normalised name."""
     versions = {}
     for distribution in importlib.metadata.distributions():
-        # Broken metadata has no name; Python then gives None, whatever its types say.
+        # Broken metadata has no name; Python then gives None, contrary to its types.
         name: str | None = distribution.metadata["Name"]
         if name:
             versions[re.sub(r"[-_.]+", "-", name).lower()] = distribution.version
@@ -108,14 +114,14 @@ def conflicts(installed: dict[str, str]) -> tuple[Conflict, ...]:
                 Conflict(
                     module=rivals.module,
                     distributions=tuple(f"{name} {installed[name]}" for name in present),
-                    mend=f"pip uninstall -y {' '.join(reversed(present))} && pip install {present[0]}",
+                    fix=f"pip uninstall -y {' '.join(reversed(present))} && pip install {present[0]}",
                 )
             )
     return tuple(found)
 
 
 def package_states(modules: Iterable[str] = tuple(OPTIONAL)) -> tuple[PackageState, ...]:
-    """State of the optional packages, found without importing them."""
+    """State of the optional packages, found without importing them: an import may crash or take seconds."""
     providers = importlib.metadata.packages_distributions()
     return tuple(_state(module, providers.get(module, [])) for module in modules)
 
@@ -142,7 +148,7 @@ def _is_there(module: str) -> bool:
         return False
 
 
-# Run probes in processes of their own, side by side: what crashes or hangs is reported, and takes nothing along.
+# Probes, in processes of their own, several at once.
 
 TIME_LIMIT_S = 60.0
 """For one probe; importing PyTorch from a cold disk takes some of it."""
@@ -167,17 +173,15 @@ def findings(names: Sequence[str], *, time_limit_s: float = TIME_LIMIT_S) -> dic
 
 
 def probe_command(name: str) -> list[str]:
-    """What is run for the probe called `name`."""
-    # -P, and our own place last: nothing in the user's folder or beside us may pass for a module.
-    place = str(Path(dovit_deploy.__file__).resolve().parents[1])
-    program = (
-        f"import sys; sys.path.append({place!r}); from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
-    )
+    """The command that runs the probe called `name`."""
+    # -P, and the folder that holds this package last: nothing in the user's folder or beside us may pass for a module.
+    parent = str(Path(dovit_deploy.__path__[0]).absolute().parent)
+    program = f"import sys; sys.path.append({parent!r}); from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
     return [sys.executable, "-P", "-c", program]
 
 
 def finding_of(name: str, command: Sequence[str], time_limit_s: float) -> Finding:
-    """Run `command` and say how it went; the last line of what it printed tells what was found, or why it failed."""
+    """Run `command`; the last line that it printed says what was found, or why it failed."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=time_limit_s, check=False
@@ -204,9 +208,9 @@ def _last_line(text: str) -> str:
 
 
 ENCODERS = {"h264": ("H.264 with sound", ("av", "cv2")), "mp4v": ("MPEG-4 without sound", ("cv2",))}
-"""What each is for, and the packages that it takes; the first that works is used."""
+"""What each is for, and the packages that it needs; the first that works is used."""
 NO_DRIVER, DRIVER_CHECK = "NVIDIA driver", "nvidia-smi"
-"""What a reason names where no package is at fault, and the line that shows whether the driver works."""
+"""What a probe's error mentions where no package is at fault, and the line that shows whether the driver works."""
 
 
 class Check(Record):
@@ -216,7 +220,7 @@ class Check(Record):
     purpose: str
     works: bool
     detail: str
-    mend: str | None
+    fix: str | None = Field(serialization_alias="mend")
     """The line to run where it does not work; None where it does."""
 
 
@@ -226,7 +230,7 @@ class DefaultModel(Record):
     path: str | None
     works: bool
     detail: str
-    """Its licence line, or what is wrong and what mends it."""
+    """Its licence line, or what is wrong and what fixes it."""
 
 
 class Examination(Record):
@@ -237,21 +241,25 @@ class Examination(Record):
     engines: tuple[Check, ...]
     images: Check
     encoders: tuple[Check, ...]
-    """The first that works is used."""
+    """In the order of preference: the first that works is used."""
     conflicts: tuple[Conflict, ...]
     packages: tuple[PackageState, ...]
     default_model: DefaultModel
 
     @property
     def can_run(self) -> bool:
-        """Whether some engine computes and pictures can be read."""
+        """Whether some engine computes and images can be read."""
         return self.images.works and any(engine.works for engine in self.engines)
 
     @property
-    def mends(self) -> tuple[str, ...]:
-        """The lines to run, most urgent first; a doubled package explains what else is broken, so it comes first."""
-        lines = [conflict.mend for conflict in self.conflicts]
-        lines += [check.mend for check in (self.engines[0], self.images, self.encoders[0]) if check.mend is not None]
+    def fixes(self) -> tuple[str, ...]:
+        """The lines to run, most urgent first.
+
+        Conflicts come first, since a package installed twice explains what else is broken. Of engines and encoders
+        only the default counts: nobody needs the others.
+        """
+        lines = [conflict.fix for conflict in self.conflicts]
+        lines += [check.fix for check in (self.engines[0], self.images, self.encoders[0]) if check.fix is not None]
         return tuple(dict.fromkeys(lines))
 
 
@@ -284,22 +292,30 @@ def _check(
     modules: tuple[str, ...],
     install: str | None = None,
 ) -> Check:
-    """A finding with the line that mends it; `modules` are what it takes, `install` is a line of its own."""
+    """A finding with the line that fixes it.
+
+    Args:
+        found: what the probe found.
+        purpose: what is tried is for this.
+        packages: state of all optional packages.
+        modules: the packages that it needs.
+        install: the line that installs it, where that is not the line of one of the packages.
+    """
     states = [state for state in packages if state.module in modules]
     missing = any(not state.installed for state in states)
-    mend = None if found.works else install or _culprit(found, states).mend
-    if mend is not None and not missing and NO_DRIVER in found.detail:
-        mend = DRIVER_CHECK
-    return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, mend=mend)
+    fix = None if found.works else install or _culprit(found, states).fix
+    if fix is not None and not missing and NO_DRIVER in found.detail:
+        fix = DRIVER_CHECK
+    return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, fix=fix)
 
 
 def _modules(entry: EngineEntry) -> tuple[str, ...]:
-    """The packages that an engine takes."""
+    """The packages that an engine needs."""
     return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
 
 
 def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
-    """What to mend first: what is missing, else what the reason names, else the first."""
+    """What to fix first: what is missing, else what the reason names, else the first."""
     missing = [state for state in states if not state.installed]
     named = [state for state in states if f"'{state.module}'" in found.detail]
     return (*missing, *named, *states)[0]
@@ -308,9 +324,10 @@ def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
 def _default_model() -> DefaultModel:
     path = None
     try:
-        place, licence = default_bundle()
-        path = str(place)
-        Bundle.open(place)
+        folder, licence = default_bundle()
+        path = str(folder)
+        Bundle.open(folder)
+    # The last two: an entry point whose distribution is broken.
     except (DovitError, ImportError, AttributeError) as error:
         return DefaultModel(path=path, works=False, detail=str(error))
     return DefaultModel(path=path, works=True, detail=licence)

@@ -2,23 +2,8 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from dovit_deploy.engines.registry import ENGINES
-
-
-@pytest.fixture
-def blocked(tmp_path):
-    """Environment in which the given modules cannot be imported."""
-
-    def make(*modules):
-        folder = tmp_path / "blocked"
-        folder.mkdir()
-        for module in modules:
-            (folder / f"{module}.py").write_text("raise ImportError('blocked for a test')\n")
-        return {"PYTHONPATH": str(folder)}
-
-    return make
+from tests.commands.conftest import python_path
 
 
 def test_this_machine_can_run(dovit, tmp_path):
@@ -35,8 +20,8 @@ def test_this_machine_can_run(dovit, tmp_path):
     assert "\x1b" not in done.stdout and "─" not in done.stdout, "plain lines where nobody watches"
 
 
-def test_without_an_engine_nothing_can_run(dovit, tmp_path, blocked):
-    done = dovit("doctor", "--json", "doctor.json", **blocked("onnxruntime", "torch"))
+def test_without_an_engine_nothing_can_run(dovit, tmp_path, without):
+    done = dovit("doctor", "--json", "doctor.json", **without("onnxruntime", "torch"))
     assert done.returncode == 5
     assert "no engine works" in done.stderr and "Traceback" not in done.stderr and "pip install" in done.stderr
     report = json.loads((tmp_path / "doctor.json").read_text())
@@ -44,12 +29,12 @@ def test_without_an_engine_nothing_can_run(dovit, tmp_path, blocked):
     assert "blocked for a test" in report["engines"][0]["detail"]
 
 
-def test_without_pyav_the_other_encoder_is_named(dovit, tmp_path, blocked):
-    done = dovit("doctor", "--json", "doctor.json", **blocked("av"))
+def test_without_pyav_the_other_encoder_is_named(dovit, tmp_path, without):
+    done = dovit("doctor", "--json", "doctor.json", **without("av"))
     assert done.returncode == 0, done.stderr
     encoders = {entry["name"]: entry for entry in json.loads((tmp_path / "doctor.json").read_text())["encoders"]}
     assert not encoders["h264"]["works"] and encoders["h264"]["mend"] and encoders["mp4v"]["works"]
-    assert "to mend: pip install" in done.stdout
+    assert "to fix: pip install" in done.stdout
 
 
 def test_two_onnxruntimes(dovit, tmp_path):
@@ -57,8 +42,8 @@ def test_two_onnxruntimes(dovit, tmp_path):
         information = tmp_path / "site" / f"{name.replace('-', '_')}-1.20.dist-info"
         information.mkdir(parents=True)
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.20\n")
-    done = dovit("doctor", PYTHONPATH=str(tmp_path / "site"))
+    done = dovit("doctor", **python_path(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     line = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-    assert f"to mend: {line}" in done.stdout and f"next: {line}" in done.stderr
+    assert f"to fix: {line}" in done.stdout and f"next: {line}" in done.stderr
     assert "conflict: onnxruntime-gpu 1.20 and onnxruntime" in done.stdout

@@ -1,4 +1,4 @@
-""""""
+"""`doctor`: what is installed, what works, and the line that fixes what does not."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def machine(monkeypatch):
 
 def test_a_whole_machine_needs_nothing(machine):
     found = machine()
-    assert found.can_run and found.mends == ()
-    assert all(check.mend is None for check in (*found.engines, found.images, *found.encoders))
+    assert found.can_run and found.fixes == ()
+    assert all(check.fix is None for check in (*found.engines, found.images, *found.encoders))
 
 
 def test_a_missing_engine_package_is_installed(machine):
     found = machine(broken={"onnxruntime"}, missing={"onnxruntime"})
     assert found.can_run, "torch still works"
-    assert found.mends == ("pip install 'dovit-deploy[cpu]'",)
+    assert found.fixes == ("pip install 'dovit-deploy[cpu]'",)
 
 
 def test_without_any_engine_nothing_runs(machine):
@@ -68,55 +68,55 @@ def test_without_any_engine_nothing_runs(machine):
 
 def test_the_gpu_engine_has_a_line_of_its_own_and_is_no_fault(machine):
     found = machine(broken={"cuda"})
-    assert found.can_run and found.mends == ()
+    assert found.can_run and found.fixes == ()
     (cuda,) = [check for check in found.engines if check.name == "cuda"]
-    assert cuda.mend == "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
+    assert cuda.fix == "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 
 
 @pytest.mark.parametrize(
-    ("missing", "reason", "mend"),
+    ("missing", "reason", "fix"),
     [
         ((), "1.7.1, engines can be built here, not run: no NVIDIA driver here", "nvidia-smi"),
         (("tensorrt_rtx",), "the package 'tensorrt_rtx' is needed", "pip install 'dovit-deploy[tensorrt-rtx]'"),
         (("cuda.bindings.driver",), "the package 'cuda.bindings.driver' is needed", "pip install cuda-bindings"),
     ],
 )
-def test_what_an_engine_on_a_gpu_lacks(machine, missing, reason, mend):
+def test_what_an_engine_on_a_gpu_lacks(machine, missing, reason, fix):
     found = machine(broken={"tensorrt-rtx"}, missing=missing, reason=reason)
     (check,) = [engine for engine in found.engines if engine.name == "tensorrt-rtx"]
     assert not check.works
-    assert check.mend == mend
-    assert found.can_run and mend not in found.mends, "nobody needs it to run"
+    assert check.fix == fix
+    assert found.can_run and fix not in found.fixes, "nobody needs it to run"
 
 
-def test_without_pictures_nothing_runs(machine):
+def test_without_images_nothing_runs(machine):
     assert not machine(broken={"images"}).can_run
 
 
-def test_what_is_installed_and_broken_is_installed_anew(machine):
+def test_what_is_installed_and_broken_is_reinstalled(machine):
     found = machine(broken={"onnxruntime"})
-    assert found.engines[0].mend == "pip install --force-reinstall --no-deps dist-onnxruntime"
+    assert found.engines[0].fix == "pip install --force-reinstall --no-deps dist-onnxruntime"
 
 
-def test_the_package_that_the_reason_names_is_mended(machine):
+def test_the_package_that_the_reason_names_is_fixed(machine):
     reason = "the package 'PIL' is needed for reading images and cannot be imported"
-    assert machine(broken={"images"}, reason=reason).images.mend == "pip install --force-reinstall --no-deps dist-PIL"
+    assert machine(broken={"images"}, reason=reason).images.fix == "pip install --force-reinstall --no-deps dist-PIL"
 
 
 def test_a_missing_encoder_does_not_stop_a_run(machine):
     found = machine(broken={"h264"}, missing={"av"})
-    assert found.can_run and found.mends == ("pip install 'dovit-deploy[video]'",)
+    assert found.can_run and found.fixes == ("pip install 'dovit-deploy[video]'",)
 
 
 def test_h264_without_opencv_asks_for_opencv(machine):
     found = machine(broken={"h264", "mp4v", "images"}, missing={"cv2"})
-    assert {found.encoders[0].mend, found.encoders[1].mend, found.images.mend} == {"pip install 'dovit-deploy[cpu]'"}
+    assert {found.encoders[0].fix, found.encoders[1].fix, found.images.fix} == {"pip install 'dovit-deploy[cpu]'"}
 
 
-def test_a_conflict_is_mended_first(machine):
+def test_a_conflict_is_fixed_first(machine):
     found = machine(broken={"onnxruntime"}, installed=("onnxruntime", "onnxruntime-gpu"))
-    assert found.mends[0] == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-    assert len(found.mends) == 2
+    assert found.fixes[0] == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert len(found.fixes) == 2
 
 
 def test_the_default_model(machine, monkeypatch, bundle_copy):
@@ -142,7 +142,7 @@ def test_both_onnxruntimes():
     (conflict,) = conflicts({"onnxruntime": "1.20", "onnxruntime-gpu": "1.21", "numpy": "2.0"})
     assert conflict.module == "onnxruntime"
     assert conflict.distributions == ("onnxruntime-gpu 1.21", "onnxruntime 1.20")
-    assert conflict.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert conflict.fix == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_both_onnxruntimes():
 )
 def test_doubled_opencv_keeps_the_most_capable(present, kept):
     (conflict,) = conflicts(dict.fromkeys(present, "4.9"))
-    removed, installed = conflict.mend.split(" && ")
+    removed, installed = conflict.fix.split(" && ")
     assert set(removed.removeprefix("pip uninstall -y ").split()) == set(present)
     assert installed == f"pip install {kept}"
 
@@ -177,7 +177,7 @@ def test_states_of_a_present_and_an_absent_package(monkeypatch):
     states = {state.module: state for state in package_states(("onnx", "av"))}
     assert states["onnx"].installed and states["onnx"].version == installed_versions()["onnx"]
     assert not states["av"].installed and states["av"].version is None
-    assert states["av"].install == states["av"].mend == "pip install 'dovit-deploy[video]'"
+    assert states["av"].install == states["av"].fix == "pip install 'dovit-deploy[video]'"
 
 
 def state(module, *distributions):
@@ -186,11 +186,11 @@ def state(module, *distributions):
     )
 
 
-def test_what_is_there_and_broken_is_installed_anew():
-    assert state("onnxruntime", "onnxruntime").mend == "pip install --force-reinstall --no-deps onnxruntime"
-    assert state("cv2", "opencv-python").mend == "pip uninstall -y opencv-python && pip install opencv-python-headless"
+def test_what_is_there_and_broken_is_reinstalled():
+    assert state("onnxruntime", "onnxruntime").fix == "pip install --force-reinstall --no-deps onnxruntime"
+    assert state("cv2", "opencv-python").fix == "pip uninstall -y opencv-python && pip install opencv-python-headless"
     assert (
-        state("cv2", "opencv-python-headless").mend == "pip install --force-reinstall --no-deps opencv-python-headless"
+        state("cv2", "opencv-python-headless").fix == "pip install --force-reinstall --no-deps opencv-python-headless"
     )
 
 
@@ -198,7 +198,7 @@ def tried(program, *, limit=30.0):
     return finding_of("x", [sys.executable, "-c", program], limit)
 
 
-def test_what_works_tells_its_last_line():
+def test_what_works_reports_its_last_line():
     found = tried("print('noise'); print('1.2.3')")
     assert found.works and found.detail == "1.2.3"
 
@@ -213,7 +213,7 @@ def test_an_exception_is_reported_by_its_last_line():
     assert not found.works and "libGL.so.1" in found.detail
 
 
-def test_a_silent_failure_tells_its_code():
+def test_a_silent_failure_reports_its_code():
     assert tried("import sys; sys.exit(3)").detail == "left with code 3"
 
 
