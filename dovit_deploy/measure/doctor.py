@@ -176,7 +176,10 @@ def probe_command(name: str) -> list[str]:
     """The command that runs the probe called `name`."""
     # -P, and the folder that holds this package last: nothing in the user's folder or beside us may pass for a module.
     parent = str(Path(dovit_deploy.__path__[0]).absolute().parent)
-    program = f"import sys; sys.path.append({parent!r}); from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
+    program = (
+        f"import sys; sys.path.append({parent!r}); "
+        f"from dovit_deploy.measure.probe import main; sys.exit(main({name!r}))"
+    )
     return [sys.executable, "-P", "-c", program]
 
 
