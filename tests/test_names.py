@@ -153,9 +153,6 @@ MENTIONED = re.compile(r"(?<![\w/.*{-])((?:[\w-]+/)*[\w-]+\.(?:py|cuh|cpp|md|tom
 KNOWN_ELSEWHERE = {"config.py", "helpers/labels.py", "OperatorKernels.md"}
 """Files of other projects that texts name."""
 
-STALE_PAGES = {"tensorrt.md"}
-"""Pages that still name files of before the move."""
-
 
 def mentioned_files(path: Path) -> Iterator[str]:
     """Files that the docstrings and comments of a Python file name, or a page."""
@@ -178,7 +175,6 @@ def test_every_file_that_a_text_names_exists() -> None:
     missing = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in (*python_files(*PACKAGES, "tests", "benchmarks"), *PAGES)
-        if path.name not in STALE_PAGES
         for name in mentioned_files(path)
         if name not in KNOWN_ELSEWHERE and not (path.parent / name).exists()
         if not any(file.endswith(f"/{name}") for file in project)
