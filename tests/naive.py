@@ -123,8 +123,8 @@ def _embed(spec: VisionTransformerSpec, weights: Weights, pixels: Array) -> tupl
     grid: Tokens = {}
     for row in range(rows):
         for column in range(columns):
-            place = row * columns + column
-            grid[place] = image[:, row, column] + positions[spec.extra_tokens + place]
+            position = row * columns + column
+            grid[position] = image[:, row, column] + positions[spec.extra_tokens + position]
     return extra, grid
 
 
@@ -139,7 +139,7 @@ def _gate(
     floor: float,
     decision: Sequence[bool] | None,
 ) -> NaiveGate:
-    """Look at the whole grid, stop the certain (and the hopeless), tell the class token of those that stopped."""
+    """Look at the whole grid, stop the certain (and the hopeless), give the class token the mean of what stopped."""
     everywhere = _confidences(spec, weights, f"gates.{number}.head.", spec.gates[number].head, grid)
     still: list[int] = []
     for position in running:
@@ -194,4 +194,6 @@ def _decode(spec: VisionTransformerSpec, weights: Weights, grid: Tokens) -> Arra
         return image_from_tokens(spec, masks(spec.head, weights, grid))
     name = "head.head."
     head = spec.head
-    return image_from_tokens(spec, {place: per_token(head, weights, name, token) for place, token in grid.items()})
+    return image_from_tokens(
+        spec, {position: per_token(head, weights, name, token) for position, token in grid.items()}
+    )

@@ -21,7 +21,7 @@ Scores = dict[int, float]
 
 
 @dataclass
-class NaiveEvolution:
+class NaiveEvoRun:
     """One image through one network."""
 
     kept: list[int]
@@ -34,7 +34,7 @@ class NaiveEvolution:
     logits: Array = field(default_factory=lambda: np.empty(0))
 
 
-def choose(scores: Scores, ratio: float, run: NaiveEvolution) -> list[int]:
+def choose(scores: Scores, ratio: float, run: NaiveEvoRun) -> list[int]:
     """The positions of the int(N * ratio) highest scores."""
     count = int(len(scores) * ratio)
     best = sorted(scores, key=lambda position: -scores[position])
@@ -64,29 +64,30 @@ def mixed_values(query: Array, keys: list[Array], values: list[Array], heads: in
 # DeiT ---------------------------------------------------------------------------------------------------------------
 
 
-def naive_deit(spec: EvoDeitSpec, weights: Weights, pixels: Array, *, dense: bool = False) -> NaiveEvolution:
+def naive_deit(spec: EvoDeitSpec, weights: Weights, pixels: Array, *, dense: bool = False) -> NaiveEvoRun:
     """`pixels` (3, H, W) through Evo-ViT on DeiT, or with `dense` through the same with nothing selected."""
     image = stem(spec, weights, pad_corner(np.asarray(pixels, np.float64), spec.patch))
     positions = weights["positions"]
     cls = weights["extra_tokens"][0] + positions[0]
     columns = spec.grid[1]
     grid: Tokens = {
-        place: image[:, place // columns, place % columns] + positions[1 + place] for place in range(spec.patches)
+        position: image[:, position // columns, position % columns] + positions[1 + position]
+        for position in range(spec.patches)
     }
-    run = NaiveEvolution(kept=[spec.tokens])
+    run = NaiveEvoRun(kept=[spec.tokens])
     scores: dict[int, float | None] = dict.fromkeys(grid)
     running = list(grid)
     for layer in range(spec.depth):
         for selection in () if dense else spec.selections:
             if selection.first == layer:
-                running = choose({place: float(scores[place] or 0) for place in grid}, selection.ratio, run)
+                running = choose({position: float(scores[position] or 0) for position in grid}, selection.ratio, run)
                 run.kept.append(1 + len(running))
         run.tokens_per_layer.append(1 + len(running))
-        sequence, seen = deit_block([cls, *(grid[place] for place in running)], weights, f"blocks.{layer}.", spec)
+        sequence, seen = deit_block([cls, *(grid[position] for position in running)], weights, f"blocks.{layer}.", spec)
         cls = sequence[0]
-        for place, token, now in zip(running, sequence[1:], seen[1:], strict=True):
-            grid[place] = token
-            scores[place] = updated(scores[place], now, spec.tradeoffs[layer]) if spec.selections else None
+        for position, token, now in zip(running, sequence[1:], seen[1:], strict=True):
+            grid[position] = token
+            scores[position] = updated(scores[position], now, spec.tradeoffs[layer]) if spec.selections else None
         ends = any(selection.last == layer + 1 for selection in spec.selections)
         if ends and (layer + 1 < spec.depth or spec.rejoin_last):
             running = list(grid)
@@ -112,24 +113,24 @@ def deit_block(sequence: list[Array], weights: Weights, name: str, spec: EvoDeit
 
 def deit_head(spec: EvoDeitSpec, weights: Weights, grid: Tokens, running: list[int]) -> Array:
     if isinstance(spec.head, PooledHead):
-        mean = sum((grid[place] for place in running), np.zeros(spec.width)) / len(running)
+        mean = sum((grid[position] for position in running), np.zeros(spec.width)) / len(running)
         return linear(norm(mean, weights, "norm.", spec.norm_eps), weights, "head.classifier.")
-    normed = {place: norm(token, weights, "norm.", spec.norm_eps) for place, token in grid.items()}
+    normed = {position: norm(token, weights, "norm.", spec.norm_eps) for position, token in grid.items()}
     if isinstance(spec.head, SetrHead):
         return up_sampled(spec.head, weights, "head.", as_image(normed, spec.grid))
     if isinstance(spec.head, MaskHead):
         return as_image(masks(spec.head, weights, normed), spec.grid)
     head = spec.head
     return as_image(
-        {place: per_token(head, weights, "head.head.", token) for place, token in normed.items()}, spec.grid
+        {position: per_token(head, weights, "head.head.", token) for position, token in normed.items()}, spec.grid
     )
 
 
 def as_image(grid: Tokens, shape: tuple[int, int]) -> Array:
     """(C, h, w) of tokens by position."""
     image = np.zeros((len(grid[0]), *shape))
-    for place, token in grid.items():
-        image[:, place // shape[1], place % shape[1]] = token
+    for position, token in grid.items():
+        image[:, position // shape[1], position % shape[1]] = token
     return image
 
 
@@ -140,7 +141,7 @@ def hardswish(vector: Array) -> Array:
     return np.array([value * min(max(value + 3.0, 0.0), 6.0) / 6.0 for value in np.ravel(vector)]).reshape(vector.shape)
 
 
-def naive_levit(spec: EvoLevitSpec, weights: Weights, pixels: Array, *, dense: bool = False) -> NaiveEvolution:
+def naive_levit(spec: EvoLevitSpec, weights: Weights, pixels: Array, *, dense: bool = False) -> NaiveEvoRun:
     """`pixels` (3, H, W) through Evo-ViT on LeViT; batch norms are in the weights already."""
     image = np.asarray(pixels, np.float64)
     for number in range(4):
@@ -154,10 +155,10 @@ def naive_levit(spec: EvoLevitSpec, weights: Weights, pixels: Array, *, dense: b
     columns = spec.grid[1]
     cls = weights["class_token"][0] + weights["positions"][0]
     grid: Tokens = {
-        place: image[:, place // columns, place % columns] + weights["positions"][1 + place]
-        for place in range(spec.patches)
+        position: image[:, position // columns, position % columns] + weights["positions"][1 + position]
+        for position in range(spec.patches)
     }
-    run = NaiveEvolution(kept=[spec.tokens])
+    run = NaiveEvoRun(kept=[spec.tokens])
     scores: dict[int, float | None] = dict.fromkeys(grid)
     for number, (first, last) in enumerate(spec.stage_layers):
         if number:
@@ -181,15 +182,15 @@ def naive_levit(spec: EvoLevitSpec, weights: Weights, pixels: Array, *, dense: b
 def represented(spec, weights, number, selection, cls, grid, scores, run):
     """A selection's layers: the scored mean of those left out runs along as one token and hands them its changes."""
     running = choose(scores, selection.ratio, run)
-    out = [place for place in grid if place not in running]
+    out = [position for position in grid if position not in running]
     run.kept.append(1 + len(running) + bool(out))
-    total = sum(scores[place] for place in out)
+    total = sum(scores[position] for position in out)
     width = spec.stages[number].width
     merged = None
     if out:
-        merged = sum((scores[place] / total * grid[place] for place in out), np.zeros(width))
-    inner = {place: grid[place] for place in running}
-    inner_scores = {place: scores[place] for place in running}
+        merged = sum((scores[position] / total * grid[position] for position in out), np.zeros(width))
+    inner = {position: grid[position] for position in running}
+    inner_scores = {position: scores[position] for position in running}
     # As the source has it: a single token left out is scored by what its representative gets.
     lonely = out[0] if len(out) == 1 else None
     if lonely is not None:
@@ -200,8 +201,8 @@ def represented(spec, weights, number, selection, cls, grid, scores, run):
             spec, weights, layer, number, cls, inner, inner_scores, merged, run, lonely=lonely
         )
         change = change + added
-    waiting = {place: grid[place] + change for place in out}
-    waiting_scores = {place: scores[place] for place in out}
+    waiting = {position: grid[position] + change for position in out}
+    waiting_scores = {position: scores[position] for position in out}
     return cls, {**waiting, **inner}, {**waiting_scores, **inner_scores}
 
 
@@ -209,22 +210,22 @@ def levit_layer(spec, weights, layer, number, cls, grid, scores, merged, run, lo
     """Attention and MLP on class token, patches and, if there is one, the representative at the end."""
     stage: LevitStage = spec.stages[number]
     name = f"layers.{layer}."
-    places = sorted(grid)
-    sequence = [cls, *(grid[place] for place in places), *([] if merged is None else [merged])]
+    order = sorted(grid)
+    sequence = [cls, *(grid[position] for position in order), *([] if merged is None else [merged])]
     run.tokens_per_layer.append(len(sequence))
     raws, seen = levit_attention(stage, weights, name + "attention.", sequence, sequence)
     tradeoff = tradeoff_of(spec, weights, name)
-    scored = list(places) if lonely is None else [*places, lonely]
+    scored = list(order) if lonely is None else [*order, lonely]
     scores = {
-        place: updated(scores[place], now, tradeoff)
-        for place, now in zip(scored, seen[1 : 1 + len(scored)], strict=True)
+        position: updated(scores[position], now, tradeoff)
+        for position, now in zip(scored, seen[1 : 1 + len(scored)], strict=True)
     }
     added = raws[-1]
     sequence = [token + raw for token, raw in zip(sequence, raws, strict=True)]
     raws = [levit_mlp(weights, name + "mlp.", token) for token in sequence]
     added = added + raws[-1]
     sequence = [token + raw for token, raw in zip(sequence, raws, strict=True)]
-    grid = dict(zip(places, sequence[1:], strict=False))
+    grid = dict(zip(order, sequence[1:], strict=False))
     return sequence[0], grid, scores, (sequence[-1] if merged is not None else None, added)
 
 
@@ -258,19 +259,19 @@ def subsampled(spec, weights, number, cls, grid, scores):
     name = f"downs.{number}."
     rows, columns = spec.stage_grids[number]
     fewer_columns = spec.stage_grids[number + 1][1]
-    placed = weights[name + "positions"]
-    tokens = [cls + placed[0], *(grid[place] + placed[1 + place] for place in sorted(grid))]
+    embeddings = weights[name + "positions"]
+    tokens = [cls + embeddings[0], *(grid[position] + embeddings[1 + position] for position in sorted(grid))]
     stays = [row * columns + column for row in range(0, rows, part.stride) for column in range(0, columns, part.stride)]
     raws, seen = levit_attention(
         part, weights, name + "attention.", [tokens[0], *(tokens[1 + p] for p in stays)], tokens
     )
     tradeoff = tradeoff_of(spec, weights, name)
     total = sum(scores.values())
-    mixed = {place: updated(scores[place], seen[1 + place], tradeoff) for place in stays}
+    mixed = {position: updated(scores[position], seen[1 + position], tradeoff) for position in stays}
     scale = total / sum(mixed.values())
     raws = [token + levit_mlp(weights, name + "mlp.", token) for token in raws]
     fewer, fewer_scores = {}, {}
-    for place, token in zip(stays, raws[1:], strict=True):
-        at = place // columns // part.stride * fewer_columns + place % columns // part.stride
-        fewer[at], fewer_scores[at] = token, mixed[place] * scale
+    for position, token in zip(stays, raws[1:], strict=True):
+        at = position // columns // part.stride * fewer_columns + position % columns // part.stride
+        fewer[at], fewer_scores[at] = token, mixed[position] * scale
     return raws[0], fewer, fewer_scores

@@ -1,6 +1,6 @@
 """STViT-R and STViT again, token by token: the reference that the package is held against.
 
-Written from the description of the published systems and their behaviour, in plain loops over places (row, column),
+Written from the description of the published systems and their behaviour, in plain loops over positions (row, column),
 NumPy float64; nothing is shared with `dovit_deploy.families` but the names of the weights, which are those of the form
 that is trained: batch norms, layer scales and tables of biases apart.
 """
@@ -18,8 +18,8 @@ from dovit_deploy.families.stvit.swin_spec import SwinSpec
 from tests.naive_parts import Weights, linear, masks, per_token, up_sampled
 from tests.plain_maths import Array, convolve, gelu, pad_corner, softmax
 
-Place = tuple[int, int]
-Grid = dict[Place, Array]
+Position = tuple[int, int]
+Grid = dict[Position, Array]
 """Tokens by row and column."""
 Size = tuple[int, int]
 AnySize = StvitBackboneSpec | StvitSegmenterSpec
@@ -52,17 +52,17 @@ def conv_stem(weights: Weights, image: Array) -> Array:
 def patch_stem(weights: Weights, image: Array) -> Array:
     """One convolution, then a norm over the channels."""
     image = convolve(image, weights["stem.projection.weight"], weights["stem.projection.bias"], stride=4, padding=0)
-    for place in np.ndindex(*image.shape[1:]):
-        image[:, *place] = norm(image[:, *place], weights, "stem.norm.")
+    for position in np.ndindex(*image.shape[1:]):
+        image[:, *position] = norm(image[:, *position], weights, "stem.norm.")
     return image
 
 
 def grid_from_image(image: Array) -> Grid:
-    return {place: image[:, *place] for place in np.ndindex(*image.shape[1:])}
+    return {position: image[:, *position] for position in np.ndindex(*image.shape[1:])}
 
 
 def image_from_grid(grid: Grid) -> Array:
-    rows, columns = (1 + max(place[axis] for place in grid) for axis in (0, 1))
+    rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     return np.array([[grid[row, column] for column in range(columns)] for row in range(rows)]).transpose(2, 0, 1)
 
 
@@ -90,30 +90,30 @@ def after_attention(token: Array, weights: Weights, name: str) -> Array:
 
 def swin_block(grid: Grid, weights: Weights, name: str, *, heads: int, window: int, shift: int) -> Grid:
     """Attention among the tokens of a window; behind the padded edge lie zeros, which were not normed."""
-    rows, columns = (1 + max(place[axis] for place in grid) for axis in (0, 1))
+    rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     sides = [math.ceil(rows / window) * window, math.ceil(columns / window) * window]
     at = name + "attention."
-    normed = {place: norm(token, weights, name + "norm1.") for place, token in grid.items()}
+    normed = {position: norm(token, weights, name + "norm1.") for position, token in grid.items()}
     nothing = np.zeros(len(normed[0, 0]))
     table = weights[at + "bias.table"]
 
-    def key_and_value(place: Place) -> tuple[Array, Array]:
-        token = normed.get(place, nothing)
+    def key_and_value(position: Position) -> tuple[Array, Array]:
+        token = normed.get(position, nothing)
         return linear(token, weights, at + "key."), linear(token, weights, at + "value.")
 
-    known = {place: key_and_value(place) for place in np.ndindex(sides[0], sides[1])}
+    known = {position: key_and_value(position) for position in np.ndindex(sides[0], sides[1])}
 
     def region(rolled: int, side: int) -> int:
         return 0 if rolled < side - window else 1 if rolled < side - shift else 2
 
     result: Grid = {}
-    for place, token in normed.items():
+    for position, token in normed.items():
         # Where the token lies after the grid was rolled up and to the left.
-        mine = [(place[axis] - shift) % sides[axis] for axis in (0, 1)]
+        mine = [(position[axis] - shift) % sides[axis] for axis in (0, 1)]
         top, left = (one // window * window for one in mine)
         others = [(row, column) for row in range(top, top + window) for column in range(left, left + window)]
 
-        def added(head: int, number: int, others: list[Place] = others, mine: list[int] = mine) -> float:
+        def added(head: int, number: int, others: list[Position] = others, mine: list[int] = mine) -> float:
             row, column = others[number]
             step = (mine[0] - row + window - 1) * (2 * window - 1) + mine[1] - column + window - 1
             apart = shift and any(
@@ -123,16 +123,16 @@ def swin_block(grid: Grid, weights: Weights, name: str, *, heads: int, window: i
 
         met = [known[(row + shift) % sides[0], (column + shift) % sides[1]] for row, column in others]
         mixed = ask(linear(token, weights, at + "query."), *zip(*met, strict=True), heads=heads, added=added)
-        result[place] = linear(mixed, weights, at + "output.")
+        result[position] = linear(mixed, weights, at + "output.")
     return {
-        place: after_attention(grid[place] + scaled(mixed, weights, name + "scale1"), weights, name)
-        for place, mixed in result.items()
+        position: after_attention(grid[position] + scaled(mixed, weights, name + "scale1"), weights, name)
+        for position, mixed in result.items()
     }
 
 
 def merge(grid: Grid, weights: Weights, name: str) -> Grid:
     """Four neighbours become one; outside lie zeros."""
-    rows, columns = (1 + max(place[axis] for place in grid) for axis in (0, 1))
+    rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     nothing = np.zeros(len(grid[0, 0]))
     result: Grid = {}
     for row in range(math.ceil(rows / 2)):
@@ -182,7 +182,7 @@ def largest(tokens: Iterable[Array]) -> Array:
 
 def pooled_windows(grid: Grid, weights: Weights, name: str, window: int) -> Grid:
     """Three by three semantic tokens from every window, on a grid of their own."""
-    rows, columns = (1 + max(place[axis] for place in grid) for axis in (0, 1))
+    rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     nothing = np.zeros(len(grid[0, 0]))
     bins = [range(n * window // 3, -(-(n + 1) * window // 3)) for n in range(3)]
     result: Grid = {}
@@ -191,8 +191,8 @@ def pooled_windows(grid: Grid, weights: Weights, name: str, window: int) -> Grid
             own = np.zeros((3, 3, len(nothing)))
             for row in range(3):
                 for column in range(3):
-                    places = [(top + y, left + x) for y in bins[row] for x in bins[column]]
-                    own[row, column] = largest(grid.get(place, nothing) for place in places)
+                    positions = [(top + y, left + x) for y in bins[row] for x in bins[column]]
+                    own[row, column] = largest(grid.get(position, nothing) for position in positions)
             own = own + _convolved(own, weights, name + "pool.convolution.")
             for row in range(3):
                 for column in range(3):
@@ -217,20 +217,20 @@ def local_and_everywhere(semantic: Grid, weights: Weights, name: str, heads: int
     local: Grid = {}
     for (row, column), token in semantic.items():
         top, left = row // 3 * 3, column // 3 * 3
-        places = [(top + y, left + x) for y in range(3) for x in range(3)]
-        added = _relative(weights, at + "attention.bias.table", (row, column), places, 3)
-        local[row, column] = cross_block(token, [semantic[p] for p in places], weights, at, heads, added=added)
-    at, places = name + "everywhere.", sorted(local)
-    side = 1 + max(row for row, _ in places)
+        positions = [(top + y, left + x) for y in range(3) for x in range(3)]
+        added = _relative(weights, at + "attention.bias.table", (row, column), positions, 3)
+        local[row, column] = cross_block(token, [semantic[p] for p in positions], weights, at, heads, added=added)
+    at, positions = name + "everywhere.", sorted(local)
+    side = 1 + max(row for row, _ in positions)
     result: Grid = {}
-    for place, token in local.items():
-        added = _relative(weights, at + "attention.bias.table", place, places, side)
-        result[place] = cross_block(token, [local[p] for p in places], weights, at, heads, added=added)
+    for position, token in local.items():
+        added = _relative(weights, at + "attention.bias.table", position, positions, side)
+        result[position] = cross_block(token, [local[p] for p in positions], weights, at, heads, added=added)
     return result
 
 
 def _relative(
-    weights: Weights, name: str, own: Place, others: Sequence[Place], side: int
+    weights: Weights, name: str, own: Position, others: Sequence[Position], side: int
 ) -> Callable[[int, int], float]:
     if name not in weights:
         return lambda head, number: 0.0
@@ -255,22 +255,23 @@ def classifying_unit(grid: Grid, weights: Weights, name: str, spec: StvitSwinSpe
         semantic[row, column] = cross_block(
             token, seen, weights, name + "pooling.", heads, residual=spec.pooled_residual
         )
-    everything = [semantic[place] for place in sorted(semantic)] + [grid[place] for place in sorted(grid)]
+    everything = [semantic[position] for position in sorted(semantic)] + [grid[position] for position in sorted(grid)]
     guided = dict(semantic)
     if guide is not None:
-        guided = {place: semantic[place] + guide[number] for number, place in enumerate(sorted(semantic))}
+        guided = {position: semantic[position] + guide[number] for number, position in enumerate(sorted(semantic))}
     semantic = {
-        place: cross_block(token, everything, weights, name + "exchange.", heads) for place, token in guided.items()
+        position: cross_block(token, everything, weights, name + "exchange.", heads)
+        for position, token in guided.items()
     }
     semantic = local_and_everywhere(semantic, weights, name, heads)
-    seen = [semantic[place] for place in sorted(semantic)]
-    return {place: cross_block(token, seen, weights, name + "recovery.", heads) for place, token in grid.items()}
+    seen = [semantic[position] for position in sorted(semantic)]
+    return {position: cross_block(token, seen, weights, name + "recovery.", heads) for position, token in grid.items()}
 
 
 def any_size_unit(grid: Grid, weights: Weights, name: str, spec: AnySize) -> Grid:
     heads, window = spec.heads[2], spec.window
     grid = swin_block(grid, weights, name + "entry.", heads=heads, window=window, shift=0)
-    rows, columns = (1 + max(place[axis] for place in grid) for axis in (0, 1))
+    rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     padding = (-rows % window, -columns % window)
     whole = (rows + padding[0], columns + padding[1])
     semantic = pooled_windows(grid, weights, name, window)
@@ -278,38 +279,38 @@ def any_size_unit(grid: Grid, weights: Weights, name: str, spec: AnySize) -> Gri
         looked: Grid = {}
         for (row, column), token in semantic.items():
             corner = (row // 3 * window, column // 3 * window)
-            places = around(corner, span, window)
-            hidden = hidden_places(spec, whole, padding, (rows, columns))
-            looked[row, column] = look(token, grid, places, hidden, weights, f"{name}{part}.", heads)
+            positions = around(corner, span, window)
+            hidden = hidden_positions(spec, whole, padding, (rows, columns))
+            looked[row, column] = look(token, grid, positions, hidden, weights, f"{name}{part}.", heads)
         semantic = looked
     semantic = local_and_everywhere(semantic, weights, name, heads)
     few = (whole[0] // window * 3, whole[1] // window * 3)
     result: Grid = {}
     for (row, column), token in grid.items():
         corner = (row // window * 3, column // window * 3)
-        places = around(corner, spec.recovery_neighbourhood, 3)
-        hidden = hidden_places(spec, few, padding, few)
-        result[row, column] = look(token, semantic, places, hidden, weights, name + "recovery.", heads)
+        positions = around(corner, spec.recovery_neighbourhood, 3)
+        hidden = hidden_positions(spec, few, padding, few)
+        result[row, column] = look(token, semantic, positions, hidden, weights, name + "recovery.", heads)
     return result
 
 
-def around(corner: Place, span: int, inner: int) -> list[Place]:
+def around(corner: Position, span: int, inner: int) -> list[Position]:
     """The square of side `span` around the square of side `inner` at `corner`; the smaller half of the rest before."""
     before = (span - inner) // 2
     return [(corner[0] + y - before, corner[1] + x - before) for y in range(span) for x in range(span)]
 
 
-def hidden_places(spec: AnySize, whole: Size, padding: Size, real: Size) -> Callable[[Place], bool]:
-    """Which places around a grid are hidden: outside `whole`, and inside what the slices [-padding:] take."""
+def hidden_positions(spec: AnySize, whole: Size, padding: Size, real: Size) -> Callable[[Position], bool]:
+    """Which positions around a grid are hidden: outside `whole`, and inside what the slices [-padding:] take."""
     if spec.padding_mask == "none":
-        return lambda place: False
+        return lambda position: False
     if spec.padding_mask == "exact":
-        return lambda place: not (0 <= place[0] < real[0] and 0 <= place[1] < real[1])
+        return lambda position: not (0 <= position[0] < real[0] and 0 <= position[1] < real[1])
     cut_rows, cut_columns = (list(range(side))[-cut:] for side, cut in zip(whole, padding, strict=True))
 
-    def hidden(place: Place) -> bool:
-        outside = not (0 <= place[0] < whole[0] and 0 <= place[1] < whole[1])
-        return outside or (place[0] in cut_rows and place[1] in cut_columns)
+    def hidden(position: Position) -> bool:
+        outside = not (0 <= position[0] < whole[0] and 0 <= position[1] < whole[1])
+        return outside or (position[0] in cut_rows and position[1] in cut_columns)
 
     return hidden
 
@@ -317,17 +318,17 @@ def hidden_places(spec: AnySize, whole: Size, padding: Size, real: Size) -> Call
 def look(
     token: Array,
     grid: Grid,
-    places: list[Place],
-    hidden: Callable[[Place], bool],
+    positions: list[Position],
+    hidden: Callable[[Position], bool],
     weights: Weights,
     name: str,
     heads: int,
 ) -> Array:
-    """A token looks at places, some of them empty (zeros, which are normed), some of them hidden."""
+    """A token looks at positions, some of them empty (zeros, which are normed), some of them hidden."""
     nothing = np.zeros(len(token))
-    seen = [grid.get(place, nothing) for place in places]
+    seen = [grid.get(position, nothing) for position in positions]
     return cross_block(
-        token, seen, weights, name, heads, added=lambda head, number: -1000.0 if hidden(places[number]) else 0.0
+        token, seen, weights, name, heads, added=lambda head, number: -1000.0 if hidden(positions[number]) else 0.0
     )
 
 
@@ -339,7 +340,7 @@ def naive_stages(spec: StvitSwinSpec | SwinSpec | AnySize, weights: Weights, pix
     for stage, depth in enumerate(spec.depths):
         if stage:
             grid = merge(grid, weights, f"merges.{stage - 1}.")
-        name, side = f"stages.{stage}.", 1 + max(place[0] for place in grid)
+        name, side = f"stages.{stage}.", 1 + max(position[0] for position in grid)
         if stage == 2 and not isinstance(spec, SwinSpec):
             for number in range(depth // 6):
                 unit = f"{name}units.{number}."
@@ -377,15 +378,15 @@ def naive_features(spec: StvitBackboneSpec, weights: Weights, pixels: Array) -> 
 def naive_segmentation(spec: StvitSegmenterSpec, weights: Weights, pixels: Array) -> Array:
     """(K, h, w) as the decode head gives them."""
     last = naive_stages(spec, weights, pixels)[-1]
-    image = image_from_grid({place: norm(token, weights, "norm.") for place, token in last.items()})
+    image = image_from_grid({position: norm(token, weights, "norm.") for position, token in last.items()})
     if isinstance(spec.head, SetrHead):
         return up_sampled(spec.head, _folded(weights), "head.", image)
     tokens = dict(enumerate(image.reshape(image.shape[0], -1).T))
     if isinstance(spec.head, MaskHead):
         logits = masks(spec.head, weights, tokens)
     else:
-        logits = {place: per_token(spec.head, weights, "head.head.", token) for place, token in tokens.items()}
-    return np.array([logits[place] for place in range(len(logits))]).T.reshape(-1, *image.shape[1:])
+        logits = {position: per_token(spec.head, weights, "head.head.", token) for position, token in tokens.items()}
+    return np.array([logits[position] for position in range(len(logits))]).T.reshape(-1, *image.shape[1:])
 
 
 def _folded(weights: Weights) -> dict[str, Array]:
@@ -412,12 +413,12 @@ def naive_deit(spec: StvitDeitSpec, weights: Weights, pixels: Array) -> Array:
     few = []
     for row in range(side):
         for column in range(side):
-            places = [
+            positions = [
                 y * columns + x
                 for y in range(row * rows // side, -(-(row + 1) * rows // side))
                 for x in range(column * columns // side, -(-(column + 1) * columns // side))
             ]
-            few.append(largest(tokens[place] for place in places))
+            few.append(largest(tokens[position] for position in positions))
     number = spec.reduced_from
     few = [cross_block(token, tokens, weights, f"{name}{number}.", heads) for token in few]
     guided = [token + weights["global_tokens"][n] for n, token in enumerate(few)]

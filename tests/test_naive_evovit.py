@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec, LevitStage, LevitSubsample, TokenSelection
 from tests.golden import Case, cases
-from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit
+from tests.naive_evovit import NaiveEvoRun, naive_deit, naive_levit
 from tests.plain_maths import Array
 
 DEIT = [case for case in cases("evovit") if "deit" in case.name]
@@ -28,7 +28,7 @@ def read(case: Case) -> tuple[dict[str, Array], dict[str, Array]]:
     return weights, io
 
 
-def compare(run: NaiveEvolution, io: dict[str, Array], kept: list[str]) -> None:
+def compare(run: NaiveEvoRun, io: dict[str, Array], kept: list[str]) -> None:
     wanted = io["logits"][0]
     assert np.abs(run.logits - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max())
     assert len(run.chosen) == len(kept)
@@ -123,7 +123,7 @@ def test_levit(case: Case) -> None:
     side = spec.grid[0]
     for number, (chosen, (rows, _)) in enumerate(zip(run.chosen, spec.keep_grids, strict=True)):
         stride = -(-side // rows)
-        run.chosen[number] = [place // rows * stride * side + place % rows * stride for place in chosen]
+        run.chosen[number] = [position // rows * stride * side + position % rows * stride for position in chosen]
     compare(run, io, [f"gather{one['gather']}.kept" for one in facts["selections"]])
 
 
@@ -140,7 +140,7 @@ def levit_weights(spec: EvoLevitSpec, official: dict[str, Array]) -> dict[str, A
     def parts(source: str, target: str, heads: int, **widths: int) -> None:
         each, start = sum(widths.values()), 0
         for name, width in widths.items():
-            rows = [head * each + start + place for head in range(heads) for place in range(width)]
+            rows = [head * each + start + position for head in range(heads) for position in range(width)]
             folded(source, f"{target}.attention.{name}", rows)
             start += width
 

@@ -92,7 +92,7 @@ def network(spec: EvoDeitSpec | EvoLevitSpec) -> EvoDeit | EvoLevit:
 
 
 def tiny_evo_state(spec: EvoDeitSpec | EvoLevitSpec, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of `spec`, float32; queries and keys are large, so that attention tells tokens apart."""
+    """Weights of `spec`, float32; queries and keys are large, so that attention distinguishes tokens."""
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in network(spec).state_dict().items()}
     draw = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Training form and deployment form: projections with their batch norms, and the way from the one form to the other.
+"""Training form and deployment form: projections with their batch norms, and how the one becomes the other.
 
 It goes by the names of parameters. Batch norms and layer scales are folded into the layer beside them; biases by
 relative position are expanded for every pair of positions in a window.

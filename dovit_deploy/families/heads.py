@@ -70,7 +70,7 @@ class SetrUpHead(nn.Module):
 
 
 class MaskTransformerHead(nn.Module):
-    """Segmenter's decoder: class embeddings, placed after the patches, attend with them; masks are products.
+    """Segmenter's decoder: class embeddings, joined behind the patches, attend with them; masks are products.
 
     (N, C) or (B, N, C) -> (B, K, h, w).
     """

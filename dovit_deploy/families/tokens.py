@@ -32,13 +32,13 @@ def partition(keep: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `order` (E + N,) int64, a permutation, and `count` () int64, how many of its entries are kept.
 
-    A cumulative sum gives each token its place, which is exact and, unlike a sort, cannot be unstable.
+    A cumulative sum gives each token its index in the order, which is exact and, unlike a sort, cannot be unstable.
     """
     count = keep.sum()
-    place_kept = keep.cumsum(0) - 1
-    place_rest = count + (1 - keep).cumsum(0) - 1
-    place = torch.where(keep > 0, place_kept, place_rest)
-    order = torch.zeros_like(place).index_copy(0, place, torch.arange(keep.shape[0], device=keep.device))
+    index_kept = keep.cumsum(0) - 1
+    index_rest = count + (1 - keep).cumsum(0) - 1
+    index = torch.where(keep > 0, index_kept, index_rest)
+    order = torch.zeros_like(index).index_copy(0, index, torch.arange(keep.shape[0], device=keep.device))
     return order, count
 
 
@@ -53,6 +53,7 @@ def aggregate_limit(rate: float, total: int) -> int:
     The rule `stopped / total > rate` is evaluated here in double precision, so that the graph compares integers.
     """
     limit = math.floor(rate * total)
+    # The product may be off by one rounding: 0.29 * 100 is 28.999..., which is floored to 28.
     while limit + 1 <= total and not (limit + 1) / total > rate:
         limit += 1
     while limit > 0 and limit / total > rate:

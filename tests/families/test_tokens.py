@@ -25,7 +25,7 @@ def tokens_of(count: int, width: int = 3) -> Tensor:
 @given(masks)
 def test_what_is_taken_and_put_back_changes_nothing(mask: list[bool]) -> None:
     tokens = tokens_of(len(mask))
-    index = torch.tensor([place for place, kept in enumerate(mask) if kept], dtype=torch.int64)
+    index = torch.tensor([position for position, kept in enumerate(mask) if kept], dtype=torch.int64)
     assert torch.equal(put_back(tokens, index, take(tokens, index)), tokens)
 
 
@@ -33,18 +33,18 @@ def test_what_is_taken_and_put_back_changes_nothing(mask: list[bool]) -> None:
 @given(masks)
 def test_put_back_replaces_its_rows_and_no_others(mask: list[bool]) -> None:
     tokens = tokens_of(len(mask))
-    index = torch.tensor([place for place, kept in enumerate(mask) if kept], dtype=torch.int64)
+    index = torch.tensor([position for position, kept in enumerate(mask) if kept], dtype=torch.int64)
     result = put_back(tokens, index, -1.0 - take(tokens, index))
-    for place, kept in enumerate(mask):
-        assert torch.equal(result[place], -1.0 - tokens[place] if kept else tokens[place])
-    assert torch.equal(tokens, tokens_of(len(mask))), "the argument was changed in place"
+    for position, kept in enumerate(mask):
+        assert torch.equal(result[position], -1.0 - tokens[position] if kept else tokens[position])
+    assert torch.equal(tokens, tokens_of(len(mask))), "the argument was changed in position"
 
 
 @quickly
 @given(masks)
 def test_partition_is_the_stable_sort(mask: list[bool]) -> None:
     order, count = partition(torch.tensor(mask, dtype=torch.int64))
-    assert order.tolist() == sorted(range(len(mask)), key=lambda place: not mask[place])
+    assert order.tolist() == sorted(range(len(mask)), key=lambda position: not mask[position])
     assert order.dtype == count.dtype == torch.int64
     assert count.shape == ()
     assert int(count) == sum(mask)
@@ -54,7 +54,7 @@ def test_partition_of_many_tokens_is_stable() -> None:
     # Sorts of short rows may be stable by accident.
     mask = (torch.arange(5000) * 7919 % 13 < 6).to(torch.int64)
     order, count = partition(mask)
-    assert order.tolist() == sorted(range(5000), key=lambda place: not mask[place])
+    assert order.tolist() == sorted(range(5000), key=lambda position: not mask[position])
     assert int(count) == int(mask.sum())
 
 
@@ -95,8 +95,8 @@ def test_aggregate_changes_nothing_up_to_a_tenth(total: int) -> None:
 @given(some.lists(some.booleans(), min_size=12, max_size=40))
 def test_aggregate_is_half_the_mean_of_all_that_stopped(mask: list[bool]) -> None:
     tokens = tokens_of(1 + len(mask))
-    index = torch.tensor([0, *(1 + place for place, kept in enumerate(mask) if kept)])
-    stopped = [tokens[1 + place].tolist() for place, kept in enumerate(mask) if not kept]
+    index = torch.tensor([0, *(1 + position for position, kept in enumerate(mask) if kept)])
+    stopped = [tokens[1 + position].tolist() for position, kept in enumerate(mask) if not kept]
     result = aggregate(tokens, index, aggregate_limit(0.1, len(tokens)))
     assert result.shape == (1, tokens.shape[1])
     if 10 * len(stopped) > len(tokens):

@@ -132,8 +132,8 @@ def subsampling_takes_the_odd_rows(patch: Patch) -> None:
 def the_class_token_is_thinned_out_of_the_queries(patch: Patch) -> None:
     def forward(self: LevitDown, tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = tokens + self.positions
-        asking = torch.cat([tokens[1:2], self.thinned(tokens[1:])])
-        fewer, scores = self.attention(asking, tokens)
+        queries = torch.cat([tokens[1:2], self.thinned(tokens[1:])])
+        fewer, scores = self.attention(queries, tokens)
         return fewer + self.mlp(fewer), scores[1:]
 
     patch.setattr(LevitDown, "forward", forward)
@@ -141,8 +141,8 @@ def the_class_token_is_thinned_out_of_the_queries(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="evo levit")
 def the_activation_follows_the_projection(patch: Patch) -> None:
-    def forward(self: Any, asking: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        query, key = self.query(asking), self.key(tokens)
+    def forward(self: Any, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = self.query(queries), self.key(tokens)
         seen = levit.attention(query, key, self.value(tokens), self.heads)
         scores = levit.class_scores(query, key, self.heads) / self.heads
         return torch.nn.functional.hardswish(self.output(seen)), scores

@@ -41,7 +41,7 @@ def test_a_batch_gives_each_image_what_it_gives_deployed(head: str) -> None:
             assert all(torch.equal(mine[image], one.bool()) for mine, one in zip(batch.chosen, chosen, strict=True))
             assert torch.allclose(dense.logits[image], DenseNetwork(model)(pixels[image : image + 1])[0], atol=1e-4)
     assert dense.chosen == ()
-    assert not torch.equal(batch.chosen[0][0], batch.chosen[0][1]), "pictures that choose alike prove little"
+    assert not torch.equal(batch.chosen[0][0], batch.chosen[0][1]), "images that choose alike prove little"
     assert batch.features.shape == (3, spec.patches, spec.width)
     # One image is a batch too: not the two-dimensional form by accident.
     assert evovit_forward(model, pixels[:1]).logits.shape == (1, 5, *spec.outputs["logits"][2:])
@@ -107,7 +107,7 @@ def test_a_crop_sees_the_network_of_its_own_size(head) -> None:
         output = stvit_forward(model, pixels)
         assert torch.allclose(output.logits, other(pixels), atol=1e-5)
         assert output.features.shape == (2, 3 * 4, 16)
-        # The head was told of the crop's grid for that moment only.
+        # The head was given the crop's grid for that pass only.
         assert torch.allclose(stvit_forward(model, whole).logits, model(whole), atol=1e-5)
 
 
@@ -120,8 +120,8 @@ def test_every_parameter_learns_and_norms_take_in_the_crop() -> None:
     assert without == []
 
 
-def test_a_few_steps_learn_a_picture(tmp_path: Path) -> None:
-    """From random weights: stripes by brightness are told apart, and what was learnt is what is deployed."""
+def test_a_few_steps_learn_an_image(tmp_path: Path) -> None:
+    """From random weights: stripes by brightness are distinguished, and what was learnt is what is deployed."""
     choice = NetworkChoice(family="stvit", width=32, heads=4, head="setr", head_channels=8)
     spec = spec_from_choice(choice, (64, 96), 2)
     assert isinstance(spec, StvitSegmenterSpec)

@@ -18,7 +18,7 @@ from dovit_deploy.families.stages import ImageOutput
 
 
 class EvoDeit(nn.Module):
-    """Parameters under the names that `VisionTransformer` has, and the way that tokens take through them.
+    """Parameters under the names that `VisionTransformer` has, and how tokens pass through them.
 
     Args:
         spec: the architecture.
@@ -103,7 +103,7 @@ def in_raster_order(run: DeitRun) -> Tensor:
 
 
 class DeitHead(nn.Module):
-    """One linear layer a row of (E, C), and the mean of what they say: (1, K)."""
+    """One linear layer for each row of (E, C), and the mean of their logits: (1, K)."""
 
     def __init__(self, spec: EvoDeitSpec) -> None:
         super().__init__()

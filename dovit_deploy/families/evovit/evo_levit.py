@@ -20,7 +20,7 @@ from dovit_deploy.families.stages import ImageOutput
 
 
 class EvoLevit(nn.Module):
-    """The parameters of the network of `spec`, and the way that tokens take through them.
+    """The parameters of the network of `spec`, and how tokens pass through them.
 
     Args:
         spec: the architecture.

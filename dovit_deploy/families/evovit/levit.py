@@ -54,7 +54,7 @@ class LevitProjections(nn.Module):
 class LevitAttention(LevitProjections):
     """Attention without biases, with Hardswish before the output projection, as Evo-ViT has it.
 
-    Queries (m, C) of `asking`, keys and values of `tokens` (n, C) -> (m, C'), and the class token's attention to every
+    `queries` (m, C) look at `tokens` (n, C) -> (m, C'), and the class token's attention to every
     token, the mean over heads (n,).
     """
 
@@ -66,8 +66,8 @@ class LevitAttention(LevitProjections):
         if learned:
             self.tradeoff = nn.Parameter(torch.zeros(1))
 
-    def forward(self, asking: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        query, key = self.query(asking), self.key(tokens)
+    def forward(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key = self.query(queries), self.key(tokens)
         seen = attention(query, key, self.value(tokens), self.heads)
         scores = class_scores(query, key, self.heads) / self.heads
         return self.output(functional.hardswish(seen)), scores
@@ -118,8 +118,8 @@ class LevitDown(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = tokens + self.positions
-        asking = torch.cat([tokens[:1], self.thinned(tokens[1:])])
-        fewer, scores = self.attention(asking, tokens)
+        queries = torch.cat([tokens[:1], self.thinned(tokens[1:])])
+        fewer, scores = self.attention(queries, tokens)
         return fewer + self.mlp(fewer), scores[1:]
 
     def thinned(self, patches: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def distance_index(grid: Grid, stride: int) -> Tensor:
 
 
 class BiasedAttention(LevitProjections):
-    """LeViT's own attention, of `asking` (m, C) over `tokens` (n, C), with a bias for every head and distance."""
+    """LeViT's own attention of `queries` (m, C) over `tokens` (n, C), with a bias for every head and distance."""
 
     def __init__(
         self,
@@ -171,9 +171,9 @@ class BiasedAttention(LevitProjections):
         self.part, self.grid, self.stride = part, grid, stride
         self.biases = nn.Parameter(torch.zeros(part.heads, grid[0] * grid[1]))
 
-    def forward(self, asking: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         heads = self.part.heads
-        query = self.query(asking).reshape(-1, heads, self.part.key).transpose(0, 1) * self.part.key**-0.5
+        query = self.query(queries).reshape(-1, heads, self.part.key).transpose(0, 1) * self.part.key**-0.5
         key = self.key(tokens).reshape(-1, heads, self.part.key).permute(1, 2, 0)
         value = self.value(tokens).reshape(-1, heads, self.part.value).transpose(0, 1)
         index = distance_index(self.grid, self.stride)
@@ -205,8 +205,8 @@ class BiasedDown(nn.Module):
         self.mlp = LevitMlp(outputs, subsample.hidden, trainable=trainable)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        asking = tokens.reshape(*self.grid, -1)[:: self.stride, :: self.stride].flatten(0, 1)
-        fewer = self.attention(asking, tokens)
+        queries = tokens.reshape(*self.grid, -1)[:: self.stride, :: self.stride].flatten(0, 1)
+        fewer = self.attention(queries, tokens)
         return fewer + self.mlp(fewer)  # type: ignore[no-any-return]
 
 

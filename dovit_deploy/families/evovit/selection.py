@@ -19,7 +19,7 @@ from dovit_deploy.families.layers import Attend, Block, attention
 class SelectiveRun(ABC):
     """The tokens of one image or a batch on their way through the layers, with their scores and their order.
 
-    What a layer computes, and what becomes of the patches that are not chosen, is for the network to say.
+    A network says what a layer computes, and what becomes of the patches that are not chosen.
     """
 
     def __init__(self, tokens: Tensor, *, extra: int) -> None:

@@ -93,7 +93,7 @@ class SwinBlock(nn.Module):
         self.outside = layout.keys is not None and layout.keys.outside
 
     def forward(self, x: Tensor) -> Tensor:
-        # The source pads after the norm, so that what lies outside is projected to the bias.
+        # The source pads after the norm, so that what is outside is projected to the bias.
         filled = with_empty(self.norm1(x), needed=self.outside)
         x = x + self.scale1(self.attention(filled, filled))
         return x + self.scale2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]

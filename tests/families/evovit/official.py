@@ -116,6 +116,6 @@ def in_stage_view(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same weights by the stage view alone."""
     result = {}
     for name, tensor in state.items():
-        place = next((one for one in STAGE_VIEW if name.startswith(one + ".")), None)
-        result[name if place is None else STAGE_VIEW[place] + name.removeprefix(place)] = tensor.clone()
+        prefix = next((one for one in STAGE_VIEW if name.startswith(one + ".")), None)
+        result[name if prefix is None else STAGE_VIEW[prefix] + name.removeprefix(prefix)] = tensor.clone()
     return result

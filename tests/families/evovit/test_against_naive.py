@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from dovit_deploy.families.evovit.deit import EvoDeit
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
 from dovit_deploy.families.stages import DenseNetwork, WholeStage
-from tests.naive_evovit import NaiveEvolution, naive_deit, naive_levit
+from tests.naive_evovit import NaiveEvoRun, naive_deit, naive_levit
 from tests.tiny import tiny_pixels
 from tests.tiny_evovit import Cut, tiny_deit_spec, tiny_evo_model, tiny_levit_spec
 
@@ -98,7 +98,7 @@ def decided(spec: EvoDeitSpec | EvoLevitSpec, seed: int) -> bool:
     return True
 
 
-def agrees(spec: EvoDeitSpec | EvoLevitSpec, found: tuple[torch.Tensor, ...], run: NaiveEvolution) -> None:
+def agrees(spec: EvoDeitSpec | EvoLevitSpec, found: tuple[torch.Tensor, ...], run: NaiveEvoRun) -> None:
     logits, kept, *choices = found
     assert tuple(kept.tolist()) == tuple(run.kept) == spec.counts
     assert [choice.nonzero()[:, 0].tolist() for choice in choices] == run.chosen

@@ -1,4 +1,4 @@
-"""LeViT as the dense baseline: against loops over tokens from its official keys, and what its files are told."""
+"""LeViT as the dense baseline: against loops over tokens from its official keys, and what its files must say."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ class Naive:
     ) -> list[Array]:
         biases, index = self.state[f"{name}.attention_biases"], self.state[f"{name}.attention_bias_idxs"].astype(int)
         result = []
-        for place, query in enumerate(queries):
+        for position, query in enumerate(queries):
             parts = []
             for head in range(heads):
                 scores = [float(query[head] @ key[head]) / 2.0 for key in keys]
-                shares = softmax(np.array(scores) + biases[head][index[place]])
+                shares = softmax(np.array(scores) + biases[head][index[position]])
                 parts.append(sum(share * value[head] for share, value in zip(shares, values, strict=True)))
             result.append(self.normed(f"{name}.proj.1", hardswish(np.concatenate(parts))))
         return result
@@ -112,7 +112,7 @@ class Naive:
     def run(self, pixels: Array) -> Array:
         image = self.stem(pixels)
         side, number = image.shape[1], 0
-        tokens = [image[:, place // side, place % side] for place in range(side * side)]
+        tokens = [image[:, position // side, position % side] for position in range(side * side)]
         for stage, (depth, heads) in enumerate([(2, 1), (2, 2), (1, 3)]):
             if stage:
                 packed = [self.normed(f"blocks.{number}.kv", t).reshape(-1, 20) for t in tokens]

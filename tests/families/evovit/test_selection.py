@@ -21,15 +21,15 @@ def test_ranks_turn_the_order_round(length: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     scores = torch.rand(3, length, generator=draw)
     tokens = torch.rand(3, length, 5, generator=draw)
-    values, places = by_score(scores)
+    values, order = by_score(scores)
     assert (values.diff() <= 0).all()
-    assert torch.equal(places.sort().values, torch.arange(length).expand(3, -1))
-    assert torch.equal(rows(rows(tokens, places), ranks(places)), tokens)
+    assert torch.equal(order.sort().values, torch.arange(length).expand(3, -1))
+    assert torch.equal(rows(rows(tokens, order), ranks(order)), tokens)
     for image in range(3):
         alone_values, alone = by_score(scores[image])
-        assert torch.equal(alone, places[image]) and torch.equal(alone_values, values[image])
-        assert torch.equal(ranks(alone), ranks(places)[image])
-        assert torch.equal(rows(tokens[image], alone), rows(tokens, places)[image])
+        assert torch.equal(alone, order[image]) and torch.equal(alone_values, values[image])
+        assert torch.equal(ranks(alone), ranks(order)[image])
+        assert torch.equal(rows(tokens[image], alone), rows(tokens, order)[image])
         # A patch is among the first n of the order exactly if its rank is below n.
         count = length // 2
         assert set(alone[:count].tolist()) == set((ranks(alone) < count).nonzero()[:, 0].tolist())

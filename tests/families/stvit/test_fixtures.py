@@ -30,11 +30,11 @@ NETWORKS = [p for p in case_parameters("stvit", every=True) if not p.id.startswi
 MODULES = [p for p in case_parameters("stvit", every=True) if p.id.startswith(("stvit_r_modules", "absent"))]
 
 
-def watched(stage: nn.Module) -> dict[int, Tensor]:
+def recorded(stage: nn.Module) -> dict[int, Tensor]:
     """What each block of the reduced stage gives, by its number in the source, filled in while the network runs."""
     seen: dict[int, Tensor] = {}
 
-    def watch(number: int, raster: nn.Module | None) -> Any:
+    def record(number: int, raster: nn.Module | None) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             seen[number] = output if raster is None else raster(output)
 
@@ -45,7 +45,7 @@ def watched(stage: nn.Module) -> dict[int, Tensor]:
             # Before they are put in raster order, semantic tokens stand window after window.
             attention = getattr(unit, part).attention
             windowed = part in ("pooling", "exchange") and not isinstance(attention, CrossAttention)
-            getattr(unit, part).register_forward_hook(watch(UNIT * number + offset, unit.raster if windowed else None))
+            getattr(unit, part).register_forward_hook(record(UNIT * number + offset, unit.raster if windowed else None))
     return seen
 
 
@@ -62,7 +62,7 @@ def test_stvit_is_reproduced(case: Case) -> None:
         size = (pixels.shape[-2], pixels.shape[-1])
         spec = spec_at_size(checkpoint.spec, size)
         model = model_from_spec(spec, state_at_size(checkpoint.state, checkpoint.spec, size))
-        blocks = watched(model.stages[REDUCED_STAGE]) if hasattr(model, "stages") else {}
+        blocks = recorded(model.stages[REDUCED_STAGE]) if hasattr(model, "stages") else {}
         with torch.inference_mode():
             answer = model(pixels)
         if isinstance(spec, StvitBackboneSpec):

@@ -159,12 +159,12 @@ def segmenter_state(spec: VisionTransformerSpec | None = None) -> dict[str, Tens
     return random_state(SEGMENTER_MAP, spec or segmenter_spec())
 
 
-def changed(config: dict[str, Any], place: str, value: object) -> dict[str, Any]:
-    """A deep copy of `config` with the value at the dotted `place` replaced, or taken out if `value` is `...`."""
+def changed(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """A deep copy of `config` with the value at the dotted `path` replaced, or taken out if `value` is `...`."""
     result = copy.deepcopy(config)
-    *path, last = place.split(".")
+    *keys, last = path.split(".")
     part: Any = result
-    for key in path:
+    for key in keys:
         part = part[int(key)] if isinstance(part, list) else part[key]
     if value is ...:
         del part[last]
