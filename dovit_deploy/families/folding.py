@@ -80,9 +80,11 @@ def folded(state: State) -> State:
     Computed in double precision; a state dict in deployment form comes back unchanged.
     """
     result = dict(state)
+    # LayerNorms are called `norm`, too; only a batch norm has a running variance.
     for prefix in _prefixes(state, ".norm.running_var"):
         weight = result.pop(f"{prefix}.projection.weight").double()
         scale, shift = _affine(result, f"{prefix}.norm")
+        # One scale for each output: the first axis of a linear layer and of a convolution.
         result[f"{prefix}.weight"] = (weight * scale.reshape(-1, *[1] * (weight.dim() - 1))).float()
         result[f"{prefix}.bias"] = shift.float()
     for prefix in _prefixes(state, ".prior.running_var"):
@@ -102,6 +104,7 @@ def _affine(state: State, norm: str) -> tuple[Tensor, Tensor]:
     """The batch norm called `norm`, taken out of `state`, as x -> scale * x + shift."""
     entries = ("weight", "bias", "running_mean", "running_var")
     weight, bias, mean, variance = (state.pop(f"{norm}.{entry}").double() for entry in entries)
+    # A counter, which some files leave out.
     state.pop(f"{norm}.num_batches_tracked", None)
     scale = weight / torch.sqrt(variance + EPS)
     return scale, bias - mean * scale
@@ -140,8 +143,10 @@ def deployed(state: State) -> State:
     for name in list(result):
         if name.endswith(TABLE):
             table = result.pop(name)
+            # (2 window - 1)^2 rows.
             index = torch.from_numpy(relative_table((math.isqrt(len(table)) + 1) // 2))
             result[name.removesuffix(TABLE) + VALUES] = expanded_bias(table, index).contiguous()
+        # A layer scale multiplies what the layer puts out, weight and bias alike.
         end = next((end for end in SCALED if name.endswith(end)), None)
         if end is not None:
             factor, layer = result.pop(name), name.removesuffix(end) + SCALED[end]

@@ -56,6 +56,7 @@ class SetrUpHead(nn.Module):
         super().__init__()
         self.up_scale = spec.up_scale
         self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
+        # Only the first convolution sees the backbone's width.
         inputs = [width, *[spec.channels] * (spec.convs - 1)]
         self.up = nn.ModuleList(conv_norm(before, spec.channels, spec.kernel, trainable=trainable) for before in inputs)
         self.classifier = nn.Conv2d(spec.channels, classes, 1)
@@ -90,12 +91,14 @@ class MaskTransformerHead(nn.Module):
 
     def forward(self, tokens: Tensor, grid: Grid, attend: Attend = attention) -> Tensor:
         classes: Tensor = self.class_tokens
+        # All images of a batch share the class embeddings; one image alone stays two-dimensional.
         if tokens.dim() > 2:
             classes = classes.expand(*tokens.shape[:-2], -1, -1)
         x = torch.cat([self.embed(tokens), classes], dim=-2)
         for block in self.blocks:
             x = block(x, attend)
         x = self.norm(x)
+        # Counted from the end, so that any number of patches may stand before the classes.
         patches = functional.normalize(self.patch_projection(x[..., : -self.classes, :]), dim=-1)
         prototypes = functional.normalize(self.class_projection(x[..., -self.classes :, :]), dim=-1)
         masks = self.mask_norm(patches @ prototypes.transpose(-2, -1))

@@ -27,6 +27,7 @@ _LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) ->
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
+        # (..., n, C) -> (..., heads, n, C / heads)
         return tokens.reshape(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(-3, -2)
 
     mixed = functional.scaled_dot_product_attention(split(query), split(key), split(value))
@@ -67,6 +68,7 @@ class Mlp(nn.Module):
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The tanh approximation that some runtimes prefer is off by up to 5e-4, more than parity allows.
         return self.contract(functional.gelu(self.expand(x)))  # type: ignore[no-any-return]
 
 
@@ -99,6 +101,7 @@ def interpolated_positions(positions: Tensor, extra: int, grid: Grid, target: Gr
     """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing."""
     image = positions[extra:].T.reshape(1, -1, *grid)
     resized = functional.interpolate(image, size=target, mode=mode, align_corners=False)
+    # A transposed view cannot be written to safetensors.
     return torch.cat([positions[:extra], resized.flatten(2)[0].T]).contiguous()
 
 
@@ -154,4 +157,5 @@ def stem_from_spec(stem: Stem, *, width: int, patch: int, trainable: bool) -> nn
 def padded(pixels: Tensor, patch: int) -> Tensor:
     """Zeros (the mean colour, since pixels are normalised) added right and bottom up to whole patches."""
     height, width = pixels.shape[-2:]
+    # `%` of a negative number is what is missing to the next multiple: -70 % 16 = 10.
     return functional.pad(pixels, (0, -width % patch, 0, -height % patch))

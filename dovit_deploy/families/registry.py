@@ -73,6 +73,7 @@ def model_from_spec(spec: ModelSpec, state: State | None = None) -> Any:  # noqa
 
 def spec_at_size(spec: Spec, size: Size) -> Spec:
     """The same architecture for another input size; raises ValidationError for a size that it cannot take."""
+    # Not `model_copy`, which would not check whether the architecture can take the size.
     return type(spec).model_validate({**spec.model_dump(), "size": size})
 
 
@@ -86,6 +87,7 @@ def state_at_size(state: State, spec: ModelSpec, size: Size) -> State:
     family, target = family_of(spec), spec_at_size(spec, size)
     if family.resized is not None:
         state = family.resized(state, spec, target)
+    # Shapes alone are wanted: nothing is allocated.
     with torch.device("meta"):
         expected = family.build(target).state_dict()
     misfit = next((name for name in state if name in expected and state[name].shape != expected[name].shape), None)

@@ -48,6 +48,7 @@ class WholeStage(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         results, choices = self.model.one_image(pixels, dense=False)
+        # A constant in the graph, so that the host reads counts in one way whether or not they depend on the image.
         kept = torch.tensor(self.model.spec.counts, dtype=torch.int64, device=pixels.device)
         return (*results, kept, *choices)
 

@@ -35,6 +35,7 @@ def partition(keep: Tensor) -> tuple[Tensor, Tensor]:
     A cumulative sum gives each token its index in the order, which is exact and, unlike a sort, cannot be unstable.
     """
     count = keep.sum()
+    # How many kept tokens stand up to and with this one, less itself; the rest follow behind all kept ones.
     index_kept = keep.cumsum(0) - 1
     index_rest = count + (1 - keep).cumsum(0) - 1
     index = torch.where(keep > 0, index_kept, index_rest)
@@ -76,4 +77,5 @@ def aggregate(tokens: Tensor, index: Tensor, limit: int) -> Tensor:
     # `mv` and not `@`: this sum is no work of the network, and counters of MACs do not see it.
     mean = torch.mv(tokens.T, stopped.to(tokens.dtype)) / count.clamp(min=1).to(tokens.dtype)
     own = tokens[:1]
+    # With nothing stopped the mean is 0 / 1, and not used.
     return torch.where(count > limit, 0.5 * (mean + own), own)

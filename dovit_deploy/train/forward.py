@@ -67,6 +67,7 @@ def stvit_forward(model: StvitSegmenter, pixels: Tensor) -> TrainingOutput:
     take in the batch's statistics, whatever its size.
     """
     spec = spec_at_size(model.spec, (pixels.shape[-2], pixels.shape[-1]))
+    # The trunk is not the model's: its tables are of this size, its parameters are lent for this pass.
     trunk = _trunk_at_size(spec, pixels.device)
     trunk.train(model.training)
     entries = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -78,6 +79,7 @@ def stvit_forward(model: StvitSegmenter, pixels: Tensor) -> TrainingOutput:
 @lru_cache(maxsize=8)
 def _trunk_at_size(spec: StvitSegmenterSpec, device: torch.device) -> StvitTrunk:
     """Stem and stages for the size of `spec`, without weights of their own; their tables are on `device`."""
+    # Parameters on the meta device take no memory; tables are real wherever they are built.
     with torch.device("meta"):
         trunk = StvitTrunk(spec, trainable=True)
     for module in trunk.modules():

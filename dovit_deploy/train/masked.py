@@ -91,6 +91,7 @@ def embed(model: VisionTransformer | EvoDeit, pixels: Tensor, origin: Tensor | N
     `origin` (B, 2) int64 is where each crop was cut out: row and column of its first token on the model's grid, whose
     position embeddings it takes.
     """
+    # A crop is padded as an image is: its last tokens may hold padding.
     image = model.stem(padded(pixels, model.spec.patch))
     rows, columns = image.shape[-2:]
     patches = image.flatten(2).transpose(1, 2)
@@ -113,6 +114,7 @@ def aggregated(tokens: Tensor, running: Tensor, extra: int, rate: float) -> Tens
     mean = (stopped[:, None] @ tokens[:, extra:])[:, 0] / count.clamp(min=1)
     limit = aggregate_limit(rate, tokens.shape[1])
     own = tokens[:, 0]
+    # The distillation token, where there is one, takes nothing in.
     class_token = torch.where(count > limit, 0.5 * (mean + own), own)
     return torch.cat([class_token[:, None], tokens[:, 1:]], 1)
 
@@ -129,6 +131,8 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, ex
         for block in blocks:
             tokens = block(tokens, attend)
         return tokens
+    # Every token goes through the block, and what has stopped is put back after each: more work than the stages do, but
+    # one shape for the whole batch.
     everywhere = with_extra(running, extra)
     attend = attend_without(~everywhere)
     for block in blocks:
@@ -145,6 +149,7 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
     logits = gate.head(chosen)
     if passing is None:
         return GateOutput(logits, running, running)
+    # In float32: bfloat16 has two digits, too few for a confidence near its threshold.
     confidence, label = logits.detach().float().softmax(1).max(1)
     stop = stops(confidence, passing.thresholds.to(label.device)[number][label], passing.floor.to(label.device))
     keep = running.clone()
@@ -179,6 +184,7 @@ def masked_forward(
     for number, (first, last) in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
+        # In the first stage nothing has stopped; without masks attention is faster.
         free = passing is None or number == 0
         tokens = run_blocks(model.blocks[first:last], tokens, None if free else running, extra)
         if number < len(model.gates):
@@ -186,6 +192,7 @@ def masked_forward(
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
             outputs.append(output)
             running = output.keep
+            # A stopped token's value is read by later layers, which then do not pull it towards them.
             if detach_stopped:
                 tokens = torch.where(with_extra(running, extra)[..., None], tokens, tokens.detach())
     features = model.norm(tokens)[:, extra:]

@@ -1,1 +1,1 @@
-"""."""
+"""Evo-ViT on DeiT and on LeViT, and the two without it."""

@@ -24,6 +24,7 @@ class EvoDeitCost(CostModel[EvoDeitSpec]):
 
     def report(self, kept: Sequence[int] | None) -> FlopReport:
         spec = self.spec
+        # Not `spec.tokens` throughout: what is counted is what was reported to have run.
         whole = spec.tokens if kept is None else kept[0]
         layers = sum(
             block_macs(running_tokens(spec.selections, kept, layer, whole), spec.width, spec.hidden)
@@ -35,6 +36,7 @@ class EvoDeitCost(CostModel[EvoDeitSpec]):
     def _head(self) -> int:
         spec = self.spec
         if isinstance(spec.head, PooledHead | ClassTokenHead):
+            # One linear layer, or one for each of class and distillation token.
             return spec.extra_tokens * spec.width * spec.classes
         return head_macs(spec.head, spec.patches, spec.width, spec.classes)
 
@@ -73,6 +75,7 @@ class LevitCost(CostModel[LevitSpec | EvoLevitSpec]):
     def _layer(self, stage: int, tokens: int) -> int:
         part = self.spec.stages[stage]
         keys, values = part.heads * part.key, part.heads * part.value
+        # Query and key, value and output.
         projections = tokens * part.width * (2 * keys + 2 * values)
         return projections + tokens * tokens * (keys + values) + 2 * tokens * part.width * part.hidden
 
@@ -80,6 +83,7 @@ class LevitCost(CostModel[LevitSpec | EvoLevitSpec]):
         part, before, after = self.spec.subsamples[number], self.spec.stages[number].width, self.spec.stages[number + 1]
         tokens, fewer = (self.spec.extra_tokens + self._patches(stage) for stage in (number, number + 1))
         keys, values = part.heads * part.key, part.heads * part.value
+        # All tokens are keys and values; only every `stride`-th row and column asks.
         projections = tokens * before * (keys + values) + fewer * (before * keys + values * after.width)
         return projections + tokens * fewer * (keys + values) + 2 * fewer * after.width * part.hidden
 

@@ -81,6 +81,7 @@ class LevitRun(SelectiveRun):
 
     def run_layer(self, layer: int, tokens: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
         part = self._layer(layer)
+        # Scores are of patches: the class token's attention to itself is left out.
         added, now = part.attention(tokens, tokens)
         tokens = tokens + added
         return tokens + part.mlp(tokens), mixed(scores, now[1:], self._tradeoff(part.attention))
@@ -102,6 +103,7 @@ class LevitRun(SelectiveRun):
             running, change = running + added, change + added[-1:]
             added = part.mlp(running)
             running, change = running + added, change + added[-1:]
+        # The representative itself is dropped; what it was changed by, its patches receive.
         return torch.cat([running[:-1], rest + change]), torch.cat([own, scores[scored:]])
 
     def subsample(self, down: LevitDown) -> None:
@@ -109,6 +111,7 @@ class LevitRun(SelectiveRun):
         assert self.scores is not None, "every stage has a layer"
         total = self.scores.sum()
         if self.order is not None:
+            # The next grid is every second row and column of this one.
             back = ranks(self.order)
             self.scores = self.scores.index_select(0, back)
             self.tokens = torch.cat([self.tokens[:1], rows(self.tokens, 1 + back)])

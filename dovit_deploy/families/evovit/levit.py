@@ -69,6 +69,8 @@ class LevitAttention(LevitProjections):
     def forward(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         query, key = self.query(queries), self.key(tokens)
         seen = attention(query, key, self.value(tokens), self.heads)
+        # DeiT's scores are a sum over heads: a constant factor does not change an order, but LeViT also mixes stages
+        # of different numbers of heads.
         scores = class_scores(query, key, self.heads) / self.heads
         return self.output(functional.hardswish(seen)), scores
 
@@ -117,6 +119,7 @@ class LevitDown(nn.Module):
         self.mlp = LevitMlp(outputs, subsample.hidden, trainable=trainable)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # Evo-ViT has no biases by distance, and so embeds positions anew on every grid.
         tokens = tokens + self.positions
         queries = torch.cat([tokens[:1], self.thinned(tokens[1:])])
         fewer, scores = self.attention(queries, tokens)
@@ -176,6 +179,7 @@ class BiasedAttention(LevitProjections):
         query = self.query(queries).reshape(-1, heads, self.part.key).transpose(0, 1) * self.part.key**-0.5
         key = self.key(tokens).reshape(-1, heads, self.part.key).permute(1, 2, 0)
         value = self.value(tokens).reshape(-1, heads, self.part.value).transpose(0, 1)
+        # Computed from the grid where it is used, so that no table of indices is a weight.
         index = distance_index(self.grid, self.stride)
         biases = self.biases.index_select(1, index.flatten()).reshape(heads, *index.shape)
         seen = ((query @ key + biases).softmax(-1) @ value).transpose(0, 1).flatten(1)

@@ -47,11 +47,13 @@ class SelectiveRun(ABC):
         assert self.scores is not None, "a selection is never before the first layer"
         patches = self.scores.shape[-1]
         count = selection.chosen(patches)
+        # Nothing waits: no order changes, and no sort is exported.
         if count == patches:
             self.chosen.append(torch.ones_like(self.scores, dtype=torch.int64))
             self.run_until(selection.last)
             return
         scores, order = by_score(self.scores)
+        # The new order is of patches that are in an order already.
         self.order = order if self.order is None else self.order.gather(-1, order)
         self.chosen.append((ranks(self.order) < count).to(torch.int64))
         chosen, rest = (rows(self.tokens, self.extra + part) for part in (order[..., :count], order[..., count:]))
@@ -120,6 +122,7 @@ def rows(tokens: Tensor, index: Tensor) -> Tensor:
 def ranks(order: Tensor) -> Tensor:
     """The inverse of the permutation `order` (..., N) int64: at which rank each token stands."""
     numbers = torch.arange(order.shape[-1], device=order.device)
+    # Each index occurs once, so that it does not matter in which order a runtime writes.
     if order.dim() == 1:
         return torch.zeros_like(order).index_copy(0, order, numbers)
     return torch.zeros_like(order).scatter(-1, order, numbers.expand_as(order))

@@ -52,6 +52,7 @@ class TokenSelection(Record):
 
 def check_selections(selections: tuple[TokenSelection, ...], depth: int) -> None:
     """Raise ValueError unless `selections` follow one another within `depth` layers."""
+    # The first layer has no scores to choose by yet.
     free = 1
     for selection in selections:
         if selection.first < free or selection.last > depth:
@@ -217,6 +218,7 @@ class LevitPyramid(FixedCountSpec):
     def _fits_together(self) -> LevitPyramid:
         if len(self.subsamples) != len(self.stages) - 1:
             raise ValueError(f"{len(self.subsamples)} subsamplings between {len(self.stages)} stages")
+        # The stem goes from width / 8 to the width in three steps.
         if self.width % 8:
             raise ValueError(f"the first width, {self.width}, must be a multiple of 8, as the stem halves it")
         height, width = self.size
@@ -247,6 +249,7 @@ class LevitPyramid(FixedCountSpec):
         """Rows and columns of each stage's patches."""
         grids = [self.grid]
         for subsample in self.subsamples:
+            # Rows 0, stride, 2 * stride, ...: the first is always among them.
             rows, columns = grids[-1]
             grids.append(((rows - 1) // subsample.stride + 1, (columns - 1) // subsample.stride + 1))
         return tuple(grids)

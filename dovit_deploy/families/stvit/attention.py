@@ -163,6 +163,7 @@ class WindowLayout(nn.Module):
 def window_layout(grid: Grid, window: int, shift: int = 0) -> WindowLayout:
     """Every window attends to itself; the grid is rolled by `shift` first, and padded to whole windows."""
     table, count = window_table(grid, window, shift=shift), grid[0] * grid[1]
+    # Queries and keys share one table, which is then exported once.
     cut = GatherRows(table, count)
     mask = ShiftMask(grid, window, shift) if shift else None
     join = GatherRows(return_table(table, count), table.size)
@@ -188,6 +189,7 @@ class WindowAttention(nn.Module):
         self.query = nn.Linear(shape.width, shape.width)
         self.key = nn.Linear(shape.width, shape.width)
         self.value = nn.Linear(shape.width, shape.width)
+        # A table is fewer numbers to learn; expanded it costs a deployed graph no gather.
         kind = RelativeBias if shape.trainable else ExpandedBias
         self.bias = kind(relative, shape.heads) if relative else None
         self.output = nn.Linear(shape.width, shape.width)

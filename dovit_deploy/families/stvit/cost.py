@@ -159,6 +159,7 @@ def unit_macs(spec: ReducedSpec) -> int:
 def _when_classifying(image: int, semantic: int) -> tuple[AttentionCounts, AttentionCounts, AttentionCounts]:
     """Semantic tokens at their patch and themselves, then at everything; image tokens at all semantic ones."""
     windows, own = semantic // SAMPLES**2, SAMPLES**2
+    # Gathered before they are projected: a token of two patches is projected twice.
     keys = windows * (own + PATCH_SPAN**2)
     look = AttentionCounts(queries=semantic, keys=keys, pairs=own * keys)
     exchange = AttentionCounts(queries=semantic, keys=semantic + image, pairs=semantic * (semantic + image))

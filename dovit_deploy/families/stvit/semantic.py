@@ -85,6 +85,7 @@ def seen_while_pooling(spec: StvitSwinSpec) -> Table:
     """
     grid = spec.stage_grid(REDUCED_STAGE)
     patches = neighbourhood_table(grid, whole_windows(grid, spec.window), step=PATCH_STEP, span=PATCH_SPAN)
+    # Semantic tokens come first in what is gathered from, image tokens behind them.
     own = np.arange(spec.semantic_tokens).reshape(-1, SAMPLES**2)
     return np.concatenate([own, patches + spec.semantic_tokens], axis=1)
 
@@ -227,6 +228,7 @@ class WindowPooling(nn.Module):
         pooled: Tensor = binned.reshape(shape).amax(-2)
         if self.convolution is None:
             return pooled
+        # Inside each window alone: a window is an image of the batch.
         image: Tensor = pooled.reshape(-1, self.side, self.side, pooled.shape[-1]).permute(0, 3, 1, 2)
         image = image + self.convolution(image)
         return image.permute(0, 2, 3, 1).reshape(pooled.shape)

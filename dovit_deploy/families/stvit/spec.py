@@ -183,6 +183,7 @@ def fits(side: int, window: int) -> bool:
     The published code takes 224 with windows of 7. Others pass by accident of its patches, as 256 with windows of 8,
     where the patches miss two rows and columns at the border.
     """
+    # The classifier does not pad: every merge needs even sides, and every grid whole windows, or to be one.
     grids = [side // (PATCH * 2**stage) for stage in range(4)]
     reduced = grids[REDUCED_STAGE]
     return (
@@ -225,6 +226,7 @@ class StvitDeitSpec(FixedCountSpec):
         if any(side % self.patch for side in self.size):
             raise ValueError(f"both sides must be multiples of {self.patch} pixels, not {self.size[0]}x{self.size[1]}")
         check_heads(self.width, self.heads)
+        # Both blocks that make them must be there; none need follow.
         if self.reduced_from + MADE_BY > self.depth:
             raise ValueError(f"semantic tokens are made by blocks {self.reduced_from} and the next, of {self.depth}")
         if min(self.grid) < self.samples:

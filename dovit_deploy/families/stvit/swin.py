@@ -70,6 +70,7 @@ class LayerScale(nn.Module):
 
 def scale_from(shape: BlockShape, *, present: bool = True) -> nn.Module:
     """A `LayerScale` where there is one and it was not folded, else nothing."""
+    # In deployment form it is folded into the layer before it.
     return LayerScale(shape.width) if present and shape.trainable else nn.Identity()
 
 
@@ -132,6 +133,7 @@ class SwinStage(nn.Module):
         super().__init__()
         grid, blocks = shape.stage_grid(stage), block_shape(shape, stage, trainable=trainable)
         straight = window_layout(grid, window)
+        # Blocks of one kind share a layout: tables are computed and kept once a stage.
         rolled = window_layout(grid, window, window // 2) if shifted else straight
         self.blocks = nn.ModuleList(
             SwinBlock(blocks, window, rolled if number % 2 else straight, layer_scale=layer_scale)

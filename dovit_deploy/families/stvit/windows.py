@@ -53,6 +53,7 @@ def whole_windows(grid: Grid, window: int) -> Grid:
 
 def numbered(grid: Grid, rows: Table, columns: Table) -> Table:
     """Token numbers at all pairs of `rows` and `columns`, (len(rows), len(columns)); outside `grid` the empty one."""
+    # One past the last token: `with_empty` puts a token of zeros there.
     inside = ((rows >= 0) & (rows < grid[0]))[:, None] & ((columns >= 0) & (columns < grid[1]))[None]
     return np.where(inside, rows[:, None] * grid[1] + columns[None], grid[0] * grid[1])
 
@@ -98,6 +99,8 @@ def region_table(grid: Grid, window: int, *, shift: int) -> Table:
     Positions of different regions were no neighbours before the roll and do not see each other.
     """
     sides = [count * window for count in whole_windows(grid, window)]
+    # Along one side: 0 before the last window; in the last one, 1 for its own tokens, 2 for those that the roll brought
+    # from the other end.
     bands = [(np.arange(side) >= side - window).astype(np.int64) + (np.arange(side) >= side - shift) for side in sides]
     regions = 3 * bands[0][:, None] + bands[1][None]
     tiles = regions.reshape(sides[0] // window, window, sides[1] // window, window)
@@ -125,6 +128,7 @@ def _bins(side: int, samples: int) -> Table:
 def merging_table(grid: Grid) -> Table:
     """(ceil(rows / 2) * ceil(columns / 2), 4): the tokens that patch merging joins: (0, 0), (1, 0), (0, 1), (1, 1)."""
     squares = neighbourhood_table(grid, whole_windows(grid, 2), step=2, span=2)
+    # The source joins a square column by column.
     return squares[:, [0, 2, 1, 3]]
 
 

@@ -1,1 +1,1 @@
-"""."""
+"""Vision transformers for segmentation: DoViT, Segmenter, SETR."""

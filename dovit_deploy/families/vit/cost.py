@@ -79,12 +79,14 @@ def _token_head(head: LinearHead | FcnHead, width: int, classes: int) -> int:
 def _setr_head(head: SetrHead, patches: int, width: int, classes: int) -> int:
     total, positions, inputs = 0, patches, width
     for _ in range(head.convs):
+        # A convolution runs before the up-sampling that follows it.
         total += positions * head.kernel**2 * inputs * head.channels
         positions, inputs = positions * head.up_scale**2, head.channels
     return total + positions * inputs * classes
 
 
 def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:
+    # Class embeddings go through the blocks with the patches; their product is (patches, classes).
     embed = patches * width * head.width
     blocks = head.layers * block_macs(patches + classes, head.width, 4 * head.width)
     projections = (patches + classes) * head.width**2

@@ -35,6 +35,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.spec = spec
         self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
+        # An empty parameter would be an entry of the weights that no checkpoint has.
         if spec.extra_tokens:
             self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
         self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
@@ -100,10 +101,12 @@ class TokenGate(nn.Module):
         self.head = token_head_from_spec(gate.head, spec.width, spec.classes, trainable=trainable)
 
     def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
+        # Extra tokens come first and are never judged.
         running = index[self.extra :]
         probabilities = self.head(take(tokens, running)).softmax(1)
         # TopK rather than ReduceMax: ONNX Runtime gives the maximum over an empty set of tokens a wrong shape.
         confidence, label = (values[:, 0] for values in torch.topk(probabilities, 1, dim=1))
+        # Each token has the threshold of the class that it would stop as.
         stop = stops(confidence, thresholds.index_select(0, label), floor)
         order, count = partition(kept_mask(index, stop, self.extra, self.total))
         everywhere = self.total - self.extra
@@ -131,6 +134,7 @@ class GridGate(nn.Module):
 
     def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
         probabilities = self.head(tokens[self.extra :], self.grid).softmax(1)
+        # Maximum first, then the mean: a token on an edge between two sure regions is sure.
         finest = torch.topk(probabilities, 1, dim=1)[0]
         confidence = functional.avg_pool2d(finest, self.scale, self.scale).reshape(-1)
         pooled = functional.avg_pool2d(probabilities, self.scale, self.scale)
@@ -174,6 +178,7 @@ class FirstStage(nn.Module):
         tokens = self.model.embed(pixels)
         for block in self.model.blocks[self.first : self.last]:
             tokens = block(tokens)
+        # Before the first gate nothing has stopped.
         everything = torch.arange(self.model.spec.tokens, device=tokens.device)
         return tokens, *self.model.gates[0](tokens, everything, thresholds, floor)
 
@@ -190,6 +195,7 @@ class _LaterStage(nn.Module):
 
     def advance(self, tokens: Tensor, index: Tensor) -> Tensor:
         """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
+        # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
         for block in self.model.blocks[self.first : self.last]:

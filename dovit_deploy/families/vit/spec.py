@@ -56,8 +56,10 @@ class VisionTransformerSpec(ModelSpec):
         if self.gates and not self.extra_tokens:
             raise ValueError("gates need a class token")
         layers = [gate.layer for gate in self.gates]
+        # A gate behind the last layer would have nothing to save.
         if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
+        # Every convolution halves the grid once, and the projection once more.
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
             raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
         return self
