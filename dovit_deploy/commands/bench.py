@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ from dovit_deploy.errors import PartialFailure, UsageError
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.measure.bench import BenchFrames, BenchReport, BenchResult, Contestant, Progress, Side
+    from dovit_deploy.measure.bench import BenchFrames, BenchReport, BenchResult, Contestant, Side
 
 DEFAULT_REPEAT = 5
 
@@ -60,27 +60,33 @@ def bench(
     from dovit_deploy.machine import machine_facts, package_versions
     from dovit_deploy.measure.bench import BenchReport, benchmark
 
-    engines = _different(engine, option="--engine", allowed=tuple(ENGINES))
+    engines = _distinct(engine, option="--engine", allowed=tuple(ENGINES))
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
-    precisions = (None,) if precision is None else _different(precision, option="--precision", allowed=allowed)
+    precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
     console.check_writable(json_file, given=Path(frames) if frames else None)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     opened = Bundle.open(path)
     if licence:
         console.remark(licence, quiet=quiet)
     with ExitStack() as stack:
-        wanted = EngineOptions(cuda_memory, trust_engine)
-        contestants = _contestants(stack, opened, itertools.product(engines, precisions), threads, wanted)
+        pairs = list(itertools.product(engines, precisions))
+        contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
         taken = _frames(frames, opened, quiet=quiet)
-        with _progress(quiet=quiet) as progress:
-            results = benchmark(
-                contestants,
-                taken.pixels,
-                labels=taken.labels,
-                repeat=repeat,
-                dense=opened.manifest.spec.has_dense,
-                progress=progress,
-            )
+        # Timed: a display that redraws by itself would compute during the runs.
+        display = stack.enter_context(console.progress("warm-up", unit="turns", quiet=quiet, timed=True))
+
+        def turn_done(done: int, total: int) -> None:
+            display.begin("measuring")
+            display.reach(done, total=total)
+
+        results = benchmark(
+            contestants,
+            taken.pixels,
+            labels=taken.labels,
+            repeat=repeat,
+            dense=opened.manifest.spec.has_dense,
+            progress=turn_done,
+        )
     report = BenchReport(
         machine=machine_facts(),
         versions=package_versions(),
@@ -90,8 +96,8 @@ def bench(
         repeat=repeat,
         results=results,
     )
-    _show(report, opened, verbose=verbose)
     console.write_json(json_file, report.model_dump(mode="json"))
+    _show(report, opened, verbose=verbose)
     console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
     if taken.failures:
         raise PartialFailure(
@@ -99,7 +105,7 @@ def bench(
         )
 
 
-def _different(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """The names in `text`, none of them twice."""
     given = arguments.names(text, option=option, allowed=allowed)
     if len(set(given)) < len(given):
@@ -110,20 +116,19 @@ def _different(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str
 def _contestants(
     stack: ExitStack,
     bundle: Bundle,
-    wanted: Iterable[tuple[str, str | None]],
+    pairs: Sequence[tuple[str, str | None]],
     threads: int,
-    given: EngineOptions,
+    options: EngineOptions,
 ) -> list[Contestant]:
-    """A session for every engine and precision, closed with `stack`; each engine gets the options that are for it."""
+    """A session for every pair of engine and precision, closed with `stack`; each gets the options of its engine."""
     from dovit_deploy.engines.registry import options_for
     from dovit_deploy.measure.bench import Contestant
     from dovit_deploy.runtime.session import Session
 
-    pairs = list(wanted)
     contestants = []
     for engine, precision in pairs:
-        arguments = options_for(engine, given, among=[name for name, _ in pairs])
-        session = Session(bundle, engine=engine, precision=precision, threads=threads, options=arguments)
+        own = options_for(engine, options, among=[name for name, _ in pairs])
+        session = Session(bundle, engine=engine, precision=precision, threads=threads, options=own)
         contestants.append(Contestant(engine, session.backend.precision, stack.enter_context(session)))
     return contestants
 
@@ -139,21 +144,6 @@ def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
     for failure in taken.failures:
         console.remark(failure, quiet=False)
     return taken
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress | None]:
-    if quiet:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    # A thread that redraws by itself would compute during the runs that are timed.
-    with Progress(*columns, console=console.errors_console(), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("warm-up", total=None)
-        bar.refresh()
-        yield lambda done, total: bar.update(task, description="measuring", completed=done, total=total, refresh=True)
 
 
 def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
@@ -189,7 +179,7 @@ def _numbers(side: Side) -> tuple[str, ...]:
 
 
 def factor_lines(result: BenchResult, *, first: BenchResult) -> tuple[str, ...]:
-    """A result in words: what the tokens give, what the engine gives, and whether FLOPs became time."""
+    """Two lines: what the tokens give and what the engine gives, and whether saved FLOPs became saved time."""
     kept = " -> ".join(f"{count:.0f}" for count in result.kept)
     tokens = f"FLOPs saved {result.flops_saved:.1%}; tokens per stage {kept}"
     if result.speedup is None or result.realised_efficiency is None:
@@ -223,7 +213,7 @@ def _show_frames(result: BenchResult) -> None:
 
 
 def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
-    """With the report kept on file, using the model; without, keeping it."""
+    """The command that one runs next: with the report written, using the model; without, writing it."""
     path = bundle.path
     if json_file is not None:
         use = first_use(path, bundle.manifest)

@@ -1,4 +1,4 @@
-"""Dense against dynamic on the same frames, interleaved in pairs, several engines side by side.
+"""How much faster is the dynamic network than the dense one, and one engine than another, on the same frames?
 
     round r, frame f:   engine A: dense, dynamic   engine B: dynamic? dense?   ...
                         the order inside the pairs and the order of the engines change from turn to turn
@@ -11,14 +11,13 @@ A bundle without a dense form is run dynamically alone, and what compares the tw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
-import numpy.typing as npt
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.scenes import street_images
@@ -31,40 +30,6 @@ from dovit_deploy.runtime.transforms import to_input
 from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame
-
-# Percentiles and paired ratios: how many timings become few numbers.
-
-
-class Percentiles(Record):
-    """A distribution in four numbers; percentiles interpolate linearly between samples."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-
-def percentiles(values: Sequence[float]) -> Percentiles:
-    """Mean, median, 90th and 99th percentile of at least one value."""
-    return Percentiles.model_validate(distribution(np.asarray(values, dtype=np.float64)))
-
-
-def median(values: Sequence[float]) -> float:
-    """The median of at least one value."""
-    return float(np.median(values))
-
-
-def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Median of the ratios of values that were measured side by side.
-
-    A machine that slows down for a while slows both halves of a pair, so their ratio hardly moves; the ratio of two
-    medians would.
-    """
-    return median([above / below for above, below in zip(numerators, denominators, strict=True)])
-
-
-Progress = Callable[[int, int], None]
-"""Told how many turns are done, and of how many."""
 
 WARM_UP_RUNS = 2
 """Of each side: the first run allocates, the second finds the memory there."""
@@ -80,20 +45,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A session under its name."""
+    """A session that is timed, under the name of its engine and precision."""
 
     engine: str
     precision: str
     session: RunsOne
 
-    def settings(self, *, dense: bool) -> RunSettings:
-        """Of its dense runs, or of its dynamic ones."""
-        return RunSettings.resolve(self.session.bundle.manifest, dense=dense)
-
 
 @dataclass(frozen=True)
-class Sample:
-    """One run, in milliseconds."""
+class Timing:
+    """One run in milliseconds of wall time and of processor time."""
 
     wall: float
     cpu: float
@@ -104,22 +65,33 @@ class Pair:
     """One frame run both ways, back to back, and what the dynamic run did."""
 
     frame: int
-    dense: Sample | None
+    dense: Timing | None
     """None: the bundle has no dense form."""
-    dynamic: Sample
+    dynamic: Timing
     report: TokenReport
 
     @property
-    def reference(self) -> Sample:
-        """What engines are compared by: dense, where there is that."""
+    def reference(self) -> Timing:
+        """The run that engines are compared by: the dense one, where there is one."""
         return self.dense or self.dynamic
 
 
+class Percentiles(Record):
+    """A distribution in four numbers; percentiles interpolate linearly between measured values."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
 class Side(Record):
-    """One way of running: latency in wall time, and the median of the processor time beside it, both in ms."""
+    """One way of running, dense or dynamic."""
 
     latency_ms: Percentiles
+    """Of wall time."""
     cpu_ms: float
+    """Median of processor time."""
 
 
 class FrameResult(Record):
@@ -180,7 +152,7 @@ def benchmark(
     repeat: int,
     dense: bool = True,
     clock: Clock | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[BenchResult, ...]:
     """Time every contestant on every frame `repeat` times, dense and dynamic.
 
@@ -191,46 +163,52 @@ def benchmark(
         repeat: rounds over all frames, at least 1.
         dense: the bundle has a dense form; without one only the dynamic run is timed.
         clock: for tests; default: this process's own.
-        progress: told after every turn.
+        progress: called after every turn with the number of turns done, and of all.
     """
     clock = clock or Clock()
-    _warm_up(contestants, frames, ways=(True, False) if dense else (False,))
-    pairs: list[list[Pair]] = [[] for _ in contestants]
+    runners = [_Runner(contestant, clock, dense=dense) for contestant in contestants]
+    for runner in runners:
+        runner.warm_up(frames)
     turns = [(number, frame) for number in range(repeat) for frame in range(len(frames))]
     for done, (number, frame) in enumerate(turns, start=1):
         # Both orders change with the frame and with the round, and not in step with each other.
-        dense_first, shift = (number + frame) % 2 == 0, (number + frame) // 2
-        ways = (dense_first, not dense_first) if dense else (False,)
-        for place in range(len(contestants)):
-            which = (place + shift) % len(contestants)
-            pair = _pair(contestants[which], frames[frame], frame, ways=ways, clock=clock)
-            pairs[which].append(pair)
+        dense_first, shift = (number + frame) % 2 == 0, (number + frame) // 2 % len(runners)
+        for runner in (*runners[shift:], *runners[:shift]):
+            runner.run_pair(frame, frames[frame], dense_first=dense_first)
         if progress is not None:
             progress(done, len(turns))
-    return tuple(
-        _result(contestant, measured, first=pairs[0], labels=labels)
-        for contestant, measured in zip(contestants, pairs, strict=True)
-    )
+    return tuple(_result(runner.contestant, runner.pairs, first=runners[0].pairs, labels=labels) for runner in runners)
 
 
-def _warm_up(contestants: Sequence[Contestant], frames: Sequence[Pixels], *, ways: tuple[bool, ...]) -> None:
-    for contestant in contestants:
+class _Runner:
+    """Runs one contestant, and keeps what was measured."""
+
+    def __init__(self, contestant: Contestant, clock: Clock, *, dense: bool) -> None:
+        self.contestant = contestant
+        self.pairs: list[Pair] = []
+        self._clock = clock
+        manifest = contestant.session.bundle.manifest
+        # By whether the run is dense; resolved once, so that resolving is no part of what is timed.
+        self._settings = {
+            way: RunSettings.resolve(manifest, dense=way) for way in ((True, False) if dense else (False,))
+        }
+
+    def warm_up(self, frames: Sequence[Pixels]) -> None:
         for number in range(WARM_UP_RUNS):
-            for dense in ways:
-                contestant.session.run_one(frames[number % len(frames)], contestant.settings(dense=dense))
+            for settings in self._settings.values():
+                self.contestant.session.run_one(frames[number % len(frames)], settings)
 
+    def run_pair(self, frame: int, pixels: Pixels, *, dense_first: bool) -> None:
+        """Run a frame both ways, back to back."""
+        timed = {way: self._timed(pixels, way) for way in sorted(self._settings, reverse=dense_first)}
+        dynamic, report = timed[False]
+        self.pairs.append(Pair(frame, timed[True][0] if True in timed else None, dynamic, report))
 
-def _pair(contestant: Contestant, pixels: Pixels, frame: int, *, ways: tuple[bool, ...], clock: Clock) -> Pair:
-    """Run a frame in each of `ways`: True is dense."""
-    samples, report = {}, None
-    for dense in ways:
-        settings = contestant.settings(dense=dense)
-        cpu, wall = clock.cpu(), clock.wall()
-        _, run = contestant.session.run_one(pixels, settings)
-        samples[dense] = Sample(wall=1e3 * (clock.wall() - wall), cpu=1e3 * (clock.cpu() - cpu))
-        report = report if dense else run
-    assert report is not None
-    return Pair(frame, samples.get(True), samples[False], report)
+    def _timed(self, pixels: Pixels, way: bool) -> tuple[Timing, TokenReport]:
+        settings = self._settings[way]
+        cpu, wall = self._clock.cpu(), self._clock.wall()
+        _, report = self.contestant.session.run_one(pixels, settings)
+        return Timing(wall=1e3 * (self._clock.wall() - wall), cpu=1e3 * (self._clock.cpu() - cpu)), report
 
 
 def _result(
@@ -239,8 +217,9 @@ def _result(
     dense = [pair.dense for pair in pairs if pair.dense is not None]
     # A frame's tokens are the same in every round, so one report of each frame is enough.
     reports = [pair.report for pair in pairs[: len(labels)]]
-    gmacs = sum(report.gmacs_dense for report in reports), sum(report.gmacs_actual for report in reports)
-    speedup, predicted = _speedup(pairs), gmacs[0] / gmacs[1]
+    gmacs_dense = sum(report.gmacs_dense for report in reports)
+    gmacs_actual = sum(report.gmacs_actual for report in reports)
+    speedup, predicted = _speedup(pairs), gmacs_dense / gmacs_actual
     return BenchResult(
         engine=contestant.engine,
         precision=contestant.precision,
@@ -249,7 +228,7 @@ def _result(
         speedup=speedup,
         predicted_speedup=predicted,
         realised_efficiency=None if speedup is None else speedup / predicted,
-        flops_saved=1.0 - gmacs[1] / gmacs[0],
+        flops_saved=1.0 - gmacs_actual / gmacs_dense,
         kept=tuple(float(np.mean(column)) for column in zip(*(report.kept for report in reports), strict=True)),
         cpu_speedup=_cpu_speedup(pairs),
         engine_factor=median_ratio([pair.reference.wall for pair in first], [pair.reference.wall for pair in pairs]),
@@ -257,16 +236,16 @@ def _result(
     )
 
 
-def _side(samples: Sequence[Sample]) -> Side:
+def _side(timings: Sequence[Timing]) -> Side:
     return Side(
-        latency_ms=percentiles([sample.wall for sample in samples]), cpu_ms=median([sample.cpu for sample in samples])
+        latency_ms=percentiles([timing.wall for timing in timings]), cpu_ms=median([timing.cpu for timing in timings])
     )
 
 
 def _speedup(pairs: Sequence[Pair]) -> float | None:
-    """In wall time."""
-    ratios = [(pair.dense.wall, pair.dynamic.wall) for pair in pairs if pair.dense is not None]
-    return median_ratio(*zip(*ratios, strict=True)) if ratios else None
+    """Median of dense / dynamic in wall time; None without dense runs."""
+    times = [(pair.dense.wall, pair.dynamic.wall) for pair in pairs if pair.dense is not None]
+    return median_ratio(*zip(*times, strict=True)) if times else None
 
 
 def _cpu_speedup(pairs: Sequence[Pair]) -> float | None:
@@ -286,39 +265,61 @@ def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult
     )
 
 
+# Percentiles and paired ratios: how many timings become a few numbers.
+
+
+def percentiles(values: Sequence[float]) -> Percentiles:
+    """Mean, median, 90th and 99th percentile of at least one value."""
+    return Percentiles.model_validate(distribution(np.asarray(values, dtype=np.float64)))
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of at least one value."""
+    return float(np.median(values))
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the ratios of values that were measured side by side.
+
+    A machine that slows down for a while slows both halves of a pair, so their ratio hardly moves; the ratio of two
+    medians would.
+    """
+    return median([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+
 # The frames that a benchmark runs on: the user's, or rendered street scenes from empty road to crowd.
 
 MOST_FRAMES = 16
-"""Taken from a source: enough to see its variety, few enough to lie in memory while they are repeated."""
+"""Taken from a source: enough to see its variety, few enough to stay in memory while they are repeated."""
 
 DENSITIES = (0.0, 0.5, 1.0)
-"""Of rendered streets: what stops early depends on how much there is to see."""
+"""Of rendered streets: how many tokens stop early depends on how much there is to see."""
 
 SCENES_PER_DENSITY, SCENE_SEED = 3, 3
 
 
 @dataclass(frozen=True)
 class BenchFrames:
-    """Frames as the model takes them, (1, 3, H, W) float32 each, with their names, and what could not be read."""
+    """Frames as the model takes them, with their names, and what could not be read."""
 
-    pixels: tuple[npt.NDArray[np.float32], ...]
+    pixels: tuple[Pixels, ...]
+    """(1, 3, H, W) float32 each."""
     labels: tuple[str, ...]
     failures: tuple[str, ...] = ()
+    """A line for each frame that could not be read."""
     taken_from: int | None = None
     """How many frames the source has, where it has more than were taken."""
 
 
 def rendered_frames(manifest: Manifest) -> BenchFrames:
     """Street scenes of every density at the model's size; each the start of a street of its own."""
-    pictures = dict(_rendered())
-    return BenchFrames(tuple(_pixels(rgb, manifest) for rgb in pictures.values()), tuple(pictures))
-
-
-def _rendered() -> Iterator[tuple[str, RGB]]:
+    pixels, labels = [], []
     for density in DENSITIES:
         for number in range(SCENES_PER_DENSITY):
             (rgb,) = street_images(1, seed=SCENE_SEED + number, density=density)
-            yield f"street {number + 1}, density {density:g}", rgb
+            pixels.append(_pixels(rgb, manifest))
+            labels.append(f"street {number + 1}, density {density:g}")
+    return BenchFrames(tuple(pixels), tuple(labels))
 
 
 def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> BenchFrames:
@@ -328,6 +329,7 @@ def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEF
         SourceError: it does not open, or no frame of it can be read.
         UsageError, PackageMissing: see `open_source`.
     """
+    # Opened twice: how many frames there are decides which are taken, and a source is iterated once.
     with closing(open_source(source, max_pixels=max_pixels)) as opened:
         count = opened.count
     every = 1 if count is None else max(1, math.ceil(count / MOST_FRAMES))
@@ -344,7 +346,7 @@ def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEF
     return BenchFrames(tuple(pixels), tuple(labels), tuple(failures), count if every > 1 else None)
 
 
-def _pixels(rgb: RGB, manifest: Manifest) -> npt.NDArray[np.float32]:
+def _pixels(rgb: RGB, manifest: Manifest) -> Pixels:
     """(1, 3, H, W) at the model's size, also for models whose larger images would slide."""
     whole = manifest.preprocessing.model_copy(update={"stride": None})
     return to_input(rgb, whole, manifest.spec.size)

@@ -1,3 +1,5 @@
+"""`dovit bench`: the keys of its report, its arguments, and what it says of engines."""
+
 from __future__ import annotations
 
 import json
@@ -16,8 +18,8 @@ LATENCY = {"mean", "p50", "p90", "p99"}
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(3)
     for number in range(2):
@@ -45,9 +47,9 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
     assert f"next: dovit run YOUR_IMAGE_OR_VIDEO --bundle {tiny_bundle_path}" in done.stderr
 
 
-def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_path, pictures, tmp_path):
+def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_path, images, tmp_path):
     done = dovit(
-        *("bench", tiny_bundle_path, "--frames", pictures, "--engine", "onnxruntime,torch", "--repeat", 2, "-v"),
+        *("bench", tiny_bundle_path, "--frames", images, "--engine", "onnxruntime,torch", "--repeat", 2, "-v"),
         *("--json", "bench.json"),
     )
     assert done.returncode == 0, done.stderr
@@ -62,17 +64,17 @@ def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_pat
     assert "against onnxruntime fp32 dense = tokens" in done.stdout and "0.png 0" in done.stdout
 
 
-def test_a_dense_model_saves_nothing(dovit, dense_bundle_path, pictures, tmp_path):
-    done = dovit("bench", dense_bundle_path, "--frames", pictures, "--repeat", 1, "--json", "bench.json", "--quiet")
+def test_a_dense_model_saves_nothing(dovit, dense_bundle_path, images, tmp_path):
+    done = dovit("bench", dense_bundle_path, "--frames", images, "--repeat", 1, "--json", "bench.json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert (result["predicted_speedup"], result["flops_saved"]) == (1.0, 0.0)
     assert len(result["kept"]) == 1
 
 
-def test_a_bad_picture_among_good_ones(dovit, tiny_bundle_path, pictures):
-    (pictures / "bad.png").write_text("not a picture")
-    done = dovit("bench", tiny_bundle_path, "--frames", pictures, "--repeat", 1)
+def test_a_bad_image_among_good_ones(dovit, tiny_bundle_path, images):
+    (images / "bad.png").write_text("not an image")
+    done = dovit("bench", tiny_bundle_path, "--frames", images, "--repeat", 1)
     assert done.returncode == 7
     assert "bad.png" in done.stderr and "onnxruntime fp32:" in done.stdout
 

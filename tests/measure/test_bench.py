@@ -1,4 +1,4 @@
-""""""
+"""Benchmarks on a clock that only moves when a scripted session says so; the frames; the statistics."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_engines_take_turns_and_are_compared_with_the_first():
     assert leaders.count("slow") == leaders.count("fast")
 
 
-def test_frames_are_told_apart():
+def test_frames_are_distinguished():
     result, _ = one()
     assert [entry.frame for entry in result.per_frame] == list(LABELS)
     assert [entry.kept for entry in result.per_frame] == list(KEPT)
@@ -202,12 +202,12 @@ def test_rendered_streets_come_in_every_density_and_are_the_same_every_time(monk
     frames, again = rendered_frames(fake_manifest()), rendered_frames(fake_manifest())
     assert len(frames.pixels) == len(set(frames.labels)) == len(DENSITIES)
     assert all(pixels.shape == (1, 3, 64, 96) and pixels.dtype == np.float32 for pixels in frames.pixels)
-    # The same street at another density is another picture.
+    # The same street at another density is another image.
     assert not np.array_equal(frames.pixels[0], frames.pixels[1])
     assert all(map(np.array_equal, frames.pixels, again.pixels))
 
 
-def test_pictures_are_resized_even_where_windows_would_slide(tmp_path):
+def test_images_are_resized_even_where_windows_would_slide(tmp_path):
     save(tmp_path / "a.png", 90, size=(300, 400))
     manifest = fake_manifest(stride=(32, 48))
     frames = frames_from_source(str(tmp_path / "a.png"), manifest, max_pixels=LIMIT)
@@ -215,9 +215,9 @@ def test_pictures_are_resized_even_where_windows_would_slide(tmp_path):
     np.testing.assert_array_equal(frames.pixels[0], plain)
 
 
-def test_a_bad_picture_is_told_and_the_others_are_taken(tmp_path):
+def test_a_bad_image_is_reported_and_the_others_are_taken(tmp_path):
     save(tmp_path / "a.png", 10)
-    (tmp_path / "b.png").write_bytes(b"not a picture")
+    (tmp_path / "b.png").write_bytes(b"not an image")
     save(tmp_path / "c.png", 200)
     frames = frames_from_source(str(tmp_path), fake_manifest(), max_pixels=LIMIT)
     assert frames.labels == ("a.png 0", "c.png 2")
@@ -226,7 +226,7 @@ def test_a_bad_picture_is_told_and_the_others_are_taken(tmp_path):
 
 def test_nothing_readable_is_an_error(tmp_path):
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"not a picture")
+        (tmp_path / name).write_bytes(b"not an image")
     with pytest.raises(SourceError, match=r"a\.png"):
         frames_from_source(str(tmp_path), fake_manifest(), max_pixels=LIMIT)
 
