@@ -158,7 +158,7 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
 
 
 def _kept_per_window(bundle: Bundle, calibration: Calibration) -> list[float]:
-    """The held-back images' mean token counts; sums over an image's windows become means."""
+    """The held-out images' mean token counts; sums over an image's windows become means."""
     kept = calibration.chosen.kept
     return [entry * bundle.manifest.spec.tokens / kept[0] for entry in kept]
 

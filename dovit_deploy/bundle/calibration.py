@@ -9,7 +9,7 @@ from pydantic import Field
 from dovit_deploy.record import Record
 
 BudgetKind = Literal["max-drop", "flops", "latency-ms", "max-disagree"]
-Part = Literal["search", "check", "all"]
+PartName = Literal["search", "check", "all"]
 
 
 class BudgetEntry(Record):
@@ -21,11 +21,11 @@ class BudgetEntry(Record):
     confidence: float | None = None
     """Of the bound on disagreement."""
     text: str
-    """The same in words."""
+    """The limit in words."""
 
 
 class Prediction(Record):
-    """What the recording says of thresholds that were not run."""
+    """What the recording predicts for thresholds, without a run."""
 
     flops_saved: float
     risk: float
@@ -50,7 +50,7 @@ class Interval(Record):
 class MeasuredPoint(Record):
     """One setting that was really run on the deployed bundle."""
 
-    part: Part
+    part: PartName
     thresholds: tuple[float, ...]
     images: int
     predicted: Prediction
@@ -77,7 +77,7 @@ class MeasuredPoint(Record):
 class PartEntry(Record):
     """The images of one part of the data set."""
 
-    part: Part
+    part: PartName
     images: tuple[str, ...]
     blocks: int
     """Groups of neighbouring images that were kept together."""
@@ -87,7 +87,7 @@ class PartEntry(Record):
 
 
 class ControlPoint(Record):
-    """Another way to spend as much, or less, on the held-back images."""
+    """Another way to spend as much, or less, on the held-out images."""
 
     flops_saved: float
     """Against the dense bundle at its own size."""
@@ -109,7 +109,7 @@ class SmallerPoint(ControlPoint):
 
 
 class ChoiceControls(Record):
-    """What the chosen thresholds must beat; measured after the choice, on the held-back images."""
+    """What the chosen thresholds must beat; measured after the choice, on the held-out images."""
 
     random: ControlPoint
     """As many tokens stopped at each gate of each image as the chosen thresholds stop, drawn."""
@@ -140,9 +140,9 @@ class Calibration(Record):
     curve: tuple[CurvePoint, ...]
     measured: tuple[MeasuredPoint, ...]
     chosen: MeasuredPoint
-    """The chosen thresholds on the held-back images."""
+    """The chosen thresholds on the held-out images."""
     chosen_on_all: MeasuredPoint
-    """The same on the images of both parts together."""
+    """The chosen thresholds on the images of both parts together."""
     passes: int
     """How often a part was really run, dense runs included, controls not."""
     controls: ChoiceControls | None = None

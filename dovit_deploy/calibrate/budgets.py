@@ -1,4 +1,4 @@
-"""What thresholds may be asked to keep to: a budget judges one real run by one number.
+"""What thresholds can be asked to keep to: a budget judges one real run by one number.
 
 Along the curve from cautious to bold an accuracy budget is met at the cautious end, a cost budget at the bold end.
 """
@@ -15,12 +15,12 @@ from dovit_deploy.measure.bench import median
 from dovit_deploy.measure.intervals import miou_drop_interval, upper_bound
 from dovit_deploy.measure.metrics import ClassCounts
 
-# The drop of mIoU from dense to dynamic on the same images, with its interval.
+NO_INTERVAL = "no interval of the drop: too few images, or no labelled pixel in them"
 
 
 @dataclass(frozen=True)
 class Drop:
-    """mIoU points lost, and the 95 % interval."""
+    """Points of mIoU lost from dense to dynamic on the same images, and their 95 % interval."""
 
     drop: float
     interval: Interval
@@ -35,7 +35,7 @@ def drop_with_interval(dense: DensePart, trial: Trial) -> Drop:
     before, after = ClassCounts.stacked(dense.counts), ClassCounts.stacked(trial.counts)
     ends = miou_drop_interval(before, after, dense.blocks)
     if ends is None:
-        raise DatasetError("no interval of the drop: too few images, or no labelled pixel in them")
+        raise DatasetError(NO_INTERVAL)
     return Drop(before.miou - after.miou, Interval(low=ends[0], high=ends[1]))
 
 
@@ -46,11 +46,11 @@ class Budget(Protocol):
     """True: of the settings that meet it the most accurate is wanted; False: the cheapest."""
     needs_labels: bool
     repeat: int
-    """Runs of each setting on each image."""
+    """Runs of each setting on each image: more than one only where time is judged."""
 
     @property
     def entry(self) -> BudgetEntry:
-        """The limit, as it is written down."""
+        """The limit, as it stands in `calibration.json`."""
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
         """The number that is compared with the limit."""
@@ -77,20 +77,17 @@ class DropBudget:
 
     @property
     def entry(self) -> BudgetEntry:
-        """In words."""
         text = f"mIoU drop at most {self.points:g} points (upper end of its 95 % interval)"
         return BudgetEntry(kind="max-drop", limit=self.points, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
-        """Upper end of the interval, in points."""
         return drop_with_interval(dense, trial).interval.high
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        """The drop itself; its interval is judged on images that the search did not choose by."""
+        # Its interval is judged on images that the search did not choose by.
         return drop_with_interval(dense, trial).drop <= self.points
 
     def met(self, judged: float) -> bool:
-        """Within the limit."""
         return judged <= self.points
 
 
@@ -109,21 +106,17 @@ class FlopsBudget:
 
     @property
     def entry(self) -> BudgetEntry:
-        """In words."""
         text = f"at least {self.fraction:.1%} of the whole model's MACs saved"
         return BudgetEntry(kind="flops", limit=self.fraction, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
-        """Fraction saved."""
         del dense
         return trial.flops_saved
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        """As judged."""
         return self.met(self.judged(dense, trial))
 
     def met(self, judged: float) -> bool:
-        """Enough is saved."""
         return judged >= self.fraction
 
 
@@ -142,21 +135,17 @@ class LatencyBudget:
 
     @property
     def entry(self) -> BudgetEntry:
-        """In words."""
         text = f"median model step at most {self.milliseconds:g} ms on this machine"
         return BudgetEntry(kind="latency-ms", limit=self.milliseconds, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
-        """Median in ms."""
         del dense
         return median(trial.model_ms)
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        """As judged."""
         return self.met(self.judged(dense, trial))
 
     def met(self, judged: float) -> bool:
-        """Within the limit."""
         return judged <= self.milliseconds
 
 
@@ -178,22 +167,19 @@ class DisagreeBudget:
 
     @property
     def entry(self) -> BudgetEntry:
-        """In words."""
         text = (
             f"at most {self.share:.2%} of the pixels differ from the dense answer, with confidence {self.confidence:g}"
         )
         return BudgetEntry(kind="max-disagree", limit=self.share, confidence=self.confidence, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
-        """Upper bound of the mean share of differing pixels."""
         del dense
         return upper_bound(trial.mean_differing, len(trial.differing), confidence=self.confidence)
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        """The mean itself; its bound is judged on images that the search did not choose by."""
+        # Its bound is judged on images that the search did not choose by.
         del dense
         return trial.mean_differing <= self.share
 
     def met(self, judged: float) -> bool:
-        """Within the limit."""
         return judged <= self.share

@@ -1,5 +1,9 @@
 """From one recording: what any thresholds would keep, save and put at risk, without running the model again.
 
+The recording pass runs every image once with nothing stopped. Thresholds are inputs at run time and a gate's head is
+evaluated on running tokens, so that this one run shows every gate's confidence and label for every token, and its
+logits are the dense answer.
+
 What is approximated: confidences and labels are those of the run that stopped nothing, and they move a little when
 other tokens stop; a stopped token is taken to keep the class its gate saw, while the decode head decides in the end.
 So predictions only rank candidates; whatever is chosen is run.
@@ -22,21 +26,14 @@ from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.results import RunTiming, TokenReport
-from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.settings import RunSettings, index_from_keep
-from dovit_deploy.sources.source import RGB
 
 if TYPE_CHECKING:
     from dovit_deploy.runtime.session import Session
 
 
-# The recording pass: every image once with nothing stopped, and what each gate would have said of each token.
-#
-# Thresholds are run-time inputs and a gate's head is evaluated on running tokens, so one run that stops nothing shows
-# every gate's confidence and label for every token, and its logits are the dense answer.
-
 MOST_WINDOWS = 512
-"""Kept for the prediction; images beyond that only give their dense answer. Bounds memory and time of the search."""
+"""Recorded at most, which bounds memory and time of the search; images beyond them only give their dense answer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Recording:
 
 
 class RecordingSession:
-    """A `RunsOne` that runs `session` with nothing stopped and writes down what the gates say."""
+    """A `RunsOne` that runs `session` with nothing stopped and records what the gates say of every token."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.bundle = session, session.bundle
@@ -100,26 +97,20 @@ def class_histogram(answer: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArr
     return counted.reshape(spec.patches, spec.classes).astype(np.uint16)
 
 
-def recorded_answer(recorder: RecordingSession, rgb: RGB) -> npt.NDArray[np.uint8]:
-    """The dense class map (H, W) uint8 of one picture; its windows join the recording."""
-    predictor = Predictor(recorder)
-    return predictor.predict(rgb).class_map
-
-
 LEVELS = 32
 """Thresholds tried per gate: quantiles of its confidences, and 1 (nothing stops)."""
 PRICES = 40
-"""Of risk, at which all thresholds are looked for together."""
+"""Prices of risk, at each of which the thresholds of all gates are found together."""
 MOST_POINTS = 48
-"""Of the curve: 1 to 2 % of the MACs apart."""
+"""Most points of the curve: 1 to 2 % of the MACs apart."""
 CAUTION = (0.0, 0.25, 0.5, 0.75)
-"""How far the most cautious predicted thresholds lie below 1, in parts of what was predicted."""
+"""Parts of the way from 1 (nothing stops) down to the most cautious predicted thresholds."""
 ROUNDS = 4
-"""Of coordinate descent at one price; it settles in two or three."""
+"""Rounds of coordinate descent at one price; it converges in two or three."""
 
 
 class Surrogate:
-    """A recording, ready to answer.
+    """Predicts from a recording what any thresholds would save and risk.
 
     Raises:
         UsageError: the model has no gates, or nothing was recorded.
@@ -154,12 +145,13 @@ class Surrogate:
 
         For every price of risk the thresholds of all gates are found together by coordinate descent on
         risk - price * saved, starting from the previous price's. A price only finds corners of the trade-off, so
-        whatever was tried on the way, and equal shares of every gate's tokens, may be on the curve, too.
+        whatever was tried on the way, and equal shares of every gate's tokens, can be on the curve, too.
         """
         gates = len(self.levels)
         seen = dict[tuple[float, ...], Prediction]()
-        for place in range(LEVELS):
-            self._see([float(levels[min(place, len(levels) - 1)]) for levels in self.levels], seen)
+        for number in range(LEVELS):
+            # Levels are quantiles: those of one number stop an equal share of every gate's tokens.
+            self._see([float(levels[min(number, len(levels) - 1)]) for levels in self.levels], seen)
         bold = self._see([0.0] * gates, seen)
         start = [1.0] * gates
         for price in max(bold.risk, 1e-6) * np.geomspace(1e-4, 10.0, PRICES):
@@ -169,9 +161,9 @@ class Surrogate:
 
     def neighbours(self, thresholds: Sequence[float]) -> list[CurvePoint]:
         """Every setting one level away at one gate, or at two gates in opposite directions."""
-        places = [int(np.abs(level - own).argmin()) for level, own in zip(self.levels, thresholds, strict=True)]
+        numbers = [int(np.abs(level - own).argmin()) for level, own in zip(self.levels, thresholds, strict=True)]
         moves: list[tuple[int, ...]] = []
-        gates = len(places)
+        gates = len(numbers)
         for gate in range(gates):
             for step in (-1, 1):
                 single = [0] * gates
@@ -184,9 +176,9 @@ class Surrogate:
                         moves.append(tuple(pair))
         found = {}
         for move in moves:
-            moved = [place + step for place, step in zip(places, move, strict=True)]
-            if all(0 <= place < len(level) for place, level in zip(moved, self.levels, strict=True)):
-                values = tuple(float(level[place]) for place, level in zip(moved, self.levels, strict=True))
+            moved = [number + step for number, step in zip(numbers, move, strict=True)]
+            if all(0 <= number < len(level) for number, level in zip(moved, self.levels, strict=True)):
+                values = tuple(float(level[number]) for number, level in zip(moved, self.levels, strict=True))
                 found[values] = self._point(values)
         found.pop(tuple(thresholds), None)
         return list(found.values())
@@ -201,7 +193,7 @@ class Surrogate:
         return seen[key]
 
     def _cautious(self, first: CurvePoint) -> list[CurvePoint]:
-        """Settings below `first`, down to nothing stopped: no risk predicted is not yet no harm done."""
+        """Settings below `first`, down to nothing stopped: a setting without predicted risk can still do harm."""
         points = [self._point([1.0 - (1.0 - value) * part for value in first.thresholds]) for part in CAUTION]
         return [point for point in points if point.predicted.flops_saved < first.predicted.flops_saved]
 
@@ -223,7 +215,7 @@ def _thinned(front: Sequence[CurvePoint]) -> list[CurvePoint]:
     """At most `MOST_POINTS` of `front`, evenly spread over what they save, both ends among them."""
     saved = np.array([point.predicted.flops_saved for point in front])
     wanted = np.linspace(saved[0], saved[-1], MOST_POINTS)
-    return [front[place] for place in np.unique(np.abs(saved[None, :] - wanted[:, None]).argmin(axis=1))]
+    return [front[number] for number in np.unique(np.abs(saved[None, :] - wanted[:, None]).argmin(axis=1))]
 
 
 def _levels(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

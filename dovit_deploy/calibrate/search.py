@@ -1,7 +1,7 @@
-"""From a predicted curve to one setting by few real runs: along the curve, around its border, on held-back images.
+"""From a predicted curve to one setting by few real runs: along the curve, around its border, on held-out images.
 
-The curve goes from cautious to bold. Along it an accuracy budget is met up to somewhere and a cost budget from
-somewhere on; that border is found by running a few settings at a time.
+The curve goes from cautious to bold. An accuracy budget is met along its first part, a cost budget along its last;
+the border between the parts is found by running a few settings at a time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ AT_ONCE = 3
 NEIGHBOURS = 4
 """Settings around the border that are really run."""
 STEPS = 8
-"""Settings at most that are run on the held-back images."""
+"""Settings at most that are run on the held-out images."""
 CAUTIOUS, CLOSE = 2, 3
-"""Of them at least, those up to what the search is certain of; and those next to it on the curve."""
+"""Among them: at least so many up to the setting that the search is certain of, and so many just behind it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Judged:
     """As the budget wants it shown: by the end of an interval or bound, where it has one."""
     flops_saved: float
     harm: float
-    """What accuracy it costs, the less the better."""
+    """Accuracy lost: points of mIoU, or the share of differing pixels without labels; the less the better."""
 
 
 Measure = Callable[[Sequence[CurvePoint]], list[Judged]]
@@ -49,17 +49,17 @@ def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool, 
     good, bad = -1, len(order)
     best = None
     while bad - good > 1:
-        places = _between(good, bad)
-        for place, result in zip(places, measure([order[place] for place in places]), strict=True):
+        tried = _between(good, bad)
+        for number, result in zip(tried, measure([order[number] for number in tried]), strict=True):
             if not (result.certain if certain else result.met):
-                bad = place
+                bad = number
                 break
-            good, best = place, result
+            good, best = number, result
     return best
 
 
 def _between(good: int, bad: int) -> list[int]:
-    """Up to `AT_ONCE` places strictly between, evenly spread, rising."""
+    """Up to `AT_ONCE` numbers strictly between the two, evenly spread, rising."""
     gap = bad - good
     return sorted({good + max(1, round(gap * part / (AT_ONCE + 1))) for part in range(1, AT_ONCE + 1)} - {good, bad})
 
@@ -87,7 +87,7 @@ def refined(start: Judged, candidates: Sequence[CurvePoint], measure: Measure, *
 def check_sequence(
     chosen: CurvePoint, certain: CurvePoint | None, curve: Sequence[CurvePoint], *, limits_cost: bool
 ) -> list[CurvePoint]:
-    """Settings to run on held-back images, in the order in which they are tried.
+    """Settings to run on held-out images, in the order in which they are tried.
 
     Accuracy budget: from cautious to `chosen`, closest around `certain`, where the answer is likely to lie; the last
     before the first failure holds (a fixed sequence of tests needs no correction for their number). Cost budget: from
@@ -111,15 +111,16 @@ def _spread(points: Sequence[CurvePoint], count: int) -> list[CurvePoint]:
     """At most `count` of `points`, at least 2, evenly spread, the ends among them."""
     if len(points) <= count:
         return list(points)
-    return [points[round(place * (len(points) - 1) / (count - 1))] for place in range(count)]
+    return [points[round(step * (len(points) - 1) / (count - 1))] for step in range(count)]
 
 
-def held(judged: Sequence[Judged], *, limits_cost: bool) -> Judged | None:
-    """Which of the settings of `check_sequence`, run on held-back images, is taken; None: none holds."""
+def accepted(judged: Sequence[Judged], *, limits_cost: bool) -> Judged | None:
+    """The setting of `check_sequence` that holds after all were run on held-out images; None: none does."""
     if limits_cost:
         return next((result for result in judged if result.met), None)
     best = None
     for result in judged:
+        # The first failure ends the sequence: a bolder setting that holds behind it would be luck.
         if not result.met:
             break
         best = result

@@ -3,99 +3,45 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from dovit_deploy.calibrate.predicted import Recording, RecordingSession, recorded_answer
-from dovit_deploy.datasets.dataset import Dataset
-from dovit_deploy.errors import DatasetError
+from dovit_deploy.calibrate.images import CalibrationImage, CalibrationImages
+from dovit_deploy.calibrate.predicted import Recording, RecordingSession
 from dovit_deploy.measure.intervals import Blocks
 from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.runtime.results import ClassMap
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.sources.images import is_image, read_image
-from dovit_deploy.sources.source import RGB
-
-# Pictures to calibrate on: a data set with its labels, or a folder of images without any.
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture: `rgb` (H, W, 3) uint8, `label` (H, W) uint8 with 255 where nothing is known, or None."""
-
-    rgb: RGB
-    label: npt.NDArray[np.uint8] | None
-
-
-class Pictures(Protocol):
-    """So many pictures, in an order in which neighbours are alike."""
-
-    name: str
-    stems: tuple[str, ...]
-    labelled: bool
-
-    @property
-    def split(self) -> str | None:
-        """Which part of the data set; None for a folder."""
-
-    def picture(self, index: int) -> Picture:
-        """Decode number `index`; raises InputError naming the file when it cannot be used."""
-
-
-class LabelledPictures:
-    """The images of a data set's split with their labels."""
-
-    labelled = True
-
-    def __init__(self, data: Dataset, *, name: str, split: str) -> None:
-        self.data, self.name, self.split = data, name, split
-        self.stems = tuple(data.stems)
-
-    def picture(self, index: int) -> Picture:
-        """Decode number `index`."""
-        sample = self.data.sample(index)
-        return Picture(sample.rgb, sample.label)
-
-
-class FolderPictures:
-    """The images of a folder, in the order of their names.
-
-    Raises:
-        DatasetError: there is no such folder, or no image in it.
-    """
-
-    labelled = False
-    split = None
-
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        self.paths = image_files(folder)
-        if not self.paths:
-            raise DatasetError(f"{folder}: no image in it")
-        self.stems = tuple(path.name for path in self.paths)
-
-    def picture(self, index: int) -> Picture:
-        """Decode number `index`."""
-        return Picture(read_image(self.paths[index]), None)
-
-
-def image_files(folder: Path) -> Sequence[Path]:
-    """The images that lie directly in `folder`, sorted; none where there is no such folder."""
-    try:
-        return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)]
-    except OSError:
-        return []
-
+from dovit_deploy.runtime.settings import RunSettings
 
 Value = TypeVar("Value")
-ClassMap = npt.NDArray[np.uint8]
-Advance = Callable[[], None]
-"""Told after every picture."""
+
+
+class StepProgress(Protocol):
+    """Is notified of how far a calibration has come."""
+
+    def begin(self, step: str) -> None:
+        """The next step begins, counted in images from 0."""
+
+    def advance(self) -> None:
+        """One more image is done."""
+
+
+@dataclass
+class DensePart:
+    """What the dense model answers on the images of a part."""
+
+    indices: tuple[int, ...]
+    """Of the images among all."""
+    blocks: Blocks
+    counts: list[ClassCounts] = field(default_factory=list)
+    """(K,) of each image; empty without labels."""
+    answers: list[bytes] = field(default_factory=list, repr=False)
+    """Class maps, compressed: a set of large images would not fit into memory otherwise."""
 
 
 @dataclass
@@ -124,88 +70,79 @@ class Trial:
         return float(np.mean(self.differing))
 
 
-@dataclass
-class DensePart:
-    """What the dense model answers on the images of a part."""
-
-    indices: tuple[int, ...]
-    """Of the pictures."""
-    blocks: Blocks
-    counts: list[ClassCounts] = field(default_factory=list)
-    answers: list[bytes] = field(default_factory=list, repr=False)
-    """Class maps, compressed: a set of large images would not fit otherwise."""
-
-
 class Runner:
-    """A session and pictures; counts its passes over a part.
+    """A session and images; counts its passes over a part.
 
     Args:
         session: of the deployed bundle.
-        pictures: all of them.
+        images: all of them.
         repeat: runs of each setting on each image; more than one where the time is judged.
-        advance: told after every picture.
+        progress: advanced after every image.
     """
 
-    def __init__(self, session: Session, pictures: Pictures, *, repeat: int, advance: Advance) -> None:
-        self.session, self.pictures = session, pictures
+    def __init__(self, session: Session, images: CalibrationImages, *, repeat: int, progress: StepProgress) -> None:
+        self.images, self.repeat, self.progress = images, repeat, progress
+        self.session, self.manifest = session, session.bundle.manifest
         self.predictor = Predictor(session)
-        self.repeat, self.advance = repeat, advance
-        self.classes = session.bundle.manifest.spec.classes
         self.passes = 0
 
     def record(self, indices: Sequence[int], blocks: Blocks) -> tuple[DensePart, Recording]:
-        """The recording pass: the dense answers of these pictures, and what the gates say."""
+        """The recording pass: the dense answers of these images, and what the gates say of every token."""
         recorder = RecordingSession(self.session)
-        part = self._dense(indices, blocks, lambda picture: recorded_answer(recorder, picture.rgb))
-        return part, recorder.recording
+        return self._dense(Predictor(recorder), indices, blocks), recorder.recording
 
     def dense(self, indices: Sequence[int], blocks: Blocks) -> DensePart:
-        """The dense answers of these pictures."""
-        return self._dense(indices, blocks, lambda picture: self.predictor.predict(picture.rgb, dense=True).class_map)
+        """The dense answers of these images."""
+        return self._dense(self.predictor, indices, blocks)
 
-    def run(self, part: DensePart, settings: Sequence[tuple[float, ...]]) -> list[Trial]:
+    def run(self, part: DensePart, thresholds: Sequence[tuple[float, ...]]) -> list[Trial]:
         """Run every setting on every image of `part`; the order of the settings changes from run to run."""
-        trials = [Trial(setting) for setting in settings]
+        trials = [Trial(values) for values in thresholds]
+        settings = [RunSettings.resolve(self.manifest, thresholds=values) for values in thresholds]
         self.passes += len(trials)
-        for place, index in enumerate(part.indices):
-            picture = self.pictures.picture(index)
+        for position, index in enumerate(part.indices):
+            image, answer = self.images.image(index), part.answers[position]
             for turn in range(self.repeat):
                 for step in range(len(trials)):
-                    trial = trials[(step + place + turn) % len(trials)]
-                    self._run_one(trial, picture, part.answers[place], first=turn == 0)
-            self.advance()
+                    # So that no setting always runs first, on cold caches, or last.
+                    number = (step + position + turn) % len(trials)
+                    self._run_one(trials[number], settings[number], image, answer, first=turn == 0)
+            self.progress.advance()
         return trials
 
-    def _run_one(self, trial: Trial, picture: Picture, dense: bytes, *, first: bool) -> None:
-        result = self.predictor.predict(picture.rgb, thresholds=trial.thresholds)
+    def _run_one(
+        self, trial: Trial, settings: RunSettings, image: CalibrationImage, dense: bytes, *, first: bool
+    ) -> None:
+        result = self.predictor.run(image.rgb, settings)
         trial.model_ms.append(result.timing.model)
         if not first:
+            # Only the time differs from run to run.
             return
         trial.kept.append(result.tokens.kept)
         trial.gmacs.append(result.tokens.gmacs_actual)
         trial.gmacs_dense.append(result.tokens.gmacs_dense)
         trial.differing.append(float(np.mean(result.class_map != _unpacked(dense, result.class_map.shape))))
-        if picture.label is not None:
-            trial.counts.append(self._counts(picture.label, result.class_map))
+        if image.label is not None:
+            trial.counts.append(self._counts(image.label, result.class_map))
 
-    def _counts(self, label: ClassMap, class_map: ClassMap) -> ClassCounts:
-        return ClassCounts.of(label, class_map, classes=self.classes)
-
-    def _dense(self, indices: Sequence[int], blocks: Blocks, answer: Callable[[Picture], ClassMap]) -> DensePart:
-        part = DensePart(tuple(indices), blocks)
+    def _dense(self, predictor: Predictor, indices: Sequence[int], blocks: Blocks) -> DensePart:
+        part, settings = DensePart(tuple(indices), blocks), RunSettings.resolve(self.manifest, dense=True)
         self.passes += 1
         for index in indices:
-            picture = self.pictures.picture(index)
-            class_map = answer(picture)
+            image = self.images.image(index)
+            class_map = predictor.run(image.rgb, settings).class_map
             part.answers.append(zlib.compress(class_map.tobytes(), 1))
-            if picture.label is not None:
-                part.counts.append(self._counts(picture.label, class_map))
-            self.advance()
+            if image.label is not None:
+                part.counts.append(self._counts(image.label, class_map))
+            self.progress.advance()
         return part
+
+    def _counts(self, label: ClassMap, class_map: ClassMap) -> ClassCounts:
+        return ClassCounts.of(label, class_map, classes=self.manifest.spec.classes)
 
 
 def joined_parts(first: DensePart, second: DensePart, blocks: Blocks) -> DensePart:
-    """Both parts in the order of the pictures, without their answers; `blocks`: of all pictures."""
+    """Both parts in the order of the images, without their answers; `blocks`: of all images."""
     order = _order(first, second)
     joined = DensePart(tuple(sorted((*first.indices, *second.indices))), blocks)
     if first.counts:
@@ -214,7 +151,7 @@ def joined_parts(first: DensePart, second: DensePart, blocks: Blocks) -> DensePa
 
 
 def joined_trials(first: Trial, first_part: DensePart, second: Trial, second_part: DensePart) -> Trial:
-    """One setting on both parts, in the order of the pictures."""
+    """One setting on both parts, in the order of the images."""
     order = _order(first_part, second_part)
     return Trial(
         first.thresholds,
@@ -234,7 +171,7 @@ def _order(first: DensePart, second: DensePart) -> list[int]:
 
 def _picked(first: list[Value], second: list[Value], order: Sequence[int]) -> list[Value]:
     both = [*first, *second]
-    return [both[place] for place in order]
+    return [both[position] for position in order]
 
 
 def _unpacked(answer: bytes, shape: tuple[int, ...]) -> ClassMap:

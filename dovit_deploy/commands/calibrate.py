@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -13,18 +11,18 @@ import typer
 from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console
 from dovit_deploy.commands.console import show_table
-from dovit_deploy.errors import DatasetError, PackageMissing, UsageError
+from dovit_deploy.errors import InputError, PackageMissing, UsageError
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.calibration import Calibration, ControlPoint, MeasuredPoint
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.calibrate.budgets import Budget
-    from dovit_deploy.calibrate.trial import Pictures
+    from dovit_deploy.calibrate.images import CalibrationImages
     from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
-NAMES = {"search": "search", "check": "held back", "all": "all"}
+PART_NAMES = {"search": "search", "check": "held out", "all": "all"}
 
 
 def calibrate(
@@ -59,9 +57,9 @@ def calibrate(
 ) -> None:
     """Choose the thresholds of all gates for one budget; graphs and weights stay as they are.
 
-    One half of the images is for the search, the other is held back: every image of the first is recorded once with
+    One half of the images is for the search, the other is held out: every image of the first is recorded once with
     nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
-    kept the budget on the held-back half. Where there are labels, random and oracle stopping of as many tokens and
+    kept the budget on the held-out half. Where there are labels, random and oracle stopping of as many tokens and
     dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn.
     """
     from dovit_deploy.bundle.bundle import Bundle, refuse_installed, write_calibrated
@@ -76,19 +74,26 @@ def calibrate(
     refuse_without_gates(opened.manifest)
     if output is None and not dry_run:
         refuse_installed(opened)
-    pictures = _pictures(dataset, split, budget, opened.manifest)
-    with Session(opened) as session, _progress(quiet=quiet) as (advance, say):
-        calibration = calibrated(session, pictures, budget, advance=advance, progress=say)
-        if pictures.labelled:
-            calibration = _with_controls(calibration, opened, session, pictures, advance, say)
-    _show(calibration, verbose=verbose, quiet=quiet)
+    images = _images(dataset, split, budget, opened.manifest)
+    # Settings are timed, so nothing may be drawn by another thread meanwhile.
+    with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
+        calibration = calibrated(session, images, budget, progress=progress)
+        if images.labelled:
+            calibration = _with_controls(calibration, opened, session, images, progress)
     target = opened.path if output is None else output
     if not dry_run:
-        write_calibrated(opened, calibration, target)
-        console.result(str(target))
-        _plot(calibration, target, quiet=quiet)
+        try:
+            write_calibrated(opened, calibration, target)
+        except InputError:
+            # The search may have taken an hour: what it found is shown even if it cannot be written.
+            _show(calibration, verbose=verbose, quiet=quiet)
+            raise
     report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
     console.write_json(json_file, report)
+    _show(calibration, verbose=verbose, quiet=quiet)
+    if not dry_run:
+        console.result(str(target))
+        _plot(calibration, target, quiet=quiet)
     console.next_command(_next(calibration, bundle if dry_run or output is None else output, dry_run), quiet=quiet)
 
 
@@ -139,70 +144,42 @@ def _check_output(output: Path | None) -> None:
         raise UsageError(f"{output} exists; choose another with -o, or leave -o out to change the bundle itself")
 
 
-def _pictures(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> Pictures:
+def _images(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> CalibrationImages:
     """A labelled data set, or a folder of images where the budget needs no labels."""
-    from dovit_deploy.calibrate.trial import FolderPictures, LabelledPictures, image_files
+    from dovit_deploy.calibrate.images import FolderImages, SplitImages, image_files
     from dovit_deploy.datasets.open import dataset_from_path
+    from dovit_deploy.measure.evaluate import check_classes
 
     if split is None and not budget.needs_labels and image_files(path):
-        return FolderPictures(path)
+        return FolderImages(path)
     split = split or DEFAULT_SPLIT
     data = dataset_from_path(path, split)
-    if len(data.classes.names) != manifest.spec.classes:
-        raise DatasetError(
-            f"{path} has {len(data.classes.names)} classes, {manifest.name} has {manifest.spec.classes}; "
-            "a drop cannot be measured between different classes"
-        )
-    return LabelledPictures(data, name=str(path), split=split)
+    check_classes(data, manifest)
+    return SplitImages(data, name=str(path), split=split)
 
 
 def _with_controls(
     calibration: Calibration,
     bundle: Bundle,
     session: Session,
-    pictures: Pictures,
-    advance: Callable[[], None],
-    say: Callable[[str], None],
+    images: CalibrationImages,
+    progress: console.ProgressDisplay,
 ) -> Calibration:
     """What the chosen thresholds must beat, measured last."""
     from dovit_deploy.calibrate.controls import controls_of_choice
     from dovit_deploy.commands.smaller_input import smaller_inputs
 
-    say("controls on held-back images")
+    progress.begin("controls on held-out images")
     with smaller_inputs(bundle, threads=None) as smaller:
         controls = controls_of_choice(
             session,
-            pictures,
+            images,
             calibration,
             smaller=smaller.sessions,
             left_out=smaller.left_out,
-            advance=advance,
+            advance=progress.advance,
         )
     return calibration.model_copy(update={"controls": controls})
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """A line on stderr: what is being done, and how many images of it are."""
-    if quiet:
-        yield lambda: None, lambda text: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} images"), TimeElapsedColumn())
-    # A thread that redraws by itself would compute during the runs that are timed.
-    with Progress(*columns, console=console.errors_console(), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def advance() -> None:
-            bar.advance(task)
-            bar.refresh()
-
-        def say(text: str) -> None:
-            bar.update(task, description=text, completed=0)
-            bar.refresh()
-
-        yield advance, say
 
 
 def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
@@ -217,7 +194,7 @@ def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
     values = ", ".join(f"{value:g}" for value in chosen.thresholds)
     console.result(
         f"thresholds {values}: {chosen.flops_saved:.1%} of the MACs saved{_drop_text(chosen)}, "
-        f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-back images"
+        f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-out images"
     )
     whole = calibration.chosen_on_all
     console.result(f"on all {whole.images} images: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
@@ -228,7 +205,7 @@ def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
 def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
     interval = point.drop_interval
     return (
-        NAMES[point.part],
+        PART_NAMES[point.part],
         ", ".join(f"{value:g}" for value in point.thresholds),
         f"{point.flops_saved:.1%}",
         f"{point.differing:.2%}",
@@ -251,7 +228,7 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     ]
     return [
         (
-            NAMES["check"],
+            PART_NAMES["check"],
             name,
             f"{point.flops_saved:.1%}",
             "-",
@@ -272,8 +249,8 @@ def _drop_text(point: MeasuredPoint) -> str:
 
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> None:
-    """The trade-off as a picture beside the bundle, where matplotlib is installed."""
-    from dovit_deploy.calibrate.controls import save_plot
+    """Draw the trade-off beside the bundle, where matplotlib is installed."""
+    from dovit_deploy.calibrate.plot import save_plot
 
     try:
         packages.matplotlib_figure()

@@ -68,6 +68,7 @@ def evaluate(
     """
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
+    from dovit_deploy.measure.controls import CONTROLS
     from dovit_deploy.measure.evaluate import EvalPlan
     from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.settings import RunSettings
@@ -75,7 +76,8 @@ def evaluate(
     thresholds, options = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
     console.check_writable(json_file)
     opened = Bundle.open(bundle)
-    plan = EvalPlan(dataset, split, RunSettings.resolve(opened.manifest, thresholds=thresholds), controls)
+    wanted = CONTROLS if controls else None
+    plan = EvalPlan(dataset, split, RunSettings.resolve(opened.manifest, thresholds=thresholds), wanted)
     # Faults of the data set are reported before an engine is loaded, which may take minutes.
     data = _labelled_set(opened.manifest, dataset, split)
     with (
@@ -114,7 +116,7 @@ def _smaller(bundle: Bundle, plan: EvalPlan, *, threads: int | None, quiet: bool
     """Sessions at smaller inputs where `--controls` asks for them; what is left out is said."""
     from dovit_deploy.commands.smaller_input import smaller_inputs
 
-    if not plan.controls:
+    if plan.controls is None:
         yield ()
         return
     if bundle.manifest.task == "classification":

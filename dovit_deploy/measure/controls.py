@@ -163,16 +163,21 @@ class Steering:
     def __init__(self, session: Session) -> None:
         self.session, self.spec = session, session.bundle.manifest.spec
 
-    def every(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> dict[str, SegmentationResult]:
-        """The "dense" answer, and that of each of `CONTROLS`; `number`: of the image, for its own random draw."""
+    def results(
+        self, names: Sequence[str], rgb: RGB, tokens: FrameTokens, *, number: int
+    ) -> dict[str, SegmentationResult]:
+        """The answer of the dense run, by "dense", and of each control of `names`, some of `CONTROLS`.
+
+        `number`, of the image, gives each image its own random draw.
+        """
         dense, logits = self.dense(rgb)
-        return {
-            "dense": dense,
-            "random": self.random(rgb, tokens, number=number),
-            "first_gate": self.first_gate(rgb),
-            "oracle": self.oracle(rgb, tokens, logits),
-            "oracle_unlimited": self.unlimited_oracle(rgb, logits),
+        runs: dict[str, Callable[[], SegmentationResult]] = {
+            "random": lambda: self.random(rgb, tokens, number=number),
+            "first_gate": lambda: self.first_gate(rgb),
+            "oracle": lambda: self.oracle(rgb, tokens, logits),
+            "oracle_unlimited": lambda: self.unlimited_oracle(rgb, logits),
         }
+        return {"dense": dense, **{name: runs[name]() for name in names}}
 
     def dense(self, rgb: RGB) -> tuple[SegmentationResult, list[Logits]]:
         """Nothing stopped; the answer, and the logits of each window."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import DatasetError, UsageError
-from dovit_deploy.measure.controls import CONTROLS, Steering
+from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_from_stems, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts, Hits, accuracy, boundary_counts, top_hits
 from dovit_deploy.runtime.classification import ClassificationResult
@@ -37,8 +37,8 @@ class EvalPlan:
     split: str
     settings: RunSettings
     """Of the dynamic run."""
-    controls: bool
-    """Also the random, the first-gate and both oracle controls, where the model has gates."""
+    controls: Sequence[str] | None = None
+    """Which of `CONTROLS` are run, where the model has gates; None: neither these nor smaller inputs are asked for."""
 
 
 class LabelledSample(Protocol):
@@ -231,20 +231,19 @@ def evaluate(
     manifest = session.bundle.manifest
     if manifest.task != tally.task:
         raise UsageError(f"{manifest.name}: its task is {manifest.task}; these labels are for {tally.task}")
-    if plan.controls and tally.task == "segmentation" and not manifest.spec.gates:
+    if plan.controls is not None and tally.task == "segmentation" and not manifest.spec.gates:
         raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
     # A fault in the last image is found before the first is run, not an hour later.
     data.check()
-    steering = Steering(session) if plan.controls and manifest.spec.gates else None
-    compared = (*(("dense",) if manifest.spec.has_dense else ()), *(() if steering is None else CONTROLS))
-    tallies = {name: tally() for name in compared}
+    steered = tuple(plan.controls or ()) if manifest.spec.gates else ()
+    compared = {name: tally() for name in ("dense", *steered) if manifest.spec.has_dense}
     measured = Measured(
         dynamic=tally(),
-        dense=tallies.get("dense"),
-        controls={name: tallies[name] for name in tallies if name in CONTROLS} if plan.controls else None,
+        dense=compared.get("dense"),
+        controls=None if plan.controls is None else {name: compared[name] for name in steered},
         smaller=tuple(SmallerRun(one.bundle.manifest.spec.size, one.backend.name, tally()) for one in smaller),
     )
-    predictor, small = predictor_for(session), [predictor_for(one) for one in smaller]
+    predictor, small, steering = predictor_for(session), [predictor_for(one) for one in smaller], Steering(session)
     nothing_stopped = RunSettings.stop_nothing(manifest.spec, dense=True)
     for number in range(len(data)):
         sample = data.sample(number)
@@ -252,12 +251,14 @@ def evaluate(
         measured.stems.append(sample.stem)
         measured.dynamic.add(sample, answer)
         measured.dense_gmacs.append(answer.tokens.gmacs_dense)
-        if steering is not None:
-            # The oracles need the logits of the dense run, so the controls bring it with them.
-            for name, result in steering.every(sample.rgb, answer.tokens, number=number).items():
-                tallies[name].add(sample, result)
-        elif measured.dense is not None:
-            measured.dense.add(sample, predictor.run(sample.rgb, nothing_stopped))
+        results: Mapping[str, ImageResult] = {}
+        if steered:
+            # The oracles need the logits of the dense run, so the controls bring that run with them.
+            results = steering.results(steered, sample.rgb, answer.tokens, number=number)
+        elif compared:
+            results = {"dense": predictor.run(sample.rgb, nothing_stopped)}
+        for name, each in compared.items():
+            each.add(sample, results[name])
         for one, run in zip(small, measured.smaller, strict=True):
             run.tally.add(sample, one.run(sample.rgb, nothing_stopped))
         advance(answer.tokens.flops_saved)

@@ -45,7 +45,9 @@ def report(comparison, data):
 
 def test_figures_are_those_of_eval(report, data, comparison) -> None:
     with Session(comparison.main.session.bundle, threads=1) as session:
-        plan = EvalPlan("labelled", "val", RunSettings.resolve(session.bundle.manifest), controls=True)
+        plan = EvalPlan(
+            "labelled", "val", RunSettings.resolve(session.bundle.manifest), controls=("random", "first_gate")
+        )
         expected = evaluate(session, data, SegmentationTally, plan, advance=lambda saved: None)
     assert expected.dense is not None and expected.controls is not None
     rows = {row.name: row for row in report.splits[0].rows}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.calibrate.trial import Picture
+from dovit_deploy.calibrate.images import CalibrationImage
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from tests.fakes import block_means, fake_manifest
@@ -64,8 +64,8 @@ class GatedSession:
         return np.eye(spec.classes, dtype=np.float32)[answer].T.reshape(1, spec.classes, *spec.grid) * 10
 
 
-class FormulaPictures:
-    """Pictures of patches of random brightness; the label is the dense answer."""
+class FormulaImages:
+    """Images of patches of random brightness; the label is the dense answer."""
 
     name, split = "formula", None
 
@@ -73,9 +73,22 @@ class FormulaPictures:
         self.session, self.labelled = session, labelled
         self.stems = tuple(f"drive_{number:03}" for number in range(count))
 
-    def picture(self, index):
+    def image(self, index):
         spec = self.session.bundle.manifest.spec
         bright = np.random.default_rng(index).integers(0, 255, spec.grid).astype(np.uint8)
         rgb = np.repeat(bright.repeat(spec.patch, 0).repeat(spec.patch, 1)[:, :, None], 3, axis=2)
         label = self.session._classes().reshape(spec.grid).repeat(spec.patch, 0).repeat(spec.patch, 1)
-        return Picture(rgb[: spec.size[0], : spec.size[1]], label.astype(np.uint8) if self.labelled else None)
+        return CalibrationImage(rgb[: spec.size[0], : spec.size[1]], label.astype(np.uint8) if self.labelled else None)
+
+
+class Steps:
+    """Notes the steps of a calibration, and how many images were done in all."""
+
+    def __init__(self) -> None:
+        self.steps, self.images = [], 0
+
+    def begin(self, step):
+        self.steps.append(step)
+
+    def advance(self):
+        self.images += 1

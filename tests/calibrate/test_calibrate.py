@@ -8,25 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.calibrate.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
-from dovit_deploy.calibrate.calibrate import calibrate, halves
+from dovit_deploy.calibrate.calibrate import calibrate
+from dovit_deploy.calibrate.images import halves
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.runtime.segmentation import Predictor
-from tests.calibrate.fake_gated import FormulaPictures, GatedSession
+from tests.calibrate.fake_gated import FormulaImages, GatedSession, Steps
 
 
-def run(budget, *, session=None, **pictures):
+def run(budget, *, session=None, steps=None, **images):
     session = session or GatedSession()
-    return calibrate(
-        session, FormulaPictures(session, **pictures), budget, advance=lambda: None, progress=lambda text: None
-    )
+    return calibrate(session, FormulaImages(session, **images), budget, progress=steps or Steps())
 
 
 def real(session, thresholds, indices) -> tuple[float, float]:
     """FLOPs saved and share of differing pixels, run again by hand."""
-    pictures, predictor = FormulaPictures(session, count=40), Predictor(session)
+    images, predictor = FormulaImages(session, count=40), Predictor(session)
     saved, differing = [], []
     for index in indices:
-        rgb = pictures.picture(index).rgb
+        rgb = images.image(index).rgb
         result = predictor.predict(rgb, thresholds=thresholds)
         saved.append(result.tokens.flops_saved)
         differing.append(np.mean(result.class_map != predictor.predict(rgb, dense=True).class_map))
@@ -40,8 +39,8 @@ def test_a_drop_budget_finds_where_harm_begins() -> None:
     assert result.chosen_on_all.drop_interval.high <= 1.0
     assert 0.42 <= result.thresholds[0][0] <= 0.6
     assert result.chosen.flops_saved > 0.15
-    held_back = [int(stem[-3:]) for part in result.parts if part.part == "check" for stem in part.images]
-    saved, differing = real(GatedSession(), [row[0] for row in result.thresholds], held_back)
+    held_out = [int(stem[-3:]) for part in result.parts if part.part == "check" for stem in part.images]
+    saved, differing = real(GatedSession(), [row[0] for row in result.thresholds], held_out)
     assert saved == pytest.approx(result.chosen.flops_saved)
     assert differing == pytest.approx(result.chosen.differing)
 
@@ -64,18 +63,21 @@ def test_a_latency_budget_is_met_and_not_wasted(monkeypatch: pytest.MonkeyPatch)
         run(LatencyBudget(2.0), session=session, count=20, labelled=False)
 
 
-def test_a_disagree_budget_is_a_bound_on_held_back_images() -> None:
+def test_a_disagree_budget_is_a_bound_on_held_out_images() -> None:
     result = run(DisagreeBudget(0.2, 0.9), count=60, labelled=False)
     assert result.chosen.differing <= result.chosen.judged <= 0.2
     assert result.chosen.flops_saved > 0.2
 
 
 def test_parts_do_not_overlap_and_every_run_is_written_down() -> None:
-    result = run(DropBudget(1.0), count=40)
+    steps = Steps()
+    result = run(DropBudget(1.0), steps=steps, count=40)
     search, check, whole = (set(part.images) for part in result.parts)
     assert not search & check
     assert search | check == whole
     assert result.passes == sum(point.part != "all" for point in result.measured) + 2
+    assert steps.steps[0] == f"recording {len(search)} images" and "checking on" in steps.steps[-1]
+    assert steps.images >= 2 * len(whole)
     assert result.chosen in result.measured
     assert len(result.curve) > 5
     assert run(DropBudget(1.0), count=40).thresholds == result.thresholds
@@ -85,7 +87,7 @@ def test_parts_do_not_overlap_and_every_run_is_written_down() -> None:
     ("budget", "word"),
     [
         (FlopsBudget(0.95), "95.0%"),
-        (DisagreeBudget(0.001, 0.95), "held-back images cannot show"),
+        (DisagreeBudget(0.001, 0.95), "held-out images cannot show"),
     ],
 )
 def test_a_budget_out_of_reach(budget, word: str) -> None:

@@ -9,38 +9,38 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.calibrate.predicted import Recording, RecordingSession, Surrogate, class_histogram, recorded_answer
+from dovit_deploy.calibrate.predicted import Recording, RecordingSession, Surrogate, class_histogram
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from tests.calibrate.fake_gated import FormulaPictures, GatedSession
+from tests.calibrate.fake_gated import FormulaImages, GatedSession
 
 
-def recorded(session, pictures) -> Recording:
+def recorded(session, images) -> Recording:
     recorder = RecordingSession(session)
-    for index in range(len(pictures.stems)):
-        recorded_answer(recorder, pictures.picture(index).rgb)
+    for index in range(len(images.stems)):
+        Predictor(recorder).predict(images.image(index).rgb)
     return recorder.recording
 
 
 @pytest.fixture(scope="module")
 def formula() -> tuple[GatedSession, Recording]:
     session = GatedSession()
-    return session, recorded(session, FormulaPictures(session, count=4))
+    return session, recorded(session, FormulaImages(session, count=4))
 
 
 @pytest.mark.parametrize("thresholds", [(1.0, 1.0), (0.0, 0.0), (0.9, 0.4), (0.3, 0.8)])
 def test_where_confidences_do_not_move_the_prediction_is_exact(formula, thresholds) -> None:
     session, recording = formula
-    pictures = FormulaPictures(session, count=4)
+    images = FormulaImages(session, count=4)
     saved, wrong = [], np.zeros((2, 2))
     for index in range(4):
-        picture = pictures.picture(index)
-        result = Predictor(session).predict(picture.rgb, thresholds=thresholds)
+        image = images.image(index)
+        result = Predictor(session).predict(image.rgb, thresholds=thresholds)
         saved.append(result.tokens.flops_saved)
         for true in (0, 1):
-            wrong[true] += (result.class_map[picture.label == true] == 2).sum(), (picture.label == true).sum()
+            wrong[true] += (result.class_map[image.label == true] == 2).sum(), (image.label == true).sum()
     predicted = Surrogate(recording, floor=0.0).predict(thresholds)
     assert predicted.flops_saved == pytest.approx(np.mean(saved), abs=1e-9)
     # Class maps are interpolated between tokens, so single pixels at the edge of a token may fall either way.
@@ -71,11 +71,11 @@ def test_neighbours_are_one_level_away(formula) -> None:
     own = [float(levels[5]) for levels in surrogate.levels]
     found = surrogate.neighbours(own)
     assert len(found) == 6
-    places = [
+    moves = [
         [int(np.abs(level - v).argmin()) - 5 for level, v in zip(surrogate.levels, p.thresholds, strict=True)]
         for p in found
     ]
-    assert sorted(places) == [[-1, 0], [-1, 1], [0, -1], [0, 1], [1, -1], [1, 0]]
+    assert sorted(moves) == [[-1, 0], [-1, 1], [0, -1], [0, 1], [1, -1], [1, 0]]
 
 
 def test_a_model_without_gates(dense_bundle_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_on_a_real_bundle_the_first_gate_and_the_ends_are_exact(tiny_bundle_path
     rgb = np.random.default_rng(0).integers(0, 255, (56, 72, 3)).astype(np.uint8)
     with Session(Bundle.open(tiny_bundle_path), threads=1) as session:
         recorder = RecordingSession(session)
-        answer = recorded_answer(recorder, rgb)
+        answer = Predictor(recorder).predict(rgb).class_map
         predictor = Predictor(session)
         assert (answer == predictor.predict(rgb, dense=True).class_map).all()
         surrogate = Surrogate(recorder.recording, floor=0.0)

@@ -1,4 +1,4 @@
-"""The border of a budget along a curve, found with few runs; what is taken on held-back images."""
+"""The border of a budget along a curve, found with few runs; what is taken on held-out images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.calibration import CurvePoint, Prediction
-from dovit_deploy.calibrate.search import STEPS, Judged, border, check_sequence, held, refined
+from dovit_deploy.calibrate.search import STEPS, Judged, accepted, border, check_sequence, refined
 
 
 def point(saved: float, risk: float = 0.0) -> CurvePoint:
@@ -69,7 +69,7 @@ def test_the_border_of_what_is_certain_lies_before_the_border_of_what_is_met() -
 
 
 @pytest.mark.parametrize("certain", [None, CURVE[0], CURVE[10], CURVE[19], CURVE[20]])
-def test_held_back_images_are_asked_in_a_fixed_order(certain: CurvePoint | None) -> None:
+def test_held_out_images_are_asked_in_a_fixed_order(certain: CurvePoint | None) -> None:
     cautious = check_sequence(CURVE[20], certain, CURVE, limits_cost=False)
     assert 4 <= len(cautious) <= STEPS
     assert len(set(cautious)) == len(cautious)
@@ -89,11 +89,11 @@ def judged(*met: bool) -> list[Judged]:
 
 def test_the_first_failure_ends_the_sequence_of_an_accuracy_budget() -> None:
     results = judged(True, True, False, True)
-    assert held(results, limits_cost=False) == results[1]
-    assert held(judged(False, True), limits_cost=False) is None
+    assert accepted(results, limits_cost=False) == results[1]
+    assert accepted(judged(False, True), limits_cost=False) is None
 
 
 def test_the_first_success_of_a_cost_budget_is_taken() -> None:
     results = judged(False, True, False, True)
-    assert held(results, limits_cost=True) == results[1]
-    assert held(judged(False, False), limits_cost=True) is None
+    assert accepted(results, limits_cost=True) == results[1]
+    assert accepted(judged(False, False), limits_cost=True) is None

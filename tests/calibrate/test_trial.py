@@ -1,13 +1,13 @@
-"""Real runs of settings: what is written down of each image, and both parts together in the order of pictures."""
+"""Real runs of settings: what is written down of each image, and both parts together in the order of the images."""
 
 from __future__ import annotations
 
 import pytest
 
-from dovit_deploy.calibrate.calibrate import halves
+from dovit_deploy.calibrate.images import halves
 from dovit_deploy.calibrate.trial import Runner, joined_parts, joined_trials
 from dovit_deploy.measure.metrics import ClassCounts
-from tests.calibrate.fake_gated import FormulaPictures, GatedSession
+from tests.calibrate.fake_gated import FormulaImages, GatedSession, Steps
 
 SETTINGS = [(0.2, 0.9), (0.8, 0.3), (1.0, 1.0)]
 
@@ -15,11 +15,11 @@ SETTINGS = [(0.2, 0.9), (0.8, 0.3), (1.0, 1.0)]
 @pytest.fixture
 def runner() -> Runner:
     session = GatedSession()
-    return Runner(session, FormulaPictures(session, count=20), repeat=1, advance=lambda: None)
+    return Runner(session, FormulaImages(session, count=20), repeat=1, progress=Steps())
 
 
 def test_the_parts_together_are_the_whole(runner: Runner) -> None:
-    parts = halves(runner.pictures.stems, seed=3)
+    parts = halves(runner.images.stems, seed=3)
     first, second = (runner.dense(part, parts.blocks_of(part)) for part in (parts.search, parts.check))
     whole = runner.dense(range(20), parts.blocks)
     joined = joined_parts(first, second, parts.blocks)
@@ -38,7 +38,7 @@ def test_the_parts_together_are_the_whole(runner: Runner) -> None:
 
 
 def test_nothing_stopped_differs_nowhere_and_costs_the_gates(runner: Runner) -> None:
-    dense, recording = runner.record(range(4), halves(runner.pictures.stems[:4], seed=0).blocks)
+    dense, recording = runner.record(range(4), halves(runner.images.stems[:4], seed=0).blocks)
     bold, _, idle = runner.run(dense, SETTINGS)
     assert idle.differing == [0.0] * 4
     assert idle.flops_saved < 0 < bold.flops_saved
@@ -49,8 +49,8 @@ def test_nothing_stopped_differs_nowhere_and_costs_the_gates(runner: Runner) -> 
 
 def test_repeated_runs_are_timed_and_counted_once() -> None:
     session = GatedSession()
-    runner = Runner(session, FormulaPictures(session, count=5), repeat=3, advance=lambda: None)
-    dense = runner.dense(range(5), halves(runner.pictures.stems, seed=0).blocks)
+    runner = Runner(session, FormulaImages(session, count=5), repeat=3, progress=Steps())
+    dense = runner.dense(range(5), halves(runner.images.stems, seed=0).blocks)
     trial = runner.run(dense, SETTINGS)[0]
     assert len(trial.model_ms) == 15
     assert len(trial.kept) == len(trial.counts) == len(trial.differing) == 5

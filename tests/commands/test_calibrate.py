@@ -14,8 +14,9 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.calibration import Calibration
-from dovit_deploy.calibrate.trial import LabelledPictures
+from dovit_deploy.calibrate.images import SplitImages
 from dovit_deploy.commands.calibrate import _show, _with_controls
+from dovit_deploy.commands.console import ProgressDisplay
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.runtime.session import Session
 from tests.bundle.test_bundle import VALUES, contents, made
@@ -86,22 +87,21 @@ def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
 def test_what_cannot_be_run_is_said(setr_bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A sliding window has no smaller input; that stands in the file and on the screen."""
     data = dataset_from_path(write_labelled(tmp_path / "set", images=8), "val")
-    bundle, pictures = Bundle.open(setr_bundle_path), LabelledPictures(data, name="set", split="val")
-    done: list[str] = []
+    bundle, images = Bundle.open(setr_bundle_path), SplitImages(data, name="set", split="val")
+    progress = ProgressDisplay("", total=None, unit="images")
     with Session(bundle, threads=1) as session:
         chosen = made().chosen.model_copy(update={"thresholds": VALUES[:1]})
         calibration = _with_controls(
             made().model_copy(update={"chosen": chosen, "chosen_on_all": chosen}),
             bundle,
             session,
-            pictures,
-            lambda: None,
-            done.append,
+            images,
+            progress,
         )
     assert calibration.controls is not None
     assert calibration.controls.smaller_input == ()
     assert "sliding window" in str(calibration.controls.left_out)
-    assert done == ["controls on held-back images"]
+    assert progress.step == "controls on held-out images"
     parts = (calibration.parts[0], calibration.parts[0].model_copy(update={"part": "search"}))
     _show(calibration.model_copy(update={"parts": parts}), verbose=False, quiet=False)
     shown = capsys.readouterr()
@@ -141,7 +141,7 @@ def test_an_existing_output_is_kept(dovit: Run, bundle_copy: Path, data: Path, t
 )
 def test_a_budget_out_of_reach_changes_nothing(dovit: Run, bundle_copy: Path, data: Path, budget: tuple) -> None:
     before = contents(bundle_copy)
-    refused(dovit("calibrate", bundle_copy, data, *budget), 4, "held-back" if len(budget) > 2 else "not reached")
+    refused(dovit("calibrate", bundle_copy, data, *budget), 4, "held-out" if len(budget) > 2 else "not reached")
     assert contents(bundle_copy) == before
     assert {path.name for path in bundle_copy.parent.iterdir()} == {bundle_copy.name, "data"}
 

@@ -13,7 +13,7 @@ from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_p
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from dovit_deploy.measure.controls import Steering, gate_efficiency, oracle_keep, unlimited_oracle_keep
+from dovit_deploy.measure.controls import CONTROLS, Steering, gate_efficiency, oracle_keep, unlimited_oracle_keep
 from dovit_deploy.measure.evaluate import ClassificationTally, EvalPlan, SegmentationTally, check_classes, evaluate
 from dovit_deploy.measure.report import classification_report, segmentation_report
 from dovit_deploy.runtime.classification import Classifier
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 def measured_with(session, data, *, thresholds=None, controls=False, smaller=(), advance=lambda saved: None):
     """What `evaluate` counts of a data set that suits the session's task, and the report on it."""
     manifest = session.bundle.manifest
-    plan = EvalPlan("set", "val", RunSettings.resolve(manifest, thresholds=thresholds), controls)
+    plan = EvalPlan("set", "val", RunSettings.resolve(manifest, thresholds=thresholds), CONTROLS if controls else None)
     if manifest.task == "classification":
         measured = evaluate(session, data, ClassificationTally, plan, smaller=smaller, advance=advance)
         return measured, classification_report(measured, session, plan)
@@ -312,7 +312,7 @@ def test_a_smaller_input_is_a_control(labelled):
 
 def test_thresholds_are_handed_on(data):
     session = FakeSession()
-    plan = EvalPlan("set", "val", RunSettings.resolve(session.bundle.manifest, thresholds=[0.5, 0.7]), controls=False)
+    plan = EvalPlan("set", "val", RunSettings.resolve(session.bundle.manifest, thresholds=[0.5, 0.7]))
     evaluate(session, data, SegmentationTally, plan, advance=lambda saved: None)
     given = [settings for _, settings in session.calls if not settings.dense]
     assert len(given) == len(data)
@@ -361,6 +361,6 @@ def test_a_classifiers_classes_must_be_the_bundles(tmp_path, labelled):
 
 
 def test_a_segmentation_bundle_is_no_classifier(labelled):
-    plan = EvalPlan("set", "val", RunSettings.resolve(FakeSession().bundle.manifest), controls=False)
+    plan = EvalPlan("set", "val", RunSettings.resolve(FakeSession().bundle.manifest))
     with pytest.raises(UsageError, match="task is segmentation"):
         evaluate(FakeSession(), labelled, ClassificationTally, plan, advance=lambda saved: None)

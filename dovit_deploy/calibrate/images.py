@@ -1,0 +1,115 @@
+"""What is calibrated on: images with or without labels, divided into a search part and a held-out check part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.errors import DatasetError
+from dovit_deploy.measure.intervals import Blocks, blocks_from_stems
+from dovit_deploy.runtime.results import ClassMap
+from dovit_deploy.sources.images import is_image, read_image
+from dovit_deploy.sources.source import RGB
+
+FEWEST_BLOCKS = 4
+"""Two in each part, so that each has an interval."""
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """One image: `rgb` (H, W, 3) uint8, `label` (H, W) uint8 with 255 where nothing is known, or None."""
+
+    rgb: RGB
+    label: ClassMap | None
+
+
+class CalibrationImages(Protocol):
+    """A number of images, in an order in which neighbours are alike."""
+
+    name: str
+    stems: tuple[str, ...]
+    labelled: bool
+
+    @property
+    def split(self) -> str | None:
+        """Which split of a data set; None for a folder."""
+
+    def image(self, index: int) -> CalibrationImage:
+        """Decode number `index`; raises InputError naming the file when it cannot be used."""
+
+
+class SplitImages:
+    """The images of a data set's split with their labels; `name` and `split` as the user named them."""
+
+    labelled = True
+
+    def __init__(self, data: Dataset, *, name: str, split: str) -> None:
+        self.data, self.name, self.split = data, name, split
+        self.stems = tuple(data.stems)
+
+    def image(self, index: int) -> CalibrationImage:
+        sample = self.data.sample(index)
+        return CalibrationImage(sample.rgb, sample.label)
+
+
+class FolderImages:
+    """The images of a folder, in the order of their names.
+
+    Raises:
+        DatasetError: there is no such folder, or no image in it.
+    """
+
+    labelled = False
+    split = None
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self.paths = image_files(folder)
+        if not self.paths:
+            raise DatasetError(f"{folder}: no image in it")
+        self.stems = tuple(path.name for path in self.paths)
+
+    def image(self, index: int) -> CalibrationImage:
+        return CalibrationImage(read_image(self.paths[index]), None)
+
+
+def image_files(folder: Path) -> Sequence[Path]:
+    """The images that lie directly in `folder`, sorted; none where there is no such folder."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)]
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Indices of the images of both parts, rising, and the block of every image."""
+
+    search: tuple[int, ...]
+    check: tuple[int, ...]
+    blocks: Blocks
+
+    def blocks_of(self, indices: Sequence[int]) -> Blocks:
+        """The blocks of these images, numbered from 0 again."""
+        return Blocks(np.unique(self.blocks.number[list(indices)], return_inverse=True)[1].astype(np.int64))
+
+
+def halves(stems: Sequence[str], *, seed: int) -> Halves:
+    """Half of the blocks for the search, the other half held out, drawn by `seed`.
+
+    Raises:
+        DatasetError: fewer than four images.
+    """
+    # Whole blocks, since neighbouring images of a drive are almost copies of each other: divided one by one, the
+    # search would have seen the held-out ones.
+    blocks = blocks_from_stems(stems)
+    if blocks.count < FEWEST_BLOCKS:
+        raise DatasetError(f"{len(stems)} images given; at least {FEWEST_BLOCKS} are needed, since half are held out")
+    drawn = np.random.default_rng(seed).permutation(blocks.count)
+    searched = np.isin(blocks.number, drawn[: (blocks.count + 1) // 2])
+    return Halves(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()), blocks)
