@@ -46,7 +46,12 @@ def put_in_place(partial: Path, path: Path) -> None:
     if path.exists():
         remove(previous)
         path.rename(previous)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        if previous.exists():
+            previous.rename(path)
+        raise
     remove(previous)
 
 

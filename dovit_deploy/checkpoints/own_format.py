@@ -7,7 +7,6 @@ The weights carry our own names, in training form (batch norms apart) or in depl
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
+from dovit_deploy import files
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
-from dovit_deploy.checkpoints.keys import not_finite, refuse_faults, shapes_of
+from dovit_deploy.checkpoints.keys import COUNTER, not_finite, refuse_faults, shapes_of
 from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
@@ -58,7 +58,7 @@ class OwnConfig(Record):
 
 
 def is_own_format(folder: Path) -> bool:
-    """`folder` is, or is meant to be, a checkpoint of ours."""
+    """`folder` is, or is meant to be, a checkpoint of ours: its `config.json` says so."""
     try:
         contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,27 +87,17 @@ def save_checkpoint(
         UsageError: `folder` exists, and `overwrite` is False or it is no checkpoint of ours.
         CheckpointMismatch: `state` does not fit the spec.
     """
+    # Before anything is written: a checkpoint that cannot be read again is none.
     _deployed(state, config.spec, folder.name)
     if folder.exists() and not (overwrite and is_own_format(folder)):
         raise UsageError(f"{folder} exists; choose another name or take it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
-        fresh, old = Path(aside) / "new", Path(aside) / "old"
-        fresh.mkdir()
+    with files.written_aside(folder, overwrite=overwrite) as fresh:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         # Not `save_file`: it makes the file unreadable for everybody else.
         (fresh / WEIGHTS).write_bytes(save(tensors))
         (fresh / CONFIG).write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
         for name, text in (documents or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
 
 
 def load_own_format(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
@@ -139,21 +129,20 @@ def config_from_text(text: str | bytes, source: str) -> OwnConfig:
         return OwnConfig.model_validate(contents)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}/{CONFIG}: {place or 'contents'}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}/{CONFIG}: {field or 'contents'}: {first['msg']}") from error
     except ValueError as error:
         raise ConfigError(f"{source}/{CONFIG} is not JSON: {error}") from error
 
 
 def _deployed(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> dict[str, Tensor]:
     """`state` in deployment form, checked against the network that `spec` describes."""
-    final = shapes_of(spec, trainable=False)
-    training = shapes_of(spec, trainable=True)
+    final, training = shapes_of(spec, trainable=False), shapes_of(spec, trainable=True)
+    # One entry that only training has, such as a batch norm's, shows in which form the weights are.
     wanted = training if any(name in training and name not in final for name in state) else final
-    kept = {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
-    needed = [name for name in wanted if not name.endswith(".num_batches_tracked")]
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     faults = {
-        "missing": [name for name in needed if name not in kept],
+        "missing": [name for name in wanted if name not in kept and not name.endswith(COUNTER)],
         "unexpected": [name for name in kept if name not in wanted],
         "wrong shape": [n for n, t in kept.items() if n in wanted and tuple(t.shape) != wanted[n]],
         "not floating point": [name for name, tensor in kept.items() if not tensor.is_floating_point()],

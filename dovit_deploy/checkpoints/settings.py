@@ -221,7 +221,10 @@ class Sources(Section):
         """Raise ConfigError if any value stayed unknown, naming all of them."""
         if self.unknown:
             names = ", ".join(dict.fromkeys(self.unknown))
-            raise ConfigError(f"{self.checkpoint} does not tell: {names}; state them in a file given with --config")
+            raise ConfigError(
+                f"these values cannot be determined from {self.checkpoint}: {names}; "
+                "state them in a file given with --config"
+            )
 
 
 def _shown(value: object) -> str:

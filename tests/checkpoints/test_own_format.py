@@ -78,7 +78,7 @@ def test_round_trip_of_deployment_form_and_of_half_precision(tmp_path: Path) -> 
     assert all(torch.equal(ours[name], halves[name].float()) for name in state)
 
 
-def test_flags_have_the_say(folder: Path) -> None:
+def test_flags_take_precedence(folder: Path) -> None:
     other = tuple(ClassEntry(name=name, color=(9, 9, 9)) for name in "xyz")
     checkpoint = checkpoint_from_path(folder, mean=(7, 7, 7), std=(8, 8, 8), classes=other, thresholds=[0.5])
     assert checkpoint.preprocessing.mean == (7.0, 7.0, 7.0) and checkpoint.preprocessing.stride == (16, 24)
@@ -126,14 +126,17 @@ def test_a_failed_rename_puts_the_old_one_back(folder: Path, monkeypatch: pytest
     rename = Path.rename
 
     def broken(self: Path, target: Path) -> Path:
-        if self.name == "new":
+        if self.name == "run.partial":
             raise OSError("device lost")
         return rename(self, target)
 
+    # As on a system that cannot exchange two names in one step.
+    monkeypatch.setattr("dovit_deploy.files._exchanged", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", broken)
     with pytest.raises(OSError, match="device lost"):
         save_checkpoint(folder, CONFIG, trained(), overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
 
 
 def test_weights_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_damaged_weights_are_refused(folder: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         ({"version": 9}, "version 9"),
         ({"thresholds": [0.5]}, "1 thresholds for 2 gates"),
@@ -174,10 +177,10 @@ def test_damaged_weights_are_refused(folder: Path, fault: str) -> None:
         ({"spec": {}}, "spec"),
     ],
 )
-def test_wrong_configurations_are_refused(folder: Path, change: dict[str, Any], told: str) -> None:
+def test_wrong_configurations_are_refused(folder: Path, change: dict[str, Any], words: str) -> None:
     contents = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps(contents))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=words):
         checkpoint_from_path(folder)
 
 

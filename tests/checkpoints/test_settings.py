@@ -32,7 +32,8 @@ def test_everything_unknown_is_named_at_once_and_once() -> None:
     part = network.part("part", "part.")
     assert (network[WIDTH], part[HEADS], part[HEADS]) == (1, 1, 1)
     with pytest.raises(
-        ConfigError, match=r"x\.pth does not tell: width, part\.width, part\.heads; state them in a file given with --c"
+        ConfigError,
+        match=r"cannot be determined from x\.pth: width, part\.width, part\.heads; state them in",
     ) as error:
         network.finish()
     assert str(error.value).count("part.heads") == 1

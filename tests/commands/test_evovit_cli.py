@@ -1,4 +1,4 @@
-"""Evo-ViT through the command line: a checkpoint of segmentation all the way, official ones and what they are told."""
+"""Evo-ViT through the command line: a checkpoint of segmentation all the way, and official ones refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_official_checkpoints_are_inspected_and_refused_in_one_line(dovit: Run, 
     assert "size 70x64: both sides must be multiples of the patch, 16 (64x64 is near)" in size.stderr.replace("\n", " ")
     unknown = dovit("export", weights)
     assert unknown.returncode == 3
-    assert "does not tell: tradeoff, num_heads" in unknown.stderr.replace("\n", " ")
+    assert ": tradeoff, num_heads; state them in a file given with --config" in unknown.stderr.replace("\n", " ")
     weights, config = write_official(tmp_path, official.plain_state(), official.DEIT)
     plain = dovit("export", weights, "--config", config)
     assert plain.returncode == 6

@@ -129,12 +129,13 @@ def test_settings_that_do_not_fit(tmp_path: Path, change: dict[str, Any], error:
         read(tmp_path, official.deit_state(), {**official.DEIT, **change})
 
 
-def test_what_nobody_tells_is_named(tmp_path: Path) -> None:
+def test_what_no_source_knows_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="does not tell: tradeoff, num_heads; state them in a file given with --config"
+        ConfigError,
+        match=r"cannot be determined from checkpoint\.pth: tradeoff, num_heads; state them in a file given with",
     ):
         read(tmp_path, official.deit_state(), None)
-    with pytest.raises(ConfigError, match="does not tell: D; state"):
+    with pytest.raises(ConfigError, match=": D; state them in a file given with --config"):
         read(tmp_path, official.levit_state(), None)
 
 

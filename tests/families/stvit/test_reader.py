@@ -174,7 +174,7 @@ def test_deit_needs_what_no_key_tells(tmp_path: Path) -> None:
     assert read(tmp_path, state, {"heads": 2, "stgm_start": 2}).spec == tiny_deit((48, 48))
 
 
-def test_sizes_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="windows of 7 classifies 224x224 only"):
         StvitSwinSpec.model_validate({**tiny_classifier().model_dump(), "window": 7})
     with pytest.raises(ValueError, match="multiples of 64"):
