@@ -33,7 +33,6 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
-from dovit_deploy.export.attention import with_fused_attention
 from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
@@ -41,6 +40,8 @@ from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import MiddleStage
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.graphs.forms import FAST
+from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
 
 PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
@@ -282,7 +283,7 @@ def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[
 
 
 def _session_of(module: torch.nn.Module, interface: GraphInterface, path: Path) -> onnxruntime.InferenceSession:
-    ir.save(with_fused_attention(onnx_from_module(module.eval(), interface)), path)
+    ir.save(applied(onnx_from_module(module.eval(), interface), FAST).model, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options)

@@ -38,7 +38,7 @@ OPTIONAL = {
         OptionalPackage("av", "video with audio, rotation and H.264", "pip install 'dovit-deploy[video]'"),
         OptionalPackage("torch", "checkpoints, export and training", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnx", "export and building engines", "pip install 'dovit-deploy[export]'"),
-        OptionalPackage("onnx_ir", "export", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnx_ir", "export and building engines", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
@@ -95,6 +95,14 @@ def protobuf_decode_error() -> type[Exception]:
     """What `onnx`, which must be installed, raises for bytes that are no model; it comes with protobuf."""
     error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
     return error
+
+
+def onnx_ir() -> Any:  # noqa: ANN401
+    """onnx_ir, which every pass over a graph works in, with its own passes in `onnx_ir.passes.common`."""
+    module = load("onnx_ir")
+    # Not imported by the package itself.
+    importlib.import_module("onnx_ir.passes.common")
+    return module
 
 
 def pillow() -> Any:  # noqa: ANN401

@@ -57,7 +57,7 @@ PROMISES = (
         imported_in=("export/to_onnx.py",),
         tests=(
             ("tests/export/test_pipeline.py", "export"),
-            ("tests/graphs/test_half_precision.py", "with_half_precision"),
+            ("tests/graphs/test_half_precision.py", "half_precision"),
         ),
     ),
     Promise(

@@ -26,7 +26,6 @@ from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
-from dovit_deploy.export.attention import with_fused_attention
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import Attention, Block, attention
@@ -34,6 +33,8 @@ from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.tokens import partition, take
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.graphs.forms import FAST
+from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from dovit_deploy.runtime.settings import RunSettings
 
@@ -202,7 +203,7 @@ class MergingSession:
         graphs = folder / f"{bundle.path.stem}-{count}"
         graphs.mkdir()
         path = graphs / "dense.ort.onnx"
-        ir.save(with_fused_attention(graph), path)
+        ir.save(applied(graph, FAST).model, path)
         manifest = bundle.manifest.model_copy(update={"files": {path.name: file_entry(path)}})
         self.engine = OnnxRuntimeBackend(threads=1).load(Bundle(graphs, manifest), "dense")
         self.gmacs = merging_macs(spec, count) / 1e9

@@ -30,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from report import publish
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
-from dovit_deploy.export.attention import CONTRIB, with_fused_attention, with_standard_attention
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.layers import attention
+from dovit_deploy.graphs.attention import CONTRIB
+from dovit_deploy.graphs.forms import FAST, PORTABLE
+from dovit_deploy.graphs.passes import applied
 from why_not.merging import proportional_attention
 
 HEADS, WIDTH = 3, 192
@@ -85,10 +87,10 @@ def models(count: int) -> dict[str, ir.Model]:
     plain = onnx_from_module(Plain(), interface(count, sized=False))
     channel = onnx_from_module(Channel(), interface(count, sized=True))
     return {
-        "without sizes": with_fused_attention(plain),
-        "operators": with_bias(with_standard_attention(plain), count, fused=False),
-        "bias": with_bias(with_fused_attention(plain), count, fused=True),
-        "channel": with_fused_attention(channel),
+        "without sizes": applied(plain, FAST).model,
+        "operators": with_bias(applied(plain, PORTABLE).model, count, fused=False),
+        "bias": with_bias(applied(plain, FAST).model, count, fused=True),
+        "channel": applied(channel, FAST).model,
     }
 
 

@@ -28,8 +28,7 @@ from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.onnxruntime import load_errors
 from dovit_deploy.engines.registry import CUDA_INSTALL
 from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
-from dovit_deploy.graphs.half_precision import with_half_precision
-from dovit_deploy.graphs.weights import GraphWeights
+from dovit_deploy.graphs.forms import half_passes, write_derived
 
 PROVIDER = "CUDAExecutionProvider"
 DEVICE = "cuda"
@@ -237,12 +236,8 @@ class OnnxRuntimeCudaBackend:
 
 def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:
     """Write the fp16 form of the graph at `path`, whose large tensors are in `weights`, to `folder`."""
-    onnx, tensors = packages.onnx(), GraphWeights(weights)
-    model = with_half_precision(onnx.load(str(path), load_external_data=False), tensors)
-    tensors.write(folder, [model])
-    target = folder / path.name
-    target.write_bytes(model.SerializeToString(deterministic=True))
-    return target
+    write_derived([path], folder, weights=weights, passes=half_passes())
+    return folder / path.name
 
 
 def backend(*, precision: str, threads: int | None) -> OnnxRuntimeCudaBackend:

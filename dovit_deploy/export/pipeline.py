@@ -21,23 +21,24 @@ from dovit_deploy.bundle.parity import FormParity, ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.errors import ParityError, UsageError
-from dovit_deploy.export.attention import with_fused_attention, with_standard_attention
 from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import Against, reference_runs, run_parity, settings_from_images, whole_parity
-from dovit_deploy.export.weights import WeightsFile, with_shared_weights
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.families.spec import SMALLEST_SIDE, ModelSpec
 from dovit_deploy.files import written_aside
+from dovit_deploy.graphs.forms import FAST, PORTABLE
+from dovit_deploy.graphs.passes import applied
+from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import thresholds_from
 
 # Every graph of a bundle, in every form, written to a folder.
 
-FORMS = {False: with_standard_attention, True: with_fused_attention}
-"""Whether it is the fast form for ONNX Runtime -> the pass that makes it."""
+FORMS = {False: PORTABLE, True: FAST}
+"""Whether it is the fast form for ONNX Runtime -> the passes that make it."""
 
 Progress = Callable[[str], None]
 
@@ -47,7 +48,7 @@ def write_graphs(
     spec: ModelSpec,
     model: nn.Module,
     *,
-    weights: WeightsFile,
+    weights: SharedWeights,
     metadata: dict[str, str],
     progress: Progress,
 ) -> None:
@@ -62,8 +63,8 @@ def write_graphs(
         progress: told what is being done.
     """
     for name, graph in exported_graphs(spec, model, progress=progress).items():
-        for fast, form in FORMS.items():
-            finished = with_shared_weights(form(graph), weights)
+        for fast, passes in FORMS.items():
+            finished = applied(graph, (*passes, weights)).model
             finished.metadata_props.update({**metadata, "dovit.graph": name})
             finished.graph.name = name
             ir.save(finished, folder / graph_file(name, fast=fast))
@@ -120,7 +121,8 @@ def bundle_from_checkpoint(
     state = state_at_size(checkpoint.state, checkpoint.spec, spec.size)
     manifest = _manifest(output.stem, checkpoint, spec, request)
     with written_aside(output, overwrite=overwrite) as folder:
-        weights = WeightsFile.write(folder / WEIGHTS, state, {"format": "dovit-weights"})
+        tensors = {name: tensor.detach().numpy() for name, tensor in state.items()}
+        weights = SharedWeights.write(folder / WEIGHTS, tensors, {"format": "dovit-weights"})
         model = model_from_spec(spec, state)
         write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), progress=progress)
         draft = Bundle(folder, manifest.model_copy(update={"files": _files(folder)}))

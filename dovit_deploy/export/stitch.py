@@ -1,6 +1,8 @@
-"""The merged graph: the stages joined by a Slice, so that one file runs the whole dynamic model anywhere."""
+"""How do the stages become the merged graph? Joined by a Slice, so that one file runs the whole model anywhere."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +22,7 @@ from dovit_deploy.bundle.interface import (
     stage_name,
     tokens_output,
 )
+from dovit_deploy.graphs.passes import constant
 
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 
@@ -34,45 +37,28 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
         interface: of the merged graph.
         total: tokens that enter the first stage.
     """
-    inputs = {port.name: _value(port) for port in interface.takes}
-    tape = ir.tape.Tape()
-    nodes: list[ir.Node] = []
-    initializers: dict[str, ir.Value] = {}
-    current: dict[str, ir.Value] = dict(inputs)
-    counts = [_constant(initializers, "merged.total", np.asarray([total], dtype=np.int64))]
-    one = _constant(initializers, "merged.one_entry", np.asarray([1], dtype=np.int64))
-    zero = _constant(initializers, "merged.zero", np.asarray([0], dtype=np.int64))
-    for number, stage in enumerate(stages):
-        if number < len(stages) - 1:
-            row = _constant(initializers, f"merged.gate{number}", np.asarray(number, dtype=np.int64))
-            current[THRESHOLDS] = _joined(tape, nodes, "Gather", [inputs[THRESHOLDS], row], {"axis": 0})
-        outputs = _inlined(stage, number, current, nodes, initializers)
-        if LOGITS in outputs:
-            break
-        count = _joined(tape, nodes, "Reshape", [outputs[COUNT], one])
-        index = _joined(tape, nodes, "Slice", [outputs[ORDER], zero, count, zero])
-        index.name, index.shape, index.dtype = (
-            f"{stage_name(number)}.{INDEX}",
-            ir.Shape([f"{KEPT}{number + 1}"]),
-            _TYPES["int64"],
-        )
+    given = {port.name: _value(port) for port in interface.takes}
+    opsets = dict(stages[0].graph.opset_imports)
+    graph = ir.Graph(list(given.values()), [], nodes=[], opset_imports=opsets, name=MERGED)
+    counts = [_integers(graph, "total", [total])]
+    one, zero = _integers(graph, "one_entry", [1]), _integers(graph, "zero", [0])
+    inputs = dict(given)
+    for number, stage in enumerate(stages[:-1]):
+        row = _integers(graph, f"gate{number}", number)
+        inputs[THRESHOLDS] = _append(graph, "Gather", [given[THRESHOLDS], row], {"axis": 0})
+        outputs = _inline(graph, stage, number, inputs)
+        count = _append(graph, "Reshape", [outputs[COUNT], one])
+        index = _append(graph, "Slice", [outputs[ORDER], zero, count, zero])
+        index.name = f"{stage_name(number)}.{INDEX}"
+        index.shape, index.dtype = ir.Shape([f"{KEPT}{number + 1}"]), ir.DataType.INT64
         counts.append(count)
-        current = {
-            TOKENS: outputs[tokens_output(number)],
-            INDEX: index,
-            FLOOR: inputs[FLOOR],
-        }
-    kept = _joined(tape, nodes, "Concat", counts, {"axis": 0})
+        tokens = outputs[tokens_output(number)]
+        inputs = {TOKENS: tokens, INDEX: index, FLOOR: given[FLOOR]}
+    outputs = _inline(graph, stages[-1], len(stages) - 1, inputs)
+    kept = _append(graph, "Concat", counts, {"axis": 0})
     for value, port in zip((outputs[LOGITS], kept), interface.gives, strict=True):
         value.name, value.shape, value.dtype = port.name, ir.Shape(list(port.shape)), _TYPES[port.dtype]
-    graph = ir.Graph(
-        list(inputs.values()),
-        [outputs[LOGITS], kept],
-        nodes=nodes,
-        initializers=list(initializers.values()),
-        opset_imports=dict(stages[0].graph.opset_imports),
-        name=MERGED,
-    )
+        graph.outputs.append(value)
     return ir.Model(graph, ir_version=stages[0].ir_version)
 
 
@@ -80,57 +66,40 @@ def _value(port: Port) -> ir.Value:
     return ir.Value(name=port.name, shape=ir.Shape(list(port.shape)), type=ir.TensorType(_TYPES[port.dtype]))
 
 
-def _constant(
-    initializers: dict[str, ir.Value], name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+def _integers(graph: ir.Graph, name: str, values: int | list[int]) -> ir.Value:
+    return constant(graph, f"{MERGED}.{name}", np.asarray(values, dtype=np.int64))
+
+
+def _append(
+    graph: ir.Graph, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int] | None = None
 ) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    initializers[name] = value
-    return value
+    """The output of a new node at the end of `graph`."""
+    node = ir.node(operator, inputs, attributes)
+    graph.append(node)
+    return node.outputs[0]
 
 
-def _joined(
-    tape: ir.tape.Tape,
-    nodes: list[ir.Node],
-    operator: str,
-    inputs: list[ir.Value],
-    attributes: dict[str, int] | None = None,
-) -> ir.Value:
-    value = tape.op(operator, inputs, attributes)
-    producer = value.producer()
-    assert producer is not None
-    nodes.append(producer)
-    return value
-
-
-def _inlined(
-    stage: ir.Model,
-    number: int,
-    current: dict[str, ir.Value],
-    nodes: list[ir.Node],
-    initializers: dict[str, ir.Value],
-) -> dict[str, ir.Value]:
-    """Move a copy of the stage's nodes into `nodes`, fed from `current`; returns its outputs by name."""
-    prefix, graph = stage_name(number), stage.clone().graph
-    for value in list(graph.initializers.values()):
-        name = str(value.name)
-        del graph.initializers[name]
-        # Weights keep their names and are shared; the stage's own constants are told apart.
+def _inline(graph: ir.Graph, stage: ir.Model, number: int, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+    """Append a copy of the stage's nodes to `graph`, fed from `inputs`; returns its outputs by name."""
+    prefix, body = stage_name(number), stage.clone().graph
+    for name, value in list(body.initializers.items()):
+        del body.initializers[name]
+        # Weights have dots in their names, keep them and are shared; constants of one stage must not meet another's.
         value.name = name if "." in name else f"{prefix}.{name}"
-        shared = initializers.setdefault(value.name, value)
+        shared = graph.initializers.setdefault(value.name, value)
         if shared is not value:
             value.replace_all_uses_with(shared)
-    outputs = {str(value.name): value for value in graph.outputs}
-    graph.outputs.clear()
-    for value in graph.inputs:
-        value.replace_all_uses_with(current[str(value.name)])
-    for node in list(graph):
-        graph.remove(node)
+    outputs = {str(value.name): value for value in body.outputs}
+    body.outputs.clear()
+    for value in body.inputs:
+        value.replace_all_uses_with(inputs[str(value.name)])
+    for node in list(body):
+        body.remove(node)
         for value in node.outputs:
             value.name = f"{prefix}.{value.name}"
             value.shape = _renamed(value.shape, number)
         node.name = f"{prefix}.{node.name}"
-        nodes.append(node)
+        graph.append(node)
     return outputs
 
 
@@ -138,5 +107,4 @@ def _renamed(shape: ir.Shape | None, number: int) -> ir.Shape | None:
     """Each stage's count gets a name of its own: one name for several counts would be a false promise."""
     if shape is None or shape.is_static():
         return shape
-    sides = [side if isinstance(side, int) else str(side).replace(KEPT, f"{KEPT}{number}") for side in shape]
-    return ir.Shape(sides)
+    return ir.Shape([side if isinstance(side, int) else str(side).replace(KEPT, f"{KEPT}{number}") for side in shape])

@@ -1,4 +1,8 @@
-"""One PyTorch module -> one ONNX graph with standard operators, `dovit.Attention` and named weights."""
+"""How does one PyTorch module become one ONNX graph?
+
+By PyTorch's exporter, with standard operators. Attention alone stays one node `dovit.Attention`, which the forms of a
+bundle lower each in its own way (`dovit_deploy/graphs/attention.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,65 +18,11 @@ import torch
 from onnx.defs import OpSchema
 
 from dovit_deploy.bundle.interface import INDEX, KEPT, GraphInterface, Port
-
-# A transposed matrix times a vector becomes the vector times the matrix: the same sums, without copying the matrix.
-#
-# PyTorch writes the mean of the stopped tokens as `mv(tokens^T, mask)`; exported literally, ONNX Runtime would copy all
-# tokens to transpose them, which costs far more than the product itself.
-
-
-def with_vector_products(model: ir.Model) -> ir.Model:
-    """`model` changed in place.
-
-    Requires `MatMul(Transpose(matrix, perm=(1, 0)), vector)` with a vector of rank 1 wherever a vector is multiplied.
-    Ensures `MatMul(vector, matrix)` there.
-    """
-    for node in list(model.graph):
-        if node.op_type != "MatMul" or node.domain:
-            continue
-        transposed, vector = node.inputs
-        transpose = transposed.producer() if transposed is not None else None
-        if transpose is None or vector is None or not _transposes_for(transpose, vector):
-            continue
-        node.replace_input_with(0, vector)
-        node.replace_input_with(1, transpose.inputs[0])
-        if not transpose.outputs[0].uses():
-            model.graph.remove(transpose, safe=True)
-    return model
-
-
-def _transposes_for(transpose: ir.Node, vector: ir.Value) -> bool:
-    if transpose.op_type != "Transpose" or vector.shape is None or len(vector.shape) != 1:
-        return False
-    return list(transpose.attributes["perm"].as_ints()) == [1, 0]
-
-
-# Equal tables of whole numbers become one: the exporter writes one for every gather that reads it.
-#
-# Window attention gathers queries, keys and values by one table, and all blocks of a stage by the same.
-
-
-def with_shared_tables(model: ir.Model) -> ir.Model:
-    """`model` changed in place.
-
-    Ensures that no two initializers of integers or booleans have the same shape and contents.
-    """
-    kept: dict[tuple[object, ...], ir.Value] = {}
-    for name, value in list(model.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.dtype.is_floating_point():
-            continue
-        first = kept.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
-        if first is value:
-            continue
-        ir.convenience.replace_all_uses_with(value, first)
-        del model.graph.initializers[name]
-    return model
-
+from dovit_deploy.graphs.attention import ATTENTION, DOMAIN
+from dovit_deploy.graphs.forms import EXPORTED
+from dovit_deploy.graphs.passes import applied
 
 OPSET = 20
-DOMAIN = "dovit"
-ATTENTION = "Attention"
 
 _TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -101,8 +51,7 @@ def _translate_attention(query: Any, key: Any, value: Any, heads: int) -> Any:  
 def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.Model:
     """Export `module` with the inputs and outputs of `interface`, in order.
 
-    The attention stays one node `dovit.Attention`, which `passes` lower; weights keep the names of the module's
-    parameters.
+    Weights keep the names of the module's parameters. The one symbolic dimension is that of `index`.
     """
     examples = tuple(_example(port) for port in interface.takes)
     shapes = tuple({0: torch.export.Dim(KEPT, min=1)} if KEPT in port.shape else None for port in interface.takes)
@@ -120,22 +69,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.M
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    return with_shared_tables(with_vector_products(_without_traces(program.model)))
-
-
-def _without_traces(model: ir.Model) -> ir.Model:
-    """Drop the exporter's notes on every node: they hold stack traces with paths of the machine that exported."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-    for value in (*model.graph.initializers.values(), *(value for node in model.graph for value in node.outputs)):
-        value.metadata_props.clear()
-        value.doc_string = None
-    for value in model.graph.inputs:
-        value.metadata_props.clear()
-    return model
+    return applied(program.model, EXPORTED).model
 
 
 def _example(port: Port) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The fp16 form of a graph: matrices and activations in half precision, what would suffer from it in float32.
+"""What runs in half precision? Matrices and activations; what would suffer from it stays in float32.
 
 - Products of matrices, convolutions and all that moves activations about (tokens, residuals) run in float16.
 - LayerNormalization, softmax, sums, divisions and the path from a gate's probabilities to its decision run in float32:
@@ -8,19 +8,23 @@
   out of it does not change. Only the tokens that cross from one stage to the next are float16: they are float16 on both
   sides anyway, and half the bytes are moved.
 
-Types are explicit (Cast nodes), as strongly typed TensorRT networks need them; no runtime has to guess.
+Types are explicit (Cast nodes), as strongly typed TensorRT networks need them: no runtime has to guess.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.interface import TOKENS, tokens_output
-from dovit_deploy.graphs.weights import GraphWeights
+from dovit_deploy.graphs.attention import CONTRIB
+from dovit_deploy.graphs.passes import infer_types, rank, result
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 CROSSING = frozenset({TOKENS, tokens_output(0), tokens_output(1)})
 """Inputs and outputs that are float16."""
@@ -39,133 +43,127 @@ MOVING = frozenset(
 TYPED_INPUTS = {"Resize": (0,)}
 """Operators of which only these inputs follow the type; the others are float32 by definition."""
 
-CONTRIB = "com.microsoft"
-HALF, FULL = "fp16", "fp32"
-Model = Any
-Graph = Any
-Node = Any
-Tensor = Any
-Onnx = Any
-"""The module; it has no types of its own."""
+Kind = Literal["matrix", "moving", "exact"]
+"""Of an operator. matrix: in float16; moving: in the type of its surroundings; exact: in float32."""
+HALF_SUFFIX = ".fp16"
+"""What the name of a tensor in float16 ends in."""
 
 
-def with_half_precision(model: Model, weights: GraphWeights) -> Model:
-    """`model` (an `onnx.ModelProto`, portable or fast form) in half precision; the argument is left alone.
+def half_precision(model: ir.Model) -> ir.passes.PassResult:
+    """Ensures the types that this file's docstring names, for a graph in portable or fast form and float32.
 
-    Args:
-        weights: where its large initializers are; those of the result are added there, as `<name>.fp16`.
+    Weights of which only the float16 form is read are left for onnx_ir's `RemoveUnusedNodesPass`.
     """
-    onnx = packages.onnx()
-    copy = onnx.ModelProto()
-    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
-    _Conversion(copy, weights, onnx).run()
-    return copy
+    infer_types(model)
+    conversion = _Conversion(model.graph)
+    conversion.run()
+    return result(model, modified=conversion.modified)
 
 
 @dataclass
 class _Conversion:
-    """One graph on its way: which type each value has by itself, and the casts that were made of it."""
+    """One graph on its way: the type of each float value, and the conversions that were made."""
 
-    model: Model
-    weights: GraphWeights
-    onnx: Onnx
-    native: dict[str, str] = field(default_factory=dict)
-    """Type (`HALF` or `FULL`) in which a float value is made; other values are absent."""
-    constants: dict[str, Any] = field(default_factory=dict)
-    """Float initializers that are not yet in the result, by name."""
-    made: set[str] = field(default_factory=set)
-    """Casts and converted initializers, by name."""
-    nodes: list[Any] = field(default_factory=list)
+    graph: ir.Graph
+    half: set[ir.Value] = field(default_factory=set)
+    """Values that are made in float16."""
+    full: set[ir.Value] = field(default_factory=set)
+    """Values that are made in float32; values of other types are in neither."""
+    converted: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """A float value -> the same in the other type."""
+    modified: bool = False
 
     def run(self) -> None:
-        graph = self.model.graph
-        nodes = [_copied(node, self.onnx.NodeProto) for node in graph.node]
-        ranks, floats = _ranks(graph), _float_values(graph, self.onnx)
-        kinds = {id(node): _kind(node, ranks) for node in nodes}
-        reaching, users = _reaching_matrices(nodes, graph.output, floats, kinds), _users(nodes)
-        self._take_inputs(graph)
+        nodes = list(self.graph)
+        floats = _float_values(self.graph)
+        kinds = {node: _kind(node) for node in nodes}
+        reaching = _reaching_matrices(self.graph, floats, kinds)
+        self.full.update(value for value in self.graph.initializers.values() if value in floats)
+        for value in self.graph.inputs:
+            if value in floats:
+                self._set_type(value, half=value.name in CROSSING)
         for node in nodes:
-            half = self._runs_in_half(node, kinds, floats, reaching, users)
-            self._convert(node, floats, half=half)
-        self._give_outputs(graph)
-        graph.ClearField("node")
-        graph.node.extend(self.nodes)
-        # They say float32 of what is float16 now.
-        graph.ClearField("value_info")
+            half = self._runs_in_half(node, kinds, reaching)
+            self._convert_inputs(node, half=half)
+            for value in node.outputs:
+                if value in floats:
+                    self._set_type(value, half=half)
+        self._convert_outputs()
 
-    def _take_inputs(self, graph: Graph) -> None:
-        proto = self.onnx.TensorProto
-        for value in graph.input:
-            if value.type.tensor_type.elem_type == proto.FLOAT:
-                self.native[value.name] = HALF if value.name in CROSSING else FULL
-            if value.name in CROSSING:
-                value.type.tensor_type.elem_type = proto.FLOAT16
-        tensors = [_copied(tensor, proto) for tensor in graph.initializer]
-        self.constants = {tensor.name: tensor for tensor in tensors if tensor.data_type == proto.FLOAT}
-        kept = [tensor for tensor in tensors if tensor.data_type != proto.FLOAT]
-        self.weights.adopt(kept)
-        graph.ClearField("initializer")
-        graph.initializer.extend(kept)
+    def _set_type(self, value: ir.Value, *, half: bool) -> None:
+        (self.half if half else self.full).add(value)
+        if half:
+            onnx_ir = packages.onnx_ir()
+            # Not `value.dtype = ...`: that changes the type object, which a model shares with its clones.
+            value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+            self.modified = True
 
-    def _runs_in_half(
-        self, node: Node, kinds: dict[int, str], floats: set[str], reaching: set[str], users: dict[str, list[Any]]
-    ) -> bool:
-        kind = kinds[id(node)]
-        if kind != "moving":
-            return kind == "matrix"
-        given = {self.native[name] for name in node.input if name in self.native}
-        outputs = [name for name in node.output if name in floats]
-        followers = [user for name in outputs for user in users.get(name, [])]
-        if given == {FULL} and followers and all(kinds[id(user)] == "exact" for user in followers):
+    def _runs_in_half(self, node: ir.Node, kinds: dict[ir.Node, Kind], reaching: set[ir.Value]) -> bool:
+        if kinds[node] != "moving":
+            return kinds[node] == "matrix"
+        made = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        halves, fulls = any(value in self.half for value in made), any(value in self.full for value in made)
+        followers = [user for value in node.outputs for user, _ in value.uses()]
+        if fulls and not halves and followers and all(kinds[user] == "exact" for user in followers):
             # Between two operators in float32, as the limit that keeps a norm from 0, which float16 cannot hold.
             return False
-        return given == {HALF} or any(name in reaching for name in outputs)
+        return (halves and not fulls) or any(value in reaching for value in node.outputs)
 
-    def _convert(self, node: Node, floats: set[str], *, half: bool) -> None:
-        positions = TYPED_INPUTS.get(node.op_type, range(len(node.input)))
-        for position, name in enumerate(node.input):
-            if name in self.native or name in self.constants:
-                node.input[position] = self._as(name, HALF if half and position in positions else FULL)
-        self.native.update({name: HALF if half else FULL for name in node.output if name in floats})
-        self.nodes.append(node)
+    def _convert_inputs(self, node: ir.Node, *, half: bool) -> None:
+        typed = TYPED_INPUTS.get(node.op_type, range(len(node.inputs)))
+        for position, value in enumerate(node.inputs):
+            if value is not None and (value in self.half or value in self.full):
+                wanted = half and position in typed
+                if (value in self.half) != wanted:
+                    node.replace_input_with(position, self._other_type(value, node))
 
-    def _as(self, name: str, wanted: str) -> str:
-        """Name of the float value `name` in the type `wanted`, made where it is not there yet."""
-        if self.native.get(name) == wanted:
-            return name
-        constant = name in self.constants
-        converted = name if constant and wanted == FULL else f"{name}.{wanted}"
-        if converted not in self.made:
-            self.made.add(converted)
-            if constant:
-                self._add_constant(self.constants[name], converted, wanted)
+    def _other_type(self, value: ir.Value, before: ir.Node) -> ir.Value:
+        """`value` in float16 if it is float32, and the other way round; made once, in front of its first reader."""
+        if value not in self.converted:
+            self.modified = True
+            name = f"{value.name}.fp32" if value in self.half else f"{value.name}{HALF_SUFFIX}"
+            if value.is_initializer():
+                self.converted[value] = self._half_constant(value, name)
             else:
-                self._add_cast(name, converted, wanted)
-        return converted
+                cast = self._cast(value, name)
+                self.graph.insert_before(before, cast)
+                self.converted[value] = cast.outputs[0]
+        return self.converted[value]
 
-    def _add_constant(self, tensor: Tensor, converted: str, wanted: str) -> None:
-        values = self.weights.array(tensor)
-        if wanted == HALF:
-            values = _to_half(values)
-        self.model.graph.initializer.append(self.weights.tensor(converted, values))
+    def _cast(self, value: ir.Value, name: str) -> ir.Node:
+        onnx_ir = packages.onnx_ir()
+        kind = onnx_ir.DataType.FLOAT if value in self.half else onnx_ir.DataType.FLOAT16
+        output = onnx_ir.Value(name=name, shape=value.shape, type=onnx_ir.TensorType(kind))
+        node: ir.Node = onnx_ir.node("Cast", [value], {"to": kind}, outputs=[output], name=f"cast.{name}")
+        return node
 
-    def _add_cast(self, name: str, converted: str, wanted: str) -> None:
-        proto = self.onnx.TensorProto
-        kind = proto.FLOAT16 if wanted == HALF else proto.FLOAT
-        self.nodes.append(self.onnx.helper.make_node("Cast", [name], [converted], name=f"cast.{converted}", to=kind))
+    def _half_constant(self, value: ir.Value, name: str) -> ir.Value:
+        onnx_ir, tensor = packages.onnx_ir(), value.const_value
+        assert tensor is not None
+        # Converted when it is written: graphs that share a weight do not each hold a copy of it.
+        later = onnx_ir.LazyTensor(
+            lambda: onnx_ir.tensor(_to_half(tensor.numpy()), name=name),
+            dtype=onnx_ir.DataType.FLOAT16,
+            shape=tensor.shape,
+            name=name,
+        )
+        kind = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
+        made: ir.Value = onnx_ir.Value(name=name, shape=tensor.shape, type=kind, const_value=later)
+        self.graph.initializers[name] = made
+        return made
 
-    def _give_outputs(self, graph: Graph) -> None:
-        for value in graph.output:
-            native = self.native.get(value.name)
-            if native is None:
-                continue
-            wanted = HALF if value.name in CROSSING else FULL
-            if wanted == HALF:
-                value.type.tensor_type.elem_type = self.onnx.TensorProto.FLOAT16
-            if native != wanted:
-                inner = f"{value.name}.inner"
-                _rename(self.nodes, value.name, inner)
-                self._add_cast(inner, value.name, wanted)
+    def _convert_outputs(self) -> None:
+        """Give every output its type: float16 for tokens that cross, float32 for all other floats."""
+        for position, value in enumerate(self.graph.outputs):
+            if value in self.half or value in self.full:
+                name = str(value.name)
+                if (value in self.half) != (name in CROSSING):
+                    # The cast takes over the output with its name, so inside the graph the value needs another one.
+                    value.name = f"{name}.inner"
+                    cast = self._cast(value, name)
+                    self.graph.append(cast)
+                    self.graph.outputs[position] = cast.outputs[0]
+                    self.modified = True
 
 
 def _to_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -174,59 +172,29 @@ def _to_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(np.float16)
 
 
-def _rename(nodes: list[Any], old: str, new: str) -> None:
-    for node in nodes:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == old:
-                    names[position] = new
-
-
-def _kind(node: Node, ranks: dict[str, int]) -> str:
-    """matrix: in float16; moving: in the type of its surroundings; exact: in float32."""
+def _kind(node: ir.Node) -> Kind:
     if node.op_type in MATRIX:
         # A product with a vector sums over all tokens.
-        vector = node.op_type == "MatMul" and any(ranks.get(name) == 1 for name in node.input)
+        vector = node.op_type == "MatMul" and any(rank(value) == 1 for value in node.inputs)
         return "exact" if vector else "matrix"
     return "moving" if node.op_type in MOVING else "exact"
 
 
-def _ranks(graph: Graph) -> dict[str, int]:
-    values = (*graph.input, *graph.output, *graph.value_info)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
-    return {**ranks, **{tensor.name: len(tensor.dims) for tensor in graph.initializer}}
-
-
-def _float_values(graph: Graph, onnx: Onnx) -> set[str]:
-    kind = onnx.TensorProto.FLOAT
-    values = (*graph.input, *graph.output, *graph.value_info)
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == kind}
-    for node in graph.node:
+def _float_values(graph: ir.Graph) -> set[ir.Value]:
+    kind = packages.onnx_ir().DataType.FLOAT
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    floats = {value for value in values if value.dtype == kind}
+    for node in graph:
         # Inference does not know contrib operators; those in use give what they take.
-        if node.domain == CONTRIB and node.input[0] in floats:
-            floats.update(node.output)
+        if node.domain == CONTRIB and node.inputs[0] in floats:
+            floats.update(node.outputs)
     return floats
 
 
-def _copied(message: Node | Tensor, kind: Any) -> Any:  # noqa: ANN401
-    """A message of its own: clearing a repeated field frees those that lie in it."""
-    copy = kind()
-    copy.CopyFrom(message)
-    return copy
-
-
-def _users(nodes: list[Any]) -> dict[str, list[Any]]:
-    users: dict[str, list[Any]] = {}
-    for node in nodes:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    return users
-
-
-def _reaching_matrices(nodes: list[Node], outputs: Graph, floats: set[str], kinds: dict[int, str]) -> set[str]:
+def _reaching_matrices(graph: ir.Graph, floats: set[ir.Value], kinds: dict[ir.Node, Kind]) -> set[ir.Value]:
     """Float values that a product of matrices, or the next stage, takes in, directly or after other operators."""
-    reaching = {value.name for value in outputs if value.name in CROSSING}
-    for node in reversed(nodes):
-        if kinds[id(node)] == "matrix" or any(name in reaching for name in node.output):
-            reaching.update(name for name in node.input if name in floats)
+    reaching = {value for value in graph.outputs if value.name in CROSSING}
+    for node in reversed(graph):
+        if kinds[node] == "matrix" or any(value in reaching for value in node.outputs):
+            reaching.update(value for value in node.inputs if value is not None and value in floats)
     return reaching

@@ -1,6 +1,6 @@
-"""The padded form of a stage: `index` may be longer than what runs, and the rest is masked in the graph.
+"""How can `index` be longer than what runs? The rest is padding, which the graph masks.
 
-CUDA graphs and tuned kernels want few sizes, so that a token count is rounded up to the next of them. The form takes
+CUDA graphs and tuned kernels want few sizes, so a token count is rounded up to the next of them. The padded form takes
 `valid` () int64 beside `index` (kept,): the first `valid` entries run, the others are padding. Padding never shows:
 
 - attention: keys of padding get a score of -inf, hence a weight of exactly 0;
@@ -15,188 +15,147 @@ stage does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.interface import INDEX
+from dovit_deploy.graphs.passes import constant, infer_types, insert, present, rank, result
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 VALID = "valid"
 SAME_ENTRIES = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Sub", "Add", "Cast", "Identity"})
 """Operators that make another index of an index, entry by entry."""
 
-Model = Any
-Node = Any
-Tensor = Any
-Onnx = Any
-"""The module; it has no types of its own."""
-Scalar = Any
 
-
-def with_padding(model: Model) -> Model:
-    """`model` (an `onnx.ModelProto`) with the input `valid`; a graph without the input `index` comes back as it is."""
-    onnx = packages.onnx()
-    if all(value.name != INDEX for value in model.graph.input):
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
-    _Padding(copy, onnx).run()
-    return copy
+def padding(model: ir.Model) -> ir.passes.PassResult:
+    """Ensures the input `valid`, and that padding does not show; a graph without the input `index` is left alone."""
+    index = next((value for value in model.graph.inputs if value.name == INDEX), None)
+    if index is None:
+        return result(model, modified=False)
+    infer_types(model)
+    onnx_ir = packages.onnx_ir()
+    scalar = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+    valid = onnx_ir.Value(name=VALID, shape=onnx_ir.Shape([]), type=scalar)
+    model.graph.inputs.append(valid)
+    _Padding(model.graph, index, valid).run()
+    return result(model, modified=True)
 
 
 @dataclass
 class _Padding:
-    """One graph on its way."""
+    """One graph, followed from `index` on: which values hold positions, which have a row for each entry."""
 
-    model: Model
-    onnx: Onnx
-    positions: dict[str, str] = field(default_factory=dict)
-    """Name of an index, or of one made of it -> name of the places (n,) int64 of its entries in `index`."""
-    running: set[str] = field(default_factory=set)
+    graph: ir.Graph
+    index: ir.Value
+    valid: ir.Value
+    entries: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """An index, or what was made of one -> (n,) int64: which entries of `index` its own entries are."""
+    running: set[ir.Value] = field(default_factory=set)
     """Values with one row for each entry of `index`."""
-    products: set[str] = field(default_factory=set)
+    scores: set[ir.Value] = field(default_factory=set)
     """Products of two of those: scores of attention."""
-    made: set[str] = field(default_factory=set)
-    nodes: list[Any] = field(default_factory=list)
+    masks: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    """Numbers of entries -> true for those that run."""
+    bias: ir.Value | None = None
+    """What is added to scores."""
 
     def run(self) -> None:
-        graph = self.model.graph
-        nodes = [_copied(node, self.onnx) for node in graph.node]
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.output)}
-        self._number_entries()
+        nodes = list(self.graph)
+        self._number_entries(nodes[0])
         for node in nodes:
             self._follow(node)
-            if node.op_type == "ScatterND" and node.input[1] in self.positions:
-                node.input[2] = self._kept_rows(node, constants, ranks[node.input[2]])
-            elif node.op_type == "Softmax" and node.input[0] in self.products:
-                node.input[0] = self._without_padded_keys(node.input[0])
-            self.nodes.append(node)
-        graph.ClearField("node")
-        graph.node.extend(self.nodes)
-        graph.input.append(self.onnx.helper.make_tensor_value_info(VALID, self.onnx.TensorProto.INT64, []))
-        # Shape inference names the new dimensions differently.
-        graph.ClearField("value_info")
+            if node.op_type == "ScatterND" and node.inputs[1] in self.entries:
+                node.replace_input_with(2, self._kept_rows(node))
+            elif node.op_type == "Softmax" and node.inputs[0] in self.scores:
+                node.replace_input_with(0, self._without_padded_keys(node))
 
-    def _number_entries(self) -> None:
-        """Places 0, 1, 2, ... of the entries of `index`."""
-        zero = self._constant("padding.zero", np.int64(0))
-        one = self._constant("padding.one", np.int64(1))
-        self._node("Shape", [INDEX], "padding.shape")
-        self._node("Squeeze", ["padding.shape"], "padding.length")
-        self._node("Range", [zero, "padding.length", one], "padding.places")
-        self.positions[INDEX] = "padding.places"
+    def _number_entries(self, first: ir.Node) -> None:
+        """0, 1, 2, ... for the entries of `index`."""
+        zero = constant(self.graph, "padding.zero", np.asarray(0, np.int64))
+        one = constant(self.graph, "padding.one", np.asarray(1, np.int64))
+        shape = insert(first, "Shape", [self.index], "padding.shape")
+        length = insert(first, "Squeeze", [shape], "padding.length")
+        self.entries[self.index] = insert(first, "Range", [zero, length, one], "padding.entries")
 
-    def _follow(self, node: Node) -> None:
+    def _follow(self, node: ir.Node) -> None:
         """Note which of the node's outputs are an index again, and which have a row for each entry of it."""
-        taken = node.op_type == "Gather" and node.input[1] in self.positions
-        if node.op_type in SAME_ENTRIES and node.input[0] in self.positions:
-            self.positions[node.output[0]] = self.positions[node.input[0]]
-        elif node.op_type == "Slice" and node.input[0] in self.positions:
-            places = f"{node.output[0]}.places"
-            self._node("Slice", [self.positions[node.input[0]], *node.input[1:]], places)
-            self.positions[node.output[0]] = places
+        first, output = node.inputs[0] if node.inputs else None, node.outputs[0]
+        taken = node.op_type == "Gather" and node.inputs[1] in self.entries
+        if node.op_type in SAME_ENTRIES and first in self.entries:
+            self.entries[output] = self.entries[first]
+        elif node.op_type == "Slice" and first in self.entries:
+            # Extra tokens are cut off the front: the same cut says which entries are left.
+            cut = [self.entries[first], *node.inputs[1:]]
+            self.entries[output] = insert(node, "Slice", cut, f"{output.name}.entries")
         elif node.op_type == "ScatterND":
-            self.running.update(node.output if node.input[0] in self.running else ())
-        elif taken or any(name in self.running for name in node.input):
-            self.running.update(node.output)
-        if node.op_type == "MatMul" and all(name in self.running for name in node.input):
-            self.products.update(node.output)
+            self.running.update(node.outputs if first in self.running else ())
+        elif taken or any(value in self.running for value in node.inputs):
+            self.running.update(node.outputs)
+        if node.op_type == "MatMul" and all(value in self.running for value in node.inputs):
+            self.scores.add(output)
 
-    def _mask(self, places: str) -> str:
-        """(n,) bool: true for the entries at `places` that run."""
-        return self._node("Less", [places, VALID], f"{places}.runs")
+    def _mask(self, entries: ir.Value, before: ir.Node) -> ir.Value:
+        """(n,) bool: true for those of `entries` that run."""
+        if entries not in self.masks:
+            self.masks[entries] = insert(before, "Less", [entries, self.valid], f"{entries.name}.runs")
+        return self.masks[entries]
 
-    def _kept_rows(self, scatter: Node, constants: dict[str, Tensor], rank: int) -> str:
+    def _kept_rows(self, scatter: ir.Node) -> ir.Value:
         """The scatter's updates with what stood there before in the rows of padding."""
-        data, indices, updates = scatter.input
-        mask = self._mask(self.positions[indices])
-        for _ in range(rank - 1):
-            last = self._constant("padding.last", np.asarray([-1], np.int64))
-            mask = self._node("Unsqueeze", [mask, last], f"{mask}.column")
-        before = self._uniform(constants[data]) if data in constants else None
-        if before is None:
-            before = self._node("GatherND", [data, indices], f"{scatter.output[0]}.before")
-        return self._node("Where", [mask, updates, before], f"{scatter.output[0]}.kept")
+        data, indices, updates = (present(value) for value in scatter.inputs)
+        name, rows = scatter.outputs[0].name, rank(updates)
+        assert rows is not None
+        mask = self._mask(self.entries[indices], scatter)
+        if rows > 1:
+            axes = constant(self.graph, f"padding.axes{rows}", np.arange(1, rows, dtype=np.int64))
+            mask = insert(scatter, "Unsqueeze", [mask, axes], f"{name}.runs")
+        before = self._uniform(data) or insert(scatter, "GatherND", [data, indices], f"{name}.before")
+        return insert(scatter, "Where", [mask, updates, before], f"{name}.kept")
 
-    def _without_padded_keys(self, scores: str) -> str:
+    def _without_padded_keys(self, softmax: ir.Node) -> ir.Value:
         """Scores (h, n, n) of attention with -inf for the keys of padding."""
-        runs = self._mask(self.positions[INDEX])
-        nothing = self._constant("padding.nothing", np.float32(0))
-        never = self._constant("padding.never", np.float32(-np.inf))
-        bias = self._node("Where", [runs, nothing, never], "padding.bias")
-        return self._node("Add", [scores, bias], f"{scores}.padded")
+        if self.bias is None:
+            runs = self._mask(self.entries[self.index], softmax)
+            nothing = constant(self.graph, "padding.nothing", np.asarray(0, np.float32))
+            never = constant(self.graph, "padding.never", np.asarray(-np.inf, np.float32))
+            self.bias = insert(softmax, "Where", [runs, nothing, never], "padding.bias")
+        scores = present(softmax.inputs[0])
+        return insert(softmax, "Add", [scores, self.bias], f"{scores.name}.padded")
 
-    def _uniform(self, tensor: Tensor) -> str | None:
-        """A scalar constant for a tensor that holds one value throughout, else None."""
-        if tensor.external_data:
+    def _uniform(self, value: ir.Value) -> ir.Value | None:
+        """A scalar constant for a tensor that holds one value throughout, as NaN and -1; else None."""
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, packages.onnx_ir().ExternalTensor):
             return None
-        values = self.onnx.numpy_helper.to_array(tensor)
+        values = tensor.numpy()
         if values.size == 0 or not np.array_equal(values, np.full_like(values, values.flat[0]), equal_nan=True):
             return None
-        return self._constant(f"{tensor.name}.uniform", values.flat[0])
-
-    def _constant(self, name: str, value: Scalar) -> str:
-        if name not in self.made:
-            self.made.add(name)
-            self.model.graph.initializer.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def _node(self, operator: str, inputs: list[str], output: str) -> str:
-        """Append a node unless it was made before; the output's name says what it is."""
-        if output not in self.made:
-            self.made.add(output)
-            self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], name=output))
-        return output
+        return constant(self.graph, f"{value.name}.uniform", np.asarray(values.flat[0]))
 
 
-def _copied(node: Node, onnx: Onnx) -> Node:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
+def weighted_sums(model: ir.Model) -> ir.passes.PassResult:
+    """Products of a vector with a matrix, written as weighted sums.
 
+    The compiler of TensorRT for RTX 1.7.1 fails (`CHECK(is_const()) failed`) on a MatMul of a vector (n,) with a matrix
+    (n, C) where the vector was scattered by an index of dynamic length; DoViT's mean of the stopped tokens is one. The
+    same as Mul and ReduceSum builds, and costs nothing: the compiler fuses both.
 
-# Products of a vector with a matrix, written as weighted sums.
-#
-# The compiler of TensorRT for RTX 1.7.1 fails (`CHECK(is_const()) failed`) on a MatMul of a vector (n,) with a matrix
-# (n, C) where the vector was scattered by an index of dynamic length; DoViT's mean of the stopped tokens is one. The
-# same as Mul and ReduceSum builds, and costs nothing: the compiler fuses both.
-
-
-def with_weighted_sums(model: Model) -> Model:
-    """`model` (an `onnx.ModelProto`) with `v @ M` for v (n,) and M (n, C) as `sum over n of v[n] * M[n]`."""
-    onnx = packages.onnx()
-    copy, nodes, inferred = onnx.ModelProto(), [], onnx.shape_inference.infer_shapes(model)
-    copy.CopyFrom(model)
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*inferred.graph.input, *inferred.graph.value_info)
-    }
-    for node in model.graph.node:
-        if node.op_type == "MatMul" and [ranks.get(name) for name in node.input] == [1, 2]:
-            nodes += _weighted_sum(node, onnx)
-        else:
-            nodes.append(node)
-    if len(nodes) == len(model.graph.node):
-        return model
-    for name, axis in AXES.items():
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([axis], np.int64), name))
-    copy.graph.ClearField("node")
-    copy.graph.node.extend(nodes)
-    return copy
-
-
-AXES = {"weighted_sum.rows": 0, "weighted_sum.columns": 1}
-
-
-def _weighted_sum(node: Any, onnx: Any) -> list[Any]:  # noqa: ANN401
-    (vector, matrix), (result,) = node.input, node.output
-    rows, columns = AXES
-    column, weighted = f"{result}.column", f"{result}.weighted"
-    make = onnx.helper.make_node
-    return [
-        make("Unsqueeze", [vector, columns], [column], name=column),
-        make("Mul", [column, matrix], [weighted], name=weighted),
-        make("ReduceSum", [weighted, rows], [result], name=result, keepdims=0),
-    ]
+    Ensures `sum over n of v[n] * M[n]` in place of `v @ M` for v (n,) and M (n, C).
+    """
+    infer_types(model)
+    products = [node for node in model.graph if node.op_type == "MatMul" and [*map(rank, node.inputs)] == [1, 2]]
+    for node in products:
+        (vector, matrix), name = node.inputs, node.outputs[0].name
+        columns = constant(model.graph, "weighted_sum.columns", np.asarray([1], np.int64))
+        column = insert(node, "Unsqueeze", [vector, columns], f"{name}.column")
+        weighted = insert(node, "Mul", [column, matrix], f"{name}.weighted")
+        # The node keeps its output, so that nothing behind it changes.
+        node.op_type = "ReduceSum"
+        node.replace_input_with(0, weighted)
+        node.replace_input_with(1, constant(model.graph, "weighted_sum.rows", np.asarray([0], np.int64)))
+        node.attributes.add(packages.onnx_ir().AttrInt64("keepdims", 0))
+    return result(model, modified=bool(products))

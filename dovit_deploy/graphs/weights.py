@@ -1,90 +1,110 @@
-"""The tensors behind derived graphs: read from a bundle's weights, written to one file that all derived graphs share.
+"""Where do a graph's weights lie? In one safetensors file that all graphs of a folder share, as ONNX external data.
 
-A safetensors file is 8 bytes of header length, a JSON header and the raw little-endian tensors; ONNX external data
-points into it by offset and length, as in a bundle (docs/bundle-format.md).
+A safetensors file is 8 bytes of header length (little-endian), a JSON header and the raw little-endian tensors, so it
+serves as external data as it is: a tensor's offset in the file is 8 + header length + its `data_offsets[0]`
+(docs/bundle-format.md).
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import WEIGHTS
+from dovit_deploy.graphs.passes import result
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 INLINE_LIMIT = 4096
-"""Bytes; smaller tensors stay in the graph."""
-
-Array = np.ndarray[Any, Any]
+"""Bytes; scalars and small tables stay in the graph. A larger float tensor that is no mask is a defect."""
 
 
-class GraphWeights:
-    """Large tensors of derived graphs, by name; a name means the same tensor in all of them.
+@dataclass(frozen=True)
+class SharedWeights:
+    """A safetensors file and where its tensors lie in it.
 
-    Args:
-        source: the bundle's safetensors file, which the portable graphs point into.
+    Calling it is a pass: it lets a graph point into the file (`graphs/passes.py` says what a pass is).
     """
 
-    def __init__(self, source: Path) -> None:
-        self._source = source
-        self._tensors: dict[str, Array] = {}
+    path: Path
+    spans: Mapping[str, tuple[int, int]]
+    """Name -> offset from the start of the file, and length, both in bytes."""
 
-    def array(self, tensor: Any) -> Array:  # noqa: ANN401  an onnx.TensorProto
-        """The values of an initializer of a portable graph."""
-        onnx, place = packages.onnx(), {entry.key: entry.value for entry in tensor.external_data}
-        if not place:
-            return np.asarray(onnx.numpy_helper.to_array(tensor))
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        count, offset = int(np.prod(tensor.dims)), int(place["offset"])
-        flat: Array = np.memmap(self._source, dtype=dtype, mode="r", offset=offset, shape=(count,))
-        return flat.reshape(tuple(tensor.dims))
-
-    def tensor(self, name: str, values: Array) -> Any:  # noqa: ANN401
-        """An initializer of these values, in the graph where it is small, else in the file to come."""
-        onnx = packages.onnx()
-        if values.nbytes <= INLINE_LIMIT:
-            return onnx.numpy_helper.from_array(np.ascontiguousarray(values), name)
-        self._tensors[name] = values
-        kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        return onnx.TensorProto(name=name, data_type=kind, dims=values.shape, data_location=onnx.TensorProto.EXTERNAL)
-
-    def adopt(self, tensors: Iterable[Any]) -> None:
-        """Let those initializers of a portable graph that lie in the source lie in the file to come."""
-        for tensor in tensors:
-            if tensor.external_data:
-                tensor.CopyFrom(self.tensor(tensor.name, self.array(tensor)))
-
-    def write(self, folder: Path, models: Iterable[Any]) -> Path:
-        """Write `weights.safetensors` to `folder` and let the initializers of `models` point at their places in it."""
-        path = folder / WEIGHTS
-        tensors = {name: np.ascontiguousarray(values) for name, values in sorted(self._tensors.items())}
+    @classmethod
+    def write(
+        cls, path: Path, tensors: Mapping[str, np.ndarray[Any, Any]], metadata: dict[str, str] | None = None
+    ) -> SharedWeights:
+        """Write `tensors` to `path`; arrays of any type that ONNX and safetensors both know."""
+        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
         # Not `save_file`: it makes the file unreadable for everybody else.
-        path.write_bytes(safetensors.numpy.save(tensors))
-        places, external = tensor_places(path), packages.onnx().TensorProto.EXTERNAL
-        for model in models:
-            for tensor in model.graph.initializer:
-                if tensor.data_location == external:
-                    offset, length = places[tensor.name]
-                    del tensor.external_data[:]
-                    for key, value in (("location", WEIGHTS), ("offset", offset), ("length", length)):
-                        tensor.external_data.add(key=key, value=str(value))
-        return path
+        path.write_bytes(safetensors.numpy.save(contiguous, metadata=metadata))
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> SharedWeights:
+        """Read the header of the file at `path`, by hand: the package `safetensors` does not give offsets away."""
+        with path.open("rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+        return cls(path, {name: (start + first, end - first) for name, (first, end) in offsets.items()})
+
+    def __call__(self, model: ir.Model) -> ir.passes.PassResult:
+        """Let every initializer that is one of the weights point into the file, under the tensor's own name.
+
+        Requires initializers named after the weights, with or without a path in front ("model.").
+        Ensures that no large float tensor stays in the graph.
+
+        Raises:
+            RuntimeError: a large float initializer is none of the weights (a defect of the exported module), or differs
+                from them in size.
+        """
+        initializers, modified = model.graph.initializers, False
+        for value in list(initializers.values()):
+            tensor, old = value.const_value, str(value.name)
+            assert tensor is not None
+            name = self._name_of(old)
+            if name is None:
+                if tensor.nbytes > INLINE_LIMIT and tensor.dtype.is_floating_point() and not _is_mask(tensor):
+                    raise RuntimeError(f"initializer '{old}' of {tensor.nbytes} bytes is not a weight of the model")
+                continue
+            # A value must leave the graph to be renamed.
+            del initializers[old]
+            value.name, value.const_value = name, self._pointer(name, old, tensor)
+            initializers[name] = value
+            modified = True
+        return result(model, modified=modified)
+
+    def _name_of(self, initializer: str) -> str | None:
+        """The weight that an initializer is: its own name, or what follows "model." or "network.model."."""
+        name = initializer
+        while name not in self.spans:
+            _, dot, name = name.partition(".")
+            if not dot:
+                return None
+        return name
+
+    def _pointer(self, name: str, initializer: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """External data in place of `tensor`."""
+        offset, length = self.spans[name]
+        if length != tensor.nbytes:
+            raise RuntimeError(f"initializer '{initializer}': {tensor.nbytes} bytes in the graph, {length} in the file")
+        pointer: ir.ExternalTensor = packages.onnx_ir().ExternalTensor(
+            self.path.name, offset, length, tensor.dtype, shape=tensor.shape, name=name, base_dir=self.path.parent
+        )
+        return pointer
 
 
-def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each tensor of a safetensors file lies: absolute offset and length in bytes."""
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
-    start = 8 + length
-    return {
-        name: (start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+def _is_mask(tensor: ir.TensorProtocol) -> bool:
+    """It has two values at most, as what attention adds to hide positions."""
+    return len(np.unique(tensor.numpy())) <= 2

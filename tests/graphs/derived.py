@@ -9,7 +9,7 @@ import onnxruntime
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt.record import graph_names
-from dovit_deploy.graphs.derived import derive_graphs
+from dovit_deploy.graphs.forms import derive_graphs
 
 
 class DerivedEngine:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt.record import graph_names
 from dovit_deploy.export.verify import halving_setting, settings_from_images, trace_from_session
-from dovit_deploy.graphs.derived import derive_graphs
-from dovit_deploy.graphs.half_precision import with_half_precision
-from dovit_deploy.graphs.weights import GraphWeights
+from dovit_deploy.graphs.forms import derive_graphs, half_passes
+from dovit_deploy.graphs.half_precision import half_precision
+from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels
@@ -122,7 +123,7 @@ def test_the_interface_keeps_its_types_but_for_tokens_that_cross(bundle: Bundle,
                 )
 
 
-def test_a_sum_over_a_vector_product_does_not_overflow(tmp_path) -> None:
+def test_a_sum_over_a_vector_product_does_not_overflow() -> None:
     """1,000 tokens of 100 sum to 100,000, beyond fp16; their mean is not."""
     nodes = [
         ("MatMul", ["flags", "tokens"], ["sum"], {}),
@@ -141,14 +142,14 @@ def test_a_sum_over_a_vector_product_does_not_overflow(tmp_path) -> None:
             "matrix": np.eye(4, dtype=np.float32),
         },
     )
-    half = converted(made, tmp_path)
+    half = converted(made)
     # ONNX Runtime computes fp16 products in fp32 on the CPU, so the type must say it.
     assert types_of(half)["sum"] == FLOAT
     logits = run(half, tokens=np.full((1000, 4), 100, np.float16))
     assert logits == pytest.approx(100)
 
 
-def test_a_limit_too_small_for_fp16_holds(tmp_path) -> None:
+def test_a_limit_too_small_for_fp16_holds() -> None:
     """x / max(norm(x), 1e-12) of x = 0 is 0, not 0 / 0."""
     nodes = [
         ("ReduceL2", ["x", "axis"], ["norm"], {"keepdims": 1}),
@@ -162,35 +163,43 @@ def test_a_limit_too_small_for_fp16_holds(tmp_path) -> None:
         {"logits": (FLOAT, (1, 4))},
         {"axis": np.asarray([1]), "least": np.float32(1e-12), "matrix": np.eye(4, dtype=np.float32)},
     )
-    assert run(converted(made, tmp_path), x=np.zeros((1, 4), np.float32)) == pytest.approx(0)
+    assert run(converted(made), x=np.zeros((1, 4), np.float32)) == pytest.approx(0)
 
 
-def test_constants_beyond_fp16_become_its_largest_number(tmp_path) -> None:
+def test_constants_beyond_fp16_become_its_largest_number() -> None:
     made = model(
         [("Add", ["x", "mask"], ["y"], {}), ("MatMul", ["y", "matrix"], ["logits"], {})],
         {"x": (FLOAT, (1, 2))},
         {"logits": (FLOAT, (1, 2))},
         {"mask": np.asarray([-1e9, -np.inf], np.float32), "matrix": np.eye(2, dtype=np.float32)},
     )
-    tensors = {tensor.name: tensor for tensor in converted(made, tmp_path).graph.initializer}
+    tensors = {tensor.name: tensor for tensor in converted(made).graph.initializer}
     assert onnx.numpy_helper.to_array(tensors["mask.fp16"]).tolist() == [-65504, -np.inf]
 
 
-def test_a_constant_in_both_types_is_there_twice_and_the_model_given_is_left_alone(tmp_path) -> None:
+def test_a_constant_in_both_types_is_there_twice_and_the_model_given_is_left_alone() -> None:
     made = model(
         [("Mul", ["x", "both"], ["y"], {}), ("MatMul", ["y", "m"], ["z"], {}), ("Div", ["z", "both"], ["logits"], {})],
         {"x": (FLOAT, (1, 2))},
         {"logits": (FLOAT, (1, 2))},
         {"both": np.asarray([2, 3], np.float32), "m": np.eye(2, dtype=np.float32)},
     )
-    before = made.SerializeToString()
-    names = {tensor.name for tensor in converted(made, tmp_path).graph.initializer}
-    assert names == {"both", "both.fp16", "m.fp16"}
-    assert made.SerializeToString() == before
+    given = ir.from_proto(made)
+    before = ir.to_proto(given).SerializeToString()
+    changed = applied(given, half_passes()).model
+    assert set(changed.graph.initializers) == {"both", "both.fp16", "m.fp16"}
+    assert ir.to_proto(given).SerializeToString() == before
 
 
-def converted(made: onnx.ModelProto, folder) -> onnx.ModelProto:
-    result = with_half_precision(made, GraphWeights(folder / "none"))
+def test_a_graph_without_floats_is_not_modified() -> None:
+    made = model([("Add", ["i", "i"], ["j"], {})], {"i": (INT64, (2,))}, {"j": (INT64, (2,))}, {})
+    assert not half_precision(ir.from_proto(made)).modified
+
+
+def converted(made: onnx.ModelProto) -> onnx.ModelProto:
+    changed = applied(ir.from_proto(made), half_passes())
+    assert changed.modified
+    result = ir.to_proto(changed.model)
     types_of(result)
     return result
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
-from dovit_deploy.graphs.padding import VALID, with_padding, with_weighted_sums
+from dovit_deploy.graphs.padding import VALID, padding, weighted_sums
+from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels
@@ -68,19 +69,25 @@ def set_bucket(session: Session, bucket: int | None) -> None:
 
 
 def test_a_graph_without_index_comes_back_as_it_is(tiny_bundle_path) -> None:
-    portable = onnx.load(str(tiny_bundle_path / "stage0.onnx"), load_external_data=False)
-    assert with_padding(portable) is portable
+    portable = ir.load(tiny_bundle_path / "stage0.onnx")
+    before = ir.to_proto(portable).SerializeToString()
+    assert not padding(portable).modified
+    assert ir.to_proto(portable).SerializeToString() == before
 
 
 def test_the_model_given_is_left_alone(tiny_bundle_path) -> None:
-    portable = onnx.load(str(tiny_bundle_path / "stage1.onnx"), load_external_data=False)
-    before = portable.SerializeToString()
-    padded = with_padding(with_weighted_sums(portable))
-    assert portable.SerializeToString() == before
-    assert [port.name for port in padded.graph.input] == ["tokens", "index", "thresholds", "floor", VALID]
+    portable = ir.load(tiny_bundle_path / "stage1.onnx")
+    before = ir.to_proto(portable).SerializeToString()
+    padded = applied(portable, [weighted_sums, padding])
+    assert padded.modified
+    assert ir.to_proto(portable).SerializeToString() == before
+    assert [value.name for value in padded.model.graph.inputs] == ["tokens", "index", "thresholds", "floor", VALID]
 
 
 def test_no_product_with_a_vector_is_left(tiny_bundle_path) -> None:
-    portable = onnx.load(str(tiny_bundle_path / "stage1.onnx"), load_external_data=False)
-    operators = [node.op_type for node in with_weighted_sums(portable).graph.node]
-    assert operators.count("MatMul") == [node.op_type for node in portable.graph.node].count("MatMul") - 1
+    portable = ir.load(tiny_bundle_path / "stage1.onnx")
+    changed = applied(portable, [weighted_sums])
+    assert changed.modified
+    operators = [node.op_type for node in changed.model.graph]
+    assert operators.count("MatMul") == [node.op_type for node in portable.graph].count("MatMul") - 1
+    assert not applied(changed.model, [weighted_sums]).modified

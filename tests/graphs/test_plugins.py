@@ -6,11 +6,14 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dovit_deploy.graphs.forms import engine_passes
+from dovit_deploy.graphs.passes import applied
 from dovit_deploy.graphs.plugins import (
     DOMAIN,
     GATHER,
@@ -20,8 +23,8 @@ from dovit_deploy.graphs.plugins import (
     VERSION,
     plugin_call,
     plugin_calls,
+    plugin_form,
     token_functions,
-    with_plugins,
 )
 from tests.engines.plugins.reference import compacted, gathered, scattered
 from tests.tiny import tiny_pixels, tiny_spec
@@ -55,8 +58,11 @@ def session(model, folder=None):
 
 def called(name, inputs, outputs):
     """A session of one call of the function `name`."""
-    call = plugin_call(name, [value[0] for value in inputs], [value[0] for value in outputs])
-    return session(graph([call], inputs, outputs, functions=token_functions()))
+    call = plugin_call(
+        name, [ir.Value(name=value[0]) for value in inputs], [ir.Value(name=value[0]) for value in outputs]
+    )
+    functions = [ir.to_proto(function) for function in token_functions().values()]
+    return session(graph([ir.to_proto(call)], inputs, outputs, functions=functions))
 
 
 @pytest.fixture(scope="module", params=[np.float16, np.float32], ids=["fp16", "fp32"])
@@ -111,8 +117,8 @@ def test_mask_functions_are_the_reference(mask_functions, total, share, seed):
 def test_the_reference_orders_stably(keep):
     order, count = compacted(np.array(keep, bool))
     assert sorted(order) == list(range(len(keep))) and count == sum(keep)
-    assert list(order[:count]) == [place for place, kept in enumerate(keep) if kept]
-    assert list(order[count:]) == [place for place, kept in enumerate(keep) if not kept]
+    assert list(order[:count]) == [position for position, kept in enumerate(keep) if kept]
+    assert list(order[count:]) == [position for position, kept in enumerate(keep) if not kept]
 
 
 CALLS = {
@@ -132,23 +138,37 @@ def folders(tiny_bundle_path, setr_bundle_path):
     return {"tiny": tiny_bundle_path, "setr": setr_bundle_path}
 
 
+def in_plugin_form(model):
+    """What the pass and the removal of unused nodes behind it make of a model, as `onnx` has it."""
+    *_, unused_nodes, _ = engine_passes(precision="fp32", plugins=True)
+    return ir.to_proto(applied(model, [plugin_form, unused_nodes]).model)
+
+
 def forms(folder, name):
-    portable = onnx.load(folder / f"{name}.onnx", load_external_data=False)
-    return portable, with_plugins(portable)
+    portable = ir.load(folder / f"{name}.onnx")
+    return ir.to_proto(portable), in_plugin_form(portable)
 
 
 @pytest.mark.parametrize(("bundle", "name"), CALLS)
 def test_the_calls_of_each_graph(folders, bundle, name):
-    portable, plugins = forms(folders[bundle], name)
-    before = onnx.load(folders[bundle] / f"{name}.onnx", load_external_data=False)
-    assert portable == before, "the argument is left alone"
-    assert plugin_calls(plugins) == Counter(CALLS[bundle, name])
+    given = ir.load(folders[bundle] / f"{name}.onnx")
+    portable = ir.to_proto(given)
+    plugins = in_plugin_form(given)
+    assert portable == ir.to_proto(given), "the argument is left alone"
+    assert plugin_form(ir.from_proto(portable)).modified == bool(CALLS[bundle, name])
+    assert plugin_calls(ir.from_proto(plugins)) == Counter(CALLS[bundle, name])
     assert {function.name for function in plugins.functions} == set(CALLS[bundle, name])
     # Not one byte of weights is read or copied: every initializer, external ones too, is as it was.
-    assert list(plugins.graph.initializer) == list(portable.graph.initializer)
+    before, changed = (
+        {tensor.name: tensor for tensor in model.graph.initializer}
+        for model in (portable, ir.to_proto(applied(given, [plugin_form]).model))
+    )
+    assert changed == before
+    assert all(tensor == before[tensor.name] for tensor in plugins.graph.initializer)
     assert list(plugins.graph.input) == list(portable.graph.input)
     assert list(plugins.graph.output) == list(portable.graph.output)
-    assert with_plugins(portable).SerializeToString(deterministic=True) == plugins.SerializeToString(deterministic=True)
+    again = in_plugin_form(given)
+    assert again.SerializeToString(deterministic=True) == plugins.SerializeToString(deterministic=True)
     for node in plugins.graph.node:
         if node.domain == DOMAIN:
             attributes = {attribute.name: attribute.s.decode() for attribute in node.attribute}
@@ -206,7 +226,7 @@ def compared(pair, inputs):
     return ours
 
 
-TOKENS, PLACES = ("tokens", FULL, [6, 4]), ("index", INT64, ["k"])
+TOKENS, INDEXED = ("tokens", FULL, [6, 4]), ("index", INT64, ["k"])
 
 
 @pytest.mark.parametrize(
@@ -219,20 +239,20 @@ TOKENS, PLACES = ("tokens", FULL, [6, 4]), ("index", INT64, ["k"])
             id="rows at constant positions",
         ),
         pytest.param(
-            [onnx.helper.make_node("Gather", ["tokens", "index"], ["out"], axis=1)], [TOKENS, PLACES], [], id="columns"
+            [onnx.helper.make_node("Gather", ["tokens", "index"], ["out"], axis=1)], [TOKENS, INDEXED], [], id="columns"
         ),
         pytest.param(
             [onnx.helper.make_node("Gather", ["vector", "index"], ["out"])],
-            [("vector", FULL, [6]), PLACES],
+            [("vector", FULL, [6]), INDEXED],
             [],
             id="entries of a vector",
         ),
         pytest.param(
             [
-                onnx.helper.make_node("Unsqueeze", ["index", "last"], ["places"]),
-                onnx.helper.make_node("ScatterND", ["tokens", "places", "values"], ["out"], reduction="add"),
+                onnx.helper.make_node("Unsqueeze", ["index", "last"], ["targets"]),
+                onnx.helper.make_node("ScatterND", ["tokens", "targets", "values"], ["out"], reduction="add"),
             ],
-            [TOKENS, PLACES, ("values", FULL, ["k", 4])],
+            [TOKENS, INDEXED, ("values", FULL, ["k", 4])],
             [onnx.numpy_helper.from_array(np.array([1]), "last")],
             id="a scatter that adds",
         ),
@@ -245,19 +265,20 @@ TOKENS, PLACES = ("tokens", FULL, [6, 4]), ("index", INT64, ["k"])
     ],
 )
 def test_other_operators_stay(nodes, inputs, initializers):
-    model = graph(nodes, inputs, [("out", FULL, None)], initializers)
-    assert not plugin_calls(with_plugins(model))
-    assert list(with_plugins(model).graph.node) == list(model.graph.node)
+    model = ir.from_proto(graph(nodes, inputs, [("out", FULL, None)], initializers))
+    before = ir.to_proto(model)
+    assert not plugin_form(model).modified
+    assert not plugin_calls(model)
+    assert list(ir.to_proto(model).graph.node) == list(before.graph.node)
 
 
 def test_gather_nd_of_rows_is_a_gather():
     nodes = [
-        onnx.helper.make_node("Unsqueeze", ["index", "last"], ["places"]),
-        onnx.helper.make_node("GatherND", ["tokens", "places"], ["out"]),
+        onnx.helper.make_node("Unsqueeze", ["index", "last"], ["targets"]),
+        onnx.helper.make_node("GatherND", ["tokens", "targets"], ["out"]),
     ]
     last = onnx.numpy_helper.from_array(np.array([1]), "last")
-    model = graph(nodes, [TOKENS, PLACES], [("out", FULL, ["k", 4])], [last])
-    changed = with_plugins(model)
+    changed = in_plugin_form(ir.from_proto(graph(nodes, [TOKENS, INDEXED], [("out", FULL, ["k", 4])], [last])))
     assert [node.op_type for node in changed.graph.node] == [GATHER], "and the reshaped index is gone"
     tokens, index = np.arange(24, dtype=np.float32).reshape(6, 4), np.array([5, 0])
     (out,) = session(changed).run(None, {"tokens": tokens, "index": index})

@@ -27,7 +27,7 @@ from dovit_deploy.engines.tensorrt.record import (
 )
 from dovit_deploy.engines.tensorrt.store import ENTRY, EngineCache, EngineSet, open_engines
 from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
-from dovit_deploy.graphs.derived import DerivedGraph, derive_graphs
+from dovit_deploy.graphs.forms import DerivedGraph, derive_graphs
 from dovit_deploy.graphs.plugins import DOMAIN, VERSION
 
 BUILDER = "dovit_deploy.engines.tensorrt.builder"

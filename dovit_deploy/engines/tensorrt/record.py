@@ -21,7 +21,7 @@ from dovit_deploy.engines.plugins.library import plugin_digest
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import UsageError
-from dovit_deploy.graphs.derived import PRECISIONS, forms_digest
+from dovit_deploy.graphs.forms import PRECISIONS, forms_digest
 from dovit_deploy.record import Record
 
 DTYPES = ("float16", "float32", "int64", "int32", "bool")

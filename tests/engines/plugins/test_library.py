@@ -96,11 +96,13 @@ def test_creators_bear_the_names_that_the_graphs_call():
 
 BUILD = """
 import json, sys
-import numpy, onnx
+import numpy
+import onnx_ir as ir
 import tensorrt_rtx as trt
-from dovit_deploy.graphs.plugins import plugin_calls, with_plugins
+from dovit_deploy.graphs.passes import applied
+from dovit_deploy.graphs.plugins import plugin_calls, plugin_form
 from dovit_deploy.engines.plugins.library import register_plugins
-from dovit_deploy.graphs.padding import with_weighted_sums
+from dovit_deploy.graphs.padding import weighted_sums
 from dovit_deploy.errors import EnvironmentProblem
 
 class Log(trt.ILogger):
@@ -113,12 +115,13 @@ class Log(trt.ILogger):
 
 path, smallest = sys.argv[1], int(sys.argv[2])
 creators, log = register_plugins(trt), Log()
-model = with_plugins(with_weighted_sums(onnx.load(path, load_external_data=False)))
+model = applied(ir.load(path), [weighted_sums, plugin_form]).model
 builder = trt.Builder(log)
 network = builder.create_network(0)
 parser = trt.OnnxParser(network, log)
 # The path is where external data is looked for: no weights are copied.
-assert parser.parse(model.SerializeToString(), path), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+text = ir.to_proto(model).SerializeToString()
+assert parser.parse(text, path), [parser.get_error(i).desc() for i in range(parser.num_errors)]
 config, profile = builder.create_builder_config(), builder.create_optimization_profile()
 config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 for number in range(network.num_inputs):

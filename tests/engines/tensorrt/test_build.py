@@ -23,6 +23,7 @@ from dovit_deploy.engines.tensorrt.build import build_engines
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key, graph_names, profiles_for
 from dovit_deploy.engines.tensorrt.store import EngineCache
 from dovit_deploy.errors import EngineBuildFailed, InputError, UsageError
+from dovit_deploy.graphs.forms import VERSIONS
 from tests.engines.tensorrt.fake_builder import MODULE, VARIABLE, fake_package
 from tests.paths import ROOT
 
@@ -239,11 +240,9 @@ def test_choices_that_cannot_be(choices, words: str, bundle: Bundle) -> None:
         engine_key(bundle, BuildRequest(**choices), fake_package())
 
 
-def test_a_change_of_the_code_that_derives_graphs_makes_other_keys(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_a_pass_makes_other_keys(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     before = engine_key(bundle, BuildRequest(), fake_package())
-    monkeypatch.setattr(engine_record, "forms_digest", lambda: "other forms")
+    monkeypatch.setitem(VERSIONS, "padding", VERSIONS["padding"] + 1)
     assert engine_key(bundle, BuildRequest(), fake_package()).name != before.name
 
 

@@ -30,7 +30,7 @@ from dovit_deploy.errors import (
     PackageMissing,
     ProviderMissing,
 )
-from dovit_deploy.graphs.derived import PRECISIONS
+from dovit_deploy.graphs.forms import PRECISIONS
 from dovit_deploy.runtime.session import Session
 from tests.engines.cuda.fake_device import FakeMemory, view
 from tests.engines.tensorrt.fake_builder import runnable_tensors

@@ -17,7 +17,7 @@ from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_pack
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
 from dovit_deploy.errors import EngineBuildFailed
-from dovit_deploy.graphs.derived import derive_graphs
+from dovit_deploy.graphs.forms import derive_graphs
 from tests.bundles import export_tiny
 from tests.tiny import tiny_spec
 

@@ -1,0 +1,144 @@
+"""Which passes make which form of a graph, and in which order? All forms are listed here.
+
+| form | for | written |
+|---|---|---|
+| portable | any ONNX runtime | into the bundle, `<graph>.onnx` |
+| fast | ONNX Runtime | into the bundle, `<graph>.ort.onnx` |
+| half | ONNX Runtime on a GPU | beside nothing: made when a graph is loaded |
+| engine | TensorRT | beside the engine that is built of it |
+
+The last two are derived from a bundle's graphs, without torch, and lie with their weights in a folder of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.graphs.attention import attention_count, fused_attention, standard_attention
+from dovit_deploy.graphs.exported import shared_tables, vector_products, without_traces
+from dovit_deploy.graphs.half_precision import HALF_SUFFIX, half_precision
+from dovit_deploy.graphs.padding import padding, weighted_sums
+from dovit_deploy.graphs.passes import Pass, applied, forget_types
+from dovit_deploy.graphs.plugins import plugin_calls, plugin_form
+from dovit_deploy.graphs.weights import SharedWeights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PRECISIONS = ("fp16", "fp32")
+
+EXPORTED: tuple[Pass, ...] = (without_traces, vector_products, shared_tables)
+"""For every graph as it comes from PyTorch's exporter."""
+PORTABLE: tuple[Pass, ...] = (standard_attention,)
+FAST: tuple[Pass, ...] = (fused_attention,)
+
+
+def half_passes() -> tuple[Pass, ...]:
+    """From the fast form to the half form."""
+    return (half_precision, _unused_nodes(), forget_types)
+
+
+def engine_passes(*, precision: str, plugins: bool) -> tuple[Pass, ...]:
+    """From the portable form to what TensorRT reads, in `precision`, one of `PRECISIONS`.
+
+    The order matters: padding follows rows of the index, which calls of plugins would hide; half precision must see the
+    values that padding adds, to give them a type; plugins take rows of either type.
+    """
+    passes: list[Pass] = [weighted_sums, padding]
+    if precision == "fp16":
+        passes.append(half_precision)
+    if plugins:
+        passes.append(plugin_form)
+    return (*passes, _unused_nodes(), forget_types)
+
+
+def _unused_nodes() -> Pass:
+    """Ensures that no node and no initializer is left that nobody reads."""
+    remover: Pass = packages.onnx_ir().passes.common.RemoveUnusedNodesPass()
+    return remover
+
+
+VERSIONS = {"weighted_sums": 2, "padding": 2, "half_precision": 2, "plugin_form": 2}
+"""Number up a pass of `engine_passes` when it makes another graph than before of the same graph: engines that users
+have in their caches are then built anew. `tests/graphs/test_forms.py` notices when it is forgotten."""
+
+
+def forms_digest() -> str:
+    """SHA-256 of what turns portable graphs into those that TensorRT reads: when it changes, older engines do not fit.
+
+    The graphs themselves stand in an engine's key with digests of their own. The versions stand for the passes, so that
+    files can be moved and comments written without an engine being lost.
+    """
+    return hashlib.sha256(json.dumps(VERSIONS, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DerivedGraph:
+    """A graph as TensorRT will read it."""
+
+    name: str
+    path: Path
+    attention: int
+    """How many attentions it holds."""
+    plugin_calls: Counter[str]
+
+
+def derive_graphs(
+    bundle: Bundle, names: Sequence[str], folder: Path, *, precision: str, plugins: bool
+) -> tuple[list[DerivedGraph], Path]:
+    """Write the engine form of the graphs called `names` to `folder`; also gives the path of their weights.
+
+    Raises:
+        PackageMissing: `onnx` or `onnx_ir` is not installed.
+        OSError: the folder cannot be written.
+    """
+    paths = {name: bundle.graph(name) for name in names}
+    models = write_derived(
+        list(paths.values()), folder, weights=bundle.weights, passes=engine_passes(precision=precision, plugins=plugins)
+    )
+    graphs = [
+        DerivedGraph(name, folder / path.name, attention_count(models[path]), plugin_calls(models[path]))
+        for name, path in paths.items()
+    ]
+    return graphs, folder / WEIGHTS
+
+
+def write_derived(
+    graphs: Sequence[Path], folder: Path, *, weights: Path, passes: Sequence[Pass]
+) -> dict[Path, ir.Model]:
+    """Write what `passes` make of the files `graphs` to `folder`, under the same names, over one weights file.
+
+    Args:
+        weights: the safetensors file that the graphs point into.
+
+    Returns:
+        The derived models by the path that they were read from.
+    """
+    onnx_ir = packages.onnx_ir()
+    models = {path: applied(onnx_ir.load(path), passes).model for path in graphs}
+    shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, SharedWeights.read(weights)))
+    for path, model in models.items():
+        shared(model)
+        onnx_ir.save(model, folder / path.name)
+    return models
+
+
+def _weights_of(models: Mapping[Path, ir.Model], portable: SharedWeights) -> dict[str, np.ndarray[Any, Any]]:
+    """What the models read of the portable weights, by name, in the precision in which they read it."""
+    tensors = {
+        str(value.name): value.const_value
+        for model in models.values()
+        for value in model.graph.initializers.values()
+        if str(value.name).removesuffix(HALF_SUFFIX) in portable.spans
+    }
+    return {name: tensor.numpy() for name, tensor in sorted(tensors.items()) if tensor is not None}
