@@ -1,4 +1,4 @@
-"""A session whose reports say how long the processor computed, in place of how long one waited.
+"""A session whose reports say how long the processor computed, instead of how long one waited.
 
 In one thread that is the same on a quiet machine; on a shared one waiting also measures the neighbours.
 """
@@ -30,5 +30,5 @@ class TimedSession:
 
 
 def processor_ms(result: SegmentationResult) -> float:
-    """CPU time of the model step of a picture that went through a `TimedSession`, all windows together."""
+    """CPU time of the model step of an image that went through a `TimedSession`, all windows together."""
     return sum(window.report.timing.model for window in result.tokens.windows)

@@ -80,7 +80,7 @@ def flags_of(function: object) -> set[str]:
 
 
 def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of README and the bundle's specification, with a bundle, pixels and a picture at hand."""
+    """Every Python block of README and the bundle's specification, with a bundle, pixels and an image at hand."""
     import numpy as np
     from PIL import Image
 

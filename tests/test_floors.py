@@ -58,7 +58,7 @@ OPTIONAL = {
     "cuda",
 }
 
-LONGEST_FILE, LONGEST_FUNCTION = 530, 80
+LONGEST_FILE, LONGEST_FUNCTION = 450, 80
 
 
 def file_name(path: Path) -> str:

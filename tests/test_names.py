@@ -110,29 +110,7 @@ def sides(value: ast.expr) -> list[ast.expr]:
     return [value]
 
 
-KNOWN_TWINS: set[str] = {
-    "Advance",
-    "Attention",
-    "ClassMap",
-    "Classifier",
-    "ConvStem",
-    "Grid",
-    "Kind",
-    "Logits",
-    "Network",
-    "Part",
-    "PatchStem",
-    "Pixels",
-    "Progress",
-    "Row",
-    "Rows",
-    "Sample",
-    "Selection",
-    "Size",
-    "Stemmed",
-    "Task",
-    "WeightsFile",
-}
+KNOWN_TWINS: set[str] = {"Progress", "Row", "WeightsFile"}
 """Names that two types of one package still share."""
 
 

@@ -99,10 +99,10 @@ def test_work_can_be_captured(model, pixels) -> None:
     runner._launch = dense._launch = Replayed()
     thresholds = thresholds_for(runner, pixels, PROFILES["p45"])
     agrees(model, pixels, runner, thresholds)
-    places = [runner.logits.data_ptr(), *(decision.order.data_ptr() for decision in runner.decisions)]
+    addresses = [runner.logits.data_ptr(), *(decision.order.data_ptr() for decision in runner.decisions)]
     other = pixels.flip(0).contiguous()
     agrees(model, other, runner, thresholds)
-    assert places == [runner.logits.data_ptr(), *(decision.order.data_ptr() for decision in runner.decisions)]
+    assert addresses == [runner.logits.data_ptr(), *(decision.order.data_ptr() for decision in runner.decisions)]
     first = dense.run(pixels)
     again = first.clone()
     assert dense.run(other).data_ptr() == first.data_ptr() and torch.allclose(first.flip(0), again, atol=FLOATS)
