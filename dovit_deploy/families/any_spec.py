@@ -15,6 +15,7 @@ from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 def _architecture(value: Any) -> str:  # noqa: ANN401  JSON, or a spec
     """The tag of a member. Vision transformers do not name theirs: manifests of version 0.1 knew no other."""
+    # While reading, the value is a mapping; while writing, the spec itself.
     found = value.get("architecture") if isinstance(value, Mapping) else getattr(value, "architecture", None)
     return str(found or "vision-transformer")
 

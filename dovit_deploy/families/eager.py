@@ -86,6 +86,7 @@ class EagerBackend:
         return buffer[:count]
 
     def _model(self, bundle: Bundle) -> torch.nn.Module:
+        # One model serves all stages and the dense network: they share its parameters.
         key = str(bundle.path)
         if key not in self._models:
             state = safetensors.torch.load_file(bundle.weights)

@@ -44,8 +44,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return torch.ops.dovit.attention(query, key, value, heads)  # type: ignore[no-any-return]
 
 
-class Attention(nn.Module):
-    """Self-attention with separate query, key and value projections and an output projection."""
+class AttentionProjections(nn.Module):
+    """Separate query, key and value projections, and an output projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -54,6 +54,10 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
+
+
+class Attention(AttentionProjections):
+    """Self-attention: every token over every other."""
 
     def forward(self, x: Tensor, attend: Attend = attention) -> Tensor:
         return self.output(attend(self.query(x), self.key(x), self.value(x), self.heads))  # type: ignore[no-any-return]
@@ -141,6 +145,7 @@ class ConvEmbedding(nn.Module):
         self.projection = nn.Conv2d(stem.widths[-1], width, 2, stride=2)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        # The first convolution has no residual block behind it, on the largest grid of all.
         x = functional.relu(self.down[0](pixels))
         for down, residual in zip(self.down[1:], self.residual, strict=True):
             x = residual(functional.relu(down(x)))

@@ -55,6 +55,7 @@ class CostModel(ABC, Generic[SpecT]):
         Raises:
             ValueError: not as many counts as the network has stages.
         """
+        # Counts other than the spec's are taken: with gates, the data decide them.
         if len(kept) != len(self.spec.counts):
             raise ValueError(f"{len(kept)} token counts for {len(self.spec.counts)} stages")
         return self.report(kept)

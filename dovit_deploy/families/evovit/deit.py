@@ -49,6 +49,7 @@ class EvoDeit(nn.Module):
     def run(self, tokens: Tensor, selections: tuple[TokenSelection, ...], attend: Attend = attention) -> DeitRun:
         """`tokens` (..., E + N, C) through all layers under `selections`."""
         run = DeitRun(self, tokens, attend)
+        # They follow one another within the layers: the spec has checked it.
         for selection in selections:
             run.select(selection)
         run.run_until(self.spec.depth)
@@ -112,6 +113,7 @@ class DeitHead(nn.Module):
             self.distilled = nn.Linear(spec.width, spec.classes)
 
     def forward(self, rows: Tensor) -> Tensor:
+        # With a distillation token there are two rows, each with a layer of its own.
         if len(rows) == 1:
             return self.classifier(rows)  # type: ignore[no-any-return]
         return (self.classifier(rows[:1]) + self.distilled(rows[1:])) / 2  # type: ignore[no-any-return]

@@ -57,6 +57,7 @@ class EvoLevit(nn.Module):
         for stage, (first, last) in enumerate(self.spec.stage_layers):
             if stage:
                 run.subsample(cast("LevitDown", self.downs[stage - 1]))
+            # No selection crosses a stage.
             for selection in selections:
                 if first <= selection.first < last:
                     run.select(selection)
@@ -130,6 +131,7 @@ class LevitRun(SelectiveRun):
 
 def state_at_size(state: State, spec: EvoLevitSpec, target: EvoLevitSpec) -> State:
     """The position embeddings of every grid resized bilinearly, as the source does it for DeiT; the rest as it is."""
+    # Name of a table -> the stage whose grid it belongs to: a subsampling adds positions before it thins the grid.
     tables = {"positions": 0, **{f"downs.{number}.positions": number for number in range(len(spec.subsamples))}}
     resized = {
         name: resized_positions(state[name], 1, spec.stage_grids[stage], target.stage_grids[stage], "bilinear")

@@ -55,6 +55,7 @@ class SelectiveRun(ABC):
         scores, order = by_score(self.scores)
         # The new order is of patches that are in an order already.
         self.order = order if self.order is None else self.order.gather(-1, order)
+        # Reported in raster order, as integers: graphs have no boolean outputs.
         self.chosen.append((ranks(self.order) < count).to(torch.int64))
         chosen, rest = (rows(self.tokens, self.extra + part) for part in (order[..., :count], order[..., count:]))
         self.tokens, self.scores = self.run_chosen(selection, chosen, rest, scores)

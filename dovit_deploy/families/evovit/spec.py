@@ -52,7 +52,7 @@ class TokenSelection(Record):
 
 def check_selections(selections: tuple[TokenSelection, ...], depth: int) -> None:
     """Raise ValueError unless `selections` follow one another within `depth` layers."""
-    # The first layer has no scores to choose by yet.
+    # Layer 0 is never selected for: there are no scores before it.
     free = 1
     for selection in selections:
         if selection.first < free or selection.last > depth:

@@ -109,6 +109,7 @@ class ShiftMask(nn.Module):
 
     def __init__(self, grid: Grid, window: int, shift: int) -> None:
         super().__init__()
+        # Always real, even if the network is built on the meta device: tables are no weights.
         regions = torch.tensor(region_table(grid, window, shift=shift), device="cpu")
         self.register_buffer("regions", regions, persistent=False)
 
@@ -186,6 +187,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = shape.heads
         self.layout = layout
+        # The bias before the output: the optimizer of a saved run knows parameters by their order.
         self.query = nn.Linear(shape.width, shape.width)
         self.key = nn.Linear(shape.width, shape.width)
         self.value = nn.Linear(shape.width, shape.width)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.families.layers import Mlp, attention
+from dovit_deploy.families.layers import AttentionProjections, Mlp, attention
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.stvit.attention import (
     BlockShape,
@@ -53,6 +53,7 @@ class SemanticUnit(nn.Module):
     def __init__(self, spec: StvitSwinSpec, shape: BlockShape) -> None:
         super().__init__()
         grid = spec.stage_grid(REDUCED_STAGE)
+        # Sides of the grids whose attention has biases: one window's semantic tokens, and all of them.
         sides = (SAMPLES, spec.semantic_grid[0]) if spec.relative_positions else (0, 0)
         self.entry = SwinBlock(shape, spec.window, window_layout(grid, spec.window))
         self.pool = semantic_pooling(grid, spec.window, convolved=shape.width if spec.local_convolution else 0)
@@ -162,16 +163,11 @@ class UnitLayouts:
         self.recovery = recovery_layout(spec)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(AttentionProjections):
     """Every query (..., n, C) over every key (..., m, C)."""
 
     def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        self.heads = shape.heads
-        self.query = nn.Linear(shape.width, shape.width)
-        self.key = nn.Linear(shape.width, shape.width)
-        self.value = nn.Linear(shape.width, shape.width)
-        self.output = nn.Linear(shape.width, shape.width)
+        super().__init__(shape.width, shape.heads)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         mixed = attention(self.query(x), self.key(y), self.value(y), self.heads)
@@ -198,6 +194,7 @@ class CrossBlock(nn.Module):
         self.scale2 = scale_from(shape)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        # Without other tokens it is an ordinary block, whose norm is computed once.
         queries = self.norm1(x)
         mixed = self.scale1(self.attention(queries, queries if y is None else self.norm1(y)))
         x = x + mixed if self.residual else mixed
@@ -228,7 +225,7 @@ class WindowPooling(nn.Module):
         pooled: Tensor = binned.reshape(shape).amax(-2)
         if self.convolution is None:
             return pooled
-        # Inside each window alone: a window is an image of the batch.
+        # Inside each window alone: to the convolution a window is an image of a batch.
         image: Tensor = pooled.reshape(-1, self.side, self.side, pooled.shape[-1]).permute(0, 3, 1, 2)
         image = image + self.convolution(image)
         return image.permute(0, 2, 3, 1).reshape(pooled.shape)
@@ -263,6 +260,7 @@ def recovery_layout(spec: AnySizeShape) -> WindowLayout:
     grid, semantic = spec.stage_grid(REDUCED_STAGE), spec.semantic_grid
     count, span = grid[0] * grid[1], spec.recovery_neighbourhood
     queries = window_table(grid, spec.window)
+    # Where the rest is odd, the source reaches one token further below and on the right.
     before = (span - SAMPLES) // 2
     table = neighbourhood_table(semantic, whole_windows(grid, spec.window), step=SAMPLES, span=span, before=before)
     mask = padding_mask(spec, table == spec.semantic_tokens, table, semantic)
@@ -291,6 +289,7 @@ def padding_mask(spec: AnySizeShape, outside: Table, cut: Table, whole: Grid) ->
     if spec.padding_mask == "released":
         rows, columns = spec.stage_grid(REDUCED_STAGE)
         corner = released_corner(whole, (-rows % spec.window, -columns % spec.window))
+        # The number one past the last is what is beyond `whole`.
         hidden = np.append(corner.reshape(-1), True)[cut]
     # A softmax does not see a constant.
     return PaddingMask(hidden) if hidden.any() and not hidden.all() else None

@@ -94,6 +94,7 @@ class StvitSwinSpec(ReducedShape):
 
     @model_validator(mode="after")
     def _fits(self) -> StvitSwinSpec:
+        # The message lists what fits: with most windows it is a single size.
         if self.size[0] != self.size[1] or not fits(self.size[0], self.window):
             sides = ", ".join(f"{side}x{side}" for side in fitting_sides(self.window)) or "no size"
             raise ValueError(
@@ -115,6 +116,7 @@ class AnySizeShape(ReducedShape):
 
     @model_validator(mode="after")
     def _reach(self) -> AnySizeShape:
+        # A neighbourhood is grown around its window.
         if min(self.neighbourhoods) < self.window:
             raise ValueError(f"neighbourhoods {self.neighbourhoods} must not be smaller than the window {self.window}")
         return self

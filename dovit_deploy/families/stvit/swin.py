@@ -47,6 +47,7 @@ class SwinPatchStem(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        # LayerNorm is over the last axis, channels are the second.
         return self.norm(self.projection(pixels).movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
 
 
@@ -110,6 +111,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Gathered side by side, so that joining four is a reshape.
         four = self.rows(with_empty(x, needed=self.rows.outside))
         joined = four.reshape(*four.shape[:-2], four.shape[-2] // 4, 4 * four.shape[-1])
         return self.reduction(self.norm(joined))  # type: ignore[no-any-return]
@@ -185,6 +187,7 @@ def ordinary_stage(
     spec: SwinSpec | StvitSwinSpec, stage: int, *, layer_scale: bool = False, trainable: bool
 ) -> SwinStage:
     """A stage of ordinary blocks; a grid of a single window is not shifted."""
+    # A shift inside a single window would only hide tokens from each other.
     shifted = min(spec.stage_grid(stage)) > spec.window
     window = spec.stage_window(stage)
     return SwinStage(spec, stage, window=window, shifted=shifted, layer_scale=layer_scale, trainable=trainable)

@@ -96,6 +96,7 @@ class SwinSpec(SwinShape):
 
     @model_validator(mode="after")
     def _whole_windows(self) -> SwinSpec:
+        # Every merge needs even sides, and nothing is padded.
         step = PATCH * 2 ** (len(self.depths) - 1)
         grids = [self.stage_grid(stage) for stage in range(len(self.depths))]
         whole = all(side % self.stage_window(stage) == 0 for stage, grid in enumerate(grids) for side in grid)

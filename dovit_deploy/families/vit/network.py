@@ -152,6 +152,7 @@ def kept_mask(index: Tensor, stop: Tensor, extra: int, total: int) -> Tensor:
         index: (E + n,) int64, what ran.
         stop: (n,) bool, for the running patches in the order of `index`.
     """
+    # Integers and not booleans: the order is a cumulative sum of this mask.
     ones = torch.ones(extra, dtype=torch.int64, device=stop.device)
     keep = torch.cat([ones, (~stop).to(torch.int64)])
     return torch.zeros(total, dtype=torch.int64, device=stop.device).index_copy(0, index, keep)
@@ -221,6 +222,7 @@ class LastStage(_LaterStage):
 def stages_from_model(model: VisionTransformer) -> list[nn.Module]:
     """One module a stage, in order, sharing the model's parameters."""
     count = len(model.spec.gates)
+    # Without a gate no number is unknown, and nothing is cut.
     if count == 0:
         return whole_stages(model)
     middle = [MiddleStage(model, number) for number in range(1, count)]
