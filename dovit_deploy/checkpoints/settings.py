@@ -1,9 +1,8 @@
 """Where does each value of a network come from, and what if its sources contradict each other or none knows it?
 
 A reader states every value as one `SpecValue`: its key in the configuration, what the checkpoint's entries show, and a
-default.
-`Sources` resolves it: what is stated must not contradict the entries; what nobody states or shows is named at the end,
-all such values at once.
+default. `Sources` resolves it: what is stated must not contradict the entries; what no source knows is named at the
+end, all such values at once.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Section:
 
     def wrong(self, key: str, wanted: str) -> ConfigError:
         """The error for a value that is not what it must be."""
-        return ConfigError(f"the configuration: '{self.name(key)}' is {self.values[key]!r}; {wanted}")
+        return ConfigError(f"the configuration: '{self.name(key)}' is {self.values.get(key)!r}; {wanted}")
 
     def section(self, key: str) -> Section | None:
         value = self.values.get(key)
@@ -139,7 +138,7 @@ class SpecValue(Generic[T_co]):
     """Reads it there; most are methods of `Section`."""
     placeholder: T_co
     """Keeps the work going until `Sources.finish` names what is unknown."""
-    seen: Callable[[Sources], T_co | None] | None = None
+    shown: Callable[[Sources], T_co | None] | None = None
     """What the checkpoint's entries show; must equal what is stated."""
     default: Callable[[Sources], T_co | None] | None = None
     label: str = ""
@@ -172,7 +171,7 @@ class Sources(Section):
 
     def _resolve(self, wanted: SpecValue[T]) -> T:
         label = wanted.label or wanted.key
-        value = self.agreed(label, wanted.stated(self, wanted.key), wanted.seen(self) if wanted.seen else None)
+        value = self.agreed(label, wanted.stated(self, wanted.key), wanted.shown(self) if wanted.shown else None)
         if value is None and wanted.default is not None:
             value = wanted.default(self)
         if value is not None:
@@ -180,28 +179,28 @@ class Sources(Section):
         self.unknown.append(self.name(label))
         return wanted.placeholder
 
-    def agreed(self, key: str, stated: T | None, seen: T | None) -> T | None:
+    def agreed(self, key: str, stated: T | None, shown: T | None) -> T | None:
         """Whichever of the two there is.
 
         Raises:
             ConfigError: there are both, and they differ.
         """
-        if stated is not None and seen is not None and stated != seen:
+        if stated is not None and shown is not None and stated != shown:
             raise ConfigError(
-                f"'{self.name(key)}' is {_shown(stated)} in the configuration and {_shown(seen)} in the keys of "
+                f"'{self.name(key)}' is {_as_text(stated)} in the configuration and {_as_text(shown)} in the keys of "
                 f"{self.checkpoint}; give the configuration this checkpoint was trained with"
             )
-        return seen if stated is None else stated
+        return shown if stated is None else stated
 
     def present(self, key: str, pattern: str, *, default: bool = False) -> bool:
         """Whether an optional part exists: as stated, else as its entries (`pattern`) show, else `default`.
 
         Stated and not there is a missing entry, which is reported later; there and denied is a contradiction.
         """
-        stated, seen = self.flag(key), self.facts.has(pattern)
-        if stated is False and seen:
+        stated, shown = self.flag(key), self.facts.has(pattern)
+        if stated is False and shown:
             raise ConfigError(f"'{self.name(key)}' is false in the configuration, and the checkpoint has its entries")
-        return stated if stated is not None else seen or default
+        return stated if stated is not None else shown or default
 
     def part(self, key: str, entries: str) -> Sources:
         """The part that is stated under `key`, empty where nothing is, and whose entries begin with `entries`.
@@ -227,7 +226,7 @@ class Sources(Section):
             )
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "x".join(str(item) for item in value)
     return str(value)
@@ -241,7 +240,7 @@ def invalid_as_config_error(error: ValidationError, source: str) -> ConfigError:
     return ConfigError(f"the configuration of {source} makes no network: {field}{': ' if field else ''}{message}")
 
 
-# What the entries show, for `SpecValue.seen`.
+# What the entries show, for `SpecValue.shown`.
 
 
 def size(*votes: tuple[str, int]) -> Callable[[Sources], int | None]:

@@ -62,14 +62,14 @@ def test_batch_norms_are_folded(tmp_path: Path) -> None:
     state = official.dovit_state()
     weights, config = write(tmp_path, state, official.DOVIT)
     ours = checkpoint_from_path(weights, config=config).state
-    place = "backbone.auxiliary_head.1.convs.0"
+    name = "backbone.auxiliary_head.1.convs.0"
     x = torch.randn(3, official.WIDTH, 1, 1)
     normed = torch.nn.functional.batch_norm(
-        torch.nn.functional.conv2d(x, state[f"{place}.conv.weight"]),
-        state[f"{place}.bn.running_mean"],
-        state[f"{place}.bn.running_var"],
-        state[f"{place}.bn.weight"],
-        state[f"{place}.bn.bias"],
+        torch.nn.functional.conv2d(x, state[f"{name}.conv.weight"]),
+        state[f"{name}.bn.running_mean"],
+        state[f"{name}.bn.running_var"],
+        state[f"{name}.bn.weight"],
+        state[f"{name}.bn.bias"],
     )
     mine = x[..., 0, 0] @ ours["gates.1.head.hidden.weight"].T + ours["gates.1.head.hidden.bias"]
     assert torch.allclose(mine, normed[..., 0, 0], atol=1e-6)
@@ -112,7 +112,7 @@ def test_pth_without_configuration_names_what_is_unknown(tmp_path: Path) -> None
     assert "embed_dims" not in str(error.value)
 
 
-def test_config_has_the_say_over_meta_and_flags_over_both(tmp_path: Path) -> None:
+def test_config_takes_precedence_over_meta_and_flags_over_both(tmp_path: Path) -> None:
     meta = official.changed(official.DOVIT, "backbone.exit_conf", 0.8)
     path = official.save_pth(tmp_path / "m.pth", official.dovit_state(), config=official.config_text(meta))
     config = tmp_path / "partial.json"
@@ -122,7 +122,7 @@ def test_config_has_the_say_over_meta_and_flags_over_both(tmp_path: Path) -> Non
     assert checkpoint_from_path(path, config=config, thresholds=[0.5]).thresholds == (0.5, 0.5)
 
 
-def test_config_mends_a_meta_that_cannot_be_read(tmp_path: Path) -> None:
+def test_config_is_the_remedy_for_a_meta_that_cannot_be_read(tmp_path: Path) -> None:
     path = official.save_pth(tmp_path / "m.pth", official.dovit_state(), config="model = build()\n")
     with pytest.raises(ConfigError, match="--config"):
         checkpoint_from_path(path)
@@ -167,7 +167,7 @@ def test_a_decode_head_that_reads_early_cuts_the_depth(tmp_path: Path) -> None:
     model_from_spec(checkpoint.spec, checkpoint.state)
 
 
-def test_gates_behind_the_decode_heads_layer_are_left_out(tmp_path: Path) -> None:
+def test_gates_after_the_decode_heads_layer_are_left_out(tmp_path: Path) -> None:
     config = official.changed(official.DOVIT, "decode_head.in_index", 0)
     weights, settings = write(tmp_path, official.dovit_state(), config)
     checkpoint = checkpoint_from_path(weights, config=settings)
@@ -321,7 +321,7 @@ def test_unexpected_entries_are_refused(tmp_path: Path, name: str) -> None:
         checkpoint_from_path(weights, config=config)
 
 
-def test_many_faults_are_told_in_short(tmp_path: Path) -> None:
+def test_many_faults_are_listed_in_short(tmp_path: Path) -> None:
     state = {n: t for n, t in official.dovit_state().items() if ".ffn." not in n or "decode" in n}
     weights, config = write(tmp_path, state, official.DOVIT)
     with pytest.raises(CheckpointMismatch, match=r"and 12 more") as error:
@@ -352,11 +352,11 @@ class _Attack:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("place", ["meta", "state_dict", "optimizer"])
-def test_a_pickle_that_executes_code_is_refused_and_does_not_run(tmp_path: Path, place: str, legacy: bool) -> None:
+@pytest.mark.parametrize("part", ["meta", "state_dict", "optimizer"])
+def test_a_pickle_that_executes_code_is_refused_and_does_not_run(tmp_path: Path, part: str, legacy: bool) -> None:
     target, path = tmp_path / "owned", tmp_path / "evil.pth"
     contents: dict[str, Any] = {"meta": {}, "state_dict": official.dovit_state(), "optimizer": {}}
-    contents[place]["x"] = _Attack(target)
+    contents[part]["x"] = _Attack(target)
     torch.save(contents, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(PickleRefused, match="--allow-pickle"):
         checkpoint_from_path(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -67,37 +68,37 @@ def test_what_the_inner_lacks_is_taken_from_the_top(weights: dict[str, Path], tm
 
 
 @pytest.mark.parametrize(
-    "place",
+    "key",
     ["typo", "backbone.typo", "decode_head.typo", "auxiliary_head.1.typo", "backbone.norm_cfg.typo", "test_cfg.typo"],
 )
-def test_unknown_names_inside_are_errors(weights: dict[str, Path], tmp_path: Path, place: str) -> None:
-    contents = {"config": official.changed(DOVIT, place, 1)}
+def test_unknown_names_inside_are_errors(weights: dict[str, Path], tmp_path: Path, key: str) -> None:
+    contents = {"config": official.changed(DOVIT, key, 1)}
     with pytest.raises(ConfigError, match="typo"):
         understood(weights["dovit"], tmp_path, contents)
 
 
 def test_unknown_names_in_segmenters_arguments_are_errors(weights: dict[str, Path], tmp_path: Path) -> None:
-    for place in ("typo", "decoder.typo"):
+    for key in ("typo", "decoder.typo"):
         arguments = {**SEGMENTER, "decoder": {"name": "mask_transformer"}}
         with pytest.raises(ConfigError, match="typo"):
-            understood(weights["segmenter"], tmp_path, {"net_kwargs": official.changed(arguments, place, 1)})
+            understood(weights["segmenter"], tmp_path, {"net_kwargs": official.changed(arguments, key, 1)})
 
 
 @pytest.mark.parametrize(
-    "place",
+    "key",
     [
         *("pretrained", "train_cfg", "init_cfg", "loss_weights", "backbone.drop_path_rate", "backbone.with_cp"),
         *("backbone.pretrained", "backbone.detach_aux", "decode_head.loss_decode", "decode_head.dropout_ratio"),
         *("auxiliary_head.0.sampler", "decode_head.ignore_index"),
     ],
 )
-def test_training_only_names_are_ignored(weights: dict[str, Path], tmp_path: Path, place: str) -> None:
-    contents = {"config": official.changed(DOVIT, place, {"type": "anything"})}
+def test_training_only_names_are_ignored(weights: dict[str, Path], tmp_path: Path, key: str) -> None:
+    contents = {"config": official.changed(DOVIT, key, {"type": "anything"})}
     assert understood(weights["dovit"], tmp_path, contents).spec == official.dovit_spec()
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key", "value"),
     [
         ("backbone.embed_dims", 24),
         ("backbone.num_layers", 5),
@@ -120,23 +121,23 @@ def test_training_only_names_are_ignored(weights: dict[str, Path], tmp_path: Pat
     ],
 )
 def test_contradictions_with_the_keys_are_errors(
-    weights: dict[str, Path], tmp_path: Path, place: str, value: object
+    weights: dict[str, Path], tmp_path: Path, key: str, value: object
 ) -> None:
-    with pytest.raises(ConfigError, match=place.split(".")[-1]):
-        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, place, value)})
+    with pytest.raises(ConfigError, match=key.split(".")[-1]):
+        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, key, value)})
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key", "value"),
     [("d_model", 32), ("n_layers", 3), ("n_cls", 6), ("image_size", 48), ("distilled", True), ("decoder", "linear")],
 )
-def test_segmenter_contradictions(weights: dict[str, Path], tmp_path: Path, place: str, value: object) -> None:
-    with pytest.raises(ConfigError, match="image_size" if place == "distilled" else place):
-        understood(weights["segmenter"], tmp_path, {"kwargs": {**SEGMENTER, place: value}})
+def test_segmenter_contradictions(weights: dict[str, Path], tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="image_size" if key == "distilled" else key):
+        understood(weights["segmenter"], tmp_path, {"kwargs": {**SEGMENTER, key: value}})
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("key", "value"),
     [
         ("backbone.patch_norm", True),
         ("backbone.output_cls_token", True),
@@ -178,14 +179,24 @@ def test_segmenter_contradictions(weights: dict[str, Path], tmp_path: Path, plac
         ("palette", [[0, 0, 999]] * 5),
     ],
 )
-def test_unsupported_values_are_named(weights: dict[str, Path], tmp_path: Path, place: str, value: object) -> None:
+def test_unsupported_values_are_named(weights: dict[str, Path], tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(ConfigError) as error:
-        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, place, value)})
+        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, key, value)})
     assert len(str(error.value).splitlines()) <= 2
 
 
+def test_a_gate_whose_keys_show_a_mask_head_is_refused(tmp_path: Path) -> None:
+    """Nothing states its class, so the message has nothing to quote."""
+    state = official.dovit_state() | {"backbone.auxiliary_head.0.cls_emb": torch.zeros(1, 5, 16)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"'auxiliary_head\.0\.type' is None; a gate needs an FCNHead or a SETRUPHead"
+    ):
+        understood(tmp_path / "w.safetensors", tmp_path, official.changed(DOVIT, "auxiliary_head", ...))
+
+
 @pytest.mark.parametrize(
-    "place",
+    "key",
     [
         "backbone.num_heads",
         "backbone.interpolate_mode",
@@ -194,9 +205,9 @@ def test_unsupported_values_are_named(weights: dict[str, Path], tmp_path: Path, 
         "decode_head.num_heads",
     ],
 )
-def test_values_that_stay_unknown_are_named(weights: dict[str, Path], tmp_path: Path, place: str) -> None:
-    with pytest.raises(ConfigError, match=place.replace(".", r"\.")) as error:
-        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, place, ...)})
+def test_values_that_stay_unknown_are_named(weights: dict[str, Path], tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")) as error:
+        understood(weights["dovit"], tmp_path, {"config": official.changed(DOVIT, key, ...)})
     assert "--config" in str(error.value)
 
 
@@ -205,18 +216,18 @@ def test_the_scale_of_a_setr_head_must_be_stated(weights: dict[str, Path], tmp_p
         understood(weights["setr"], tmp_path, official.changed(SETR_PUP, "decode_head.up_scale", ...))
 
 
-def test_what_the_keys_tell_need_not_be_stated(weights: dict[str, Path], tmp_path: Path) -> None:
+def test_what_the_keys_show_need_not_be_stated(weights: dict[str, Path], tmp_path: Path) -> None:
     contents = DOVIT
-    for place in (
+    for key in (
         *("backbone.embed_dims", "backbone.num_layers", "backbone.patch_size", "backbone.mlp_ratio", "backbone.type"),
         *("backbone.final_norm", "backbone.with_cls_token", "backbone.agg_rate", "decode_head.type", "test_cfg"),
         *("decode_head.num_classes", "decode_head.embed_dims", "decode_head.num_layers", "auxiliary_head"),
     ):
-        contents = official.changed(contents, place, ...)
+        contents = official.changed(contents, key, ...)
     assert understood(weights["dovit"], tmp_path, contents).spec == official.dovit_spec()
 
 
-def test_a_square_grid_tells_the_training_size(weights: dict[str, Path], tmp_path: Path) -> None:
+def test_a_square_grid_shows_the_training_size(weights: dict[str, Path], tmp_path: Path) -> None:
     spec = understood(weights["setr"], tmp_path, official.changed(SETR_PUP, "backbone.img_size", ...)).spec
     assert spec == official.setr_spec()
     with pytest.raises(ConfigError, match=r"backbone\.img_size"):
@@ -239,7 +250,7 @@ def test_the_floor(weights: dict[str, Path], tmp_path: Path, value: object, floo
     assert understood(weights["dovit"], tmp_path, contents).floor == floor
 
 
-def test_mean_std_and_classes_from_every_place(weights: dict[str, Path], tmp_path: Path) -> None:
+def test_mean_std_and_classes_from_every_source(weights: dict[str, Path], tmp_path: Path) -> None:
     norm = {"mean": [10.0, 20.0, 30.0], "std": [1.0, 2.0, 3.0]}
     contents = {**DOVIT, "data_preprocessor": {"type": "SegDataPreProcessor", "bgr_to_rgb": True, **norm}}
     contents |= {"classes": list("abcde"), "palette": [[1, 1, 1]] * 5}

@@ -8,7 +8,7 @@ from dovit_deploy.checkpoints.keys import KeyFacts
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, has, size, training_size
 from dovit_deploy.errors import ConfigError
 
-WIDTH = SpecValue("width", Section.integer, 1, seen=size(("norm.*", 0)))
+WIDTH = SpecValue("width", Section.integer, 1, shown=size(("norm.*", 0)))
 HEADS = SpecValue("heads", Section.integer, 1, default=lambda sources: {8: 2}.get(sources[WIDTH]))
 SIZE = training_size("size", positions="positions", extra=lambda _: 1, patch=lambda _: 16)
 

@@ -28,7 +28,7 @@ DEIT_KEYS: KeyTable = {
     "head_dist.{entry}": "head.distilled.{entry}",
 }
 EVO_DEIT_KEYS: KeyTable = {
-    # A layer's weights lie in five lists of the source: norms, qks, vs, projs, blocks.
+    # A layer's weights are in five lists of the source: norms, qks, vs, projs, blocks.
     "cls_token": extra_token(0),
     "pos_embed": batched("positions"),
     "patch_embed.proj.{entry}": "stem.projection.{entry}",
@@ -85,8 +85,8 @@ def _published_tradeoffs(network: Sources) -> tuple[float, ...] | None:
     return _PUBLISHED_RATIOS if published else None
 
 
-WIDTH = SpecValue("embed_dim", Section.integer, 1, seen=size(("norm.*", 0), ("norms.*.*", 0), ("blocks.*.norm*.*", 0)))
-PATCH = SpecValue("patch_size", Section.integer, 16, seen=size(("patch_embed.proj.weight", 2)))
+WIDTH = SpecValue("embed_dim", Section.integer, 1, shown=size(("norm.*", 0), ("norms.*.*", 0), ("blocks.*.norm*.*", 0)))
+PATCH = SpecValue("patch_size", Section.integer, 16, shown=size(("patch_embed.proj.weight", 2)))
 SIZE = training_size(
     "img_size",
     positions="pos_embed",
@@ -94,11 +94,11 @@ SIZE = training_size(
     patch=lambda network: network[PATCH],
 )
 HEADS = SpecValue("num_heads", Section.integer, 1, default=lambda network: HEADS_OF_WIDTH.get(network[WIDTH]))
-HIDDEN = SpecValue("mlp_ratio", _stated_hidden, 1, seen=size(("blocks.*.mlp.fc1.*", 0)))
-CLASSES = SpecValue("num_classes", Section.integer, 1, seen=size(("head.*", 0)))
-EVO_DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, seen=count("qks"))
-DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, seen=count("blocks"))
-DISTILLED = SpecValue("distilled", Section.flag, False, seen=has("dist_token"))
+HIDDEN = SpecValue("mlp_ratio", _stated_hidden, 1, shown=size(("blocks.*.mlp.fc1.*", 0)))
+CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.*", 0)))
+EVO_DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, shown=count("qks"))
+DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, shown=count("blocks"))
+DISTILLED = SpecValue("distilled", Section.flag, False, shown=has("dist_token"))
 TRADEOFFS = SpecValue("tradeoff", _stated_tradeoffs, (1.0,) * PUBLISHED_DEPTH, default=_published_tradeoffs)
 
 
@@ -176,7 +176,7 @@ def _ratios(network: Section, depth: int) -> tuple[float, ...]:
     if len(ratios) != depth:
         raise ConfigError(f"'prune_ratio' has {len(ratios)} entries for {depth} layers")
     if not all(0 <= ratio <= 1 for ratio in ratios):
-        raise ConfigError(f"'prune_ratio' {', '.join(f'{ratio:g}' for ratio in ratios)}: each must lie in 0 to 1")
+        raise ConfigError(f"'prune_ratio' {', '.join(f'{ratio:g}' for ratio in ratios)}: each must be between 0 and 1")
     return ratios
 
 

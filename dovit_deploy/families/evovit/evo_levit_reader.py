@@ -1,7 +1,7 @@
 """Evo-ViT on LeViT: constructor arguments and keys -> EvoLevitSpec. Source: YifanXu74/Evo-ViT.
 
 The source registers every layer twice: in `blocks.*`, layer by layer, and in `stage_blocks.*`, where the pruned layers
-of a stage lie together in one module. A file may have either view, or both and equal.
+of a stage are together in one module. A file may have either view, or both and equal.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _ratios(network: Section, depths: tuple[int, ...]) -> tuple[tuple[float, ...
             f"{sum(depths)} layers in {len(depths)} stages need one each"
         )
     if not all(0 <= ratio <= 1 for ratio in (*layers, *stages)):
-        raise ConfigError("'prune_ratio': each entry must lie in 0 to 1")
+        raise ConfigError("'prune_ratio': each entry must be between 0 and 1")
     if layers[0] != 1:
         raise ConfigError("'prune_ratio' of the first layer must be 1: there are no scores before it to choose by")
     return layers, stages

@@ -21,7 +21,7 @@ from dovit_deploy.errors import CheckpointMismatch, ConfigError
 from dovit_deploy.families.evovit.levit import distance_index
 from dovit_deploy.families.evovit.spec import LevitPyramid, LevitSpec, LevitStage, LevitSubsample
 
-# Key names. `c` is a linear layer or convolution, `bn` its batch norm behind it; in a head the norm comes first.
+# Key names. `c` is a linear layer or convolution, `bn` the batch norm after it; in a head the norm comes first.
 
 STEM_AND_HEAD_KEYS: KeyTable = {
     "patch_embed.0.c.weight": "stem.down.0.projection.weight",
@@ -77,7 +77,7 @@ def official_numbers(
 ) -> Callable[[Mapping[str, str]], Mapping[str, object]]:
     """For `KeyMap.numbers`: the source numbers its blocks over all stages, with two for each subsampling.
 
-    `block` is a layer's, `cross` a subsampling's; `mlp` and `cross_mlp` are the blocks behind them.
+    `block` is a layer's, `cross` a subsampling's; `mlp` and `cross_mlp` are the blocks after them.
     """
 
     def numbers(fields: Mapping[str, str]) -> Mapping[str, object]:
@@ -105,7 +105,7 @@ class LevitLayout:
     attentions: tuple[tuple[str, ...], ...]
     """Per stage, the names of its attention layers' modules."""
     pruned: tuple[bool, ...] | None
-    """Per layer, whether it lies in a StageModule; None: only the layer-wise view is there, which does not show it."""
+    """Per layer, whether it is in a StageModule; None: only the layer-wise view is there, which does not show it."""
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ def _stage_view(facts: KeyFacts) -> list[str]:
 
 
 def _count(facts: KeyFacts, prefix: str) -> int:
-    """One more than the highest number behind `prefix`.
+    """One more than the highest number after `prefix`.
 
     Not `KeyFacts.count`: blocks differ so much in their number of entries that small ones would pass for stray entries.
     """
@@ -229,9 +229,9 @@ def _shown_heads(network: Sources) -> tuple[int, ...] | None:
     return tuple(round(count / ((2 + ratio) * network[KEY])) for count, ratio in rows) or None
 
 
-WIDTHS = SpecValue[tuple[int, ...]]("C", _stated_list, (8,), seen=lambda network: _rows(network, "proj.1"))
+WIDTHS = SpecValue[tuple[int, ...]]("C", _stated_list, (8,), shown=lambda network: _rows(network, "proj.1"))
 DEPTHS = SpecValue[tuple[int, ...]](
-    "X", _stated_list, (1,), seen=lambda network: layout_from_keys(network.facts).depths or None
+    "X", _stated_list, (1,), shown=lambda network: layout_from_keys(network.facts).depths or None
 )
 KEY = SpecValue("D", _stated_key, 1, default=lambda network: _KEY_DIMS.get(network[WIDTHS]))
 ATTENTION_RATIOS = SpecValue[tuple[float, ...]](
@@ -240,9 +240,9 @@ ATTENTION_RATIOS = SpecValue[tuple[float, ...]](
 MLP_RATIOS = SpecValue[tuple[float, ...]](
     "mlp_ratio", lambda network, key: network.numbers(key) or None, (2.0,), default=_twice
 )
-HEADS = SpecValue[tuple[int, ...]]("N", _stated_list, (1,), seen=_shown_heads)
-CLASSES = SpecValue("num_classes", Section.integer, 1, seen=size(("head.l.*", 0)))
-DISTILLED = SpecValue("distillation", Section.flag, False, seen=has("head_dist.**"))
+HEADS = SpecValue[tuple[int, ...]]("N", _stated_list, (1,), shown=_shown_heads)
+CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.l.*", 0)))
+DISTILLED = SpecValue("distillation", Section.flag, False, shown=has("head_dist.**"))
 
 
 def pyramid_values(network: Sources, image: SpecValue[tuple[int, int]]) -> dict[str, object]:

@@ -39,7 +39,7 @@ SWIN_KEYS: KeyTable = {
     "layers.{stage}.blocks.{block}.mlp.fc1.{entry}": "stages.{stage}.blocks.{block}.mlp.expand.{entry}",
     "layers.{stage}.blocks.{block}.mlp.fc2.{entry}": "stages.{stage}.blocks.{block}.mlp.contract.{entry}",
     "layers.{stage}.blocks.{block}.layer_scale_{number}": "stages.{stage}.blocks.{block}.scale{number}.factor",
-    # Patch merging behind a stage; the end of a classifier; the backbone's norm of each stage.
+    # Patch merging after a stage; the end of a classifier; the backbone's norm of each stage.
     "layers.{stage}.downsample.reduction.weight": "merges.{stage}.reduction.weight",
     "layers.{stage}.downsample.norm.{entry}": "merges.{stage}.norm.{entry}",
     "norm.{entry}": "norm.{entry}",

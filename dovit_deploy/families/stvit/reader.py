@@ -87,26 +87,26 @@ def _shown_ratio(network: Sources) -> float | None:
     return None if hidden is None else hidden / network[WIDTH]
 
 
-WIDTH = SpecValue("embed_dim", Section.integer, 2, seen=size(("layers.0.blocks.*.norm*.*", 0)))
-DEPTHS = SpecValue[tuple[int, ...]]("depths", Section.integers, (1,), seen=_shown_depths)
-HEADS = SpecValue[tuple[int, ...]]("num_heads", Section.integers, (1,), seen=_shown_heads)
-WINDOW = SpecValue("window_size", Section.integer, 7, seen=_shown_window)
-HIDDEN_RATIO = SpecValue("mlp_ratio", Section.number, 4.0, seen=_shown_ratio)
-CLASSES = SpecValue("num_classes", Section.integer, 1, seen=size(("head.*", 0)))
+WIDTH = SpecValue("embed_dim", Section.integer, 2, shown=size(("layers.0.blocks.*.norm*.*", 0)))
+DEPTHS = SpecValue[tuple[int, ...]]("depths", Section.integers, (1,), shown=_shown_depths)
+HEADS = SpecValue[tuple[int, ...]]("num_heads", Section.integers, (1,), shown=_shown_heads)
+WINDOW = SpecValue("window_size", Section.integer, 7, shown=_shown_window)
+HIDDEN_RATIO = SpecValue("mlp_ratio", Section.number, 4.0, shown=_shown_ratio)
+CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.*", 0)))
 # An option is on if there are entries for it, and that must be what is stated.
-GLOBAL_TOKENS = SpecValue("use_global", Section.flag, False, seen=has(f"{_REDUCED}.semantic_token2"))
-CONVOLUTION = SpecValue("use_conv_pos", Section.flag, False, seen=has("layers.*.blocks.*.conv_pos.**"))
+GLOBAL_TOKENS = SpecValue("use_global", Section.flag, False, shown=has(f"{_REDUCED}.semantic_token2"))
+CONVOLUTION = SpecValue("use_conv_pos", Section.flag, False, shown=has("layers.*.blocks.*.conv_pos.**"))
 RELATIVE_POSITIONS = SpecValue(
     "relative_pos",
     Section.flag,
     False,
-    seen=lambda network: network.facts.has(*(f"{_REDUCED}.blocks.{block}.{_BIASES}" for block in _LOOKING_AROUND)),
+    shown=lambda network: network.facts.has(*(f"{_REDUCED}.blocks.{block}.{_BIASES}" for block in _LOOKING_AROUND)),
 )
 LAYER_SCALE = SpecValue(
     "use_layer_scale",
     Section.flag,
     False,
-    seen=lambda network: network.facts.has(*(f"layers.{stage}.blocks.*.layer_scale_*" for stage in (0, 1, 3))),
+    shown=lambda network: network.facts.has(*(f"layers.{stage}.blocks.*.layer_scale_*" for stage in (0, 1, 3))),
 )
 
 
@@ -258,12 +258,12 @@ def _shown_samples(network: Sources) -> int | None:
     return math.isqrt(tokens) if tokens else None
 
 
-DEIT_WIDTH = SpecValue("dim", Section.integer, 1, seen=size(("blocks.*.norm*.*", 0)))
+DEIT_WIDTH = SpecValue("dim", Section.integer, 1, shown=size(("blocks.*.norm*.*", 0)))
 DEIT_SIZE = training_size("img_size", positions="pos_embed", extra=lambda _: 0, patch=_deit_patch)
-DEIT_DEPTH = SpecValue("depth", Section.integer, 1, seen=count("blocks"))
+DEIT_DEPTH = SpecValue("depth", Section.integer, 1, shown=count("blocks"))
 DEIT_HEADS = SpecValue("heads", Section.integer, 1)
 DEIT_START = SpecValue("stgm_start", Section.integer, 0)
-DEIT_SAMPLES = SpecValue("k", Section.integer, 4, seen=_shown_samples)
+DEIT_SAMPLES = SpecValue("k", Section.integer, 4, shown=_shown_samples)
 
 
 def stvit_deit_architecture(network: Sources) -> Architecture:

@@ -111,16 +111,16 @@ def _stated_confidence(backbone: Section, key: str) -> tuple[float, ...] | None:
     return None if value is None else (value,)
 
 
-WIDTH = SpecValue("embed_dims", Section.integer, 1, seen=size(("layers.*.ln*.*", 0)))
-LAYERS = SpecValue("num_layers", Section.integer, 1, seen=count("layers"))
-PATCH = SpecValue("patch_size", Section.integer, 16, seen=size(("patch_embed.projection.weight", 2)))
+WIDTH = SpecValue("embed_dims", Section.integer, 1, shown=size(("layers.*.ln*.*", 0)))
+LAYERS = SpecValue("num_layers", Section.integer, 1, shown=count("layers"))
+PATCH = SpecValue("patch_size", Section.integer, 16, shown=size(("patch_embed.projection.weight", 2)))
 SIZE = training_size("img_size", positions="pos_embed", extra=lambda _: 1, patch=lambda backbone: backbone[PATCH])
 HEADS = SpecValue("num_heads", Section.integer, 1)
 HIDDEN = SpecValue(
     "mlp_ratio",
     _stated_hidden,
     1,
-    seen=size(("layers.*.ffn.layers.0.0.*", 0)),
+    shown=size(("layers.*.ffn.layers.0.0.*", 0)),
     label="mlp_ratio (as hidden width)",
 )
 NORM_EPS = SpecValue("norm_cfg", _stated_eps, 1e-6)
@@ -183,7 +183,7 @@ def _refuse_unsupported(backbone: Sources) -> None:
 def _backbone_values(backbone: Sources, head: Head, *, feature: int) -> dict[str, object]:
     """The arguments of the spec that the backbone knows, up to layer `feature`."""
     rate = backbone.number("agg_rate")
-    # The source applies its last norm behind the last layer only.
+    # The source applies its last norm after the last layer only.
     last = feature == backbone[LAYERS] - 1
     return {
         "family": "dovit" if _is_dynamic(backbone) else "setr" if isinstance(head, SetrHead) else "vit",
@@ -214,13 +214,13 @@ def _gates(model: Sources, backbone: Sources, *, classes: int) -> tuple[GateSpec
     """A gate before each output layer but the last, with its auxiliary head."""
     if not _is_dynamic(backbone):
         return ()
-    layers, seen = backbone[OUTPUTS][:-1], backbone.facts.count("auxiliary_head")
+    layers, shown = backbone[OUTPUTS][:-1], backbone.facts.count("auxiliary_head")
     if backbone.name(OUTPUTS.key) in backbone.unknown:
         # Any layers do: they serve to name what else is unknown.
-        layers = tuple(range(1, 1 + (seen or 0)))
+        layers = tuple(range(1, 1 + (shown or 0)))
     if layers and layers[0] < 1:
         raise backbone.wrong(OUTPUTS.key, "the first gate may stand before layer 1, not before layer 0")
-    model.agreed("number of gates (out_indices without the last)", len(layers), seen)
+    model.agreed("number of gates (out_indices without the last)", len(layers), shown)
     stated = model.values.get("auxiliary_head")
     heads = list(stated) if isinstance(stated, list | tuple) else [stated] * len(layers)
     if len(heads) != len(layers):
@@ -264,7 +264,7 @@ def _slide(model: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | No
 
 
 def _key_map(backbone: Sources, spec: VisionTransformerSpec, *, feature: int) -> KeyMap:
-    """The tables that fit the attention and the heads; entries behind layer `feature` are not needed."""
+    """The tables that fit the attention and the heads; entries after layer `feature` are not needed."""
     wrapped = backbone.facts.has("layers.*.attn.attn.**")
     table = {**BACKBONE_KEYS, **(IN_PROJ_KEYS if wrapped else QKV_KEYS), **GATE_KEYS, **DECODE_KEYS[spec.head.kind]}
     packed_bias = "layers.*.attn.attn.in_proj_bias" if wrapped else "layers.*.attn.qkv.bias"

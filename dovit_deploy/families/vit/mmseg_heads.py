@@ -108,38 +108,38 @@ def _shown_convs(head: Sources) -> int | None:
 
 # Values of every head, of FCNHead, of SETRUPHead, of the mask head.
 
-CLASS = SpecValue[OfficialHead]("type", _stated_class, "FCNHead", seen=_shown_class, default=_no_class)
-CLASSES = SpecValue("num_classes", Section.integer, 1, seen=_shown_classes)
+CLASS = SpecValue[OfficialHead]("type", _stated_class, "FCNHead", shown=_shown_class, default=_no_class)
+CLASSES = SpecValue("num_classes", Section.integer, 1, shown=_shown_classes)
 
-FCN_CONVS = SpecValue("num_convs", Section.integer, 1, seen=_shown_convs)
-FCN_KERNEL = SpecValue("kernel_size", Section.integer, 1, seen=size(("convs.*.conv.weight", 2)))
-FCN_JOINED = SpecValue("concat_input", Section.flag, False, seen=lambda head: head.facts.has("conv_cat.**"))
+FCN_CONVS = SpecValue("num_convs", Section.integer, 1, shown=_shown_convs)
+FCN_KERNEL = SpecValue("kernel_size", Section.integer, 1, shown=size(("convs.*.conv.weight", 2)))
+FCN_JOINED = SpecValue("concat_input", Section.flag, False, shown=lambda head: head.facts.has("conv_cat.**"))
 FCN_CHANNELS = SpecValue(
     "channels",
     Section.integer,
     1,
-    seen=size(("convs.*.conv.weight", 0), ("convs.*.bn.*", 0), ("conv_seg.weight", 1)),
+    shown=size(("convs.*.conv.weight", 0), ("convs.*.bn.*", 0), ("conv_seg.weight", 1)),
 )
 
-SETR_CONVS = SpecValue("num_convs", Section.integer, 1, seen=count("up_convs"))
-SETR_KERNEL = SpecValue("kernel_size", Section.integer, 1, seen=size(("up_convs.*.0.conv.weight", 2)))
+SETR_CONVS = SpecValue("num_convs", Section.integer, 1, shown=count("up_convs"))
+SETR_KERNEL = SpecValue("kernel_size", Section.integer, 1, shown=size(("up_convs.*.0.conv.weight", 2)))
 SETR_UP_SCALE = SpecValue("up_scale", Section.integer, 1)
 SETR_CHANNELS = SpecValue(
     "channels",
     Section.integer,
     1,
-    seen=size(("up_convs.*.0.conv.weight", 0), ("up_convs.*.0.bn.*", 0), ("conv_seg.weight", 1)),
+    shown=size(("up_convs.*.0.conv.weight", 0), ("up_convs.*.0.bn.*", 0), ("conv_seg.weight", 1)),
 )
 
 MASK_WIDTH = SpecValue(
-    "embed_dims", Section.integer, 1, seen=size(("cls_emb", 2), ("decoder_norm.*", 0), ("layers.*.ln*.weight", 0))
+    "embed_dims", Section.integer, 1, shown=size(("cls_emb", 2), ("decoder_norm.*", 0), ("layers.*.ln*.weight", 0))
 )
-MASK_LAYERS = SpecValue("num_layers", Section.integer, 1, seen=count("layers"))
+MASK_LAYERS = SpecValue("num_layers", Section.integer, 1, shown=count("layers"))
 MASK_HEADS = SpecValue("num_heads", Section.integer, 1)
 
 
 def mmseg_head(head: Sources, *, width: int) -> FcnHead | LinearHead | SetrHead | MaskHead:
-    """The head that `head` describes, behind tokens of `width`.
+    """The head that `head` describes, on tokens of `width`.
 
     Raises:
         ConfigError: a stated value is unknown, unsupported or contradicts the keys.

@@ -106,7 +106,7 @@ WRONG = {
     "another size": ({"img_size": 224}, ConfigError, "224x224 makes 14x14 patches of 16"),
     "another number of classes": ({"num_classes": 1000}, ConfigError, "'num_classes' is 1000"),
     "ratios of fewer layers": ({"prune_ratio": [1, 0.5]}, ConfigError, "'prune_ratio' has 2 entries for 12 layers"),
-    "a ratio above 1": ({"prune_ratio": [1] * 11 + [1.5]}, ConfigError, "each must lie in 0 to 1"),
+    "a ratio above 1": ({"prune_ratio": [1] * 11 + [1.5]}, ConfigError, "each must be between 0 and 1"),
     "no scores to choose by": (
         {"prune_ratio": [0.5] * 12, "stage_wise_prune": False},
         ConfigError,
@@ -222,11 +222,11 @@ def test_the_stage_view_shows_which_layers_are_pruned(tmp_path: Path) -> None:
 def test_queries_keys_and_values_of_a_levit_lie_head_by_head(tmp_path: Path) -> None:
     state = official.levit_state()
     ours = read(tmp_path, state, official.LEVIT).state
-    place = "blocks.5.m1.m.qkv"
+    name = "blocks.5.m1.m.qkv"
     tokens = torch.randn(7, 12)
     packed = functional.batch_norm(
-        tokens @ state[f"{place}.c.weight"].T,
-        *(state[f"{place}.bn.{entry}"] for entry in ("running_mean", "running_var", "weight", "bias")),
+        tokens @ state[f"{name}.c.weight"].T,
+        *(state[f"{name}.bn.{entry}"] for entry in ("running_mean", "running_var", "weight", "bias")),
     )
     query, key, value = packed.reshape(7, 2, 16).split([4, 4, 8], dim=2)
     for name, part in (("query", query), ("key", key), ("value", value)):
@@ -317,12 +317,12 @@ def test_plain_deit_and_evo_deit_of_the_same_weights_run_the_same_layers(tmp_pat
     evo = official.deit_state()
     plain = {name: tensor for name, tensor in evo.items() if not name.startswith(("norms", "qks", "vs", "projs"))}
     for number in range(12):
-        place = f"blocks.{number}"
+        block = f"blocks.{number}"
         for entry in ("weight", "bias"):
-            plain[f"{place}.norm1.{entry}"] = evo[f"norms.{number}.{entry}"]
-            plain[f"{place}.attn.proj.{entry}"] = evo[f"projs.{number}.{entry}"]
+            plain[f"{block}.norm1.{entry}"] = evo[f"norms.{number}.{entry}"]
+            plain[f"{block}.attn.proj.{entry}"] = evo[f"projs.{number}.{entry}"]
             parts = [evo[f"qks.{number}.qk.{entry}"], evo[f"vs.{number}.v.{entry}"]]
-            plain[f"{place}.attn.qkv.{entry}"] = torch.cat(parts)
+            plain[f"{block}.attn.qkv.{entry}"] = torch.cat(parts)
     one = read(tmp_path, evo, official.DEIT)
     other = read(tmp_path, plain, {**official.DEIT, "prune_ratio": [1] * 12})
     assert one.state.keys() == other.state.keys()

@@ -167,7 +167,7 @@ def test_a_swin_without_a_head_is_refused(tmp_path: Path) -> None:
         read(tmp_path, state)
 
 
-def test_deit_needs_what_no_key_tells(tmp_path: Path) -> None:
+def test_deit_needs_what_no_key_shows(tmp_path: Path) -> None:
     state = random_state(STVIT_DEIT_MAP, tiny_deit((48, 48)))
     with pytest.raises(ConfigError, match="heads, stgm_start"):
         read(tmp_path, state)
