@@ -117,7 +117,7 @@ class Ours:
     parts: tuple[str, ...] = ()
     """The official entry holds these, one below the other; each stands for `{part}` in `name`."""
     by_head: bool = False
-    """The rows are in order of heads, and within a head in order of parts; the field `heads` gives the number of heads."""
+    """Rows are in order of heads, and within a head in order of parts; the field `heads` is the number of heads."""
     row: int | None = None
     """The official entry (1, 1, C) is this row of ours; not asked for where ours has fewer rows."""
 

@@ -189,9 +189,7 @@ def test_a_gate_whose_keys_show_a_mask_head_is_refused(tmp_path: Path) -> None:
     """Nothing states its class, so the message has nothing to quote."""
     state = official.dovit_state() | {"backbone.auxiliary_head.0.cls_emb": torch.zeros(1, 5, 16)}
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(
-        ConfigError, match=r"'auxiliary_head\.0\.type' is None; a gate needs an FCNHead or a SETRUPHead"
-    ):
+    with pytest.raises(ConfigError, match=r"'auxiliary_head\.0\.type' is None; a gate needs an FCNHead"):
         understood(tmp_path / "w.safetensors", tmp_path, official.changed(DOVIT, "auxiliary_head", ...))
 
 
