@@ -151,7 +151,7 @@ class _PartResults:
         return tuple(self.entries.values())
 
     def part_entry(self, images: CalibrationImages) -> PartEntry:
-        """What the report says of the part."""
+        """The part as it stands in `calibration.json`."""
         first = self.measured[0]
         return PartEntry(
             part=self.part,

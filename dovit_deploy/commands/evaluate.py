@@ -41,7 +41,7 @@ CONTROL_NAMES = {
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
-    dataset: Annotated[str, typer.Argument(help="Folder of a data set; 'scenes': rendered street scenes.")],
+    dataset: Annotated[str, typer.Argument(help="Folder of a data set; 'rendered': rendered street scenes.")],
     split: Annotated[
         str, typer.Option(metavar="NAME[:[-]PREFIX]", help="Split; with PREFIX only images whose names start so.")
     ] = "val",
@@ -113,7 +113,7 @@ def _labelled_set(manifest: Manifest, dataset: str, split: str) -> Dataset | Lab
 
 @contextmanager
 def _smaller(bundle: Bundle, plan: EvalPlan, *, threads: int | None, quiet: bool) -> Iterator[tuple[Session, ...]]:
-    """Sessions at smaller inputs where `--controls` asks for them; what is left out is said."""
+    """Sessions at smaller inputs where `--controls` asks for them; on stderr, which controls are left out and why."""
     from dovit_deploy.commands.smaller_input import smaller_inputs
 
     if plan.controls is None:

@@ -63,7 +63,7 @@ class LabelledSet(Protocol):
 
 
 class Tally(ABC):
-    """One way of running the bundle, image by image: its answers, as far as the task's metric needs them, and costs."""
+    """One way of running the bundle, image by image: what its metric needs of the answers, and what they cost."""
 
     task: ClassVar[str]
 
@@ -125,16 +125,13 @@ class SegmentationTally(Tally):
 
     @staticmethod
     def blocks(stems: Sequence[str]) -> Blocks:
-        """Neighbouring frames of a drive together."""
         return blocks_from_stems(stems)
 
     @property
     def score(self) -> float:
-        """mIoU."""
         return self.counts.miou
 
     def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
-        """Of the drop in mIoU."""
         assert isinstance(dense, SegmentationTally)
         return miou_drop_interval(dense.counts, self.counts, blocks)
 
@@ -161,16 +158,14 @@ class ClassificationTally(Tally):
 
     @staticmethod
     def blocks(stems: Sequence[str]) -> Blocks:
-        """Every image on its own: they are no frames of a drive, whatever their names look like."""
+        # Each image on its own: these are no frames of a drive, whatever their names look like.
         return blocks_from_stems(stems, length=1)
 
     @property
     def score(self) -> float:
-        """Top-1 accuracy."""
         return accuracy(self.hits(top=1))
 
     def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
-        """Of the drop in top-1 accuracy."""
         assert isinstance(dense, ClassificationTally)
         return accuracy_drop_interval(dense.hits(top=1), self.hits(top=1))
 

@@ -33,7 +33,7 @@ class ClassCounts:
     """Pixels of the class that are predicted as such."""
     true: PixelCounts
     """Pixels of the class."""
-    called: PixelCounts
+    predicted: PixelCounts
     """Pixels predicted as the class."""
 
     @classmethod
@@ -52,24 +52,24 @@ class ClassCounts:
         return cls(
             np.stack([counts.hit for counts in images]),
             np.stack([counts.true for counts in images]),
-            np.stack([counts.called for counts in images]),
+            np.stack([counts.predicted for counts in images]),
         )
 
     def total(self) -> ClassCounts:
         """The sum over all images, (K,)."""
         classes = self.hit.shape[-1]
-        return ClassCounts(*(part.reshape(-1, classes).sum(0) for part in (self.hit, self.true, self.called)))
+        return ClassCounts(*(part.reshape(-1, classes).sum(0) for part in (self.hit, self.true, self.predicted)))
 
     def weighted(self, weights: NDArray[np.integer]) -> ClassCounts:
         """Sums over images, image i counted weights[..., i] times: (..., n) @ (n, K) -> (..., K)."""
         # In float64, in which matrix products are fast; exact up to 2**53 pixels.
-        parts = (weights.astype(np.float64) @ part.astype(np.float64) for part in (self.hit, self.true, self.called))
+        parts = (weights.astype(np.float64) @ part.astype(np.float64) for part in (self.hit, self.true, self.predicted))
         return ClassCounts(*(part.astype(np.int64) for part in parts))
 
     @property
     def iou(self) -> NDArray[np.float64]:
         """Intersection over union of each class, (..., K); NaN for a class that is neither there nor predicted."""
-        union = self.true + self.called - self.hit
+        union = self.true + self.predicted - self.hit
         full = np.full(union.shape, np.nan)
         shares: NDArray[np.float64] = np.divide(100.0 * self.hit, union, out=full, where=union > 0)
         return shares
@@ -110,16 +110,16 @@ def boundary_counts(label: ClassMap, predicted: ClassMap, *, classes: int, band:
     """
     # What is void in the label is cut out of both maps first, so that it is a contour of both.
     void = label == IGNORE
-    called = np.where(void, np.uint8(IGNORE), predicted)
+    predicted = np.where(void, np.uint8(IGNORE), predicted)
     counts = np.zeros((3, classes), np.int64)
-    for number in _present(label, called, classes):
-        true_band, called_band = _band(label == number, band), _band(called == number, band)
-        counts[:, number] = (true_band & called_band).sum(), true_band.sum(), called_band.sum()
+    for number in _present(label, predicted, classes):
+        true, given = _band(label == number, band), _band(predicted == number, band)
+        counts[:, number] = (true & given).sum(), true.sum(), given.sum()
     return ClassCounts(*counts)
 
 
-def _present(label: ClassMap, called: ClassMap, classes: int) -> list[int]:
-    both = np.bincount(label.ravel(), minlength=256) + np.bincount(called.ravel(), minlength=256)
+def _present(label: ClassMap, predicted: ClassMap, classes: int) -> list[int]:
+    both = np.bincount(label.ravel(), minlength=256) + np.bincount(predicted.ravel(), minlength=256)
     return [int(number) for number in np.flatnonzero(both[:classes])]
 
 

@@ -27,7 +27,7 @@ def test_the_parts_together_are_the_whole(runner: Runner) -> None:
     assert joined.blocks == parts.blocks
     for ours, theirs in zip(joined.counts, whole.counts, strict=True):
         assert (ours.hit == theirs.hit).all()
-        assert (ours.called == theirs.called).all()
+        assert (ours.predicted == theirs.predicted).all()
     pairs = zip(runner.run(first, SETTINGS), runner.run(second, SETTINGS), runner.run(whole, SETTINGS), strict=True)
     for one, other, together in pairs:
         both = joined_trials(one, first, other, second)

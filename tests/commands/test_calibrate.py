@@ -84,8 +84,10 @@ def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
     assert dry.stdout.splitlines()[-2].split(":")[0] == real.stdout.splitlines()[-4].split(":")[0]
 
 
-def test_what_cannot_be_run_is_said(setr_bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A sliding window has no smaller input; that stands in the file and on the screen."""
+def test_a_control_that_cannot_be_run_is_reported(
+    setr_bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A sliding window has no smaller input; the file and the screen both give the reason."""
     data = dataset_from_path(write_labelled(tmp_path / "set", images=8), "val")
     bundle, images = Bundle.open(setr_bundle_path), SplitImages(data, name="set", split="val")
     progress = ProgressDisplay("", total=None, unit="images")

@@ -31,13 +31,13 @@ def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) ->
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two pictures, of which the second is too small to be written on."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Two images, of which the second is too small to be written on."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, size in enumerate(((200, 300), (40, 30))):
         noise = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / f"picture {number}.png")
+        Image.fromarray(noise).save(folder / f"image {number}.png")
     return folder
 
 
@@ -50,15 +50,15 @@ def rows_in(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
 
 
-def test_pictures_get_their_classes(dovit, classifier_bundle_path, tiny_bundle_path, pictures, tmp_path):
-    done = dovit("run", pictures, "--bundle", classifier_bundle_path, "-o", "out", "--json", "run.json")
+def test_images_get_their_classes(dovit, classifier_bundle_path, tiny_bundle_path, images, tmp_path):
+    done = dovit("run", images, "--bundle", classifier_bundle_path, "-o", "out", "--json", "run.json")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.jsonl", "overlay", "summary.json"]
     rows = rows_in(tmp_path / "out")
-    assert dovit("run", pictures, "--bundle", tiny_bundle_path, "-o", "segmented").returncode == 0
+    assert dovit("run", images, "--bundle", tiny_bundle_path, "-o", "segmented").returncode == 0
     assert rows[0].keys() == rows_in(tmp_path / "segmented")[0].keys() | {"top"}
     with Session(Bundle.open(classifier_bundle_path), threads=1) as session:
-        for row, path in zip(rows, sorted(pictures.iterdir()), strict=True):
+        for row, path in zip(rows, sorted(images.iterdir()), strict=True):
             rgb = read_image(path)
             answer = Classifier(session).predict(rgb)
             assert [(entry["id"], entry["name"]) for entry in row["top"]] == [(e.id, e.name) for e in answer.classes]
@@ -91,21 +91,21 @@ sys.exit(_run(_application(), [*arguments, "--quiet"]))
         frames.append(video.read()[1])
         video.release()
     assert frames[0].shape == frames[1].shape == (180, 320, 3)
-    # Left and right of the crop the map is dark, and the overlay is the picture.
+    # Left and right of the crop the map is dark, and the overlay is the image.
     assert frames[1][60:90, 5:20].mean() < 0.6 * frames[0][60:90, 5:20].mean()
 
 
-def test_dense_runs_everything(dovit, classifier_bundle_path, pictures, tmp_path):
-    done = dovit("run", pictures, "--bundle", classifier_bundle_path, "--dense", "-o", "out", "--save", "tokens")
+def test_dense_runs_everything(dovit, classifier_bundle_path, images, tmp_path):
+    done = dovit("run", images, "--bundle", classifier_bundle_path, "--dense", "-o", "out", "--save", "tokens")
     assert done.returncode == 0, done.stderr
     row = rows_in(tmp_path / "out")[0]
     assert set(row["tokens"]["kept"]) == {17} and row["flops_saved"] == 0
     assert not (tmp_path / "out" / "overlay").exists()
 
 
-def test_names_from_a_file(dovit, classifier_bundle_path, pictures, tmp_path):
+def test_names_from_a_file(dovit, classifier_bundle_path, images, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"n0000000{number} animal {number}" for number in range(5)))
-    done = dovit("run", pictures, "--bundle", classifier_bundle_path, "-o", "out", "--classes", "names.txt")
+    done = dovit("run", images, "--bundle", classifier_bundle_path, "-o", "out", "--classes", "names.txt")
     assert done.returncode == 0, done.stderr
     for row in rows_in(tmp_path / "out"):
         assert [entry["name"] for entry in row["top"]] == [f"animal {entry['id']}" for entry in row["top"]]
@@ -121,14 +121,14 @@ def test_names_from_a_file(dovit, classifier_bundle_path, pictures, tmp_path):
         (("--threshold", "0.5"), 2, ("without gates",)),
     ],
 )
-def test_what_a_run_refuses(dovit, classifier_bundle_path, pictures, tmp_path, arguments, code, words):
+def test_what_a_run_refuses(dovit, classifier_bundle_path, images, tmp_path, arguments, code, words):
     (tmp_path / "four.txt").write_text("a\nb\nc\nd\n")
-    refused(dovit("run", pictures, "--bundle", classifier_bundle_path, "-o", "out", *arguments), code, *words)
+    refused(dovit("run", images, "--bundle", classifier_bundle_path, "-o", "out", *arguments), code, *words)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
-def test_bench(dovit, classifier_bundle_path, pictures, tmp_path):
-    arguments = ("--frames", pictures, "--repeat", 1, "--json", "bench.json")
+def test_bench(dovit, classifier_bundle_path, images, tmp_path):
+    arguments = ("--frames", images, "--repeat", 1, "--json", "bench.json")
     done = dovit("bench", classifier_bundle_path, *arguments)
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
@@ -175,14 +175,14 @@ def test_eval_without_torch(classifier_bundle_path, labelled, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["controls"]["smaller_input"] == []
 
 
-def test_without_a_dense_form(dovit, pooling_bundle_path, pictures, labelled, tmp_path):
-    run = ("run", pictures, "--bundle", pooling_bundle_path)
+def test_without_a_dense_form(dovit, pooling_bundle_path, images, labelled, tmp_path):
+    run = ("run", images, "--bundle", pooling_bundle_path)
     done = dovit(*run, "-o", "out", "--save", "tokens")
     assert done.returncode == 0, done.stderr
     assert len(rows_in(tmp_path / "out")[0]["top"]) == 5
     refused(dovit(*run, "--dense", "-o", "dense"), 2, "no dense network")
     assert not (tmp_path / "dense").exists()
-    done = dovit("bench", pooling_bundle_path, "--frames", pictures, "--repeat", 1, "--json", "bench.json")
+    done = dovit("bench", pooling_bundle_path, "--frames", images, "--repeat", 1, "--json", "bench.json")
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert result["dense"] is result["speedup"] is result["realised_efficiency"] is None

@@ -80,7 +80,7 @@ def test_without_controls_there_are_none_and_the_next_command_works(dovit, tiny_
     assert json.loads((tmp_path / "eval.json").read_text())["controls"] is not None
 
 
-def test_thresholds_are_heard(dovit, tiny_bundle_path, folder, tmp_path):
+def test_thresholds_take_effect(dovit, tiny_bundle_path, folder, tmp_path):
     saved = []
     for threshold in ("0", "1", "0.6,0.7"):
         done = dovit("eval", tiny_bundle_path, "set", "--threshold", threshold, "--json", "eval.json", "--quiet")

@@ -152,7 +152,7 @@ def test_the_oracle_of_a_window_knows_the_dense_answer_of_that_window(setr_bundl
 
 def test_a_fault_in_the_last_image_is_found_before_the_first_is_run(tiny_bundle_path, tmp_path):
     root = write_labelled(tmp_path / "spoilt", images=3)
-    (root / "labels" / "val" / "drive_002.png").write_bytes(b"no picture")
+    (root / "labels" / "val" / "drive_002.png").write_bytes(b"no image")
     done = []
     with (
         Session(Bundle.open(tiny_bundle_path), threads=1) as session,
@@ -168,7 +168,7 @@ def test_the_random_control_is_not_the_rule_and_the_same_again(tiny_bundle_path,
     assert (first.controls["random"].counts.hit != first.dynamic.counts.hit).any()
 
 
-def test_thresholds_are_heard(tiny_bundle_path, data):
+def test_thresholds_take_effect(tiny_bundle_path, data):
     _, nothing = evaluated(tiny_bundle_path, data, thresholds=1.0)
     assert nothing.dynamic.miou == pytest.approx(nothing.dense.miou, abs=0.5)
     assert nothing.dynamic.flops_saved < 0
@@ -249,11 +249,14 @@ def test_every_number_follows_from_the_answers(labelled):
     session = WaveringSession()
     _, report = measured_with(session, labelled)
     classifier = Classifier(session)
-    pictures = [labelled.sample(number) for number in range(len(labelled))]
-    dense, dynamic = ([classifier.predict(p.rgb, dense=way) for p in pictures] for way in (True, False))
+    samples = [labelled.sample(number) for number in range(len(labelled))]
+    dense, dynamic = ([classifier.predict(sample.rgb, dense=way) for sample in samples] for way in (True, False))
     right = {
         name: np.array(
-            [p.label in [entry.id for entry in answer.classes[:top]] for p, answer in zip(pictures, way, strict=True)]
+            [
+                sample.label in [entry.id for entry in answer.classes[:top]]
+                for sample, answer in zip(samples, way, strict=True)
+            ]
         )
         for name, way, top in (("d1", dense, 1), ("d5", dense, 5), ("s1", dynamic, 1), ("s5", dynamic, 5))
     }
@@ -274,7 +277,7 @@ def test_every_number_follows_from_the_answers(labelled):
     assert (report.images, report.bootstrap.blocks, report.bootstrap.images_per_block) == (28, 28, 1)
 
 
-def test_a_row_for_every_picture(labelled):
+def test_a_row_for_every_image(labelled):
     _, report = measured_with(WaveringSession(), labelled)
     assert [row.image for row in report.per_image] == list(labelled.stems)
     assert [row.label for row in report.per_image] == [number for number in range(7) for _ in range(4)]
@@ -335,9 +338,9 @@ def test_a_segmenter_without_a_dense_form_is_compared_with_nothing(data):
     assert all(row.miou_dense is None and row.miou_dynamic is not None for row in report.per_image)
 
 
-def test_a_fault_in_the_last_picture_is_found_before_the_first_is_run(tmp_path):
+def test_a_fault_in_the_last_labelled_image_is_found_before_the_first_is_run(tmp_path):
     root = write_class_folders(tmp_path / "set", folders=FOLDERS, images=1)
-    (root / "val" / "g" / "g_0.png").write_bytes(b"no picture")
+    (root / "val" / "g" / "g_0.png").write_bytes(b"no image")
     session = WaveringSession()
     with pytest.raises(DatasetError, match=r"g_0\.png: cannot be decoded"):
         measured_with(session, labelled_images_from_path(root, "val"))

@@ -21,7 +21,7 @@ from dovit_deploy.measure.metrics import ClassCounts, accuracy
 
 
 def counts(share: np.ndarray, *, pixels: int = 1000) -> ClassCounts:
-    """Two classes of `pixels` each; `share` (n,) of each is called right, the rest is called the other."""
+    """Two classes of `pixels` each; `share` (n,) of each is predicted right, the rest as the other class."""
     hit = np.rint(share[:, None] * np.full((1, 2), pixels)).astype(np.int64)
     full = np.full_like(hit, pixels)
     return ClassCounts(hit, full, full)
@@ -108,7 +108,7 @@ def test_it_is_the_same_every_time_and_moves_with_the_seed():
 def test_blocks_without_labels_are_no_obstacle(empty):
     share = np.full(10, 0.8)
     dense = counts(share)
-    parts = [part.copy() for part in (dense.hit, dense.true, dense.called)]
+    parts = [part.copy() for part in (dense.hit, dense.true, dense.predicted)]
     for part in parts:
         part[: 5 * empty] = 0
     blank = ClassCounts(*parts)

@@ -31,7 +31,7 @@ def test_iou_and_accuracy_by_hand():
     assert counts.pixel_accuracy == pytest.approx(60)
 
 
-def test_a_class_that_is_only_called_counts_as_zero():
+def test_a_class_that_is_only_predicted_counts_as_zero():
     counts = ClassCounts.of(np.zeros((1, 4), np.uint8), np.array([[0, 0, 0, 2]], np.uint8), classes=3)
     np.testing.assert_allclose(counts.iou, [75, np.nan, 0])
     assert counts.miou == pytest.approx(37.5)
@@ -111,8 +111,8 @@ def test_the_boundary_is_a_band_of_three_pixels_inside_each_class():
         true, guess = within(label == number, 3), within(called == number, 3)
         assert counts.hit[number] == (true & guess).sum()
         assert counts.true[number] == true.sum()
-        assert counts.called[number] == guess.sum()
-    assert counts.true[2] == counts.called[2] == 0
+        assert counts.predicted[number] == guess.sum()
+    assert counts.true[2] == counts.predicted[2] == 0
     # The middle of the rectangle, 7 x 11 pixels, lies further inside.
     assert counts.true[1] == 13 * 17 - 7 * 11
 
