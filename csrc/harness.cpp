@@ -26,7 +26,7 @@ void check(cudaError_t code, const char* what) {
     std::exit(2);
 }
 
-// Device memory that holds a copy of host values and gives them back.
+// Device memory that holds a copy of host values and copies them back.
 template <typename T>
 class OnDevice {
 public:

@@ -67,8 +67,8 @@ cudaError_t index(const dovit_tensor* in, const dovit_tensor* out, cudaStream_t 
 
 cudaError_t dovit_enqueue(const char* name, const dovit_tensor* inputs, int32_t input_count,
                           const dovit_tensor* outputs, int32_t output_count, cudaStream_t stream) {
-    const auto is = [&](const char* wanted, int32_t takes, int32_t gives) {
-        return std::strcmp(name, wanted) == 0 && input_count == takes && output_count == gives;
+    const auto is = [&](const char* plugin, int32_t inputs_of, int32_t outputs_of) {
+        return std::strcmp(name, plugin) == 0 && input_count == inputs_of && output_count == outputs_of;
     };
     if (is("TokenGather", 2, 1)) return gather(inputs, outputs, stream);
     if (is("TokenScatter", 3, 1)) return scatter(inputs, outputs, stream);

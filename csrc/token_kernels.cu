@@ -42,13 +42,13 @@ cudaError_t compact(const void* keep, int64_t mask_bytes, int64_t* order, int64_
     if (total < 0 || (mask_bytes != 1 && mask_bytes != 8)) return cudaErrorInvalidValue;
     // With no tokens one block still writes the count.
     const unsigned blocks = dovit::compact_blocks(total, dovit::kCompactTile);
-    auto* places = reinterpret_cast<long long*>(order);
+    auto* target = reinterpret_cast<long long*>(order);
     auto* kept = reinterpret_cast<long long*>(count);
     if (mask_bytes == 1) {
-        dovit_compact_1<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const unsigned char*>(keep), places,
+        dovit_compact_1<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const unsigned char*>(keep), target,
                                                                        kept, size, total);
     } else {
-        dovit_compact_8<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const long long*>(keep), places,
+        dovit_compact_8<<<blocks, dovit::kCompactThreads, 0, stream>>>(static_cast<const long long*>(keep), target,
                                                                        kept, size, total);
     }
     return cudaGetLastError();

@@ -28,8 +28,8 @@ cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* 
 cudaError_t dovit_compact(const void* keep, int64_t mask_bytes, int64_t* order, int64_t* count, int64_t total,
                           cudaStream_t stream);
 
-/* The same where only the kept positions are wanted: index (count,) int64, for which there is room for `total`;
- * size () int32: how many they are. */
+/* Only the kept positions: index (count,) int64, for which there is room for `total`;
+ * size () int32: their number. */
 cudaError_t dovit_compact_index(const void* keep, int64_t mask_bytes, int64_t* index, int32_t* size, int64_t total,
                                 cudaStream_t stream);
 

@@ -1,5 +1,5 @@
 // How a copy of rows is cut up: the unit that a thread moves, and the shape of blocks and grid. Plain C++, so that it
-// is tested on the host; dovit_deploy/engines/plugins/kernels.py says the same in Python.
+// is tested on the host; dovit_deploy/engines/plugins/kernels.py has the same in Python.
 #ifndef DOVIT_TOKEN_SHAPES_H
 #define DOVIT_TOKEN_SHAPES_H
 

@@ -80,7 +80,7 @@ PROMISES = (
         loaded_in=("engines/tensorrt/package.py",),
         tests=(
             ("tests/engines/tensorrt/test_package.py", "tensorrt_rtx"),
-            ("tests/engines/tensorrt/test_tensorrt_rtx.py", "layer"),
+            ("tests/engines/tensorrt/test_builder_rtx.py", "layer"),
         ),
     ),
     Promise(

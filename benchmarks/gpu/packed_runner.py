@@ -1,7 +1,7 @@
 """Running packed stages: fixed buffers, token counts rounded up to buckets, one CUDA graph a stage and bucket.
 
 The host reads nothing but the counts of each gate (8 bytes an image, through pinned memory). The same code runs on CPU
-tensors, where work is done at once in place of captured: that is how it is tested without a GPU.
+tensors, where work is done at once instead of captured: that is how it is tested without a GPU.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ def build(
     The table is taken from the builder's own log. Nothing is run: how fast an engine is on a GPU, and how close to the
     reference, only `bench` and `run` on that GPU can show.
     """
+    # Imported here, so that `dovit --help` stays fast.
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.tensorrt.build import build_engines
     from dovit_deploy.engines.tensorrt.package import DISTRIBUTIONS, tensorrt_package
@@ -73,10 +74,12 @@ def build(
         engines, built = build_engines(
             opened, request, package=package, cache=EngineCache(), rebuild=rebuild, progress=display.begin
         )
-    _show(engines, built=built)
-    if into_bundle:
-        console.result(f"copied to {copy_into_bundle(engines, opened)}")
+    copied = copy_into_bundle(engines, opened) if into_bundle else None
+    # Before anything is printed: a reader that stops reading the table (head) must not cost the report.
     console.write_json(json_file, _report(engines, opened.path, built=built))
+    _show(engines, built=built)
+    if copied is not None:
+        console.result(f"copied to {copied}")
     use = first_use(opened.path, opened.manifest)
     console.next_command(f"{use} --engine {engine} --precision {precision}", quiet=quiet)
 

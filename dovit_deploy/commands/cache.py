@@ -44,12 +44,13 @@ def cache(
         _list(store, json_file)
         console.next_command("dovit cache prune", quiet=quiet)
         return
+    # Looked up once: it reads the metadata of every installed package.
     versions = _installed_versions()
     removed, freed = store.prune(lambda folder: everything or _examined(folder, versions)[1] is not None)
+    console.write_json(json_file, {"removed": [folder.name for folder in removed], "freed_bytes": freed})
     for folder in removed:
         console.result(f"removed {folder.name}")
     console.result(f"{len(removed)} entries removed from {store.root}, {freed / 1e6:.1f} MB freed")
-    console.write_json(json_file, {"removed": [folder.name for folder in removed], "freed_bytes": freed})
     console.next_command("dovit cache ls", quiet=quiet)
 
 
@@ -63,8 +64,8 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
         size = folder_bytes(folder)
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
-    console.show_table(f"{len(rows)} entries in {store.root}", HEADERS, rows, right=(6,))
     console.write_json(json_file, {"root": str(store.root), "entries": entries})
+    console.show_table(f"{len(rows)} entries in {store.root}", HEADERS, rows, right=(6,))
 
 
 def _examined(folder: Path, versions: dict[str, str | None]) -> tuple[EngineSet | None, str | None]:

@@ -95,6 +95,7 @@ def _refusal(error: Exception, described: str, libraries: Path) -> DovitError:
     first = str(error).partition("\n")[0]
     if memory_is_short(error):
         return DeviceOutOfMemory(f"the GPU has too little memory for {described}: {first}")
+    # With NO_FALLBACK, ONNX Runtime names the "CPU EP" both where CUDA did not load and where one node has no kernel.
     if "CPU EP" not in first:
         return GraphMismatch(f"ONNX Runtime cannot load {described}: {first}")
     missing = _missing_library(libraries)
@@ -215,6 +216,7 @@ class OnnxRuntimeCudaBackend:
         described = f"{bundle.path.name}/{path.name}"
         if self.precision == "fp32":
             return self._engine(path, described)
+        # ONNX Runtime reads graph and weights while it makes the session; afterwards the files are not needed.
         with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
             half = write_half_precision(path, bundle.weights, Path(folder))
             return self._engine(half, f"{described} in fp16")

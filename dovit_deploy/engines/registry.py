@@ -35,6 +35,7 @@ CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 
 ENGINES = {
     "onnxruntime": EngineEntry("dovit_deploy.engines.onnxruntime", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"),
+    # The same module as above, from another distribution: only the engine itself can say whether it has CUDA.
     "cuda": EngineEntry(
         "dovit_deploy.engines.onnxruntime_cuda",
         "onnxruntime",
@@ -62,6 +63,7 @@ def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> E
     Raises:
         UsageError: none of the engines `among` which they were given understands one of them.
     """
+    # One option may be for one of several engines; only an option that none of them understands is a mistake.
     for name in given.given():
         if not any(name in ENGINES[other].options for other in among):
             _refuse(name, engine)
@@ -98,6 +100,7 @@ def backend_from_name(
     for name in options.given():
         if name not in entry.options:
             _refuse(name, engine)
+    # First the package: its error names the line that installs it for this engine.
     packages.load(entry.package, install=entry.install)
     module, _, function = entry.module.partition(":")
     make = getattr(importlib.import_module(module), function or "backend")

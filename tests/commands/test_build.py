@@ -30,7 +30,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def single_copy(dense_bundle_path: Path, tmp_path: Path) -> Path:
-    """A bundle of one graph, to do harm to."""
+    """A bundle of one graph, to be damaged."""
     return Path(shutil.copytree(dense_bundle_path, tmp_path / "single.dovit"))
 
 

@@ -49,12 +49,12 @@ def home(sound: EngineSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture
 def folder(home: Path, sound: EngineSet) -> Path:
-    """The engines, to do harm to."""
+    """The engines, to be damaged."""
     return home / "engines" / sound.folder.name
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (56, 72, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     return tmp_path / "x.png"
 
@@ -75,12 +75,12 @@ def command(*arguments: object) -> int:
     return _run(_application(), [str(argument) for argument in arguments])
 
 
-def run(picture: Path, bundle: Path, *arguments: object, engine: str = "tensorrt-rtx") -> int:
-    return command("run", picture, "--bundle", bundle, "--engine", engine, "-o", "out", "--quiet", *arguments)
+def run(image: Path, bundle: Path, *arguments: object, engine: str = "tensorrt-rtx") -> int:
+    return command("run", image, "--bundle", bundle, "--engine", engine, "-o", "out", "--quiet", *arguments)
 
 
-def test_a_picture(gpu: Bench, tiny_bundle_path: Path, picture: Path, tmp_path: Path, capsys) -> None:
-    assert run(picture, tiny_bundle_path) == 0, capsys.readouterr().err
+def test_an_image(gpu: Bench, tiny_bundle_path: Path, image: Path, tmp_path: Path, capsys) -> None:
+    assert run(image, tiny_bundle_path) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["engine"], summary["precision"], summary["frames"]) == ("tensorrt-rtx", "fp16", 1)
     (row,) = map(json.loads, (tmp_path / "out" / "frames.jsonl").read_text().splitlines())
@@ -88,8 +88,8 @@ def test_a_picture(gpu: Bench, tiny_bundle_path: Path, picture: Path, tmp_path: 
     assert gpu.memory.closed and not gpu.memory.live
 
 
-def test_bench_beside_another_engine(gpu: Bench, tiny_bundle_path: Path, picture: Path, tmp_path: Path, capsys) -> None:
-    arguments = ("--engine", "onnxruntime,tensorrt-rtx", "--frames", picture, "--repeat", 1, "--json", "b.json")
+def test_bench_beside_another_engine(gpu: Bench, tiny_bundle_path: Path, image: Path, tmp_path: Path, capsys) -> None:
+    arguments = ("--engine", "onnxruntime,tensorrt-rtx", "--frames", image, "--repeat", 1, "--json", "b.json")
     assert command("bench", tiny_bundle_path, *arguments) == 0, capsys.readouterr().err
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert [(entry["engine"], entry["precision"]) for entry in results] == [
@@ -117,26 +117,26 @@ def refused(capsys, code: int, returned: int, *words: str) -> str:
     return error
 
 
-def test_none_built(gpu: Bench, folder: Path, tiny_bundle_path: Path, picture: Path, capsys) -> None:
+def test_none_built(gpu: Bench, folder: Path, tiny_bundle_path: Path, image: Path, capsys) -> None:
     shutil.rmtree(folder)
     line = f"build them with: dovit build {tiny_bundle_path} --engine tensorrt-rtx --precision fp16"
-    refused(capsys, 5, run(picture, tiny_bundle_path), "has no engines for tensorrt-rtx 1.7.1 in fp16", line)
-    refused(capsys, 5, run(picture, tiny_bundle_path, "--precision", "fp32"), "--precision fp32")
+    refused(capsys, 5, run(image, tiny_bundle_path), "has no engines for tensorrt-rtx 1.7.1 in fp16", line)
+    refused(capsys, 5, run(image, tiny_bundle_path, "--precision", "fp32"), "--precision fp32")
     assert not gpu.state.engines
 
 
 def test_those_of_a_bundle_run_on_request(
-    gpu: Bench, folder: Path, bundle_copy: Path, sound: EngineSet, picture: Path, capsys
+    gpu: Bench, folder: Path, bundle_copy: Path, sound: EngineSet, image: Path, capsys
 ) -> None:
     copy_into_bundle(sound, Bundle.open(bundle_copy))
     shutil.rmtree(folder)
-    refused(capsys, 6, run(picture, bundle_copy), "came with the bundle", "--trust-engine")
+    refused(capsys, 6, run(image, bundle_copy), "came with the bundle", "--trust-engine")
     assert not gpu.state.engines
-    assert run(picture, bundle_copy, "--trust-engine") == 0, capsys.readouterr().err
+    assert run(image, bundle_copy, "--trust-engine") == 0, capsys.readouterr().err
     assert gpu.state.engines
 
 
-HARM = {
+DAMAGE = {
     "truncated": lambda folder: (folder / "stage2.engine").write_bytes(b"short"),
     "flipped": lambda folder: (folder / "stage0.engine").write_bytes(
         bytes([(folder / "stage0.engine").read_bytes()[0] ^ 1]) + (folder / "stage0.engine").read_bytes()[1:]
@@ -150,40 +150,40 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("harm", list(HARM))
+@pytest.mark.parametrize("damage", list(DAMAGE))
 def test_damaged_engines(
-    harm: str, gpu: Bench, folder: Path, tiny_bundle_path: Path, picture: Path, capsys, tmp_path: Path
+    damage: str, gpu: Bench, folder: Path, tiny_bundle_path: Path, image: Path, capsys, tmp_path: Path
 ) -> None:
-    HARM[harm](folder)
-    refused(capsys, 6, run(picture, tiny_bundle_path), "dovit build ")
+    DAMAGE[damage](folder)
+    refused(capsys, 6, run(image, tiny_bundle_path), "dovit build ")
     assert not gpu.state.engines, "TensorRT saw nothing of it"
     assert not gpu.memory.live
     assert not (tmp_path / "out").exists()
 
 
-def test_engines_of_another_version(gpu: Bench, tiny_bundle_path: Path, picture: Path, capsys, monkeypatch) -> None:
+def test_engines_of_another_version(gpu: Bench, tiny_bundle_path: Path, image: Path, capsys, monkeypatch) -> None:
     newer = fake_tensorrt(gpu.state)
     object.__setattr__(newer, "version", "1.8.0")
     monkeypatch.setattr(tensorrt_run, "tensorrt_package", lambda engine: newer)
-    refused(capsys, 6, run(picture, tiny_bundle_path), "built by tensorrt-rtx 1.7.1; 1.8.0 is installed")
+    refused(capsys, 6, run(image, tiny_bundle_path), "built by tensorrt-rtx 1.7.1; 1.8.0 is installed")
 
 
-def test_another_gpu(gpu: Bench, tiny_bundle_path: Path, picture: Path, capsys) -> None:
+def test_another_gpu(gpu: Bench, tiny_bundle_path: Path, image: Path, capsys) -> None:
     gpu.memory.device = gpu_device.GpuDevice("another", "7.5")
-    refused(capsys, 6, run(picture, tiny_bundle_path), "compute capability 8.0, 8.6, this GPU has 7.5")
+    refused(capsys, 6, run(image, tiny_bundle_path), "compute capability 8.0, 8.6, this GPU has 7.5")
 
 
-def test_out_of_memory(gpu: Bench, tiny_bundle_path: Path, picture: Path, capsys) -> None:
+def test_out_of_memory(gpu: Bench, tiny_bundle_path: Path, image: Path, capsys) -> None:
     gpu.memory.limit = 5000
-    refused(capsys, 5, run(picture, tiny_bundle_path), "out of GPU memory")
+    refused(capsys, 5, run(image, tiny_bundle_path), "out of GPU memory")
 
 
 def test_a_plugin_library_that_is_not_there(
-    gpu: Bench, tiny_bundle_path: Path, picture: Path, capsys, monkeypatch: pytest.MonkeyPatch
+    gpu: Bench, tiny_bundle_path: Path, image: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Engines without plugins do not ask for it."""
     monkeypatch.setenv(VARIABLE, "/nowhere/libdovit_plugins.so")
-    assert run(picture, tiny_bundle_path) == 0
+    assert run(image, tiny_bundle_path) == 0
     refused(capsys, 5, command("build", tiny_bundle_path), f"{VARIABLE}: no plugin library", "make plugins")
 
 
@@ -197,15 +197,13 @@ def test_a_plugin_library_that_is_not_there(
         (("--engine", "tensorrt_rtx"), "unknown engine 'tensorrt_rtx'"),
     ],
 )
-def test_usage(arguments, words: str, tiny_bundle_path: Path, picture: Path, capsys) -> None:
-    returned = command(
-        "run", picture, "--bundle", tiny_bundle_path, "-o", picture.parent / "out", "--quiet", *arguments
-    )
+def test_usage(arguments, words: str, tiny_bundle_path: Path, image: Path, capsys) -> None:
+    returned = command("run", image, "--bundle", tiny_bundle_path, "-o", image.parent / "out", "--quiet", *arguments)
     refused(capsys, 2, returned, words)
 
 
-def test_an_option_for_one_of_several_engines(gpu: Bench, tiny_bundle_path: Path, picture: Path, capsys) -> None:
-    frames = ("--frames", picture, "--repeat", 1, "--quiet")
+def test_an_option_for_one_of_several_engines(gpu: Bench, tiny_bundle_path: Path, image: Path, capsys) -> None:
+    frames = ("--frames", image, "--repeat", 1, "--quiet")
     both = command("bench", tiny_bundle_path, "--engine", "onnxruntime,tensorrt-rtx", "--trust-engine", *frames)
     assert both == 0, capsys.readouterr().err
     capsys.readouterr()
@@ -213,23 +211,23 @@ def test_an_option_for_one_of_several_engines(gpu: Bench, tiny_bundle_path: Path
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
-def test_without_the_package(engine: str, dovit: Run, tiny_bundle_path: Path, picture: Path, tmp_path: Path) -> None:
+def test_without_the_package(engine: str, dovit: Run, tiny_bundle_path: Path, image: Path, tmp_path: Path) -> None:
     """An import that is blocked, in the real command line."""
     blocked = tmp_path / "blocked" / engine.replace("-", "_")
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text(f"raise ModuleNotFoundError('blocked', name={blocked.name!r})\n")
     path = os.pathsep.join(part for part in (str(blocked.parent), os.environ.get("PYTHONPATH", "")) if part)
-    result = dovit("run", picture, "--bundle", tiny_bundle_path, "--engine", engine, PYTHONPATH=path)
+    result = dovit("run", image, "--bundle", tiny_bundle_path, "--engine", engine, PYTHONPATH=path)
     assert result.returncode == 5, result.stderr
     assert f"pip install 'dovit-deploy[{engine}]'" in result.stderr
 
 
 @needs_rtx
 @pytest.mark.skipif(not NO_DRIVER, reason="there is a driver")
-def test_built_for_real_and_no_driver(dovit: Run, dense_bundle_path: Path, picture: Path, tmp_path: Path) -> None:
+def test_built_for_real_and_no_driver(dovit: Run, dense_bundle_path: Path, image: Path, tmp_path: Path) -> None:
     """TensorRT for RTX itself builds; what is whole asks for a driver, what is not is refused before."""
     home = {"XDG_CACHE_HOME": str(tmp_path / "real")}
-    run = ("run", picture, "--bundle", dense_bundle_path, "--engine", "tensorrt-rtx", "--quiet")
+    run = ("run", image, "--bundle", dense_bundle_path, "--engine", "tensorrt-rtx", "--quiet")
     missing = dovit(*run, **home)
     assert missing.returncode == 5
     line = missing.stderr.split("build them with: ")[1].split()

@@ -1,4 +1,4 @@
-// The token kernels run by g++: one block and grid at a time as a launcher or the CUDA driver would be told.
+// The token kernels compiled by g++: run with the blocks and grid that a launcher would pass to the CUDA driver.
 #include <cstdint>
 #include <cstring>
 
@@ -10,8 +10,8 @@
 namespace {
 
 template <typename T>
-T argument(void** arguments, int place) {
-    return *static_cast<T*>(arguments[place]);
+T argument(void** arguments, int number) {
+    return *static_cast<T*>(arguments[number]);
 }
 
 template <typename Unit>

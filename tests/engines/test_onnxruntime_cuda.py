@@ -167,7 +167,7 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
     with pytest.raises(ProviderMissing, match=r"x\.onnx would not run on the GPU alone") as raised:
         cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
     assert raised.value.exit_code == 5
-    # The library of the provider that does not load tells why.
+    # The library of the provider that does not load says why.
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
     library.parent.mkdir()
     library.write_bytes(b"no library")
@@ -227,10 +227,10 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch) -> None:
 
 
 def test_the_command_line_refuses_with_code_5(dovit, tiny_bundle_path, tmp_path) -> None:
-    """With whatever ONNX Runtime is here: on a machine with a GPU and onnxruntime-gpu this is not the place to look."""
+    """With the installed ONNX Runtime; not on a machine with a GPU and onnxruntime-gpu, where nothing is refused."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    onnx_file = tmp_path / "picture.png"
+    onnx_file = tmp_path / "image.png"
     from PIL import Image
 
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(onnx_file)

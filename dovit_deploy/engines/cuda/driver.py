@@ -36,6 +36,7 @@ def gpu_device(number: int = 0) -> GpuDevice:
     _check_device(driver.cuDeviceGet(ctypes.byref(device), number), f"no GPU {number}")
     name = ctypes.create_string_buffer(256)
     _check_device(driver.cuDeviceGetName(name, len(name), device), "the GPU's name is unknown")
+    # By attributes: cuDeviceComputeCapability is deprecated.
     capability = []
     for attribute in (MAJOR, MINOR):
         value = ctypes.c_int()

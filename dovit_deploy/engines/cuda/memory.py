@@ -169,6 +169,7 @@ def opened_memory(name: str = DEFAULT_MEMORY, *, number: int = 0) -> DeviceMemor
     """
     if name not in MEMORIES:
         raise UsageError(f"--cuda-memory: '{name}' given; there are: {', '.join(MEMORIES)}")
+    # Imported only now, because each of them imports an optional package.
     memory: DeviceMemory = importlib.import_module(MEMORIES[name]).opened_memory(number)
     return memory
 

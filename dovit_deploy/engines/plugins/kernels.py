@@ -22,7 +22,7 @@ ROW_THREADS = 256
 """Threads of a block of the row kernels; kRowThreads of csrc/token_shapes.h."""
 COMPACT_THREADS = 1024
 COMPACT_TILE = 4096
-"""Entries of a mask that one block of the compaction takes; kTile of token_kernels.cuh."""
+"""Entries of a mask that one block of the compaction processes; kCompactTile of token_kernels.cuh."""
 KERNELS = (
     *(f"dovit_{work}_rows_{unit}" for work in ("gather", "scatter") for unit in UNITS),
     *("dovit_compact_1", "dovit_compact_8"),

@@ -163,6 +163,7 @@ class _TokenPlugin:
     interfaces: tuple[Any, ...]
 
     def __init__(self, kind: PluginKind) -> None:
+        # The bases are bound by pybind11: each needs its own initialiser to be called.
         for interface in self.interfaces:
             interface.__init__(self)
         self.kind = kind
@@ -218,6 +219,7 @@ class _TokenPlugin:
         role = (*self.kind.inputs, *self.kind.outputs)[position]
         if role != ROWS:
             return bool(tensor.type == (self.trt.int32 if role == SIZE else self.trt.int64))
+        # All rows have the type of the first tensor, which may be any that a copy can move.
         if position != 0:
             return bool(tensor.type == tensors[0].desc.type)
         return tensor.type in (self.trt.float32, self.trt.float16, self.trt.bfloat16)

@@ -21,12 +21,12 @@ constexpr int kCompactTile = kCompactThreads * kItemsPerThread;
 template <typename Unit>
 __device__ void gather_rows(const Unit* tokens, const long long* index, Unit* values, long long total, long long kept,
                             long long units) {
-    const long long place = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
-    if (place >= kept) return;
-    const long long row = index[place];
+    const long long entry = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (entry >= kept) return;
+    const long long row = index[entry];
     const bool inside = row >= 0 && row < total;
     const Unit* source = tokens + (inside ? row : 0) * units;
-    Unit* target = values + place * units;
+    Unit* target = values + entry * units;
 #pragma unroll 4
     for (long long unit = threadIdx.x; unit < units; unit += blockDim.x) target[unit] = inside ? source[unit] : Unit{};
 }
@@ -35,11 +35,11 @@ __device__ void gather_rows(const Unit* tokens, const long long* index, Unit* va
 template <typename Unit>
 __device__ void scatter_rows(const long long* index, const Unit* values, Unit* tokens, long long total, long long kept,
                              long long units) {
-    const long long place = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
-    if (place >= kept) return;
-    const long long row = index[place];
+    const long long entry = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
+    if (entry >= kept) return;
+    const long long row = index[entry];
     if (row < 0 || row >= total) return;
-    const Unit* source = values + place * units;
+    const Unit* source = values + entry * units;
     Unit* target = tokens + row * units;
 #pragma unroll 4
     for (long long unit = threadIdx.x; unit < units; unit += blockDim.x) target[unit] = source[unit];
@@ -72,11 +72,11 @@ __device__ inline int block_exclusive_sum(int value, int* partial) {
     return sum;
 }
 
-// Stable order of a mask: kept positions first, then the rest, each in raster order. With `size` in place of `count`
+// Stable order of a mask: kept positions first, then the rest, each in raster order. With `size` instead of `count`
 // only the kept positions are written: TensorRT wants an output's size as an int.
 //
 // A block places one tile of kCompactTile positions. It counts what is kept before its tile, and in all, by itself:
-// the mask is small (64 KiB of bytes for 65536 tokens) and lies in the L2 cache, so reading it again is cheaper than
+// the mask is small (64 KiB of bytes for 65536 tokens) and stays in the L2 cache, so reading it again is cheaper than
 // a second launch, and no block waits for another.
 template <typename Mask>
 __device__ void compact(const Mask* keep, long long* order, long long* count, int* size, long long total) {

@@ -56,6 +56,7 @@ def build_engines(
     """
     key = engine_key(bundle, request, package)
     with cache.locked(key, waiting=lambda: progress("waiting for another build of the same engines")):
+        # Under the lock: the process that held it until now may just have built them.
         found = None if rebuild else _undamaged(cache, key, progress)
         if found is not None:
             return found, False
@@ -82,6 +83,7 @@ def _fill(
     """Build every engine of `key` into `folder`."""
     progress("deriving graphs")
     graphs, weights = derive_graphs(bundle, tuple(key.graphs), folder, precision=key.precision, plugins=key.plugins)
+    # All graphs share the file: it is hashed once.
     weights_entry = file_entry(weights)
     for number, graph in enumerate(graphs, start=1):
         progress(f"building {graph.name} ({number} of {len(graphs)})")
@@ -128,6 +130,7 @@ def run_child(job: Path, package: TensorRtPackage) -> tuple[int, str]:
         command,
         env=child_environment(library_folder(package)),
         stdin=subprocess.DEVNULL,
+        # TensorRT writes to stdout, which holds the command's results.
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -150,6 +153,7 @@ def _outcome(graph: str, path: Path, status: int, errors: str) -> BuilderOutcome
     try:
         outcome = BuilderOutcome.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
+        # No outcome: the process died before its last step. What it wrote last to stderr is often an assertion.
         last = [line.strip() for line in errors.splitlines() if line.strip()][-1:]
         words = f"; its last words: {last[0]}" if last else ""
         how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"

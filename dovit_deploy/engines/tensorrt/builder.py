@@ -82,6 +82,7 @@ def main(path: str) -> None:
         outcome = _carried_out(job)
     except (DovitError, OSError) as error:
         outcome = BuilderOutcome(error=str(error))
+    # Last of all: without this file the parent takes the build for failed.
     Path(job.outcome).write_text(outcome.model_dump_json(), encoding="utf-8")
 
 
@@ -138,6 +139,7 @@ def built_engine(
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _add_profiles(builder, config, network, profiles)
     _set_compute_capabilities(package, config, compute_capabilities)
+    # Returns None, and aborts or crashes on some graphs; the reason, if any, is in the log.
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refusal("the builder", onnx_path, logger.errors)
@@ -171,6 +173,7 @@ def _add_profiles(builder: Any, config: Any, network: Any, profiles: Sequence[To
     inputs = [network.get_input(number) for number in range(network.num_inputs)]
     if all(tensor.name != INDEX for tensor in inputs):
         return
+    # In the order of the sidecar, whose profiles are numbered like the engine's.
     for counts in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape(INDEX, (counts.minimum,), (counts.typical,), (counts.maximum,))

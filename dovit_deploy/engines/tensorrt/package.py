@@ -122,6 +122,7 @@ def tensorrt_package(engine: str) -> TensorRtPackage:
     distribution = DISTRIBUTIONS[engine]
     module = packages.load(distribution.module)
     version = str(module.__version__)
+    # Two numbers suffice, and versions may end in letters ("10.3.0.post1").
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < distribution.oldest:
         raise EnvironmentProblem(
@@ -135,6 +136,7 @@ def tensorrt_package(engine: str) -> TensorRtPackage:
 def installed_version(engine: str) -> str | None:
     """Version of the package of `engine`, found without importing it; None if it is not installed."""
     module = DISTRIBUTIONS[engine].module
+    # The distribution's name differs from the module's, and from one CUDA version to the next (tensorrt-rtx-cu13).
     for name in importlib.metadata.packages_distributions().get(module, ()):
         return importlib.metadata.version(name)
     return None
@@ -165,6 +167,7 @@ def _logger(trt: Any, *, everything: bool) -> Any:  # noqa: ANN401
 
     class Kept(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
+            # The base class is bound by pybind11, which needs its own initialiser to be called.
             trt.ILogger.__init__(self)
             self.messages: list[str] = []
             self.errors: list[str] = []
@@ -218,5 +221,6 @@ def child_environment(folder: Path | None) -> dict[str, str]:
     environment = dict(os.environ)
     if folder is not None:
         rest = environment.get("LD_LIBRARY_PATH")
+        # In front, so that the link wins over another TensorRT on the user's path.
         environment["LD_LIBRARY_PATH"] = f"{folder}{os.pathsep}{rest}" if rest else str(folder)
     return environment

@@ -67,6 +67,7 @@ class EngineKey(Record):
     @property
     def name(self) -> str:
         """The key as a folder name."""
+        # Sorted and without spaces: equal keys must give equal bytes.
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:24]
 
@@ -159,8 +160,10 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         package.compute_capability(name)
     capabilities = request.compute_capabilities
     if not package.default_compute_capabilities:
+        # Such a package builds for the GPU of this machine only; another GPU needs other engines.
         capabilities = (gpu_device().compute_capability,)
     files, names = bundle.manifest.files, graph_names(bundle, merged=request.merged)
+    # A package without plugins gets graphs of standard operators, whatever was requested.
     plugins = request.plugins and package.capabilities.plugins
     return EngineKey(
         engine=package.engine,
@@ -171,6 +174,7 @@ def engine_key(bundle: Bundle, request: BuildRequest, package: TensorRtPackage) 
         profiles=profiles_for(bundle, request.buckets, names),
         plugins=plugins,
         plugin_code=plugin_digest() if plugins else "",
+        # As numbers: "12.0" comes after "8.6".
         compute_capabilities=tuple(sorted(set(capabilities), key=float)),
         forms=build_digest(),
     )
@@ -208,6 +212,7 @@ def profiles_for(bundle: Bundle, buckets: Sequence[int], names: Sequence[str]) -
         if not 1 <= bucket <= total:
             raise UsageError(f"--buckets: {bucket} given; a stage of this bundle runs 1 to {total} tokens")
     profiles: dict[str, tuple[TokenCount, ...]] = dict.fromkeys(names, ())
+    # Stage 0 takes all tokens, and so do `merged` and `dense`: their sizes are fixed.
     for number, count in enumerate(counts[1:], start=1):
         sizes = sorted({min(bucket, count.maximum) for bucket in buckets} | {count.maximum})
         exact = tuple(TokenCount(minimum=size, typical=size, maximum=size) for size in sizes)

@@ -84,6 +84,7 @@ class TensorRtBackend:
             opened.stages[graph] = stage
             stage.warm_up(_sources(opened, graph))
         except BaseException:
+            # Also after Ctrl-C: the process may live on, and must not keep memory of the GPU.
             self._unload(bundle.path, graph)
             raise
         return stage
@@ -97,6 +98,7 @@ class TensorRtBackend:
         if not isinstance(buffer, DeviceArray):
             return np.asarray(buffer)
         memory = self._device()
+        # One buffer for all downloads, hence the copy below: pinning memory takes longer than copying.
         if self._staging.nbytes < buffer.nbytes:
             self._staging = memory.pinned(buffer.nbytes)
         host = self._staging[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
@@ -115,6 +117,7 @@ class TensorRtBackend:
             if graph in found[0].records:
                 # Before a GPU is asked for: damage is reported on machines without one, too.
                 checked_plan(found[0], graph)
+            # Entered before the device is opened, so that `_closed` closes it again if no engine fits this GPU.
             self._bundles[bundle.path] = _Opened(found[0])
             try:
                 capability = self._device().device.compute_capability
@@ -127,6 +130,7 @@ class TensorRtBackend:
     def _stage(self, opened: _Opened, graph: str, plan: bytes, *, closed: Callable[[], None]) -> TensorRtStage:
         memory, record = self._device(), opened.engines.records[graph]
         if record.plugins is not None:
+            # Before TensorRT sees the engine: a plugin that cannot run would otherwise fail in the middle of its first run.
             check_plugins_run()
             registered_plugins(self._package)
         kernels = self._cache.kernels_path(opened.engines.entry.key, graph, memory.device.compute_capability)

@@ -57,12 +57,14 @@ class EngineSearch:
                     continue
                 reason = self._reason_against(entry.key)
                 if reason is None:
+                    # Sizes only: hashing every candidate would take seconds, and `checked_plan` hashes what will run.
                     fitting.append(read_engines(folder, origin=origin))
                 else:
                     reasons.append(f"the engines in {folder} {reason}")
             except EngineInvalid as error:
                 # A damaged folder in the cache may be of any bundle; it matters only if it is of this one.
                 if origin == "bundle" or self._is_ours(folder):
+                    # Without the error's own remedy: `_ordered` adds a command line with the real path.
                     reasons.append(str(error).partition("; ")[0])
         return self._ordered(fitting, reasons)
 
@@ -73,6 +75,7 @@ class EngineSearch:
             EngineInvalid: none do.
         """
         for engines in found:
+            # All of them: a session takes every stage from one set.
             built = engines.compute_capabilities
             if all(self.package.runs_on(capabilities, compute_capability) for capabilities in built):
                 return engines
@@ -122,6 +125,7 @@ class EngineSearch:
         newest = sorted(fitting, key=lambda engines: engines.entry.built_at, reverse=True)
         own = [engines for engines in newest if engines.origin == "cache"]
         carried = [engines for engines in newest if engines.origin == "bundle"]
+        # Those of the cache come first even if they are older: they are known to be this user's.
         if own or (carried and self.trust):
             return own + carried if self.trust else own
         if carried:

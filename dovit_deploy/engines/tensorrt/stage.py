@@ -94,6 +94,7 @@ class TensorRtStage:
             given[VALID] = np.asarray(count, np.int64)
             given[INDEX] = self._padded(given[INDEX], bucket.size)
         addresses = {tensor.name: self._address(tensor, given[tensor.name]) for tensor in self._record.inputs}
+        # Behind the copies to the slots: pinned memory may be written again when this mark is reached.
         self._staged = self._memory.mark()
         context = self._context(bucket)
         context.enqueue({**addresses, **{name: array.address for name, array in self._fixed_outputs().items()}})
@@ -109,6 +110,7 @@ class TensorRtStage:
             DeviceFailed: see `run`; or the work itself failed.
         """
         takes = {tensor.name: tensor for tensor in self._record.inputs if tensor.name != VALID}
+        # The largest first, so that memory that grows does so once.
         for bucket in reversed(self.buckets):
             inputs: dict[str, Buffer] = {
                 name: np.zeros(_fixed(tensor.shape, bucket.size), tensor.dtype) for name, tensor in takes.items()
@@ -193,6 +195,7 @@ class TensorRtStage:
             if value.dtype != np.dtype(tensor.dtype):
                 raise InputError(f"{self._record.graph}: {tensor.name}: {value.dtype} given, {tensor.dtype} needed")
             return value.address
+        # Thresholds rarely change from frame to frame; comparing them costs less than a copy and a wait.
         slot = self._slot(tensor)
         pinned = slot.pinned[: shape[0]] if -1 in tensor.shape else slot.pinned
         if slot.filled and pinned.nbytes <= SMALL and np.array_equal(pinned, value):
@@ -202,6 +205,7 @@ class TensorRtStage:
             self._staged.wait()
         np.copyto(pinned, value, casting="same_kind")
         self._memory.copy(slot.device.narrow(shape[0]) if -1 in tensor.shape else slot.device, pinned)
+        # An index of another length would leave the rest of the slot as it was: it is always copied.
         slot.filled = -1 not in tensor.shape
         return slot.device.address
 
@@ -216,6 +220,7 @@ class TensorRtStage:
     def _padded(self, index: Buffer, size: int) -> Buffer:
         """`index` extended to the bucket's size: by what follows it in device memory, else by other positions."""
         if isinstance(index, DeviceArray):
+            # Behind the running tokens, `order` continues with those that stopped: valid positions, and no copy.
             if index.room >= size:
                 return index.narrow(size)
             host = self._memory.pinned(index.nbytes).view(index.dtype).reshape(index.shape)

@@ -104,6 +104,7 @@ def read_entry(folder: Path) -> BuildRecord:
         EngineInvalid: it is missing or malformed, or the folder is not named after its key.
     """
     entry = _read(folder / ENTRY, BuildRecord)
+    # While it is being filled, a folder has a temporary name.
     if entry.key.name != folder.name and not folder.name.endswith(PARTIAL):
         raise EngineInvalid(f"{folder} holds engines of another key, {entry.key.name}; {REBUILD}")
     return entry
@@ -139,6 +140,7 @@ def _read(path: Path, kind: type[R]) -> R:
 
 def _check_record(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:
     """Raise EngineInvalid unless `record` was written under `key`, for an engine of the size of that at `path`."""
+    # The digest proves only that engine and sidecar belong together; the key, that both belong here.
     stated = (record.graph, record.engine, record.package_version, record.precision, record.key)
     if stated != (graph, key.engine, key.package_version, key.precision, key.name):
         raise EngineInvalid(f"{path}: its sidecar belongs to another engine ({', '.join(stated)}); {REBUILD}")
@@ -174,9 +176,11 @@ class EngineCache:
             waiting: called once if another process holds it.
         """
         try:
+            # Engines can carry code: nobody else may write here.
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = filelock.FileLock(self.root / f"{key.name}.lock")
             try:
+                # First without waiting, so that `waiting` is called only if there is something to wait for.
                 lock.acquire(timeout=0)
             except filelock.Timeout:
                 waiting()
@@ -203,6 +207,7 @@ class EngineCache:
 
     def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
         """File of the kernels that TensorRT for RTX compiled for a GPU; with them an engine loads faster."""
+        # Not among the engines: their folder never changes once it has its name.
         return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
 
     def folders(self) -> list[Path]:
@@ -230,6 +235,7 @@ class EngineCache:
                     remove(folder)
                     removed.append(folder)
             except filelock.Timeout:
+                # Another process is building it.
                 continue
         return removed, freed + self._prune_kernels()
 
@@ -259,6 +265,7 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
         UsageError: the bundle belongs to an installed package.
         InputError: the bundle cannot be written.
     """
+    # A package manager neither expects nor removes files that were added to a package.
     if PACKAGE_FOLDERS & set(bundle.path.parts):
         raise UsageError(
             f"{bundle.path} is inside an installed package; copy the bundle, or leave out --into-bundle: "

@@ -29,7 +29,7 @@ class FakeOrtValue:
 
 
 class FakeBinding:
-    """Binds as told, "cuda" being the CPU; notes inputs that were bound by address."""
+    """Binds inputs and outputs, "cuda" being the CPU; records inputs that were bound by address."""
 
     def __init__(self, session, runtime: FakeCudaRuntime) -> None:
         self.real, self.runtime = session.io_binding(), runtime

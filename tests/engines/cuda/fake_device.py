@@ -1,4 +1,4 @@
-"""A fake GPU: device memory is host memory apart, and a stream whose work is done no earlier than somebody waits.
+"""A fake GPU: device memory is separate host memory, and work on its stream is done only when it is waited for.
 
 What is enqueued sees its arguments when it runs, so a host array that is read or changed too early shows. `log` holds
 what was enqueued, in order, and `live` the blocks that were not given back.
@@ -41,16 +41,16 @@ class FakeAllocation:
 @dataclass
 class FakeMark:
     memory: FakeMemory
-    place: int
+    position: int
     """How many works were enqueued before it, since the memory was opened."""
 
     def wait(self) -> None:
         assert self.memory.capturing is None, "waiting cannot be captured"
-        self.memory.run_until(self.place - self.memory.done)
+        self.memory.run_until(self.position - self.memory.done)
 
     def milliseconds_since(self, earlier: FakeMark) -> float:
-        assert self.memory.done >= self.place >= earlier.place
-        return float(self.place - earlier.place)
+        assert self.memory.done >= self.position >= earlier.position
+        return float(self.position - earlier.position)
 
 
 @dataclass
@@ -102,7 +102,7 @@ class FakeMemory:
     def copy(self, target, source) -> None:
         if target.nbytes != source.nbytes:
             raise ValueError(f"{source.nbytes} bytes into {target.nbytes}")
-        places = [address_of(array) for array in (target, source)]
+        addresses = [address_of(array) for array in (target, source)]
         kinds = ["host" if isinstance(array, np.ndarray) else "device" for array in (source, target)]
         # The arrays are kept until the copy is done, as pinned memory would have to be.
         keep = (target, source)
@@ -111,7 +111,7 @@ class FakeMemory:
             del_keep = keep
             self.check(target)
             self.check(source)
-            ctypes.memmove(places[0], places[1], del_keep[0].nbytes)
+            ctypes.memmove(addresses[0], addresses[1], del_keep[0].nbytes)
 
         self.enqueue(f"copy {kinds[0]} to {kinds[1]}", work)
 
@@ -138,7 +138,7 @@ class FakeMemory:
         self.closed = True
 
     def enqueue(self, name: str, work: Callable[[], None]) -> None:
-        """What a kernel launch is: `work` runs when somebody waits for it."""
+        """What a kernel launch is: `work` runs when it is waited for."""
         assert not self.closed
         if self.capturing is not None:
             self.capturing.append((name, work))

@@ -69,8 +69,8 @@ def host_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused_calls() -> str:
     """What PyCUDA links and nobody here calls, as functions that say "not supported"."""
-    places = importlib.util.find_spec("pycuda").submodule_search_locations  # type: ignore[union-attr]
-    library = next(path for place in places or () for path in Path(place).glob("_driver*.so"))
+    folders = importlib.util.find_spec("pycuda").submodule_search_locations  # type: ignore[union-attr]
+    library = next(path for folder in folders or () for path in Path(folder).glob("_driver*.so"))
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
     names = {line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-1].startswith("cu")}
     own = DRIVER_SOURCE.read_text()

@@ -89,17 +89,17 @@ def test_rows_are_gathered_and_put_back_as_the_reference_does(kernels, total, sh
     index = draw.permutation(total)[: round(share * total)].astype(np.int64)
     tokens, changed = rows(draw, (total, width), dtype), rows(draw, (len(index), width), dtype)
     numbers = {"total": total, "kept": len(index), "row_bytes": tokens.itemsize * width, "stream": STREAM}
-    source, places, update = Guarded(tokens, shift), Guarded(index), Guarded(changed, shift)
+    source, positions, update = Guarded(tokens, shift), Guarded(index), Guarded(changed, shift)
     taken, output = Guarded(np.zeros_like(changed), shift), Guarded(np.zeros_like(tokens), shift)
 
-    kernels.gather(source.address, places.address, taken.address, **numbers)
-    kernels.scatter(source.address, places.address, update.address, output.address, **numbers)
+    kernels.gather(source.address, positions.address, taken.address, **numbers)
+    kernels.scatter(source.address, positions.address, update.address, output.address, **numbers)
     np.testing.assert_array_equal(taken.array, gathered(tokens, index))
     np.testing.assert_array_equal(output.array, scattered(tokens, index, changed))
     assert taken.intact() and output.intact()
 
-    # In place: the rows that are not named stay as they are.
-    kernels.scatter(source.address, places.address, update.address, source.address, **numbers)
+    # In place: the other rows stay as they are.
+    kernels.scatter(source.address, positions.address, update.address, source.address, **numbers)
     np.testing.assert_array_equal(source.array, output.array)
     assert source.intact()
 

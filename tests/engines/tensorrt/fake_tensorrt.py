@@ -168,7 +168,7 @@ class FakeContext:
             return False
         memory = MEMORIES[stream]
         assert self.memory is not None or not self.needs_memory, "no memory for activations"
-        assert memory.capturing is None or self.runs, "the first run settles what cannot be captured"
+        assert memory.capturing is None or self.runs, "the first run does what cannot be captured"
         self.runs += 1
         inputs = {port.name: self.array(port, self.shape(port), memory) for port in self.engine.session.get_inputs()}
         fixed = [port for port in self.engine.session.get_outputs() if port.name not in self.allocators]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt import build as tensorrt_build
 from dovit_deploy.engines.tensorrt.build import build_engines
@@ -17,6 +19,9 @@ from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
 from tests.engines.cuda.fake_device import FakeMemory
 from tests.engines.tensorrt.fake_builder import VARIABLE, carry_out, fake_package
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRt, fake_tensorrt
+from tests.tiny import tiny_pixels
+
+BUCKETS = (4, 8, 16)
 
 
 def in_this_process(job: Path, package: TensorRtPackage) -> tuple[int, str]:
@@ -51,3 +56,18 @@ class Bench:
             cache=EngineCache(self.home),
             open_memory=lambda name: self.memory,
         )
+
+
+def assert_nothing_is_left(bench: Bench) -> None:
+    assert bench.memory.closed
+    assert not bench.memory.live
+    assert not bench.memory.launches
+    assert not bench.memory.queue
+
+
+def pixels_of(bundle: Bundle, seed: int = 0) -> np.ndarray:
+    return tiny_pixels(bundle.manifest.spec.size, seed).numpy()
+
+
+def since(bench: Bench, start: int) -> list[str]:
+    return bench.memory.log[start:]

@@ -59,7 +59,7 @@ def test_built_once_then_taken_from_the_cache(bundle: Bundle, cache: EngineCache
     engines, built = build(bundle, cache, steps=steps)
     assert built
     assert list(engines.records) == ["stage0", "stage1", "stage2", "dense"]
-    assert steps[1:] == [f"building {name} ({place} of 4)" for place, name in enumerate(engines.records, start=1)]
+    assert steps[1:] == [f"building {name} ({number} of 4)" for number, name in enumerate(engines.records, start=1)]
     record = engines.records["stage1"]
     assert (record.seconds, record.layers.attention, record.compute_capabilities) == (1.5, 2, ("8.0", "8.6"))
     assert record.profiles == (bundle.manifest.counts[1],)
@@ -180,7 +180,7 @@ build(Bundle.open({str(single.path)!r}), EngineCache(Path({str(cache.root.parent
 
 
 def test_the_child_imports_what_its_parent_does_wherever_it_starts(tmp_path: Path) -> None:
-    """Neither the working directory nor an installed copy is taken in place of the code that is running."""
+    """Neither the working directory nor an installed copy is imported instead of the code that is running."""
     decoy, source = tmp_path / "decoy", tmp_path / "source"
     for folder in (decoy, source):
         (folder / "dovit_deploy").mkdir(parents=True)

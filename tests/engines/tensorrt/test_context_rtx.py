@@ -54,10 +54,10 @@ def test_without_a_driver(package: TensorRtPackage, plan: bytes) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("harm", ["cut", "foreign"])
-def test_what_is_no_engine(harm: str, package: TensorRtPackage, plan: bytes) -> None:
-    """A sidecar would have told; TensorRT does too, driver or not."""
-    bad = plan[: len(plan) // 2] if harm == "cut" else b"\x7fELF" * 500
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_what_is_no_engine(damage: str, package: TensorRtPackage, plan: bytes) -> None:
+    """A sidecar would have shown it; TensorRT refuses it too, with a driver or without."""
+    bad = plan[: len(plan) // 2] if damage == "cut" else b"\x7fELF" * 500
     with pytest.raises(EngineInvalid, match=r"stage0: .*Serialization.*build it again") as caught:
         TensorRtEngine(package, bad, name="stage0")
     assert caught.value.exit_code == 6

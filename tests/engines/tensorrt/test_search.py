@@ -16,7 +16,7 @@ from dovit_deploy.engines.tensorrt.search import EngineSearch
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
 from dovit_deploy.errors import EngineInvalid, EngineMissing
 from tests.engines.tensorrt.fake_builder import fake_package
-from tests.engines.tensorrt.test_store import HARM, PLAN, fill, made_key
+from tests.engines.tensorrt.test_store import DAMAGE, PLAN, fill, made_key
 from tests.fakes import fake_manifest
 
 FILES = {
@@ -108,22 +108,22 @@ def test_engines_of_another_bundle_in_this_one(changes, bundle: Bundle, cache: E
         search(bundle, cache, trust=True)
 
 
-@pytest.mark.parametrize("harm", list(HARM))
+@pytest.mark.parametrize("damage", list(DAMAGE))
 @pytest.mark.parametrize("origin", ["cache", "bundle"])
-def test_what_is_damaged(origin: str, harm: str, bundle: Bundle, cache: EngineCache) -> None:
+def test_what_is_damaged(origin: str, damage: str, bundle: Bundle, cache: EngineCache) -> None:
     folder = put(cache.root if origin == "cache" else bundle.path / ENGINES, made_key())
-    HARM[harm][0](folder)
+    DAMAGE[damage][0](folder)
     with pytest.raises((EngineInvalid, EngineMissing)) as caught:
         engines = search(bundle, cache, trust=True)
         for graph in engines.records:
             checked_plan(engines, graph)
-    # Whose an entry of the cache was can no longer be told.
-    assert isinstance(caught.value, EngineMissing) == (origin == "cache" and "entry" in harm)
+    # Of a damaged entry of the cache, nothing says any more which bundle it was for.
+    assert isinstance(caught.value, EngineMissing) == (origin == "cache" and "entry" in damage)
     assert "dovit build" in str(caught.value)
 
 
 def test_a_folder_renamed_to_another_key(bundle: Bundle, cache: EngineCache) -> None:
-    """As somebody would who wants an engine to be taken."""
+    """As an attacker would who wants an engine to be accepted."""
     put(bundle.path / ENGINES, made_key()).rename(bundle.path / ENGINES / ("f" * 24))
     with pytest.raises(EngineInvalid, match="holds engines of another key"):
         search(bundle, cache, trust=True)

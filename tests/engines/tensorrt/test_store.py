@@ -117,7 +117,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-HARM = {
+DAMAGE = {
     "truncated engine": (lambda folder: (folder / "stage0.engine").write_bytes(PLAN[:-1]), "699 bytes"),
     "flipped engine": (lambda folder: flip(folder / "stage0.engine"), "SHA-256"),
     "engine missing": (lambda folder: (folder / "stage0.engine").unlink(), "missing"),
@@ -144,9 +144,9 @@ def fill_sidecar(folder: Path, key: EngineKey) -> None:
     (folder / "entry.json").write_bytes(entry)
 
 
-@pytest.mark.parametrize("harm", HARM)
-def test_what_is_damaged_or_foreign_is_refused(harm: str, cache: EngineCache, filled: Path) -> None:
-    do, words = HARM[harm]
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_damaged_or_foreign_is_refused(damage: str, cache: EngineCache, filled: Path) -> None:
+    do, words = DAMAGE[damage]
     do(filled)
     with pytest.raises(EngineInvalid, match=words) as caught:
         cache.find(made_key())
@@ -254,13 +254,13 @@ def test_engines_travel_in_the_bundle(bundle_copy: Path, cache: EngineCache, fil
 
 
 def test_an_installed_bundle_is_left_alone(tmp_path: Path, bundle_copy: Path, cache: EngineCache, filled: Path) -> None:
-    place = tmp_path / "site-packages" / "model.dovit"
-    place.parent.mkdir()
-    bundle_copy.rename(place)
+    installed = tmp_path / "site-packages" / "model.dovit"
+    installed.parent.mkdir()
+    bundle_copy.rename(installed)
     engines = cache.find(made_key())
     assert engines is not None
     with pytest.raises(UsageError, match="installed package"):
-        copy_into_bundle(engines, Bundle.open(place))
+        copy_into_bundle(engines, Bundle.open(installed))
 
 
 def test_compiled_kernels_go_with_their_engines(cache: EngineCache, filled: Path) -> None:

@@ -9,8 +9,7 @@ from types import ModuleType
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.engines.plugins import kernels as token_kernels
-from dovit_deploy.engines.plugins import library as plugin_library
+from dovit_deploy.engines.plugins import kernels, library
 from dovit_deploy.engines.plugins.library import (
     VARIABLE,
     check_plugins_run,
@@ -32,8 +31,8 @@ def test_a_change_of_a_kernel_makes_other_engines(tiny_bundle_path: Path, monkey
     """The engine's bytes may be the same, what they call is not."""
     bundle = Bundle.open(tiny_bundle_path)
     before = {plugins: engine_key(bundle, BuildRequest(plugins=plugins), fake_package()) for plugins in (True, False)}
-    source = token_kernels.kernel_source()
-    monkeypatch.setattr(plugin_library, "kernel_source", lambda: source.replace("kItemsPerThread = 4", "kItems = 8"))
+    source = kernels.kernel_source()
+    monkeypatch.setattr(library, "kernel_source", lambda: source.replace("kItemsPerThread = 4", "kItems = 8"))
     after = {plugins: engine_key(bundle, BuildRequest(plugins=plugins), fake_package()) for plugins in (True, False)}
     assert after[True].name != before[True].name
     assert after[False].name == before[False].name, "engines without plugins do not depend on them"
@@ -47,16 +46,16 @@ def test_everything_that_decides_what_plugins_do_is_in_the_digest(
     name: str, other: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = plugin_digest()
-    monkeypatch.setattr(plugin_library, name, other)
+    monkeypatch.setattr(library, name, other)
     assert plugin_digest() != before
 
 
 def test_names_of_files_are_not_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A move of the code must not make every user's engines build again."""
     before = plugin_digest()
-    monkeypatch.setattr(plugin_library, "__file__", "/elsewhere/moved.py")
+    monkeypatch.setattr(library, "__file__", "/elsewhere/moved.py")
     assert plugin_digest() == before
-    assert "dovit_compact_8" in token_kernels.kernel_source()
+    assert "dovit_compact_8" in kernels.kernel_source()
 
 
 def test_a_compiled_library_is_its_own_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

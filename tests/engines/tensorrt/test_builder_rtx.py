@@ -124,8 +124,8 @@ def test_all_stages_in_one_engine(tiny_bundle_path: Path, package: TensorRtPacka
 def test_the_parsers_own_words(bundle: Bundle, package: TensorRtPackage, tmp_path: Path) -> None:
     graphs, _ = derive_graphs(bundle, ["stage1"], tmp_path, precision="fp16", plugins=False)
     broken = onnx.load(str(graphs[0].path), load_external_data=False)
-    broken.graph.node.append(onnx.helper.make_node("NonZero", ["index"], ["places"], name="the_culprit"))
-    broken.graph.output.append(onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, [1, "found"]))
+    broken.graph.node.append(onnx.helper.make_node("NonZero", ["index"], ["positions"], name="the_culprit"))
+    broken.graph.output.append(onnx.helper.make_tensor_value_info("positions", onnx.TensorProto.INT64, [1, "found"]))
     graphs[0].path.write_bytes(broken.SerializeToString())
     key = engine_key(bundle, BuildRequest(plugins=False), package)
     with pytest.raises(EngineBuildFailed, match=r"stage1: the (parser|builder) of TensorRT refuses.*(NonZero|culprit)"):
