@@ -130,7 +130,7 @@ class TensorRtBackend:
     def _stage(self, opened: _Opened, graph: str, plan: bytes, *, closed: Callable[[], None]) -> TensorRtStage:
         memory, record = self._device(), opened.engines.records[graph]
         if record.plugins is not None:
-            # Before TensorRT sees the engine: a plugin that cannot run would otherwise fail in the middle of its first run.
+            # Before TensorRT sees the engine: otherwise a plugin that cannot run fails within the first run.
             check_plugins_run()
             registered_plugins(self._package)
         kernels = self._cache.kernels_path(opened.engines.entry.key, graph, memory.device.compute_capability)
