@@ -1,4 +1,4 @@
-"""Output folders appear whole or not at all: written as `NAME.partial`, renamed at the end."""
+"""Files and folders that appear whole or not at all: written as `NAME.partial`, renamed at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dovit_deploy.errors import InputError, UsageError
 
 
 def partial_path(path: Path) -> Path:
-    """Where the folder `path` is while it is being written."""
+    """The name of `path` while it is being written."""
     return path.with_name(path.name + ".partial")
 
 
@@ -31,6 +31,33 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise UsageError when `path` is there and must not be replaced."""
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another with -o, or allow it with --overwrite")
+
+
+@contextmanager
+def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give an empty folder `NAME.partial` to fill; rename it to `path` when the block ends well, else remove it.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is off.
+        InputError: the folder cannot be created.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    partial = partial_path(path)
+    make_fresh(partial)
+    try:
+        yield partial
+        put_in_place(partial, path)
+    finally:
+        remove(partial)
+
+
+def make_fresh(folder: Path) -> None:
+    """Make `folder`, empty, with its parents; what a killed process left there is removed."""
+    try:
+        remove(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def put_in_place(partial: Path, path: Path) -> None:
@@ -56,7 +83,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def _exchanged(first: Path, second: Path) -> bool:
-    """Exchange two names in one step, as Linux's `renameat2` can; False where that is not to be had."""
+    """Exchange two names in one step, as Linux's `renameat2` can; False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -66,55 +93,37 @@ def _exchanged(first: Path, second: Path) -> bool:
     return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(exchange))) == 0
 
 
-@contextmanager
-def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a fresh `NAME.partial` to fill; rename it to `path` when the block ends well, else remove it.
-
-    Raises:
-        UsageError: `path` exists and `overwrite` is off.
-        InputError: the folder cannot be made.
-    """
-    refuse_existing(path, overwrite=overwrite)
-    partial = partial_path(path)
-    make_fresh(partial)
-    try:
-        yield partial
-        put_in_place(partial, path)
-    finally:
-        remove(partial)
-
-
-def make_fresh(folder: Path) -> None:
-    """Make `folder` empty, with its parents; what a killed process left there goes."""
-    try:
-        remove(folder)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
-
-
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` in one step."""
+    """Replace the file `path` by one with this content; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file `path` in one step, so that a reader sees the old file or the new one.
+    """Replace the file `path`, so that a reader sees the old file or the new one.
 
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
-    aside = path.with_name(path.name + ".partial")
+    with file_written_aside(path) as aside, aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        # Otherwise a power cut could leave the new name with no content behind it.
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def file_written_aside(path: Path) -> Iterator[Path]:
+    """Give the name `NAME.partial` to write a file under; it replaces `path` when the block ends well.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
+    """
+    aside = partial_path(path)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            # Else a power cut could leave the new name with no content behind it.
-            os.fsync(file.fileno())
+        yield aside
         aside.replace(path)
-    except OSError:
+    finally:
         aside.unlink(missing_ok=True)
-        raise
 
 
 def remove(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.files import free_path, partial_path, write_text, written_aside
+from dovit_deploy.files import file_written_aside, free_path, partial_path, write_text, written_aside
 
 
 def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     assert list(target.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot write"), written_aside(tmp_path / "file" / "out", overwrite=False):
         pass
@@ -72,3 +72,13 @@ def test_text_is_replaced_in_one_step(tmp_path: Path) -> None:
     write_text(tmp_path / "x.json", "2")
     assert (tmp_path / "x.json").read_text() == "2"
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    target = tmp_path / "x.png"
+    target.write_text("old")
+    with pytest.raises(ValueError, match="boom"), file_written_aside(target) as aside:
+        aside.write_text("half")
+        raise ValueError("boom")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

@@ -1,10 +1,11 @@
-"""`dovit run SOURCE`: pictures in; overlay, masks, tokens and a truthful report out."""
+"""`dovit run SOURCE`: images or video in; overlay, masks, tokens and a truthful report out."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,8 @@ from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.runtime.session import Session
+    from dovit_deploy.runtime.run import RunOutcome, RunPlan
+    from dovit_deploy.sources.source import Source
 
 
 def run(
@@ -50,81 +52,48 @@ def run(
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.outputs import KINDS
-    from dovit_deploy.runtime.run import RunJob
+    from dovit_deploy.runtime.run import run_source, summary_lines
     from dovit_deploy.runtime.session import Session
-    from dovit_deploy.runtime.settings import RunSettings
-    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
+    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.sources.open import open_source
 
+    # What is wrong with the flags alone is found before anything is opened.
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
-    values, wanted = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
+    thresholds = arguments.thresholds_or_one(threshold)
     console.check_writable(json_file, given=Path(source))
-    job_output = _output_folder(source, output, overwrite=overwrite)
+    folder = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     with open_source(
         source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
     ) as frames:
-        _refuse_inputs_inside(job_output, frames.paths if isinstance(frames, ImageSource) else ())
-        opened = _named(Bundle.open(path), classes)
-        chosen = _kinds(kinds, opened, video=frames.video is not None)
-        settings = RunSettings.resolve(opened.manifest, thresholds=values, dense=dense)
+        _refuse_inputs_inside(folder, frames)
+        opened = _renamed(Bundle.open(path), classes)
+        plan = _plan(
+            opened, frames, folder, overwrite=overwrite, kinds=kinds, thresholds=thresholds, dense=dense, every=every
+        )
         if licence:
             console.remark(licence, quiet=quiet)
+        options = EngineOptions(cuda_memory, trust_engine)
         with (
-            Session(opened, engine=engine, precision=precision, threads=threads, options=wanted) as session,
+            Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
             stop_requests() as stop,
+            console.progress(total=frames.count, unit="frames", quiet=quiet) as shown,
         ):
-            job = RunJob(
-                session,
-                frames,
-                folder=job_output,
-                kinds=chosen,
-                settings=settings,
-                every=every,
-            )
-            with console.progress(total=frames.count, unit="frames", quiet=quiet) as shown:
-                failed = partial(console.remark, quiet=False)
-                summary = job.run(stop=stop, advance=shown.advance, failed=failed)
-        for line in (*frames.warnings, *job.warnings):
-            console.remark(f"note: {line}", quiet=quiet)
-        ended_early = frames.ended_early
-    _finish(summary, job_output, json_file=json_file, quiet=quiet, session=session, source=source)
-    _tell_unfinished(summary, job_output, unreadable=len(job.failures), ended_early=ended_early)
-
-
-def _tell_unfinished(summary: dict[str, object], output: Path, *, unreadable: int, ended_early: str | None) -> None:
-    """Raise Interrupted or PartialFailure unless everything was done."""
-    if summary["interrupted"]:
-        raise Interrupted(f"stopped after {summary['frames']} frames; what was done is in {output}")
-    if unreadable:
-        raise PartialFailure(f"{unreadable} inputs could not be read, the others are done: {output}")
-    if ended_early:
-        raise PartialFailure(f"{ended_early}; {summary['frames']} frames are done: {output}")
-
-
-def _named(bundle: Bundle, classes: Path | None) -> Bundle:
-    """The bundle with the names of `--classes`."""
-    from dovit_deploy.bundle.manifest import classes_from_file, renamed
-
-    if classes is None:
-        return bundle
-    return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
-
-
-def _kinds(given: tuple[str, ...] | None, bundle: Bundle, *, video: bool) -> tuple[str, ...]:
-    """What to save: as named, or the default of the bundle's task."""
-    from dovit_deploy.runtime.tasks import task_from_manifest
-
-    task = task_from_manifest(bundle.manifest)
-    if given is not None:
-        return task.checked(given, name=bundle.manifest.name)
-    return task.video_default if video else task.images_default
+            failed = partial(console.remark, quiet=False)
+            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
+    console.write_json(json_file, outcome.summary)
+    for line in (*frames.warnings, *outcome.warnings):
+        console.remark(f"note: {line}", quiet=quiet)
+    for line in (*summary_lines(outcome.summary), str(folder)):
+        console.result(line)
+    console.next_command(f"dovit bench {quote(str(opened.path))} --frames {quote(source)}", quiet=quiet)
+    _raise_unless_complete(outcome, folder, ended_early=frames.ended_early)
 
 
 def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path:
-    """Where the results go: as named, or `runs/<stem>`, numbered when taken.
+    """The folder for the results: as named, or `runs/<stem>`, numbered when taken.
 
     Raises:
         UsageError: it exists, or it is the input or holds it.
@@ -141,22 +110,58 @@ def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path
     return output
 
 
-def _refuse_inputs_inside(output: Path, inputs: tuple[Path, ...]) -> None:
+def _refuse_inputs_inside(folder: Path, source: Source) -> None:
     """A glob can reach into the folder that would be replaced."""
-    target = output.resolve()
-    for path in inputs:
-        if target in path.resolve().parents:
-            raise UsageError(f"-o {output}: it holds the input {path}; choose another folder")
+    from dovit_deploy.sources.images import ImageSource
+
+    for path in source.paths if isinstance(source, ImageSource) else ():
+        if folder.resolve() in path.resolve().parents:
+            raise UsageError(f"-o {folder}: it holds the input {path}; choose another folder")
 
 
-def _finish(
-    summary: dict[str, object], folder: Path, *, json_file: Path | None, quiet: bool, session: Session, source: str
-) -> None:
-    from dovit_deploy.runtime.run import summary_lines
+def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:
+    """The bundle with the names of `--classes`."""
+    from dovit_deploy.bundle.manifest import classes_from_file, renamed
 
-    console.write_json(json_file, summary)
-    for line in summary_lines(summary):
-        console.result(line)
-    console.result(str(folder))
-    bundle = session.bundle.path
-    console.next_command(f"dovit bench {bundle} --frames {source}", quiet=quiet)
+    if classes is None:
+        return bundle
+    return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
+
+
+def _plan(
+    bundle: Bundle,
+    source: Source,
+    folder: Path,
+    *,
+    overwrite: bool,
+    kinds: tuple[str, ...] | None,
+    thresholds: float | tuple[float, ...] | None,
+    dense: bool,
+    every: int,
+) -> RunPlan:
+    """The flags resolved against the bundle and the source; None takes the default of either."""
+    from dovit_deploy.runtime.run import RunPlan
+    from dovit_deploy.runtime.settings import RunSettings
+    from dovit_deploy.runtime.tasks import task_from_manifest
+
+    task = task_from_manifest(bundle.manifest)
+    if kinds is None:
+        kinds = task.images_default if source.video is None else task.video_default
+    return RunPlan(
+        folder,
+        overwrite,
+        task.checked(kinds, name=bundle.manifest.name),
+        RunSettings.resolve(bundle.manifest, thresholds=thresholds, dense=dense),
+        every,
+    )
+
+
+def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: str | None) -> None:
+    """Raise Interrupted or PartialFailure unless everything was done."""
+    frames = outcome.summary["frames"]
+    if outcome.summary["interrupted"]:
+        raise Interrupted(f"stopped after {frames} frames; what was done is in {folder}")
+    if outcome.failures:
+        raise PartialFailure(f"{len(outcome.failures)} inputs could not be read, the others are done: {folder}")
+    if ended_early:
+        raise PartialFailure(f"{ended_early}; {frames} frames are done: {folder}")

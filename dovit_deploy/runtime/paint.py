@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_deploy.files import file_written_aside
 from dovit_deploy.runtime.results import ClassScore, FrameTokens, Palette
 from dovit_deploy.sources.source import RGB
 
@@ -147,14 +148,11 @@ def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palet
         raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
     image = packages.pillow().fromarray(np.ascontiguousarray(class_map), mode="P")
     image.putpalette(np.pad(palette.colors.reshape(-1), (0, 768 - palette.colors.size)).tobytes())
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        image.save(partial, format="PNG")
-        partial.replace(target)
+        with file_written_aside(target) as aside:
+            image.save(aside, format="PNG")
     except OSError as error:
         raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _borders(class_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

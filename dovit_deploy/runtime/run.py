@@ -1,4 +1,10 @@
-"""RunJob: a source through a session into an output folder, with the report that tells what happened."""
+"""How a source goes through a session into an output folder, and what the report of that run says.
+
+Decoding, the model and encoding work side by side, joined by bounded queues, so that memory does not grow with the
+length of the source:
+
+    reader thread -> queue -> caller: predict -> queue -> writer thread
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.errors import SourceError
-from dovit_deploy.files import make_fresh, partial_path, put_in_place, remove
+from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.outputs import RunOutputs, RunReport, row_from_frame
 from dovit_deploy.runtime.session import Session
@@ -21,18 +28,151 @@ from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 
-# Decode, infer and encode side by side: two threads around the caller's own, joined by bounded queues.
-#
-#     reader thread -> queue -> caller: predict -> queue -> writer thread
-#
-# The queues hold a few frames, so memory does not grow with the length of the source.
+Summary = dict[str, Any]
+"""What `summary.json` holds."""
+Advance = Callable[[float], None]
+"""Called after each frame with the fraction of its FLOPs that was saved."""
 
-Result = TypeVar("Result")
-
-DEPTH = 4
-"""Frames that may wait between two steps."""
+QUEUED_FRAMES = 4
+"""Frames that may wait between two steps: enough to bridge a slow one, a few MB each."""
 
 _POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run writes and how, with every flag resolved."""
+
+    folder: Path
+    """Appears whole at the end, also after an interrupt; while it grows it is `NAME.partial`."""
+    overwrite: bool
+    kinds: tuple[str, ...]
+    """Of `outputs.KINDS`: what is written of each frame."""
+    settings: RunSettings
+    """Of every frame alike."""
+    every: int = 1
+    """The source gives every n-th frame."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What came of a run; the summary is in the folder already."""
+
+    summary: Summary
+    failures: tuple[FailedFrame, ...]
+    warnings: tuple[str, ...]
+    """Lines for the user, about what was written."""
+
+
+def run_source(
+    session: Session,
+    source: Source,
+    plan: RunPlan,
+    *,
+    stop: threading.Event,
+    advance: Advance,
+    failed: Callable[[str], None],
+) -> RunOutcome:
+    """Work through `source` and write what `plan` says.
+
+    Args:
+        session: what computes.
+        source: iterated once.
+        stop: when set, no further frame is begun; those begun are finished and written.
+        advance: called after each frame that is written.
+        failed: called with a line for the user for each frame that could not be read.
+
+    Raises:
+        SourceError: not one frame could be read; nothing is left behind.
+        UsageError: the folder exists and the plan does not allow to overwrite it.
+    """
+    with written_aside(plan.folder, overwrite=plan.overwrite) as folder:
+        report, failures, warnings = _work_through(session, source, plan, folder, stop, advance, failed)
+        summary = _summary(session, plan, report, failures, interrupted=stop.is_set())
+        if not report.frames and not stop.is_set():
+            reason = failures[0].message if failures else "the source gave no frame"
+            raise SourceError(f"no frame could be run: {reason}")
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return RunOutcome(summary, tuple(failures), tuple(warnings))
+
+
+def _work_through(
+    session: Session,
+    source: Source,
+    plan: RunPlan,
+    folder: Path,
+    stop: threading.Event,
+    advance: Advance,
+    failed: Callable[[str], None],
+) -> tuple[RunReport, list[FailedFrame], list[str]]:
+    predictor = predictor_for(session)
+    failures: list[FailedFrame] = []
+    with (
+        (folder / "frames.jsonl").open("w", encoding="utf-8") as file,
+        RunOutputs(folder, source, kinds=plan.kinds, every=plan.every) as outputs,
+    ):
+        report = RunReport(file)
+
+        def predict(frame: Frame) -> ImageResult:
+            return predictor.run(frame.rgb, plan.settings, decode_ms=frame.decode_ms)
+
+        def write(frame: Frame, result: ImageResult) -> None:
+            outputs.write(frame, result)
+            report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
+            advance(result.tokens.flops_saved)
+
+        def note_failure(frame: FailedFrame) -> None:
+            failures.append(frame)
+            failed(frame.message)
+
+        Pipeline(source, predict=predict, write=write, failed=note_failure, stop=stop).run()
+    # The writers complete their warnings when they are closed.
+    return report, failures, outputs.warnings
+
+
+def _summary(
+    session: Session, plan: RunPlan, report: RunReport, failures: list[FailedFrame], *, interrupted: bool
+) -> Summary:
+    return {
+        "frames": report.frames,
+        "interrupted": interrupted,
+        "engine": session.backend.name,
+        "precision": session.backend.precision,
+        "thresholds": None if plan.settings.dense else short_thresholds(plan.settings.thresholds),
+        "dense": plan.settings.dense,
+        "bundle": str(session.bundle.path),
+        "machine": machine_facts(),
+        "versions": package_versions(),
+        "failed": [{"source": frame.source, "message": frame.message} for frame in failures],
+        **report.statistics(),
+    }
+
+
+def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
+    """Thresholds (gates, K) as JSON: one number per gate where all classes share it, else one per gate and class."""
+    rows = np.round(thresholds.astype(np.float64), 7)
+    if rows.size and (rows == rows[:, :1]).all():
+        return [float(row[0]) for row in rows]
+    return [[float(value) for value in row] for row in rows]
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """What the user reads at the end."""
+    if not summary["frames"]:
+        return ["0 frames"]
+    latency, tokens = summary["latency_ms"], summary["tokens"]
+    kept = " -> ".join(f"{stage['mean']:.0f}" for stage in tokens["kept"])
+    return [
+        f"{summary['frames']} frames, {summary['engine']} {summary['precision']}",
+        f"latency per frame (ms): total {latency['total']['p50']:.1f} median, {latency['total']['p99']:.1f} p99; "
+        + ", ".join(f"{part} {latency[part]['p50']:.1f}" for part in ("decode", "preprocess", "model", "postprocess")),
+        f"tokens per stage: {kept}",
+        f"FLOPs saved: {summary['flops_saved']['mean']:.1%} "
+        f"({summary['gmacs']['actual']['mean']:.2f} of {summary['gmacs']['dense']['mean']:.2f} GMACs)",
+    ]
+
+
+_Result = TypeVar("_Result")
 
 
 class _End:
@@ -42,11 +182,11 @@ class _End:
         self.error = error
 
 
-class Pipeline(Generic[Result]):
-    """One pass over a source.
+class Pipeline(Generic[_Result]):
+    """One pass over a source: two threads around the caller's own.
 
     Args:
-        source: where frames come from; read in a thread of its own.
+        source: of the frames; read in a thread of its own.
         predict: called in the caller's thread, frame by frame.
         write: called in a thread of its own, in the order of the frames.
         failed: called in the caller's thread for a frame that could not be read.
@@ -57,16 +197,16 @@ class Pipeline(Generic[Result]):
         self,
         source: Source,
         *,
-        predict: Callable[[Frame], Result],
-        write: Callable[[Frame, Result], None],
+        predict: Callable[[Frame], _Result],
+        write: Callable[[Frame, _Result], None],
         failed: Callable[[FailedFrame], None],
         stop: threading.Event,
     ) -> None:
         self._source, self._predict, self._write, self._failed = source, predict, write, failed
         self._stop = stop
         self._given_up = threading.Event()
-        self._decoded: queue.Queue[Frame | FailedFrame | _End] = queue.Queue(DEPTH)
-        self._finished: queue.Queue[tuple[Frame, Result] | _End] = queue.Queue(DEPTH)
+        self._decoded: queue.Queue[Frame | FailedFrame | _End] = queue.Queue(QUEUED_FRAMES)
+        self._finished: queue.Queue[tuple[Frame, _Result] | _End] = queue.Queue(QUEUED_FRAMES)
         self._write_error: BaseException | None = None
 
     def run(self) -> None:
@@ -78,8 +218,9 @@ class Pipeline(Generic[Result]):
         try:
             self._infer()
         finally:
+            # The reader is not waited for: a camera or stream may block it for as long as its driver likes.
             self._given_up.set()
-            self._put_finished(_End())
+            self._finished.put(_End())
             writer.join()
         if self._write_error is not None:
             raise self._write_error
@@ -106,6 +247,7 @@ class Pipeline(Generic[Result]):
 
     def _infer(self) -> None:
         while not self._stop.is_set() and self._write_error is None:
+            # With a timeout, so that `stop` is seen while a slow source gives nothing.
             try:
                 item = self._decoded.get(timeout=_POLL_S)
             except queue.Empty:
@@ -117,10 +259,7 @@ class Pipeline(Generic[Result]):
             if isinstance(item, FailedFrame):
                 self._failed(item)
             else:
-                self._put_finished((item, self._predict(item)))
-
-    def _put_finished(self, item: tuple[Frame, Result] | _End) -> None:
-        self._finished.put(item)
+                self._finished.put((item, self._predict(item)))
 
     def _drain(self) -> None:
         """Write what comes; after an error go on taking, so that nobody waits for room, and write nothing."""
@@ -133,121 +272,3 @@ class Pipeline(Generic[Result]):
                     self._write(*item)
                 except BaseException as error:  # noqa: BLE001  raised in the caller's thread
                     self._write_error = error
-
-
-Summary = dict[str, Any]
-Advance = Callable[[float], None]
-"""Called after each frame with its share of FLOPs saved."""
-
-
-class RunJob:
-    """One run of `dovit run`.
-
-    Args:
-        session: what computes.
-        source: where frames come from.
-        folder: appears whole at the end, also after an interrupt; while it grows it is `NAME.partial`.
-        kinds: of `run_outputs.KINDS`.
-        settings: of every frame alike.
-        every: the source's `--every`.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        source: Source,
-        *,
-        folder: Path,
-        kinds: tuple[str, ...],
-        settings: RunSettings,
-        every: int,
-    ) -> None:
-        self._session, self._source, self._folder = session, source, folder
-        self._kinds, self._settings, self._every = kinds, settings, every
-        self.failures: list[FailedFrame] = []
-        self.warnings: list[str] = []
-
-    def run(self, *, stop: threading.Event, advance: Advance, failed: Callable[[str], None]) -> Summary:
-        """Work through the source; returns what `summary.json` holds.
-
-        Raises:
-            SourceError: not one frame could be read; nothing is left behind.
-        """
-        partial = partial_path(self._folder)
-        make_fresh(partial)
-        try:
-            summary = self._fill(partial, stop=stop, advance=advance, failed=failed)
-            if summary["frames"] == 0 and not summary["interrupted"]:
-                reason = self.failures[0].message if self.failures else "the source gave no frame"
-                raise SourceError(f"no picture was run: {reason}")
-            (partial / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            put_in_place(partial, self._folder)
-        finally:
-            remove(partial)
-        return summary
-
-    def _fill(
-        self, partial: Path, *, stop: threading.Event, advance: Advance, failed: Callable[[str], None]
-    ) -> Summary:
-        predictor = predictor_for(self._session)
-        with (
-            (partial / "frames.jsonl").open("w", encoding="utf-8") as file,
-            RunOutputs(partial, self._source, kinds=self._kinds, every=self._every) as outputs,
-        ):
-            report = RunReport(file)
-
-            def predict(frame: Frame) -> ImageResult:
-                return predictor.run(frame.rgb, self._settings, decode_ms=frame.decode_ms)
-
-            def write(frame: Frame, result: ImageResult) -> None:
-                outputs.write(frame, result)
-                report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
-                advance(result.tokens.flops_saved)
-
-            def note_failure(frame: FailedFrame) -> None:
-                self.failures.append(frame)
-                failed(frame.message)
-
-            Pipeline(self._source, predict=predict, write=write, failed=note_failure, stop=stop).run()
-        self.warnings = outputs.warnings
-        return self._summary(report, interrupted=stop.is_set())
-
-    def _summary(self, report: RunReport, *, interrupted: bool) -> Summary:
-        session, settings = self._session, self._settings
-        return {
-            "frames": report.frames,
-            "interrupted": interrupted,
-            "engine": session.backend.name,
-            "precision": session.backend.precision,
-            "thresholds": None if settings.dense else short_thresholds(settings.thresholds),
-            "dense": settings.dense,
-            "bundle": str(session.bundle.path),
-            "machine": machine_facts(),
-            "versions": package_versions(),
-            "failed": [{"source": frame.source, "message": frame.message} for frame in self.failures],
-            **report.statistics(),
-        }
-
-
-def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
-    """One number per gate where all classes share it, else one per gate and class."""
-    rows = np.round(thresholds.astype(np.float64), 7)
-    if rows.size and (rows == rows[:, :1]).all():
-        return [float(row[0]) for row in rows]
-    return [[float(value) for value in row] for row in rows]
-
-
-def summary_lines(summary: Summary) -> list[str]:
-    """What the user reads at the end."""
-    if not summary["frames"]:
-        return ["0 frames"]
-    latency, tokens = summary["latency_ms"], summary["tokens"]
-    kept = " -> ".join(f"{stage['mean']:.0f}" for stage in tokens["kept"])
-    return [
-        f"{summary['frames']} frames, {summary['engine']} {summary['precision']}",
-        f"latency per frame (ms): total {latency['total']['p50']:.1f} median, {latency['total']['p99']:.1f} p99; "
-        + ", ".join(f"{part} {latency[part]['p50']:.1f}" for part in ("decode", "preprocess", "model", "postprocess")),
-        f"tokens per stage: {kept}",
-        f"FLOPs saved: {summary['flops_saved']['mean']:.1%} "
-        f"({summary['gmacs']['actual']['mean']:.2f} of {summary['gmacs']['dense']['mean']:.2f} GMACs)",
-    ]

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dovit_deploy.runtime.run import DEPTH, Pipeline
+from dovit_deploy.runtime.run import QUEUED_FRAMES, Pipeline
 from dovit_deploy.sources.source import FailedFrame, Frame
 
 
@@ -85,7 +85,7 @@ def test_no_more_than_a_few_frames_are_alive() -> None:
         done[0] += 1
 
     pipeline(source(), write=write).run()
-    assert most[0] <= 2 * DEPTH + 4
+    assert most[0] <= 2 * QUEUED_FRAMES + 4
 
 
 def test_stop_finishes_what_was_begun_and_no_more() -> None:
