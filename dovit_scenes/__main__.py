@@ -56,6 +56,7 @@ def _size(text: str) -> tuple[int, int]:
 def _clip(options: argparse.Namespace, size: tuple[int, int]) -> None:
     if options.frames < 1 or options.fps <= 0:
         raise SceneArgumentError("a clip needs at least one frame (--frames) and a positive rate (--fps)")
+    # A clip is one street, so it gets the middle; each image of a data set draws a density of its own.
     density = 0.5 if options.density is None else options.density
     frames = street_frames(options.frames, seed=options.seed, size=size, density=density, fps=float(options.fps))
     write_clip(
@@ -73,6 +74,7 @@ def _dataset(options: argparse.Namespace, size: tuple[int, int]) -> None:
         raise SceneArgumentError(
             f"--images writes a folder; {options.output.name!r} names a clip: leave out one of the two"
         )
+    # A tenth, and never none: whoever trains on the folder needs something to validate on.
     validation = max(1, options.images // 10) if options.val is None else options.val
     if options.images < 1 or validation < 0:
         raise SceneArgumentError("a data set needs at least one training image (--images), and --val of 0 or more")

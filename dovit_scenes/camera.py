@@ -72,11 +72,13 @@ class Camera:
     def shift(self, depth: npt.ArrayLike) -> Points:
         """How far the street has bent away sideways at `depth` metres ahead, seen from the camera."""
         ahead = np.asarray(depth, np.float32)
+        # The camera drives along the tangent; what is left is how far the street bends away from it.
         straight = self.bend.offset(self.s) + self.bend.heading(self.s) * ahead
         return (self.bend.offset(self.s + ahead) - straight).astype(np.float32)
 
     def view(self, points: npt.ArrayLike) -> Points:
         """Street coordinates (..., 3) -> view coordinates (..., 3)."""
+        # float64: kilometres down the street float32 resolves a millimetre at best, and walls would tremble.
         street = np.asarray(points, np.float64)
         out = np.empty(street.shape, np.float32)
         out[..., 2] = street[..., 2] - self.s
@@ -88,6 +90,7 @@ class Camera:
         """View coordinates (..., 3), z >= NEAR -> pixels (..., 2), x then y."""
         scale = self.focal / view[..., 2]
         pixels = np.empty((*view.shape[:-1], 2), np.float32)
+        # The one line in which a street with traffic on the right differs from one with traffic on the left.
         pixels[..., 0] = self.width * 0.5 + self.side * view[..., 0] * scale
         pixels[..., 1] = self.horizon - view[..., 1] * scale
         return pixels
@@ -100,6 +103,7 @@ def clip_near(polygon: Points) -> Points:
 
 def clip_frame(polygon: Points, camera: Camera, *, margin: float = 3.0) -> Points:
     """Cut `polygon` (n, 3), z >= NEAR, to `margin` times the frame, so that pixel coordinates stay small."""
+    # A point is inside where |x| <= slope * z: planes through the camera, so nothing needs to be projected first.
     slopes = (margin * camera.width / camera.focal, margin * camera.height / camera.focal)
     for axis, slope in enumerate(slopes):
         for sign in (1.0, -1.0):
@@ -113,6 +117,7 @@ def _clip(polygon: Points, inside: Points) -> Points:
     if (inside >= 0).all():
         return polygon
     kept: list[Points] = []
+    # `polygon[-1]` is the corner before the first.
     for index in range(len(polygon)):
         before, after = inside[index - 1], inside[index]
         if (before >= 0) != (after >= 0):

@@ -40,6 +40,7 @@ class Canvas:
         self.camera = camera
         self.light = light
         self.pixels = np.zeros((camera.height, camera.width, 4), np.uint8)
+        # Numbers below the count of classes stand for the class itself: for what is not counted one by one.
         self._classes = np.full(256, int(SceneClass.SKY), np.uint8)
         self._classes[: len(CLASS_NAMES)] = np.arange(len(CLASS_NAMES))
         self._used = len(CLASS_NAMES)
@@ -51,6 +52,7 @@ class Canvas:
 
         Far things, and any beyond the 244th, share the number of their class and are not counted.
         """
+        # A number is a byte of the fourth channel, so there are 256 of them.
         if depth > COUNTED_RANGE or self._used > 255:
             return int(kind)
         self._classes[self._used] = kind
@@ -84,6 +86,7 @@ class Canvas:
             return
         pixels = self.camera.project(corners)
         cuts = np.cumsum([len(face) for face in faces])[:-1]
+        # One depth for the whole body: haze that differed from face to face would show its edges.
         hazed = self.hazed(np.array(colours), float(corners[:, 2].mean()))
         for outline, colour in zip(np.split(pixels, cuts), hazed, strict=True):
             self.fill_pixels([outline], colour, number)
@@ -111,6 +114,7 @@ class Canvas:
 
     def outline(self, points: Points) -> Points | None:
         """Pixels (n, 2) of a polygon in view coordinates; None when none of it is in the image."""
+        # The near plane first: what is behind the camera has no projection.
         if points[:, 2].min() < NEAR:
             points = clip_near(points)
             if len(points) < 3:
@@ -130,6 +134,7 @@ class Canvas:
         red, green, blue = (min(max(value, 0.0), 255.0) for value in np.asarray(colour).tolist())
         for outline in outlines:
             fixed = self.fixed(outline)
+            # LINE_8, not anti-aliased: a blended fourth channel would be the number of another thing.
             self._cv2.fillPoly(self.pixels, [fixed], (red, green, blue, number), self._cv2.LINE_8, SHIFT)
 
     def limb(
@@ -146,6 +151,7 @@ class Canvas:
 
     def fixed(self, outline: Points) -> npt.NDArray[np.int32]:
         """Pixels to OpenCV's fixed point; the centre of a pixel is at half, OpenCV's at a whole number."""
+        # Rounding once, here, so that colour and class come from the very same corners.
         fixed: npt.NDArray[np.int32] = np.rint((outline - 0.5) * (1 << SHIFT)).astype(np.int32)
         return fixed
 
@@ -157,6 +163,7 @@ class Canvas:
         """(H, W, 3) uint8 RGB at the image's own size."""
         size = (self.camera.width // OVERSAMPLING, self.camera.height // OVERSAMPLING)
         rgb = np.ascontiguousarray(self.pixels[..., :3])
+        # INTER_AREA at a factor of exactly 2 is the mean of 2 x 2.
         out: npt.NDArray[np.uint8] = self._cv2.resize(rgb, size, interpolation=self._cv2.INTER_AREA)
         return out
 
@@ -168,6 +175,7 @@ class Canvas:
         return tuple(int(n) for n in np.bincount(counted, minlength=len(CLASS_NAMES)))
 
     def _numbers(self) -> npt.NDArray[np.uint8]:
+        # Every second entry, not a mean: a label between two classes does not exist.
         return self.pixels[::OVERSAMPLING, ::OVERSAMPLING, 3]
 
 

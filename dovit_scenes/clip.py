@@ -40,6 +40,7 @@ def write_clip(
         SceneEnvironmentError: neither PyAV nor OpenCV can encode video here.
     """
     _check_target(path, size, overwrite=overwrite)
+    # Beside the target, so that the rename at the end stays on one disk.
     partial = path.with_name(path.name + ".partial")
     av = packages.pyav()
     count = 0
@@ -75,9 +76,11 @@ class _PyavSink:
     def __init__(self, av: Any, path: Path, size: tuple[int, int], fps: Fraction) -> None:  # noqa: ANN401
         self._av = av
         self._container = av.open(str(path), "w", format="mp4")
+        # Some builds of PyAV leave x264 out for its licence.
         h264 = "libx264" in av.codecs_available
         self._stream = self._container.add_stream("libx264" if h264 else "mpeg4", rate=fps)
         self._stream.height, self._stream.width = size
+        # The only pixel format that every player and browser shows.
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": QUALITY, "preset": "medium"} if h264 else {"qscale": "3"}
 
@@ -85,6 +88,7 @@ class _PyavSink:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Without a frame `encode` flushes those that the encoder still holds.
         self._container.mux(self._stream.encode())
         self._container.close()
 
@@ -116,4 +120,5 @@ class _OpencvSink:
         self._path.replace(self._target)
 
     def write(self, rgb: npt.NDArray[np.uint8]) -> None:
+        # OpenCV takes blue first.
         self._writer.write(np.ascontiguousarray(rgb[..., ::-1]))

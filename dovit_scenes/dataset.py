@@ -28,8 +28,10 @@ def scene_sample(
     seed: int, number: int, *, size: tuple[int, int], density: float | None = None, share: float = 1.0
 ) -> SceneFrame:
     """Image `number` of data set `seed`: its street, moment and (unless given) density are drawn from the two."""
+    # Both numbers and a constant of this file: no other draw shares the sequence.
     rng = np.random.default_rng([seed, number, 9])
     street, moment = int(rng.integers(2**31)), int(rng.integers(LATEST))
+    # Drawn even where `density` is given, so that giving one changes nothing else about the image.
     drawn = float(rng.uniform(0.0, 1.0))
     world = world_from_seed(street, density=drawn if density is None else density, share=share)
     return render(world, moment, size=size)
@@ -99,5 +101,6 @@ def _classes_json() -> str:
     classes = [
         {"id": number, "name": name, "color": PALETTE[number].tolist()} for number, name in enumerate(CLASS_NAMES)
     ]
+    # Void is declared although no label has it: readers of CamVid expect the entry.
     classes.append({"id": IGNORE_ID, "name": "void", "color": [0, 0, 0]})
     return json.dumps({"classes": classes, "ignore": IGNORE_ID}, indent=1) + "\n"

@@ -44,6 +44,7 @@ class Light:
 
     def fade(self, depth: npt.ArrayLike) -> Vector:
         """Share of haze at `depth` metres: 0 at the camera, towards 1 far away."""
+        # Six metres without haze: the nearest things keep their full contrast.
         near_free = np.maximum(np.asarray(depth, np.float32) - 6.0, 0.0)
         share: Vector = (1.0 - np.exp(-near_free / self.visibility)).astype(np.float32)
         return share
@@ -51,9 +52,11 @@ class Light:
 
 def light_from_seed(rng: np.random.Generator) -> Light:
     """Draw an English street's weather: mostly bright, sometimes covered or late in the day."""
+    # A beta of these shapes leans to the clear side and has few extremes.
     cloudiness = float(rng.beta(1.5, 2.6))
     warmth = float(rng.uniform(0.0, 1.0)) * (1.0 - cloudiness)
     elevation, azimuth = rng.uniform(0.55, 1.0), rng.choice([-1.0, 1.0]) * rng.uniform(0.5, 2.3)
+    # Azimuth 0 is along the street; between 0.5 and 2.3 the sun comes from a side, so walls differ in light.
     sun = (
         float(np.cos(elevation) * np.sin(azimuth)),
         float(np.sin(elevation)),

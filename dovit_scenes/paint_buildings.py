@@ -33,11 +33,13 @@ def paint_building(canvas: Canvas, thing: Building) -> None:
     if thing.roof > 0:
         _chimney(canvas, thing, number)
         _roof(canvas, thing, number)
+    # Its end wall shows only while it is ahead.
     if thing.s - canvas.camera.s > 0:
         shade = light.on((0.0, 0.0, -1.0))
         base, out = (thing.x, 0.0, thing.s), (float(thing.side) * thing.depth, 0.0, 0.0)
         paint_surface(canvas, Surface(base, out, (0.0, thing.height, 0.0)), end_wall, shade, number)
     shade = light.on((-float(thing.side), 0.0, 0.0))
+    # After the end wall: where they meet, the street wall is nearer.
     base, along = (thing.x, 0.0, thing.s), (0.0, 0.0, thing.length)
     paint_surface(canvas, Surface(base, along, (0.0, thing.height, 0.0)), facade, shade, number)
     _cornice(canvas, thing, number)
@@ -105,6 +107,7 @@ def _chimney(canvas: Canvas, thing: Building, number: int) -> None:
     canvas.fill(flank, wall * canvas.light.on((-float(thing.side), 0.0, 0.0)), number)
 
 
+# More than are in sight at once; a clip meets the same houses frame after frame.
 @lru_cache(maxsize=96)
 def _textures(thing: Building) -> tuple[Texture, Texture]:
     return facade_texture(thing), end_wall_texture(thing)
@@ -112,6 +115,7 @@ def _textures(thing: Building) -> tuple[Texture, Texture]:
 
 def facade_texture(house: Building) -> Texture:
     """The wall on the street, seen from the street; its near end is on the left of the image."""
+    # A sequence for each wall: windows of the one do not move those of the other.
     rng = np.random.default_rng([house.seed, 1])
     sheet = _wall(rng, house, house.length)
     storeys = max(1, round(house.height / 3.1))
@@ -159,6 +163,7 @@ def _wall(rng: np.random.Generator, house: Building, length: float) -> Sheet:
     grain = noise_patch(rng, height, width, roughness=0.3)
     tone = 1.0 + 0.05 * stains + (0.03 if house.brick else 0.012) * grain
     if house.brick:
+        # Few patterns, shared and repeated: a wall of its own bricks would cost more than its windows.
         work = _bricks(house.seed % BRICKWORKS)
         tone *= work[np.arange(height) % work.shape[0]][:, np.arange(width) % work.shape[1]]
     # Rain and roof: a wall is darker under its eaves and at its foot.
@@ -195,6 +200,7 @@ def _opening(
     floor = house.height / level[1] * level[0]
     pitch = sheet.shape[1] / SCALE / bay[1]
     middle = (bay[0] + 0.5) * pitch
+    # Narrow bays get narrower windows, never overlapping ones.
     half = min(style.width / 2, 0.4 * pitch)
     if door and level[0] == 0 and bay[0] == bay[1] // 2:
         _door(sheet, middle, style)
@@ -245,6 +251,7 @@ def _lettering(
     """Bars that read as writing from afar."""
     at = across[0] + 0.3 * (across[1] - across[0])
     ink: Colour = (236.0, 230.0, 214.0)
+    # The middle two fifths of the board.
     while at < across[1] - 0.3 * (across[1] - across[0]):
         width = float(rng.uniform(0.06, 0.2))
         _box(sheet, at, at + width, upright[0], upright[1] - float(rng.uniform(0.0, 0.1)), ink)

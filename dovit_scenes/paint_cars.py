@@ -29,6 +29,7 @@ Profile = list[tuple[float, float]]
 
 def paint_car(canvas: Canvas, thing: Car) -> None:
     """Paint a car; its mesh is shared by all cars of its shape."""
+    # Half a car length: the nearest point decides whether it is counted.
     depth = thing.s - 2.2 - canvas.camera.s
     number = canvas.claim(SceneClass.CAR, depth)
     car_mesh(thing.body).paint(canvas, (thing.x, thing.s), thing.heading, _colours(canvas, thing), number)
@@ -87,10 +88,12 @@ class Mesh:
         view = canvas.camera.view(self.points * turn + np.array([foot[0], 0.0, foot[1]]))
         normals = self.normals * turn
         first = view[list(self.cuts[:-1])]
+        # A face shows when it is turned towards the camera, which is the origin of view coordinates.
         shown = np.flatnonzero((normals * first).sum(axis=1) < 0)
         lights = canvas.light.on(normals)
         faces = [view[self.cuts[index] : self.cuts[index + 1]] for index in shown]
         tones = [
+            # Lamps shine by themselves.
             colours[material] * (1.0 if material.startswith("lamp") else lights[index])
             for index, material in ((index, self.materials[index]) for index in shown)
         ]
@@ -297,7 +300,9 @@ def mesh_from_parts(parts: list[tuple[Points, list[Face]]]) -> Mesh:
 
 def _outward(corners: Points, inside: Points) -> Points:
     normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+    # A face that is almost a line has no direction; the bound keeps it finite.
     normal = normal / max(float(np.linalg.norm(normal)), 1e-9)
+    # Corners may be given in either direction; the point inside decides.
     if float(normal @ (corners.mean(axis=0) - inside)) < 0:
         normal = -normal
     return np.asarray(normal, np.float32)

@@ -56,6 +56,7 @@ def ground_rows(canvas: Canvas) -> GroundRows:
     focal, horizon = camera.focal / OVERSAMPLING, camera.horizon / OVERSAMPLING
     height, width = camera.height // OVERSAMPLING, camera.width // OVERSAMPLING
     top = int(max(0, np.floor(horizon)))
+    # Centres of rows; at least a quarter of a pixel below the horizon, where depth would be infinite.
     rows = np.arange(top, height, dtype=np.float32) + 0.5
     depth = (focal * camera.elevation / np.maximum(rows - horizon, 0.25))[:, None]
     columns = np.arange(width, dtype=np.float32) + 0.5 - width / 2
@@ -70,6 +71,7 @@ def paint_ground(canvas: Canvas, street: Street, crossings: Sequence[Crossing]) 
     rows = ground_rows(canvas)
     left, right = street.kerbs
     on_road = _between(rows.x, left, right, rows.footprint)
+    # Pavement everywhere, road over it, paint over that: each with its own softened edge.
     colours = _pavement(rows, street)
     colours += (_road(rows, street) - colours) * on_road[..., None]
     marked = _markings(rows, street, crossings) * on_road
@@ -83,6 +85,7 @@ def paint_ground(canvas: Canvas, street: Street, crossings: Sequence[Crossing]) 
     size = (area.shape[1], area.shape[0])
     cv2 = packages.opencv()
     area[..., :3] = cv2.resize(ground[..., :3], size, interpolation=cv2.INTER_LINEAR)
+    # Nearest, because a class cannot be interpolated.
     area[..., 3] = cv2.resize(ground[..., 3], size, interpolation=cv2.INTER_NEAREST)
 
 
@@ -93,6 +96,7 @@ def _road(rows: GroundRows, street: Street) -> Field:
     grey = street.asphalt * (1.0 + 0.055 * grain + 0.045 * patches)
     for kerb in street.kerbs:
         grey *= 1.0 - 0.22 * np.exp(-np.abs(rows.x - kerb) / 0.35)
+    # Two wheels in each lane, metres from the middle of the camera's.
     for track in (-0.8, 0.8, 2.5, 4.1):
         grey *= 1.0 + 0.035 * np.exp(-(((rows.x - track) / 0.3) ** 2))
     return (grey[..., None] * np.array([0.99, 1.0, 1.02], np.float32)).astype(np.float32)
@@ -150,6 +154,7 @@ def _between(at: Field, low: float, high: float, footprint: Field) -> Field:
 def _dashes(at: Field, period: float, length: float, footprint: Field) -> Field:
     """Share of a pixel covered by dashes of `length` metres every `period` metres."""
     half = footprint / 2
+    # Coverage as a difference of integrals is exact at any distance, so far dashes do not flicker.
     covered = _integral(at + half, period, length) - _integral(at - half, period, length)
     return np.asarray(covered / footprint, np.float32)
 
@@ -177,5 +182,6 @@ def _sample(rows: GroundRows, *, pixels_per_metre: float, roughness: float) -> F
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_WRAP,
     )
+    # Finer than a pixel the noise would alias; it fades instead.
     blur = np.maximum(rows.stretch, rows.footprint) * pixels_per_metre
     return np.asarray(field / (1.0 + 0.35 * blur * blur), np.float32)

@@ -66,8 +66,10 @@ def paint_pedestrian(canvas: Canvas, thing: Pedestrian, time_s: float) -> None:
     coat, bag = rng.random() < 0.35, rng.random() < 0.4
     top, trousers = np.asarray(thing.top, np.float32), np.asarray(thing.trousers, np.float32)
     skin, hair = np.asarray(thing.skin, np.float32), np.asarray(thing.hair, np.float32)
+    # Twice a stride: the body is highest over each standing leg.
     bob = 0.02 * math.cos(2 * phase)
     swings = (math.sin(phase), math.sin(phase + math.pi))
+    # Painting order: the farther leg, the farther arm, the body, the nearer arm.
     for index in figure.nearer_first(swings):
         _leg(figure, (-0.09, 0.09)[index] * tall, swings[index], tall, bob, trousers, dim=index == 0)
     order = figure.nearer_first((-swings[0], -swings[1]))

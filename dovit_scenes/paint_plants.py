@@ -48,6 +48,7 @@ def tree_texture(shape: int, leaves: Colour, *, sun_right: float) -> Texture:
     _trunk(rng, sheet)
     crown = np.zeros((rows, columns, 4), np.float32)
     _crown(rng, crown, np.asarray(leaves), sun_right)
+    # Pixels by which leaves are displaced, so that blobs lose their round outlines.
     wobble = 5.0
     across = noise_patch(rng, rows, columns, roughness=0.8) * wobble + np.arange(columns, dtype=np.float32)
     down = noise_patch(rng, rows, columns, roughness=0.8) * wobble + np.arange(rows, dtype=np.float32)[:, None]
@@ -110,9 +111,11 @@ def paint_hedge(canvas: Canvas, thing: Hedge) -> None:
     back = thing.x + thing.side * thing.depth
     ends = (thing.s, thing.s + thing.length)
     lawn = [(thing.x, 0.02, ends[0]), (thing.x, 0.02, ends[1]), (back, 0.02, ends[1]), (back, 0.02, ends[0])]
+    # The lawn has the number of its class, not of the hedge: it is not counted as a thing.
     canvas.fill(lawn, np.array([104.0, 122.0, 66.0]) * light.on((0.0, 1.0, 0.0)), int(SceneClass.TREE))
     if thing.s > canvas.camera.s:
         end = thing.x + thing.side * 0.6
+        # A little lower than the face, whose top is ragged.
         h = thing.height * 0.97
         face = [(thing.x, 0, thing.s), (end, 0, thing.s), (end, h, thing.s), (thing.x, h, thing.s)]
         canvas.fill(face, np.asarray(thing.leaves) * 0.8 * light.on((0.0, 0.0, -1.0)), number)

@@ -66,7 +66,9 @@ def _face(
     canvas: Canvas, thing: Pole, outline: list[tuple[float, float]], colour: Colour, number: int, *, lift: float = 0.0
 ) -> None:
     """A flat shape (x, y from the sign's middle) in front of the post."""
+    # Signs hang with their middle a little below the tip of the post.
     y = thing.height - 0.45
+    # Each layer a little nearer to the camera than the one that it covers.
     corners = [(thing.x + a, y + b, thing.s - 0.07 - lift) for a, b in outline]
     glow = np.minimum(canvas.light.on((0.0, 0.25, -0.97)) * 1.15, 1.1)
     canvas.fill(corners, np.asarray(colour) * glow, number)

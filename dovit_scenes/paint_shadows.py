@@ -45,6 +45,7 @@ def paint_shadows(canvas: Canvas, things: Iterable[Thing], top: int) -> None:
     for thing in things:
         shadows.add_cast(thing)
         shadows.add_contact(thing)
+    # The sun is a disc: even a wall's shadow has a soft edge.
     cast = cv2.GaussianBlur(shadows.cast, (0, 0), 0.8).astype(np.float32)
     kept = 1.0 - canvas.light.shadow / 255.0 * cast
     kept *= 1.0 - DARKEST / 255.0 * shadows.contact.astype(np.float32)
@@ -70,6 +71,7 @@ class _Shadows:
 
     def add_cast(self, thing: Thing) -> None:
         """What `thing` throws along the sun."""
+        # Small shadows fade with distance before they become noise; those of houses never do.
         near = self._nearness(thing)
         ground = np.array([thing.x, 0.0, thing.s])
         match thing:

@@ -21,6 +21,7 @@ SKYLINE_STEP = 4
 
 def paint_sky(canvas: Canvas, seed: int, time_s: float) -> None:
     """Fill the sheet above (and a little below) the horizon; class sky, with a line of far trees."""
+    # Two rows below the horizon, which the ground's first row may leave open.
     rows = int(min(canvas.camera.height, np.ceil(canvas.camera.horizon) + 2))
     if rows <= 0:
         return
@@ -66,6 +67,7 @@ def _clouds(canvas: Canvas, elevation: Field, seed: int, time_s: float) -> Field
     across = np.mod(bearing[None, :] * distance * 22.0, TILE).astype(np.float32)
     away = np.mod(distance * 22.0 + CLOUD_DRIFT * time_s, TILE)
     away = np.ascontiguousarray(np.broadcast_to(away, across.shape), np.float32)
+    # Perspective of a flat ceiling: towards the horizon clouds get small and crowd together.
     tile = noise_tile(seed, roughness=1.6)
     field = cv2.remap(tile, across, away, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     cover = np.clip((field + 2.4 * canvas.light.cloudiness - 0.75) / 1.5, 0.0, 1.0)

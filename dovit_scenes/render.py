@@ -95,6 +95,7 @@ def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640),
     canvas = Canvas(camera, world.light)
     things = things_in_sight(world, time_s)
     _paint(canvas, world, things, time_s)
+    # One pixel in 10,000, and at small sizes never fewer than four.
     least = max(4, height * width // 10_000)
     rgb = _develop(canvas.image(), world.seed, time_index)
     return SceneFrame(rgb, canvas.labels(), canvas.visible(least))
@@ -156,6 +157,7 @@ def paint_order(boxes: Boxes) -> list[int]:
     before = hides.T & ~hides
     distance = boxes[:, 2] + boxes[:, 3]
     farthest_first = np.argsort(-distance, kind="stable")
+    # How many boxes must still be painted before each.
     waiting = before.sum(axis=0)
     painted = np.zeros(len(boxes), bool)
     order: list[int] = []
@@ -178,6 +180,7 @@ def _next(farthest_first: npt.NDArray[np.intp], painted: npt.NDArray[np.bool_], 
 def _can_hide(boxes: Boxes) -> npt.NDArray[np.bool_]:
     """(n, n): entry a, b says whether box a can stand between the camera and box b."""
     left, right, near, far = (boxes[:, k] for k in range(4))
+    # Metres; boxes that touch do not hide each other.
     slack = 1e-3
     beyond = near[:, None] >= far[None, :] - slack
     outside_right = (left[:, None] >= right[None, :] - slack) & (left[:, None] >= 0)

@@ -70,6 +70,7 @@ def kerb_side(rng: np.random.Generator, street: Street, density: float, side: in
 def parked_car(rng: np.random.Generator, street: Street, density: float, side: int, s: float) -> tuple[Thing, ...]:
     """A car at the kerb, where the street has room for one."""
     chance, along, heading = rng.random(3)
+    # Kerb to the middle of a car, and a little carelessness.
     x = street.kerb(side) - side * (1.05 + 0.12 * float(along))
     faces = 1 if side < 0 or heading < 0.3 else -1
     car = _car(rng, x, s + PARKED_SLOT * (0.45 + 0.1 * float(along)), faces)
@@ -96,6 +97,7 @@ def pedestrian(
     """Somebody on the pavement of `side`; each direction keeps to its own half of it."""
     chance, across, along = (float(value) for value in rng.random(3))
     width = abs(street.plot(side) - street.kerb(side))
+    # At least 0.9 m from the kerb, where poles and trees stand.
     half = 0.9 + (width - 1.3) * (0.45 * across + (0.5 if heading > 0 else 0.0))
     person = Pedestrian(
         x=street.kerb(side) + side * half,
@@ -117,6 +119,7 @@ def bicyclist(
 ) -> tuple[Thing, ...]:
     """Somebody on a bicycle, between the moving cars and the kerb (or the parked cars)."""
     chance, along = (float(value) for value in rng.random(2))
+    # Keeps left of the camera's car in its lane, or at the far edge of the other one.
     x = -1.4 + 0.1 * along if heading > 0 else 1.5 * LANE - 0.15
     rider = Bicyclist(
         x=x,
@@ -168,6 +171,7 @@ def _house_in_garden(rng: np.random.Generator, street: Street, side: int, s: flo
     back = x + side * float(rng.uniform(4.0, 7.0))
     half = PLOT_SLOT / 2
     houses = [_building(rng, back, side, s + k * half + 1.0, s + k * half + 11.0, urban=0.0) for k in range(2)]
+    # Both are drawn even where one is kept: what follows must not depend on the choice.
     trees = [_tree(rng, x + side * 2.6, s + k * half + float(rng.uniform(0.5, 9.0))) for k in range(2)]
     kept = trees if rng.random() < 0.6 else trees[:1]
     hedges = [_hedge(rng, x + side * 0.4, side, s, s + PLOT_SLOT, height=float(rng.uniform(0.9, 1.3)))]
@@ -189,6 +193,7 @@ def _park(rng: np.random.Generator, street: Street, side: int, s: float) -> tupl
 
 
 def _building(rng: np.random.Generator, x: float, side: int, near: float, far: float, *, urban: float) -> Building:
+    # Two in gardens, up to four in the city.
     storeys = int(rng.integers(2, 3 + round(2.4 * urban)))
     brick = bool(rng.random() < 0.6)
     return Building(

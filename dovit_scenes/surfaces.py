@@ -78,9 +78,11 @@ def _pieces(near: float, length: float) -> list[tuple[float, float]]:
     far = near + length
     if far <= NEAR:
         return []
+    # Across the street: one depth from end to end.
     if length < 1e-6:
         return [(0.0, 1.0)]
     begin = max(near, NEAR)
+    # Depth grows by the same factor from cut to cut, so no piece has more than `DEEPEST` times its near depth.
     count = max(1, math.ceil(math.log(far / begin) / math.log(DEEPEST)))
     cuts = begin * (far / begin) ** (np.arange(count + 1) / count)
     shares = np.clip((cuts - near) / length, 0.0, 1.0)
@@ -103,6 +105,7 @@ def _paste(
     size = (right - left, bottom - top)
     lit, source = _lit_columns(canvas, texture.at_scale(*patch.full_size), patch, shade)
     target = (patch.pixels - (left, top)).astype(np.float32)
+    # Only the covered part is warped; a whole sheet per wall would take most of the time.
     matrix = cv2.getPerspectiveTransform(source, target)
     warped = cv2.warpPerspective(lit, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = np.zeros((size[1], size[0]), np.uint8)
@@ -141,5 +144,6 @@ def _blend(area: Pixels, warped: Pixels, inside: Pixels, number: int, *, see_thr
     through = cv2.cvtColor(255 - opacity, cv2.COLOR_GRAY2BGR)
     below = cv2.multiply(np.ascontiguousarray(area[..., :3]), through, scale=1.0 / 255.0)
     area[..., :3] = cv2.add(below, np.ascontiguousarray(colours[..., :3]))
+    # Half transparent counts as its own: 128 of 255.
     owned = inside > 0 if see_through else opacity >= 128
     area[..., 3][owned] = number

@@ -34,6 +34,7 @@ class Texture:
     def __init__(self, pixels: Pixels, *, opaque: bool = False) -> None:
         """`pixels`: (h, w, 4) uint8, RGB and opacity (255 hides what is behind); `opaque`: it is 255 everywhere."""
         self.opaque = opaque
+        # Without transparent pixels there is nothing to weight.
         self._levels: dict[tuple[int, int], Pixels] = {(0, 0): pixels if opaque else _weighted(pixels)}
 
     @property
@@ -72,6 +73,7 @@ def _weighted(pixels: Pixels) -> Pixels:
 def _level_for(source: int, shown: float) -> int:
     """Halvings after which `source` pixels are between one and two times `shown`."""
     ratio = source / max(shown, 1.0)
+    # A third of a level early: a little soft rather than sparkling.
     return int(np.clip(np.floor(np.log2(max(ratio, 1.0)) + 0.35), 0, LEVELS))
 
 
@@ -87,6 +89,7 @@ def noise_tile(seed: int, *, roughness: float, size: int = TILE) -> Field:
     columns = np.fft.rfftfreq(size)[None, :] * size
     frequency = np.sqrt(rows**2 + columns**2)
     frequency[0, 0] = 1.0
+    # The entry of the mean, whose frequency is 0, is overwritten below.
     spectrum *= frequency**-roughness
     spectrum[0, 0] = 0.0
     field = np.fft.irfft2(spectrum, s=(size, size))
@@ -98,6 +101,7 @@ def noise_tile(seed: int, *, roughness: float, size: int = TILE) -> Field:
 def noise_patch(rng: np.random.Generator, height: int, width: int, *, roughness: float) -> Field:
     """(height, width) float32 cut from a tile at an offset that `rng` draws; repeats beyond `TILE` pixels."""
     top, left = (int(value) for value in rng.integers(TILE, size=2))
+    # A slice of the fourfold tile is a view; the general way copies.
     if height <= TILE and width <= TILE:
         return _four_tiles(roughness)[top : top + height, left : left + width]
     rows, columns = (top + np.arange(height)) % TILE, (left + np.arange(width)) % TILE

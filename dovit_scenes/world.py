@@ -85,10 +85,12 @@ def things_in_sight(world: World, time_s: float) -> list[Thing]:
     out: list[Thing] = []
     for number, stream in enumerate(STREAMS):
         moved = stream.travelled(time_s)
+        # In the belt's own coordinates, which have moved along with it.
         first = math.floor((camera_s - BEHIND - moved) / stream.slot)
         last = math.floor((camera_s + RANGE - moved) / stream.slot)
         for slot in range(first, last + 1):
             for thing in things_in_slot(world, number, slot):
+                # What lies still is handed on as it is, and stays the same object from frame to frame.
                 placed = replace(thing, s=thing.s + moved) if moved else thing
                 _, _, near, far = placed.footprint
                 if far > camera_s and near < camera_s + RANGE:
@@ -96,6 +98,7 @@ def things_in_sight(world: World, time_s: float) -> list[Thing]:
     return out
 
 
+# A few frames' worth of slots: what is in sight is asked for again in the next frame.
 @lru_cache(maxsize=8192)
 def things_in_slot(world: World, number: int, slot: int) -> tuple[Thing, ...]:
     """What slot `slot` of stream `number` holds, at time 0."""
