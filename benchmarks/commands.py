@@ -33,6 +33,7 @@ def seconds(command: list[str]) -> float:
 
 def help_seconds(repeat: int) -> dict[str, float]:
     """Of `dovit run --help`, after one run that fills the file cache."""
+    # The first start reads everything from disk.
     times = [seconds([*DOVIT, "run", "--help"]) for _ in range(repeat + 1)][1:]
     return {"median": statistics.median(times), "least": min(times), "most": max(times)}
 
@@ -46,8 +47,10 @@ def overlap(frames: int, threads: int, repeat: int) -> dict[str, float]:
         for number in range(repeat):
             run = [*DOVIT, "run", str(clip), "--threads", str(threads), "-q", "-o"]
             one = seconds([*run, f"{name}/one{number}", "--max-frames", "1"])
+            # Less the start-up, which one frame shows.
             wall = (seconds([*run, f"{name}/all{number}"]) - one) / (frames - 1)
             summary = json.loads(Path(f"{name}/all{number}/summary.json").read_text())["latency_ms"]
+            # These three share the caller's thread; decoding and writing have threads of their own.
             step = sum(summary[part]["mean"] for part in ("preprocess", "model", "postprocess")) / 1e3
             ratios.append(wall / step)
             walls.append(wall)

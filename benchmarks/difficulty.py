@@ -54,6 +54,7 @@ def share_of(number: int, scenes: int) -> float:
 def measure(predictor: Predictor, *, name: str, scenes: int, seed: int, show: bool = False) -> dict[str, Any]:
     """Render and run the scenes of the set `name` of `SETS`; figures and, scene by scene, what they are made of."""
     objects, gmacs, dense = [], [], []
+    # Each set has streets of its own.
     world = seed + list(SETS).index(name)
     for number in track(range(scenes), description=name, console=Console(stderr=True), disable=not show):
         share = share_of(number, scenes) if name == "bare to full" else 1.0
@@ -74,6 +75,7 @@ def measure(predictor: Predictor, *, name: str, scenes: int, seed: int, show: bo
 
 def groups(objects: Sequence[int], gmacs: Sequence[float], dense: Sequence[float]) -> list[dict[str, Any]]:
     """Fifths of the scenes by their number of objects, fewest first; scenes of equal number in their own order."""
+    # Stable, so that the groups do not depend on how ties are broken.
     rows = np.array([objects, gmacs, dense], dtype=np.float64)[:, np.argsort(objects, kind="stable")]
     return [
         {
@@ -135,6 +137,7 @@ def ranks(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]
     """1 for the smallest; equal values share the mean of the ranks they take up together."""
     _, group, size = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
     last = np.cumsum(size)
+    # The mean of the first and the last rank of a group of equal values.
     shared: NDArray[np.float64] = (last - (size - 1) / 2)[group]
     return shared
 

@@ -104,10 +104,12 @@ def _runner(predictor: Predictor, *, dense: bool) -> Callable[[Sample], Segmenta
 
 def measure(ways: Sequence[Way], data: Dataset, *, show: bool) -> tuple[Row, ...]:
     """Run every way on every frame of `data`."""
+    # One untimed run each: the first allocates.
     for way in ways:
         way.predict(data.sample(0))
     for number in track(range(len(data)), description=data.name, console=Console(stderr=True), disable=not show):
         sample = data.sample(number)
+        # Who runs first finds the caches cold, so every way takes its turn.
         start = number % len(ways)
         for way in (*ways[start:], *ways[:start]):
             way.measure(sample)

@@ -106,8 +106,10 @@ def bundle_of(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     """A bundle with random weights, exported as any other."""
     torch.manual_seed(0)
     model = model_from_spec(spec)
+    # Small weights keep activations finite through twelve layers; which values does not matter for time.
     state = {name: torch.randn_like(value) * 0.05 for name, value in model.state_dict().items()}
     norms = [name for name in state if "norm" in name and name.endswith("weight")]
+    # A norm with a random scale would blow some channels up.
     state.update({name: torch.ones_like(state[name]) for name in norms})
     checkpoint = Checkpoint(
         spec=spec,
@@ -166,6 +168,7 @@ def profile_ms(path: Path, pixels: np.ndarray, runs: int = 6) -> dict[str, float
 
 def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
     """Median of baseline / other over interleaved pairs, order alternating, in CPU time of the process."""
+    # The first run of each pays for memory and threads.
     for step in (baseline, other):
         step()
     pairs = []
@@ -176,6 +179,7 @@ def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
     values = [first / second for first, second in pairs]
     return {
         "ratio": statistics.median(values),
+        # Quartiles, not extremes: one interruption by a neighbour would be an extreme.
         "low": sorted(values)[len(values) // 4],
         "high": sorted(values)[-1 - len(values) // 4],
         "baseline_ms": 1e3 * statistics.median(first for first, _ in pairs),
@@ -191,6 +195,7 @@ def _cpu_seconds(step: Step) -> float:
 
 def keep_of(spec: VisionTransformerSpec, shares: tuple[float, ...]) -> list[np.ndarray]:
     """Nested random decisions that keep `shares` of the patches."""
+    # One order for all shares, so that each gate keeps a subset of the one before, as decisions must.
     order = np.random.default_rng(1).permutation(spec.patches)
     grids = []
     for share in shares:
@@ -257,6 +262,7 @@ def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[
     """
     model = model_from_spec(spec)
     stage = MiddleStage(model, 1)
+    # No blocks between the gates: what remains is the boundary.
     stage.last = stage.first
     tokens = GraphInterface(
         (Port("tokens", "float32", ("kept", spec.width)),), (Port("logits", "float32", ("kept", spec.classes)),)
@@ -268,10 +274,12 @@ def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[
     figures = {}
     for share in (1.0, 0.7, 0.3):
         count = round(share * spec.patches)
+        # The class token always runs on and comes first.
         index = np.concatenate([[0], 1 + np.sort(random.permutation(spec.patches)[:count])]).astype(np.int64)
         limits = {"thresholds": np.full(spec.classes, 0.9, np.float32), "floor": np.zeros((), np.float32)}
         feed = {"tokens": values, "index": index, **limits}
         pairs = []
+        # A boundary takes a third of a millisecond, so it needs many more runs than a whole model.
         for _ in range(20 * repeat):
             first = _cpu_seconds(lambda feed=feed: whole.run(None, feed))
             pairs.append((first, _cpu_seconds(lambda count=count: head.run(None, {"tokens": values[1 : count + 1]}))))

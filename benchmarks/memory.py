@@ -30,6 +30,7 @@ def watch(command: list[str], report: Path) -> list[tuple[int, float]]:
             resident = watched.memory_info().rss / 2**20
         except psutil.NoSuchProcess:
             break
+        # The report grows by a line a frame, in the folder that is renamed at the end.
         done = report.read_bytes().count(b"\n") if report.is_file() else 0
         seen.append((done, resident))
         time.sleep(0.5)
@@ -51,6 +52,7 @@ def main() -> None:
         write_clip(folder / "long.mp4", frames=arguments.frames, size=(240, 320), rendered=30, seed=3)
         command = [sys.executable, "-m", "dovit_deploy", "run", f"{folder}/long.mp4", "-o", f"{folder}/out", "-q"]
         seen = watch(command, folder / "out.partial" / "frames.jsonl")
+    # ONNX Runtime and the decoder take their memory within the first frames.
     steady = [resident for done, resident in seen if done >= 100]
     third = len(steady) // 3
     figures = {

@@ -52,6 +52,7 @@ def milliseconds(variants: dict[str, Callable[[], object]], *, repeat: int) -> d
         for name, variant in variants.items():
             start, start_wall = time.process_time(), time.perf_counter()
             variant()
+            # The first round fills caches and is not counted.
             if number:
                 cpu[name].append(1e3 * (time.process_time() - start))
                 wall[name].append(1e3 * (time.perf_counter() - start_wall))
@@ -68,6 +69,7 @@ def drawn_logits(labels: np.ndarray, kind: str, classes: int, grid: Size) -> Log
     if kind not in NOISE:
         return noise.astype(np.float32)
     regions = [(labels == number).astype(np.float64) for number in range(classes)]
+    # Areas, so that a cell at an edge is as unsure as a model is there.
     share = np.stack([cv2.resize(region, grid[::-1], interpolation=cv2.INTER_AREA) for region in regions])
     return (1.5 * np.log(share + 0.02) + NOISE[kind] * noise).astype(np.float32)
 
@@ -96,6 +98,7 @@ def measure_case(
     for kind in (*NOISE, "noise"):
         logits = drawn_logits(scene.labels, kind, classes, grid)
 
+        # Bound now: both closures run after the loop has moved on to other logits.
         def ours(logits: Logits = logits) -> np.ndarray:
             return to_class_map(logits, input_size, FRAME, cover="image", patch=16)
 
@@ -154,6 +157,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     cv2 = packages.opencv()
+    # OpenCV would use all cores, and CPU time would hide it.
     cv2.setNumThreads(1)
     scene = scene_sample(0, 0, size=FRAME)
     cases = [

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-TORCH_FREE = (
-    *(f"dovit_deploy.{name}" for name in ("bundle", "graphs", "engines", "sources", "runtime", "datasets", "measure")),
-    *(f"dovit_deploy.{name}" for name in ("calibrate", "cli")),
-    *(f"dovit_deploy.families.{name}" for name in ("spec", "any_spec", "cost", "macs", "parts")),
-    *(f"dovit_deploy.families.{name}.spec" for name in ("vit", "evovit", "stvit")),
-    *(f"dovit_deploy.families.{name}.cost" for name in ("vit", "evovit", "stvit")),
-    "dovit_scenes",
-)
+from tests.test_floors import FILES, file_name, room
+
+ROOMS = ("bundle", "graphs", "engines", "sources", "runtime", "datasets", "measure", "calibrate", "cli")
+SPECS = [
+    f"dovit_deploy.{file_name(path).replace('/', '.')}" for path in FILES if room(file_name(path)) == "families/spec"
+]
+TORCH_FREE = (*(f"dovit_deploy.{name}" for name in ROOMS), *SPECS, "dovit_scenes")
 
 BLOCKED = """
 import sys

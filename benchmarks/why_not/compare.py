@@ -42,6 +42,7 @@ def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = F
     """Run every way on every frame of `data`."""
     check_classes(data, comparison.manifest)
     ways = [dataclasses.replace(way, tally=SegmentationTally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
+    # One untimed run each: the first allocates.
     warm = comparison.frame(data.sample(0), 0)
     for way in ways:
         way.run(warm)
@@ -57,6 +58,7 @@ def turned(ways: Sequence[Way], number: int) -> list[Way]:
     """The order on frame `number`: begins one later from frame to frame, every second time backwards."""
     start = number % len(ways)
     order = [*ways[start:], *ways[:start]]
+    # Turning alone would leave every way behind the same neighbour.
     return order[::-1] if number % 2 else order
 
 

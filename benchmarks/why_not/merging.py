@@ -71,6 +71,7 @@ def merge(tokens: Tensor, sizes: Tensor, similar: Tensor, *, extra: int, count: 
     remain = first.shape[0] - count
     stay, leave = take(first, order[:remain]), take(first, order[remain:])
     target = take(nearest, order[remain:])
+    # Values weighted by size, and the sizes, in one product: their quotient is the weighted mean.
     mass = torch.cat([tokens * sizes, sizes], dim=1)
     merged = take(mass, second).index_add(0, target, take(mass, leave))
     total = merged[:, -1:]
@@ -135,6 +136,7 @@ class MergingNetwork(nn.Module):
         row = torch.arange(extra, tokens.shape[0])
         for number, block in enumerate(self.model.blocks):
             assert isinstance(block, Block)
+            # Until something has merged all sizes are 1, whose logarithm is 0: no bias is needed.
             alike = not any(self.counts[:number])
             tokens, keys = _attended(block, tokens, None if alike else sizes)
             if self.counts[number]:
@@ -178,6 +180,7 @@ def merging_macs(spec: VisionTransformerSpec, count: int) -> int:
         if merged:
             patches = tokens - spec.extra_tokens
             total += (patches - patches // 2) * (patches // 2) * (width // spec.heads)
+        # Merging lies between attention and MLP, so the MLP runs on what is left.
         tokens -= merged
         total += 2 * tokens * width * spec.hidden
     return total

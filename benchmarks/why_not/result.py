@@ -180,6 +180,7 @@ def _points(rows: Sequence[Row], family: str, first: tuple[str, ...]) -> list[Po
     present = {row.family for row in rows}
     if family not in present:
         return []
+    # The dense run at full size is where each alternative starts.
     taken = {family, *[name for name in first if name in present][:1]}
     return [Point(1 / row.speedup, row.miou) for row in rows if row.family in taken]
 
@@ -191,6 +192,7 @@ def at_latency(points: Sequence[Point], latency: float) -> float | None:
         if point.latency == latency:
             return point.miou
     for left, right in itertools.pairwise(ordered):
+        # Strictly between: equal latencies were answered above.
         if left.latency < latency < right.latency:
             share = (latency - left.latency) / (right.latency - left.latency)
             return left.miou + share * (right.miou - left.miou)

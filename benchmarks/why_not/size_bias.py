@@ -72,6 +72,7 @@ def with_bias(model: ir.Model, count: int, *, fused: bool) -> ir.Model:
     logarithm = tape.op("Reshape", [tape.op("Log", [sizes]), shape])
     if fused:
         square = tape.initializer(ir.tensor(np.array([1, 1, count, count])), name="square")
+        # The sixth input of the fused operator is the bias, as a full matrix.
         node.resize_inputs(6)
         node.replace_input_with(5, tape.op("Expand", [logarithm, square]))
     else:
@@ -101,6 +102,7 @@ def measure(count: int, repeat: int, folder: Path) -> dict[str, dict[str, float]
     sizes = {"sizes": draw.integers(1, 5, (count, 1)).astype(np.float32)}
     steps = {name: step_of(model, folder, feed | sizes) for name, model in models(count).items()}
     answers = [steps[name]() for name in ("operators", "bias", "channel")]
+    # A form that computed something else would be measured for nothing.
     assert all(np.allclose(answer, answers[0], atol=1e-4) for answer in answers)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeat):

@@ -32,6 +32,7 @@ def readme_table(report: Report) -> str:
     chosen = [row for row in split.rows if row.family in ("dense", "dense-trained")] + passing
     for family in README_FAMILIES:
         rows = [row for row in split.rows if row.family == family]
+        # Nearest as a ratio of speed-ups: 1.5x is as far from 1x as 2.25x from 1.5x.
         chosen += sorted(rows, key=lambda row: abs(math.log(row.speedup / own.speedup)))[:1]
     body = [(_named(row), _number(row.miou), f"{row.macs_saved:.0%}", f"{row.speedup:.2f}x") for row in chosen]
     return _table(("", "mIoU", "MACs saved", "speed-up over dense"), body) + "\n\n" + _origin(report, split)
@@ -143,6 +144,7 @@ def write_tables(report: Report, *, readme: Path | None, docs: Path | None) -> N
         for name, table in DOCS_TABLES.items():
             text = between_marks(text, mark(name), table(report))
         pages[docs] = text
+    # All tables are made before the first page is written, so a missing mark changes nothing.
     for path, text in pages.items():
         path.write_text(text, encoding="utf-8")
 

@@ -87,6 +87,7 @@ class Comparison:
         for path in chosen.dense_trained_smaller:
             self.ways.append(_dense(path, "dense-trained smaller", "dense-trained, {size}"))
         self.ways += [_dense(path, "shallower", "dense-trained, {depth} layers") for path in chosen.shallower]
+        # Merging is made for networks that were trained dense; without one the bundle's own weights serve.
         merged = Bundle.open(chosen.dense_trained or chosen.bundle)
         self.ways += [_merging(merged, count, folder) for count in chosen.merge]
 
@@ -100,6 +101,7 @@ class Comparison:
             Way("dense", "dense", lambda frame: self.main.predict(frame.sample.rgb, dense=True)),
             Way(f"own thresholds ({own})", "token passing", lambda frame: self.main.predict(frame.sample.rgb)),
         ]
+        # A threshold that is an operating point is not measured a second time for the curve.
         points = dict.fromkeys(thresholds, "token passing")
         further = {text: "curve" for text in curve if text not in points}
         return ways + [self._at(text, family) for text, family in (points | further).items()]
