@@ -1,7 +1,6 @@
-"""Decode one image file into upright 8-bit RGB.
+"""How an image file becomes upright 8-bit RGB, and image files a source.
 
-The header is read first, so that a file that claims more pixels than allowed is refused before a
-byte of it is decoded.
+The header is read first, so that a file that claims more pixels than allowed is refused before any of it is decoded.
 """
 
 from __future__ import annotations
@@ -21,48 +20,11 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.errors import SourceError
-from dovit_deploy.sources.source import RGB, Closing, FailedFrame, Frame, Kind, Selection
-
-# The eight ways a picture may lie in its file, and how to put it upright.
-#
-# Cameras store the sensor's rows as they come and note beside them how to turn the picture: as the
-# EXIF tag "Orientation" (1..8) in photographs, as a display matrix in videos. Both mean the same
-# eight turns, so both are brought to the EXIF number.
+from dovit_deploy.sources.source import RGB, Closing, FailedFrame, Frame, FrameSelection, SourceKind
 
 EXIF_ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
 _TRANSPOSED = (5, 6, 7, 8)
-
-
-def upright(rgb: RGB, orientation: int) -> RGB:
-    """Turn (H, W, 3) as the EXIF number says; contiguous; (W, H, 3) for 5 to 8.
-
-    Numbers outside 1..8 mean nothing and leave the picture as it is, as viewers do.
-    """
-    if orientation in _TRANSPOSED:
-        rgb = rgb.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        rgb = rgb[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        rgb = rgb[::-1]
-    return np.ascontiguousarray(rgb)
-
-
-def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
-    """(height, width) after the turn."""
-    return (width, height) if orientation in _TRANSPOSED else (height, width)
-
-
-def orientation_from_matrix(a: int, b: int, c: int, d: int) -> int:
-    """EXIF number of a display matrix that maps a pixel (x, y) to (a*x + c*y, b*x + d*y).
-
-    Signs decide; a turn that is not a multiple of 90 degrees is taken to the nearest that is.
-    Source: `libavutil/display.h`; ISO/IEC 14496-12, 8.3.2 (`tkhd`).
-    """
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return {(False, False): 1, (True, False): 2, (True, True): 3, (False, True): 4}[a < 0, d < 0]
-    return {(False, False): 5, (True, False): 6, (True, True): 7, (False, True): 8}[c < 0, b < 0]
-
 
 DEFAULT_MAX_PIXELS = 150_000_000
 """Largest width * height that is decoded unless `--max-pixels` says otherwise: 450 MB of RGB."""
@@ -109,7 +71,7 @@ def read_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB
     """Decode the image at `path`: (H, W, 3) uint8, red first, upright, contiguous, writable.
 
     Alpha is dropped, grey and palette become RGB, CMYK is converted, 16 bits become 8 by their high
-    byte, the EXIF orientation is applied. Of an animation the first picture is read.
+    byte, the EXIF orientation is applied. Of an animation the first image is read.
 
     Raises:
         SourceError: missing, not an image, truncated, or more than `max_pixels` pixels.
@@ -148,7 +110,7 @@ def is_image(path: Path) -> bool:
 
 
 def check_pixels(name: str, *, width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture that is larger than allowed, before memory is taken for it.
+    """Refuse an image that is larger than allowed, before memory is taken for it.
 
     Raises:
         SourceError: `width * height` exceeds `max_pixels`.
@@ -160,12 +122,94 @@ def check_pixels(name: str, *, width: int, height: int, max_pixels: int) -> None
         )
 
 
+class ImageSource(Closing):
+    """Image files; a bad one becomes a FailedFrame and does not stop the rest."""
+
+    kind: SourceKind = "images"
+    video = None
+    ended_early = None
+
+    def __init__(self, paths: Sequence[Path], *, name: str, selection: FrameSelection, max_pixels: int) -> None:
+        self.name = name
+        self.warnings: list[str] = []
+        self.count = selection.thin(len(paths))
+        self._max_pixels = max_pixels
+        self._wanted = list(enumerate(paths))[:: selection.every][: selection.max_frames]
+        self.paths = tuple(path for _, path in self._wanted)
+
+    def __iter__(self) -> Iterator[Frame | FailedFrame]:
+        for index, path in self._wanted:
+            try:
+                yield _frame_from_file(path, index=index, max_pixels=self._max_pixels)
+            except SourceError as error:
+                yield FailedFrame(source=str(path), message=str(error), index=index)
+
+    def close(self) -> None:
+        """Nothing is held open between images."""
+
+
+class SingleImage(ImageSource):
+    """One image, decoded at once: where it is all there is, a bad file must be known before anything starts.
+
+    Raises:
+        SourceError: the image cannot be read.
+    """
+
+    def __init__(self, path: Path, *, name: str, selection: FrameSelection, max_pixels: int) -> None:
+        super().__init__([path], name=name, selection=selection, max_pixels=max_pixels)
+        self._frame = _frame_from_file(path, index=0, max_pixels=max_pixels)
+
+    def __iter__(self) -> Iterator[Frame | FailedFrame]:
+        yield self._frame
+
+
+def upright(rgb: RGB, orientation: int) -> RGB:
+    """Turn (H, W, 3) as the EXIF number says; contiguous; (W, H, 3) for 5 to 8.
+
+    Cameras store the sensor's rows as they come and note beside them how to turn them: as the EXIF tag "Orientation"
+    (1..8) in photographs, as a display matrix in videos. Both mean the same eight turns, so both are brought to the
+    EXIF number.
+
+    Numbers outside 1..8 mean nothing and leave the image as it is, as viewers do.
+    """
+    if orientation in _TRANSPOSED:
+        rgb = rgb.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def upright_size(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """(height, width) after the turn."""
+    return (width, height) if orientation in _TRANSPOSED else (height, width)
+
+
+def orientation_from_matrix(a: int, b: int, c: int, d: int) -> int:
+    """EXIF number of a display matrix that maps a pixel (x, y) to (a*x + c*y, b*x + d*y).
+
+    Signs decide; a turn that is not a multiple of 90 degrees is taken to the nearest that is.
+    Source: `libavutil/display.h`; ISO/IEC 14496-12, 8.3.2 (`tkhd`).
+    """
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return {(False, False): 1, (True, False): 2, (True, True): 3, (False, True): 4}[a < 0, d < 0]
+    return {(False, False): 5, (True, False): 6, (True, True): 7, (False, True): 8}[c < 0, b < 0]
+
+
+def _frame_from_file(path: Path, *, index: int, max_pixels: int) -> Frame:
+    began = time.perf_counter()
+    rgb = read_image(path, max_pixels=max_pixels)
+    decode_ms = (time.perf_counter() - began) * 1e3
+    return Frame(rgb=rgb, index=index, source=str(path), time_s=Fraction(0), decode_ms=decode_ms)
+
+
 @contextmanager
 def _opened(pillow: Any, path: Path | str) -> Iterator[Any]:  # noqa: ANN401
     """Pillow's lazily opened image, its own pixel limit lifted for this one call.
 
     Pillow refuses large headers by a limit of its own, without their size, and warns on stderr below
-    it; ours takes its place. The limit is a global of the process, hence the lock and the way back.
+    it; ours takes its place. The limit is a global of the process, hence the lock, and the old value put back.
     """
     with _PILLOW_LIMIT_LOCK:
         before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
@@ -217,54 +261,3 @@ def _grey_to_rgb(grey: npt.NDArray[Any]) -> RGB:
 def _first_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     return text.splitlines()[0]
-
-
-# Images as a source: one file, or many in order of their names.
-
-
-class ImageSource(Closing):
-    """Image files; a bad one becomes a FailedFrame and does not stop the rest."""
-
-    kind: Kind = "images"
-    video = None
-    ended_early = None
-
-    def __init__(self, paths: Sequence[Path], *, name: str, selection: Selection, max_pixels: int) -> None:
-        self.name = name
-        self.warnings: list[str] = []
-        self.count = selection.thin(len(paths))
-        self._max_pixels = max_pixels
-        self._wanted = list(enumerate(paths))[:: selection.every][: selection.max_frames]
-        self.paths = tuple(path for _, path in self._wanted)
-
-    def __iter__(self) -> Iterator[Frame | FailedFrame]:
-        for index, path in self._wanted:
-            try:
-                yield _frame_from_file(path, index=index, max_pixels=self._max_pixels)
-            except SourceError as error:
-                yield FailedFrame(source=str(path), message=str(error), index=index)
-
-    def close(self) -> None:
-        """Nothing is held open between pictures."""
-
-
-class SingleImage(ImageSource):
-    """One image, decoded at once: where it is all there is, a bad file must be known before anything starts.
-
-    Raises:
-        SourceError: the image cannot be read.
-    """
-
-    def __init__(self, path: Path, *, name: str, selection: Selection, max_pixels: int) -> None:
-        super().__init__([path], name=name, selection=selection, max_pixels=max_pixels)
-        self._frame = _frame_from_file(path, index=0, max_pixels=max_pixels)
-
-    def __iter__(self) -> Iterator[Frame | FailedFrame]:
-        yield self._frame
-
-
-def _frame_from_file(path: Path, *, index: int, max_pixels: int) -> Frame:
-    began = time.perf_counter()
-    rgb = read_image(path, max_pixels=max_pixels)
-    decode_ms = (time.perf_counter() - began) * 1e3
-    return Frame(rgb=rgb, index=index, source=str(path), time_s=Fraction(0), decode_ms=decode_ms)

@@ -10,11 +10,11 @@ from pathlib import Path
 from dovit_deploy import packages
 from dovit_deploy.errors import SourceError, UsageError
 from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageSource, SingleImage, is_image
-from dovit_deploy.sources.opencv import Camera, OpencvVideoReader
-from dovit_deploy.sources.source import FailedFrame, Selection, Source, VideoInfo
+from dovit_deploy.sources.opencv import CameraSource, OpencvVideoReader
+from dovit_deploy.sources.source import FailedFrame, FrameSelection, Source, VideoInfo
 from dovit_deploy.sources.video import VideoReader
 
-__all__ = ["FailedFrame", "Selection", "Source", "VideoInfo", "open_source"]
+__all__ = ["FailedFrame", "FrameSelection", "Source", "VideoInfo", "open_source"]
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt", "rtp")
 
@@ -62,14 +62,14 @@ def open_source(
         UsageError: the selection makes no sense for it.
         PackageMissing: neither PyAV nor OpenCV, or no Pillow, is installed.
     """
-    selection = Selection(every=every, max_frames=max_frames, start=_seconds(start), end=_seconds(end))
+    selection = FrameSelection(every=every, max_frames=max_frames, start=_seconds(start), end=_seconds(end))
     path = Path(text)
     if path.is_file():
         return _open_file(path, text, selection=selection, max_pixels=max_pixels)
     if path.is_dir():
         return _open_images(_images_in(path), text, selection=selection, max_pixels=max_pixels)
     if text.isdecimal():
-        return Camera(int(text), selection=selection, max_pixels=max_pixels)
+        return CameraSource(int(text), selection=selection, max_pixels=max_pixels)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme is not None:
         return _open_stream(text, scheme[1].lower(), selection=selection, max_pixels=max_pixels)
@@ -78,7 +78,7 @@ def open_source(
     raise SourceError(f"{text}: no such file or folder, nor a camera index, a glob or a stream's address")
 
 
-def _open_file(path: Path, text: str, *, selection: Selection, max_pixels: int) -> Source:
+def _open_file(path: Path, text: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     suffix = path.suffix.lower()
     # An unknown suffix says nothing, so the first bytes decide.
     if suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and is_image(path)):
@@ -87,20 +87,20 @@ def _open_file(path: Path, text: str, *, selection: Selection, max_pixels: int) 
     return _open_video(text, path, selection=selection, max_pixels=max_pixels)
 
 
-def _open_stream(text: str, scheme: str, *, selection: Selection, max_pixels: int) -> Source:
+def _open_stream(text: str, scheme: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     if scheme not in STREAM_SCHEMES:
         raise SourceError(f"{text}: streams are read from {', '.join(STREAM_SCHEMES)}, not from {scheme}://")
     return _open_video(text, None, selection=selection, max_pixels=max_pixels)
 
 
-def _open_video(text: str, path: Path | None, *, selection: Selection, max_pixels: int) -> Source:
+def _open_video(text: str, path: Path | None, *, selection: FrameSelection, max_pixels: int) -> Source:
     av = packages.pyav()
     if av is None:
         return OpencvVideoReader(text, path=path, selection=selection, max_pixels=max_pixels)
     return VideoReader(av, text, path=path, selection=selection, max_pixels=max_pixels)
 
 
-def _open_images(paths: list[Path], text: str, *, selection: Selection, max_pixels: int) -> Source:
+def _open_images(paths: list[Path], text: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     _refuse_span(text, selection)
     return ImageSource(paths, name=text, selection=selection, max_pixels=max_pixels)
 
@@ -122,11 +122,11 @@ def _images_matching(pattern: str) -> list[Path]:
 
 
 def _looks_like_image(path: Path) -> bool:
-    # Hidden files are other programs' notes ("._photo.jpg"), not pictures.
+    # Hidden files are other programs' notes ("._photo.jpg"), not images.
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _refuse_span(text: str, selection: Selection) -> None:
+def _refuse_span(text: str, selection: FrameSelection) -> None:
     if selection.start is not None or selection.end is not None:
         raise UsageError(
             f"{text}: images have no time, so --start and --end cannot be given; use --every, --max-frames"

@@ -1,7 +1,7 @@
-"""A video file or stream as a source, through OpenCV: the way where PyAV is not installed.
+"""A video file, a stream or a camera as a source, through OpenCV.
 
-OpenCV turns rotated video upright by itself. It knows no sound, gives times as floats and cannot seek
-exactly, so frames before `--start` are decoded and thrown away.
+Cameras always; files and streams where PyAV is not installed. OpenCV turns rotated video upright by itself. It reads no
+sound, gives times as floats and cannot seek exactly, so frames before `--start` are decoded and thrown away.
 """
 
 from __future__ import annotations
@@ -15,45 +15,24 @@ from typing import Any
 from dovit_deploy import packages
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import check_pixels
-from dovit_deploy.sources.source import RGB, Choice, Closing, Frame, Kind, Selection, Selector, VideoInfo
-from dovit_deploy.sources.video import FrameClock
-
-# Open a file, stream or camera with OpenCV: silently, in bounded time, with its rate as a fraction.
+from dovit_deploy.sources.source import (
+    RGB,
+    Choice,
+    Closing,
+    Frame,
+    FrameClock,
+    FrameSelection,
+    Selector,
+    SourceKind,
+    VideoInfo,
+)
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
 _ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
-
-
-def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
-    """`cv2.VideoCapture` of an address or camera index; `isOpened()` tells whether it worked.
-
-    OpenCV writes lines of its own to stderr when it does not; our error says it once (`packages` silences the FFmpeg
-    inside).
-    """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        if isinstance(what, int):
-            return cv2.VideoCapture(what)
-        timeouts = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
-        ]
-        return cv2.VideoCapture(what, cv2.CAP_FFMPEG, timeouts)
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-
-
-def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
-    """Frames per second; OpenCV gives a float, of which 30000/1001 and its like are recovered."""
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    if not 0 < rate < 1e6:
-        return _ASSUMED_RATE
-    return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)
-
-
+CLOCK_TICK = Fraction(1, 1_000_000)
+"""Seconds; frames of a camera are timed by the clock as they arrive."""
 # OpenCV's milliseconds come from a product of floats; finer digits are noise.
 _TICK = Fraction(1, 90_000)
 _SLACK_FRAMES = 2
@@ -68,7 +47,7 @@ class OpencvVideoReader(Closing):
         PackageMissing: OpenCV is not installed either.
     """
 
-    def __init__(self, address: str, *, path: Path | None, selection: Selection, max_pixels: int) -> None:
+    def __init__(self, address: str, *, path: Path | None, selection: FrameSelection, max_pixels: int) -> None:
         self.name = address
         self.warnings = [
             f"{address}: read with OpenCV, because PyAV is not installed: sound, if there is any, is lost; "
@@ -124,10 +103,10 @@ class OpencvVideoReader(Closing):
         self._total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
         rate = rate_from_capture(cv2, capture)
         base = FrameClock(tick=_TICK, first=0, rate=rate, constant_rate=True).time_base
-        # Asked of the picture itself: it is what OpenCV's own turning made of it.
+        # Taken from the frame itself, which OpenCV has turned upright.
         size = self._rgb().shape
         self.video = VideoInfo((size[0], size[1]), rate, base, has_audio=False, path=path)
-        self.kind: Kind = "live" if path is None and self._total is None else "video"
+        self.kind: SourceKind = "live" if path is None and self._total is None else "video"
         self.count = self._selection.expected(self._total, rate)
 
     def _stamp(self) -> int:
@@ -147,22 +126,17 @@ class OpencvVideoReader(Closing):
         return f"it ends after {given} of {self._total} frames"
 
 
-# A camera as a source, through OpenCV; frames are timed by the clock as they arrive.
-
-CLOCK_TICK = Fraction(1, 1_000_000)
-
-
-class Camera(Closing):
+class CameraSource(Closing):
     """Frames of camera `index` until it stops or the user does.
 
     Raises:
-        SourceError: there is no such camera, or it gives no picture (drivers wait 10 s at most).
+        SourceError: there is no such camera, or it gives no frame (drivers wait 10 s at most).
         PackageMissing: OpenCV is not installed.
     """
 
-    kind: Kind = "live"
+    kind: SourceKind = "live"
 
-    def __init__(self, index: int, *, selection: Selection, max_pixels: int) -> None:
+    def __init__(self, index: int, *, selection: FrameSelection, max_pixels: int) -> None:
         self.name = f"camera {index}"
         self.warnings: list[str] = []
         self.ended_early: str | None = None
@@ -173,7 +147,7 @@ class Camera(Closing):
         self._first = self._read() if self._capture.isOpened() else None
         if self._first is None:
             self.close()
-            raise SourceError(f"{self.name}: does not open or gives no picture; is it connected, and free?")
+            raise SourceError(f"{self.name}: does not open or gives no frame; is it connected, and free?")
         height, width = self._first.shape[:2]
         check_pixels(self.name, width=width, height=height, max_pixels=max_pixels)
         rate = rate_from_capture(self._cv2, self._capture)
@@ -189,14 +163,14 @@ class Camera(Closing):
                 yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
             if selector.done:
                 return
-        self.ended_early = "the camera stopped giving pictures"
+        self.ended_early = "the camera stopped giving frames"
 
     def close(self) -> None:
-        """Give the camera back; may be called twice."""
+        """Release the camera; may be called twice."""
         self._capture.release()
 
     def _timed(self) -> Iterator[tuple[Fraction, RGB, float]]:
-        """(seconds since the first frame, picture, milliseconds to get it) until the camera stops."""
+        """(seconds since the first frame, frame, milliseconds to get it) until the camera stops."""
         began = time.perf_counter()
         rgb, decode_ms = self._first, 0.0
         while rgb is not None:
@@ -208,3 +182,31 @@ class Camera(Closing):
     def _read(self) -> RGB | None:
         good, bgr = self._capture.read()
         return self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB) if good else None
+
+
+def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
+    """`cv2.VideoCapture` of an address or camera index, in bounded time; `isOpened()` says whether it worked.
+
+    OpenCV writes lines of its own to stderr when it does not; our error says it once (`packages` silences the FFmpeg
+    inside).
+    """
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        if isinstance(what, int):
+            return cv2.VideoCapture(what)
+        timeouts = [
+            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
+            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
+        ]
+        return cv2.VideoCapture(what, cv2.CAP_FFMPEG, timeouts)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
+    """Frames per second; OpenCV gives a float, of which 30000/1001 and its like are recovered."""
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    if not 0 < rate < 1e6:
+        return _ASSUMED_RATE
+    return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)

@@ -1,8 +1,8 @@
-"""What a source of pictures is, and which of its pictures are wanted.
+"""What a source of frames is, which of its frames are wanted, and when each of them is shown.
 
-Source      images | video | live   ->   Frame, Frame, FailedFrame, Frame, ...
-Selection   --start --end --every --max-frames, as data
-Selector    the same as a decision per picture, taken before a pixel of it is converted
+Source           images | video | live   ->   Frame, Frame, FailedFrame, Frame, ...
+FrameSelection   --start --end --every --max-frames, as data
+Selector         the same as a decision per frame, taken before a pixel of it is converted
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dovit_deploy.errors import UsageError
 
 RGB = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, red first, upright."""
-Kind = Literal["images", "video", "live"]
+SourceKind = Literal["images", "video", "live"]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source."""
+    """One frame of a source."""
 
     rgb: RGB
     """(H, W, 3) uint8, upright."""
@@ -44,7 +44,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class FailedFrame:
-    """A picture that could not be read; the ones after it still come."""
+    """A frame that could not be read; the ones after it still come."""
 
     source: str
     """File name."""
@@ -70,10 +70,10 @@ class VideoInfo:
 
 
 class Source(Protocol):
-    """Pictures, one after another; a context manager; iterated once, by one thread."""
+    """Frames, one after another; a context manager; iterated once, by one thread."""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> SourceKind:
         """ "images", "video" (a finite one) or "live" (camera or stream)."""
 
     @property
@@ -98,7 +98,7 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Frame | FailedFrame]: ...
     def close(self) -> None:
-        """Give back the file, connection or camera; may be called twice."""
+        """Release the file, connection or camera; may be called twice."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -107,8 +107,8 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which pictures of a source are wanted.
+class FrameSelection:
+    """Which frames of a source are wanted.
 
     Raises:
         UsageError: a value that selects nothing or makes no sense.
@@ -133,7 +133,7 @@ class Selection:
             raise UsageError(f"--end {float(self.end):g}: must be later than --start {float(self.start or 0):g}")
 
     def thin(self, count: int) -> int:
-        """How many of `count` pictures in the span are taken."""
+        """How many of `count` frames in the span are taken."""
         taken = -(-count // self.every)
         return taken if self.max_frames is None else min(taken, self.max_frames)
 
@@ -148,7 +148,7 @@ class Selection:
 
 
 class Choice(Enum):
-    """What to do with the picture at hand."""
+    """What to do with the frame at hand."""
 
     TAKE = "take"
     SKIP = "skip"
@@ -156,20 +156,20 @@ class Choice(Enum):
 
 
 class Selector:
-    """Applies a Selection to pictures in order of time."""
+    """Applies a FrameSelection to frames in order of time."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: FrameSelection) -> None:
         self._selection = selection
         self._in_span = 0
         self._taken = 0
 
     @property
     def done(self) -> bool:
-        """Whether `--max-frames` are taken, so that not even the next picture need be decoded."""
+        """Whether `--max-frames` are taken, so that not even the next frame need be decoded."""
         return self._taken == self._selection.max_frames
 
     def judge(self, time_s: Fraction) -> Choice:
-        """Decide on the picture at `time_s`, which must not be before the last one judged."""
+        """Decide on the frame at `time_s`, which must not be before the last one judged."""
         wanted = self._selection
         if wanted.start is not None and time_s < wanted.start:
             return Choice.SKIP
@@ -182,15 +182,63 @@ class Selector:
         return Choice.TAKE
 
 
-# What has a `close()` and therefore serves in a `with` statement.
+class FrameClock:
+    """Turns a video's time stamps into exact, growing times in seconds from its own beginning.
+
+    Containers store a time stamp as a whole number of ticks. Where a tick is coarser than the frame rate (Matroska:
+    milliseconds), 30000/1001 frames per second read back as 33, 67, 100 ms; a stream whose rate is constant is put
+    back on n / rate, so that the rate survives a round trip exactly.
+    """
+
+    def __init__(self, *, tick: Fraction, first: int | None, rate: Fraction, constant_rate: bool) -> None:
+        """`tick` in seconds; `first` is the video's first time stamp in ticks; `rate` in frames per second."""
+        self._tick = tick
+        self._first = first
+        self._rate = rate
+        self._rounded = constant_rate and (1 / (rate * tick)).denominator != 1
+        self._shift = Fraction(0)
+        self._last: Fraction | None = None
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds; every time is a multiple of it."""
+        if not self._rounded:
+            return self._tick
+        return Fraction(1, math.lcm(self._tick.denominator, self._rate.numerator))
+
+    def time(self, stamp: int | None, *, index: int) -> Fraction:
+        """Seconds of the frame with this time stamp; a frame without one is at index / rate.
+
+        Stamps that do not grow (a broadcast whose clock was reset) go on one frame after the last,
+        because no file format and no `--start` can deal with time that runs backwards.
+        """
+        seconds = self._unshifted(stamp, index) + self._shift
+        if self._last is not None and seconds <= self._last:
+            self._shift += self._last + 1 / self._rate - seconds
+            seconds = self._last + 1 / self._rate
+        self._last = seconds
+        return seconds
+
+    def _unshifted(self, stamp: int | None, index: int) -> Fraction:
+        if stamp is None:
+            return index / self._rate
+        if self._first is None:
+            self._first = stamp
+        seconds = (stamp - self._first) * self._tick
+        if self._rounded:
+            on_grid = round(seconds * self._rate) / self._rate
+            # One tick of slack: some muxers cut off where others round.
+            if abs(on_grid - seconds) < self._tick:
+                return on_grid
+        return seconds
 
 
 class Closing(ABC):
-    """Closed at the end of its `with` block, whatever happened in it."""
+    """What has a `close()`, and therefore serves in a `with` statement: closed at its end, whatever happened in it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is held; may be called twice."""
+        """Release what is held; may be called twice."""
 
     def __enter__(self) -> Self:
         return self

@@ -14,9 +14,17 @@ from typing import Any
 
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import UPRIGHT, check_pixels, orientation_from_matrix, upright, upright_size
-from dovit_deploy.sources.source import RGB, Choice, Closing, Frame, Kind, Selection, Selector, VideoInfo
-
-# Compressed packets to decoded pictures with PyAV, through damage, and whether all that was promised came.
+from dovit_deploy.sources.source import (
+    RGB,
+    Choice,
+    Closing,
+    Frame,
+    FrameClock,
+    FrameSelection,
+    Selector,
+    SourceKind,
+    VideoInfo,
+)
 
 OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 15.0
@@ -27,18 +35,170 @@ _ASSUMED_RATE = Fraction(25)
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
-class VideoDecoder:
-    """The best picture track of one file or stream; `pictures()` decodes it from where it stands.
+class VideoReader(Closing):
+    """A file ("video") or a stream ("live"); the first frame is decoded when it is opened.
 
     Raises:
-        SourceError: it does not open in time, or holds no pictures.
+        SourceError: it does not open, is no video, is too large, or has not a single frame;
+            while iterating: no frame lies in the selected span.
+    """
+
+    def __init__(
+        self,
+        av: Any,  # noqa: ANN401
+        address: str,
+        *,
+        path: Path | None,
+        selection: FrameSelection,
+        max_pixels: int,
+    ) -> None:
+        """`address` is what the user gave; `path` the same as a local file, None for a stream."""
+        self.name = address
+        self.warnings: list[str] = []
+        self.ended_early: str | None = None
+        self._av = av
+        self._path = path
+        self._selection = selection
+        self._decoder = self._opened()
+        try:
+            self._first = self._first_frame(max_pixels)
+        except BaseException:
+            self.close()
+            raise
+        self._orientation = _orientation(self._first)
+        self._stored_size = (self._first.height, self._first.width)
+        self.video = VideoInfo(
+            size=upright_size(*self._stored_size, self._orientation),
+            rate=self._decoder.rate,
+            time_base=self._clock().time_base,
+            has_audio=bool(self._decoder.container.streams.audio),
+            path=path,
+        )
+        self.kind: SourceKind = "live" if path is None and self._decoder.promised_s is None else "video"
+        self.count = selection.expected(self._decoder.total, self._decoder.rate)
+
+    def __iter__(self) -> Iterator[Frame]:
+        selector = Selector(self._selection)
+        given = 0
+        began = time.perf_counter()
+        for index, time_s, frame in self._timed_frames():
+            choice = selector.judge(time_s)
+            if choice is Choice.STOP:
+                break
+            if choice is Choice.TAKE:
+                rgb = self._rgb(frame)
+                decode_ms = (time.perf_counter() - began) * 1e3
+                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+                given += 1
+                if selector.done:
+                    break
+                began = time.perf_counter()
+        else:
+            self.ended_early = self._decoder.shortfall()
+        if self._decoder.damaged:
+            self.warnings.append(f"{self.name}: {self._decoder.damaged} damaged packets were left out")
+        if not given:
+            raise SourceError(f"{self.name}: no frame lies in the span that --start and --end select")
+
+    def close(self) -> None:
+        """Close the file or connection; may be called twice."""
+        self._decoder.close()
+        # The generator refers back to the reader: without this, megabytes wait for the garbage collector.
+        self._frames: Iterator[Any] = iter(())
+
+    def _opened(self) -> VideoDecoder:
+        # An absolute path cannot be taken for one of FFmpeg's protocols ("concat:...").
+        address = self.name if self._path is None else str(self._path.absolute())
+        return VideoDecoder(self._av, address, name=self.name, is_file=self._path is not None)
+
+    def _first_frame(self, max_pixels: int) -> Any:  # noqa: ANN401
+        context = self._decoder.stream.codec_context
+        check_pixels(self.name, width=context.width, height=context.height, max_pixels=max_pixels)
+        self._frames = self._decoder.frames()
+        first = next(self._frames, None)
+        if first is None:
+            raise SourceError(f"{self.name}: not one frame of this video can be decoded")
+        # Some formats state their size only with the first frame.
+        check_pixels(self.name, width=first.width, height=first.height, max_pixels=max_pixels)
+        return first
+
+    def _clock(self) -> FrameClock:
+        decoder = self._decoder
+        return FrameClock(
+            tick=Fraction(decoder.stream.time_base),
+            first=decoder.stream.start_time,
+            rate=decoder.rate,
+            constant_rate=decoder.has_constant_rate,
+        )
+
+    def _timed_frames(self) -> Iterator[tuple[int, Fraction, Any]]:
+        """(index, time in seconds, frame) from the first one, or from one at or before `--start`."""
+        start = self._selection.start
+        index = 0
+        frames: Iterator[Any] = itertools.chain([self._first], self._frames)
+        if start and self._path is not None and self._decoder.has_time_stamps:
+            sought = self._sought(start, self._path)
+            if sought is None:
+                self.close()
+                self._decoder = self._opened()
+                frames = self._decoder.frames()
+            else:
+                index, frames = sought
+        clock = self._clock()
+        stamped = self._decoder.has_time_stamps
+        for number, frame in enumerate(frames, start=index):
+            yield number, clock.time(frame.pts if stamped else None, index=number), frame
+
+    def _sought(self, start: Fraction, path: Path) -> tuple[int, Iterator[Any]] | None:
+        """Index of the first frame from `start` on, and the frames from there; None: play from the beginning.
+
+        The frame after the seek must not be after `start`; otherwise frames would be missing.
+        """
+        decoder, clock = self._decoder, self._clock()
+        stamp = (decoder.stream.start_time or 0) + math.floor(start / decoder.stream.time_base) - 1
+        try:
+            decoder.seek(stamp)
+        except self._av.FFmpegError:
+            return None
+        frames = decoder.frames()
+        for position, frame in enumerate(frames):
+            if frame.pts is None:
+                return None
+            if clock.time(frame.pts, index=0) >= start:
+                before = decoder.packets_before(path, frame.pts) if position else None
+                return None if before is None else (before, itertools.chain([frame], frames))
+        return None
+
+    def _rgb(self, frame: Any) -> RGB:  # noqa: ANN401
+        """(H, W, 3) upright; a stream that changes its size is brought back to that of its first frame."""
+        height, width = self._stored_size
+        rgb: RGB = frame.to_ndarray(format="rgb24", height=height, width=width)
+        return rgb if self._orientation == UPRIGHT else upright(rgb, self._orientation)
+
+
+def _orientation(frame: Any) -> int:  # noqa: ANN401
+    """EXIF number of the display matrix that FFmpeg hands on with each frame."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return UPRIGHT
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    return orientation_from_matrix(a, b, c, d)
+
+
+class VideoDecoder:
+    """Compressed packets of one file's or stream's best video track to decoded frames, through damage.
+
+    `frames()` decodes from the current position; afterwards `shortfall()` says whether all promised frames came.
+
+    Raises:
+        SourceError: it does not open in time, or holds no video.
     """
 
     def __init__(self, av: Any, address: str, *, name: str, is_file: bool) -> None:  # noqa: ANN401
         self.name = name
         self._av = av
         self._address = address
-        # Without TCP, packets lost on the way become grey pictures.
+        # Without TCP, packets lost on the way become grey frames.
         options = {} if is_file else {"rtsp_transport": "tcp"}
         timeout = None if is_file else (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
         try:
@@ -49,10 +209,10 @@ class VideoDecoder:
         self.stream = self.container.streams.best("video")
         if self.stream is None:
             self.container.close()
-            raise SourceError(f"{name}: it holds no pictures: sound or text only, or a header that is cut off")
+            raise SourceError(f"{name}: it holds no video: sound or text only, or a header that is cut off")
         if self.stream.codec_context is None:
             self.container.close()
-            raise SourceError(f"{name}: its pictures are in a codec that FFmpeg does not know")
+            raise SourceError(f"{name}: its video is in a codec that FFmpeg does not know")
         self.stream.codec_context.thread_type = "AUTO"
         self.stream.codec_context.thread_count = _DECODER_THREADS
         self.damaged = 0
@@ -79,7 +239,7 @@ class VideoDecoder:
 
     @property
     def promised_s(self) -> Fraction | None:
-        """Seconds of pictures that the file's header promises."""
+        """Seconds of video that the file's header promises."""
         stream, container = self.stream, self.container
         if stream.duration:
             return Fraction(stream.duration * stream.time_base)
@@ -89,7 +249,7 @@ class VideoDecoder:
             return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
         if not container.duration or container.duration < 0:
             return None
-        # The longest track counts here; sound may well outlast the pictures a little.
+        # The longest track counts here; sound may well outlast the video a little.
         slack = 2 if container.streams.audio else 0
         return max(Fraction(container.duration, self._av.time_base) - slack, Fraction(0))
 
@@ -100,25 +260,25 @@ class VideoDecoder:
             return int(self.stream.frames)
         return None if self.promised_s is None else round(self.promised_s * self.rate)
 
-    def pictures(self) -> Iterator[Any]:
+    def frames(self) -> Iterator[Any]:
         """Decoded PyAV frames in order of presentation; damaged ones are counted and left out.
 
-        An error in reading ends the iteration; `shortfall()` then tells it.
+        An error in reading ends the iteration; `shortfall()` then gives the reason.
         """
         for packet in self._packets():
             try:
-                pictures = self.stream.codec_context.decode(packet)
+                frames = self.stream.codec_context.decode(packet)
             except self._av.FFmpegError:
                 self.damaged += 1
                 continue
-            for picture in pictures:
-                if picture.is_corrupt:
+            for frame in frames:
+                if frame.is_corrupt:
                     self.damaged += 1
                     continue
                 self._decoded += 1
-                if picture.pts is not None:
-                    self._end = picture.pts + (picture.duration or 0)
-                yield picture
+                if frame.pts is not None:
+                    self._end = frame.pts + (frame.duration or 0)
+                yield frame
 
     def seek(self, stamp: int) -> None:
         """Go to the last key frame at or before `stamp` (in ticks of the stream).
@@ -129,7 +289,7 @@ class VideoDecoder:
         self.container.seek(stamp, stream=self.stream, backward=True)
 
     def packets_before(self, path: Path, stamp: int) -> int | None:
-        """How many frames of the file are shown before `stamp`; None if its packets do not tell.
+        """How many frames of the file are shown before `stamp`; None if its packets do not show it.
 
         Reads the packets from the start without decoding them, hundreds of times faster than playing.
         """
@@ -147,7 +307,7 @@ class VideoDecoder:
         return before
 
     def shortfall(self) -> str | None:
-        """After the last picture: why fewer came than promised; None if all came."""
+        """After the last frame: why fewer came than promised; None if all came."""
         if self._fault is not None:
             return self._fault
         slack = 2 / self.rate
@@ -185,206 +345,3 @@ class VideoDecoder:
 def _reason(error: Exception) -> str:
     """FFmpeg's words without its number and the address, which the message names already."""
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
-
-
-# Exact, growing times of video frames, in seconds from the video's own beginning.
-#
-# Containers store a time stamp as a whole number of ticks. Where a tick is coarser than the frame
-# rate (Matroska: milliseconds), 30000/1001 frames per second read back as 33, 67, 100 ms; a stream whose
-# rate is constant is put back on n / rate, so that the rate survives a round trip exactly.
-
-
-class FrameClock:
-    """Turns time stamps into `Frame.time_s`."""
-
-    def __init__(self, *, tick: Fraction, first: int | None, rate: Fraction, constant_rate: bool) -> None:
-        """`tick` in seconds; `first` is the video's first time stamp in ticks; `rate` in frames per second."""
-        self._tick = tick
-        self._first = first
-        self._rate = rate
-        self._rounded = constant_rate and (1 / (rate * tick)).denominator != 1
-        self._shift = Fraction(0)
-        self._last: Fraction | None = None
-
-    @property
-    def time_base(self) -> Fraction:
-        """Seconds; every time is a multiple of it."""
-        if not self._rounded:
-            return self._tick
-        return Fraction(1, math.lcm(self._tick.denominator, self._rate.numerator))
-
-    def time(self, stamp: int | None, *, index: int) -> Fraction:
-        """Seconds of the frame with this time stamp; a frame without one lies at index / rate.
-
-        Stamps that do not grow (a broadcast whose clock was reset) go on one frame after the last,
-        because no file format and no `--start` can deal with time that runs backwards.
-        """
-        seconds = self._unshifted(stamp, index) + self._shift
-        if self._last is not None and seconds <= self._last:
-            self._shift += self._last + 1 / self._rate - seconds
-            seconds = self._last + 1 / self._rate
-        self._last = seconds
-        return seconds
-
-    def _unshifted(self, stamp: int | None, index: int) -> Fraction:
-        if stamp is None:
-            return index / self._rate
-        if self._first is None:
-            self._first = stamp
-        seconds = (stamp - self._first) * self._tick
-        if self._rounded:
-            on_grid = round(seconds * self._rate) / self._rate
-            # One tick of slack: some muxers cut off where others round.
-            if abs(on_grid - seconds) < self._tick:
-                return on_grid
-        return seconds
-
-
-class VideoReader(Closing):
-    """A file ("video") or a stream ("live"); the first frame is decoded when it is opened.
-
-    Raises:
-        SourceError: it does not open, is no video, is too large, or has not a single frame;
-            while iterating: no frame lies in the selected span.
-    """
-
-    def __init__(
-        self,
-        av: Any,  # noqa: ANN401
-        address: str,
-        *,
-        path: Path | None,
-        selection: Selection,
-        max_pixels: int,
-    ) -> None:
-        """`address` is what the user gave; `path` the same as a local file, None for a stream."""
-        self.name = address
-        self.warnings: list[str] = []
-        self.ended_early: str | None = None
-        self._av = av
-        self._path = path
-        self._selection = selection
-        self._decoder = self._opened()
-        try:
-            self._first = self._first_picture(max_pixels)
-        except BaseException:
-            self.close()
-            raise
-        self._orientation = _orientation(self._first)
-        self._stored_size = (self._first.height, self._first.width)
-        self.video = VideoInfo(
-            size=upright_size(*self._stored_size, self._orientation),
-            rate=self._decoder.rate,
-            time_base=self._clock().time_base,
-            has_audio=bool(self._decoder.container.streams.audio),
-            path=path,
-        )
-        self.kind: Kind = "live" if path is None and self._decoder.promised_s is None else "video"
-        self.count = selection.expected(self._decoder.total, self._decoder.rate)
-
-    def __iter__(self) -> Iterator[Frame]:
-        selector = Selector(self._selection)
-        given = 0
-        began = time.perf_counter()
-        for index, time_s, picture in self._timed_pictures():
-            choice = selector.judge(time_s)
-            if choice is Choice.STOP:
-                break
-            if choice is Choice.TAKE:
-                rgb = self._rgb(picture)
-                decode_ms = (time.perf_counter() - began) * 1e3
-                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
-                given += 1
-                if selector.done:
-                    break
-                began = time.perf_counter()
-        else:
-            self.ended_early = self._decoder.shortfall()
-        if self._decoder.damaged:
-            self.warnings.append(f"{self.name}: {self._decoder.damaged} damaged packets were left out")
-        if not given:
-            raise SourceError(f"{self.name}: no frame lies in the span that --start and --end select")
-
-    def close(self) -> None:
-        """Close the file or connection; may be called twice."""
-        self._decoder.close()
-        # The generator refers back to the reader: without this, megabytes wait for the garbage collector.
-        self._pictures: Iterator[Any] = iter(())
-
-    def _opened(self) -> VideoDecoder:
-        # An absolute path cannot be taken for one of FFmpeg's protocols ("concat:...").
-        address = self.name if self._path is None else str(self._path.absolute())
-        return VideoDecoder(self._av, address, name=self.name, is_file=self._path is not None)
-
-    def _first_picture(self, max_pixels: int) -> Any:  # noqa: ANN401
-        context = self._decoder.stream.codec_context
-        check_pixels(self.name, width=context.width, height=context.height, max_pixels=max_pixels)
-        self._pictures = self._decoder.pictures()
-        first = next(self._pictures, None)
-        if first is None:
-            raise SourceError(f"{self.name}: not one frame of this video can be decoded")
-        # Some formats state their size only with the first frame.
-        check_pixels(self.name, width=first.width, height=first.height, max_pixels=max_pixels)
-        return first
-
-    def _clock(self) -> FrameClock:
-        decoder = self._decoder
-        return FrameClock(
-            tick=Fraction(decoder.stream.time_base),
-            first=decoder.stream.start_time,
-            rate=decoder.rate,
-            constant_rate=decoder.has_constant_rate,
-        )
-
-    def _timed_pictures(self) -> Iterator[tuple[int, Fraction, Any]]:
-        """(index, time in seconds, picture) from the first one, or from one at or before `--start`."""
-        start = self._selection.start
-        index = 0
-        pictures: Iterator[Any] = itertools.chain([self._first], self._pictures)
-        if start and self._path is not None and self._decoder.has_time_stamps:
-            sought = self._sought(start, self._path)
-            if sought is None:
-                self.close()
-                self._decoder = self._opened()
-                pictures = self._decoder.pictures()
-            else:
-                index, pictures = sought
-        clock = self._clock()
-        stamped = self._decoder.has_time_stamps
-        for number, picture in enumerate(pictures, start=index):
-            yield number, clock.time(picture.pts if stamped else None, index=number), picture
-
-    def _sought(self, start: Fraction, path: Path) -> tuple[int, Iterator[Any]] | None:
-        """Index of the first picture from `start` on, and the pictures from there; None: play from the beginning.
-
-        The picture after the seek must not lie after `start`, else frames would be missing.
-        """
-        decoder, clock = self._decoder, self._clock()
-        stamp = (decoder.stream.start_time or 0) + math.floor(start / decoder.stream.time_base) - 1
-        try:
-            decoder.seek(stamp)
-        except self._av.FFmpegError:
-            return None
-        pictures = decoder.pictures()
-        for position, picture in enumerate(pictures):
-            if picture.pts is None:
-                return None
-            if clock.time(picture.pts, index=0) >= start:
-                before = decoder.packets_before(path, picture.pts) if position else None
-                return None if before is None else (before, itertools.chain([picture], pictures))
-        return None
-
-    def _rgb(self, picture: Any) -> RGB:  # noqa: ANN401
-        """(H, W, 3) upright; a stream that changes its size is brought back to that of its first frame."""
-        height, width = self._stored_size
-        rgb: RGB = picture.to_ndarray(format="rgb24", height=height, width=width)
-        return rgb if self._orientation == UPRIGHT else upright(rgb, self._orientation)
-
-
-def _orientation(picture: Any) -> int:  # noqa: ANN401
-    """EXIF number of the display matrix that FFmpeg hands on with each picture."""
-    matrix = picture.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return UPRIGHT
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-    return orientation_from_matrix(a, b, c, d)

@@ -31,7 +31,7 @@ def _warnings_are_errors():
         yield
 
 
-def saved(tmp_path, image, name="picture.png", **options):
+def saved(tmp_path, image, name="image.png", **options):
     path = tmp_path / name
     image.save(path, **options)
     return path
@@ -53,7 +53,7 @@ def test_jpeg_keeps_the_order_of_colours(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
-def test_the_smallest_pictures(tmp_path, shape):
+def test_the_smallest_images(tmp_path, shape):
     rgb = np.full((*shape, 3), 77, dtype=np.uint8)
     assert np.array_equal(read_image(saved(tmp_path, Image.fromarray(rgb))), rgb)
 
@@ -120,7 +120,7 @@ def test_cmyk_is_converted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["e.jpg", "e.png", "e.webp", "e.tif"])
-def test_exif_turns_the_picture_upright(tmp_path, name):
+def test_exif_turns_the_image_upright(tmp_path, name):
     lying = np.zeros((16, 32, 3), dtype=np.uint8)
     lying[:, :16] = (255, 0, 0)
     exif = Image.Exif()
@@ -182,7 +182,7 @@ def test_truncated_files_are_refused(tmp_path, name):
 
 def test_what_is_no_image(tmp_path):
     text = tmp_path / "notes.jpg"
-    text.write_text("not a picture at all\n" * 20)
+    text.write_text("not an image at all\n" * 20)
     with pytest.raises(SourceError, match=r"notes\.jpg: cannot be decoded as an image") as refusal:
         read_image(text)
     assert "\n" not in str(refusal.value)
@@ -194,7 +194,7 @@ def test_what_is_no_image(tmp_path):
 
 
 def test_every_byte_of_a_header_may_be_wrong(tmp_path):
-    """Whatever the decoder stumbles over, it is a SourceError or a picture, never another exception."""
+    """Whatever the decoder stumbles over, it is a SourceError or an image, never another exception."""
     for name in ("f.png", "f.jpg", "f.tif", "f.webp", "f.bmp", "f.tga", "f.ppm"):
         path = saved(tmp_path, Image.fromarray(RGB), name)
         data = path.read_bytes()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.errors import UsageError
-from dovit_deploy.sources.source import Choice, Selection, Selector
+from dovit_deploy.sources.source import Choice, FrameSelection, Selector
 
 seconds = st.fractions(min_value=0, max_value=4, max_denominator=50)
 
@@ -23,7 +23,7 @@ seconds = st.fractions(min_value=0, max_value=4, max_denominator=50)
 def test_the_selector_takes_what_slicing_takes(total, every, max_frames, start, length):
     rate = Fraction(30000, 1001)
     end = None if length is None else (start or 0) + length
-    selection = Selection(every=every, max_frames=max_frames, start=start, end=end)
+    selection = FrameSelection(every=every, max_frames=max_frames, start=start, end=end)
     times = [index / rate for index in range(total)]
     span = [t for t in times if t >= (start or 0) and (end is None or t < end)]
     expected = span[::every][:max_frames]
@@ -42,7 +42,7 @@ def test_the_selector_takes_what_slicing_takes(total, every, max_frames, start, 
 
 
 def test_nothing_is_decoded_after_the_last_wanted_frame():
-    selector = Selector(Selection(max_frames=2))
+    selector = Selector(FrameSelection(max_frames=2))
     selector.judge(Fraction(0))
     assert not selector.done
     selector.judge(Fraction(1))
@@ -50,9 +50,9 @@ def test_nothing_is_decoded_after_the_last_wanted_frame():
 
 
 def test_an_unknown_length_is_bounded_by_what_was_asked():
-    assert Selection().expected(None, Fraction(25)) is None
-    assert Selection(max_frames=7).expected(None, Fraction(25)) == 7
-    assert Selection(end=Fraction(2), every=2).expected(None, Fraction(25)) == 25
+    assert FrameSelection().expected(None, Fraction(25)) is None
+    assert FrameSelection(max_frames=7).expected(None, Fraction(25)) == 7
+    assert FrameSelection(end=Fraction(2), every=2).expected(None, Fraction(25)) == 25
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ def test_an_unknown_length_is_bounded_by_what_was_asked():
 )
 def test_selections_that_make_no_sense(arguments, flag):
     with pytest.raises(UsageError, match=flag):
-        Selection(**arguments)
+        FrameSelection(**arguments)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.video import FrameClock, VideoDecoder
+from dovit_deploy.sources.source import FrameClock
+from dovit_deploy.sources.video import VideoDecoder
 from tests.paths import SHARED
 from tests.sources.clips import NTSC, cut, make_clip, numbered, turn
 
@@ -83,7 +84,7 @@ def test_a_variable_rate_keeps_its_time_stamps(tmp_path):
         assert source.ended_early is None
 
 
-# What the four corners of the picture show, by the matrix of the track header.
+# What the four corners of the frame show, by the matrix of the track header.
 TURNS = {
     "a quarter clockwise": ((0, 1, -1, 0), lambda rgb: np.rot90(rgb, -1)),
     "a quarter counter-clockwise": ((0, -1, 1, 0), lambda rgb: np.rot90(rgb, 1)),
@@ -119,8 +120,8 @@ def test_a_start_gives_exactly_the_frames_of_the_whole(tmp_path, suffix, rate):
 def test_a_start_seeks_instead_of_decoding_everything(tmp_path, monkeypatch):
     clip = make_clip(tmp_path / "clip.mp4", count=60, gop=5)
     decoded = []
-    pictures = VideoDecoder.pictures
-    monkeypatch.setattr(VideoDecoder, "pictures", lambda self: (decoded.append(p.pts) or p for p in pictures(self)))
+    frames = VideoDecoder.frames
+    monkeypatch.setattr(VideoDecoder, "frames", lambda self: (decoded.append(p.pts) or p for p in frames(self)))
     assert [frame.index for frame in frames_of(clip, start=2)[1]] == list(range(50, 60))
     # The first one is decoded when the file is opened, and a few before the key frame.
     assert len(decoded) <= 1 + 10 + 6
@@ -152,7 +153,7 @@ def test_a_truncated_video_gives_its_frames_and_says_so(tmp_path, suffix, with_s
     assert source.ended_early is None
     source, frames = frames_of(cut(clip, 0.6))
     assert 40 <= len(frames) < 110
-    # The picture that the cut went through is left out, not shown half grey.
+    # The frame that the cut went through is left out, not shown half grey.
     assert all(np.array_equal(a.rgb, b.rgb) for a, b in zip(frames, whole, strict=False))
     assert source.ended_early
     assert [frame.index for frame in frames] == list(range(len(frames)))
@@ -212,7 +213,7 @@ def test_sound_alone_is_no_video(tmp_path):
         frame.sample_rate = 48000
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    with pytest.raises(SourceError, match="no pictures"):
+    with pytest.raises(SourceError, match="no video"):
         open_source(str(tmp_path / "tone.mp4"))
 
 

@@ -112,7 +112,7 @@ def test_variable_rates_keep_their_time_stamps(tmp_path_factory, steps, ticks):
     assert times_of(path) == times
 
 
-def test_a_time_that_does_not_grow_loses_no_picture(tmp_path):
+def test_a_time_that_does_not_grow_loses_no_frame(tmp_path):
     write(tmp_path / "out.mp4", [Fraction(n, 25) for n in (0, 1, 1, 1, 5)], rate=Fraction(25))
     times = times_of(tmp_path / "out.mp4")
     assert len(times) == 5 and times[-1] == Fraction(5, 25)
@@ -161,7 +161,7 @@ def beeps_of(path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 @pytest.mark.parametrize("start", [Fraction(0), Fraction(33, 25)])
-def test_sound_and_pictures_stay_together(tmp_path, suffix, start):
+def test_sound_and_frames_stay_together(tmp_path, suffix, start):
     """A beep at every full second of the source is heard at that second less `start`."""
     clip = make_clip(tmp_path / f"clip{suffix}", count=100, sound_s=Fraction(4))
     copy(clip, tmp_path / "out.mp4", start=start)
@@ -170,7 +170,7 @@ def test_sound_and_pictures_stay_together(tmp_path, suffix, start):
     assert np.allclose(heard, expected, atol=0.03), (heard, beeps_of(clip))
 
 
-def test_sound_stays_with_thinned_pictures_and_ends_with_them(tmp_path):
+def test_sound_stays_with_thinned_frames_and_ends_with_them(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", count=100, sound_s=Fraction(4))
     copy(clip, tmp_path / "out.mp4", every=5)
     assert abs(seconds_of(tmp_path / "out.mp4", "audio") - 4) < Fraction(2 * 1024, 48000)
@@ -226,7 +226,7 @@ def test_after_an_interrupt_the_file_plays(tmp_path):
 
 
 @pytest.mark.parametrize("with_pyav", [True, False])
-def test_without_a_picture_there_is_no_file(tmp_path, monkeypatch, with_pyav):
+def test_without_a_frame_there_is_no_file(tmp_path, monkeypatch, with_pyav):
     if not with_pyav:
         monkeypatch.setattr(packages, "pyav", lambda: None)
     writer = open_video_writer(tmp_path / "out.mp4", size=(48, 64), rate=Fraction(25))
@@ -235,7 +235,7 @@ def test_without_a_picture_there_is_no_file(tmp_path, monkeypatch, with_pyav):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_of_another_size_is_our_mistake(tmp_path):
+def test_a_frame_of_another_size_is_our_mistake(tmp_path):
     with (
         open_video_writer(tmp_path / "out.mp4", size=(48, 64), rate=Fraction(25)) as writer,
         pytest.raises(ValueError, match="48x64"),
@@ -300,17 +300,17 @@ def test_memory_does_not_grow_and_no_file_stays_open(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", count=400, size=(32, 32), sound_s=Fraction(16))
     process = psutil.Process(os.getpid())
     files = process.num_fds()
-    picture = numbered(0, height=32, width=32)
+    frame = numbered(0, height=32, width=32)
     tracemalloc.start()
     try:
         with open_video_writer(tmp_path / "out.mp4", size=(32, 32), rate=Fraction(25), audio_from=clip) as writer:
             held = []
             for index in range(400):
-                writer.write(picture, Fraction(index, 25))
+                writer.write(frame, Fraction(index, 25))
                 held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # One kept picture alone would be 3 kB.
+    # One kept frame alone would be 3 kB.
     assert held[-1] - held[100] < 60_000
     assert process.num_fds() == files
 
