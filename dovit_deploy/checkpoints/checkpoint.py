@@ -43,7 +43,7 @@ READERS = (
     "dovit_deploy.families.evovit.deit_reader:PLAIN_DEIT",
     "dovit_deploy.families.evovit.levit_reader:READER",
 )
-"""Whose checkpoints are read; the first that recognises the keys reads the file."""
+"""Whose checkpoints are read; the first that recognises the keys reads the file, so particular names come first."""
 SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
 """What Segmenter writes into a folder: weights, and their configuration."""
 
@@ -114,6 +114,7 @@ def checkpoint_from_path(
     flags = _Flags(mean, std, classes, thresholds)
     if not path.exists():
         raise InputError(f"no checkpoint at {path}")
+    # The weights of a folder of ours stand for the folder: what they are is in the file beside them.
     if path.name == own_format.WEIGHTS and own_format.is_own_format(path.parent):
         path = path.parent
     if (path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file():
@@ -133,6 +134,7 @@ def checkpoint_from_path(
 def _configuration_for(path: Path, config: str | Path | None) -> Configuration | None:
     if config is not None:
         return configuration_from_file(Path(config))
+    # Segmenter's weights do not carry their configuration; it is written beside them.
     beside = path.with_name(SEGMENTER_FILES[1])
     if path.name == SEGMENTER_FILES[0] and beside.is_file():
         return configuration_from_file(beside)
@@ -215,6 +217,7 @@ def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Fl
     if reader is None:
         begin = f"its {len(facts.shapes)} entries begin with {listed(facts.shapes)}" if facts.shapes else "it is empty"
         raise CheckpointMismatch(f"{weights.name} is of no supported family; {begin}")
+    # Before anything else is read: settings are checked against the names that remain.
     state = reader.prepared(weights.state, weights.name)
     settings = _settings(weights, given, reader.settings)
     sources = Sources("", settings, facts_from_state(state), weights.name, flags.thresholds)

@@ -85,6 +85,7 @@ def merged(lower: Mapping[str, object], higher: Mapping[str, object]) -> dict[st
     result = dict(lower)
     for name, value in higher.items():
         below = result.get(name)
+        # Settings of another type of head or backbone would be unknown names beside those of the new one.
         if isinstance(value, Mapping) and isinstance(below, Mapping) and _same_type(value, below):
             result[name] = merged(below, value)
         else:
@@ -132,6 +133,7 @@ def _parsed(text: str, path: Path) -> object:
 def _yaml(text: str, path: Path) -> object:
     """Plain YAML, and the tuples that Segmenter writes (`image_size: !!python/tuple`), as lists; no other objects."""
     yaml = packages.load("yaml")
+    # A class of its own, because constructors are registered on the class and would change every other safe loader.
     loader: Any = type("TupleLoader", (yaml.SafeLoader,), {})
     loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
     try:
@@ -143,6 +145,7 @@ def _yaml(text: str, path: Path) -> object:
 
 def configuration_from_meta(meta: Mapping[str, object]) -> Configuration | None:
     """The text of its own configuration that an mmsegmentation checkpoint carries, parsed; None if there is none."""
+    # `config` until mmsegmentation 0.x, `cfg` since mmengine.
     for key in ("config", "cfg"):
         text = meta.get(key)
         if isinstance(text, str) and text.strip():
@@ -169,6 +172,7 @@ def settings_from_text(text: str, source: str) -> dict[str, object]:
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # Null bytes are a ValueError; deep nesting is one of the last two.
         raise ConfigError(f"the configuration text of {source} cannot be parsed: {error}") from error
     names: dict[str, object] = {}
     for statement in tree.body:
@@ -185,6 +189,7 @@ def settings_from_text(text: str, source: str) -> dict[str, object]:
                     f"'model' in the configuration text of {source} is not plain data "
                     f"(line {statement.lineno}: {error}); give the configuration with --config"
                 ) from error
+            # Its earlier value is no longer what the following lines would see.
             names.pop(target.id, None)
     return names
 
@@ -201,6 +206,7 @@ def _value(node: ast.expr, names: Mapping[str, object]) -> object:
         return _dict_call(node, names)
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
+    # A negative number is no constant in Python's grammar.
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         operand = _value(node.operand, names)
         if isinstance(operand, int | float):

@@ -67,6 +67,7 @@ def mean_and_std(
 
 
 def _checked(mean: Sequence[float], std: Sequence[float], wrong: Exception) -> tuple[Triple, Triple]:
+    # False for NaN, too; nobody's pixels go beyond 0..65535.
     finite = all(abs(value) < 1e6 for value in (*mean, *std))
     if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
         raise wrong
@@ -75,6 +76,7 @@ def _checked(mean: Sequence[float], std: Sequence[float], wrong: Exception) -> t
 
 def _normalization(section: Section) -> tuple[Triple, Triple] | None:
     """Segmenter's name for a mean and standard deviation."""
+    # variant.yml has it in two parts; the data set's is the one that the source's inference reads.
     for part in (section.section("dataset_kwargs"), section):
         name = part.text("normalization") if part is not None else None
         if name is not None and part is not None:
@@ -114,6 +116,7 @@ def _first_list(
     for container in [one for one in containers if isinstance(one, Mapping)]:
         for key in keys:
             value = container.get(key)
+            # mmengine stores palettes as arrays.
             value = value.tolist() if isinstance(value, np.ndarray) else value
             if isinstance(value, list | tuple) and value:
                 return value

@@ -42,6 +42,11 @@ def name_pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*\*", ".*").replace(r"\*", "[^.]+"))
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """`name` matches one of `patterns` (see `name_pattern`)."""
+    return any(name_pattern(pattern).fullmatch(name) for pattern in patterns)
+
+
 @dataclass(frozen=True, eq=False)
 class KeyFacts:
     """Names and shapes of a state dict: what they show of its architecture, however damaged single entries are.
@@ -57,7 +62,7 @@ class KeyFacts:
 
     def has(self, *patterns: str) -> bool:
         """Some name matches one of `patterns`."""
-        return any(name_pattern(pattern).fullmatch(name) for pattern in patterns for name in self.shapes)
+        return any(matches(name, patterns) for name in self.shapes)
 
     def size(self, *votes: tuple[str, int]) -> int | None:
         """The commonest length that the votes, (pattern of names, axis), find; None if no entry matches.
@@ -80,6 +85,7 @@ class KeyFacts:
         entries = Counter(self.numbers(prefix))
         if not entries:
             return None
+        # Half of the usual number, because a damaged part must still count: its missing entries are what is reported.
         usual = Counter(entries.values()).most_common(1)[0][0]
         return 1 + max(number for number, found in entries.items() if 2 * found >= usual)
 
@@ -118,11 +124,12 @@ class Ours:
     """The official entry holds these, one below the other; each stands for `{part}` in `name`."""
     by_head: bool = False
     """Rows are in order of heads, and within a head in order of parts; the field `heads` is the number of heads."""
-    row: int | None = None
-    """The official entry (1, 1, C) is this row of ours; not asked for where ours has fewer rows."""
+    index: int | None = None
+    """The official entry (1, 1, C) is this one of our rows; not asked for where ours has fewer."""
 
 
 KeyTable = Mapping[str, str | Ours]
+"""Official name -> our name alone, where both have one shape, or an `Ours`."""
 
 
 def packed(name: str, *parts: str) -> Ours:
@@ -155,9 +162,9 @@ def after_class_token(name: str) -> Ours:
     return Ours(name, "after_class_token")
 
 
-def extra_token(row: int) -> Ours:
+def extra_token(index: int) -> Ours:
     """A class or distillation token, one of the rows of `extra_tokens`."""
-    return Ours("extra_tokens", row=row)
+    return Ours("extra_tokens", index=index)
 
 
 # From a table to what each official entry must be.
@@ -175,8 +182,8 @@ class Rule:
 
     def fill(self, parameters: dict[str, Tensor], entry: Tensor) -> None:
         """Copy `entry`, of `shape`, into `parameters` (our names -> tensors of our shapes)."""
-        if self.ours.row is not None:
-            parameters[self.targets[0]][self.ours.row] = entry.flatten()
+        if self.ours.index is not None:
+            parameters[self.targets[0]][self.ours.index] = entry.flatten()
             return
         if self.ours.layout == "transposed":
             entry = entry.T
@@ -201,8 +208,8 @@ class KeyMap:
     """Patterns of official entries that may be there and are not needed."""
     zero_if_absent: tuple[str, ...] = ()
     """Patterns of official entries that need not be there; ours are zero then."""
-    numbers: Callable[[Mapping[str, str]], Mapping[str, object]] | None = None
-    """From the fields in our name to those that only the official name (or `by_head`) has."""
+    numbers: Callable[[Mapping[str, str]], Mapping[str, int]] | None = None
+    """From the fields of our name (name -> text) to those that only the official name, or `by_head`, has."""
     views: tuple[Callable[[str], str], ...] = (str,)
     """A source that registers a module twice has each entry under as many names; each view must be whole."""
 
@@ -220,28 +227,30 @@ class KeyMap:
     def _fitting(
         self, name: str, rows: Sequence[tuple[str, Ours]], shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Rule]:
-        """The rule that fills `name`; several where each fills a row of it."""
+        """The rule that fills `name`; several where each fills one of its rows."""
         rules: list[Rule] = []
         for key, ours in rows:
             match = _our_pattern(ours).fullmatch(name)
-            if match is None or (ours.row is not None and ours.row >= shapes[name][0]):
+            # A network without a distillation token has `extra_tokens`, too, and no second row in them.
+            if match is None or (ours.index is not None and ours.index >= shapes[name][0]):
                 continue
             rules.append(self._rule(key, ours, match.groupdict(), shapes))
-            if ours.row is None:
+            if ours.index is None:
                 break
         return rules
 
     def _rule(self, key: str, ours: Ours, fields: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Rule:
-        known = {**fields, **(self.numbers(fields) if self.numbers else {})}
-        targets = tuple(ours.name.format(**{**known, "part": part}) for part in ours.parts or ("",))
+        numbers = self.numbers(fields) if self.numbers else {}
+        targets = tuple(ours.name.format(**fields, part=part) for part in ours.parts or ("",))
         shape = _official_shape(ours, [shapes[target] for target in targets])
-        heads = int(str(known["heads"])) if ours.by_head else 1
-        return Rule(key.format(**known), shape, targets, ours, heads)
+        heads = numbers["heads"] if ours.by_head else 1
+        return Rule(key.format(**{**fields, **numbers}), shape, targets, ours, heads)
 
 
 @functools.cache
 def _our_pattern(ours: Ours) -> re.Pattern[str]:
-    """`ours.name` with a named group for each field."""
+    """`ours.name` with a named group for each field, which never spans a dot."""
+    # `re.escape` escapes the braces, too, so they are matched with their backslashes.
     text = re.escape(ours.name).replace(r"\{part\}", f"(?:{'|'.join(ours.parts)})")
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", text))
 
@@ -249,7 +258,7 @@ def _our_pattern(ours: Ours) -> re.Pattern[str]:
 def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of an official entry that fills parameters of `shapes`, which differ in their first axis only."""
     shape = (sum(one[0] for one in shapes), *shapes[0][1:])
-    if ours.row is not None:
+    if ours.index is not None:
         return 1, 1, *shape[1:]
     match ours.layout:
         case "batched":
@@ -309,7 +318,7 @@ def ours_from_official(
     """
     shapes = shapes_of(spec, trainable=True)
     rules = {rule.official: rule for rule in key_map.rules(shapes)}
-    # fp32 before anything looks at the values: torch has no isfinite for fp8.
+    # In fp32 before the values are looked at: torch has no isfinite for fp8.
     present = {name: tensor.float() for name, tensor in state.items() if name in rules}
     refuse_faults(_faults(state, present, rules, key_map), source)
     training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
@@ -336,8 +345,3 @@ def _faults(
         "not floating point": [name for name in present if not state[name].is_floating_point()],
         "NaN or Inf": not_finite(present),
     }
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """`name` matches one of `patterns` (see `name_pattern`)."""
-    return any(name_pattern(pattern).fullmatch(name) for pattern in patterns)

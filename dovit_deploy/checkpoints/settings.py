@@ -55,6 +55,7 @@ class Section:
         value = self.values.get(key)
         if value is None:
             return None
+        # A bool is an int in Python.
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(key, "a whole number is needed")
         return value
@@ -93,6 +94,7 @@ class Section:
         return tuple(self._finite(key, item) for item in value)
 
     def _finite(self, key: str, value: object) -> float:
+        # JSON as Python reads it has NaN and Infinity.
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(key, "a number is needed")
         return float(value)
@@ -172,6 +174,7 @@ class Sources(Section):
     def _resolve(self, wanted: SpecValue[T]) -> T:
         label = wanted.label or wanted.key
         value = self.agreed(label, wanted.stated(self, wanted.key), wanted.shown(self) if wanted.shown else None)
+        # A default fills a gap; it is nothing that the configuration could contradict.
         if value is None and wanted.default is not None:
             value = wanted.default(self)
         if value is not None:
@@ -212,6 +215,7 @@ class Sources(Section):
         if isinstance(value, list | tuple):
             raise ConfigError(f"'{key}' is a list of {len(value)}; only one is supported")
         stated = self.section(key) or Section(self.name(key), {})
+        # One list for all parts, so that `finish` names everything at once.
         return Sources(
             stated.path, stated.values, self.facts.within(entries), self.checkpoint, self.thresholds, self.unknown
         )
@@ -292,7 +296,7 @@ def training_size(
         side = sources.facts.square_grid(positions, extra(sources))
         return None if side is None else (side * patch(sources),) * 2
 
-    # The square is a default and no contradiction: four embeddings may be 1x4 as well as 2x2.
+    # The square is a default, not what the entries show: four embeddings may be 1x4 as well as 2x2.
     return SpecValue(key, stated, placeholder=(16, 16), default=square)
 
 

@@ -83,12 +83,13 @@ def _state_and_meta(path: Path, *, allow_pickle: bool) -> tuple[Mapping[Any, obj
     if not isinstance(contents, Mapping):
         raise InputError(f"{path} holds a {type(contents).__name__}, not a dict with 'state_dict' or 'model'")
     meta = contents.get("meta")
+    # `model` is what Segmenter, DeiT, LeViT and Swin write; mmsegmentation and its like write `state_dict`.
     for key in ("state_dict", "model"):
         if isinstance(contents.get(key), Mapping):
             return contents[key], meta if isinstance(meta, Mapping) else {}
     if contents and all(isinstance(value, Tensor) for value in contents.values()):
         return contents, {}
-    raise InputError(f"{path} has neither 'state_dict' (mmsegmentation) nor 'model' (Segmenter) at its top level")
+    raise InputError(f"{path} has neither 'state_dict' (mmsegmentation) nor 'model' (Segmenter, DeiT) at its top level")
 
 
 def _own_network(state: Mapping[Any, object], source: str) -> dict[str, Tensor]:
@@ -139,6 +140,7 @@ def contents_of_pickle(path: Path, *, allow_pickle: bool) -> object:
     except _FOREIGN as error:
         raise PickleRefused(_refusal(path, error, allow_pickle=allow_pickle)) from error
     except _BROKEN as error:
+        # torch has no class of its own for this one.
         if "TorchScript" in str(error):
             raise PickleRefused(f"{path} is a TorchScript program, not a state dict; give the checkpoint") from error
         raise InputError(f"{path} cannot be read; it is cut short or damaged ({_first_line(error)})") from error

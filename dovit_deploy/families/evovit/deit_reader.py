@@ -110,6 +110,7 @@ def evo_deit_architecture(network: Sources) -> Architecture:
     """
     network.must_be("distilled", False)
     depth, rejoins = network[EVO_DEPTH], not network.flag("prunecls")
+    # On unless it is switched off: the source's form for inference.
     stage_wise = network.flag("stage_wise_prune") is not False
     selections = selections_from_ratios(_ratios(network, depth), stage_wise=stage_wise)
     tradeoffs, dense = network[TRADEOFFS], _dense_values(network, depth=depth)
@@ -127,6 +128,7 @@ def evo_deit_architecture(network: Sources) -> Architecture:
             "head": PooledHead(),
         }
     )
+    # `prunecls` classifies by the mean of the tokens that the last layer ran on.
     if not rejoins and selections and selections[-1].last == depth and not selections[-1].chosen(spec.patches):
         raise ConfigError(f"'prunecls' with 'prune_ratio' {selections[-1].ratio:g} leaves no token to classify by")
     biased = network.flag("qkv_bias") is not False
@@ -146,6 +148,7 @@ def plain_deit_architecture(network: Sources) -> Architecture:
             f"{network.checkpoint} is a plain DeiT (blocks.*.attn.qkv), not an Evo-ViT (qks.*), and its configuration "
             "selects tokens; leave 'prune_ratio' out to export it as the dense baseline"
         )
+    # Two with the distillation token, which has a head of its own.
     values = {**_dense_values(network, depth=network[DEPTH]), "extra_tokens": 2 if network[DISTILLED] else 1}
     network.finish()
     network.must_be("qkv_bias", True)
@@ -163,6 +166,7 @@ def _dense_values(network: Sources, *, depth: int) -> dict[str, object]:
         "depth": depth,
         "heads": network[HEADS],
         "hidden": network[HIDDEN],
+        # No argument of the source, whose LayerNorms all have this one.
         "norm_eps": network.number("norm_eps") or _NORM_EPS,
         "classes": network[CLASSES],
         "position_mode": "bicubic",
@@ -197,6 +201,7 @@ def selections_from_ratios(ratios: tuple[float, ...], *, stage_wise: bool) -> tu
             f"{len(ratios)} layers with 'stage_wise_prune': its stages end at layer {_STAGES[-1][-1]}; "
             "set it to false for selections layer by layer"
         )
+    # Only a stage's first ratio counts: the source chooses once and keeps the choice for the whole stage.
     if all(ratios[first] == 1 for first, _ in _STAGES):
         return ()
     return tuple(TokenSelection(first=first, last=last, ratio=ratios[first]) for first, last in _STAGES)

@@ -129,6 +129,7 @@ def _selections_by_stage(
         if begin < last:
             found.append(TokenSelection(first=begin, last=last, ratio=ratio))
         first = last
+    # Ratios of 1 in every stage are the dense network.
     return () if all(selection.ratio == 1 for selection in found) else tuple(found)
 
 

@@ -72,15 +72,13 @@ _INDEX = "attention_bias_idxs"
 """A buffer of the source that says for each query and key which bias is theirs."""
 
 
-def official_numbers(
-    spec: LevitPyramid, *, blocks_per_layer: int
-) -> Callable[[Mapping[str, str]], Mapping[str, object]]:
+def official_numbers(spec: LevitPyramid, *, blocks_per_layer: int) -> Callable[[Mapping[str, str]], Mapping[str, int]]:
     """For `KeyMap.numbers`: the source numbers its blocks over all stages, with two for each subsampling.
 
     `block` is a layer's, `cross` a subsampling's; `mlp` and `cross_mlp` are the blocks after them.
     """
 
-    def numbers(fields: Mapping[str, str]) -> Mapping[str, object]:
+    def numbers(fields: Mapping[str, str]) -> Mapping[str, int]:
         if "layer" in fields:
             layer = int(fields["layer"])
             stage = next(number for number, (_, end) in enumerate(spec.stage_layers) if layer < end)
@@ -225,6 +223,7 @@ def _twice(network: Sources) -> tuple[float, ...]:
 
 
 def _shown_heads(network: Sources) -> tuple[int, ...] | None:
+    # Each head has a query, a key, and a value `attn_ratio` times as wide.
     rows = zip(_rows(network, "qkv") or (), network[ATTENTION_RATIOS], strict=False)
     return tuple(round(count / ((2 + ratio) * network[KEY])) for count, ratio in rows) or None
 
@@ -278,6 +277,7 @@ def _subsamples(network: Sources) -> list[LevitSubsample]:
     widths, width_of_key = network[WIDTHS], network[KEY]
     default = [["Subsample", width_of_key, width // width_of_key, 4, 2, 2] for width in widths[:-1]]
     stated = network.values.get("down_ops", default)
+    # The source's own lists end in [""], for the stage that no subsampling follows.
     entries = [entry for entry in stated if entry != [""]] if isinstance(stated, list | tuple) else []
     if len(entries) != len(widths) - 1:
         raise network.wrong("down_ops", f"{len(widths) - 1} entries are needed")
@@ -342,6 +342,7 @@ def _is_usual(index: Tensor) -> bool:
     if index.dim() != 2:
         return False
     fewer, side = (round(count**0.5) for count in index.shape)
+    # Queries stand on every stride-th row and column, the first included: fewer = ceil(side / stride).
     expected = distance_index((side, side), -(-side // max(fewer, 1)))
     return expected.shape == index.shape and torch.equal(expected, index.long())
 

@@ -84,7 +84,7 @@ STVIT_DEIT_KEYS: KeyTable = {
 }
 
 
-def _block_numbers(fields: Mapping[str, str]) -> Mapping[str, object]:
+def _block_numbers(fields: Mapping[str, str]) -> Mapping[str, int]:
     """The source numbers the blocks of the reduced stage through all its units."""
     if "unit" not in fields:
         return {}

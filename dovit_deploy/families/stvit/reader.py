@@ -144,6 +144,7 @@ def swin_architecture(model: Sources) -> Architecture:
         CheckpointMismatch: a plain Swin where the settings ask for STViT-R, or one without a head.
     """
     network = model
+    # A detector's configuration has the arguments in a part of their own; `prepared` took its prefix off the keys.
     if model.section("backbone") is not None:
         network = model.part("backbone", "")
         network.only(ARGUMENTS | REDUCING)
@@ -160,6 +161,7 @@ def swin_architecture(model: Sources) -> Architecture:
     if not network.facts.has("layers.*.blocks.*.attn.kv.**"):
         _refuse_plain(network)
         spec, values = SwinSpec, {**values, "classes": _classes(network), "size": network[SWIN_SIZE]}
+    # A detector reads every stage, each through a norm of its own; a classifier has only the last one's.
     elif network.facts.has("norm0.*", "norm1.*", "norm2.*", "norm3.*"):
         spec, values = StvitBackboneSpec, {**values, **_backbone_values(network)}
     else:
@@ -278,6 +280,7 @@ def stvit_deit_architecture(network: Sources) -> Architecture:
         "width": network[DEIT_WIDTH],
         "depth": network[DEIT_DEPTH],
         "heads": network[DEIT_HEADS],
+        # No setting of the composed network.
         "hidden": network.facts.size(("blocks.*.mlp.fc1.*", 0)) or 4 * network[DEIT_WIDTH],
         "norm_eps": network.number("ln_eps") or 1e-5,
         "reduced_from": network[DEIT_START],

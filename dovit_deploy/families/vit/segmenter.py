@@ -146,6 +146,7 @@ def _head(decoder: Sources, *, width: int) -> LinearHead | MaskHead:
     name = decoder[DECODER]
     for key in ("d_model", "d_encoder"):
         decoder.agreed(key, decoder.integer(key), width)
+    # Accepted where they say what the source derives anyway.
     decoder.must_be("d_ff", 4 * width)
     if name == "linear":
         return LinearHead()
