@@ -1,7 +1,7 @@
 """The one place where each optional package is imported, lazily, with the line that installs it.
 
-Code asks for the *module*; whichever distribution provides it (opencv-python or
-opencv-python-headless, onnxruntime or onnxruntime-gpu) is the user's affair.
+Code asks for the *module*; whichever distribution provides it (opencv-python or opencv-python-headless, onnxruntime or
+onnxruntime-gpu) is the user's choice.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        # The module itself is not there, in contrast to something that it imports and lacks.
         absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         broken = "" if absent else f" ({error})"
         raise PackageMissing(
@@ -72,7 +73,7 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
     except (OSError, RuntimeError) as error:
         raise EnvironmentProblem(
             f"the package '{module}' is installed and its libraries do not load: {str(error).splitlines()[0]}; "
-            f"install it anew: {package.install} --force-reinstall"
+            f"reinstall it with: {package.install} --force-reinstall"
         ) from error
 
 
@@ -126,6 +127,7 @@ def supervision() -> Any:  # noqa: ANN401
 
 def pyav() -> Any | None:  # noqa: ANN401
     """PyAV, or None: video then goes through OpenCV, without audio."""
+    # Not through `load`: its absence is no error.
     try:
         return importlib.import_module("av")
     except ImportError:

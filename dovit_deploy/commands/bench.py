@@ -61,6 +61,7 @@ def bench(
     from dovit_deploy.measure.bench import BenchReport, benchmark
 
     engines = _distinct(engine, option="--engine", allowed=tuple(ENGINES))
+    # A format that only one of the engines has is allowed here; the others refuse it with their own list.
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
     precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
     console.check_writable(json_file, given=Path(frames) if frames else None)
@@ -69,6 +70,7 @@ def bench(
     if licence:
         console.remark(licence, quiet=quiet)
     with ExitStack() as stack:
+        # Engines are loaded before the frames are read, so that a missing one is reported at once.
         pairs = list(itertools.product(engines, precisions))
         contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
         taken = _frames(frames, opened, quiet=quiet)
@@ -141,6 +143,7 @@ def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
     taken = frames_from_source(source, bundle.manifest)
     if taken.taken_from is not None:
         console.remark(f"{len(taken.pixels)} of {taken.taken_from} frames, evenly spread", quiet=quiet)
+    # Even when quiet: with fewer frames the figures are others.
     for failure in taken.failures:
         console.remark(failure, quiet=False)
     return taken

@@ -24,6 +24,7 @@ def doctor(
     found = examination()
     console.write_json(json_file, _report(found))
     _show(found)
+    # After everything was shown: the report is what helps somebody on whose machine nothing runs.
     if not found.can_run:
         raise EnvironmentProblem(_why_nothing_runs(found))
     console.next_command(next_line(found), quiet=quiet)

@@ -108,6 +108,7 @@ def class_folders(root: Path, split: Split) -> LabelledImages:
     folders = {folder.name: images for folder in _folders(root / split.name) if (images := _images(folder))}
     classes, order = _classes(root, split.name, sorted(folders))
     number = {entry.folder: label for label, entry in enumerate(classes)}
+    # A list may name classes that have no images here, but no folder may go without a number.
     unknown = next((folder for folder in sorted(folders) if folder not in number), None)
     if unknown is not None:
         raise DatasetError(f"{root / split.name / unknown}: {order} does not list the class '{unknown}'")
@@ -126,6 +127,7 @@ def _not_the_layout(root: Path, split: str) -> str:
 
 def _classes(root: Path, split: str, folders: Sequence[str]) -> tuple[list[FolderClass], str]:
     """The classes in the order of their numbers, and where that order comes from."""
+    # A list at ROOT takes precedence: a network trained on all of ImageNet counts classes that a part of it lacks.
     path = next((root / name for name in LISTS if (root / name).is_file()), None)
     if path is None:
         return [FolderClass(folder, folder) for folder in folders], f"the order of the folders in {root / split}"
@@ -146,6 +148,7 @@ def _classes_from_json(path: Path) -> list[FolderClass]:
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of classes ({error})") from error
     if isinstance(content, dict):
+        # JSON has no integer keys, and "10" sorts before "2": each number is looked up.
         if content.keys() != {str(number) for number in range(len(content))}:
             raise wrong
         content = [content[str(number)] for number in range(len(content))]
@@ -162,6 +165,7 @@ def _classes_from_json(path: Path) -> list[FolderClass]:
 
 def _classes_from_lines(path: Path) -> list[FolderClass]:
     """A line for each class: the folder, then the name or nothing."""
+    # As in "n01440764 tench, Tinca tinca"; without a name the folder stands for it.
     parts = [line.split(maxsplit=1) for line in lines_of(path, listing="class")]
     return [FolderClass(part[0], part[-1]) for part in parts]
 

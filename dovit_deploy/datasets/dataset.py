@@ -1,7 +1,7 @@
 """What is a data set of label maps, how are its files decoded, and what is a part of one?
 
 Samples are decoded when asked for, and every fault names its file. What differs between data sets is where the files
-lie (`layouts`) and what the numbers in label maps mean (`LabelCodes`).
+are (`layouts`) and what the numbers in label maps mean (`LabelCodes`).
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def plain_codes(classes: int, ignore: int | None) -> LabelCodes:
     """Pixel value = class id; `ignore`, and 255, count nowhere."""
     table = np.full(256, IGNORE, np.uint8)
     table[:classes] = np.arange(classes)
+    # 255 is void by convention, and allowed in every file, whatever its class list calls void.
     known = np.zeros(256, bool)
     known[:classes] = known[IGNORE] = True
     if ignore is not None and 0 <= ignore <= 255:
@@ -197,6 +198,7 @@ class LabelledFiles(Dataset):
     def sample(self, index: int) -> Sample:
         file = self.files[index]
         rgb, label = read_rgb(file.image), self.label(index)
+        # A label of another size would need resizing, which moves its borders: that is the user's decision.
         if rgb.shape[:2] != label.shape:
             raise DatasetError(
                 f"{file.label}: {label.shape[1]}x{label.shape[0]} pixels, its image has {rgb.shape[1]}x{rgb.shape[0]}"
@@ -224,6 +226,7 @@ class DatasetPart(Dataset):
     @property
     def stems(self) -> tuple[str, ...]:
         """Names of the part's samples."""
+        # Taken once: rendered scenes make a million names at every call.
         names = self.whole.stems
         return tuple(names[index] for index in self.indices)
 

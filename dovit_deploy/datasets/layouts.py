@@ -1,4 +1,4 @@
-"""Where do the files of a data set of label maps lie, and what do its numbers mean? One entry of `LAYOUTS` a layout.
+"""Where are the files of a data set of label maps, and what do its numbers mean? One entry of `LAYOUTS` a layout.
 
 our own     classes.json, <split>.txt            stems, one per line
             images/<split>/<stem>.*              labels/<split>/<stem>.png: the pixel value is the class id
@@ -41,6 +41,7 @@ def own_files(root: Path, split: str) -> LabelledFiles:
     if not text.is_file():
         known = ", ".join(sorted(path.stem for path in root.glob("*.txt"))) or "none"
         raise DatasetError(f"{text}: cannot be read, it is not there; splits here: {known}")
+    # The list gives the order, and may leave out files that are there.
     stems = lines_of(text, listing="image")
     images = _by_stem(files_in(root / "images" / split))
     files = [_own_file(root, split, stem, images) for stem in stems]
@@ -126,6 +127,7 @@ def cityscapes_files(root: Path, split: str) -> LabelledFiles:
     Raises:
         DatasetError: no such split, or an image without label or the other way round.
     """
+    # Stems are unique within a city only.
     images = _by_city(root / CITYSCAPES_IMAGES / split, IMAGE_END)
     labels = _by_city(root / CITYSCAPES_LABELS / split, LABEL_END)
     for city, stem in sorted(images.keys() ^ labels.keys()):
@@ -148,6 +150,7 @@ def _cityscapes_codes() -> LabelCodes:
     table = np.full(256, IGNORE, np.uint8)
     for train_id, (label_id, _, _) in enumerate(CITYSCAPES_CLASSES):
         table[label_id] = train_id
+    # Ids without a train id are void, but known: only what no annotation can hold is a fault.
     return LabelCodes(table, np.arange(256) <= HIGHEST_LABEL_ID, f"label ids are 0..{HIGHEST_LABEL_ID}")
 
 

@@ -70,6 +70,7 @@ def labelled_images_from_path(path: str | Path, split: str) -> LabelledImages:
     wanted, root = split_from_text(split), Path(path)
     if is_rendered(path):
         raise DatasetError(f"'{path}' scenes are labelled pixel by pixel; a classifier's data set is {LAYOUT}")
+    # A data set of label maps is called by its name even where a folder in it, as images/train, passes for a class.
     if root.is_dir() and layout_of(root) is not None:
         raise DatasetError(f"{root}: a data set of label maps, for segmentation; a classifier's is {LAYOUT}")
     return class_folders(root, wanted)

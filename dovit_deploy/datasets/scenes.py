@@ -72,6 +72,7 @@ class RenderedScenes(Dataset):
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in PALETTE)
         self.classes = ClassList(CLASS_NAMES, colours, None)
         self.count = count or (UNLIMITED if split == "train" else FINITE)
+        # Not `hash`, which differs from process to process.
         self.seed = zlib.crc32(split.encode())
 
     @property
@@ -92,16 +93,17 @@ class RenderedScenes(Dataset):
         return self._frame(index).labels
 
     def class_frequencies(self) -> NDArray[np.float64]:
-        """Share of the pixels of each class, (K,), over the first images."""
+        """Share of the pixels of each class, (K,), estimated on the first images."""
         return DatasetPart(self, range(min(COUNTED, self.count))).class_frequencies()
 
     def check(self) -> None:
-        """Nothing to check: there are no files."""
+        """Does nothing: there are no files, and rendering a million scenes would take days."""
 
     def _frame(self, index: int) -> SceneFrame:
         with scene_errors():
             return scene_sample(self.seed, index, size=self.size, share=self._share(index))
 
     def _share(self, index: int) -> float:
-        """Of the things of street `index`; a square, since the number of things in sight rises steeply at first."""
+        """The fraction of its things that street `index` shows."""
+        # A square, since the number of things in sight rises steeply at first. 10 tells this draw from the scene's own.
         return float(np.random.default_rng([self.seed, index, 10]).uniform(*self.fullness) ** 2)

@@ -39,6 +39,7 @@ WARM_UP_RUNS = 2
 class Clock:
     """Seconds that passed, and seconds that all threads of this process computed."""
 
+    # `process_time` counts all threads, so an engine with many threads shows what it costs the machine.
     wall: Callable[[], float] = perf_counter
     cpu: Callable[[], float] = process_time
 
@@ -219,6 +220,7 @@ def _result(
     reports = [pair.report for pair in pairs[: len(labels)]]
     gmacs_dense = sum(report.gmacs_dense for report in reports)
     gmacs_actual = sum(report.gmacs_actual for report in reports)
+    # Sums before the ratio: a frame counts by its work, as it does in the time of a whole video.
     speedup, predicted = _speedup(pairs), gmacs_dense / gmacs_actual
     return BenchResult(
         engine=contestant.engine,
@@ -296,6 +298,7 @@ DENSITIES = (0.0, 0.5, 1.0)
 """Of rendered streets: how many tokens stop early depends on how much there is to see."""
 
 SCENES_PER_DENSITY, SCENE_SEED = 3, 3
+"""The same streets in every benchmark, so that results of different days can be compared."""
 
 
 @dataclass(frozen=True)
@@ -348,5 +351,6 @@ def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEF
 
 def _pixels(rgb: RGB, manifest: Manifest) -> Pixels:
     """(1, 3, H, W) at the model's size, also for models whose larger images would slide."""
+    # Without a stride `to_input` resizes: one frame is one run, so that frames can be compared.
     whole = manifest.preprocessing.model_copy(update={"stride": None})
     return to_input(rgb, whole, manifest.spec.size)

@@ -82,6 +82,7 @@ class PackageState(Record):
         """The line that fixes it when it does not work: install it, or reinstall it."""
         if not self.installed or not self.distributions:
             return self.install
+        # "--no-deps" below: whatever the package needs is left as the user has it.
         name = self.distributions[0]
         if self.module == "cv2" and not name.endswith("-headless"):
             # This one needs the system's window libraries, which servers lack.
@@ -108,6 +109,7 @@ def conflicts(installed: dict[str, str]) -> tuple[Conflict, ...]:
     """
     found = []
     for rivals in RIVALS:
+        # In the order of RIVALS, so that the one that is kept comes first.
         present = [name for name in rivals.distributions if name in installed]
         if len(present) > 1:
             found.append(
@@ -154,6 +156,7 @@ TIME_LIMIT_S = 60.0
 """For one probe; importing PyTorch from a cold disk takes some of it."""
 
 AT_ONCE = 3
+"""Probes at a time: most of each is waiting for the disk, and a laptop has few cores."""
 
 
 class Finding(Record):
@@ -193,6 +196,7 @@ def finding_of(name: str, command: Sequence[str], time_limit_s: float) -> Findin
         return Finding(name=name, works=False, detail=f"no answer within {time_limit_s:g} s")
     if done.returncode == 0:
         return Finding(name=name, works=True, detail=_last_line(done.stdout))
+    # POSIX reports death by a signal as a negative code.
     if done.returncode < 0:
         return Finding(name=name, works=False, detail=f"crashed with {_signal_name(-done.returncode)}")
     return Finding(name=name, works=False, detail=_last_line(done.stderr) or f"left with code {done.returncode}")
@@ -304,6 +308,7 @@ def _check(
         modules: the packages that it needs.
         install: the line that installs it, where that is not the line of one of the packages.
     """
+    # A driver is at fault only where every package is there; `install` may be a line that removes another one.
     states = [state for state in packages if state.module in modules]
     missing = any(not state.installed for state in states)
     fix = None if found.works else install or _culprit(found, states).fix

@@ -50,13 +50,14 @@ class Contents(Protocol):
 
 
 def contents_of(path: Path) -> Contents:
-    """Describe what is at `path`, recognised by its suffix and by what lies in it.
+    """Describe what is at `path`, recognised by its suffix and by the files in it.
 
     Raises:
         InputError: it cannot be read, or is nothing that is known here.
         UntrustedError: a bundle or checkpoint that must not be trusted.
         PackageMissing: what reads it is not installed.
     """
+    # Bundles first: a folder of one may hold files with any of the suffixes below.
     suffix = path.suffix.lower()
     if suffix == ".dovit" or (path / "manifest.json").is_file():
         return bundle_contents(Bundle.open(path))
@@ -132,7 +133,7 @@ def gate_facts(spec: ModelSpec, thresholds: Sequence[Sequence[float]], floor: fl
 
 
 def _limits(row: Sequence[float]) -> str:
-    # A gate has a threshold for each class, and most bundles the same for all.
+    # A gate has a threshold for each class, in most bundles the same.
     if len(set(row)) == 1:
         return f"{row[0]:g}"
     return f"{min(row):g} to {max(row):g} by class"
@@ -161,6 +162,7 @@ def _class_text(classes: Sequence[ClassEntry]) -> str:
     names = [entry.name for entry in classes]
     if not names:
         return "none: a backbone without a head"
+    # ImageNet's thousand names would bury everything else; ADE20K's 150 are still read.
     shown = names if len(names) <= MOST_NAMES else [*names[:FEW_NAMES], "..."]
     return f"{len(names)}: {', '.join(shown)}"
 

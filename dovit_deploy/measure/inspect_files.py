@@ -77,7 +77,7 @@ class OnnxContents(Record):
             return (("note", "operators and weights are read with the package 'onnx': pip install onnx"),)
         return (
             ("weights", f"{self.weights} tensors, {self.parameters:,} parameters"),
-            *(("weights lie in", name) for name in self.external_files or ()),
+            *(("weights in", name) for name in self.external_files or ()),
             ("operators", f"{sum(self.operators.values())}: {_listed(self.operators)}"),
         )
 
@@ -103,6 +103,7 @@ def onnx_contents(path: Path) -> OnnxContents:
     except PackageMissing:
         return _contents_from_runtime(path)
     try:
+        # The weights' own file may be gigabytes, or absent: the graph says what is in it.
         model = onnx.load(path, load_external_data=False)
     except packages.protobuf_decode_error() as error:
         raise InputError(f"{path} is not an ONNX file, or is truncated ({error})") from error
@@ -277,6 +278,7 @@ def safetensors_contents(path: Path) -> SafetensorsContents:
         InputError: it is none, or is truncated.
     """
     try:
+        # Slices are only views of the header, so types that NumPy lacks (BF16) do no harm.
         with safe_open(path, framework="numpy") as opened:
             metadata = opened.metadata() or {}
             tensors = tuple(_tensor_entry(name, opened.get_slice(name)) for name in sorted(opened.keys()))

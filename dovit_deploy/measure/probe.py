@@ -50,6 +50,7 @@ def onnxruntime() -> str:
 
 def cuda() -> str:
     """Run a small model on the GPU, and nothing of it on the CPU."""
+    # `session_on_gpu` refuses the silent fallback to the CPU that ONNX Runtime makes.
     runtime = cuda_runtime()
     session = session_on_gpu(runtime, SQUARE_MODEL, described="a small model")
     (result,) = session.run(["y"], {"x": MATRIX})
@@ -83,6 +84,7 @@ def _tensorrt(engine: str) -> str:
     except ProviderMissing as error:
         builds = "engines can be built here, not run" if package.capabilities.compute_capabilities else "no use"
         raise ProviderMissing(f"{package.version}, {builds}: {error}") from error
+    # No engine is built, which takes minutes; what fails on real machines is the driver, and a copy shows that.
     block, back = memory.allocate(MATRIX.nbytes), np.zeros_like(MATRIX)
     array = DeviceArray.of(block.address, MATRIX.shape, MATRIX.dtype)
     memory.copy(array, MATRIX)
@@ -155,6 +157,7 @@ def main(name: str) -> int:
     """Run the probe called `name`; what it found goes to stdout, why it failed to the last line of stderr."""
     try:
         sys.stdout.write(PROBES[name]() + "\n")
+    # Other exceptions end the process with a traceback, whose last line says as much.
     except DovitError as error:
         sys.stderr.write(str(error).replace("\n", " ") + "\n")
         return error.exit_code
