@@ -57,8 +57,6 @@ def bench(
     from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.engines.registry import ENGINES
-    from dovit_deploy.machine import machine_facts, package_versions
-    from dovit_deploy.measure.bench import BenchReport, benchmark
 
     engines = _distinct(engine, option="--engine", allowed=tuple(ENGINES))
     # A format that only one of the engines has is allowed here; the others refuse it with their own list.
@@ -74,30 +72,8 @@ def bench(
         pairs = list(itertools.product(engines, precisions))
         contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
         taken = _frames(frames, opened, quiet=quiet)
-        # Timed: a display that redraws by itself would compute during the runs.
-        display = stack.enter_context(console.progress("warm-up", unit="turns", quiet=quiet, timed=True))
-
-        def turn_done(done: int, total: int) -> None:
-            display.begin("measuring")
-            display.reach(done, total=total)
-
-        results = benchmark(
-            contestants,
-            taken.pixels,
-            labels=taken.labels,
-            repeat=repeat,
-            dense=opened.manifest.spec.has_dense,
-            progress=turn_done,
-        )
-    report = BenchReport(
-        machine=machine_facts(),
-        versions=package_versions(),
-        bundle=str(opened.path),
-        frames=len(taken.pixels),
-        threads=threads,
-        repeat=repeat,
-        results=results,
-    )
+        results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
+    report = _report(opened, taken, results, threads=threads, repeat=repeat)
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, verbose=verbose)
     console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
@@ -147,6 +123,41 @@ def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
     for failure in taken.failures:
         console.remark(failure, quiet=False)
     return taken
+
+
+def _results(
+    bundle: Bundle, contestants: Sequence[Contestant], frames: BenchFrames, *, repeat: int, quiet: bool
+) -> tuple[BenchResult, ...]:
+    from dovit_deploy.measure.bench import benchmark
+
+    # Timed: a display that redraws by itself would compute during the runs.
+    with console.progress("warm-up", unit="turns", quiet=quiet, timed=True) as display:
+
+        def turn_done(done: int, total: int) -> None:
+            display.begin("measuring")
+            display.reach(done, total=total)
+
+        dense = bundle.manifest.spec.has_dense
+        return benchmark(
+            contestants, frames.pixels, labels=frames.labels, repeat=repeat, dense=dense, progress=turn_done
+        )
+
+
+def _report(
+    bundle: Bundle, frames: BenchFrames, results: tuple[BenchResult, ...], *, threads: int, repeat: int
+) -> BenchReport:
+    from dovit_deploy.machine import machine_facts, package_versions
+    from dovit_deploy.measure.bench import BenchReport
+
+    return BenchReport(
+        machine=machine_facts(),
+        versions=package_versions(),
+        bundle=str(bundle.path),
+        frames=len(frames.pixels),
+        threads=threads,
+        repeat=repeat,
+        results=results,
+    )
 
 
 def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
-from tests.train.tiny_folder import COLOURS, picture, write_folder
+from tests.train.tiny_folder import COLOURS, image, write_folder
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def refused(root, *, contains, sample=None):
 
 def test_a_sample_is_what_was_written_with_void_made_ignore(root):
     data = dataset_from_path(root, "train")
-    rgb, label = picture((40, 56), seed=2)
+    rgb, label = image((40, 56), seed=2)
     sample = data.sample(2)
     assert len(data) == 5
     assert sample.stem == "train_2"
