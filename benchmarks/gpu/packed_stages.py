@@ -78,7 +78,7 @@ def embedded(model: VisionTransformer, pixels: Tensor) -> Tensor:
 
 def decoded(model: VisionTransformer, tokens: Tensor) -> Tensor:
     """(B, T, C) -> logits (B, K, h, w) float32."""
-    logits: Tensor = model.head(model.norm(tokens)[:, model.spec.extra_tokens :])
+    logits: Tensor = model.head(model.norm(tokens)[:, model.spec.extra_tokens :], model.spec.grid)
     return logits.float()
 
 

@@ -1,4 +1,4 @@
-"""The transformer block, on tokens (n, C) or batches of them (B, n, C); stems before it, and position embeddings.
+"""The transformer block, on tokens (n, C) or batches of them (B, n, C); stems, positions, and all of it put together.
 
 Query, key and value are three linear layers: on two-dimensional tokens each becomes one Gemm, the fastest form in
 ONNX Runtime, and every form of a graph can share one copy of the weights.
@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import conv_norm
 from dovit_deploy.families.parts import ConvStem, Stem
 from dovit_deploy.families.spec import Grid
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Query, key, value and the number of heads -> the mixed values; as `attention` takes and gives them."""
@@ -164,3 +166,34 @@ def padded(pixels: Tensor, patch: int) -> Tensor:
     height, width = pixels.shape[-2:]
     # `%` of a negative number is what is missing to the next multiple: -70 % 16 = 10.
     return functional.pad(pixels, (0, -width % patch, 0, -height % patch))
+
+
+class PatchTransformer(nn.Module):
+    """What a plain transformer on patches has up to its last norm: DoViT, Segmenter and SETR, Evo-ViT on DeiT.
+
+    Args:
+        spec: the architecture.
+        final_norm: a norm follows the last block.
+        trainable: keep the stem's batch norms apart.
+    """
+
+    spec: VisionTransformerSpec | EvoDeitSpec
+
+    def __init__(self, spec: VisionTransformerSpec | EvoDeitSpec, *, final_norm: bool, trainable: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
+        # An empty parameter would be an entry of the weights that no checkpoint has.
+        if spec.extra_tokens:
+            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
+        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
+        self.blocks = nn.ModuleList(
+            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if final_norm else nn.Identity()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
+        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
+        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
+        return tokens + self.positions

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.evovit.deit import EvoDeit
 from dovit_deploy.families.heads import MaskTransformerHead
-from dovit_deploy.families.layers import Attend, padded
+from dovit_deploy.families.layers import Attend, PatchTransformer, padded
 from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
@@ -85,7 +84,7 @@ def attend_without(hidden: Tensor | None) -> Attend:
     return attend
 
 
-def embed(model: VisionTransformer | EvoDeit, pixels: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Grid]:
+def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Grid]:
     """Tokens (B, E + N, C) of `pixels` (B, 3, H, W), and their grid.
 
     `origin` (B, 2) int64 is where each crop was cut out: row and column of its first token on the model's grid, whose
@@ -126,17 +125,13 @@ def with_extra(running: Tensor, extra: int) -> Tensor:
 
 def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int) -> Tensor:
     """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen."""
-    if running is None:
-        attend = attend_without(None)
-        for block in blocks:
-            tokens = block(tokens, attend)
-        return tokens
     # Every token goes through the block, and what has stopped is put back after each: more work than the stages do, but
     # one shape for the whole batch.
-    everywhere = with_extra(running, extra)
-    attend = attend_without(~everywhere)
+    everywhere = None if running is None else with_extra(running, extra)
+    attend = attend_without(None if everywhere is None else ~everywhere)
     for block in blocks:
-        tokens = torch.where(everywhere[..., None], block(tokens, attend), tokens)
+        after = block(tokens, attend)
+        tokens = after if everywhere is None else torch.where(everywhere[..., None], after, tokens)
     return tokens
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from dovit_deploy.families import folding, heads, layers, registry
 from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
 from dovit_deploy.families.layers import Block
-from dovit_deploy.families.vit import network
 from dovit_deploy.families.vit.network import LastStage, VisionTransformer
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
@@ -24,7 +23,7 @@ def padding_is_added_left_and_on_top(patch: Patch) -> None:
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (-width % size, 0, -height % size, 0))
 
-    patch.setattr(network, "padded", padded)
+    patch.setattr(layers, "padded", padded)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -33,7 +32,7 @@ def padding_repeats_the_border(patch: Patch) -> None:
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (0, -width % size, 0, -height % size), mode="replicate")
 
-    patch.setattr(network, "padded", padded)
+    patch.setattr(layers, "padded", padded)
 
 
 @CATALOGUE.add(caught_by="mask")

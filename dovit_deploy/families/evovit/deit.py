@@ -12,39 +12,28 @@ from dovit_deploy.families.evovit.selection import SelectiveRun, mixed, ranks, r
 from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, PooledHead, TokenSelection
 from dovit_deploy.families.folding import State
 from dovit_deploy.families.heads import decode_head_from_spec
-from dovit_deploy.families.layers import Attend, Block, attention, padded, resized_positions, stem_from_spec
+from dovit_deploy.families.layers import Attend, PatchTransformer, attention, resized_positions
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.stages import ImageOutput
 
 
-class EvoDeit(nn.Module):
-    """Parameters under the names that `VisionTransformer` has, and how tokens pass through them.
+class EvoDeit(PatchTransformer):
+    """DeiT's parameters, and how tokens pass through them.
 
     Args:
         spec: the architecture.
         trainable: keep batch norms (of a convolutional stem or an up-sampling head) apart.
     """
 
+    spec: EvoDeitSpec
+
     def __init__(self, spec: EvoDeitSpec, *, trainable: bool = False) -> None:
-        super().__init__()
-        self.spec = spec
-        self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
-        self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
-        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
-        self.blocks = nn.ModuleList(
-            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
-        )
-        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
+        super().__init__(spec, final_norm=True, trainable=trainable)
         self.head = (
             DeitHead(spec)
             if isinstance(spec.head, PooledHead | ClassTokenHead)
             else decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
         )
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
-        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
-        return torch.cat([self.extra_tokens, patches]) + self.positions
 
     def run(self, tokens: Tensor, selections: tuple[TokenSelection, ...], attend: Attend = attention) -> DeitRun:
         """`tokens` (..., E + N, C) through all layers under `selections`."""

@@ -126,9 +126,13 @@ class LevitDown(nn.Module):
         return fewer + self.mlp(fewer), scores[1:]
 
     def thinned(self, patches: Tensor) -> Tensor:
-        """(N, ...) in raster order -> (N', ...): every `stride`-th row and column."""
-        on_grid = patches.reshape(*self.grid, *patches.shape[1:])
-        return on_grid[:: self.stride, :: self.stride].flatten(0, 1)
+        """(N, ...) in raster order -> (N', ...): what is left on the next grid."""
+        return every_stride(patches, self.grid, self.stride)
+
+
+def every_stride(patches: Tensor, grid: Grid, stride: int) -> Tensor:
+    """(N, ...) in raster order on `grid` -> (N', ...): every `stride`-th row and column."""
+    return patches.reshape(*grid, *patches.shape[1:])[::stride, ::stride].flatten(0, 1)
 
 
 class LevitHead(nn.Module):
@@ -209,8 +213,7 @@ class BiasedDown(nn.Module):
         self.mlp = LevitMlp(outputs, subsample.hidden, trainable=trainable)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        queries = tokens.reshape(*self.grid, -1)[:: self.stride, :: self.stride].flatten(0, 1)
-        fewer = self.attention(queries, tokens)
+        fewer = self.attention(every_stride(tokens, self.grid, self.stride), tokens)
         return fewer + self.mlp(fewer)  # type: ignore[no-any-return]
 
 

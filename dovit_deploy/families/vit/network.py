@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import State
 from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
-from dovit_deploy.families.layers import Block, padded, resized_positions, stem_from_spec
+from dovit_deploy.families.layers import PatchTransformer, resized_positions
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.stages import ImageOutput, whole_stages
@@ -23,7 +23,7 @@ from dovit_deploy.families.tokens import aggregate, aggregate_limit, partition, 
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(PatchTransformer):
     """The parameters of every supported ViT; the stages below and `train.masked` say in which order the parts run.
 
     Args:
@@ -31,26 +31,12 @@ class VisionTransformer(nn.Module):
         trainable: keep batch norms apart (training); otherwise they are folded into their projections.
     """
 
+    spec: VisionTransformerSpec
+
     def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
-        super().__init__()
-        self.spec = spec
-        self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
-        # An empty parameter would be an entry of the weights that no checkpoint has.
-        if spec.extra_tokens:
-            self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
-        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
-        self.blocks = nn.ModuleList(
-            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
-        )
-        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if spec.final_norm else nn.Identity()
+        super().__init__(spec, final_norm=spec.final_norm, trainable=trainable)
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
         self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
-        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
-        tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
-        return tokens + self.positions
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""
