@@ -123,7 +123,7 @@ def report_from_keep(*keep, saved=0.4) -> TokenReport:
 
 
 def fake_classifier_manifest(*, size=(64, 64), classes=7, shorter=72) -> Manifest:
-    """As `fake_manifest`, of a classifier without gates that sees the centre of a picture."""
+    """As `fake_manifest`, of a classifier without gates that sees the centre of an image."""
     plain = fake_manifest(size=size, classes=classes, gates=())
     crop = None if shorter is None else CentreCrop(shorter=shorter)
     preprocessing = plain.preprocessing.model_copy(update={"crop": crop})

@@ -1,7 +1,12 @@
 """The exact class map of stretched logits, computed only where the answer is open.
 
-Every pixel is a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot win
-whose largest node is below the smallest node of some other class, or of the mean of two: it need not be
+Two resizes and the crop between them are one banded matrix per axis. Along one axis a bilinear resize with half-pixel
+centres (`align_corners=False`, no antialiasing, as `torch.nn.functional.interpolate` does it) is a matrix (target,
+source) with two weights in a row, and the product of two such matrices has at most four, so an image is stretched from
+the token grid to its own size in one step.
+
+Every pixel is thus a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot
+win whose largest node is below the smallest node of some other class, or of the mean of two: it need not be
 interpolated there, and a tile in which one class is left is filled. The rest is interpolated in bands that stay in
 the cache. Nothing is approximated: a class is left out only when it is behind by more than float32 rounding.
 """
@@ -18,82 +23,6 @@ import numpy.typing as npt
 
 from dovit_deploy.runtime.results import ClassMap, Logits
 
-# Bilinear resizing as small matrices: two resizes and the crop between them are one banded matrix per axis.
-#
-# Half-pixel centres (`align_corners=False`), no antialiasing, as `torch.nn.functional.interpolate` does it.
-# Along one axis a resize is a matrix (target, source) with two weights in a row, and the product of two such
-# matrices has at most four, so a picture is stretched from the token grid to its own size in one step.
-# Weights are computed in float64: the composition is nearer to the true value than two rounded steps.
-
-
-@dataclass(frozen=True)
-class Taps:
-    """Where each of n outputs of an axis reads, and how much of it; weights sum to 1 in every row."""
-
-    nodes: npt.NDArray[np.intp]
-    """(n, t) source positions."""
-    weights: npt.NDArray[np.float64]
-    """(n, t), none negative."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What happens to one axis: `grid` nodes stretched to `canvas` pixels, cut to `visible`, stretched to `size`."""
-
-    grid: int
-    canvas: int
-    visible: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of outputs of an axis with the few nodes that they depend on."""
-
-    start: int
-    stop: int
-    """Outputs start..stop-1."""
-    first: int
-    last: int
-    """Nodes first..last-1."""
-    matrix: npt.NDArray[np.float32]
-    """(stop - start, last - first): outputs = matrix @ nodes."""
-
-
-def taps(source: int, target: int) -> Taps:
-    """The bilinear resize of `source` samples to `target` samples."""
-    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
-    low = position.astype(np.intp)
-    high = np.minimum(low + 1, source - 1)
-    share = position - low
-    return Taps(np.stack([low, high], axis=1), np.stack([1 - share, share], axis=1))
-
-
-def composed(first: Taps, second: Taps) -> Taps:
-    """`first`, then `second`; the outputs of `first` that `second` never reads are cropped away."""
-    nodes = first.nodes[second.nodes]
-    weights = first.weights[second.nodes] * second.weights[:, :, None]
-    return Taps(nodes.reshape(len(nodes), -1), weights.reshape(len(weights), -1))
-
-
-@lru_cache(maxsize=32)
-def spans(axis: Axis, step: int) -> tuple[Span, ...]:
-    """The whole of `axis` in runs of `step` outputs, in order; the last may be shorter."""
-    whole = composed(taps(axis.grid, axis.canvas), taps(axis.visible, axis.size))
-    return tuple(_span(whole, start, min(start + step, axis.size)) for start in range(0, axis.size, step))
-
-
-def _span(whole: Taps, start: int, stop: int) -> Span:
-    nodes, weights = whole.nodes[start:stop], whole.weights[start:stop]
-    read = nodes[weights > 0]
-    first, last = int(read.min()), int(read.max()) + 1
-    matrix = np.zeros((stop - start, last - first))
-    # A node may occur twice in a row, and one without weight may lie just outside.
-    inside = np.clip(nodes - first, 0, last - first - 1)
-    np.add.at(matrix, (np.arange(stop - start)[:, None], inside), weights)
-    return Span(start, stop, first, last, matrix.astype(np.float32))
-
-
 Nodes = npt.NDArray[np.intp]
 
 BAND = 48
@@ -108,7 +37,7 @@ MARGIN = 1e-5
 """Of the largest logit: more than the rounding error of two interpolated float32 values, which is below 1e-6."""
 
 
-class Run(NamedTuple):
+class _Run(NamedTuple):
     """Neighbouring tiles of a band, decided together: columns start..stop-1, classes as the bits of a number."""
 
     start: int
@@ -121,7 +50,7 @@ def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
 
     Args:
         logits: (K, rows.grid, columns.grid) float32, K at most 256.
-        rows: how the grid's rows become the picture's.
+        rows: how the grid's rows become the image's.
         columns: how its columns do.
 
     Returns:
@@ -139,7 +68,7 @@ def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
 
 
 def class_map(logits: Logits) -> ClassMap:
-    """The same of logits (K, H, W) that need no stretching: (H, W) uint8."""
+    """The class map (H, W) uint8 of logits (K, H, W) that need no stretching."""
     result = np.zeros(logits.shape[1:], dtype=np.uint8)
     for start in range(0, len(result), BAND):
         winner = result[start : start + BAND]
@@ -153,7 +82,7 @@ def class_map(logits: Logits) -> ClassMap:
 
 
 class _Scratch:
-    """Memory for one run, taken once per picture: fresh pages cost more than the arithmetic."""
+    """Memory for one run, taken once per image: fresh pages cost more than the arithmetic."""
 
     def __init__(self, pixels: int) -> None:
         self.best = np.empty(pixels, dtype=np.float32)
@@ -210,7 +139,7 @@ def _reduce(ufunc: np.ufunc, values: Logits, nodes: Nodes, *, axis: int) -> Logi
     return result
 
 
-def _runs(masks: Sequence[int], tiles: Sequence[Span]) -> Iterator[Run]:
+def _runs(masks: Sequence[int], tiles: Sequence[Span]) -> Iterator[_Run]:
     """Join neighbouring tiles while that is cheaper than deciding them apart."""
     start, stop, classes = tiles[0].start, tiles[0].stop, masks[0]
     cost = _cost(stop - start, classes)
@@ -220,9 +149,9 @@ def _runs(masks: Sequence[int], tiles: Sequence[Span]) -> Iterator[Run]:
         if together <= cost + alone:
             stop, classes, cost = tile.stop, classes | mask, together
         else:
-            yield Run(start, stop, classes)
+            yield _Run(start, stop, classes)
             start, stop, classes, cost = tile.start, tile.stop, mask, alone
-    yield Run(start, stop, classes)
+    yield _Run(start, stop, classes)
 
 
 def _cost(width: int, classes: int) -> int:
@@ -231,7 +160,7 @@ def _cost(width: int, classes: int) -> int:
     return FILLING_COST if count == 1 else count * (width + STARTING_COST)
 
 
-def _decide(run: Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scratch) -> None:
+def _decide(run: _Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scratch) -> None:
     """Fill `out` (rows, columns) with the winners among the run's classes; `nodes`: (K, band's nodes, columns)."""
     classes = [number for number in range(len(nodes)) if run.classes >> number & 1]
     if len(classes) == 1:
@@ -250,3 +179,72 @@ def _decide(run: Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scratc
         if candidate != classes[-1]:
             np.maximum(best, value, out=best)
     out[...] = winner.reshape(out.shape)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The nodes that each of n outputs of an axis reads, and their weights, which sum to 1 in every row."""
+
+    nodes: npt.NDArray[np.intp]
+    """(n, t) indices into the source."""
+    weights: npt.NDArray[np.float64]
+    """(n, t), none negative."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What happens to one axis: `grid` nodes stretched to `canvas` pixels, cut to `visible`, stretched to `size`."""
+
+    grid: int
+    canvas: int
+    visible: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of outputs of an axis with the few nodes that they depend on."""
+
+    start: int
+    stop: int
+    """Outputs start..stop-1."""
+    first: int
+    last: int
+    """Nodes first..last-1."""
+    matrix: npt.NDArray[np.float32]
+    """(stop - start, last - first): outputs = matrix @ nodes."""
+
+
+def taps(source: int, target: int) -> Taps:
+    """The bilinear resize of `source` samples to `target` samples."""
+    # In float64: the composition is then nearer to the true value than two steps that are rounded.
+    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+    low = position.astype(np.intp)
+    high = np.minimum(low + 1, source - 1)
+    share = position - low
+    return Taps(np.stack([low, high], axis=1), np.stack([1 - share, share], axis=1))
+
+
+def composed(first: Taps, second: Taps) -> Taps:
+    """`first`, then `second`; the outputs of `first` that `second` never reads are cropped away."""
+    nodes = first.nodes[second.nodes]
+    weights = first.weights[second.nodes] * second.weights[:, :, None]
+    return Taps(nodes.reshape(len(nodes), -1), weights.reshape(len(weights), -1))
+
+
+@lru_cache(maxsize=32)
+def spans(axis: Axis, step: int) -> tuple[Span, ...]:
+    """The whole of `axis` in runs of `step` outputs, in order; the last may be shorter."""
+    whole = composed(taps(axis.grid, axis.canvas), taps(axis.visible, axis.size))
+    return tuple(_span(whole, start, min(start + step, axis.size)) for start in range(0, axis.size, step))
+
+
+def _span(whole: Taps, start: int, stop: int) -> Span:
+    nodes, weights = whole.nodes[start:stop], whole.weights[start:stop]
+    read = nodes[weights > 0]
+    first, last = int(read.min()), int(read.max()) + 1
+    matrix = np.zeros((stop - start, last - first))
+    # A node may occur twice in a row, and one without weight may lie just outside.
+    inside = np.clip(nodes - first, 0, last - first - 1)
+    np.add.at(matrix, (np.arange(stop - start)[:, None], inside), weights)
+    return Span(start, stop, first, last, matrix.astype(np.float32))

@@ -1,4 +1,4 @@
-"""ClassificationResult: what a classifier answers, with the ways to look at it and to keep it."""
+"""How an image gets its most probable classes, with the bundle's own preprocessing and names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dovit_deploy.errors import EnvironmentProblem, UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
-from dovit_deploy.runtime.paint import paint_label, save_picture
+from dovit_deploy.runtime.paint import paint_label, save_image
 from dovit_deploy.runtime.results import (
     TOP,
     ClassScore,
@@ -42,10 +42,10 @@ SUFFIXES = (".json", ".png")
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What one picture shows, what its tokens did, and how long it took."""
+    """What one image shows, what its tokens did, and how long it took."""
 
     rgb: RGB = field(repr=False)
-    """The picture: (H, W, 3) uint8."""
+    """The image: (H, W, 3) uint8."""
     classes: tuple[ClassScore, ...]
     """The most probable classes, the most probable first; of equals the lower id."""
     probabilities: npt.NDArray[np.float64] = field(repr=False)
@@ -59,11 +59,11 @@ class ClassificationResult:
         return self.classes[0]
 
     def plot(self) -> RGB:
-        """The picture with its most probable classes lettered on it."""
+        """The image with its most probable classes lettered on it."""
         return paint_label(self.rgb, self.classes)
 
     def plot_tokens(self) -> RGB:
-        """The picture with how often each part of it was selected to run painted over it."""
+        """The image with how often each part of it was selected to run painted over it."""
         return paint_selections(self.rgb, self.tokens)
 
     def facts(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class ClassificationResult:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the answer: `.json` the most probable classes, `.png` the picture that `plot` gives.
+        """Write the answer: `.json` the most probable classes, `.png` the image that `plot` gives.
 
         Raises:
             UsageError: another suffix, or the folder is not there.
@@ -85,7 +85,7 @@ class ClassificationResult:
         if not target.parent.is_dir():
             raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
         if target.suffix.lower() == ".png":
-            save_picture(target, self.plot())
+            save_image(target, self.plot())
             return
         try:
             write_text(target, json.dumps(self.facts(), indent=1) + "\n")
@@ -93,11 +93,8 @@ class ClassificationResult:
             raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
 
 
-# Classifier: a picture in, its most probable classes out, with the bundle's own preprocessing and names.
-
-
 class Classifier:
-    """A session of a classifier with what lies around the model; beside `Predictor`, with the same face.
+    """A session of a classifier and what comes before and after the model; `Predictor` does this for segmentation.
 
     Args:
         session: of a bundle whose task is classification.
@@ -157,7 +154,7 @@ class Classifier:
         return ClassificationResult(rgb, classes, probabilities, tokens, timing)
 
     def to_input(self, rgb: RGB) -> Pixels:
-        """`rgb` (H, W, 3) uint8 as `pixels` (1, 3, *size) float32, normalised: the centre of the picture.
+        """`rgb` (H, W, 3) uint8 as `pixels` (1, 3, *size) float32, normalised: the centre of the image.
 
         Raises:
             InputError: not an (H, W, 3) uint8 array.
@@ -181,11 +178,11 @@ class Classifier:
         settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
         return np.asarray(self.session.run_one(pixels, settings)[0])
 
-    def _tokens(self, report: TokenReport, picture: Size) -> FrameTokens:
+    def _tokens(self, report: TokenReport, image: Size) -> FrameTokens:
         height, width = self.spec.size
         window = Window(0, 0, height, width, report)
-        return FrameTokens((window,), self.spec.size, self.spec.patch, self._region(picture))
+        return FrameTokens((window,), self.spec.size, self.spec.patch, self._region(image))
 
-    def _region(self, picture: Size) -> Region | None:
+    def _region(self, image: Size) -> Region | None:
         crop = self.preprocessing.crop
-        return None if crop is None else crop_region(picture, shorter=crop.shorter, size=self.spec.size)
+        return None if crop is None else crop_region(image, shorter=crop.shorter, size=self.spec.size)

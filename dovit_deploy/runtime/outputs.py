@@ -1,4 +1,4 @@
-"""What `dovit run` leaves behind: overlay, masks and tokens, as videos or as one picture per image."""
+"""What `dovit run` leaves behind: overlay, masks and tokens as videos or images, and a row of figures per frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from dovit_deploy.runtime.paint import paint_hud, save_picture
+from dovit_deploy.runtime.paint import paint_hud, save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
@@ -23,12 +23,18 @@ from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
 KINDS = ("overlay", "masks", "tokens")
 
+FrameRow = dict[str, Any]
+
+QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
+_NOT_NUMBERS = ("index", "source", "time_s", "top")
+"""Fields of a row that have no distribution: what identifies the frame, and the answer."""
+
 
 class RunOutputs:
-    """Writes the chosen kinds of pictures of each frame into a folder; a context manager.
+    """Writes the chosen kinds of images of each frame into a folder; a context manager.
 
     Args:
-        folder: exists; pictures go into it.
+        folder: exists; images go into it.
         source: tells images from video, and the video's size, rate and sound.
         kinds: some of `KINDS`.
         every: the source gives every n-th frame only.
@@ -50,7 +56,7 @@ class RunOutputs:
         return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
 
     def write(self, frame: Frame, result: ImageResult) -> None:
-        """Write one frame's pictures."""
+        """Write one frame's images."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
         if "masks" in self._kinds:
             result.save(self._folder / "masks" / f"{name}.png")
@@ -58,13 +64,13 @@ class RunOutputs:
             painted = result.plot()
             if self._video is not None:
                 painted = paint_hud(painted, result.tokens)
-            self._picture("overlay", painted, frame, name)
+            self._image("overlay", painted, frame, name)
         if "tokens" in self._kinds:
-            self._picture("tokens", result.plot_tokens(), frame, name)
+            self._image("tokens", result.plot_tokens(), frame, name)
 
-    def _picture(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
+    def _image(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
         if self._video is None:
-            save_picture(self._folder / kind / f"{name}.png", rgb)
+            save_image(self._folder / kind / f"{name}.png", rgb)
             return
         if kind not in self._writers:
             writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))
@@ -109,16 +115,7 @@ def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
     return names
 
 
-# The report of a run: a row per frame in `frames.jsonl`, and `summary.json` with the distribution of every number.
-
-Row = dict[str, Any]
-
-QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_WORDS = ("index", "source", "time_s", "top")
-"""Fields of a row that have no distribution: what identifies it, and the answer."""
-
-
-def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Row:
+def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> FrameRow:
     """One row of `frames.jsonl`: times in ms, MACs in 10^9, `flops_saved` a fraction."""
     return {
         "index": frame.index,
@@ -146,13 +143,13 @@ class RunReport:
         self._columns: dict[tuple[str, ...], array[float]] = {}
         self.frames = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self.frames += 1
         for name, value in row.items():
-            if name not in _WORDS:
+            if name not in _NOT_NUMBERS:
                 self._collect((name,), value)
 
     def _collect(self, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401  JSON
@@ -169,10 +166,10 @@ class RunReport:
         """Each numeric field with its mean and percentiles, nested as in a row; lists become lists."""
         tree: dict[str, Any] = {}
         for path, column in self._columns.items():
-            place = tree
+            branch = tree
             for name in path[:-1]:
-                place = place.setdefault(name, {})
-            place[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
+                branch = branch.setdefault(name, {})
+            branch[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
         if isinstance(tree.get("tokens"), dict):
             tree["tokens"]["kept"] = list(tree["tokens"]["kept"].values())
         return tree

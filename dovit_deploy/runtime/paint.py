@@ -1,4 +1,7 @@
-"""What the model sees, painted over what the camera saw; and the class map as a file."""
+"""Answers painted over images, and the class map as a file.
+
+The size of letters follows the image, and what would not fit is left out.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,140 @@ from dovit_deploy.files import file_written_aside
 from dovit_deploy.runtime.results import ClassScore, FrameTokens, Palette
 from dovit_deploy.sources.source import RGB
 
-# Numbers to colours, fast: one look-up of packed pixels instead of one per channel.
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+SMALLEST = (96, 160)
+"""Height and width in pixels below which nothing can be read."""
+BORDER_LIGHT = 0.45
+"""How far the line around a region is from its class colour towards white."""
+LABEL_LINES = 3
+"""Classes that are written, the first of them larger."""
+FIRST, OTHERS = 1.5, 1.0
+"""Height of a line over the usual height of letters."""
+WORTH_SAYING = 0.01
+"""A class below this probability is not written, unless it is the first."""
+
+
+def paint_overlay(rgb: RGB, class_map: npt.NDArray[np.uint8], palette: Palette, *, alpha: float = 0.5) -> RGB:
+    """The image with every class in its colour, and a thin bright line where classes meet.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        class_map: (H, W) uint8.
+        palette: at least as many colours as classes occur.
+        alpha: 0 leaves the image, 1 shows the colours alone.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        UsageError: alpha outside [0, 1], or a class map of another size.
+    """
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha {alpha:g} is outside [0, 1]")
+    if class_map.shape != rgb.shape[:2]:
+        raise UsageError(f"a class map of shape {class_map.shape} does not cover an image of {rgb.shape[:2]}")
+    cv2 = packages.opencv()
+    colors = colored(class_map, palette.colors)
+    painted = cv2.addWeighted(np.ascontiguousarray(rgb), 1 - alpha, colors, alpha, 0)
+    if alpha == 0:
+        return np.asarray(painted, dtype=np.uint8)
+    bright = cv2.convertScaleAbs(colors, alpha=1 - BORDER_LIGHT, beta=255 * BORDER_LIGHT)
+    return np.asarray(cv2.copyTo(bright, _borders(class_map), painted), dtype=np.uint8)
+
+
+def paint_hud(rgb: RGB, tokens: FrameTokens, *, fps: float | None = None) -> RGB:
+    """The image with a line in its upper left corner: MACs saved, tokens that ran to the end, frame rate."""
+    painted = np.array(rgb, copy=True)
+    if not readable(rgb):
+        return painted
+    parts = [f"FLOPs saved {tokens.flops_saved:.0%}", f"tokens {tokens.kept[-1]}/{tokens.total}"]
+    if fps is not None:
+        parts.append(f"{fps:.1f} fps")
+    text, height = "   ".join(parts), letter_height(rgb)
+    margin = height // 2
+    width = min(text_width(text, height) + 2 * margin, rgb.shape[1] - 2 * margin)
+    darken(painted, top=margin, left=margin, height=height + margin, width=width, light=0.35)
+    write(painted, text, left=2 * margin, baseline=margin + height, height=height)
+    return painted
+
+
+def paint_label(rgb: RGB, classes: Sequence[ClassScore]) -> RGB:
+    """The image with its most probable classes lettered on it; one that is too small to be read from stays as it is.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        classes: the most probable first, at least one.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+    """
+    painted = np.array(rgb, copy=True)
+    if not readable(rgb):
+        return painted
+    shown = [classes[0], *(entry for entry in classes[1:LABEL_LINES] if entry.probability >= WORTH_SAYING)]
+    heights = [round(letter_height(rgb) * (OTHERS if number else FIRST)) for number in range(len(shown))]
+    margin = letter_height(rgb) // 2
+    room = rgb.shape[1] - 4 * margin
+    texts = [_fitting(entry, height, room) for entry, height in zip(shown, heights, strict=True)]
+    width = max(text_width(text, height) for text, height in zip(texts, heights, strict=True))
+    height = sum(heights) + margin * len(shown)
+    top = painted.shape[0] - height - margin
+    darken(painted, top=top, left=margin, height=height, width=width + 2 * margin, light=0.35)
+    baseline = top
+    for text, line in zip(texts, heights, strict=True):
+        baseline += line + margin // 2
+        write(painted, text, left=2 * margin, baseline=baseline, height=line)
+        baseline += margin - margin // 2
+    return painted
+
+
+def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palette) -> None:
+    """Write `class_map` (H, W) as an indexed PNG: pixel value = class id, colours from the palette.
+
+    It is written aside and renamed, so that no half file is left and an older one survives a failure.
+
+    Raises:
+        UsageError: the name does not end in .png, or the folder is not there.
+        EnvironmentProblem: the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise UsageError(f"{target.name}: masks are written as PNG; give a name that ends in .png")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
+    image = packages.pillow().fromarray(np.ascontiguousarray(class_map), mode="P")
+    image.putpalette(np.pad(palette.colors.reshape(-1), (0, 768 - palette.colors.size)).tobytes())
+    try:
+        with file_written_aside(target) as aside:
+            image.save(aside, format="PNG")
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def save_image(path: Path, rgb: RGB) -> None:
+    """Write `rgb` (H, W, 3) uint8 to `path` as a PNG, fast rather than small: to be looked at, not archived.
+
+    Raises:
+        EnvironmentProblem: the file cannot be written.
+    """
+    cv2 = packages.opencv()
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise EnvironmentProblem(f"OpenCV cannot encode {path.name} as PNG")
+    try:
+        with file_written_aside(path) as aside:
+            aside.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def colored(numbers: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> RGB:
-    """The colour of every number.
+    """The colour of every number, by one look-up of packed pixels instead of one per channel.
 
     Args:
         numbers: (H, W) uint8.
-        table: (n, 3) uint8, n at most 256; what lies beyond is black.
+        table: (n, 3) uint8, n at most 256; any number beyond it is black.
 
     Returns:
         (H, W, 3) uint8.
@@ -36,22 +164,14 @@ def colored(numbers: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> RGB
     return np.asarray(cv2.cvtColor(pixels.view(np.uint8).reshape(*numbers.shape, 4), cv2.COLOR_RGBA2RGB))
 
 
-# Writing on pictures: the size of letters follows the picture, and what would not fit is left out.
-
-Color = tuple[int, int, int]
-WHITE: Color = (255, 255, 255)
-SMALLEST = (96, 160)
-"""Height and width in pixels below which nothing can be read."""
-
-
 def readable(rgb: RGB) -> bool:
-    """Whether the picture is large enough to be written on."""
+    """Whether the image is large enough to be written on."""
     height, width, _ = rgb.shape
     return bool(height >= SMALLEST[0] and width >= SMALLEST[1])
 
 
 def letter_height(rgb: RGB) -> int:
-    """Height of a line of text in pixels, between 12 and 48: a thirtieth of the picture's shorter side."""
+    """Height of a line of text in pixels, between 12 and 48: a thirtieth of the image's shorter side."""
     shorter: int = min(rgb.shape[:2])
     return min(max(shorter // 30, 12), 48)
 
@@ -84,121 +204,10 @@ def _thickness(height: int) -> int:
     return max(1, round(height / 18))
 
 
-BORDER_LIGHT = 0.45
-"""How far the line around a region is from its class colour towards white."""
-
-
-def paint_overlay(rgb: RGB, class_map: npt.NDArray[np.uint8], palette: Palette, *, alpha: float = 0.5) -> RGB:
-    """The picture with every class in its colour, and a thin bright line where classes meet.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        class_map: (H, W) uint8.
-        palette: at least as many colours as classes occur.
-        alpha: 0 leaves the picture, 1 shows the colours alone.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-
-    Raises:
-        UsageError: alpha outside [0, 1], or a class map of another size.
-    """
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"alpha {alpha:g} is outside [0, 1]")
-    if class_map.shape != rgb.shape[:2]:
-        raise UsageError(f"a class map of shape {class_map.shape} does not cover a picture of {rgb.shape[:2]}")
-    cv2 = packages.opencv()
-    colors = colored(class_map, palette.colors)
-    painted = cv2.addWeighted(np.ascontiguousarray(rgb), 1 - alpha, colors, alpha, 0)
-    if alpha == 0:
-        return np.asarray(painted, dtype=np.uint8)
-    bright = cv2.convertScaleAbs(colors, alpha=1 - BORDER_LIGHT, beta=255 * BORDER_LIGHT)
-    return np.asarray(cv2.copyTo(bright, _borders(class_map), painted), dtype=np.uint8)
-
-
-def paint_hud(rgb: RGB, tokens: FrameTokens, *, fps: float | None = None) -> RGB:
-    """The picture with a line in its upper left corner: MACs saved, tokens that ran to the end, frame rate."""
-    painted = np.array(rgb, copy=True)
-    if not readable(rgb):
-        return painted
-    parts = [f"FLOPs saved {tokens.flops_saved:.0%}", f"tokens {tokens.kept[-1]}/{tokens.total}"]
-    if fps is not None:
-        parts.append(f"{fps:.1f} fps")
-    text, height = "   ".join(parts), letter_height(rgb)
-    margin = height // 2
-    width = min(text_width(text, height) + 2 * margin, rgb.shape[1] - 2 * margin)
-    darken(painted, top=margin, left=margin, height=height + margin, width=width, light=0.35)
-    write(painted, text, left=2 * margin, baseline=margin + height, height=height)
-    return painted
-
-
-def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palette) -> None:
-    """Write `class_map` (H, W) as an indexed PNG: pixel value = class id, colours from the palette.
-
-    It is written aside and renamed, so that no half file is left and an older one survives a failure.
-
-    Raises:
-        UsageError: the name does not end in .png, or the folder is not there.
-        EnvironmentProblem: the file cannot be written.
-    """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise UsageError(f"{target.name}: masks are written as PNG; give a name that ends in .png")
-    if not target.parent.is_dir():
-        raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
-    image = packages.pillow().fromarray(np.ascontiguousarray(class_map), mode="P")
-    image.putpalette(np.pad(palette.colors.reshape(-1), (0, 768 - palette.colors.size)).tobytes())
-    try:
-        with file_written_aside(target) as aside:
-            image.save(aside, format="PNG")
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
-
-
 def _borders(class_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Not 0 on both sides of every line between classes: (H, W) uint8."""
     cv2 = packages.opencv()
     return np.asarray(cv2.morphologyEx(class_map, cv2.MORPH_GRADIENT, np.ones((2, 2), dtype=np.uint8)))
-
-
-# The label on the picture: the most probable classes in its lower left corner, each with its probability.
-
-LINES = 3
-"""Classes that are written, the first of them larger."""
-FIRST, OTHERS = 1.5, 1.0
-"""Height of a line over the usual height of letters."""
-WORTH_SAYING = 0.01
-"""A class below this probability is not written, unless it is the first."""
-
-
-def paint_label(rgb: RGB, classes: Sequence[ClassScore]) -> RGB:
-    """The picture with its most probable classes lettered on it; one that is too small to be read from stays as it is.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        classes: the most probable first, at least one.
-
-    Returns:
-        (H, W, 3) uint8, a new array.
-    """
-    painted = np.array(rgb, copy=True)
-    if not readable(rgb):
-        return painted
-    shown = [classes[0], *(entry for entry in classes[1:LINES] if entry.probability >= WORTH_SAYING)]
-    heights = [round(letter_height(rgb) * (OTHERS if number else FIRST)) for number in range(len(shown))]
-    margin = letter_height(rgb) // 2
-    room = rgb.shape[1] - 4 * margin
-    texts = [_fitting(entry, height, room) for entry, height in zip(shown, heights, strict=True)]
-    width = max(text_width(text, height) for text, height in zip(texts, heights, strict=True))
-    height = sum(heights) + margin * len(shown)
-    top = painted.shape[0] - height - margin
-    darken(painted, top=top, left=margin, height=height, width=width + 2 * margin, light=0.35)
-    baseline = top
-    for text, line in zip(texts, heights, strict=True):
-        baseline += line + margin // 2
-        write(painted, text, left=2 * margin, baseline=baseline, height=line)
-        baseline += margin - margin // 2
-    return painted
 
 
 def _fitting(entry: ClassScore, height: int, room: int) -> str:
@@ -216,22 +225,3 @@ def in_ascii(name: str) -> str:
     decomposed = unicodedata.normalize("NFKD", name)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return plain.encode("ascii", "replace").decode("ascii")
-
-
-# A painted picture as a PNG file, to be looked at rather than archived.
-
-
-def save_picture(path: Path, rgb: RGB) -> None:
-    """Write `rgb` (H, W, 3) uint8 to `path`, as fast as PNG can be written.
-
-    Raises:
-        EnvironmentProblem: the file cannot be written.
-    """
-    cv2 = packages.opencv()
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not done:
-        raise EnvironmentProblem(f"OpenCV cannot encode {path.name} as PNG")
-    try:
-        path.write_bytes(encoded.tobytes())
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error

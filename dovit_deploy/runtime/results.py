@@ -1,4 +1,4 @@
-"""What goes in and what comes out: a Frame, the report of a session, the result of a predictor."""
+"""The arrays, reports and timings that runs and predictors give, and the most probable classes of logits."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ClassMap = npt.NDArray[np.uint8]
 Answer = Any
 """What a model answers: logits (B, K, h, w) float32, of a classifier (B, K); of a backbone without a head a dict of its
 feature maps `out0`, `out1`, ..."""
+
+TOP = 5
+"""Classes of an answer, where the model has as many."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of a picture, in its pixels; borders may lie between pixels."""
+    """A rectangle of an image, in its pixels; borders may lie between pixels."""
 
     top: float
     left: float
@@ -85,7 +88,7 @@ class FrameTokens:
     patch: int = 16
     """Side of a patch in those pixels."""
     region: Region | None = None
-    """The part of the picture that the windows saw; None: all of it."""
+    """The part of the image that the windows saw; None: all of it."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -135,12 +138,6 @@ class Palette:
     names: tuple[str, ...]
     colors: npt.NDArray[np.uint8] = field(repr=False)
     """(K, 3) uint8 RGB."""
-
-
-# From logits to an answer: probabilities, and the most probable classes by name.
-
-TOP = 5
-"""Classes of an answer, where the model has as many."""
 
 
 @dataclass(frozen=True)

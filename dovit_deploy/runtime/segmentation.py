@@ -1,4 +1,4 @@
-"""SegmentationResult: what a predictor answers, with the ways to look at it and to keep it."""
+"""How an image becomes a segmentation, with the bundle's own preprocessing, windows and palette."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
 from dovit_deploy.runtime.transforms import described
 from dovit_deploy.sources.source import RGB
 
+MOST_CLASSES = 256
+"""A class map is uint8, and so is an indexed PNG."""
+
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """The class of every pixel of one picture, what its tokens did, and how long it took."""
+    """The class of every pixel of one image, what its tokens did, and how long it took."""
 
     rgb: RGB = field(repr=False)
-    """The picture: (H, W, 3) uint8."""
+    """The image: (H, W, 3) uint8."""
     class_map: npt.NDArray[np.uint8] = field(repr=False)
-    """(H, W) uint8 in the picture's own pixels; value = class id."""
+    """(H, W) uint8 in the image's own pixels; value = class id."""
     tokens: FrameTokens = field(repr=False)
     timing: FrameTiming
     palette: Palette
@@ -39,11 +42,11 @@ class SegmentationResult:
     """The layer before which each gate stands."""
 
     def plot(self, *, alpha: float = 0.5) -> RGB:
-        """The picture with the classes painted over it; 0 is the picture alone, 1 the classes alone."""
+        """The image with the classes painted over it; 0 is the image alone, 1 the classes alone."""
         return paint_overlay(self.rgb, self.class_map, self.palette, alpha=alpha)
 
     def plot_tokens(self) -> RGB:
-        """The picture with the place where each token stopped painted over it.
+        """The image with the layer at which each token stopped painted over it.
 
         Of a model that selects a fixed number of tokens: with how often each was selected.
         """
@@ -84,56 +87,8 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-# The mean of overlapping windows, finished band by band, so that a large picture needs one row of windows in memory.
-#
-# Source: mmsegmentation's `slide_inference` and Segmenter's `sliding_window`/`merge_windows`: *logits* are summed in
-# raster order and divided by how many windows saw the pixel.
-
-
-def averaged_bands(placed: Iterable[tuple[int, int, Logits]], width: int) -> Iterator[tuple[int, Logits]]:
-    """Average windows into bands of whole rows.
-
-    Args:
-        placed: top, left and logits (K, h, w) of each window, in raster order and without gaps.
-        width: of the whole input, in pixels.
-
-    Yields:
-        Top and mean logits (K, rows, width) of each band, from top to bottom; together they are the whole input.
-    """
-    start = 0
-    total: Logits | None = None
-    count = np.zeros((0, width), dtype=np.float32)
-    for top, left, logits in placed:
-        classes, height, across = logits.shape
-        if total is None:
-            total = np.zeros((classes, height, width), dtype=np.float32)
-            count = np.zeros((height, width), dtype=np.float32)
-        if top > start:
-            # No later window reaches above this one.
-            yield start, total[:, : top - start] / count[: top - start]
-            total, count = _shifted(total, top - start), _shifted(count[None], top - start)[0]
-            start = top
-        total[:, :, left : left + across] += logits
-        count[:, left : left + across] += 1
-    if total is not None:
-        yield start, total / count
-
-
-def _shifted(planes: Logits, rows: int) -> Logits:
-    """`planes` (K, h, w) moved up by `rows`, zeros below."""
-    moved = np.zeros_like(planes)
-    moved[:, : planes.shape[1] - rows] = planes[:, rows:]
-    return moved
-
-
-# Predictor: a picture in, a segmentation out, with the bundle's own preprocessing, windows and palette.
-
-MOST_CLASSES = 256
-"""A class map is uint8, and so is an indexed PNG."""
-
-
 class Predictor:
-    """A session of a segmentation bundle with what lies around the model; `Classifier` is its like for classifiers.
+    """A session of a segmentation bundle and what comes before and after the model; `Classifier` does this for classes.
 
     Raises:
         UsageError: the bundle's task is another one.
@@ -284,3 +239,42 @@ class _WindowRun:
         for top, left in self.corners:
             logits = self.window_logits(top, left)
             yield top, left, transforms.logits_at_input(logits, self.spec.size, cover=cover, patch=patch)
+
+
+def averaged_bands(placed: Iterable[tuple[int, int, Logits]], width: int) -> Iterator[tuple[int, Logits]]:
+    """Average windows into bands of whole rows, so that a large image needs one row of windows in memory.
+
+    Source: mmsegmentation's `slide_inference` and Segmenter's `sliding_window`/`merge_windows`: *logits* are summed in
+    raster order and divided by how many windows saw the pixel.
+
+    Args:
+        placed: top, left and logits (K, h, w) of each window, in raster order and without gaps.
+        width: of the whole input, in pixels.
+
+    Yields:
+        Top and mean logits (K, rows, width) of each band, from top to bottom; together they are the whole input.
+    """
+    start = 0
+    total: Logits | None = None
+    count = np.zeros((0, width), dtype=np.float32)
+    for top, left, logits in placed:
+        classes, height, across = logits.shape
+        if total is None:
+            total = np.zeros((classes, height, width), dtype=np.float32)
+            count = np.zeros((height, width), dtype=np.float32)
+        if top > start:
+            # No later window reaches above this one.
+            yield start, total[:, : top - start] / count[: top - start]
+            total, count = _shifted(total, top - start), _shifted(count[None], top - start)[0]
+            start = top
+        total[:, :, left : left + across] += logits
+        count[:, left : left + across] += 1
+    if total is not None:
+        yield start, total / count
+
+
+def _shifted(planes: Logits, rows: int) -> Logits:
+    """`planes` (K, h, w) moved up by `rows`, zeros below."""
+    moved = np.zeros_like(planes)
+    moved[:, : planes.shape[1] - rows] = planes[:, rows:]
+    return moved

@@ -1,4 +1,4 @@
-"""What a bundle is for, and what follows from that for pictures: the one place where runs tell tasks apart.
+"""What a bundle is for, and what follows from that for images: the one place where runs tell tasks apart.
 
 segmentation     Predictor    overlay, masks, tokens
 classification   Classifier   overlay, tokens
@@ -33,10 +33,10 @@ class ImageResult(Protocol):
         """How long it took."""
 
     def plot(self) -> RGB:
-        """The picture with the answer on it."""
+        """The image with the answer on it."""
 
     def plot_tokens(self) -> RGB:
-        """The picture with what its tokens did on it."""
+        """The image with what its tokens did on it."""
 
     def facts(self) -> dict[str, Any]:
         """What a row of `frames.jsonl` says of the answer."""
@@ -46,7 +46,7 @@ class ImageResult(Protocol):
 
 
 class ImagePredictor(Protocol):
-    """What turns a picture into an answer."""
+    """What turns an image into an answer."""
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ImageResult:
         """The answer to `rgb` (H, W, 3) uint8."""
@@ -54,7 +54,7 @@ class ImagePredictor(Protocol):
 
 @dataclass(frozen=True)
 class ImageTask:
-    """A task that takes pictures."""
+    """A task that takes images."""
 
     verb: str
     """What its models do, for messages."""
@@ -80,7 +80,7 @@ TASKS: dict[str, ImageTask] = {
         images_default=("overlay", "masks"),
     ),
     "classification": ImageTask(
-        "names whole pictures", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
+        "names whole images", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
     ),
 }
 
@@ -89,18 +89,18 @@ def task_from_manifest(manifest: Manifest) -> ImageTask:
     """The task of a bundle.
 
     Raises:
-        InputError: it has none that takes pictures.
+        InputError: it has none that takes images.
     """
     if not takes_images(manifest):
         raise InputError(
-            f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about a picture; "
+            f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about an image; "
             "use Session.run from Python"
         )
     return TASKS[manifest.task]
 
 
 def takes_images(manifest: Manifest) -> bool:
-    """Whether a bundle answers anything about a picture."""
+    """Whether a bundle answers anything about an image."""
     return manifest.task in TASKS
 
 

@@ -1,7 +1,7 @@
 """Pixels in, class map out: what lies before and after the model, done the way each family's own code does it.
 
 Sources: mmsegmentation's test pipeline (OpenCV's bilinear resize of 0..255, then mean and std; logits to the input,
-then to the picture) and Segmenter's (logits to the padded input, cropped). Sizes are (height, width) in pixels.
+then to the image) and Segmenter's (logits to the padded input, cropped). Sizes are (height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -20,85 +20,19 @@ from dovit_deploy.runtime.class_map import Axis, class_map, stretched_class_map
 from dovit_deploy.runtime.results import ClassMap, Logits, Pixels, Region
 from dovit_deploy.sources.source import RGB
 
-# The picture of a classifier: its shorter side resized, the centre cut out; and where that centre lies.
-#
-# As DeiT, LeViT and Swin are evaluated: torchvision's `Resize(shorter, bicubic)` and `CenterCrop` on a Pillow image.
-# Pillow's bicubic (a = -0.5) is as wide as the reduction, so it does not alias; OpenCV's is another one and does. Sizes
-# are (height, width) in pixels.
-
-LONGEST = 16
-"""Of a picture longer than so many times its shorter side the middle is taken first: a strip of one row would be
-enlarged to a picture that fills the memory."""
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """One axis: `kept` pixels of the picture from `first` on become `resized`, of which `cut` from `start` on stay."""
-
-    first: int
-    kept: int
-    resized: int
-    start: int
-    cut: int
-
-    @property
-    def place(self) -> tuple[float, float]:
-        """First pixel and number of pixels of the picture that stay."""
-        scale = self.kept / self.resized
-        return self.first + self.start * scale, self.cut * scale
-
-
-def centre_crop(rgb: RGB, *, shorter: int, size: Size) -> RGB:
-    """The centre of a picture whose shorter side was resized to `shorter` pixels.
-
-    Args:
-        rgb: (H, W, 3) uint8.
-        shorter: at least as large as both sides of `size`.
-        size: of the result.
-
-    Returns:
-        (*size, 3) uint8, equal to Pillow's resize and torchvision's crop; a new array.
-    """
-    pillow = packages.pillow()
-    rows, columns = _axes(rgb.shape[:2], shorter, size)
-    middle = rgb[rows.first : rows.first + rows.kept, columns.first : columns.first + columns.kept]
-    image = pillow.fromarray(np.ascontiguousarray(middle))
-    resized = image.resize((columns.resized, rows.resized), pillow.Resampling.BICUBIC)
-    box = columns.start, rows.start, columns.start + columns.cut, rows.start + rows.cut
-    return np.array(resized.crop(box), dtype=np.uint8)
-
-
-def crop_region(picture: Size, *, shorter: int, size: Size) -> Region:
-    """Where the result of `centre_crop` lies in a picture of the size `picture`, in its pixels."""
-    (top, height), (left, width) = (axis.place for axis in _axes(picture, shorter, size))
-    return Region(top, left, height, width)
-
-
-def _axes(picture: Size, shorter: int, size: Size) -> tuple[_Axis, _Axis]:
-    least = min(picture)
-    rows, columns = (
-        _axis(length, least=least, shorter=shorter, cut=cut) for length, cut in zip(picture, size, strict=True)
-    )
-    return rows, columns
-
-
-def _axis(length: int, *, least: int, shorter: int, cut: int) -> _Axis:
-    kept = min(length, LONGEST * least)
-    # Both roundings are torchvision's: the longer side is truncated, half a pixel of the border goes to the even side.
-    resized = shorter * kept // least
-    return _Axis((length - kept) // 2, kept, resized, round((resized - cut) / 2), cut)
-
-
 Cover = Literal["image", "padded"]
 
+LONGEST_STRIP = 16
+"""Of an image longer than so many times its shorter side the middle is taken first: a strip of one row would be
+enlarged to an image that fills the memory."""
 LONGEST_ENLARGED = 8
-"""Windows that an enlarged side may measure; a picture of one row would fill the memory otherwise."""
+"""Windows that an enlarged side may measure; an image of one row would fill the memory otherwise."""
 
 
 def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
-    """A picture as the model takes it.
+    """An image as the model takes it.
 
-    Without a stride the picture is resized to `size`. With one it keeps its own size, and is only enlarged, keeping
+    Without a stride the image is resized to `size`. With one it keeps its own size, and is only enlarged, keeping
     its proportions, until both sides reach `size`. With a crop its shorter side is resized and its centre cut out.
 
     Args:
@@ -126,7 +60,7 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
 
 def _check_rgb(rgb: RGB) -> None:
     if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        raise InputError(f"picture: {described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
+        raise InputError(f"image: {described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
 
 
 def described(value: object) -> str:
@@ -137,7 +71,7 @@ def described(value: object) -> str:
 
 
 def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
-    """The picture at the size that the model, or its windows, see: (h, w, 3) uint8."""
+    """The image at the size that the model, or its windows, see: (h, w, 3) uint8."""
     if preprocessing.crop is not None:
         return centre_crop(rgb, shorter=preprocessing.crop.shorter, size=size)
     height, width = size if preprocessing.stride is None else sliding_size(rgb.shape[:2], size)
@@ -148,14 +82,14 @@ def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
     return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
-def sliding_size(picture: Size, window: Size) -> Size:
-    """The size at which windows slide over a picture: its own, or enlarged until both sides reach the window.
+def sliding_size(image: Size, window: Size) -> Size:
+    """The size at which windows slide over an image: its own, or enlarged until both sides reach the window.
 
     Proportions are kept unless a side would have to be enlarged to more than `LONGEST_ENLARGED` windows.
     """
-    scale = max(1.0, window[0] / picture[0], window[1] / picture[1])
-    longest = [max(own, LONGEST_ENLARGED * side) for own, side in zip(picture, window, strict=True)]
-    wanted = [max(side, int(own * scale + 0.5)) for own, side in zip(picture, window, strict=True)]
+    scale = max(1.0, window[0] / image[0], window[1] / image[1])
+    longest = [max(own, LONGEST_ENLARGED * side) for own, side in zip(image, window, strict=True)]
+    wanted = [max(side, int(own * scale + 0.5)) for own, side in zip(image, window, strict=True)]
     return min(wanted[0], longest[0]), min(wanted[1], longest[1])
 
 
@@ -208,20 +142,20 @@ def logits_at_input(logits: Logits, input_size: Size, *, cover: Cover, patch: in
 
 
 def to_class_map(logits: Logits, input_size: Size, image_size: Size, *, cover: Cover, patch: int) -> ClassMap:
-    """The class of each pixel of the picture; of equal logits the lowest class, as argmax has it.
+    """The class of each pixel of the image; of equal logits the lowest class, as argmax has it.
 
-    Equal to resizing the logits to the input (padded and cropped where `cover` says so), then to the picture, then
+    Equal to resizing the logits to the input (padded and cropped where `cover` says so), then to the image, then
     taking the argmax; both resizes are done as one.
 
     Args:
         logits: (K, h, w) float32, as the head gives them; K at most 256.
         input_size: of the model's input, unpadded.
-        image_size: of the picture.
+        image_size: of the image.
         cover: what the logits' grid is stretched over.
         patch: side of a patch in pixels, to which the input is padded.
 
     Returns:
-        (H, W) uint8 in the picture's own pixels.
+        (H, W) uint8 in the image's own pixels.
     """
     canvas = covered_size(input_size, cover=cover, patch=patch)
     if logits.shape[1:] == canvas == input_size == image_size:
@@ -231,3 +165,64 @@ def to_class_map(logits: Logits, input_size: Size, image_size: Size, *, cover: C
         for grid, over, visible, size in zip(logits.shape[1:], canvas, input_size, image_size, strict=True)
     )
     return stretched_class_map(logits, rows, columns)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis: `kept` pixels of the image from `first` on become `resized`, of which `cut` from `start` on stay."""
+
+    first: int
+    kept: int
+    resized: int
+    start: int
+    cut: int
+
+    @property
+    def kept_span(self) -> tuple[float, float]:
+        """First pixel and number of pixels of the image that stay."""
+        scale = self.kept / self.resized
+        return self.first + self.start * scale, self.cut * scale
+
+
+def centre_crop(rgb: RGB, *, shorter: int, size: Size) -> RGB:
+    """The centre of an image whose shorter side was resized to `shorter` pixels.
+
+    As DeiT, LeViT and Swin are evaluated: torchvision's `Resize(shorter, bicubic)` and `CenterCrop` on a Pillow image.
+    Pillow's bicubic (a = -0.5) is as wide as the reduction, so it does not alias; OpenCV's is another one and does.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        shorter: at least as large as both sides of `size`.
+        size: of the result.
+
+    Returns:
+        (*size, 3) uint8, equal to Pillow's resize and torchvision's crop; a new array.
+    """
+    pillow = packages.pillow()
+    rows, columns = _axes(rgb.shape[:2], shorter, size)
+    middle = rgb[rows.first : rows.first + rows.kept, columns.first : columns.first + columns.kept]
+    image = pillow.fromarray(np.ascontiguousarray(middle))
+    resized = image.resize((columns.resized, rows.resized), pillow.Resampling.BICUBIC)
+    box = columns.start, rows.start, columns.start + columns.cut, rows.start + rows.cut
+    return np.array(resized.crop(box), dtype=np.uint8)
+
+
+def crop_region(image: Size, *, shorter: int, size: Size) -> Region:
+    """The rectangle that `centre_crop` takes out of an image of the size `image`, in its pixels."""
+    (top, height), (left, width) = (axis.kept_span for axis in _axes(image, shorter, size))
+    return Region(top, left, height, width)
+
+
+def _axes(image: Size, shorter: int, size: Size) -> tuple[_Axis, _Axis]:
+    least = min(image)
+    rows, columns = (
+        _axis(length, least=least, shorter=shorter, cut=cut) for length, cut in zip(image, size, strict=True)
+    )
+    return rows, columns
+
+
+def _axis(length: int, *, least: int, shorter: int, cut: int) -> _Axis:
+    kept = min(length, LONGEST_STRIP * least)
+    # Both roundings are torchvision's: the longer side is truncated, half a pixel of the border goes to the even side.
+    resized = shorter * kept // least
+    return _Axis((length - kept) // 2, kept, resized, round((resized - cut) / 2), cut)

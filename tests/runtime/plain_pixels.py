@@ -22,7 +22,7 @@ def interpolated(planes, size):
 
 
 def stretched(logits, input_size, image_size, *, canvas):
-    """Logits over the canvas, cut to the input, over the picture: (K, *image_size) in float64."""
+    """Logits over the canvas, cut to the input, over the image: (K, *image_size) in float64."""
     at_input = interpolated(logits, canvas)[:, : input_size[0], : input_size[1]]
     return interpolated(at_input, image_size)
 

@@ -1,4 +1,4 @@
-"""Classifier: what it hands to the session, what it answers, and the answer as a picture, a row and a file."""
+"""Classifier: what it hands to the session, what it answers, and the answer as an image, a row and a file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dovit_deploy.runtime.transforms import to_input
 from tests.fakes import FakeClassifierSession, FakeSession, fake_classifier_manifest, fake_manifest
 
 
-def picture(height=120, width=200, seed=0):
+def image(height=120, width=200, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_the_session_sees_the_crop_and_the_answer_is_its_softmax():
-    session, rgb = FakeClassifierSession(), picture()
+    session, rgb = FakeClassifierSession(), image()
     result = Classifier(session).predict(rgb, decode_ms=3.0)
     manifest = session.bundle.manifest
     pixels = to_input(rgb, manifest.preprocessing, (64, 64))
@@ -43,36 +43,36 @@ def test_the_session_sees_the_crop_and_the_answer_is_its_softmax():
 
 
 def test_tokens_know_where_the_model_looked():
-    tokens = Classifier(FakeClassifierSession()).predict(picture(144, 216)).tokens
+    tokens = Classifier(FakeClassifierSession()).predict(image(144, 216)).tokens
     # 64 of 72 pixels of the shorter side, whose scale is 144 / 72.
     assert tokens.region is not None and (tokens.region.height, tokens.region.top) == (128.0, 8.0)
     assert tokens.region.left == 44.0 and tokens.input_size == (64, 64)
     assert tokens.kept[0] == tokens.total == 17
     whole = FakeClassifierSession(fake_classifier_manifest(shorter=None))
-    assert Classifier(whole).predict(picture()).tokens.region is None
+    assert Classifier(whole).predict(image()).tokens.region is None
 
 
 def test_arguments_are_handed_on_and_top_is_heard():
     session = FakeClassifierSession()
-    result = Classifier(session, top=3).predict(picture(), dense=True)
+    result = Classifier(session, top=3).predict(image(), dense=True)
     assert session.calls[-1][1].dense and len(result.classes) == 3
     assert result.tokens.flops_saved == 0
-    assert len(Classifier(FakeClassifierSession(fake_classifier_manifest(classes=2))).predict(picture()).classes) == 2
+    assert len(Classifier(FakeClassifierSession(fake_classifier_manifest(classes=2))).predict(image()).classes) == 2
     with pytest.raises(UsageError, match="top 0"):
         Classifier(session, top=0)
     # More classes than a class map can hold are none too many here.
     many = FakeClassifierSession(fake_classifier_manifest(classes=1000))
-    assert len(Classifier(many).predict(picture()).probabilities) == 1000
+    assert len(Classifier(many).predict(image()).probabilities) == 1000
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), "x"])
-def test_what_is_no_picture(wrong):
-    with pytest.raises(InputError, match="picture:"):
+def test_what_is_no_image(wrong):
+    with pytest.raises(InputError, match="image:"):
         Classifier(FakeClassifierSession()).predict(wrong)
 
 
-def test_the_answer_as_pictures_and_as_a_row():
-    rgb = picture(240, 320)
+def test_the_answer_as_images_and_as_a_row():
+    rgb = image(240, 320)
     result = Classifier(FakeClassifierSession()).predict(rgb)
     np.testing.assert_array_equal(result.plot(), paint_label(rgb, result.classes))
     np.testing.assert_array_equal(result.plot_tokens(), paint_selections(rgb, result.tokens))
@@ -83,7 +83,7 @@ def test_the_answer_as_pictures_and_as_a_row():
 
 
 def test_the_answer_as_files(tmp_path):
-    result = Classifier(FakeClassifierSession()).predict(picture(240, 320))
+    result = Classifier(FakeClassifierSession()).predict(image(240, 320))
     result.save(tmp_path / "answer.json")
     assert json.loads((tmp_path / "answer.json").read_text()) == result.facts()
     result.save(str(tmp_path / "answer.PNG"))
@@ -118,7 +118,7 @@ def test_what_each_task_can_save():
     )
     assert segmentation.checked(("masks", "tokens"), name="x") == ("masks", "tokens")
     assert classification.checked(("tokens", "overlay"), name="x") == ("tokens", "overlay")
-    with pytest.raises(UsageError, match=r"'masks' given, and x names whole pictures; allowed: overlay, tokens"):
+    with pytest.raises(UsageError, match=r"'masks' given, and x names whole images; allowed: overlay, tokens"):
         classification.checked(("overlay", "masks"), name="x")
     assert classification.images_default == classification.video_default == ("overlay",)
     assert segmentation.images_default == ("overlay", "masks")

@@ -42,20 +42,20 @@ def test_a_bright_line_stands_where_classes_meet_and_only_there():
     assert (lightness == lightness[0]).all()
 
 
-def test_alpha_runs_from_the_picture_to_the_colours():
+def test_alpha_runs_from_the_image_to_the_colours():
     np.testing.assert_array_equal(paint_overlay(RGB, halves(), PALETTE, alpha=0), RGB)
     flat = np.ones((30, 40), dtype=np.uint8)
     np.testing.assert_array_equal(paint_overlay(RGB, flat, PALETTE, alpha=1), np.full_like(RGB, [0, 100, 0]))
 
 
-def test_the_picture_itself_is_not_painted_on():
+def test_the_image_itself_is_not_painted_on():
     before = RGB.copy()
     paint_overlay(RGB, halves(), PALETTE, alpha=0.5)
     paint_hud(RGB, tokens())
     np.testing.assert_array_equal(RGB, before)
 
 
-def test_strided_pictures_and_single_pixels():
+def test_strided_images_and_single_pixels():
     view = RGB[::-1, ::-1]
     np.testing.assert_array_equal(
         paint_overlay(view, halves(), PALETTE, alpha=0.4), paint_overlay(view.copy(), halves(), PALETTE, alpha=0.4)
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused():
         paint_overlay(RGB, halves()[1:], PALETTE, alpha=0.5)
 
 
-def test_the_hud_is_written_in_the_upper_left_and_left_out_of_small_pictures():
+def test_the_hud_is_written_in_the_upper_left_and_left_out_of_small_images():
     grey = np.full((360, 640, 3), 128, dtype=np.uint8)
     painted = paint_hud(grey, tokens(), fps=24.9)
     changed = np.argwhere((painted != grey).any(axis=2))
@@ -80,7 +80,7 @@ def test_the_hud_is_written_in_the_upper_left_and_left_out_of_small_pictures():
     np.testing.assert_array_equal(paint_hud(RGB, tokens(), fps=1.0), RGB)
 
 
-def test_the_hud_stays_inside_narrow_pictures():
+def test_the_hud_stays_inside_narrow_images():
     assert paint_hud(np.zeros((500, 160, 3), dtype=np.uint8), tokens(), fps=1.0).shape == (500, 160, 3)
 
 
@@ -126,7 +126,7 @@ def test_a_failure_keeps_the_older_file_and_leaves_no_half_one(tmp_path, monkeyp
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-# The label on the picture: where it stands, what fits, what is left alone.
+# The label on the image: where it stands, what fits, what is left alone.
 
 GREY = np.full((240, 320, 3), 180, dtype=np.uint8)
 
@@ -146,7 +146,7 @@ def test_the_label_stands_in_the_lower_left_corner():
     assert painted.max() == 255 and painted is not GREY and (GREY == 180).all()
 
 
-def test_another_probability_or_name_gives_another_picture():
+def test_another_probability_or_name_gives_another_image():
     first = paint_label(GREY, scores(0.9))
     assert (paint_label(GREY, scores(0.8)) != first).any()
     assert (paint_label(GREY, scores(0.9, name="bench")) != first).any()

@@ -37,7 +37,7 @@ def known():
     return SegmentationResult(rgb, numbers, FrameTokens((), (16, 16)), FrameTiming(0, 0, 0, 0), palette)
 
 
-def test_plots_are_the_paintings_of_its_own_picture():
+def test_plots_are_the_paintings_of_its_own_image():
     result = predicted()
     expected = paint_overlay(result.rgb, result.class_map, result.palette, alpha=0.3)
     np.testing.assert_array_equal(result.plot(alpha=0.3), expected)
@@ -81,7 +81,7 @@ def test_without_supervision_the_line_that_installs_it_is_named(monkeypatch):
 RANDOM = np.random.default_rng(0)
 
 
-def picture(height, width):
+def image(height, width):
     """Smooth blobs, so that classes form regions."""
     coarse = np.random.default_rng(height).integers(0, 256, (3, 5, 6))
     return np.ascontiguousarray(interpolated(coarse, (height, width)).transpose(1, 2, 0).astype(np.uint8))
@@ -105,9 +105,9 @@ def plain_logits(session, pixels, corners, size, *, canvas):
 
 @pytest.mark.parametrize("logits_scale", [1, 4])
 @pytest.mark.parametrize(("cover", "canvas"), [("image", (40, 56)), ("padded", (48, 64))])
-def test_a_whole_picture_is_resized_run_once_and_resized_back(cover, canvas, logits_scale):
+def test_a_whole_image_is_resized_run_once_and_resized_back(cover, canvas, logits_scale):
     subject = predictor(size=(40, 56), cover=cover, logits_scale=logits_scale)
-    rgb = picture(90, 130)
+    rgb = image(90, 130)
     result = subject.predict(rgb)
     logits = subject.session.run(subject.to_input(rgb))[0][0]
     assert_is_argmax(result.class_map, stretched(logits, (40, 56), (90, 130), canvas=canvas))
@@ -130,7 +130,7 @@ def test_sliding_is_the_mean_of_logits_over_windows(cover, canvas):
 
 def test_predicting_by_sliding_is_the_argmax_of_those_logits():
     subject = predictor(size=(40, 56), stride=(32, 32))
-    rgb = picture(90, 96)
+    rgb = image(90, 96)
     result = subject.predict(rgb)
     expected = plain_logits(subject.session, subject.to_input(rgb), CORNERS, (40, 56), canvas=(40, 56))
     assert_is_argmax(result.class_map, expected)
@@ -139,9 +139,9 @@ def test_predicting_by_sliding_is_the_argmax_of_those_logits():
 
 
 @pytest.mark.parametrize("cover", ["image", "padded"])
-def test_a_picture_smaller_than_the_window_is_enlarged_and_its_map_brought_back(cover):
+def test_a_image_smaller_than_the_window_is_enlarged_and_its_map_brought_back(cover):
     subject = predictor(size=(40, 56), stride=(32, 32), cover=cover)
-    rgb = picture(20, 60)
+    rgb = image(20, 60)
     result = subject.predict(rgb)
     pixels = subject.to_input(rgb)
     assert pixels.shape == (1, 3, 40, 120)
@@ -160,14 +160,14 @@ def test_pixels_of_the_models_size_are_one_window(stride):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 200), (200, 1), (3, 5)])
 @pytest.mark.parametrize("stride", [None, (32, 32)])
-def test_the_smallest_pictures_work(shape, stride):
-    result = predictor(size=(40, 56), stride=stride).predict(picture(*shape))
+def test_the_smallest_images_work(shape, stride):
+    result = predictor(size=(40, 56), stride=stride).predict(image(*shape))
     assert result.class_map.shape == shape
 
 
 def test_tokens_are_sums_over_windows():
     subject = predictor(size=(64, 96), stride=(64, 96))
-    result = subject.predict(picture(128, 192))
+    result = subject.predict(image(128, 192))
     reports = [subject.session.run(pixels)[1] for pixels, _ in list(subject.session.calls)]
     assert len(reports) == 4 and result.tokens.total == 4 * 25
     assert result.tokens.kept == tuple(np.sum([report.kept for report in reports], axis=0))
@@ -177,15 +177,15 @@ def test_tokens_are_sums_over_windows():
 
 def test_thresholds_floor_and_dense_reach_every_window():
     subject = predictor(size=(40, 56), stride=(32, 32))
-    subject.predict(picture(60, 60), thresholds=(0.5, 0.6), floor=0.1)
+    subject.predict(image(60, 60), thresholds=(0.5, 0.6), floor=0.1)
     subject.logits(np.zeros((1, 3, 60, 60), dtype=np.float32), dense=True)
     seen = [(*settings.thresholds[:, 0], settings.floor, settings.dense) for _, settings in subject.session.calls]
     limits = (np.float32(0.5), np.float32(0.6), np.float32(0.1))
     assert seen == [(*limits, False)] * 4 + [(1.0, 1.0, 0.0, True)] * 4
 
 
-def test_a_dense_picture_saves_what_its_reports_say():
-    result = predictor().predict(picture(64, 96), dense=True)
+def test_a_dense_image_saves_what_its_reports_say():
+    result = predictor().predict(image(64, 96), dense=True)
     assert result.tokens.flops_saved == pytest.approx(0.0)
 
 
@@ -205,7 +205,7 @@ def test_time_is_split_into_what_lies_before_in_and_after_the_model(monkeypatch)
     monkeypatch.setattr(subject.session, "run_one", lasting(subject.session.run_one, 5))
     monkeypatch.setattr(module, "class_map", lasting(module.class_map, 3))
     # Two windows above one another make two bands.
-    timing = subject.predict(picture(80, 56), decode_ms=7.0).timing
+    timing = subject.predict(image(80, 56), decode_ms=7.0).timing
     assert (timing.decode, timing.preprocess, timing.model, timing.postprocess) == (7.0, 1000.0, 10000.0, 6000.0)
     assert timing.total == 17007.0
 
@@ -223,7 +223,7 @@ def test_time_is_split_into_what_lies_before_in_and_after_the_model(monkeypatch)
     ],
     ids=["grey", "one channel", "alpha", "float", "empty", "batch", "list"],
 )
-def test_what_is_no_rgb_picture_is_refused(rgb):
+def test_what_is_no_rgb_image_is_refused(rgb):
     subject = predictor()
     for method in (subject.predict, subject.to_input):
         with pytest.raises(InputError, match=r"RGB as uint8 of shape \(H, W, 3\)"):
@@ -257,7 +257,7 @@ def test_pixels_of_another_type_are_refused():
 
 def test_a_stride_that_leaves_gaps_is_refused():
     with pytest.raises(ConfigError, match="stride 41x32"):
-        predictor(size=(40, 56), stride=(41, 32)).predict(picture(90, 90))
+        predictor(size=(40, 56), stride=(41, 32)).predict(image(90, 90))
 
 
 def test_more_classes_than_a_class_map_holds_are_refused():

@@ -31,7 +31,7 @@ def whole(size=(64, 96), keep=(FIRST, SECOND, THIRD)):
 
 
 def shade(position):
-    """The painted colour of a token `position` (0 to 1) along the ramp on the grey picture."""
+    """The painted colour of a token `position` (0 to 1) along the ramp on the grey image."""
     return 100 * (1 - HEAT) + ramp(position) * HEAT
 
 
@@ -55,7 +55,7 @@ def test_every_patch_is_painted_where_it_lies_in_the_colour_of_its_exit():
     painted = paint_tokens(GREY, whole(), GATES, legend=False)
     assert painted.shape == GREY.shape and painted.dtype == np.uint8
     for level in range(4):
-        # A patch of 16 input pixels is 32 pixels of this picture; stay off the lines between patches.
+        # A patch of 16 input pixels is 32 pixels of this image; stay off the lines between patches.
         inside = painted[32 * level + 2 : 32 * level + 30, 2:30]
         np.testing.assert_allclose(inside, np.broadcast_to(shade(level / 3), inside.shape), atol=1.5)
 
@@ -113,7 +113,7 @@ def test_the_legend_divides_the_bar_by_the_shares():
     assert max(widths) - min(widths) <= 2 and min(widths) > 200
 
 
-def test_small_pictures_carry_no_legend_and_keep_their_shape():
+def test_small_images_carry_no_legend_and_keep_their_shape():
     for shape in ((5, 7), (95, 400), (400, 159)):
         small = np.full((*shape, 3), 100, dtype=np.uint8)
         plain = paint_tokens(small, whole(), GATES, legend=False)
@@ -122,13 +122,13 @@ def test_small_pictures_carry_no_legend_and_keep_their_shape():
     assert paint_tokens(np.zeros((300, 160, 3), dtype=np.uint8), whole(), GATES).shape == (300, 160, 3)
 
 
-def test_the_picture_itself_is_not_painted_on():
+def test_the_image_itself_is_not_painted_on():
     before = GREY.copy()
     paint_tokens(GREY, whole(), GATES)
     np.testing.assert_array_equal(GREY, before)
 
 
-# The selection map: every part of the picture in the colour of how often it was selected, where it lies.
+# The selection map: every part of the image in the colour of how often it was selected, where it lies.
 
 # Selected never, by the first alone, by the second alone (it waited and runs again), by both: a quarter each.
 SELECTION_MAP_FIRST = np.array([[0, 1], [0, 1]], dtype=bool)
@@ -153,7 +153,7 @@ def test_the_share_of_the_selections():
     assert (shares[:32, :32] == 0).all() and (shares[32:, 32:] == 1).all()
 
 
-def test_grids_of_different_sizes_cover_the_same_picture():
+def test_grids_of_different_sizes_cover_the_same_image():
     fine = np.zeros((4, 4), dtype=bool)
     fine[0, 3] = True
     shares = selected_shares(tokens(fine, SELECTION_MAP_FIRST))
@@ -180,7 +180,7 @@ def test_colours_lie_in_the_region_and_the_rest_is_dark():
 
 
 @pytest.mark.parametrize("region", [None, Region(0.4, 0.9, 0.1, 0.05)])
-def test_a_picture_of_one_pixel_is_painted(region):
+def test_a_image_of_one_pixel_is_painted(region):
     painted = paint_selections(np.full((1, 1, 3), 100, dtype=np.uint8), tokens(SELECTION_MAP_FIRST, region=region))
     assert painted.shape == (1, 1, 3)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from dovit_deploy.bundle.manifest import CentreCrop, Preprocessing
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.runtime.transforms import (
-    LONGEST,
     LONGEST_ENLARGED,
+    LONGEST_STRIP,
     centre_crop,
     covered_size,
     crop_region,
@@ -33,7 +33,7 @@ def preprocessing(stride=None):
     return Preprocessing(mean=MEAN, std=STD, assumed=False, stride=stride)
 
 
-def picture(height, width):
+def image(height, width):
     return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -42,8 +42,8 @@ def normalised(rgb):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (17, 23), (64, 128), (1, 1), (1, 300), (200, 1)])
-def test_a_picture_is_resized_to_the_models_size_and_normalised(size):
-    rgb = picture(*size)
+def test_a_image_is_resized_to_the_models_size_and_normalised(size):
+    rgb = image(*size)
     pixels = to_input(rgb, preprocessing(), (40, 60))
     assert pixels.shape == (1, 3, 40, 60) and pixels.dtype == np.float32 and pixels.flags.c_contiguous
     resized = cv2.resize(rgb, (60, 40), interpolation=cv2.INTER_LINEAR)
@@ -62,15 +62,15 @@ def test_red_comes_first():
 
 
 def test_a_strided_view_gives_what_a_copy_gives():
-    rgb = picture(40, 60)
+    rgb = image(40, 60)
     for view in (rgb[::-1], rgb[:, ::2], rgb[..., ::-1]):
         np.testing.assert_array_equal(
             to_input(view, preprocessing(), (32, 32)), to_input(view.copy(), preprocessing(), (32, 32))
         )
 
 
-def test_with_a_stride_a_larger_picture_keeps_its_size():
-    rgb = picture(50, 90)
+def test_with_a_stride_a_larger_image_keeps_its_size():
+    rgb = image(50, 90)
     np.testing.assert_allclose(to_input(rgb, preprocessing((16, 16)), (32, 32)), normalised(rgb), atol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_sliding_sizes_hold_a_window_and_keep_proportions(height, width, window_
         assert abs(found[0] - height * scale) <= 0.5 and abs(found[1] - width * scale) <= 0.5
 
 
-def test_a_picture_of_one_row_does_not_fill_the_memory():
+def test_a_image_of_one_row_does_not_fill_the_memory():
     assert sliding_size((1, 3000), (512, 512)) == (512, 8 * 512)
     assert sliding_size((1, 9000), (512, 512)) == (512, 9000)
 
@@ -185,13 +185,13 @@ def test_the_two_resizes_are_not_replaced_by_one():
     assert (found != once).mean() > 0.005
 
 
-def test_logits_at_the_pictures_size_are_only_compared():
+def test_logits_at_the_images_size_are_only_compared():
     logits = np.random.default_rng(6).normal(size=(5, 12, 14)).astype(np.float32)
     found = to_class_map(logits, (12, 14), (12, 14), cover="image", patch=16)
     np.testing.assert_array_equal(found, logits.argmax(axis=0))
 
 
-# The centre of a picture: equal to Pillow and torchvision's rule, and found again in the picture.
+# The centre of an image: equal to Pillow and torchvision's rule, and found again in the image.
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def torchvisions(rgb: np.ndarray, shorter: int, size: int) -> np.ndarray:
 @example(height=31, width=17, size=24, border=3)
 @example(height=32, width=32, size=24, border=8)
 def test_equal_to_torchvisions_rule(height, width, size, border):
-    if max(height, width) > LONGEST * min(height, width):
+    if max(height, width) > LONGEST_STRIP * min(height, width):
         return
     rgb = noise(height, width)
     ours = centre_crop(rgb, shorter=size + border, size=(size, size))
@@ -228,7 +228,7 @@ def test_equal_to_torchvisions_rule(height, width, size, border):
 def test_the_usual_proportions():
     assert CentreCrop.of_size((224, 224)).shorter == 256
     assert CentreCrop.of_size((384, 384)).shorter == 438
-    # A rectangle fits into the resized picture whichever way that lies.
+    # A rectangle fits into the resized image whichever way that lies.
     assert CentreCrop.of_size((160, 224)).shorter == 256
     assert centre_crop(noise(300, 500), shorter=256, size=(160, 224)).shape == (160, 224, 3)
 
@@ -245,7 +245,7 @@ def test_strips_take_no_memory(shape):
 def test_the_region_is_where_the_crop_was_taken(height, width):
     region = crop_region((height, width), shorter=32, size=(28, 28))
     centre = region.top + region.height / 2, region.left + region.width / 2
-    # Half a pixel of the resized picture, by the rounding of the border and of the longer side.
+    # Half a pixel of the resized image, by the rounding of the border and of the longer side.
     slack = min(height, width) / 32
     assert centre == (pytest.approx(height / 2, abs=slack), pytest.approx(width / 2, abs=slack))
     assert region.height == pytest.approx(28 / 32 * min(height, width), abs=slack)
