@@ -72,6 +72,7 @@ class DropBudget:
     repeat = 1
 
     def __post_init__(self) -> None:
+        # Written so that NaN is refused, too; likewise below.
         if not 0 < self.points <= 100:
             raise UsageError(f"--max-drop {self.points:g}: points of mIoU above 0 and at most 100 are needed")
 
@@ -84,7 +85,7 @@ class DropBudget:
         return drop_with_interval(dense, trial).interval.high
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        # Its interval is judged on images that the search did not choose by.
+        # The drop alone: its interval is judged on images that the search did not choose by.
         return drop_with_interval(dense, trial).drop <= self.points
 
     def met(self, judged: float) -> bool:
@@ -162,6 +163,7 @@ class DisagreeBudget:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise UsageError(f"--max-disagree {self.share:g}: a share of the pixels between 0 and 1 is needed")
+        # Below 0.5 a "confident" statement would more likely be wrong than right.
         if not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence {self.confidence:g}: a probability from 0.5 to below 1 is needed, as 0.95")
 
@@ -177,7 +179,7 @@ class DisagreeBudget:
         return upper_bound(trial.mean_differing, len(trial.differing), confidence=self.confidence)
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        # Its bound is judged on images that the search did not choose by.
+        # The mean alone: its bound is judged on images that the search did not choose by.
         del dense
         return trial.mean_differing <= self.share
 

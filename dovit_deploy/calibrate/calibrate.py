@@ -57,6 +57,7 @@ def calibrate(
     manifest = session.bundle.manifest
     _check_request(manifest, images, budget)
     parts = halves(images.stems, seed=seed)
+    # Before the search, which may take an hour, not after it.
     _check_count(parts, budget)
     runner = Runner(session, images, repeat=budget.repeat, progress=progress)
     progress.begin(f"recording {len(parts.search)} images")
@@ -72,6 +73,7 @@ def calibrate(
     whole = _PartResults("all", joined_parts(dense, unseen, parts.blocks), runner, budget)
     sequence = check_sequence(chosen.point, certain, curve, limits_cost=budget.limits_cost)
     final = _checked(sequence, search, check, whole)
+    # The manifest holds a threshold per gate and class; calibration chooses one per gate.
     table = tuple((float(value),) * manifest.spec.classes for value in final.point.thresholds)
     return Calibration(
         tool=f"dovit-deploy {__version__}",
@@ -158,6 +160,7 @@ class _PartResults:
             images=tuple(images.stems[index] for index in self.dense.indices),
             blocks=self.dense.blocks.count,
             dense_miou=ClassCounts.stacked(self.dense.counts).miou if self.dense.counts else None,
+            # Dense MACs are the same whatever was run, so any entry gives them.
             dense_gmacs=first.gmacs / (1.0 - first.flops_saved),
         )
 
@@ -192,6 +195,7 @@ def _search(
     start = border(curve, search.measure, limits_cost=cost)
     if start is None:
         raise CheckError(_unmet(search.budget, search.measured, "images of the search"))
+    # A cost budget has no interval, so that what meets it is certain.
     certain = None
     if not cost:
         up_to = [point for point in curve if point.predicted.flops_saved <= start.point.predicted.flops_saved]

@@ -45,11 +45,13 @@ def controls_of_choice(
     """
     if not isinstance(images, SplitImages):
         raise DatasetError(f"{images.name} has no labels; accuracy cannot be compared without")
+    # By the calibration's own seed: the images that the choice was checked on.
     parts = halves(images.stems, seed=calibration.seed)
     settings = RunSettings.resolve(session.bundle.manifest, thresholds=calibration.chosen.thresholds)
     plan = EvalPlan(images.name, images.split, settings, controls=NAMES)
     held_out = DatasetPart(images.data, parts.check)
     measured = evaluate(session, held_out, SegmentationTally, plan, smaller=smaller, advance=advance)
+    # The blocks of the choice itself, so that the intervals can be compared; the part's own might be cut elsewhere.
     blocks = parts.blocks_of(parts.check)
     assert measured.controls is not None
     random, oracle = (_point(measured, measured.controls[name], blocks) for name in NAMES)

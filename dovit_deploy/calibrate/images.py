@@ -65,6 +65,7 @@ class FolderImages:
     """
 
     labelled = False
+    # A folder has no splits; what is None here is null in `calibration.json`.
     split = None
 
     def __init__(self, folder: Path) -> None:

@@ -80,6 +80,7 @@ class RecordingSession:
         if len(self.recording.windows) < MOST_WINDOWS:
             histogram = self._histogram(logits[0])
             self.recording.windows.append(WindowRecord(np.stack(confidence), np.stack(label), histogram))
+        # A predictor expects a report; costs and times of a recording are not used, so they are placeholders.
         return logits, TokenReport((spec.tokens,) * (len(spec.gates) + 1), 1.0, 1.0, (), (), RunTiming(0.0, ()))
 
     def _histogram(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -94,6 +95,7 @@ def class_histogram(answer: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArr
     token = rows[:, None] * spec.grid[1] + columns[None, :]
     flat = token.astype(np.int64) * spec.classes + answer
     counted = np.bincount(flat.ravel(), minlength=spec.patches * spec.classes)
+    # A patch of 16 x 16 pixels has at most 256 of one class; 512 windows of int64 would not be small.
     return counted.reshape(spec.patches, spec.classes).astype(np.uint16)
 
 
@@ -133,6 +135,7 @@ class Surrogate:
         risk, macs = 0.0, self._macs[0, self.spec.tokens] * len(running)
         for gate, threshold in enumerate(thresholds):
             confidence = self._confidence[gate]
+            # In float32, as the graph compares.
             stop = running & ((confidence > np.float32(threshold)) | (confidence < self.floor))
             risk += float(self._risk[gate][stop].sum())
             running &= ~stop
@@ -152,6 +155,7 @@ class Surrogate:
         for number in range(LEVELS):
             # Levels are quantiles: those of one number stop an equal share of every gate's tokens.
             self._see([float(levels[min(number, len(levels) - 1)]) for levels in self.levels], seen)
+        # Everything stops at the first gate, at the risk by which prices are scaled.
         bold = self._see([0.0] * gates, seen)
         start = [1.0] * gates
         for price in max(bold.risk, 1e-6) * np.geomspace(1e-4, 10.0, PRICES):
@@ -220,6 +224,7 @@ def _thinned(front: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 def _levels(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Rising thresholds: quantiles of `confidence`, rounded so that they read well, 0 and 1 among them."""
+    # The ends of the quantiles are replaced by 0 and 1, at which everything or nothing stops.
     quantiles = np.quantile(confidence, np.linspace(0.0, 1.0, LEVELS)[1:-1])
     return np.unique(np.clip([0.0, *np.round(quantiles, 5), 1.0], 0.0, 1.0))
 
@@ -246,6 +251,7 @@ def _stage_macs(spec: ModelSpec) -> npt.NDArray[np.int64]:
     """
     cost, stages = cost_model(spec), len(spec.counts)
     none = [0] * stages
+    # What no token count changes (the patch embedding, the decode head) is counted once, in stage 0.
     base = cost.actual(none).total
     table = np.zeros((stages, spec.tokens + 1), dtype=np.int64)
     for stage in range(stages):

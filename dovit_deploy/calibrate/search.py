@@ -45,6 +45,7 @@ def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool, 
     what is known to meet and what is known not to; where that is not monotone, one of the borders is found.
     `certain`: the border of what meets it as the budget wants it shown.
     """
+    # From the end where the budget is met most easily.
     order = list(reversed(curve)) if limits_cost else list(curve)
     good, bad = -1, len(order)
     best = None
@@ -69,6 +70,7 @@ def refined(start: Judged, candidates: Sequence[CurvePoint], measure: Measure, *
 
     Better is: met, and saving more (accuracy budget) or harming less (cost budget).
     """
+    # Only neighbours that are predicted to be better are worth a run; the most promising come first.
     own = start.point.predicted
     if limits_cost:
         better = [point for point in candidates if point.predicted.risk < own.risk]
@@ -97,6 +99,7 @@ def check_sequence(
     if limits_cost:
         rest = [point for point in curve if point.predicted.flops_saved > own]
         return [chosen, *_spread(rest, STEPS - 1)]
+    # A setting that saves nothing need not be checked: it is no answer to an accuracy budget.
     below = [point for point in curve if 0 < point.predicted.flops_saved < own]
     if certain is None:
         return [*_spread(below, STEPS - 1), chosen]

@@ -131,6 +131,7 @@ class Runner:
         for index in indices:
             image = self.images.image(index)
             class_map = predictor.run(image.rgb, settings).class_map
+            # Level 1 is fast, and the long runs of a class map compress well at any level.
             part.answers.append(zlib.compress(class_map.tobytes(), 1))
             if image.label is not None:
                 part.counts.append(self._counts(image.label, class_map))
@@ -143,6 +144,7 @@ class Runner:
 
 def joined_parts(first: DensePart, second: DensePart, blocks: Blocks) -> DensePart:
     """Both parts in the order of the images, without their answers; `blocks`: of all images."""
+    # `blocks` numbers the images of both parts in their common order; counts must follow it.
     order = _order(first, second)
     joined = DensePart(tuple(sorted((*first.indices, *second.indices))), blocks)
     if first.counts:
@@ -160,6 +162,7 @@ def joined_trials(first: Trial, first_part: DensePart, second: Trial, second_par
         kept=_picked(first.kept, second.kept, order),
         gmacs=_picked(first.gmacs, second.gmacs, order),
         gmacs_dense=_picked(first.gmacs_dense, second.gmacs_dense, order),
+        # Only the median of the times is used, so their order does not matter.
         model_ms=[*first.model_ms, *second.model_ms],
     )
 

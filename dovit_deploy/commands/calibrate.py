@@ -71,6 +71,7 @@ def calibrate(
     _check_output(output)
     console.check_writable(json_file)
     opened = Bundle.open(bundle)
+    # What can be refused is refused now, not after the search.
     refuse_without_gates(opened.manifest)
     if output is None and not dry_run:
         refuse_installed(opened)
@@ -88,6 +89,7 @@ def calibrate(
             # The search may have taken an hour: what it found is shown even if it cannot be written.
             _show(calibration, verbose=verbose, quiet=quiet)
             raise
+    # The files come before the table: whoever reads its last line finds them written.
     report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
     console.write_json(json_file, report)
     _show(calibration, verbose=verbose, quiet=quiet)

@@ -176,6 +176,7 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
 
 def _rows(report: EitherReport, scores: tuple[str, ...]) -> list[tuple[str, ...]]:
     """A row for every way of running that was measured."""
+    # By the keys of the JSON, in which both tasks name what they share alike.
     contents = report.model_dump()
     controls = contents["controls"] or {}
     named = [("dense", contents["dense"]), ("dynamic", contents["dynamic"])]

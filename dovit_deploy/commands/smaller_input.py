@@ -45,6 +45,7 @@ def smaller_inputs(bundle: Bundle, *, threads: int | None) -> Iterator[SmallerIn
     from dovit_deploy.export.pipeline import reference_bundle_at_size
     from dovit_deploy.runtime.session import Session
 
+    # In this order: the sessions are closed before the folder that they read from is removed.
     with TemporaryDirectory(prefix="dovit-") as folder, ExitStack() as stack:
         sizes = smaller_sizes(bundle.manifest.spec)
         small = [reference_bundle_at_size(bundle, size, Path(folder)) for size in sizes]

@@ -47,6 +47,7 @@ def random_keep(kept: Sequence[int], spec: ModelSpec, *, rng: np.random.Generato
     Args:
         kept: of a report: tokens entering each stage, extra tokens included, falling.
     """
+    # One order for all gates: a token that is drawn to stop at one gate is among the stopped ones of the next, too.
     order = rng.permutation(spec.patches)
     grids = []
     for count in kept[1:]:
@@ -61,6 +62,7 @@ def gate_efficiency(*, rule: float, random: float, oracle: float) -> float | Non
 
     None where the oracle is no better than chance.
     """
+    # Not compared with 0: a difference of means carries rounding errors.
     span = oracle - random
     return (rule - random) / span if span > 1e-9 else None
 
@@ -111,6 +113,7 @@ def _chosen(session: Session, pixels: Pixels, choose: Choose) -> Keep:
         running = grids[-1].ravel() if grids else np.ones(spec.patches, dtype=bool)
         label, confidence = np.asarray(download(outputs[LABEL])), np.asarray(download(outputs[CONFIDENCE]))
         grids.append(choose(gate, running, label, confidence).reshape(spec.grid))
+        # Grids of all gates are expected; those that are still to come do not change the index of this one.
         return index_from_keep(grids + [grids[-1]] * (len(spec.gates) - len(grids)), spec)[gate]
 
     for _ in session.stages(pixels, RunSettings.stop_nothing(spec), decide=decide):
@@ -134,6 +137,7 @@ def token_classes(logits: Logits, spec: ModelSpec) -> NDArray[np.int64]:
 
 def _cells(logits: Logits, spec: ModelSpec) -> Logits:
     """(K, h, w) -> (K, N, positions of a patch)."""
+    # The decode head's grid is a whole multiple of the token grid, so that every patch owns a block of positions.
     rows, columns = spec.grid
     fine = logits.reshape(len(logits), rows, logits.shape[1] // rows, columns, logits.shape[2] // columns)
     return fine.transpose(0, 1, 3, 2, 4).reshape(len(logits), spec.patches, -1)
@@ -148,6 +152,7 @@ class SteeredSession:
 
     def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Logits, TokenReport]:
         del settings
+        # A predictor runs the windows of an image in the order in which its report lists them.
         answer = self.run_window(self._window, pixels)
         self._window += 1
         return answer

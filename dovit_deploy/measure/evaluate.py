@@ -109,6 +109,7 @@ class SegmentationTally(Tally):
 
     def _judge(self, label: ClassMap | int, answer: ImageResult) -> None:
         assert isinstance(answer, SegmentationResult) and not isinstance(label, int)
+        # As large as the bundle's class list, also where the labels use fewer classes.
         classes = len(answer.palette.names)
         self._pixels.append(ClassCounts.of(label, answer.class_map, classes=classes))
         self._boundary.append(boundary_counts(label, answer.class_map, classes=classes))

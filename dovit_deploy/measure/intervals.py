@@ -53,6 +53,7 @@ class Blocks:
 
 def blocks_from_stems(stems: Sequence[str], *, length: int = BLOCK) -> Blocks:
     """Blocks of at most `length` neighbours of one drive, the part of a stem before its last "_"."""
+    # Few long blocks would give an interval of a handful of different sets.
     length = max(1, min(length, len(stems) // FEWEST_BLOCKS))
     numbers: list[int] = []
     block = -1
@@ -91,6 +92,8 @@ def miou_drop_interval(
     """
     if blocks.count < 2:
         return None
+    # Sums over blocks come first, and drawing blocks with replacement is counting how often each is drawn: a product of
+    # small matrices in place of 2000 sums over images.
     membership = np.equal(np.arange(blocks.count)[:, None], blocks.number[None, :]).astype(np.int64)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples)
@@ -142,6 +145,7 @@ def upper_bound(mean: float, count: int, *, confidence: float) -> float:
     Returns:
         In [mean, 1]; rises with `mean` and `confidence`, falls with `count`.
     """
+    # The p-value falls as the limit rises, so that bisection finds the smallest limit that is shown.
     low, high = mean, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -166,6 +170,7 @@ def p_value(mean: float, count: int, *, limit: float) -> float:
 
 def images_needed(limit: float, *, confidence: float) -> int:
     """The fewest images that can show a mean of at most `limit`: as many as it takes when each of them has 0."""
+    # Without any difference the p-value is (1 - limit)^n.
     return math.ceil(math.log(1 - confidence) / math.log1p(-limit))
 
 
@@ -187,6 +192,7 @@ def _binomial_at_most(successes: int, count: int, chance: float) -> float:
 @lru_cache(maxsize=8)
 def _log_choices(count: int) -> NDArray[np.float64]:
     """Logarithms of the binomial coefficients (count over 0), ..., (count over count)."""
+    # Logarithms, since the coefficients themselves overflow float64 from about 1030 images on.
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
     logs: NDArray[np.float64] = factorials[-1] - factorials - factorials[::-1]
     return logs

@@ -78,6 +78,7 @@ class ClassCounts:
     def mious(self) -> NDArray[np.float64]:
         """Mean of `iou` over the classes that have one, (...); NaN where none has."""
         iou = self.iou
+        # A class that does not occur in a drawn set must not count as 0 there.
         present = ~np.isnan(iou)
         number = present.sum(-1)
         total = np.where(present, iou, 0.0).sum(-1)
@@ -99,6 +100,7 @@ class ClassCounts:
 def confusion_matrix(label: ClassMap, predicted: ClassMap, *, classes: int) -> PixelCounts:
     """(K, K): pixels of true class (row) that are predicted as class (column); `IGNORE` in the label counts nowhere."""
     known = label != IGNORE
+    # Each (label, prediction) pair as one number: counting those is many times faster than adding to a matrix.
     pairs = label[known].astype(np.int64) * classes + predicted[known]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
@@ -119,6 +121,7 @@ def boundary_counts(label: ClassMap, predicted: ClassMap, *, classes: int, band:
 
 
 def _present(label: ClassMap, predicted: ClassMap, classes: int) -> list[int]:
+    # 256 values, as `IGNORE` may occur in both; erosion is expensive, so absent classes are left out.
     both = np.bincount(label.ravel(), minlength=256) + np.bincount(predicted.ravel(), minlength=256)
     return [int(number) for number in np.flatnonzero(both[:classes])]
 

@@ -283,6 +283,7 @@ def _base(measured: Measured[T], session: Session, plan: EvalPlan, blocks: Block
 def _comparison(measured: Measured[T], tally: T, blocks: Blocks) -> Comparison:
     dense = measured.dense
     return Comparison(
+        # Of sums, not a mean of ratios: images of different sizes cost differently.
         flops_saved=1 - sum(tally.gmacs) / sum(measured.dense_gmacs),
         drop=None if dense is None else dense.score - tally.score,
         drop_interval=None if dense is None else tally.drop_interval(dense, blocks),
@@ -291,6 +292,7 @@ def _comparison(measured: Measured[T], tally: T, blocks: Blocks) -> Comparison:
 
 def _spreads(measured: Measured[T]) -> Spreads:
     dynamic = measured.dynamic
+    # Columns are stages: `kept` has one row per image.
     saved = [1 - actual / full for actual, full in zip(dynamic.gmacs, measured.dense_gmacs, strict=True)]
     stages = tuple(_spread(column) for column in zip(*dynamic.kept, strict=True))
     return {"flops_saved": _spread(saved), "gmacs": _spread(dynamic.gmacs), "tokens": stages}
@@ -385,6 +387,7 @@ def _segmentation_rows(measured: Measured[SegmentationTally]) -> tuple[Segmentat
 
 def iou_by_name(counts: ClassCounts, names: Sequence[str]) -> dict[str, float | None]:
     """IoU of each class by its name; a name that occurs twice gets its number."""
+    # A key of JSON must be unique.
     keys = [name if list(names).count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
     return {key: number_or_none(value) for key, value in zip(keys, counts.total().iou, strict=True)}
 
