@@ -37,7 +37,7 @@ OPTIONAL = {
         OptionalPackage("PIL", "reading images", "pip install 'dovit-deploy[cpu]'"),
         OptionalPackage("av", "video with audio, rotation and H.264", "pip install 'dovit-deploy[video]'"),
         OptionalPackage("torch", "checkpoints, export and training", "pip install 'dovit-deploy[export]'"),
-        OptionalPackage("onnx", "export and building engines", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("onnx", "export, building engines and inspecting graphs", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnx_ir", "export and building engines", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),

@@ -28,30 +28,21 @@ from dovit_deploy.machine import Machine, this_machine
 from dovit_deploy.packages import OPTIONAL
 from dovit_deploy.record import Record
 
-# Optional packages, and distributions that overwrite one another's files.
+ENCODERS = {"h264": ("H.264 with sound", ("av", "cv2")), "mp4v": ("MPEG-4 without sound", ("cv2",))}
+"""What each is for, and the packages that it needs; the first that works is used."""
+NO_DRIVER, DRIVER_CHECK = "NVIDIA driver", "nvidia-smi"
+"""What a probe's error mentions where no package is at fault, and the line that shows whether the driver works."""
 
 
-@dataclass(frozen=True)
-class Rivals:
-    """Distributions that unpack into one folder; the one installed last overwrites the others, file by file."""
+class Check(Record):
+    """Something that was tried for real."""
 
-    module: str
-    distributions: tuple[str, ...]
-    """The most capable first: where several are installed, that one is kept."""
-
-
-RIVALS = (
-    Rivals("onnxruntime", ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime")),
-    Rivals(
-        "cv2",
-        (
-            "opencv-contrib-python",
-            "opencv-contrib-python-headless",
-            "opencv-python",
-            "opencv-python-headless",
-        ),
-    ),
-)
+    name: str
+    purpose: str
+    works: bool
+    detail: str
+    fix: str | None = Field(serialization_alias="mend")
+    """The line to run where it does not work; None where it does."""
 
 
 class Conflict(Record):
@@ -82,12 +73,148 @@ class PackageState(Record):
         """The line that fixes it when it does not work: install it, or reinstall it."""
         if not self.installed or not self.distributions:
             return self.install
-        # "--no-deps" below: whatever the package needs is left as the user has it.
         name = self.distributions[0]
         if self.module == "cv2" and not name.endswith("-headless"):
             # This one needs the system's window libraries, which servers lack.
             return f"pip uninstall -y {name} && pip install {name}-headless"
+        # What the package depends on is left as the user has it.
         return f"pip install --force-reinstall --no-deps {name}"
+
+
+class DefaultModel(Record):
+    """The model that is taken when none is named."""
+
+    path: str | None
+    works: bool
+    detail: str
+    """Its licence line, or what is wrong and what fixes it."""
+
+
+class Examination(Record):
+    """The contents of `doctor --json`."""
+
+    version: str
+    machine: Machine
+    engines: tuple[Check, ...]
+    images: Check
+    encoders: tuple[Check, ...]
+    """In the order of preference: the first that works is used."""
+    conflicts: tuple[Conflict, ...]
+    packages: tuple[PackageState, ...]
+    default_model: DefaultModel
+
+    @property
+    def can_run(self) -> bool:
+        """Whether some engine computes and images can be read."""
+        return self.images.works and any(engine.works for engine in self.engines)
+
+    @property
+    def fixes(self) -> tuple[str, ...]:
+        """The lines to run, most urgent first.
+
+        Conflicts come first, since a package installed twice explains what else is broken. Of engines and encoders
+        only the default counts: nobody needs the others.
+        """
+        lines = [conflict.fix for conflict in self.conflicts]
+        lines += [check.fix for check in (self.engines[0], self.images, self.encoders[0]) if check.fix is not None]
+        return tuple(dict.fromkeys(lines))
+
+
+def examination() -> Examination:
+    """Examine this machine; engines and encoders are tried in processes of their own."""
+    found = findings((*ENGINES, "images", *ENCODERS))
+    packages = package_states()
+    return Examination(
+        version=__version__,
+        machine=this_machine(),
+        engines=tuple(
+            _check(found[name], entry.purpose, packages, modules=_modules(entry), install=entry.install)
+            for name, entry in ENGINES.items()
+        ),
+        images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
+        encoders=tuple(
+            _check(found[name], purpose, packages, modules=modules) for name, (purpose, modules) in ENCODERS.items()
+        ),
+        conflicts=conflicts(installed_versions()),
+        packages=packages,
+        default_model=_default_model(),
+    )
+
+
+def _check(
+    found: Finding,
+    purpose: str,
+    packages: tuple[PackageState, ...],
+    *,
+    modules: tuple[str, ...],
+    install: str | None = None,
+) -> Check:
+    """A finding with the line that fixes it.
+
+    Args:
+        found: what the probe found.
+        purpose: what is tried is for this.
+        packages: state of all optional packages.
+        modules: the packages that it needs.
+        install: the line that installs it, where that is not the line of one of the packages.
+    """
+    # A driver is at fault only where every package is there; `install` may be a line that removes another one.
+    states = [state for state in packages if state.module in modules]
+    missing = any(not state.installed for state in states)
+    fix = None if found.works else install or _culprit(found, states).fix
+    if fix is not None and not missing and NO_DRIVER in found.detail:
+        fix = DRIVER_CHECK
+    return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, fix=fix)
+
+
+def _modules(entry: EngineEntry) -> tuple[str, ...]:
+    """The packages that an engine needs."""
+    return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
+
+
+def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
+    """What to fix first: what is missing, else what the reason names, else the first."""
+    missing = [state for state in states if not state.installed]
+    named = [state for state in states if f"'{state.module}'" in found.detail]
+    return (*missing, *named, *states)[0]
+
+
+def _default_model() -> DefaultModel:
+    path = None
+    try:
+        folder, licence = default_bundle()
+        path = str(folder)
+        Bundle.open(folder)
+    # The last two: an entry point whose distribution is broken.
+    except (DovitError, ImportError, AttributeError) as error:
+        return DefaultModel(path=path, works=False, detail=str(error))
+    return DefaultModel(path=path, works=True, detail=licence)
+
+
+# Packages: what is installed, and distributions that overwrite one another's files.
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Distributions that unpack into one folder; the one installed last overwrites the others, file by file."""
+
+    module: str
+    distributions: tuple[str, ...]
+    """The most capable first: where several are installed, that one is kept."""
+
+
+RIVALS = (
+    Rivals("onnxruntime", ("onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime")),
+    Rivals(
+        "cv2",
+        (
+            "opencv-contrib-python",
+            "opencv-contrib-python-headless",
+            "opencv-python",
+            "opencv-python-headless",
+        ),
+    ),
+)
 
 
 def installed_versions() -> dict[str, str]:
@@ -212,130 +339,3 @@ def _signal_name(number: int) -> str:
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1].strip() if lines else ""
-
-
-ENCODERS = {"h264": ("H.264 with sound", ("av", "cv2")), "mp4v": ("MPEG-4 without sound", ("cv2",))}
-"""What each is for, and the packages that it needs; the first that works is used."""
-NO_DRIVER, DRIVER_CHECK = "NVIDIA driver", "nvidia-smi"
-"""What a probe's error mentions where no package is at fault, and the line that shows whether the driver works."""
-
-
-class Check(Record):
-    """Something that was tried for real."""
-
-    name: str
-    purpose: str
-    works: bool
-    detail: str
-    fix: str | None = Field(serialization_alias="mend")
-    """The line to run where it does not work; None where it does."""
-
-
-class DefaultModel(Record):
-    """The model that is taken when none is named."""
-
-    path: str | None
-    works: bool
-    detail: str
-    """Its licence line, or what is wrong and what fixes it."""
-
-
-class Examination(Record):
-    """The contents of `doctor --json`."""
-
-    version: str
-    machine: Machine
-    engines: tuple[Check, ...]
-    images: Check
-    encoders: tuple[Check, ...]
-    """In the order of preference: the first that works is used."""
-    conflicts: tuple[Conflict, ...]
-    packages: tuple[PackageState, ...]
-    default_model: DefaultModel
-
-    @property
-    def can_run(self) -> bool:
-        """Whether some engine computes and images can be read."""
-        return self.images.works and any(engine.works for engine in self.engines)
-
-    @property
-    def fixes(self) -> tuple[str, ...]:
-        """The lines to run, most urgent first.
-
-        Conflicts come first, since a package installed twice explains what else is broken. Of engines and encoders
-        only the default counts: nobody needs the others.
-        """
-        lines = [conflict.fix for conflict in self.conflicts]
-        lines += [check.fix for check in (self.engines[0], self.images, self.encoders[0]) if check.fix is not None]
-        return tuple(dict.fromkeys(lines))
-
-
-def examination() -> Examination:
-    """Examine this machine; engines and encoders are tried in processes of their own."""
-    found = findings((*ENGINES, "images", *ENCODERS))
-    packages = package_states()
-    return Examination(
-        version=__version__,
-        machine=this_machine(),
-        engines=tuple(
-            _check(found[name], entry.purpose, packages, modules=_modules(entry), install=entry.install)
-            for name, entry in ENGINES.items()
-        ),
-        images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
-        encoders=tuple(
-            _check(found[name], purpose, packages, modules=modules) for name, (purpose, modules) in ENCODERS.items()
-        ),
-        conflicts=conflicts(installed_versions()),
-        packages=packages,
-        default_model=_default_model(),
-    )
-
-
-def _check(
-    found: Finding,
-    purpose: str,
-    packages: tuple[PackageState, ...],
-    *,
-    modules: tuple[str, ...],
-    install: str | None = None,
-) -> Check:
-    """A finding with the line that fixes it.
-
-    Args:
-        found: what the probe found.
-        purpose: what is tried is for this.
-        packages: state of all optional packages.
-        modules: the packages that it needs.
-        install: the line that installs it, where that is not the line of one of the packages.
-    """
-    # A driver is at fault only where every package is there; `install` may be a line that removes another one.
-    states = [state for state in packages if state.module in modules]
-    missing = any(not state.installed for state in states)
-    fix = None if found.works else install or _culprit(found, states).fix
-    if fix is not None and not missing and NO_DRIVER in found.detail:
-        fix = DRIVER_CHECK
-    return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, fix=fix)
-
-
-def _modules(entry: EngineEntry) -> tuple[str, ...]:
-    """The packages that an engine needs."""
-    return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
-
-
-def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
-    """What to fix first: what is missing, else what the reason names, else the first."""
-    missing = [state for state in states if not state.installed]
-    named = [state for state in states if f"'{state.module}'" in found.detail]
-    return (*missing, *named, *states)[0]
-
-
-def _default_model() -> DefaultModel:
-    path = None
-    try:
-        folder, licence = default_bundle()
-        path = str(folder)
-        Bundle.open(folder)
-    # The last two: an entry point whose distribution is broken.
-    except (DovitError, ImportError, AttributeError) as error:
-        return DefaultModel(path=path, works=False, detail=str(error))
-    return DefaultModel(path=path, works=True, detail=licence)
