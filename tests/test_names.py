@@ -110,17 +110,13 @@ def sides(value: ast.expr) -> list[ast.expr]:
     return [value]
 
 
-KNOWN_TWINS: set[str] = {"Progress", "Row", "WeightsFile"}
-"""Names that two types of one package still share."""
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_two_types_share_a_name(package: str) -> None:
     files: dict[str, list[str]] = defaultdict(list)
     for path in python_files(package):
         for name in public_types(path):
             files[name].append(path.relative_to(ROOT).as_posix())
-    twins = {name: paths for name, paths in files.items() if len(paths) > 1 and name not in KNOWN_TWINS}
+    twins = {name: paths for name, paths in files.items() if len(paths) > 1}
     assert not twins
 
 

@@ -182,10 +182,10 @@ def progress(
 
 # Tables on stdout: drawn in a terminal, plain aligned columns in a file or a pipe.
 
-Row = Sequence[str]
+Cells = Sequence[str]
 
 
-def show_table(title: str, headers: Row, rows: Sequence[Row], *, right: Sequence[int] = ()) -> None:
+def show_table(title: str, headers: Cells, rows: Sequence[Cells], *, right: Sequence[int] = ()) -> None:
     """Print a table; the columns numbered in `right` hold numbers and are aligned to the right."""
     result(title)
     if sys.stdout.isatty():
@@ -195,7 +195,7 @@ def show_table(title: str, headers: Row, rows: Sequence[Row], *, right: Sequence
         result(f"  {line}")
 
 
-def plain_lines(headers: Row, rows: Sequence[Row], *, right: Sequence[int] = ()) -> list[str]:
+def plain_lines(headers: Cells, rows: Sequence[Cells], *, right: Sequence[int] = ()) -> list[str]:
     """The table as lines of aligned columns, two spaces apart."""
     widths = [max(len(row[column]) for row in (headers, *rows)) for column in range(len(headers))]
     lines = []
@@ -208,7 +208,7 @@ def plain_lines(headers: Row, rows: Sequence[Row], *, right: Sequence[int] = ())
     return lines
 
 
-def _draw(headers: Row, rows: Sequence[Row], right: Sequence[int]) -> None:
+def _draw(headers: Cells, rows: Sequence[Cells], right: Sequence[int]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

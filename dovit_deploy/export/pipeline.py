@@ -40,8 +40,6 @@ from dovit_deploy.runtime.settings import thresholds_from
 FORMS = {False: PORTABLE, True: FAST}
 """Whether it is the fast form for ONNX Runtime -> the passes that make it."""
 
-Progress = Callable[[str], None]
-
 
 def write_graphs(
     folder: Path,
@@ -50,7 +48,7 @@ def write_graphs(
     *,
     weights: SharedWeights,
     metadata: dict[str, str],
-    progress: Progress,
+    progress: Callable[[str], None],
 ) -> None:
     """Write `stage0.onnx`, ..., `merged.onnx`, `dense.onnx` and their fast forms, all over the one weights file.
 
@@ -70,7 +68,7 @@ def write_graphs(
             ir.save(finished, folder / graph_file(name, fast=fast))
 
 
-def exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: Progress) -> dict[str, ir.Model]:
+def exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: Callable[[str], None]) -> dict[str, ir.Model]:
     """The graphs with attention not yet lowered, by name."""
     interfaces, family = graph_interfaces(spec), family_of(spec)
     modules = {stage_name(number): stage for number, stage in enumerate(family.stages(model))}
@@ -105,7 +103,7 @@ def bundle_from_checkpoint(
     request: ExportRequest,
     images: list[tuple[str, Pixels]],
     overwrite: bool,
-    progress: Progress,
+    progress: Callable[[str], None],
 ) -> tuple[Bundle, ParityReport]:
     """Export `checkpoint` to the folder `output`, check it, and open it.
 
@@ -166,7 +164,7 @@ def bundle_preprocessing(checkpoint: Checkpoint, spec: AnySpec, request: ExportR
     return preprocessing.model_copy(update={"stride": request.stride})
 
 
-def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Progress) -> ParityReport:
+def parity_report(bundle: Bundle, images: list[tuple[str, Pixels]], *, progress: Callable[[str], None]) -> ParityReport:
     """Compare both forms of every graph with PyTorch on `images`."""
     progress("verify reference")
     compare = _gated_parity if bundle.manifest.spec.gates else whole_parity

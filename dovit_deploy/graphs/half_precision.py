@@ -43,7 +43,7 @@ MOVING = frozenset(
 TYPED_INPUTS = {"Resize": (0,)}
 """Operators of which only these inputs follow the type; the others are float32 by definition."""
 
-Kind = Literal["matrix", "moving", "exact"]
+NodeKind = Literal["matrix", "moving", "exact"]
 """Of an operator. matrix: in float16; moving: in the type of its surroundings; exact: in float32."""
 HALF_SUFFIX = ".fp16"
 """What the name of a tensor in float16 ends in."""
@@ -98,7 +98,7 @@ class _Conversion:
             value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT16)
             self.modified = True
 
-    def _runs_in_half(self, node: ir.Node, kinds: dict[ir.Node, Kind], reaching: set[ir.Value]) -> bool:
+    def _runs_in_half(self, node: ir.Node, kinds: dict[ir.Node, NodeKind], reaching: set[ir.Value]) -> bool:
         if kinds[node] != "moving":
             return kinds[node] == "matrix"
         made = [value for value in node.inputs if value is not None and not value.is_initializer()]
@@ -172,7 +172,7 @@ def _to_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(np.float16)
 
 
-def _kind(node: ir.Node) -> Kind:
+def _kind(node: ir.Node) -> NodeKind:
     if node.op_type in MATRIX:
         # A product with a vector sums over all tokens.
         vector = node.op_type == "MatMul" and any(rank(value) == 1 for value in node.inputs)
@@ -191,7 +191,7 @@ def _float_values(graph: ir.Graph) -> set[ir.Value]:
     return floats
 
 
-def _reaching_matrices(graph: ir.Graph, floats: set[ir.Value], kinds: dict[ir.Node, Kind]) -> set[ir.Value]:
+def _reaching_matrices(graph: ir.Graph, floats: set[ir.Value], kinds: dict[ir.Node, NodeKind]) -> set[ir.Value]:
     """Float values that a product of matrices, or the next stage, takes in, directly or after other operators."""
     reaching = {value for value in graph.outputs if value.name in CROSSING}
     for node in reversed(graph):
