@@ -67,13 +67,14 @@ class KeyFacts:
     def size(self, *votes: tuple[str, int]) -> int | None:
         """The commonest length that the votes, (pattern of names, axis), find; None if no entry matches.
 
-        The commonest, so that one misshaped entry is reported as such instead of redefining the architecture.
+        The commonest, so that one misshaped entry is reported as such instead of redefining the architecture. Empty
+        entries show nothing.
         """
         lengths = Counter(
             shape[axis]
             for pattern, axis in votes
             for name, shape in self.shapes.items()
-            if axis < len(shape) and name_pattern(pattern).fullmatch(name)
+            if axis < len(shape) and shape[axis] and name_pattern(pattern).fullmatch(name)
         )
         return lengths.most_common(1)[0][0] if lengths else None
 

@@ -60,6 +60,13 @@ class Section:
             raise self.wrong(key, "a whole number is needed")
         return value
 
+    def positive(self, key: str) -> int | None:
+        """A whole number above 0."""
+        value = self.integer(key)
+        if value is not None and value < 1:
+            raise self.wrong(key, "a whole number above 0 is needed")
+        return value
+
     def integers(self, key: str) -> tuple[int, ...] | None:
         """A whole number or a list of them, as a tuple."""
         value = self.values.get(key)

@@ -371,13 +371,13 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(st.dictionaries(st.text("abcxyz", min_size=1, max_size=5), JSON_VALUES, max_size=4))
 def test_any_data_survives_the_text(values: dict[str, Any]) -> None:
     assert settings_from_text(f"model = {values!r}", "test")["model"] == values
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(st.sampled_from(sorted(DOVIT["backbone"])), JSON_VALUES)
 def test_no_value_makes_anything_but_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: object

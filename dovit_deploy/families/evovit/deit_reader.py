@@ -85,19 +85,21 @@ def _published_tradeoffs(network: Sources) -> tuple[float, ...] | None:
     return _PUBLISHED_RATIOS if published else None
 
 
-WIDTH = SpecValue("embed_dim", Section.integer, 1, shown=size(("norm.*", 0), ("norms.*.*", 0), ("blocks.*.norm*.*", 0)))
-PATCH = SpecValue("patch_size", Section.integer, 16, shown=size(("patch_embed.proj.weight", 2)))
+WIDTH = SpecValue(
+    "embed_dim", Section.positive, 1, shown=size(("norm.*", 0), ("norms.*.*", 0), ("blocks.*.norm*.*", 0))
+)
+PATCH = SpecValue("patch_size", Section.positive, 16, shown=size(("patch_embed.proj.weight", 2)))
 SIZE = training_size(
     "img_size",
     positions="pos_embed",
     extra=lambda network: 2 if network.facts.has("dist_token") else 1,
     patch=lambda network: network[PATCH],
 )
-HEADS = SpecValue("num_heads", Section.integer, 1, default=lambda network: HEADS_OF_WIDTH.get(network[WIDTH]))
+HEADS = SpecValue("num_heads", Section.positive, 1, default=lambda network: HEADS_OF_WIDTH.get(network[WIDTH]))
 HIDDEN = SpecValue("mlp_ratio", _stated_hidden, 1, shown=size(("blocks.*.mlp.fc1.*", 0)))
-CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.*", 0)))
-EVO_DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, shown=count("qks"))
-DEPTH = SpecValue("depth", Section.integer, PUBLISHED_DEPTH, shown=count("blocks"))
+CLASSES = SpecValue("num_classes", Section.positive, 1, shown=size(("head.*", 0)))
+EVO_DEPTH = SpecValue("depth", Section.positive, PUBLISHED_DEPTH, shown=count("qks"))
+DEPTH = SpecValue("depth", Section.positive, PUBLISHED_DEPTH, shown=count("blocks"))
 DISTILLED = SpecValue("distilled", Section.flag, False, shown=has("dist_token"))
 TRADEOFFS = SpecValue("tradeoff", _stated_tradeoffs, (1.0,) * PUBLISHED_DEPTH, default=_published_tradeoffs)
 

@@ -210,12 +210,19 @@ def _stated_list(section: Section, key: str) -> tuple[int, ...] | None:
 
 
 def _stated_key(section: Section, key: str) -> int | None:
-    stated, per_stage = section.integer(key), section.integers("key_dim")
+    stated, per_stage = section.positive(key), section.integers("key_dim")
     if stated is not None or per_stage is None:
         return stated
-    if len(set(per_stage)) > 1:
-        raise ConfigError(f"'key_dim' {list(per_stage)}: only one width for all stages is supported")
+    if len(set(per_stage)) > 1 or per_stage[0] < 1:
+        raise section.wrong("key_dim", "one width above 0 for all stages is needed")
     return per_stage[0]
+
+
+def _stated_ratios(section: Section, key: str) -> tuple[float, ...] | None:
+    ratios = section.numbers(key) or None
+    if ratios is not None and min(ratios) <= 0:
+        raise section.wrong(key, "numbers above 0 are needed")
+    return ratios
 
 
 def _twice(network: Sources) -> tuple[float, ...]:
@@ -233,14 +240,10 @@ DEPTHS = SpecValue[tuple[int, ...]](
     "X", _stated_list, (1,), shown=lambda network: layout_from_keys(network.facts).depths or None
 )
 KEY = SpecValue("D", _stated_key, 1, default=lambda network: _KEY_DIMS.get(network[WIDTHS]))
-ATTENTION_RATIOS = SpecValue[tuple[float, ...]](
-    "attn_ratio", lambda network, key: network.numbers(key) or None, (2.0,), default=_twice
-)
-MLP_RATIOS = SpecValue[tuple[float, ...]](
-    "mlp_ratio", lambda network, key: network.numbers(key) or None, (2.0,), default=_twice
-)
+ATTENTION_RATIOS = SpecValue[tuple[float, ...]]("attn_ratio", _stated_ratios, (2.0,), default=_twice)
+MLP_RATIOS = SpecValue[tuple[float, ...]]("mlp_ratio", _stated_ratios, (2.0,), default=_twice)
 HEADS = SpecValue[tuple[int, ...]]("N", _stated_list, (1,), shown=_shown_heads)
-CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.l.*", 0)))
+CLASSES = SpecValue("num_classes", Section.positive, 1, shown=size(("head.l.*", 0)))
 DISTILLED = SpecValue("distillation", Section.flag, False, shown=has("head_dist.**"))
 
 

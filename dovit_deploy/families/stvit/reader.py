@@ -87,12 +87,12 @@ def _shown_ratio(network: Sources) -> float | None:
     return None if hidden is None else hidden / network[WIDTH]
 
 
-WIDTH = SpecValue("embed_dim", Section.integer, 2, shown=size(("layers.0.blocks.*.norm*.*", 0)))
+WIDTH = SpecValue("embed_dim", Section.positive, 2, shown=size(("layers.0.blocks.*.norm*.*", 0)))
 DEPTHS = SpecValue[tuple[int, ...]]("depths", Section.integers, (1,), shown=_shown_depths)
 HEADS = SpecValue[tuple[int, ...]]("num_heads", Section.integers, (1,), shown=_shown_heads)
-WINDOW = SpecValue("window_size", Section.integer, 7, shown=_shown_window)
+WINDOW = SpecValue("window_size", Section.positive, 7, shown=_shown_window)
 HIDDEN_RATIO = SpecValue("mlp_ratio", Section.number, 4.0, shown=_shown_ratio)
-CLASSES = SpecValue("num_classes", Section.integer, 1, shown=size(("head.*", 0)))
+CLASSES = SpecValue("num_classes", Section.positive, 1, shown=size(("head.*", 0)))
 # An option is on if there are entries for it, and that must be what is stated.
 GLOBAL_TOKENS = SpecValue("use_global", Section.flag, False, shown=has(f"{_REDUCED}.semantic_token2"))
 CONVOLUTION = SpecValue("use_conv_pos", Section.flag, False, shown=has("layers.*.blocks.*.conv_pos.**"))
@@ -260,12 +260,12 @@ def _shown_samples(network: Sources) -> int | None:
     return math.isqrt(tokens) if tokens else None
 
 
-DEIT_WIDTH = SpecValue("dim", Section.integer, 1, shown=size(("blocks.*.norm*.*", 0)))
+DEIT_WIDTH = SpecValue("dim", Section.positive, 1, shown=size(("blocks.*.norm*.*", 0)))
 DEIT_SIZE = training_size("img_size", positions="pos_embed", extra=lambda _: 0, patch=_deit_patch)
-DEIT_DEPTH = SpecValue("depth", Section.integer, 1, shown=count("blocks"))
-DEIT_HEADS = SpecValue("heads", Section.integer, 1)
+DEIT_DEPTH = SpecValue("depth", Section.positive, 1, shown=count("blocks"))
+DEIT_HEADS = SpecValue("heads", Section.positive, 1)
 DEIT_START = SpecValue("stgm_start", Section.integer, 0)
-DEIT_SAMPLES = SpecValue("k", Section.integer, 4, shown=_shown_samples)
+DEIT_SAMPLES = SpecValue("k", Section.positive, 4, shown=_shown_samples)
 
 
 def stvit_deit_architecture(network: Sources) -> Architecture:

@@ -111,11 +111,11 @@ def _stated_confidence(backbone: Section, key: str) -> tuple[float, ...] | None:
     return None if value is None else (value,)
 
 
-WIDTH = SpecValue("embed_dims", Section.integer, 1, shown=size(("layers.*.ln*.*", 0)))
-LAYERS = SpecValue("num_layers", Section.integer, 1, shown=count("layers"))
-PATCH = SpecValue("patch_size", Section.integer, 16, shown=size(("patch_embed.projection.weight", 2)))
+WIDTH = SpecValue("embed_dims", Section.positive, 1, shown=size(("layers.*.ln*.*", 0)))
+LAYERS = SpecValue("num_layers", Section.positive, 1, shown=count("layers"))
+PATCH = SpecValue("patch_size", Section.positive, 16, shown=size(("patch_embed.projection.weight", 2)))
 SIZE = training_size("img_size", positions="pos_embed", extra=lambda _: 1, patch=lambda backbone: backbone[PATCH])
-HEADS = SpecValue("num_heads", Section.integer, 1)
+HEADS = SpecValue("num_heads", Section.positive, 1)
 HIDDEN = SpecValue(
     "mlp_ratio",
     _stated_hidden,

@@ -109,33 +109,33 @@ def _shown_convs(head: Sources) -> int | None:
 # Values of every head, of FCNHead, of SETRUPHead, of the mask head.
 
 CLASS = SpecValue[OfficialHead]("type", _stated_class, "FCNHead", shown=_shown_class, default=_no_class)
-CLASSES = SpecValue("num_classes", Section.integer, 1, shown=_shown_classes)
+CLASSES = SpecValue("num_classes", Section.positive, 1, shown=_shown_classes)
 
 FCN_CONVS = SpecValue("num_convs", Section.integer, 1, shown=_shown_convs)
-FCN_KERNEL = SpecValue("kernel_size", Section.integer, 1, shown=size(("convs.*.conv.weight", 2)))
+FCN_KERNEL = SpecValue("kernel_size", Section.positive, 1, shown=size(("convs.*.conv.weight", 2)))
 FCN_JOINED = SpecValue("concat_input", Section.flag, False, shown=lambda head: head.facts.has("conv_cat.**"))
 FCN_CHANNELS = SpecValue(
     "channels",
-    Section.integer,
+    Section.positive,
     1,
     shown=size(("convs.*.conv.weight", 0), ("convs.*.bn.*", 0), ("conv_seg.weight", 1)),
 )
 
-SETR_CONVS = SpecValue("num_convs", Section.integer, 1, shown=count("up_convs"))
-SETR_KERNEL = SpecValue("kernel_size", Section.integer, 1, shown=size(("up_convs.*.0.conv.weight", 2)))
-SETR_UP_SCALE = SpecValue("up_scale", Section.integer, 1)
+SETR_CONVS = SpecValue("num_convs", Section.positive, 1, shown=count("up_convs"))
+SETR_KERNEL = SpecValue("kernel_size", Section.positive, 1, shown=size(("up_convs.*.0.conv.weight", 2)))
+SETR_UP_SCALE = SpecValue("up_scale", Section.positive, 1)
 SETR_CHANNELS = SpecValue(
     "channels",
-    Section.integer,
+    Section.positive,
     1,
     shown=size(("up_convs.*.0.conv.weight", 0), ("up_convs.*.0.bn.*", 0), ("conv_seg.weight", 1)),
 )
 
 MASK_WIDTH = SpecValue(
-    "embed_dims", Section.integer, 1, shown=size(("cls_emb", 2), ("decoder_norm.*", 0), ("layers.*.ln*.weight", 0))
+    "embed_dims", Section.positive, 1, shown=size(("cls_emb", 2), ("decoder_norm.*", 0), ("layers.*.ln*.weight", 0))
 )
-MASK_LAYERS = SpecValue("num_layers", Section.integer, 1, shown=count("layers"))
-MASK_HEADS = SpecValue("num_heads", Section.integer, 1)
+MASK_LAYERS = SpecValue("num_layers", Section.positive, 1, shown=count("layers"))
+MASK_HEADS = SpecValue("num_heads", Section.positive, 1)
 
 
 def mmseg_head(head: Sources, *, width: int) -> FcnHead | LinearHead | SetrHead | MaskHead:

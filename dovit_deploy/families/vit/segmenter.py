@@ -81,20 +81,20 @@ def _no_decoder(decoder: Sources) -> Decoder | None:
     raise CheckpointMismatch(f"{decoder.checkpoint} has no entries of a decoder (decoder.*)")
 
 
-WIDTH = SpecValue("d_model", Section.integer, 1, shown=size(("encoder.blocks.*.norm*.*", 0)))
-PATCH = SpecValue("patch_size", Section.integer, 16, shown=size(("encoder.patch_embed.proj.weight", 2)))
+WIDTH = SpecValue("d_model", Section.positive, 1, shown=size(("encoder.blocks.*.norm*.*", 0)))
+PATCH = SpecValue("patch_size", Section.positive, 16, shown=size(("encoder.patch_embed.proj.weight", 2)))
 SIZE = training_size("image_size", positions="encoder.pos_embed", extra=_extra, patch=lambda network: network[PATCH])
-HEADS = SpecValue("n_heads", Section.integer, 1, default=lambda network: _HEADS.get(network[WIDTH]))
-HIDDEN = SpecValue("d_ff", Section.integer, 1, shown=size(("encoder.blocks.*.mlp.fc1.*", 0)))
-DEPTH = SpecValue("n_layers", Section.integer, 1, shown=count("encoder.blocks"))
+HEADS = SpecValue("n_heads", Section.positive, 1, default=lambda network: _HEADS.get(network[WIDTH]))
+HIDDEN = SpecValue("d_ff", Section.positive, 1, shown=size(("encoder.blocks.*.mlp.fc1.*", 0)))
+DEPTH = SpecValue("n_layers", Section.positive, 1, shown=count("encoder.blocks"))
 CLASSES = SpecValue(
     "n_cls",
-    Section.integer,
+    Section.positive,
     1,
     shown=size(("decoder.mask_norm.*", 0), ("decoder.cls_emb", 1), ("decoder.head.*", 0)),
 )
 DECODER = SpecValue[Decoder]("name", _stated_decoder, "linear", shown=_shown_decoder, default=_no_decoder)
-DECODER_LAYERS = SpecValue("n_layers", Section.integer, 2, shown=count("blocks"))
+DECODER_LAYERS = SpecValue("n_layers", Section.positive, 2, shown=count("blocks"))
 
 
 def segmenter_architecture(network: Sources) -> Architecture:
