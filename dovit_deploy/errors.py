@@ -12,7 +12,7 @@
     │   ├── PackageMissing                  a Python package
     │   ├── EncoderMissing                  a video encoder
     │   ├── ProviderMissing                 a device or execution provider
-    │   ├── DeviceFailed                    a GPU refused or broke off what it was given
+    │   ├── DeviceFailed                    a GPU refused or aborted what it was given
     │   │   └── DeviceOutOfMemory               it has no memory left
     │   ├── EngineBuildFailed               TensorRT cannot make an engine of a graph
     │   └── EngineMissing                   no engine was built for a bundle
@@ -31,7 +31,7 @@
     ├── PartialFailure                  7   finished, but some inputs failed
     └── Interrupted                   130   the user stopped it
 
-A message is one or two lines: what was given, what is allowed, what mends it.
+A message is one or two lines: what was given, what is allowed, what fixes it.
 """
 
 from __future__ import annotations
@@ -129,15 +129,15 @@ class ProviderMissing(EnvironmentProblem):
 
 
 class DeviceFailed(EnvironmentProblem):
-    """A GPU, or its driver, refused or broke off what it was given; the message carries what it said."""
+    """A GPU, or its driver, refused or aborted what it was given; the message quotes what it reported."""
 
 
 class DeviceOutOfMemory(DeviceFailed):
-    """A GPU has not as much memory left as is needed."""
+    """A GPU has less memory left than is needed."""
 
 
 class EngineBuildFailed(EnvironmentProblem):
-    """TensorRT refuses a graph, or its builder dies; the message carries what it said."""
+    """TensorRT refuses a graph, or its builder dies; the message quotes what it reported."""
 
 
 class EngineMissing(EnvironmentProblem):
@@ -179,11 +179,11 @@ class FileMissing(BundleError):
 
 
 class FileUnlisted(BundleError):
-    """A file lies in the bundle that the manifest does not list."""
+    """The bundle holds a file that the manifest does not list."""
 
 
 class DigestMismatch(BundleError):
-    """A file's bytes are not those that the manifest's digest was taken of."""
+    """A file's bytes differ from those that the manifest's digest was computed from."""
 
 
 class PathEscapes(BundleError):

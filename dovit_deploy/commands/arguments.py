@@ -66,7 +66,7 @@ Threshold = Annotated[
 ]
 MaxPixels = Annotated[
     int | None,
-    typer.Option("--max-pixels", min=1, help="Refuse pictures with more pixels than this; default: 150 million."),
+    typer.Option("--max-pixels", min=1, help="Refuse images with more pixels than this; default: 150 million."),
 ]
 
 
@@ -127,14 +127,12 @@ def names(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...
     return parts
 
 
-# What one tries first with a bundle: a picture; a backbone without a head can only be timed.
-
 PLACEHOLDER = "YOUR_IMAGE_OR_VIDEO"
-"""Where the user's own picture goes."""
+"""Stands for a file of the user's own in a suggested command."""
 
 
 def first_use(bundle: Path, manifest: Manifest) -> str:
-    """The command line, with the bundle's own path in it."""
+    """What to try first with a bundle: an image; a backbone without a head can only be timed."""
     from dovit_deploy.runtime.tasks import takes_images
 
     if takes_images(manifest):

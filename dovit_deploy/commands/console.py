@@ -22,7 +22,7 @@ Json = Mapping[str, object]
 
 
 def errors_console() -> Console:
-    """Where progress goes; made anew so that a redirected stderr is respected."""
+    """The console of progress: stderr, made anew each time so that a redirected stderr is respected."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -67,7 +67,7 @@ class ClassificationResult:
         return paint_selections(self.rgb, self.tokens)
 
     def facts(self) -> dict[str, Any]:
-        """What a row of `frames.jsonl` says of the answer: `top`, the classes with their probabilities."""
+        """The fields of the answer in a row of `frames.jsonl`: `top`, the classes with their probabilities."""
         return {
             "top": [{"id": entry.id, "name": entry.name, "probability": entry.probability} for entry in self.classes]
         }

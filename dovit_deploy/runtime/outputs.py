@@ -35,7 +35,7 @@ class RunOutputs:
 
     Args:
         folder: exists; images go into it.
-        source: tells images from video, and the video's size, rate and sound.
+        source: says whether it is images or video, and the video's size, rate and sound.
         kinds: some of `KINDS`.
         every: the source gives every n-th frame only.
     """

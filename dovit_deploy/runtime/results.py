@@ -45,7 +45,7 @@ class TokenReport:
     gmacs_dense: float
     gmacs_actual: float
     keep: tuple[npt.NDArray[np.bool_], ...]
-    """Per gate, (h, w): still running after it; monotone from gate to gate. Where counts are fixed: per choice of
+    """Per gate, (h, w): still running after it; monotone from gate to gate. Of models with fixed counts: per choice of
     tokens inside the graph, on the choice's own grid, who was taken."""
     confidence: tuple[npt.NDArray[np.float32], ...]
     """Per gate, (h, w), NaN where the head was not evaluated."""
@@ -59,7 +59,7 @@ class TokenReport:
 
 @dataclass(frozen=True)
 class Window:
-    """One window of an image: where it lies in the model's input, in pixels, and its report."""
+    """One window of an image: its rectangle in the model's input, in pixels, and its report."""
 
     top: int
     left: int
@@ -70,7 +70,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of an image, in its pixels; borders may lie between pixels."""
+    """A rectangle of an image, in its pixels; borders may be between pixels."""
 
     top: float
     left: float

@@ -55,7 +55,7 @@ class SegmentationResult:
         return paint_tokens(self.rgb, self.tokens, self.gates)
 
     def facts(self) -> dict[str, Any]:
-        """What a row of `frames.jsonl` says of the answer: nothing, the class map is in the mask."""
+        """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""
         return {}
 
     def save(self, path: str | Path) -> None:

@@ -47,8 +47,8 @@ class Session:
         engine: a name of `engines.registry`; "torch" is the reference.
         precision: one that engine and bundle both have; None: the engine's own, fp32 but for TensorRT.
         threads: of one operator; None leaves it to the engine.
-        options: what only some engines have a use for.
-        backend: in place of the four above, a backend made by the caller.
+        options: what only some engines use.
+        backend: instead of the four above, a backend made by the caller.
 
     Raises:
         UsageError: unknown engine or precision.
@@ -197,7 +197,7 @@ class Session:
         return answer, self._report(kept, keep, grids, times)
 
     def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
-        """A model whose token counts are fixed: the graph itself tells how many ran, and which it chose."""
+        """A model whose token counts are fixed: the graph itself says how many ran, and which ones it chose."""
         download, start = self.backend.download, perf_counter()
         outputs = self.engine(stage_name(0)).run({PIXELS: self.backend.upload(pixels)})
         answer = self._answer(outputs)
@@ -240,7 +240,7 @@ class Session:
 
 
 def _dense_counts(spec: ModelSpec) -> tuple[int, ...]:
-    """All tokens of every stage; what a graph chooses from inside may lie on a smaller grid than its first."""
+    """All tokens of every stage; a choice inside the graph may be made on a smaller grid than the first."""
     later = [spec.extra_tokens + rows * columns for rows, columns in spec.keep_grids]
     return (spec.tokens, *later) if later else (spec.tokens,) * len(spec.counts)
 

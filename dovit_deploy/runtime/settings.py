@@ -31,7 +31,7 @@ class RunSettings:
     floor: np.float32
     """A token less confident than this stops too; 0 is off."""
     replay: Sequence[npt.NDArray[np.int64]] | None = None
-    """Per gate, the index (kept,) of the tokens that run on, in place of the gate's own decision."""
+    """Per gate, the index (kept,) of the tokens that run on, instead of the gate's own decision."""
     dense: bool = False
     """Run the dense network, which has no gates."""
 

@@ -1,4 +1,4 @@
-"""What a bundle is for, and what follows from that for images: the one place where runs tell tasks apart.
+"""What a bundle is for, and what follows from that: only here does a run distinguish tasks.
 
 segmentation     Predictor    overlay, masks, tokens
 classification   Classifier   overlay, tokens
@@ -39,7 +39,7 @@ class ImageResult(Protocol):
         """The image with what its tokens did on it."""
 
     def facts(self) -> dict[str, Any]:
-        """What a row of `frames.jsonl` says of the answer."""
+        """The fields of the answer in a row of `frames.jsonl`."""
 
     def save(self, path: str | Path) -> None:
         """Write the answer to a file."""
@@ -93,14 +93,14 @@ def task_from_manifest(manifest: Manifest) -> ImageTask:
     """
     if not takes_images(manifest):
         raise InputError(
-            f"{manifest.name} is a backbone without a head (task {manifest.task}): it answers nothing about an image; "
+            f"{manifest.name} is a backbone without a head (task {manifest.task}): it gives no answer about an image; "
             "use Session.run from Python"
         )
     return TASKS[manifest.task]
 
 
 def takes_images(manifest: Manifest) -> bool:
-    """Whether a bundle answers anything about an image."""
+    """Whether a bundle gives an answer about an image."""
     return manifest.task in TASKS
 
 

@@ -22,11 +22,11 @@ from dovit_deploy.sources.source import RGB
 SMALLEST_PATCH = 10
 """Side in pixels of the image below which the lines between patches would hide it."""
 RAMP = ((38, 30, 110), (52, 92, 168), (46, 160, 160), (236, 190, 78), (255, 104, 48))
-"""From cold to hot; lightness tells them apart too."""
+"""From cold to hot; they differ in lightness too."""
 HEAT = 0.55
 """Share of the ramp's colour in the painted image."""
 UNSEEN_LIGHT = 0.35
-"""Brightness of what lies outside the model's view."""
+"""Brightness of the part of the image that the model did not see."""
 
 
 @dataclass(frozen=True)

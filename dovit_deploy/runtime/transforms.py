@@ -1,4 +1,4 @@
-"""Pixels in, class map out: what lies before and after the model, done the way each family's own code does it.
+"""Image in, class map out: what is done before and after the model, the way each family's own code does it.
 
 Sources: mmsegmentation's test pipeline (OpenCV's bilinear resize of 0..255, then mean and std; logits to the input,
 then to the image) and Segmenter's (logits to the padded input, cropped). Sizes are (height, width) in pixels.

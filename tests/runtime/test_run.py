@@ -27,7 +27,7 @@ def test_every_frame_arrives_in_order() -> None:
     assert written == [(n, n) for n in range(50)]
 
 
-def test_failed_frames_are_told_and_the_others_go_on() -> None:
+def test_failed_frames_are_reported_and_the_others_go_on() -> None:
     written, failures = [], []
     items = [frame(0), FailedFrame("bad.png", "cannot be read", 1), frame(2)]
     pipeline(items, write=lambda f, r: written.append(r), failed=failures.append).run()
