@@ -71,6 +71,7 @@ def _single(verb: Callable[..., None]) -> typer.Typer:
 
 def _run(app: typer.Typer, arguments: list[str]) -> int:
     """Run `app` and turn what happens into an exit code (README, "Exit codes")."""
+    # The short names have no callback above their one verb that would take it.
     if arguments == ["--version"]:
         sys.stdout.write(f"dovit-deploy {__version__}\n")
         return 0

@@ -66,6 +66,7 @@ def put_in_place(partial: Path, path: Path) -> None:
     Where the system can exchange two names, `path` is the old or the new folder at every moment; elsewhere the old
     one is set aside first, and a kill between the two renames leaves it as `NAME.previous`.
     """
+    # After the exchange the old folder is the one that is called `partial`.
     if path.exists() and not path.is_symlink() and _exchanged(partial, path):
         remove(partial)
         return

@@ -83,6 +83,7 @@ def run(
         ):
             failed = partial(console.remark, quiet=False)
             outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
+    # Written before anything is printed, so that a closed pipe cannot lose it.
     console.write_json(json_file, outcome.summary)
     for line in (*frames.warnings, *outcome.warnings):
         console.remark(f"note: {line}", quiet=quiet)
@@ -101,6 +102,7 @@ def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path
     from dovit_deploy.files import free_path, refuse_existing
 
     if output is None:
+        # Also of an address or a glob something that can be a folder's name.
         stem = Path(source.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
         return free_path(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
     target, given = output.resolve(), Path(source).resolve()

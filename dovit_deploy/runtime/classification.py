@@ -84,6 +84,7 @@ class ClassificationResult:
             raise UsageError(f"{target.name}: an answer is written as {' or '.join(SUFFIXES)}; give such a name")
         if not target.parent.is_dir():
             raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
+        # A label has no map to be saved, so its image is the painted one.
         if target.suffix.lower() == ".png":
             save_image(target, self.plot())
             return

@@ -47,12 +47,14 @@ class RunOutputs:
         self._writers: dict[str, VideoWriter] = {}
         self._stack = ExitStack()
         for kind in kinds:
+            # A video is one file; its masks are still one image a frame.
             if self._video is None or kind == "masks":
                 (folder / kind).mkdir()
 
     @property
     def warnings(self) -> list[str]:
         """Lines for the user, each once."""
+        # Two videos of one run often warn of the same thing.
         return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
 
     def write(self, frame: Frame, result: ImageResult) -> None:
@@ -81,6 +83,7 @@ class RunOutputs:
         return open_video_writer(
             self._folder / f"{kind}.mp4",
             size=size,
+            # Every n-th frame is shown n times as long.
             rate=Fraction(video.rate) / self._every,
             time_base=video.time_base,
             audio_from=video.path if video.has_audio else None,
@@ -146,6 +149,7 @@ class RunReport:
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
         self._file.write(json.dumps(row) + "\n")
+        # So that the rows of a run that is killed can be read.
         self._file.flush()
         self.frames += 1
         for name, value in row.items():
@@ -170,6 +174,7 @@ class RunReport:
             for name in path[:-1]:
                 branch = branch.setdefault(name, {})
             branch[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
+        # The stages were numbered to be columns; in a row they are a list.
         if isinstance(tree.get("tokens"), dict):
             tree["tokens"]["kept"] = list(tree["tokens"]["kept"].values())
         return tree

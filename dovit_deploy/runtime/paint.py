@@ -54,8 +54,10 @@ def paint_overlay(rgb: RGB, class_map: npt.NDArray[np.uint8], palette: Palette, 
     cv2 = packages.opencv()
     colors = colored(class_map, palette.colors)
     painted = cv2.addWeighted(np.ascontiguousarray(rgb), 1 - alpha, colors, alpha, 0)
+    # Without colours there is nothing for a border to separate.
     if alpha == 0:
         return np.asarray(painted, dtype=np.uint8)
+    # alpha and beta together mix the class colour with white.
     bright = cv2.convertScaleAbs(colors, alpha=1 - BORDER_LIGHT, beta=255 * BORDER_LIGHT)
     return np.asarray(cv2.copyTo(bright, _borders(class_map), painted), dtype=np.uint8)
 
@@ -215,6 +217,7 @@ def _fitting(entry: ClassScore, height: int, room: int) -> str:
     share, name = f" {entry.probability:.1%}", in_ascii(entry.name)
     if text_width(name + share, height) <= room:
         return name + share
+    # Letters differ in width, so the length that fits is found by trying.
     while name and text_width(f"{name}...{share}", height) > room:
         name = name[:-1]
     return f"{name}...{share}"

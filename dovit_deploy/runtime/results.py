@@ -159,12 +159,14 @@ def probabilities_from_logits(logits: npt.NDArray[np.float32]) -> npt.NDArray[np
         raise CheckError(
             "the model's logits are not finite: its arithmetic overflows at this precision; try --precision fp32"
         )
+    # Shifted by the largest, so that no power overflows.
     raised = np.exp(logits.astype(np.float64) - float(logits.max()))
     return np.asarray(raised / raised.sum(), dtype=np.float64)
 
 
 def most_probable(probabilities: npt.NDArray[np.float64], *, top: int) -> npt.NDArray[np.intp]:
     """The ids of the `top` most probable classes, or of all; of equals the lower id comes first: (min(top, K),)."""
+    # Stable, so that equals keep the order of their ids.
     return np.argsort(-probabilities, kind="stable")[:top]
 
 

@@ -150,6 +150,7 @@ def _summary(
 
 def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
     """Thresholds (gates, K) as JSON: one number per gate where all classes share it, else one per gate and class."""
+    # float32 of 0.85 reads 0.8500000238; 7 digits give back what was typed.
     rows = np.round(thresholds.astype(np.float64), 7)
     if rows.size and (rows == rows[:, :1]).all():
         return [float(row[0]) for row in rows]

@@ -75,6 +75,7 @@ class SegmentationResult:
         """
         supervision = packages.supervision()
         present = np.unique(self.class_map)
+        # One detection for each class: a class map does not separate objects.
         masks = self.class_map[None] == present[:, None, None]
         boxes = np.array([_box(mask) for mask in masks], dtype=np.float32)
         names = np.array([self.palette.names[number] for number in present])
@@ -191,9 +192,12 @@ class Predictor:
             return transforms.to_class_map(
                 run.window_logits(0, 0), run.input_size, image_size, cover=cover, patch=patch
             )
+        # An enlarged image: the mean belongs to the pixels of the input, so it is stretched as a whole.
         if run.input_size != image_size:
             merged = self._averaged(run)
             return transforms.to_class_map(merged, run.input_size, image_size, cover="image", patch=patch)
+        # At the image's own size each band is decided as soon as it is complete: the logits of a large image are never
+        # all in memory.
         answer = np.empty(image_size, dtype=np.uint8)
         for top, band in averaged_bands(run.placed(), run.input_size[1]):
             answer[top : top + band.shape[1]] = class_map(band)
@@ -226,6 +230,7 @@ class _WindowRun:
     def window_logits(self, top: int, left: int) -> Logits:
         """Logits (K, h, w) of one window as the head gives them."""
         height, width = self.spec.size
+        # Engines read plain memory, and a window is a view with gaps.
         pixels = np.ascontiguousarray(self.pixels[:, :, top : top + height, left : left + width])
         start = perf_counter()
         logits, report = self.session.run_one(pixels, self.settings)

@@ -71,6 +71,7 @@ class Session:
         self._cost = cost_model(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
         try:
+            # All stages at once: what an engine refuses is then known before the first frame.
             for number in range(bundle.stages):
                 self.engine(stage_name(number))
         except BaseException:
@@ -110,6 +111,7 @@ class Session:
         if keep is not None and pixels.shape[0] != 1:
             raise InputError(f"keep replays one image, {pixels.shape[0]} given")
         settings = RunSettings.resolve(self.bundle.manifest, thresholds=thresholds, floor=floor, keep=keep, dense=dense)
+        # One by one: each image has token counts of its own, and no padding makes them equal.
         results = [self.run_one(pixels[number : number + 1], settings) for number in range(pixels.shape[0])]
         reports = [report for _, report in results]
         return _joined([answer for answer, _ in results]), reports[0] if len(reports) == 1 else reports
@@ -171,6 +173,7 @@ class Session:
             if decide is not None:
                 index = backend.upload(decide(number, outputs))
             elif settings.replay is None:
+                # The count is all that comes back from the device between two stages: 8 bytes.
                 index = backend.narrow(outputs[ORDER], int(backend.download(outputs[COUNT])))
             else:
                 index = backend.upload(settings.replay[number])
@@ -254,6 +257,7 @@ def _joined(answers: list[Answer]) -> Answer:
 
 def _grid_from_index(index: npt.NDArray[np.int64], extra: int, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
     keep = np.zeros(grid[0] * grid[1], dtype=bool)
+    # Extra tokens come first in every index and never stop.
     keep[index[extra:] - extra] = True
     return keep.reshape(grid)
 

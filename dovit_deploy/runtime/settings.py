@@ -93,6 +93,7 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
         return np.asarray(manifest.defaults.thresholds, dtype=np.float32).reshape(gates, classes)
     if gates == 0:
         raise UsageError(f"{manifest.name} is a model without gates; it takes no thresholds")
+    # In float32, as the graph compares: a threshold must not change its side by rounding later.
     given = np.asarray(value, dtype=np.float32)
     if given.ndim == 0:
         full = np.full((gates, classes), given, dtype=np.float32)
@@ -152,9 +153,11 @@ def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
             raise InputError(
                 f"keep[{number}]: {cells.dtype} of shape {cells.shape} given, booleans of shape {spec.grid} needed"
             )
+        # A stopped token keeps the value it had: the layers in between have not updated it, so it cannot run on later.
         if (cells & ~before).any():
             raise InputError(f"keep[{number}]: {int((cells & ~before).sum())} tokens resume; a stopped token stays so")
         before = cells
+        # Raster order, as in the order that a gate gives: a replay is then bit-equal to the run.
         extra = np.arange(spec.extra_tokens, dtype=np.int64)
         indices.append(np.concatenate([extra, spec.extra_tokens + np.flatnonzero(cells)]).astype(np.int64))
     return indices

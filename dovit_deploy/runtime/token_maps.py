@@ -83,6 +83,7 @@ def _heat_map(tokens: FrameTokens, gates: int, size: tuple[int, int]) -> npt.NDA
     cv2 = packages.opencv()
     passed = _mean_over_windows(tokens, lambda window: _at_pixels(exit_levels(window, gates), window, tokens.patch))
     level = np.round(passed * (255 / gates)) if gates else np.full_like(passed, 255)
+    # Nearest: a blend would show exits that no gate has.
     return np.asarray(cv2.resize(level.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST))
 
 
@@ -104,6 +105,7 @@ def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
         edges = np.arange(tokens.patch, tokens.input_size[axis], tokens.patch) * scale
         lines = np.minimum(edges.astype(np.intp), painted.shape[axis] - 1)
         rows = painted if axis == 0 else painted.transpose(1, 0, 2)
+        # An eighth darker, whatever the colour below.
         rows[lines] = rows[lines] // 8 * 7
 
 
@@ -155,6 +157,7 @@ def selected_shares(tokens: FrameTokens) -> npt.NDArray[np.float32]:
 
 def _window_shares(window: Window) -> npt.NDArray[np.float32]:
     keep = window.report.keep
+    # Everything ran.
     if not keep:
         return np.ones((window.height, window.width), dtype=np.float32)
     grids = [_stretched(grid, (window.height, window.width)) for grid in keep]
@@ -176,6 +179,7 @@ def _view(tokens: FrameTokens, image: tuple[int, int]) -> tuple[slice, slice]:
 
 
 def _span(start: float, length: float, whole: int) -> slice:
+    # A view thinner than a pixel still shows one.
     first = min(round(start), whole - 1)
     return slice(first, max(first + 1, min(round(start + length), whole)))
 

@@ -75,6 +75,7 @@ def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
     if preprocessing.crop is not None:
         return centre_crop(rgb, shorter=preprocessing.crop.shorter, size=size)
     height, width = size if preprocessing.stride is None else sliding_size(rgb.shape[:2], size)
+    # OpenCV refuses some views, as of a flipped image.
     rgb = np.ascontiguousarray(rgb)
     if rgb.shape[:2] == (height, width):
         return rgb
@@ -158,6 +159,7 @@ def to_class_map(logits: Logits, input_size: Size, image_size: Size, *, cover: C
         (H, W) uint8 in the image's own pixels.
     """
     canvas = covered_size(input_size, cover=cover, patch=patch)
+    # Nothing is stretched, so the two matrices would be identities.
     if logits.shape[1:] == canvas == input_size == image_size:
         return class_map(logits)
     rows, columns = (
@@ -200,6 +202,7 @@ def centre_crop(rgb: RGB, *, shorter: int, size: Size) -> RGB:
     """
     pillow = packages.pillow()
     rows, columns = _axes(rgb.shape[:2], shorter, size)
+    # Cut first, so that not the whole of a long strip is enlarged.
     middle = rgb[rows.first : rows.first + rows.kept, columns.first : columns.first + columns.kept]
     image = pillow.fromarray(np.ascontiguousarray(middle))
     resized = image.resize((columns.resized, rows.resized), pillow.Resampling.BICUBIC)

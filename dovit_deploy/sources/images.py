@@ -231,6 +231,7 @@ def _orientation(image: Any) -> int:  # noqa: ANN401
 
 def _rgb_from_image(image: Any, path: Path | str) -> RGB:  # noqa: ANN401
     """(H, W, 3) uint8 of a loaded Pillow image of any mode, not yet turned."""
+    # Pillow would clip 16 bits at 255 instead of scaling them.
     if image.mode.startswith("I;16"):
         return _grey_to_rgb(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):
@@ -251,6 +252,7 @@ def _eight_bits(values: npt.NDArray[Any], path: Path | str) -> npt.NDArray[Any]:
     if values.dtype.kind == "f":
         # The two usual conventions: 0..1, and 0..255 kept as floats.
         return np.rint(values * 255.0 if high <= 1.0 else np.minimum(values, 255.0))
+    # 16 bits kept in 32, or the whole positive range of 32.
     return values >> 8 if high <= 0xFFFF else values >> 23
 
 

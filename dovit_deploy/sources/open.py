@@ -63,6 +63,7 @@ def open_source(
         PackageMissing: neither PyAV nor OpenCV, or no Pillow, is installed.
     """
     selection = FrameSelection(every=every, max_frames=max_frames, start=_seconds(start), end=_seconds(end))
+    # What exists comes first: a folder may well be called "0" or "night[2]".
     path = Path(text)
     if path.is_file():
         return _open_file(path, text, selection=selection, max_pixels=max_pixels)

@@ -98,6 +98,7 @@ class OpencvVideoReader(Closing):
             raise SourceError(f"{self.name}: {what}")
         width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         check_pixels(self.name, width=width, height=height, max_pixels=max_pixels)
+        # A container can open and still hold nothing that decodes.
         if not capture.grab():
             raise SourceError(f"{self.name}: not one frame of this video can be decoded")
         self._total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
@@ -144,6 +145,7 @@ class CameraSource(Closing):
         self._selection = selection
         self._cv2 = packages.opencv()
         self._capture = opened_capture(self._cv2, index)
+        # Some drivers open and never give a frame, so the first one is waited for here.
         self._first = self._read() if self._capture.isOpened() else None
         if self._first is None:
             self.close()
@@ -209,4 +211,5 @@ def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
     rate = capture.get(cv2.CAP_PROP_FPS)
     if not 0 < rate < 1e6:
         return _ASSUMED_RATE
+    # NTSC rates are n / 1001; no usual rate has a larger denominator.
     return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)

@@ -144,6 +144,7 @@ class FrameSelection:
             total = within if total is None else min(total, within)
         if total is None:
             return self.max_frames
+        # The first frame at or after a time t is number ceil(t * rate).
         return self.thin(max(total - math.ceil((self.start or 0) * rate), 0))
 
 
@@ -176,6 +177,7 @@ class Selector:
         if self.done or (wanted.end is not None and time_s >= wanted.end):
             return Choice.STOP
         self._in_span += 1
+        # Counted from the first frame of the span, so that --start gives that frame.
         if (self._in_span - 1) % wanted.every:
             return Choice.SKIP
         self._taken += 1
@@ -204,6 +206,7 @@ class FrameClock:
         """Seconds; every time is a multiple of it."""
         if not self._rounded:
             return self._tick
+        # Both the ticks and n / rate are whole multiples of it.
         return Fraction(1, math.lcm(self._tick.denominator, self._rate.numerator))
 
     def time(self, stamp: int | None, *, index: int) -> Fraction:
