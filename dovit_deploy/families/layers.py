@@ -7,21 +7,19 @@ ONNX Runtime, and every form of a graph can share one copy of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
-from dovit_deploy.families.folding import conv_norm
-from dovit_deploy.families.parts import ConvStem, Stem
+from dovit_deploy.families.folding import State, conv_norm
+from dovit_deploy.families.parts import ConvStem, PositionMode, Stem
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Query, key, value and the number of heads -> the mixed values; as `attention` takes and gives them."""
-PositionMode = Literal["bicubic", "bilinear"]
 
 _LIBRARY = torch.library.Library("dovit", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")  # type: ignore[no-untyped-call]
@@ -197,3 +195,11 @@ class PatchTransformer(nn.Module):
         patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
         tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
         return tokens + self.positions
+
+
+def positions_at_size(
+    state: State, spec: VisionTransformerSpec | EvoDeitSpec, target: VisionTransformerSpec | EvoDeitSpec
+) -> State:
+    """Position embeddings resized to the grid of `target`; every other weight serves at any size."""
+    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
+    return {**state, "positions": positions}

@@ -108,6 +108,10 @@ class GateSpec(Record):
     head: GateHead
 
 
+PositionMode = Literal["bicubic", "bilinear"]
+"""How position embeddings are resized to another grid."""
+
+
 def backbone_text(*, width: int, depth: int, heads: int, stem: Literal["patch", "conv"] = "patch") -> str:
     """A plain stack of transformer layers in a few words, for people."""
     return f"width {width}, {depth} layers, {heads} heads, {stem} stem"

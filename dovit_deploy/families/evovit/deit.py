@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.evovit.selection import SelectiveRun, mixed, ranks, rows, scored_block
 from dovit_deploy.families.evovit.spec import ClassTokenHead, EvoDeitSpec, PooledHead, TokenSelection
-from dovit_deploy.families.folding import State
 from dovit_deploy.families.heads import decode_head_from_spec
-from dovit_deploy.families.layers import Attend, PatchTransformer, attention, resized_positions
+from dovit_deploy.families.layers import Attend, PatchTransformer, attention, positions_at_size
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.stages import ImageOutput
 
@@ -108,10 +107,4 @@ class DeitHead(nn.Module):
         return (self.classifier(rows[:1]) + self.distilled(rows[1:])) / 2  # type: ignore[no-any-return]
 
 
-def state_at_size(state: State, spec: EvoDeitSpec, target: EvoDeitSpec) -> State:
-    """Position embeddings resized to the grid of `target`; everything else belongs to no position."""
-    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
-    return {**state, "positions": positions}
-
-
-FAMILY = Family(build=EvoDeit, resized=state_at_size)
+FAMILY = Family(build=EvoDeit, resized=positions_at_size)

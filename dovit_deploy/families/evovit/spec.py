@@ -15,6 +15,7 @@ from dovit_deploy.families.parts import (
     LinearHead,
     MaskHead,
     PatchStem,
+    PositionMode,
     SetrHead,
     Stem,
     backbone_text,
@@ -121,8 +122,7 @@ class EvoDeitSpec(FixedCountSpec):
     """Per layer: how much of a token's score is this layer's class attention; the rest is the score so far."""
     rejoin_last: bool = True
     """False (`prunecls`): tokens that the last layer did not run on take no part in the mean."""
-    position_mode: Literal["bicubic", "bilinear"] = "bilinear"
-    """How position embeddings are resized to another grid."""
+    position_mode: PositionMode = "bilinear"
     head: EvoHead = PooledHead()
 
     @model_validator(mode="after")

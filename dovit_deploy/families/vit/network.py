@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.folding import State
 from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
-from dovit_deploy.families.layers import PatchTransformer, resized_positions
+from dovit_deploy.families.layers import PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.stages import ImageOutput, whole_stages
@@ -215,10 +214,4 @@ def stages_from_model(model: VisionTransformer) -> list[nn.Module]:
     return [FirstStage(model), *middle, LastStage(model, count)]
 
 
-def state_at_size(state: State, spec: VisionTransformerSpec, target: VisionTransformerSpec) -> State:
-    """Position embeddings resized to the grid of `target`; everything else belongs to no position."""
-    positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
-    return {**state, "positions": positions}
-
-
-FAMILY = Family(build=VisionTransformer, stages=stages_from_model, resized=state_at_size)
+FAMILY = Family(build=VisionTransformer, stages=stages_from_model, resized=positions_at_size)

@@ -12,6 +12,7 @@ from dovit_deploy.families.parts import (
     GateSpec,
     Head,
     PatchStem,
+    PositionMode,
     Stem,
     backbone_text,
     check_heads,
@@ -45,8 +46,7 @@ class VisionTransformerSpec(ModelSpec):
     gates: tuple[GateSpec, ...] = ()
     aggregate_rate: float = 0.1
     """The class token takes in the stopped tokens' mean when more than this share of all tokens has stopped."""
-    position_mode: Literal["bicubic", "bilinear"] = "bicubic"
-    """How position embeddings are resized to another grid."""
+    position_mode: PositionMode = "bicubic"
     head: Head
 
     @model_validator(mode="after")
