@@ -1,4 +1,4 @@
-"""Fakes: a session whose model is a formula, so that what lies around a model can be tested without one."""
+"""Fakes: a session whose model is a formula, so that the code around a model can be tested without one."""
 
 from __future__ import annotations
 

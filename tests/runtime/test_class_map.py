@@ -1,4 +1,4 @@
-""""""
+"""The class map: equal to plain interpolation, and never a class ruled out that wins somewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovit_deploy.runtime import class_map as module
-from dovit_deploy.runtime.class_map import Axis, class_map, composed, spans, stretched_class_map, taps
+from dovit_deploy.runtime.class_map import (
+    BAND,
+    TILE,
+    Axis,
+    _open_classes,
+    class_map,
+    composed,
+    spans,
+    stretched_class_map,
+    taps,
+)
 
 from .plain_pixels import assert_is_argmax, interpolated, stretched
 
@@ -50,7 +59,7 @@ def test_how_tiles_are_joined_changes_nothing(monkeypatch, starting_cost):
     logits = scene(7, (9, 16), seed=3, spread=2.0)
     axes = plain_axes((9, 16), (150, 700))
     expected = stretched_class_map(logits, *axes)
-    monkeypatch.setattr(module, "STARTING_COST", starting_cost)
+    monkeypatch.setattr("dovit_deploy.runtime.class_map.STARTING_COST", starting_cost)
     np.testing.assert_array_equal(stretched_class_map(logits, *axes), expected)
 
 
@@ -72,8 +81,8 @@ def test_a_class_that_wins_at_no_node_can_win_between_them():
 def test_classes_that_cannot_win_are_left_out_and_no_other():
     logits = scene(9, (12, 20), seed=1, spread=0.5)
     rows, columns = plain_axes((12, 20), (240, 640))
-    bands, tiles = spans(rows, module.BAND), spans(columns, module.TILE)
-    masks = module._open_classes(logits, bands, tiles)
+    bands, tiles = spans(rows, BAND), spans(columns, TILE)
+    masks = _open_classes(logits, bands, tiles)
     winners = stretched(logits, (240, 640), (240, 640), canvas=(240, 640)).argmax(axis=0)
     for band, row in zip(bands, masks, strict=True):
         for tile, mask in zip(tiles, row, strict=True):
@@ -88,7 +97,7 @@ def test_where_two_regions_meet_only_their_classes_are_open():
     logits[3, :, :4] += 6.0
     logits[7, :, 4:] += 6.0
     rows, columns = plain_axes((6, 8), (96, 256))
-    masks = module._open_classes(logits, spans(rows, module.BAND), spans(columns, module.TILE))
+    masks = _open_classes(logits, spans(rows, BAND), spans(columns, TILE))
     assert {mask for row in masks for mask in row} == {1 << 3, 1 << 3 | 1 << 7, 1 << 7}
 
 
@@ -96,7 +105,7 @@ def test_close_calls_are_not_ruled_out():
     # Behind everywhere, by less than rounding: it must stay open.
     logits = np.stack([np.full((4, 4), 1.0), np.full((4, 4), 1.0 - 1e-7)]).astype(np.float32)
     rows, columns = plain_axes((4, 4), (32, 64))
-    assert module._open_classes(logits, spans(rows, 48), spans(columns, 64)) == [[0b11]]
+    assert _open_classes(logits, spans(rows, 48), spans(columns, 64)) == [[0b11]]
 
 
 def test_class_numbers_up_to_255():

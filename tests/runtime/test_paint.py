@@ -1,4 +1,4 @@
-""""""
+"""What is painted over an image and written as a file: overlay, figures, labels, masks."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_failure_keeps_the_older_file_and_leaves_no_half_one(tmp_path, monkeyp
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-# The label on the image: where it stands, what fits, what is left alone.
+# The label on the image: its position, what fits, what is left alone.
 
 GREY = np.full((240, 320, 3), 180, dtype=np.uint8)
 

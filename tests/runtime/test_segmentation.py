@@ -1,4 +1,4 @@
-""""""
+"""Predictor: windows, thresholds, times, and what a segmentation can do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dovit_deploy.errors import ConfigError, InputError, PackageMissing
-from dovit_deploy.runtime import segmentation as module
+from dovit_deploy.runtime import segmentation
 from dovit_deploy.runtime.paint import paint_overlay
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens, Palette
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult, averaged_bands
@@ -200,10 +200,10 @@ def test_time_is_split_into_what_lies_before_in_and_after_the_model(monkeypatch)
 
         return timed
 
-    monkeypatch.setattr(module, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(segmentation, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(subject, "to_input", lasting(subject.to_input, 1))
     monkeypatch.setattr(subject.session, "run_one", lasting(subject.session.run_one, 5))
-    monkeypatch.setattr(module, "class_map", lasting(module.class_map, 3))
+    monkeypatch.setattr(segmentation, "class_map", lasting(segmentation.class_map, 3))
     # Two windows above one another make two bands.
     timing = subject.predict(image(80, 56), decode_ms=7.0).timing
     assert (timing.decode, timing.preprocess, timing.model, timing.postprocess) == (7.0, 1000.0, 10000.0, 6000.0)

@@ -1,4 +1,4 @@
-""""""
+"""Exit maps and selection maps: colours, shares, windows, legends."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_image_itself_is_not_painted_on():
     np.testing.assert_array_equal(GREY, before)
 
 
-# The selection map: every part of the image in the colour of how often it was selected, where it lies.
+# The selection map: every part of the image in the colour of how often it was selected.
 
 # Selected never, by the first alone, by the second alone (it waited and runs again), by both: a quarter each.
 SELECTION_MAP_FIRST = np.array([[0, 1], [0, 1]], dtype=bool)
@@ -158,7 +158,7 @@ def test_grids_of_different_sizes_cover_the_same_image():
     fine[0, 3] = True
     shares = selected_shares(tokens(fine, SELECTION_MAP_FIRST))
     assert shares[0, 48] == 1 and shares[0, 32] == 0.5 and shares[16, 63] == 0.5 and shares[63, 0] == 0
-    # Neither 3 nor 7 divides 64, and every cell still has its place.
+    # Neither 3 nor 7 divides 64, and every cell still has pixels.
     assert np.unique(selected_shares(tokens(np.eye(3, dtype=bool), np.eye(7, dtype=bool)))).tolist() == [0, 0.5, 1]
 
 

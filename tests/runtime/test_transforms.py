@@ -1,4 +1,4 @@
-""""""
+"""Before and after the model: resizing, windows, centre crops, and logits back to the image."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_logits_at_the_images_size_are_only_compared():
     np.testing.assert_array_equal(found, logits.argmax(axis=0))
 
 
-# The centre of an image: equal to Pillow and torchvision's rule, and found again in the image.
+# The centre of an image: equal to Pillow and torchvision's rule, and its rectangle in the image.
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -228,7 +228,7 @@ def test_equal_to_torchvisions_rule(height, width, size, border):
 def test_the_usual_proportions():
     assert CentreCrop.of_size((224, 224)).shorter == 256
     assert CentreCrop.of_size((384, 384)).shorter == 438
-    # A rectangle fits into the resized image whichever way that lies.
+    # A rectangle fits into the resized image whichever side is the longer.
     assert CentreCrop.of_size((160, 224)).shorter == 256
     assert centre_crop(noise(300, 500), shorter=256, size=(160, 224)).shape == (160, 224, 3)
 

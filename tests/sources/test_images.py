@@ -1,4 +1,4 @@
-""""""
+"""Image files: every mode, orientation and fault, and many of them as a source."""
 
 from __future__ import annotations
 

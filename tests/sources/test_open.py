@@ -125,7 +125,7 @@ def test_times_must_be_numbers(folder, value):
 
 
 def test_decimal_times_mean_what_was_typed(tmp_path):
-    """0.1 as a binary fraction lies after the frame at one tenth of a second."""
+    """0.1 as a binary fraction is after the frame at one tenth of a second."""
     clip = make_clip(tmp_path / "clip.mp4", count=10, rate=Fraction(10))
     with open_source(str(clip), start=0.1, end=0.3) as source:
         assert [frame.index for frame in source] == [1, 2]

@@ -1,4 +1,4 @@
-""""""
+"""Video through PyAV: exact times, seeking, orientation, damage."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_it_is_h264_that_plays_everywhere(tmp_path):
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", 64, 48)
-        # The matrix must be told, else players guess another one from the size.
+        # The matrix must be named; otherwise players guess another one from the size.
         assert (context.colorspace, context.color_range) == (6, 1)
     data = path.read_bytes()
     assert data.find(b"moov") < data.find(b"mdat")
