@@ -116,7 +116,7 @@ bool compaction_agrees(Enqueue enqueue, Compact compact, int64_t total, double s
     check(compact(d_bytes.data(), 1, d_again.data(), d_count.data(), total, nullptr), "compact");
 
     std::vector<int64_t> written = d_index.read();
-    // Behind the kept positions nothing may have been written.
+    // Nothing may have been written behind the kept positions.
     std::vector<int64_t> only = index;
     only.resize(total, -1);
     return plugins && written == only && d_again.read() == expected && d_count.read()[0] == kept;

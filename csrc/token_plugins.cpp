@@ -1,7 +1,7 @@
 // TokenGather, TokenScatter, TokenPartition and TokenIndex as TensorRT plugins (IPluginV3: core, build, runtime).
 //
 // Compiled against the headers of the user's TensorRT or TensorRT for RTX, linked with no library of either: all that
-// is called is virtual or inline. What a plugin does when it runs stands in token_enqueue.cpp.
+// is called is virtual or inline. What a plugin does when it runs is in token_enqueue.cpp.
 #include <NvInferRuntime.h>
 
 #include <cstring>
@@ -24,7 +24,7 @@ constexpr char const* kNamespace = "dovit";
 constexpr char const* kVersion = "1";
 constexpr int32_t kMostTensors = 3;
 
-// Rows (N, C) of the type of the tokens; int64 vectors and scalars; the int32 scalar that TensorRT wants for a size.
+// Rows (N, C) of the type of the tokens; int64 vectors and scalars; the int32 scalar that TensorRT requires for a size.
 enum class Role { kTokens, kIntegers, kSize };
 // What the shapes of the outputs are.
 enum class Shapes { kGather, kScatter, kPartition, kIndex };
@@ -61,7 +61,7 @@ int32_t element_bytes(DataType type) {
     }
 }
 
-// The tensor as token_enqueue.h wants it; a rank that no plugin has becomes -1, which is refused there.
+// The tensor as token_enqueue.h defines it; a rank that no plugin has becomes -1, which is refused there.
 dovit_tensor tensor_from(PluginTensorDesc const& desc, void const* data) {
     dovit_tensor tensor{};
     tensor.data = const_cast<void*>(data);
@@ -132,7 +132,7 @@ public:
                 break;
         }
         if (inputs[0].nbDims != 1) return 1;
-        // The count is known on the device alone. Tuned for half of the tokens, with room for all.
+        // Only the device knows the count. Tuned for half of the tokens, with room for all of them.
         auto const& total = *inputs[0].d[0];
         auto const* half = expressions.operation(nvinfer1::DimensionOperation::kCEIL_DIV, total,
                                                  *expressions.constant(2));
@@ -216,7 +216,7 @@ nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
 #define DOVIT_EXPORT extern "C" __attribute__((visibility("default")))
 
-// TensorRT asks a plugin library for these two by name.
+// TensorRT looks these two functions up by name in a plugin library.
 DOVIT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static TokenPluginCreator gather{kKinds[0]}, scatter{kKinds[1]}, partition{kKinds[2]}, index{kKinds[3]};
     static nvinfer1::IPluginCreatorInterface* const creators[] = {&gather, &scatter, &partition, &index};
@@ -225,10 +225,10 @@ DOVIT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& coun
     return creators;
 }
 
-// The plugins report by return values and have nothing to log; TensorRT wants the function to be there.
+// The plugins report through return values and log nothing; TensorRT requires the function to exist.
 DOVIT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { logger_finder = finder; }
 
-// For a harness without TensorRT: the plugin is created as TensorRT would, and its own enqueue is called.
+// For a harness without TensorRT: creates the plugin as TensorRT would, and calls its own enqueue.
 DOVIT_EXPORT cudaError_t dovit_plugin_enqueue(char const* name, dovit_tensor const* inputs, int32_t input_count,
                                               dovit_tensor const* outputs, int32_t output_count, cudaStream_t stream) {
     int32_t count = 0;

@@ -116,6 +116,7 @@ def run_cases(
             say(case.name)
             try:
                 run_case(case, results, conditions)
+            # One case too large for this GPU is no reason to lose the others.
             except torch.OutOfMemoryError as error:
                 budget.undone.append(Undone(what=case.name, why=str(error).partition(".")[0]))
             if conditions.device.type == "cuda":
@@ -135,6 +136,7 @@ def fastest_attention(device: torch.device) -> tuple[PackedAttend, str]:
     try:
         with torch.inference_mode():
             varlen_attention(rows, rows, rows, 1, bounds, 16)
+    # Absent before PyTorch 2.10; present, but not for every GPU or build.
     except (ImportError, RuntimeError, NotImplementedError):
         return masked_attention, "masked"
     return varlen_attention, "packed (torch.nn.attention.varlen)"
@@ -153,6 +155,7 @@ def run_case(case: Case, results: CaseResults, conditions: Conditions) -> None:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         runs = parity(runner, reference, pixels, thresholds)
     results.parity.append(parity_row(case.name, str(conditions.dtype).removeprefix("torch."), runs))
+    # The measurements below need the memory: a ViT-L in fp32 takes more than a gigabyte.
     del reference
     for profile, shares in {EVERYTHING: None, **PROFILES}.items():
         chosen = [NEVER] * len(spec.gates) if shares is None else thresholds_for(runner, pixels, shares)
@@ -170,6 +173,7 @@ def measured(
     case: Case, runner: StagedRunner, dense: DenseRunner, pixels: Tensor, profile: str, conditions: Conditions
 ) -> tuple[StagedRow, float]:
     """Staged against dense at the runner's thresholds, and the median of staged less dense in seconds."""
+    # Once unmeasured: captures the graphs of these thresholds, and gives the counts.
     counts = runner.run(pixels).counts
     times = paired(
         lambda: dense.run(pixels), lambda: runner.run(pixels), seconds=conditions.seconds, finish=conditions.finish

@@ -122,6 +122,7 @@ def _copy(nbytes: int, device: torch.device) -> Callable[[], Tensor]:
 
 def _seconds(launch: Callable[[], object]) -> float:
     """Seconds of one launch among many in a row, all in one CUDA graph, so without the host's time for a launch."""
+    # A capture needs a stream of its own, and kernels that are loaded already.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -131,6 +132,7 @@ def _seconds(launch: Callable[[], object]) -> float:
     with torch.cuda.graph(graph):
         for _ in range(LAUNCHES):
             launch()
+    # Once unmeasured, so that clocks and caches are as in a long run.
     graph.replay()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()

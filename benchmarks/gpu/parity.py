@@ -38,6 +38,7 @@ def parity(
     expected = [reference_trace(reference, pixels[number : number + 1], limits) for number in range(len(pixels))]
     replay = [[torch.from_numpy(trace.index[gate]) for trace in expected] for gate in range(len(spec.gates))]
     runner.set_thresholds(thresholds)
+    # Decisions are compared as made, floats with the reference's replayed: one flip would change all that follows.
     result = runner.run(pixels, replay=replay)
     half = runner.tokens[0].dtype != torch.float32
     tolerance = HALF_TOLERANCE if half else TOLERANCE

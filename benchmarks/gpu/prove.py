@@ -11,6 +11,7 @@ that was tried is wrong (slow is not wrong); 4: something is. docs/benchmarks.md
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from dovit_deploy.errors import DovitError
 from gpu.cases import CaseResults, TimeBudget, all_cases, gpu_conditions, run_cases
 from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
 from gpu.kernels import bandwidths, kernel_checks
-from gpu.programs import Findings, memory_outcomes, plugin_outcomes
+from gpu.programs import memory_outcomes, plugin_outcomes
 from gpu.result import Bandwidth, EngineRow, Gpu, GpuReport, Outcome, Undone
 from gpu.selftest import one_thread, selftest
 from gpu.tables import write_tables
@@ -79,7 +80,7 @@ def engines_on(budget: TimeBudget) -> tuple[list[EngineRow], list[Undone]]:
     if not budget.allows("engines on a bundle", BUNDLE_S):
         return [], []
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        # Engines of random weights do not belong into the user's cache.
+        # Engines of random weights do not belong in the user's cache.
         os.environ["XDG_CACHE_HOME"] = folder
         bundle = random_bundle(bundle_spec(), Path(folder))
         return engine_rows(bundle, gpu_backends(bundle), seconds=ENGINE_SECONDS, allows=budget.allows)
@@ -92,9 +93,11 @@ def on_gpu(budget: TimeBudget, device: torch.device) -> dict[str, object]:
     kernels, ceiling, bandwidth, missing = kernels_on(device)
     undone += missing
     programs: dict[str, list[Outcome]] = {}
-    for name, prove in (("memory", memory_on), ("plugin", lambda seconds: plugins_on(gpu, seconds))):
+    headers = os.environ.get("TENSORRT_INCLUDE")
+    plugins = functools.partial(plugin_outcomes, gpu.compute_capability, headers=headers)
+    for name, prove in (("memory", memory_outcomes), ("plugin", plugins)):
         say(name)
-        programs[name], missing = prove(PROGRAM_S) if budget.allows(name, PROGRAM_S / 2) else ([], [])
+        programs[name], missing = prove(seconds=PROGRAM_S) if budget.allows(name, PROGRAM_S / 2) else ([], [])
         undone += missing
     cases = list(all_cases())
     # The aims and the other single images, then engines, then batches with what is left.
@@ -115,16 +118,6 @@ def on_gpu(budget: TimeBudget, device: torch.device) -> dict[str, object]:
         "engines": engines,
         "undone": [*undone, *budget.undone],
     }
-
-
-def memory_on(seconds: float) -> Findings:
-    """Both packages for device memory."""
-    return memory_outcomes(seconds=seconds)
-
-
-def plugins_on(gpu: Gpu, seconds: float) -> Findings:
-    """The C++ plugins of csrc on this GPU."""
-    return plugin_outcomes(gpu.compute_capability, seconds=seconds, headers=os.environ.get("TENSORRT_INCLUDE"))
 
 
 def _joined(first: CaseResults, second: CaseResults) -> dict[str, object]:

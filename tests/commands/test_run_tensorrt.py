@@ -16,7 +16,7 @@ from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.engines.cuda import driver as gpu_device
+from dovit_deploy.engines.cuda import driver
 from dovit_deploy.engines.plugins.library import VARIABLE
 from dovit_deploy.engines.tensorrt import package as tensorrt_package
 from dovit_deploy.engines.tensorrt import run as tensorrt_run
@@ -169,7 +169,7 @@ def test_engines_of_another_version(gpu: Bench, tiny_bundle_path: Path, image: P
 
 
 def test_another_gpu(gpu: Bench, tiny_bundle_path: Path, image: Path, capsys) -> None:
-    gpu.memory.device = gpu_device.GpuDevice("another", "7.5")
+    gpu.memory.device = driver.GpuDevice("another", "7.5")
     refused(capsys, 6, run(image, tiny_bundle_path), "compute capability 8.0, 8.6, this GPU has 7.5")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.engines import onnxruntime_cuda as cuda_session
+from dovit_deploy.engines import onnxruntime_cuda
 from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArray, write_half_precision
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
@@ -33,9 +33,9 @@ HOST_INPUTS = {("Expand", 1), ("Reshape", 1), ("Slice", 1), ("Slice", 2), ("Tile
 def runtime(monkeypatch):
     fake = FakeCudaRuntime()
     monkeypatch.setattr(
-        cuda_session, "packages", SimpleNamespace(onnxruntime=lambda *, install: fake, onnx=packages.onnx)
+        onnxruntime_cuda, "packages", SimpleNamespace(onnxruntime=lambda *, install: fake, onnx=packages.onnx)
     )
-    monkeypatch.setattr(cuda_session, "gpu_device", lambda: GpuDevice("a fake GPU", "9.0"))
+    monkeypatch.setattr(onnxruntime_cuda, "gpu_device", lambda: GpuDevice("a fake GPU", "9.0"))
     return fake
 
 
@@ -155,7 +155,7 @@ def test_no_graph_has_arithmetic_on_shapes(bundle, fast) -> None:
 def test_a_session_that_fell_back_is_refused(runtime) -> None:
     runtime.session_providers = ["CPUExecutionProvider"]
     with pytest.raises(ProviderMissing, match="not on the GPU"):
-        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
+        onnxruntime_cuda.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
 
 
 def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path) -> None:
@@ -165,7 +165,7 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
     )
     runtime.fails_to_load = Fail(message)
     with pytest.raises(ProviderMissing, match=r"x\.onnx would not run on the GPU alone") as raised:
-        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
+        onnxruntime_cuda.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
     assert raised.value.exit_code == 5
     # The library of the provider that does not load says why.
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
@@ -173,13 +173,13 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
     library.write_bytes(b"no library")
     runtime.__file__ = str(tmp_path / "__init__.py")
     with pytest.raises(ProviderMissing, match=r"CUDA provider does not load: .*cudnn"):
-        cuda_session.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
+        onnxruntime_cuda.session_on_gpu(runtime, SQUARE_MODEL, described="x.onnx")
     assert runtime.levels == [4, 2] * 2, "its log is silent meanwhile"
 
 
 def test_a_graph_that_is_none_is_refused(runtime) -> None:
     with pytest.raises(GraphMismatch, match=r"cannot load x\.onnx"):
-        cuda_session.session_on_gpu(runtime, b"none", described="x.onnx")
+        onnxruntime_cuda.session_on_gpu(runtime, b"none", described="x.onnx")
 
 
 def test_too_little_memory_is_said(runtime, gated) -> None:
@@ -197,7 +197,7 @@ def test_too_little_memory_is_said(runtime, gated) -> None:
 
 
 def test_the_library_loader_prints_nothing(runtime, capsys) -> None:
-    assert cuda_session.cuda_runtime() is runtime
+    assert onnxruntime_cuda.cuda_runtime() is runtime
     assert capsys.readouterr().out == ""
 
 
@@ -212,7 +212,7 @@ def test_without_a_gpu_it_is_refused(runtime, monkeypatch) -> None:
     def none():
         raise ProviderMissing("no NVIDIA driver here")
 
-    monkeypatch.setattr(cuda_session, "gpu_device", none)
+    monkeypatch.setattr(onnxruntime_cuda, "gpu_device", none)
     with pytest.raises(ProviderMissing, match="no NVIDIA driver"):
         backend_from_name("cuda")
 

@@ -34,7 +34,7 @@ class CudaCoreAllocation:
 
 
 class CudaCoreMark:
-    """An event with a time."""
+    """An event on the stream."""
 
     def __init__(self, driver: BindingsDriver, stream: int) -> None:
         self._driver = driver
@@ -44,9 +44,6 @@ class CudaCoreMark:
 
     def wait(self) -> None:
         checked(self._driver, self._driver.cuEventSynchronize(self._event))
-
-    def milliseconds_since(self, earlier: CudaCoreMark) -> float:
-        return float(checked(self._driver, self._driver.cuEventElapsedTime(earlier._event, self._event)))
 
 
 class CudaCoreMemory:

@@ -102,9 +102,6 @@ class Mark(Protocol):
             DeviceFailed: some of that work failed.
         """
 
-    def milliseconds_since(self, earlier: Any) -> float:  # noqa: ANN401  a Mark of the same memory
-        """Time on the device between two marks, both of which were waited for."""
-
 
 class Launch(Protocol):
     """Captured work (a CUDA graph), ready to be enqueued again with the same addresses."""
@@ -163,15 +160,20 @@ def opened_memory(name: str = DEFAULT_MEMORY, *, number: int = 0) -> DeviceMemor
     """The memory of the driver's GPU `number`, through the package `name`.
 
     Raises:
-        UsageError: an unknown package.
+        UsageError: see `check_memory_name`.
         PackageMissing: it is not installed.
         ProviderMissing: no driver, or no such GPU.
     """
-    if name not in MEMORIES:
-        raise UsageError(f"--cuda-memory: '{name}' given; there are: {', '.join(MEMORIES)}")
+    check_memory_name(name)
     # Imported only now, because each of them imports an optional package.
     memory: DeviceMemory = importlib.import_module(MEMORIES[name]).opened_memory(number)
     return memory
+
+
+def check_memory_name(name: str) -> None:
+    """Raise UsageError unless `name` is one of `MEMORIES`."""
+    if name not in MEMORIES:
+        raise UsageError(f"--cuda-memory: '{name}' given; there are: {', '.join(MEMORIES)}")
 
 
 def check_sizes(target: DeviceArray | HostArray, source: DeviceArray | HostArray) -> None:

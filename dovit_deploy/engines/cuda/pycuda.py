@@ -33,7 +33,7 @@ class PycudaAllocation:
 
 
 class PycudaMark:
-    """An event with a time."""
+    """An event on the stream."""
 
     def __init__(self, driver: PycudaDriver, stream: Any) -> None:  # noqa: ANN401
         self._driver, self._event = driver, driver.Event()
@@ -42,9 +42,6 @@ class PycudaMark:
     def wait(self) -> None:
         with mapped_errors(self._driver):
             self._event.synchronize()
-
-    def milliseconds_since(self, earlier: PycudaMark) -> float:
-        return float(self._event.time_since(earlier._event))
 
 
 class PycudaMemory:

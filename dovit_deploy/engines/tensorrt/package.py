@@ -54,16 +54,8 @@ class Capabilities:
     """Targets ("8.6", ...) that need no GPU at build time; empty: only the GPU of this machine."""
     plugins: bool
     """IPluginV3 classes written in Python."""
-    add_plugin_v3: bool
-    """Networks accept plugins directly, not only through the ONNX parser."""
-    plugins_in_engine: bool
-    """A plugin library can be stored inside the engine."""
     runtime_config: bool
     """Execution contexts accept an IRuntimeConfig: CUDA graphs, kernel specialisation, runtime cache."""
-    engine_validity: bool
-    """A serialised engine can be examined before it is deserialised."""
-    static_plugin_registry: bool
-    """`get_plugin_registry` returns the registry that the parser reads."""
     given_memory: bool
     """Execution contexts can share memory of the caller, as much as each profile needs (10.1 and later)."""
     reports_capturable: bool
@@ -151,11 +143,7 @@ def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
             sorted((_dotted(name) for name in names if re.fullmatch(r"SM\d+", name)), key=float)
         ),
         plugins=hasattr(module, "IPluginV3") and hasattr(module, "IPluginCreatorV3One"),
-        add_plugin_v3=hasattr(module.INetworkDefinition, "add_plugin_v3"),
-        plugins_in_engine=hasattr(module.IBuilderConfig, "plugins_to_serialize"),
         runtime_config=hasattr(module.ICudaEngine, "create_runtime_config"),
-        engine_validity=hasattr(module.Runtime, "get_engine_validity"),
-        static_plugin_registry=hasattr(module, "get_plugin_registry"),
         given_memory=hasattr(context, "set_device_memory")
         and hasattr(module.ICudaEngine, "get_device_memory_size_for_profile_v2"),
         reports_capturable=hasattr(context, "is_stream_capturable"),

@@ -16,14 +16,14 @@ import numpy.typing as npt
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import INDEX, ORDER, TOKENS, stage_name, stage_number, tokens_output
 from dovit_deploy.engines.base import Array, Buffer, EngineOptions
-from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, MEMORIES, DeviceArray, DeviceMemory, opened_memory
+from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, DeviceArray, DeviceMemory, check_memory_name, opened_memory
 from dovit_deploy.engines.plugins.library import check_plugins_run, registered_plugins
 from dovit_deploy.engines.tensorrt.context import TensorRtEngine
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.search import EngineSearch
 from dovit_deploy.engines.tensorrt.stage import TensorRtStage
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
-from dovit_deploy.errors import EngineMissing, UsageError
+from dovit_deploy.errors import EngineMissing
 
 
 @dataclass
@@ -186,7 +186,7 @@ def tensorrt_rtx(*, precision: str, threads: int | None, options: EngineOptions)
 
 def _backend(engine: str, precision: str, options: EngineOptions) -> TensorRtBackend:
     memory = options.cuda_memory or DEFAULT_MEMORY
-    if memory not in MEMORIES:
-        raise UsageError(f"--cuda-memory: '{memory}' given; there are: {', '.join(MEMORIES)}")
+    # Now, although the memory is opened much later: a wrong flag should not be reported after a search for engines.
+    check_memory_name(memory)
     package = tensorrt_package(engine)
     return TensorRtBackend(package, precision=precision, cuda_memory=memory, trust_engine=options.trust_engine)

@@ -133,9 +133,8 @@ def _read(path: Path, kind: type[R]) -> R:
         raise EngineInvalid(f"{path}: {error.strerror or error}; {REBUILD}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise EngineInvalid(
-            f"{path}: {'.'.join(map(str, first['loc'])) or 'text'}: {first['msg']}; {REBUILD}"
-        ) from error
+        field = ".".join(map(str, first["loc"])) or "text"
+        raise EngineInvalid(f"{path}: {field}: {first['msg']}; {REBUILD}") from error
 
 
 def _check_record(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:
@@ -166,7 +165,8 @@ class EngineCache:
         Raises:
             EngineInvalid: they exist and are damaged.
         """
-        return _opened_if_there(self.root / key.name, "cache")
+        folder = self.root / key.name
+        return open_engines(folder, origin="cache") if folder.is_dir() else None
 
     @contextmanager
     def locked(self, key: EngineKey, *, waiting: Callable[[], None]) -> Iterator[None]:
@@ -249,15 +249,6 @@ class EngineCache:
         return freed
 
 
-def engines_in_bundle(bundle: Bundle, key: EngineKey) -> EngineSet | None:
-    """The engines of `key` in `bundle`, or None.
-
-    Raises:
-        EngineInvalid: they exist and are damaged.
-    """
-    return _opened_if_there(bundle.path / ENGINES / key.name, "bundle")
-
-
 def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
     """Copy the engines and their sidecars into `bundle`; returns the new folder.
 
@@ -284,9 +275,3 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
 def folder_bytes(folder: Path) -> int:
     """Total size of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _opened_if_there(folder: Path, origin: Origin) -> EngineSet | None:
-    if not folder.is_dir():
-        return None
-    return open_engines(folder, origin=origin)

@@ -48,10 +48,6 @@ class FakeMark:
         assert self.memory.capturing is None, "waiting cannot be captured"
         self.memory.run_until(self.position - self.memory.done)
 
-    def milliseconds_since(self, earlier: FakeMark) -> float:
-        assert self.memory.done >= self.position >= earlier.position
-        return float(self.position - earlier.position)
-
 
 @dataclass
 class FakeLaunch:

@@ -24,11 +24,7 @@ def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
         strongly_typed=True,
         compute_capabilities=("8.6", "12.0"),
         plugins=True,
-        add_plugin_v3=False,
-        plugins_in_engine=True,
         runtime_config=True,
-        engine_validity=True,
-        static_plugin_registry=True,
         given_memory=True,
         reports_capturable=True,
     )

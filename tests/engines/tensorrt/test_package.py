@@ -1,4 +1,4 @@
-"""The package seam: what is missing, too old or broken is said; differences are found by looking."""
+"""TensorRT's packages: one that is missing, too old or broken is an error; differences are found by looking at them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.engines.cuda.driver import gpu_device
-from dovit_deploy.engines.tensorrt import package as seam
+from dovit_deploy.engines.tensorrt.package import (
+    DISTRIBUTIONS,
+    child_environment,
+    library_folder,
+    tensorrt_package,
+)
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing, ProviderMissing, UsageError
 
 
@@ -23,17 +28,11 @@ class Empty:
 def fake_module(version: str, *, rtx: bool) -> types.SimpleNamespace:
     """A module with what the real ones have."""
     flags = type("Flags", (), {} if version.startswith("11") else {"STRONGLY_TYPED": 1})
-    config = type("Config", (), {"plugins_to_serialize": ()})
-    network = type("Network", (), {} if rtx else {"add_plugin_v3": None})
     engine = type("Engine", (), {"create_runtime_config": None} if rtx else {})
-    runtime = type("Runtime", (), {"get_engine_validity": None} if rtx else {})
     module = types.SimpleNamespace(
         __version__=version,
         NetworkDefinitionCreationFlag=flags,
-        INetworkDefinition=network,
-        IBuilderConfig=config,
         ICudaEngine=engine,
-        Runtime=runtime,
         IPluginV3=Empty,
         IPluginCreatorV3One=Empty,
     )
@@ -48,11 +47,9 @@ def install(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
 
 def test_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_module("1.7.1.116", rtx=True))
-    package = seam.tensorrt_package("tensorrt-rtx")
+    package = tensorrt_package("tensorrt-rtx")
     assert package.capabilities.compute_capabilities == ("7.5", "8.6", "12.0")
     assert package.capabilities.runtime_config
-    assert package.capabilities.engine_validity
-    assert not package.capabilities.add_plugin_v3
     assert package.network_flags == 2
     assert package.compute_capability("12.0") == 2
     with pytest.raises(UsageError, match=r"'9\.0'.*7\.5, 8\.6, 12\.0"):
@@ -61,9 +58,8 @@ def test_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensorrt_11_has_strong_typing_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_module("11.0.0", rtx=False))
-    package = seam.tensorrt_package("tensorrt")
+    package = tensorrt_package("tensorrt")
     assert package.network_flags == 0
-    assert package.capabilities.add_plugin_v3
     with pytest.raises(UsageError, match="this machine's GPU only"):
         package.compute_capability("8.6")
 
@@ -72,14 +68,14 @@ def test_tensorrt_11_has_strong_typing_without_a_flag(monkeypatch: pytest.Monkey
 def test_too_old(engine: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, fake_module(version, rtx=True))
     with pytest.raises(EnvironmentProblem, match=f"{version} is installed, .* or later is needed: pip install"):
-        seam.tensorrt_package(engine)
+        tensorrt_package(engine)
 
 
-@pytest.mark.parametrize("engine", list(seam.DISTRIBUTIONS))
+@pytest.mark.parametrize("engine", list(DISTRIBUTIONS))
 def test_missing(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, seam.DISTRIBUTIONS[engine].module, None)
+    monkeypatch.setitem(sys.modules, DISTRIBUTIONS[engine].module, None)
     with pytest.raises(PackageMissing, match=rf"pip install 'dovit-deploy\[{engine}\]'") as caught:
-        seam.tensorrt_package(engine)
+        tensorrt_package(engine)
     assert caught.value.exit_code == 5
 
 
@@ -89,7 +85,7 @@ def test_libraries_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packages.importlib, "import_module", broken)
     with pytest.raises(EnvironmentProblem, match=r"do not load: libtensorrt_rtx\.so\.1: cannot open .* --force"):
-        seam.tensorrt_package("tensorrt-rtx")
+        tensorrt_package("tensorrt-rtx")
 
 
 def test_the_library_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,23 +96,23 @@ def test_the_library_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(libraries.parent))
     monkeypatch.delitem(sys.modules, "tensorrt_rtx_libs", raising=False)
     install(monkeypatch, fake_module("1.7.1", rtx=True))
-    package = seam.tensorrt_package("tensorrt-rtx")
-    folder = seam.library_folder(package, home=tmp_path / "cache")
+    package = tensorrt_package("tensorrt-rtx")
+    folder = library_folder(package, home=tmp_path / "cache")
     assert folder is not None
     assert (folder / "libtensorrt_rtx.so").read_text() == "library"
     (folder / "libtensorrt_rtx.so").unlink()
     (folder / "libtensorrt_rtx.so").symlink_to(tmp_path / "elsewhere")
-    assert seam.library_folder(package, home=tmp_path / "cache") == folder
+    assert library_folder(package, home=tmp_path / "cache") == folder
     assert (folder / "libtensorrt_rtx.so").read_text() == "library"
     assert [path.name for path in folder.iterdir()] == ["libtensorrt_rtx.so"]
 
 
 def test_the_folder_comes_first_in_the_childs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
-    assert seam.child_environment(Path("/folder"))["LD_LIBRARY_PATH"] == f"/folder{os.pathsep}/before"
-    assert seam.child_environment(None)["LD_LIBRARY_PATH"] == "/before"
+    assert child_environment(Path("/folder"))["LD_LIBRARY_PATH"] == f"/folder{os.pathsep}/before"
+    assert child_environment(None)["LD_LIBRARY_PATH"] == "/before"
     monkeypatch.delenv("LD_LIBRARY_PATH")
-    assert seam.child_environment(Path("/folder"))["LD_LIBRARY_PATH"] == "/folder"
+    assert child_environment(Path("/folder"))["LD_LIBRARY_PATH"] == "/folder"
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:

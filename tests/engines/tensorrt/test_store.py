@@ -15,7 +15,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import FileEntry, TokenCount
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
-from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle, engines_in_bundle
+from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle, open_engines
 from dovit_deploy.errors import EngineInvalid, InputError, UsageError
 from tests.paths import ROOT
 
@@ -238,19 +238,17 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_engines_travel_in_the_bundle(bundle_copy: Path, cache: EngineCache, filled: Path) -> None:
     bundle = Bundle.open(bundle_copy)
-    assert engines_in_bundle(bundle, made_key()) is None
     engines = cache.find(made_key())
     assert engines is not None
     folder = copy_into_bundle(engines, bundle)
     assert sorted(path.name for path in folder.iterdir()) == ["entry.json", "stage0.engine", "stage0.json"]
     assert folder == bundle.path / "engines" / made_key().name
-    carried = engines_in_bundle(Bundle.open(bundle_copy), made_key())
-    assert carried is not None
-    assert carried.origin == "bundle"
+    Bundle.open(bundle_copy)
+    assert open_engines(folder, origin="bundle").entry == engines.entry
     copy_into_bundle(engines, bundle)
     flip(folder / "stage0.engine")
     with pytest.raises(EngineInvalid):
-        engines_in_bundle(bundle, made_key())
+        open_engines(folder, origin="bundle")
 
 
 def test_an_installed_bundle_is_left_alone(tmp_path: Path, bundle_copy: Path, cache: EngineCache, filled: Path) -> None:
