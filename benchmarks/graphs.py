@@ -33,7 +33,8 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
-from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
+from dovit_deploy.export.pipeline import bundle_from_plan
+from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead
@@ -122,14 +123,8 @@ def bundle_of(spec: VisionTransformerSpec, folder: Path) -> Bundle:
         source="random weights",
         source_sha256="0" * 64,
     )
-    bundle, _ = bundle_from_checkpoint(
-        checkpoint,
-        folder,
-        request=ExportRequest(),
-        images=[("noise", pixels_of(spec))],
-        overwrite=True,
-        progress=lambda step: None,
-    )
+    plan = ExportPlan.resolve(checkpoint, folder, overwrite=True)
+    bundle, _ = bundle_from_plan(plan, images=[("noise", pixels_of(spec))], step=lambda step: None)
     return bundle
 
 

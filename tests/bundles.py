@@ -11,7 +11,8 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
-from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint, bundle_spec
+from dovit_deploy.export.pipeline import bundle_from_plan
+from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.golden import Case
@@ -48,27 +49,26 @@ def export_tiny(
 def export_case(case: Case, output: Path, *, size: tuple[int, int] | None) -> Bundle:
     """Export a golden case at `size`."""
     checkpoint = checkpoint_from_path(case.weights, config=case.config)
-    return export(checkpoint, output, request=ExportRequest(size=size))[0]
+    return export(checkpoint, output, size=size)[0]
 
 
 def export(
-    checkpoint: Checkpoint, output: Path, *, request: ExportRequest | None = None, images: list[Tensor] | None = None
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
+    images: list[Tensor] | None = None,
 ) -> tuple[Bundle, ParityReport]:
     """Export `checkpoint`, verified on seeded pixels."""
-    request = request or ExportRequest()
-    pixels = images or [tiny_pixels(bundle_spec(checkpoint, request).size, seed=5)]
-    return bundle_from_checkpoint(
-        checkpoint,
-        output,
-        request=request,
-        images=[(f"pixels {number}", np.ascontiguousarray(image.numpy())) for number, image in enumerate(pixels)],
-        overwrite=False,
-        progress=lambda step: None,
-    )
+    plan = ExportPlan.resolve(checkpoint, output, size=size, stride=stride)
+    pixels = images or [tiny_pixels(plan.manifest.spec.size, seed=5)]
+    named = [(f"pixels {number}", np.ascontiguousarray(image.numpy())) for number, image in enumerate(pixels)]
+    return bundle_from_plan(plan, images=named, step=lambda step: None)
 
 
 def naming_checkpoint(spec: AnySpec, state: dict[str, Tensor]) -> Checkpoint:
-    """A checkpoint of a tiny network that names pictures."""
+    """A checkpoint of a tiny classifier."""
     return Checkpoint(
         spec=spec,
         state=state,

@@ -47,7 +47,8 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     import torch
 
     from dovit_deploy.checkpoints.checkpoint import Checkpoint
-    from dovit_deploy.export.pipeline import ExportRequest, bundle_from_checkpoint
+    from dovit_deploy.export.pipeline import bundle_from_plan
+    from dovit_deploy.export.plan import ExportPlan
 
     cpu = torch.device("cpu")
     checkpoint = Checkpoint(
@@ -61,14 +62,8 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
         source="random weights",
         source_sha256="0" * 64,
     )
-    bundle, _ = bundle_from_checkpoint(
-        checkpoint,
-        folder / "random.dovit",
-        request=ExportRequest(),
-        images=[("noise", random_pixels(spec, 1, cpu).numpy())],
-        overwrite=True,
-        progress=lambda step: None,
-    )
+    plan = ExportPlan.resolve(checkpoint, folder / "random.dovit", overwrite=True)
+    bundle, _ = bundle_from_plan(plan, images=[("noise", random_pixels(spec, 1, cpu).numpy())], step=lambda step: None)
     return bundle
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -14,17 +12,16 @@ from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.files import refuse_existing
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from dovit_deploy.bundle.manifest import Preprocessing
+    from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.bundle.parity import ParityReport
-    from dovit_deploy.families.spec import ModelSpec
+    from dovit_deploy.export.verify import Image
     from dovit_deploy.sources.source import RGB
 
 PARITY_IMAGES = 2
+"""Each is run at the bundle's own thresholds and at some that stop half of the tokens."""
 PARITY_SEED = 11
 
 
@@ -50,31 +47,17 @@ def export(
     start = perf_counter()
     if precision != "fp32":
         raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")
-    if (mean is not None and std is None) or (std is not None and mean is None):
+    if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-    from dovit_deploy.export.pipeline import (
-        ExportRequest,
-        bundle_from_checkpoint,
-        bundle_preprocessing,
-        bundle_spec,
-    )
-    from dovit_deploy.files import refuse_existing
+    from dovit_deploy.export.pipeline import bundle_from_plan
+    from dovit_deploy.export.plan import ExportPlan
 
-    target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
-    if target.resolve() == checkpoint.resolve():
-        raise UsageError(f"the output {target} is the checkpoint itself; choose another with -o")
-    if target.suffix != ".dovit":
-        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
-    refuse_existing(target, overwrite=overwrite)
+    target = _target(output, checkpoint, overwrite=overwrite)
     console.check_writable(json_file, given=checkpoint)
-    request = ExportRequest(
-        size=arguments.size(size, option="--size"),
-        stride=arguments.size(stride, option="--stride"),
-        thresholds=arguments.thresholds(threshold),
-    )
+    wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
         checkpoint,
         config=config,
@@ -82,60 +65,58 @@ def export(
         mean=arguments.triple(mean, option="--mean"),
         std=arguments.triple(std, option="--std"),
         classes=classes,
-        thresholds=request.thresholds,
+        thresholds=arguments.thresholds(threshold),
     )
     if source.preprocessing.assumed:
         console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
-    spec = bundle_spec(source, request)
-    images = _parity_pixels(bundle_preprocessing(source, spec, request), spec, parity_images)
-    with console.errors_console().status("export") if not quiet else _silent() as status:
-        bundle, report = bundle_from_checkpoint(
-            source,
-            target,
-            request=request,
-            images=images,
-            overwrite=overwrite,
-            progress=lambda step: status.update(step) if status else None,
-        )
-    console.result(_summary(report, perf_counter() - start, bundle.path))
+    plan = ExportPlan.resolve(source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite)
+    images = _parity_pixels(plan.manifest, parity_images)
+    with console.progress("export", quiet=quiet) as display:
+        bundle, report = bundle_from_plan(plan, images=images, step=display.begin)
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
+    console.result(_summary(report, perf_counter() - start, bundle.path))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    yield None
+def _target(output: Path | None, checkpoint: Path, *, overwrite: bool) -> Path:
+    """Where the bundle goes; what cannot be is refused before the checkpoint is read."""
+    target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
+    if target.resolve() == checkpoint.resolve():
+        raise UsageError(f"the output {target} is the checkpoint itself; choose another with -o")
+    if target.suffix != ".dovit":
+        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
+    refuse_existing(target, overwrite=overwrite)
+    return target
 
 
-def _parity_pixels(
-    preprocessing: Preprocessing, spec: ModelSpec, given: str | None
-) -> list[tuple[str, npt.NDArray[np.float32]]]:
-    """Images to verify with, as pixels at the bundle's size: the user's, or rendered street scenes."""
+def _parity_pixels(manifest: Manifest, given: str | None) -> list[Image]:
+    """What to verify with, as pixels at the bundle's size: the user's images, or rendered street scenes."""
     from dovit_deploy.runtime.transforms import to_input
 
-    # The graphs take one window, so a sliding bundle is verified on resized pictures too.
-    whole = preprocessing.model_copy(update={"stride": None})
-    if given is None:
-        from dovit_deploy.datasets.scenes import street_images
-
-        rendered = street_images(PARITY_IMAGES, seed=PARITY_SEED)
-        pictures = [(f"rendered street scene {number}", rgb) for number, rgb in enumerate(rendered)]
-    else:
-        pictures = _given_pictures(given)
-    return [(name, to_input(rgb, whole, spec.size)) for name, rgb in pictures]
+    # The graphs take one window, so a sliding bundle is verified on resized images too.
+    whole = manifest.preprocessing.model_copy(update={"stride": None})
+    named = _rendered_images() if given is None else _given_images(given)
+    return [(name, to_input(rgb, whole, manifest.spec.size)) for name, rgb in named]
 
 
-def _given_pictures(given: str) -> list[tuple[str, RGB]]:
+def _rendered_images() -> list[tuple[str, RGB]]:
+    from dovit_deploy.datasets.scenes import street_images
+
+    rendered = street_images(PARITY_IMAGES, seed=PARITY_SEED)
+    return [(f"rendered street scene {number}", rgb) for number, rgb in enumerate(rendered)]
+
+
+def _given_images(given: str) -> list[tuple[str, RGB]]:
     from dovit_deploy.sources.open import open_source
     from dovit_deploy.sources.source import FailedFrame
 
-    pictures = []
+    images = []
     with open_source(given, max_frames=PARITY_IMAGES) as source:
         for frame in source:
             if isinstance(frame, FailedFrame):
                 raise SourceError(f"--parity-images: {frame.message}")
-            pictures.append((f"{Path(frame.source).name} frame {frame.index}", frame.rgb))
-    return pictures
+            images.append((f"{Path(frame.source).name} frame {frame.index}", frame.rgb))
+    return images
 
 
 def _summary(report: ParityReport, seconds: float, path: Path) -> str:

@@ -48,9 +48,8 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
         inputs[THRESHOLDS] = _append(graph, "Gather", [given[THRESHOLDS], row], {"axis": 0})
         outputs = _inline(graph, stage, number, inputs)
         count = _append(graph, "Reshape", [outputs[COUNT], one])
-        index = _append(graph, "Slice", [outputs[ORDER], zero, count, zero])
-        index.name = f"{stage_name(number)}.{INDEX}"
-        index.shape, index.dtype = ir.Shape([f"{KEPT}{number + 1}"]), ir.DataType.INT64
+        port = Port(f"{stage_name(number)}.{INDEX}", "int64", (f"{KEPT}{number + 1}",))
+        index = _append(graph, "Slice", [outputs[ORDER], zero, count, zero], output=_value(port))
         counts.append(count)
         tokens = outputs[tokens_output(number)]
         inputs = {TOKENS: tokens, INDEX: index, FLOOR: given[FLOOR]}
@@ -71,10 +70,15 @@ def _integers(graph: ir.Graph, name: str, values: int | list[int]) -> ir.Value:
 
 
 def _append(
-    graph: ir.Graph, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int] | None = None
+    graph: ir.Graph,
+    operator: str,
+    inputs: Sequence[ir.Value],
+    attributes: Mapping[str, int] | None = None,
+    *,
+    output: ir.Value | None = None,
 ) -> ir.Value:
     """The output of a new node at the end of `graph`."""
-    node = ir.node(operator, inputs, attributes)
+    node = ir.node(operator, inputs, attributes, outputs=None if output is None else [output])
     graph.append(node)
     return node.outputs[0]
 

@@ -1,4 +1,6 @@
-"""Verification is the comparison of two sessions: decisions first, then floats with the decisions replayed.
+"""Do a bundle's graphs compute what PyTorch does? Two sessions are compared, first decisions, then floats.
+
+Floats are compared with the reference's decisions replayed: one token that stops elsewhere would change all others.
 
 The rule (docs/bundle-format.md, "Parity"): a decision may differ only where the reference's confidence is closer to
 its limit than the confidence error measured at that gate, and closer than 1e-4 in fp32.
@@ -6,12 +8,15 @@ its limit than the confidence error measured at that gate, and closer than 1e-4 
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from dovit_deploy import __version__
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import (
     CONFIDENCE,
     COUNT,
@@ -29,14 +34,50 @@ from dovit_deploy.bundle.interface import (
     stage_name,
     tokens_output,
 )
-from dovit_deploy.bundle.parity import FloatParity, GateParity, RunParity
+from dovit_deploy.bundle.parity import FloatParity, FormParity, GateParity, ParityReport, RunParity
 from dovit_deploy.engines.base import Array
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 
 TOLERANCE = 1e-4
 """fp32: of confidences absolutely, of floats times max(1, absmax)."""
+
+
+Image = tuple[str, Pixels]
+"""What it is called in a report, and its normalised pixels (1, 3, H, W)."""
+Outputs = dict[str, Array]
+
+
+def parity_report(bundle: Bundle, images: list[Image], *, step: Callable[[str], None]) -> ParityReport:
+    """Compare both forms of every graph, in ONNX Runtime, with PyTorch on `images`."""
+    step("verify reference")
+    with Session(bundle, engine="torch") as reference:
+        compare = _comparison_with(reference, images)
+    forms = []
+    for form, fast in (("portable", False), ("fast", True)):
+        step(f"verify {form}")
+        with Session(bundle, backend=OnnxRuntimeBackend(fast=fast)) as candidate:
+            forms.append(FormParity(form=form, engine=candidate.backend.name, runs=compare(candidate)))
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    versions = {"dovit-deploy": __version__, **{package: _version(package) for package in packages}}
+    return ParityReport(reference="torch", precision="fp32", forms=tuple(forms), versions=versions)
+
+
+def _comparison_with(reference: Session, images: list[Image]) -> Callable[[Session], tuple[RunParity, ...]]:
+    """Run `images` through the reference, once for all forms; gives the comparison of a session with it."""
+    if reference.bundle.manifest.spec.gates:
+        gated = reference_runs(reference, settings_from_images(reference, images))
+        return lambda candidate: tuple(gated_parity(candidate, run) for run in gated)
+    whole = whole_runs(reference, images)
+    return lambda candidate: tuple(whole_parity(candidate, run) for run in whole)
+
+
+def _version(package: str) -> str:
+    # A module may come from one of several distributions, as onnxruntime from onnxruntime-gpu.
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(distributions[0]) if distributions else "unknown"
 
 
 @dataclass(frozen=True)
@@ -86,7 +127,7 @@ def trace_from_session(
     raise AssertionError("the last stage gives no index")
 
 
-def settings_from_images(reference: Session, images: list[tuple[str, Pixels]]) -> list[Setting]:
+def settings_from_images(reference: Session, images: list[Image]) -> list[Setting]:
     """Each image at the bundle's own thresholds, and at thresholds that stop about half of the tokens at each gate."""
     manifest = reference.bundle.manifest
     own = RunSettings.resolve(manifest)
@@ -120,7 +161,7 @@ def _middle_gap(confidence: Array) -> float:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """What the reference says of one setting."""
+    """What the reference gives for one setting of a model with gates."""
 
     setting: Setting
     trace: Trace
@@ -133,8 +174,8 @@ def reference_runs(reference: Session, settings: list[Setting]) -> list[Referenc
     return [ReferenceRun(setting, trace_from_session(reference, setting), dense[setting.image]) for setting in settings]
 
 
-def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
-    """Compare every graph of one form, in the candidate's engine, with the reference's run."""
+def gated_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
+    """Compare every graph of one form of a model with gates with the reference's run."""
     setting, trace = expected.setting, expected.trace
     spec = candidate.bundle.manifest.spec
     replayed = trace_from_session(candidate, setting, replay=trace.index)
@@ -143,15 +184,17 @@ def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
         float_parity(f"{stage_name(number)} {TOKENS}", want, got)
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
-    floats.append(float_parity("logits", trace.logits, replayed.logits))
-    floats.append(float_parity("dense logits", expected.dense_logits, _run_graph(candidate, DENSE, setting)[LOGITS]))
+    floats.append(float_parity(LOGITS, trace.logits, replayed.logits))
+    dense = _run_graph(candidate, DENSE, setting.pixels)
+    floats.append(float_parity(f"{DENSE} {LOGITS}", expected.dense_logits, dense[LOGITS]))
     # The merged graph decides for itself, so it is held to this form's own staged run, which is the same arithmetic.
     agrees = all(np.array_equal(want, got) for want, got in zip(trace.keep, replayed.keep, strict=True))
     own = replayed if agrees else trace_from_session(candidate, setting)
-    merged = _run_graph(candidate, MERGED, setting)
+    limits = {THRESHOLDS: setting.thresholds, FLOOR: np.asarray(setting.floor)}
+    merged = _run_graph(candidate, MERGED, setting.pixels, limits)
     kept = np.asarray([spec.tokens, *(len(index) for index in own.index)])
-    floats.append(FloatParity(name="merged kept", error=float(np.abs(kept - merged[KEPT]).max()), allowed=0.0))
-    floats.append(float_parity("merged logits", own.logits, merged[LOGITS]))
+    floats.append(_count_parity(f"{MERGED} {KEPT}", kept, merged[KEPT]))
+    floats.append(float_parity(f"{MERGED} {LOGITS}", own.logits, merged[LOGITS]))
     return RunParity(
         image=setting.image,
         thresholds=tuple(float(row[0]) for row in setting.thresholds),
@@ -161,14 +204,65 @@ def run_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
     )
 
 
-def _run_graph(session: Session, graph: str, setting: Setting) -> dict[str, Array]:
-    """Run `dense` or `merged` in one piece."""
-    upload, download = session.backend.upload, session.backend.download
-    inputs = {PIXELS: upload(setting.pixels)}
-    if graph == MERGED and len(setting.thresholds):
-        inputs[THRESHOLDS] = upload(setting.thresholds)
-        inputs[FLOOR] = upload(np.asarray(setting.floor))
-    return {name: download(buffer) for name, buffer in session.engine(graph).run(inputs).items()}
+def _run_graph(session: Session, graph: str, pixels: Pixels, limits: Outputs | None = None) -> Outputs:
+    """Run a graph that takes `pixels`, and maybe `limits`, in one piece."""
+    backend = session.backend
+    inputs = {name: backend.upload(array) for name, array in {PIXELS: pixels, **(limits or {})}.items()}
+    return {name: backend.download(buffer) for name, buffer in session.engine(graph).run(inputs).items()}
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """What the reference gives for one image of a model without gates.
+
+    Its choices of tokens are fixed in number and made inside the graph: they cannot be replayed, so they must be equal.
+    """
+
+    image: str
+    pixels: Pixels
+    outputs: Outputs
+    """Of `stage0`."""
+    dense: Outputs
+    """Empty where there is no dense network."""
+
+
+def whole_runs(reference: Session, images: list[Image]) -> list[WholeRun]:
+    """Run every image through the reference, once for all forms."""
+    has_dense = reference.bundle.manifest.spec.has_dense
+    return [
+        WholeRun(
+            name,
+            pixels,
+            _run_graph(reference, stage_name(0), pixels),
+            _run_graph(reference, DENSE, pixels) if has_dense else {},
+        )
+        for name, pixels in images
+    ]
+
+
+def whole_parity(candidate: Session, expected: WholeRun) -> RunParity:
+    """Compare every graph of one form of a model without gates with the reference's run."""
+    whole = {graph: _run_graph(candidate, graph, expected.pixels) for graph in (stage_name(0), MERGED)}
+    floats, gates = [], []
+    for graph, got in whole.items():
+        for name, want in expected.outputs.items():
+            if is_keep_name(name):
+                differing = int((want != got[name]).sum())
+                gates.append(GateParity(confidence_error=0.0, explained=0, unexplained=differing))
+            elif name == KEPT:
+                floats.append(_count_parity(f"{graph} {name}", want, got[name]))
+            else:
+                floats.append(float_parity(f"{graph} {name}", want, got[name]))
+    if expected.dense:
+        got = _run_graph(candidate, DENSE, expected.pixels)
+        floats += [float_parity(f"{DENSE} {name}", want, got[name]) for name, want in expected.dense.items()]
+    return RunParity(
+        image=expected.image,
+        thresholds=(),
+        kept=tuple(int(count) for count in expected.outputs[KEPT]),
+        gates=tuple(gates),
+        floats=tuple(floats),
+    )
 
 
 def gate_parity(
@@ -201,66 +295,6 @@ def float_parity(name: str, want: Array, got: Array, *, tolerance: float = TOLER
     return FloatParity(name=name, error=error, allowed=tolerance * max(1.0, float(np.abs(want).max(initial=0.0))))
 
 
-# Verification of models without gates: one graph under two names, and a dense one where there is one.
-#
-# Their choices of tokens are fixed in number and made inside the graph. They cannot be replayed, so they must be equal.
-
-Outputs = dict[str, Array]
-Against = Callable[[Session], tuple[RunParity, ...]]
-
-
-@dataclass(frozen=True)
-class WholeRun:
-    """What the reference says of one image: every output of `stage0`, and of `dense` if there is one."""
-
-    image: str
-    pixels: Pixels
-    outputs: Outputs
-    dense: Outputs
-
-
-def whole_parity(reference: Session, images: list[tuple[str, Pixels]]) -> Against:
-    """Run `images` through the reference, once for all forms; gives the comparison of a session with it."""
-    has_dense = reference.bundle.manifest.spec.has_dense
-    expected = [
-        WholeRun(
-            name, pixels, _run(reference, stage_name(0), pixels), _run(reference, DENSE, pixels) if has_dense else {}
-        )
-        for name, pixels in images
-    ]
-    return lambda candidate: tuple(_run_parity(candidate, run) for run in expected)
-
-
-def _run_parity(candidate: Session, expected: WholeRun) -> RunParity:
-    whole = {graph: _run(candidate, graph, expected.pixels) for graph in (stage_name(0), MERGED)}
-    floats = [
-        _exact(f"{graph} {name}", want, got[name]) if name == KEPT else float_parity(f"{graph} {name}", want, got[name])
-        for graph, got in whole.items()
-        for name, want in expected.outputs.items()
-        if not is_keep_name(name)
-    ]
-    if expected.dense:
-        got = _run(candidate, DENSE, expected.pixels)
-        floats += [float_parity(f"dense {name}", want, got[name]) for name, want in expected.dense.items()]
-    choices = (
-        (want, got[name]) for got in whole.values() for name, want in expected.outputs.items() if is_keep_name(name)
-    )
-    return RunParity(
-        image=expected.image,
-        thresholds=(),
-        kept=tuple(int(count) for count in expected.outputs[KEPT]),
-        gates=tuple(
-            GateParity(confidence_error=0.0, explained=0, unexplained=int((want != got).sum())) for want, got in choices
-        ),
-        floats=tuple(floats),
-    )
-
-
-def _exact(name: str, want: Array, got: Array) -> FloatParity:
+def _count_parity(name: str, want: Array, got: Array) -> FloatParity:
+    """Counts of tokens are equal or wrong."""
     return FloatParity(name=name, error=float(np.abs(want - got).max(initial=0)), allowed=0.0)
-
-
-def _run(session: Session, graph: str, pixels: Pixels) -> Outputs:
-    backend = session.backend
-    outputs = session.engine(graph).run({PIXELS: backend.upload(pixels)})
-    return {name: backend.download(buffer) for name, buffer in outputs.items()}

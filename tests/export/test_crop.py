@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from dovit_deploy.bundle.manifest import CentreCrop
 from dovit_deploy.errors import UsageError
-from dovit_deploy.export.pipeline import ExportRequest, bundle_preprocessing, bundle_spec
+from dovit_deploy.export.plan import ExportPlan
 from tests.bundles import naming_checkpoint, tiny_checkpoint
 from tests.tiny import tiny_spec
 from tests.tiny_evovit import tiny_deit_spec
 
 
 def preprocessing(checkpoint, **wanted):
-    request = ExportRequest(**wanted)
-    return bundle_preprocessing(checkpoint, bundle_spec(checkpoint, request), request)
+    return ExportPlan.resolve(checkpoint, Path("x.dovit"), **wanted).manifest.preprocessing
 
 
 @pytest.mark.parametrize(("size", "shorter"), [(None, 73), ((96, 96), 109), ((224, 224), 256), ((384, 384), 438)])

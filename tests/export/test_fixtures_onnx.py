@@ -157,13 +157,11 @@ def test_dovit_slides_as_the_official_code_does(case: Case, tmp_path: Path) -> N
 def test_segmenter_slides_as_the_official_code_does(case: Case, tmp_path: Path) -> None:
     io, slide = load(case), case.facts["slide"]
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-    from dovit_deploy.export.pipeline import ExportRequest
     from tests.bundles import export
 
     window, stride = slide["window_size"], slide["window_stride"]
-    request = ExportRequest(size=(window, window), stride=(stride, stride))
     checkpoint = checkpoint_from_path(case.weights, config=case.config)
-    bundle, _ = export(checkpoint, tmp_path / "slide.dovit", request=request)
+    bundle, _ = export(checkpoint, tmp_path / "slide.dovit", size=(window, window), stride=(stride, stride))
     with Session(bundle, threads=1) as session:
         logits = torch.from_numpy(Predictor(session).logits(io["slide.im"].numpy()))
     whole = functional.interpolate(logits, size=slide["ori_shape"], mode="bilinear", align_corners=False)

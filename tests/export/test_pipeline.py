@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.errors import ParityError, UsageError
 from dovit_deploy.export import pipeline
-from dovit_deploy.export.pipeline import ExportRequest, reference_bundle_at_size
+from dovit_deploy.export.pipeline import reference_bundle_at_size
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export, export_tiny, tiny_checkpoint
@@ -137,18 +138,16 @@ def test_a_wrong_graph_fails_the_export_and_leaves_nothing(tmp_path: Path, monke
 
 def test_thresholds_of_a_wrong_number_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="2 gates"):
-        export(tiny_checkpoint(tiny_spec()), tmp_path / "x.dovit", request=ExportRequest(thresholds=(0.5, 0.5, 0.5)))
+        export(dataclasses.replace(tiny_checkpoint(tiny_spec()), thresholds=(0.5, 0.5, 0.5)), tmp_path / "x.dovit")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_size_below_16_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 16"):
-        export(tiny_checkpoint(tiny_spec()), tmp_path / "x.dovit", request=ExportRequest(size=(8, 64)))
+        export(tiny_checkpoint(tiny_spec()), tmp_path / "x.dovit", size=(8, 64))
 
 
 def test_merged_equals_staged_bit_for_bit(tiny_bundle_path: Path, setr_bundle_path: Path) -> None:
-    from dovit_deploy.runtime.session import Session
-
     for path in (tiny_bundle_path, setr_bundle_path):
         bundle = Bundle.open(path)
         pixels = tiny_pixels(bundle.manifest.spec.size, seed=3).numpy()
@@ -163,7 +162,7 @@ def test_merged_equals_staged_bit_for_bit(tiny_bundle_path: Path, setr_bundle_pa
 
 def test_it_answers_as_an_export_at_that_size_does(tiny_bundle_path, tmp_path):
     size = (48, 32)
-    exported, _ = export(tiny_checkpoint(tiny_spec()), tmp_path / "small.dovit", request=ExportRequest(size=size))
+    exported, _ = export(tiny_checkpoint(tiny_spec()), tmp_path / "small.dovit", size=size)
     bundle = Bundle.open(tiny_bundle_path)
     before = bundle.weights.read_bytes()
     small = reference_bundle_at_size(bundle, size, tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.export.verify import whole_parity
+from dovit_deploy.export.verify import whole_parity, whole_runs
 from dovit_deploy.runtime.session import Session
 from tests.tiny import tiny_pixels
 
@@ -29,10 +29,9 @@ class Altered:
 def parity_of(path: Path, graph: str, change):
     with Session(Bundle.open(path)) as reference, Session(Bundle.open(path)) as candidate:
         pixels = tiny_pixels(reference.bundle.manifest.spec.size, seed=1).numpy()
-        against = whole_parity(reference, [("noise", pixels)])
+        (expected,) = whole_runs(reference, [("noise", pixels)])
         candidate._engines[graph] = Altered(candidate.engine(graph), change)
-        (run,) = against(candidate)
-    return run
+        return whole_parity(candidate, expected)
 
 
 def test_the_same_network_has_no_failures(dense_bundle_path: Path) -> None:

@@ -16,7 +16,7 @@ from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap
 from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
-from dovit_deploy.export.pipeline import ExportRequest, bundle_spec
+from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.evovit.deit_reader import EVO_DEIT_KEYS, evo_deit_architecture
 from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_architecture, evo_levit_key_map
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, EvoLevitSpec
@@ -353,7 +353,7 @@ def test_sizes_that_the_family_cannot_take(spec: Any, size: tuple[int, int], wor
     from tests.tiny_evovit import tiny_evo_checkpoint
 
     with pytest.raises(UsageError, match=words):
-        bundle_spec(tiny_evo_checkpoint(spec), ExportRequest(size=size))
+        ExportPlan.resolve(tiny_evo_checkpoint(spec), Path("x.dovit"), size=size)
 
 
 @pytest.mark.parametrize("spec", [official.deit_spec(), official.levit_spec()], ids=["deit", "levit"])
