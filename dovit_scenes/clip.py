@@ -109,7 +109,7 @@ class _OpencvSink:
         if not self._writer.isOpened():
             self._path.unlink(missing_ok=True)
             raise SceneEnvironmentError(
-                "OpenCV cannot write video here; install PyAV: pip install 'dovit-deploy[video]'"
+                "OpenCV cannot write video here; install PyAV with: pip install av"
             )
 
     def __enter__(self) -> _OpencvSink:
