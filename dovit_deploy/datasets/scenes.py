@@ -105,5 +105,6 @@ class RenderedScenes(Dataset):
 
     def _share(self, index: int) -> float:
         """The fraction of its things that street `index` shows."""
-        # A square, since the number of things in sight rises steeply at first. 10 tells this draw from the scene's own.
+        # A square, since the number of things in sight rises steeply at first. 10 makes this draw another than the
+        # scene's own, which come from the same seed and number.
         return float(np.random.default_rng([self.seed, index, 10]).uniform(*self.fullness) ** 2)
