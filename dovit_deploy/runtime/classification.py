@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from dovit_deploy.runtime.results import (
     Logits,
     Pixels,
     Region,
+    TokenReport,
     Window,
     probabilities_from_logits,
     scores_from_probabilities,
@@ -32,10 +33,6 @@ from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
 from dovit_deploy.runtime.token_maps import paint_selections
 from dovit_deploy.runtime.transforms import crop_region
 from dovit_deploy.sources.source import RGB
-
-if TYPE_CHECKING:
-    from dovit_deploy.runtime.results import TokenReport
-
 
 SUFFIXES = (".json", ".png")
 

@@ -6,6 +6,7 @@ sound, gives times as floats and cannot seek exactly, so frames before `--start`
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -17,7 +18,6 @@ from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import check_pixels
 from dovit_deploy.sources.source import (
     RGB,
-    Choice,
     Closing,
     Frame,
     FrameClock,
@@ -65,25 +65,15 @@ class OpencvVideoReader(Closing):
 
     def __iter__(self) -> Iterator[Frame]:
         selector = Selector(self._selection)
-        clock = FrameClock(tick=_TICK, first=None, rate=self.video.rate, constant_rate=True)
-        index, given, began = 0, 0, time.perf_counter()
-        while index == 0 or self._capture.grab():
-            time_s = clock.time(self._stamp(), index=index)
-            choice = selector.judge(time_s)
-            if choice is Choice.STOP:
-                break
-            if choice is Choice.TAKE:
-                rgb = self._rgb()
-                decode_ms = (time.perf_counter() - began) * 1e3
-                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
-                given += 1
-                if selector.done:
-                    break
-                began = time.perf_counter()
-            index += 1
-        else:
-            self.ended_early = self._shortfall(index)
-        if not given:
+        began = time.perf_counter()
+        for index, time_s, _ in selector.select(self._grabbed()):
+            rgb = self._rgb()
+            decode_ms = (time.perf_counter() - began) * 1e3
+            yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+            began = time.perf_counter()
+        if selector.exhausted:
+            self.ended_early = self._shortfall(selector.seen)
+        if not selector.taken:
             raise SourceError(f"{self.name}: no frame lies in the span that --start and --end select")
 
     def close(self) -> None:
@@ -109,6 +99,14 @@ class OpencvVideoReader(Closing):
         self.video = VideoInfo((size[0], size[1]), rate, base, has_audio=False, path=path)
         self.kind: SourceKind = "live" if path is None and self._total is None else "video"
         self.count = self._selection.expected(self._total, rate)
+
+    def _grabbed(self) -> Iterator[tuple[int, Fraction, None]]:
+        """Index and seconds of each frame, grabbed and not yet decoded; the first one was grabbed at the opening."""
+        clock = FrameClock(tick=_TICK, first=None, rate=self.video.rate, constant_rate=True)
+        index = 0
+        while index == 0 or self._capture.grab():
+            yield index, clock.time(self._stamp(), index=index), None
+            index += 1
 
     def _stamp(self) -> int:
         """Time of the grabbed frame in ticks."""
@@ -157,26 +155,23 @@ class CameraSource(Closing):
 
     def __iter__(self) -> Iterator[Frame]:
         selector = Selector(self._selection)
-        for index, (time_s, rgb, decode_ms) in enumerate(self._timed()):
-            choice = selector.judge(time_s)
-            if choice is Choice.STOP:
-                return
-            if choice is Choice.TAKE:
-                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
-            if selector.done:
-                return
-        self.ended_early = "the camera stopped giving frames"
+        for index, time_s, (rgb, decode_ms) in selector.select(self._timed()):
+            yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+        if selector.exhausted:
+            self.ended_early = "the camera stopped giving frames"
 
     def close(self) -> None:
         """Release the camera; may be called twice."""
         self._capture.release()
 
-    def _timed(self) -> Iterator[tuple[Fraction, RGB, float]]:
-        """(seconds since the first frame, frame, milliseconds to get it) until the camera stops."""
+    def _timed(self) -> Iterator[tuple[int, Fraction, tuple[RGB, float]]]:
+        """Index, seconds since the first frame, and (frame, ms that it took) until the camera stops."""
         began = time.perf_counter()
         rgb, decode_ms = self._first, 0.0
-        while rgb is not None:
-            yield round(Fraction(time.perf_counter() - began), 6), rgb, decode_ms
+        for index in itertools.count():
+            if rgb is None:
+                return
+            yield index, round(Fraction(time.perf_counter() - began), 6), (rgb, decode_ms)
             asked = time.perf_counter()
             rgb = self._read()
             decode_ms = (time.perf_counter() - asked) * 1e3

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from dovit_deploy.errors import UsageError
 
 RGB = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, red first, upright."""
+_T = TypeVar("_T")
 SourceKind = Literal["images", "video", "live"]
 
 
@@ -162,16 +163,33 @@ class Selector:
     def __init__(self, selection: FrameSelection) -> None:
         self._selection = selection
         self._in_span = 0
-        self._taken = 0
+        self.seen = 0
+        """Frames judged."""
+        self.taken = 0
+        self.exhausted = False
+        """Whether the source ended before the selection did."""
 
     @property
     def done(self) -> bool:
         """Whether `--max-frames` are taken, so that not even the next frame need be decoded."""
-        return self._taken == self._selection.max_frames
+        return self.taken == self._selection.max_frames
+
+    def select(self, timed: Iterable[tuple[int, Fraction, _T]]) -> Iterator[tuple[int, Fraction, _T]]:
+        """The wanted ones of `timed`: index, seconds, and a frame that is still to be converted."""
+        for index, time_s, frame in timed:
+            choice = self.judge(time_s)
+            if choice is Choice.STOP:
+                return
+            if choice is Choice.TAKE:
+                yield index, time_s, frame
+            if self.done:
+                return
+        self.exhausted = True
 
     def judge(self, time_s: Fraction) -> Choice:
         """Decide on the frame at `time_s`, which must not be before the last one judged."""
         wanted = self._selection
+        self.seen += 1
         if wanted.start is not None and time_s < wanted.start:
             return Choice.SKIP
         if self.done or (wanted.end is not None and time_s >= wanted.end):
@@ -180,7 +198,7 @@ class Selector:
         # Counted from the first frame of the span, so that --start gives that frame.
         if (self._in_span - 1) % wanted.every:
             return Choice.SKIP
-        self._taken += 1
+        self.taken += 1
         return Choice.TAKE
 
 

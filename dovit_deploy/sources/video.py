@@ -16,7 +16,6 @@ from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import UPRIGHT, check_pixels, orientation_from_matrix, upright, upright_size
 from dovit_deploy.sources.source import (
     RGB,
-    Choice,
     Closing,
     Frame,
     FrameClock,
@@ -79,25 +78,18 @@ class VideoReader(Closing):
 
     def __iter__(self) -> Iterator[Frame]:
         selector = Selector(self._selection)
-        given = 0
         began = time.perf_counter()
-        for index, time_s, frame in self._timed_frames():
-            choice = selector.judge(time_s)
-            if choice is Choice.STOP:
-                break
-            if choice is Choice.TAKE:
-                rgb = self._rgb(frame)
-                decode_ms = (time.perf_counter() - began) * 1e3
-                yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
-                given += 1
-                if selector.done:
-                    break
-                began = time.perf_counter()
-        else:
+        for index, time_s, frame in selector.select(self._timed_frames()):
+            rgb = self._rgb(frame)
+            decode_ms = (time.perf_counter() - began) * 1e3
+            yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
+            # Only from here on: what the caller does with a frame is not decoding.
+            began = time.perf_counter()
+        if selector.exhausted:
             self.ended_early = self._decoder.shortfall()
         if self._decoder.damaged:
             self.warnings.append(f"{self.name}: {self._decoder.damaged} damaged packets were left out")
-        if not given:
+        if not selector.taken:
             raise SourceError(f"{self.name}: no frame lies in the span that --start and --end select")
 
     def close(self) -> None:

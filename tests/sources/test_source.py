@@ -68,3 +68,22 @@ def test_an_unknown_length_is_bounded_by_what_was_asked():
 def test_selections_that_make_no_sense(arguments, flag):
     with pytest.raises(UsageError, match=flag):
         FrameSelection(**arguments)
+
+
+def test_after_the_last_wanted_frame_no_further_one_is_decoded() -> None:
+    decoded: list[int] = []
+
+    def frames():
+        for index in range(10):
+            decoded.append(index)
+            yield index, Fraction(index), f"frame {index}"
+
+    selector = Selector(FrameSelection(every=2, max_frames=2, start=Fraction(1)))
+    assert list(selector.select(frames())) == [(1, 1, "frame 1"), (3, 3, "frame 3")]
+    assert decoded == [0, 1, 2, 3] and (selector.seen, selector.taken, selector.exhausted) == (4, 2, False)
+
+
+def test_a_source_that_ends_first_is_exhausted() -> None:
+    selector = Selector(FrameSelection(max_frames=9))
+    assert len(list(selector.select((n, Fraction(n), None) for n in range(3)))) == 3
+    assert selector.exhausted
