@@ -108,9 +108,7 @@ class _OpencvSink:
         self._writer = self._cv2.VideoWriter(str(self._path), code, float(fps), (size[1], size[0]))
         if not self._writer.isOpened():
             self._path.unlink(missing_ok=True)
-            raise SceneEnvironmentError(
-                "OpenCV cannot write video here; install PyAV with: pip install av"
-            )
+            raise SceneEnvironmentError("OpenCV cannot write video here; install PyAV with: pip install av")
 
     def __enter__(self) -> _OpencvSink:
         return self
