@@ -99,9 +99,9 @@ class ProgressDisplay:
         self._changed(new_step=True)
 
     def counted(self) -> str:
-        """ "12/101 images", "12 images" of an unknown number, "37%" of a fraction of 1; "" before the first."""
-        if self.total == 1 and self.done != int(self.done):
-            return f"{self.done:.0%}"
+        """ "12/101 images", "12 images" of an unknown number, "37%"; "" before the first of an unknown number."""
+        if self.unit == "%":
+            return f"{self.done / (self.total or 1):.0%}"
         if self.total is not None:
             return f"{self.done:.0f}/{self.total:.0f} {self.unit}"
         return f"{self.done:.0f} {self.unit}" if self.done else ""
@@ -118,11 +118,11 @@ class _Bar(ProgressDisplay):
 
     def _changed(self, *, new_step: bool) -> None:
         if new_step:
-            # The clocks of Rich's columns run from the beginning of a task.
-            self._bar.reset(self._task)
+            # A new task, since Rich cannot take back a total, and its columns' clocks run from the beginning of one.
+            self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(self.step, total=None, counted="", note="")
         self._bar.update(
             self._task,
-            description=self.step,
             total=self.total,
             completed=self.done,
             counted=self.counted(),
@@ -153,8 +153,8 @@ def progress(
 
     Args:
         step: what is done first; `begin` names the next one.
-        total: number of units; None where it is not known, 1 for a fraction.
-        unit: what is counted, in the plural.
+        total: number of units; None where it is not known.
+        unit: what is counted, in the plural; "%" shows the part of `total` that is done.
         quiet: show nothing.
         timed: the work is being timed: nothing is drawn between two calls, so that no other thread computes meanwhile.
     """

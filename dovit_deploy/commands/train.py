@@ -63,7 +63,7 @@ def train(
         init=init,
         resume=resume,
     )
-    with console.progress("training", total=1, quiet=quiet) as shown:
+    with console.progress("training", total=1, unit="%", quiet=quiet) as shown:
         result = trained(
             request,
             progress=lambda now: shown.reach(now.progress, note=_note(now)),

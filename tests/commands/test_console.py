@@ -46,14 +46,15 @@ def test_without_a_terminal_progress_is_a_line_for_every_step_and_every_ten_seco
 
 def test_a_fraction_is_shown_in_percent_and_an_unknown_number_without_a_total(capsys, monkeypatch):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
-    with progress(total=1, quiet=False) as shown:
+    with progress(total=1, unit="%", quiet=False) as shown:
         shown.reach(0.37, note="loss 0.125")
+        shown.reach(1)
     with progress("warm-up", unit="runs", quiet=False) as shown:
         shown.reach(3)
         shown.begin("measuring")
         shown.reach(4, total=8)
     lines = [line.split(" s  ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["37%  loss 0.125", "warm-up  3 runs", "measuring", "measuring  4/8 runs"]
+    assert lines == ["37%  loss 0.125", "100%", "warm-up  3 runs", "measuring", "measuring  4/8 runs"]
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -64,5 +65,9 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch, timed):
         shown.advance(0.5)
         shown.advance(0.25)
         shown._bar.refresh()
+        shown.begin("writing")
+        shown.advance()
+        shown._bar.refresh()
     drawn = capsys.readouterr().err
     assert "reading" in drawn and "2/2 frames" in drawn and "FLOPs saved 38%" in drawn
+    assert "writing" in drawn and "1 frames" in drawn
