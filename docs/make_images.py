@@ -1,6 +1,6 @@
 """The README's strip: a frame, its classes, where its tokens stopped. Only rendered streets are shown.
 
-python docs/make_pictures.py
+python docs/make_images.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dovit_deploy import Bundle, Predictor, Session
 from dovit_deploy.bundle.bundle import default_bundle
 from dovit_scenes import street_frames
 
-TARGET = Path(__file__).parent / "pictures" / "strip.png"
+TARGET = Path(__file__).parent / "images" / "strip.png"
 
 
 def main() -> None:
