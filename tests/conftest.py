@@ -52,7 +52,7 @@ def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An Evo-ViT on DeiT of 64x64 pixels that names pictures: 5 classes, two selections."""
+    """An Evo-ViT on DeiT of 64x64 pixels that classifies images: 5 classes, two selections."""
     from tests.bundles import export, naming_checkpoint
     from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state
 
@@ -64,7 +64,7 @@ def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pooling_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An STViT on DeiT of 48x64 pixels that names pictures: its tokens are pooled, so there is no dense form."""
+    """An STViT on DeiT of 48x64 pixels that classifies images: its tokens are pooled, so there is no dense form."""
     from tests.bundles import export, naming_checkpoint
     from tests.tiny_stvit import deployed_state, tiny_deit
 

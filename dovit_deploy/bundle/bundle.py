@@ -1,4 +1,9 @@
-"""Bundle: a directory one can trust. Opening it checks the version, every digest and every path."""
+"""When may a bundle be trusted, how do its thresholds change, and which one is taken when none is named?
+
+A bundle is a directory. Opening it checks the version, every digest and every path. Calibration changes thresholds
+alone: graphs and weights stay as they are, and the folder is replaced in one step. The default is an installed
+distribution of the entry point group `dovit.models`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,14 @@ from dovit_deploy.files import written_aside
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 PARITY = "parity.json"
+CALIBRATION = "calibration.json"
 ENGINES = "engines"
+
+PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
+"""Where package managers install; they replace what is there without asking."""
+GROUP = "dovit.models"
+"""Entry points: each names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`."""
+DEFAULT = "default"
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -38,7 +50,7 @@ def file_entry(path: Path) -> FileEntry:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle: where it lies and what it says."""
+    """A checked bundle: its directory and its manifest."""
 
     path: Path
     manifest: Manifest
@@ -84,6 +96,7 @@ class Bundle:
 
 def _check_links(root: Path) -> None:
     home = root.resolve()
+    # Engines too, which are not listed: a link among them could reach any file of the user's.
     for path in root.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise PathEscapes(f"{path.relative_to(root)} is a link that leaves the bundle {root.name}")
@@ -97,17 +110,12 @@ def _check_files(root: Path, manifest: Manifest) -> None:
         path = root / name
         if not path.is_file():
             raise FileMissing(f"{root.name}: '{name}' is listed in the manifest and not there; copy it whole again")
+        # The size first: it costs nothing, and a copy that was cut short shows in it.
         if path.stat().st_size != entry.bytes or file_entry(path) != entry:
             raise DigestMismatch(f"{root.name}: '{name}' differs from what was exported; copy or export it again")
     for path in root.iterdir():
         if path.name not in manifest.files and path.name not in (MANIFEST, ENGINES):
             raise FileUnlisted(f"{root.name}: '{path.name}' is not listed in the manifest; take it out")
-
-
-# The same bundle with other default thresholds: graphs and weights stay, the folder changes in one step.
-
-CALIBRATION = "calibration.json"
-PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 def refuse_installed(bundle: Bundle) -> None:
@@ -127,14 +135,14 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
     """
     in_place = target.resolve() == bundle.path
     # A link would be replaced by a folder; what it points at is meant.
-    place = bundle.path if in_place else target
+    path = bundle.path if in_place else target
     try:
-        with written_aside(place, overwrite=in_place) as folder:
+        with written_aside(path, overwrite=in_place) as folder:
             _fill(bundle, calibration, folder, link=in_place)
             Bundle.open(folder)
     except OSError as error:
-        raise InputError(f"cannot write {place}: {error.strerror or error}; nothing is changed") from error
-    return Bundle.open(place)
+        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing is changed") from error
+    return Bundle.open(path)
 
 
 def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool) -> None:
@@ -142,7 +150,8 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
         bundle.path,
         folder,
         dirs_exist_ok=True,
-        ignore=lambda place, names: {MANIFEST, CALIBRATION} & set(names) if Path(place) == bundle.path else set(),
+        # Only those of the bundle itself: an engine may have files of the same names.
+        ignore=lambda path, names: {MANIFEST, CALIBRATION} & set(names) if Path(path) == bundle.path else set(),
         copy_function=_linked if link else shutil.copy2,
     )
     (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -172,17 +181,10 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-# The bundle that is taken when none is named: an installed distribution of the entry point group `dovit.models`.
-
-GROUP = "dovit.models"
-DEFAULT = "default"
-
-
 def default_bundle() -> tuple[Path, str]:
     """Path of the default model's bundle, and the line about its licence.
 
-    Several models installed: the entry point named `default` counts; one alone counts under any name. The entry
-    point names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`.
+    Several models installed: the entry point named `default` counts; one alone counts under any name.
 
     Raises:
         InputError: none is installed, or several and none is called `default`.

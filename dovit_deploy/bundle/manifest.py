@@ -1,4 +1,7 @@
-"""The manifest: everything a bundle says about itself, and a digest that tells when it was altered."""
+"""What does a bundle know about itself? The manifest, with a digest that shows when it was altered.
+
+Its classes come from a checkpoint or from a file given by `--classes`; colours that nobody gave are generated.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from dovit_deploy.record import Record
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
 
+SYNSET = re.compile(r"(n\d{8})(?:\s+(.*\S))?\s*")
+"""A line of ImageNet's lists: WordNet's number, then the words."""
+
 
 class FileEntry(Record):
     """A file of the bundle: SHA-256 in hexadecimal and size in bytes."""
@@ -37,7 +43,7 @@ class TokenCount(Record):
 
 
 class CentreCrop(Record):
-    """A classifier's picture: its shorter side resized to `shorter` pixels, the model's size cut from its centre."""
+    """A classifier's image: its shorter side resized to `shorter` pixels, the model's size cut from its centre."""
 
     shorter: int = Field(gt=0)
     """At least as large as both sides of the model's size."""
@@ -60,7 +66,7 @@ class Preprocessing(Record):
     stride: tuple[int, int] | None
     """Step of the sliding window in pixels, rows then columns; None: images are resized to the model's size."""
     crop: CentreCrop | None = None
-    """Of classifiers, which see the centre of a picture, its proportions kept; None: the whole picture is seen."""
+    """Of classifiers, which see the centre of an image, its proportions kept; None: the whole image is seen."""
     logits_cover: Literal["image", "padded"] = "image"
     """What the logits' grid is stretched over: the input itself (mmsegmentation) or the padded input (Segmenter)."""
 
@@ -84,7 +90,7 @@ class ClassEntry(Record):
 
 
 class GateDefaults(Record):
-    """Where tokens stop unless the caller says otherwise."""
+    """Where tokens stop unless the caller gives thresholds of their own."""
 
     thresholds: tuple[tuple[float, ...], ...]
     """Per gate, per class."""
@@ -119,7 +125,7 @@ class Manifest(Record):
     opset: int = 20
     provenance: Provenance
     files: dict[str, FileEntry]
-    """Every file of the bundle but the manifest itself and what lies in `engines/`."""
+    """Every file of the bundle but the manifest itself and those in `engines/`."""
 
     def to_json(self) -> str:
         """The text of `manifest.json`, with its own digest."""
@@ -151,8 +157,8 @@ class Manifest(Record):
             manifest = cls.model_validate(body)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise ManifestInvalid(f"manifest.json: {place}: {first['msg']}") from error
+            field = ".".join(str(part) for part in first["loc"])
+            raise ManifestInvalid(f"manifest.json: {field}: {first['msg']}") from error
         _check_agreement(manifest)
         return manifest
 
@@ -166,9 +172,9 @@ def _check_agreement(manifest: Manifest) -> None:
         "defaults.thresholds": (len(rows), len(spec.gates)),
         **{f"defaults.thresholds.{gate}": (len(row), spec.classes) for gate, row in enumerate(rows)},
     }
-    for place, (given, needed) in wanted.items():
+    for field, (given, needed) in wanted.items():
         if given != needed:
-            raise ManifestInvalid(f"manifest.json: {place}: {given} entries, the model of its spec has {needed}")
+            raise ManifestInvalid(f"manifest.json: {field}: {given} entries, the model of its spec has {needed}")
     if manifest.task != spec.task:
         raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
     _check_crop(manifest)
@@ -191,14 +197,9 @@ def _check_crop(manifest: Manifest) -> None:
 
 def digest_of(body: dict[str, object]) -> str:
     """SHA-256 of the manifest's JSON without its digest, keys sorted, without white space."""
+    # Sorted and without white space, so that the digest does not depend on how the file is laid out.
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-# What the classes are called and how they are painted: read from a file, or generated.
-
-SYNSET = re.compile(r"(n\d{8})(?:\s+(.*\S))?\s*")
-"""A line of ImageNet's lists: WordNet's number, then the words."""
 
 
 def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:

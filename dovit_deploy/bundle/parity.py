@@ -1,4 +1,4 @@
-"""ParityReport: what `parity.json` says about how far a bundle's graphs are from the reference."""
+"""How far are a bundle's graphs from the reference? `ParityReport`, the contents of `parity.json`."""
 
 from __future__ import annotations
 

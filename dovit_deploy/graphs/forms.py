@@ -4,10 +4,10 @@
 |---|---|---|
 | portable | any ONNX runtime | into the bundle, `<graph>.onnx` |
 | fast | ONNX Runtime | into the bundle, `<graph>.ort.onnx` |
-| half | ONNX Runtime on a GPU | beside nothing: made when a graph is loaded |
+| half | ONNX Runtime on a GPU | into a temporary folder, when a graph is loaded |
 | engine | TensorRT | beside the engine that is built of it |
 
-The last two are derived from a bundle's graphs, without torch, and lie with their weights in a folder of their own.
+The last two are derived from a bundle's graphs, without torch, and share a weights file of their own.
 """
 
 from __future__ import annotations

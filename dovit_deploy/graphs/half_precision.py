@@ -167,7 +167,7 @@ class _Conversion:
 
 
 def _to_half(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Rounded to float16; what lies beyond its range (a mask's -1e9) becomes its largest number, infinities stay."""
+    """Rounded to float16; what is beyond its range (a mask's -1e9) becomes its largest number, infinities stay."""
     limit = np.finfo(np.float16).max
     return np.where(np.isfinite(values), np.clip(values, -limit, limit), values).astype(np.float16)
 

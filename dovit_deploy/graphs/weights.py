@@ -1,4 +1,4 @@
-"""Where do a graph's weights lie? In one safetensors file that all graphs of a folder share, as ONNX external data.
+"""Where are a graph's weights? In one safetensors file that all graphs of a folder share, as ONNX external data.
 
 A safetensors file is 8 bytes of header length (little-endian), a JSON header and the raw little-endian tensors, so it
 serves as external data as it is: a tensor's offset in the file is 8 + header length + its `data_offsets[0]`
@@ -29,7 +29,7 @@ INLINE_LIMIT = 4096
 
 @dataclass(frozen=True)
 class SharedWeights:
-    """A safetensors file and where its tensors lie in it.
+    """A safetensors file, and the bytes of it that each tensor takes.
 
     Calling it is a pass: it lets a graph point into the file (`graphs/passes.py` says what a pass is).
     """

@@ -74,11 +74,11 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["stage0.onnx", "weights.safetensors", "parity.json", "merged.ort.onnx"])
-@pytest.mark.parametrize("place", [0.0, 0.5, 0.999])
-def test_a_flipped_byte(bundle_copy: Path, name: str, place: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.999])
+def test_a_flipped_byte(bundle_copy: Path, name: str, fraction: float) -> None:
     file = bundle_copy / name
     data = bytearray(file.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 1
+    data[int(fraction * (len(data) - 1))] ^= 1
     file.write_bytes(data)
     with pytest.raises(DigestMismatch, match=name):
         Bundle.open(bundle_copy)

@@ -1,4 +1,4 @@
-"""What an export writes about pictures: a classifier's crop follows the size, a stride is for segmentation alone."""
+"""What an export writes about images: a classifier's crop follows the size, a stride is for segmentation alone."""
 
 from __future__ import annotations
 

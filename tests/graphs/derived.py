@@ -21,7 +21,7 @@ class DerivedEngine:
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.total, self.bucket = total, bucket
         self.buckets: tuple[int, ...] = ()
-        """In place of `bucket`: the sizes that there are."""
+        """Instead of `bucket`: the sizes that there are."""
 
     def run(self, inputs):
         feed = dict(inputs)

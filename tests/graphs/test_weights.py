@@ -1,4 +1,4 @@
-"""One weights file behind every graph: where its tensors lie, and which initializers point into it."""
+"""One weights file behind every graph: the offsets of its tensors, and which initializers point into it."""
 
 from __future__ import annotations
 
