@@ -28,7 +28,7 @@ from tests.sources.clips import make_clip
 from tests.tiny import tiny_spec
 
 
-def picture(path: Path, size: tuple[int, int] = (80, 60), mode: str = "RGB") -> Path:
+def image_file(path: Path, size: tuple[int, int] = (80, 60), mode: str = "RGB") -> Path:
     random = np.random.default_rng(1)
     Image.fromarray(random.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(path)
     return path
@@ -53,7 +53,7 @@ def usage(result: subprocess.CompletedProcess[str], word: str) -> None:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    return picture(tmp_path / "picture.png")
+    return image_file(tmp_path / "picture.png")
 
 
 @pytest.fixture
@@ -77,14 +77,14 @@ def nothing_left(tmp_path: Path, *names: str) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda path: picture(path, (1, 1)),
-        lambda path: picture(path, (1, 37)),
-        lambda path: picture(path, (37, 1)),
-        lambda path: picture(path, mode="L"),
-        lambda path: picture(path, mode="P"),
-        lambda path: picture(path, mode="LA"),
-        lambda path: picture(path, mode="RGBA"),
-        lambda path: picture(path.with_suffix(".tif"), mode="CMYK"),
+        lambda path: image_file(path, (1, 1)),
+        lambda path: image_file(path, (1, 37)),
+        lambda path: image_file(path, (37, 1)),
+        lambda path: image_file(path, mode="L"),
+        lambda path: image_file(path, mode="P"),
+        lambda path: image_file(path, mode="LA"),
+        lambda path: image_file(path, mode="RGBA"),
+        lambda path: image_file(path.with_suffix(".tif"), mode="CMYK"),
         lambda path: sixteen_bit(path),
     ],
     ids=["1x1", "1x37", "37x1", "grey", "palette", "LA", "RGBA", "CMYK", "16-bit"],
@@ -141,7 +141,7 @@ def test_the_report_is_the_contracts(runs, tmp_path: Path) -> None:
 def test_two_files_of_one_stem_do_not_overwrite_each_other(runs, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.png", "a.jpg", "b.png"):
-        picture(tmp_path / "in" / name)
+        image_file(tmp_path / "in" / name)
     assert runs("in", "-o", "out").returncode == 0
     assert {path.name for path in (tmp_path / "out" / "masks").iterdir()} == {"a.png.png", "a.jpg.png", "b.png"}
 
@@ -192,7 +192,7 @@ def test_an_existing_output_is_refused_and_kept(runs, image: Path, tmp_path: Pat
 @pytest.mark.parametrize("output", ["in", ".", "in/picture.png"])
 def test_output_that_is_or_holds_the_input(runs, tmp_path: Path, output: str) -> None:
     (tmp_path / "in").mkdir()
-    source = picture(tmp_path / "in" / "picture.png")
+    source = image_file(tmp_path / "in" / "picture.png")
     data = source.read_bytes()
     refused(runs("in/picture.png" if output != "in" else "in", "-o", output, "--overwrite"), 2, "input")
     assert source.read_bytes() == data
@@ -200,7 +200,7 @@ def test_output_that_is_or_holds_the_input(runs, tmp_path: Path, output: str) ->
 
 def test_a_glob_that_reaches_into_the_output(runs, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    source = picture(tmp_path / "in" / "picture.png")
+    source = image_file(tmp_path / "in" / "picture.png")
     refused(runs("i*/*.png", "-o", "in", "--overwrite"), 2, "holds the input")
     assert source.is_file()
 
@@ -392,7 +392,7 @@ def test_a_harmed_bundle(dovit: Run, bundle_copy: Path, image: Path, tmp_path: P
 
 def test_a_bad_file_in_a_folder(runs, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    picture(tmp_path / "in" / "good.png")
+    image_file(tmp_path / "in" / "good.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"nonsense")
     result = runs("in", "-o", "out")
     assert result.returncode == 7, result.stderr

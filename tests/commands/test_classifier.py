@@ -116,7 +116,7 @@ def test_names_from_a_file(dovit, classifier_bundle_path, images, tmp_path):
     [
         (("--classes", "four.txt"), 3, ("--classes names 4 classes; the network has 5",)),
         (("--classes", "absent.txt"), 3, ("no class list at absent.txt",)),
-        (("--save", "overlay,masks"), 2, ("'masks' given, and namer names whole pictures", "allowed: overlay, tokens")),
+        (("--save", "overlay,masks"), 2, ("'masks' given, and namer names whole images", "allowed: overlay, tokens")),
         (("--save", "heat"), 2, ("heat",)),
         (("--threshold", "0.5"), 2, ("without gates",)),
     ],

@@ -1,4 +1,4 @@
-"""Short videos made in code: what a container, a codec or a phone does to pictures, in a few kilobytes."""
+"""Short videos made in code: what a container, a codec or a phone does to frames, in a few kilobytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NTSC = Fraction(30000, 1001)
 
 
 def numbered(index: int, *, height: int = 48, width: int = 64) -> RGB:
-    """A picture whose brightness is its number, with a red left and a blue top edge, so that turns show."""
+    """A frame whose brightness is its number, with a red left and a blue top edge, so that turns show."""
     rgb = np.full((height, width, 3), 40 + 3 * index % 160, dtype=np.uint8)
     rgb[:, : width // 4] = (220, 20, 20)
     rgb[: height // 4] = (20, 20, 220)
@@ -37,7 +37,7 @@ def make_clip(
     sound_codec: str = "aac",
     noise: bool = False,
 ) -> Path:
-    """Write a clip of `numbered` pictures with PyAV directly, independent of the writer under test."""
+    """Write a clip of `numbered` frames with PyAV directly, independent of the writer under test."""
     times = [index / rate for index in range(count)] if times is None else times
     tick = 1 / rate if time_base is None else time_base
     options = {"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
@@ -52,9 +52,9 @@ def make_clip(
             rgb = numbered(index, height=size[0], width=size[1])
             if noise:
                 rgb = random.integers(0, 256, rgb.shape, dtype=np.uint8)
-            picture = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-            picture.pts, picture.time_base = round(time_s / tick), tick
-            output.mux(stream.encode(picture))
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.pts, frame.time_base = round(time_s / tick), tick
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if sound is not None:
             _add_beeps(output, sound, seconds=sound_s)

@@ -18,12 +18,12 @@ from tests.sources.clips import make_clip, numbered
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five pictures named out of order, one broken, beside other files."""
-    folder = tmp_path / "pictures"
+    """Five images named out of order, one broken, beside other files."""
+    folder = tmp_path / "images"
     (folder / "deeper.png").mkdir(parents=True)
     for index, name in enumerate(["e.png", "b.JPG", "a.png", "d.bmp"]):
         Image.fromarray(numbered(index)).save(folder / name)
-    (folder / "c.png").write_text("no picture")
+    (folder / "c.png").write_text("no image")
     (folder / "notes.txt").write_text("ignored")
     (folder / "._a.png").write_text("ignored as well")
     return folder
@@ -46,7 +46,7 @@ def test_one_image(tmp_path):
 
 def test_one_bad_image_is_known_at_once(tmp_path):
     path = tmp_path / "a.png"
-    path.write_text("no picture")
+    path.write_text("no image")
     with pytest.raises(SourceError, match=r"a\.png"):
         open_source(str(path))
 
