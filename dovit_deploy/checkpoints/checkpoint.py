@@ -188,6 +188,7 @@ def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
         classes=manifest.classes,
         thresholds=_one_per_gate(manifest, folder.name),
         floor=manifest.defaults.floor,
+        # A bundle's window is the size that its graphs take.
         slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
         license=manifest.provenance.license,
     )

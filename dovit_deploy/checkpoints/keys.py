@@ -190,6 +190,7 @@ class Rule:
             entry = entry.T
         elif self.ours.layout == "after_class_token":
             entry = entry[:, 1:]
+        # A weight and its bias are cut alike: only the first axis counts.
         rows = [len(parameters[name]) // self.heads for name in self.targets]
         pieces = [entry]
         if self.ours.parts:
@@ -279,6 +280,7 @@ def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
 
 def shapes_of(spec: ModelSpec, *, trainable: bool) -> dict[str, tuple[int, ...]]:
     """Name and shape of every entry of the network's state dict, without allocating it."""
+    # On "meta" a network of any size costs neither memory nor time.
     with torch.device("meta"):
         model = family_of(spec).build(spec, trainable=trainable)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -322,6 +324,7 @@ def ours_from_official(
     # In fp32 before the values are looked at: torch has no isfinite for fp8.
     present = {name: tensor.float() for name, tensor in state.items() if name in rules}
     refuse_faults(_faults(state, present, rules, key_map), source)
+    # Zeros, which is what an entry that may be absent stands for.
     training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
     for name, tensor in present.items():
         rules[name].fill(training, tensor)

@@ -63,6 +63,7 @@ def is_own_format(folder: Path) -> bool:
         contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    # Many tools write a file of that name.
     return isinstance(contents, dict) and contents.get("format") == FORMAT
 
 
@@ -122,6 +123,7 @@ def config_from_text(text: str | bytes, source: str) -> OwnConfig:
     """
     try:
         contents = json.loads(text)
+        # Before the fields, so that a newer file is called newer and not wrong.
         if isinstance(contents, dict) and contents.get("version") != VERSION:
             raise ConfigError(
                 f"{source}: checkpoint format version {contents.get('version')!r}; this one reads {VERSION}"

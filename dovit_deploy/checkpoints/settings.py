@@ -41,6 +41,7 @@ class Section:
 
     def wrong(self, key: str, wanted: str) -> ConfigError:
         """The error for a value that is not what it must be."""
+        # `get`, because a fault that the keys show need not be stated anywhere.
         return ConfigError(f"the configuration: '{self.name(key)}' is {self.values.get(key)!r}; {wanted}")
 
     def section(self, key: str) -> Section | None:
@@ -174,6 +175,7 @@ class Sources(Section):
         Raises:
             ConfigError: the configuration and the entries contradict each other.
         """
+        # Once: others depend on it, and an unknown value must be named a single time.
         if wanted not in self._resolved:
             self._resolved[wanted] = self._resolve(wanted)
         return cast("T", self._resolved[wanted])
@@ -290,6 +292,7 @@ def training_size(
         pixels, total, side = sources.pair(key), sources.facts.size((positions, 1)), patch(sources)
         if pixels is None:
             return None
+        # Rounded down, as the sources do: they have positions for whole patches only.
         rows, columns = pixels[0] // side, pixels[1] // side
         if total is not None and rows * columns != total - extra(sources):
             raise ConfigError(

@@ -95,6 +95,7 @@ SIZE = training_size(
     extra=lambda network: 2 if network.facts.has("dist_token") else 1,
     patch=lambda network: network[PATCH],
 )
+# In no key: only the published sizes can do without a stated number.
 HEADS = SpecValue("num_heads", Section.positive, 1, default=lambda network: HEADS_OF_WIDTH.get(network[WIDTH]))
 HIDDEN = SpecValue("mlp_ratio", _stated_hidden, 1, shown=size(("blocks.*.mlp.fc1.*", 0)))
 CLASSES = SpecValue("num_classes", Section.positive, 1, shown=size(("head.*", 0)))

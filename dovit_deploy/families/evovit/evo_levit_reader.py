@@ -78,6 +78,7 @@ def evo_levit_architecture(network: Sources) -> Architecture:
     network.agreed("prune_ratio below 1", _numbers(pruned), None if shown is None else _numbers(shown))
     stage_wise = network.flag("stage_wise_prune") is not False
     selections = _selections_by_stage(layers, stages, depths) if stage_wise else selections_by_layer(layers)
+    # The fixed trade-off is a constant of the source.
     tradeoff = 0.5 if network.flag("learn_tradeoff_mode") is False else None
     spec = EvoLevitSpec.model_validate({**values, "selections": selections, "tradeoff": tradeoff})
     return Architecture(spec, evo_levit_key_map(spec, views=_views(network.facts, depths, pruned)))
@@ -161,6 +162,7 @@ def stage_view(depths: Sequence[int], pruned: Sequence[bool]) -> Iterator[tuple[
     A stage's unpruned layers come one by one, then its pruned ones in one module, then the subsampling and its MLP.
     """
     block = layer = 0
+    # `blocks.*` numbers two more blocks after each stage: the subsampling and its MLP.
     for number, depth in enumerate(depths):
         parts: dict[bool, list[str]] = {False: [], True: []}
         for _ in range(depth):

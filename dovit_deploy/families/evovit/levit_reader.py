@@ -114,6 +114,7 @@ class LevitLayout:
 @functools.lru_cache(maxsize=1)
 def layout_from_keys(facts: KeyFacts) -> LevitLayout:
     """Read both `stage_blocks.*` and `blocks.*`, whichever are there."""
+    # Remembered for the one file that is being read: four values ask for it, and names are searched block by block.
     stage_view, layer_view = _stage_view(facts), _layer_view(facts)
     pruned = tuple(".m." in name for name in stage_view if name) if stage_view else None
     return LevitLayout(_by_stage(layer_view or stage_view), pruned)
@@ -239,6 +240,7 @@ WIDTHS = SpecValue[tuple[int, ...]]("C", _stated_list, (8,), shown=lambda networ
 DEPTHS = SpecValue[tuple[int, ...]](
     "X", _stated_list, (1,), shown=lambda network: layout_from_keys(network.facts).depths or None
 )
+# Rows of queries are heads times width, so the keys show neither alone.
 KEY = SpecValue("D", _stated_key, 1, default=lambda network: _KEY_DIMS.get(network[WIDTHS]))
 ATTENTION_RATIOS = SpecValue[tuple[float, ...]]("attn_ratio", _stated_ratios, (2.0,), default=_twice)
 MLP_RATIOS = SpecValue[tuple[float, ...]]("mlp_ratio", _stated_ratios, (2.0,), default=_twice)

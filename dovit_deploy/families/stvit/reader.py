@@ -114,6 +114,7 @@ def _image_size(usual: Callable[[Sources], int]) -> SpecValue[tuple[int, int]]:
     """The training size: stated, else that of the shift masks in the checkpoint, else the `usual` one, in pixels."""
 
     def masked_side(network: Sources) -> int | None:
+        # Blocks of shifted windows store a mask for each window of the (square) grid.
         windows = network.facts.size(("layers.0.blocks.*.attn_mask", 0))
         return None if windows is None else math.isqrt(windows) * network[WINDOW] * PATCH
 

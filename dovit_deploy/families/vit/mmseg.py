@@ -101,6 +101,7 @@ def _stated_mode(section: Section, key: str) -> Literal["bicubic", "bilinear"] |
 
 
 def _stated_eps(backbone: Section, key: str) -> float | None:
+    # A configuration that leaves it out means the constructor's default; without a configuration nothing is known.
     return layer_norm_eps(backbone, key, 1e-5 if backbone.values else None)
 
 
@@ -154,6 +155,7 @@ def mmseg_architecture(model: Sources) -> Architecture:
         spec=spec,
         key_map=_key_map(backbone, spec, feature=feature),
         thresholds=thresholds[: len(gates)],
+        # -1 switches it off in the source.
         floor=max(0.0, backbone.number("diff_conf") or 0.0),
         stride=stride,
         slide_size=window,
@@ -193,6 +195,7 @@ def _backbone_values(backbone: Sources, head: Head, *, feature: int) -> dict[str
         "depth": feature + 1,
         "heads": backbone[HEADS],
         "hidden": backbone[HIDDEN],
+        # Its position is always in the keys, so they do not show whether the token is used.
         "extra_tokens": 0 if backbone.flag("with_cls_token") is False else 1,
         "norm_eps": backbone[NORM_EPS],
         "final_norm": backbone.present("final_norm", "ln1.**") and last,

@@ -84,6 +84,7 @@ def _no_decoder(decoder: Sources) -> Decoder | None:
 WIDTH = SpecValue("d_model", Section.positive, 1, shown=size(("encoder.blocks.*.norm*.*", 0)))
 PATCH = SpecValue("patch_size", Section.positive, 16, shown=size(("encoder.patch_embed.proj.weight", 2)))
 SIZE = training_size("image_size", positions="encoder.pos_embed", extra=_extra, patch=lambda network: network[PATCH])
+# In no key: only the published sizes can do without a stated number.
 HEADS = SpecValue("n_heads", Section.positive, 1, default=lambda network: _HEADS.get(network[WIDTH]))
 HIDDEN = SpecValue("d_ff", Section.positive, 1, shown=size(("encoder.blocks.*.mlp.fc1.*", 0)))
 DEPTH = SpecValue("n_layers", Section.positive, 1, shown=count("encoder.blocks"))
