@@ -23,12 +23,14 @@ from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stop
 
 @dataclass(frozen=True)
 class GateOutput:
-    """One gate's view of a batch: `logits` (M, K) of the M running patches, `running` (B, N) bool before it decides,
-    `keep` (B, N) bool after."""
+    """What one gate makes of a batch."""
 
     logits: Tensor
+    """(M, K) of the M running patches of all images; empty where its batch norm had too few to learn from."""
     running: Tensor
+    """(B, N) bool, before it decides."""
     keep: Tensor
+    """(B, N) bool, after."""
 
 
 @dataclass(frozen=True)
