@@ -89,7 +89,7 @@ def after_attention(token: Array, weights: Weights, name: str) -> Array:
 
 
 def swin_block(grid: Grid, weights: Weights, name: str, *, heads: int, window: int, shift: int) -> Grid:
-    """Attention among the tokens of a window; behind the padded edge lie zeros, which were not normed."""
+    """Attention among the tokens of a window; behind the padded edge are zeros, which were not normed."""
     rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     sides = [math.ceil(rows / window) * window, math.ceil(columns / window) * window]
     at = name + "attention."
@@ -108,7 +108,7 @@ def swin_block(grid: Grid, weights: Weights, name: str, *, heads: int, window: i
 
     result: Grid = {}
     for position, token in normed.items():
-        # Where the token lies after the grid was rolled up and to the left.
+        # Where the token is after the grid was rolled up and to the left.
         mine = [(position[axis] - shift) % sides[axis] for axis in (0, 1)]
         top, left = (one // window * window for one in mine)
         others = [(row, column) for row in range(top, top + window) for column in range(left, left + window)]
@@ -131,7 +131,7 @@ def swin_block(grid: Grid, weights: Weights, name: str, *, heads: int, window: i
 
 
 def merge(grid: Grid, weights: Weights, name: str) -> Grid:
-    """Four neighbours become one; outside lie zeros."""
+    """Four neighbours become one; outside are zeros."""
     rows, columns = (1 + max(position[axis] for position in grid) for axis in (0, 1))
     nothing = np.zeros(len(grid[0, 0]))
     result: Grid = {}

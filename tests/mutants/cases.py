@@ -129,7 +129,7 @@ def _stopping(
 ) -> Case:
     """A case whose gate g stops `stops[g]` tokens for certainty, and the first `hopeless` more by the floor.
 
-    Thresholds of odd classes lie `spread` below, those of even classes above; the counts are then only about right.
+    Thresholds of odd classes are `spread` below, those of even classes above; the counts are then only about right.
     """
     state, pixels = tiny_state(spec, seed, loudness=loudness), tiny_pixels(spec.size, seed)
     if loudness < 1.0:

@@ -36,7 +36,7 @@ class Case:
     shares: list[float]
     """Per gate: about which share of the tokens that the dense network would show it are to stop for certainty."""
     spread: float
-    """How far thresholds of different classes lie apart."""
+    """How far apart the thresholds of different classes are."""
     hopeless: float
     """About which share of the tokens at the first gate is to stop below the floor."""
 

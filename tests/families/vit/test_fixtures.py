@@ -91,7 +91,7 @@ def test_dovit_is_reproduced(case: golden.Case) -> None:
             assert torch.allclose(confidence[looked_at], reference[looked_at], rtol=0.0, atol=1e-4)
             assert golden.compare(io, f"{prefix}stage{gate}.layer_in", run.layer_in(gate))
         for number, layer in enumerate(outputs):
-            # The feature after layer out_indices[k] lies one layer behind gate k; the last one behind the last gate.
+            # The feature after layer out_indices[k] is one layer behind gate k; the last one behind the last gate.
             assert golden.compare(io, f"{prefix}outs.{number}", run.out(min(number, len(outputs) - 2), layer))
         assert run.staged.kept[1:] == result["keep_nodes"][1:]
         assert golden.compare(io, f"{prefix}logits", run.logits)
