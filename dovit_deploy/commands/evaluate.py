@@ -31,6 +31,8 @@ SCORES = {
 }
 """The table's columns of each task, and the keys that they show."""
 
+NO_DENSE = "the bundle has no dense form: nothing to lose against"
+
 CONTROL_NAMES = {
     "random": "random, same counts",
     "first_gate": "all at the first gate",
@@ -163,13 +165,13 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
     show_table(title, headers, _rows(report, tuple(scores.values())), right=range(1, len(headers)))
     console.result("")
     if isinstance(report, SegmentationReport):
-        _show_lines(segmentation_lines(report))
+        console.result("\n".join(segmentation_lines(report)))
         if verbose:
             _show_classes(report)
             _show_segmentations(report)
     else:
         assert isinstance(data, LabelledImages)
-        _show_lines(classification_lines(report, data.order))
+        console.result("\n".join(classification_lines(report, data.order)))
         if verbose:
             _show_classifications(report, [entry.name for entry in bundle.manifest.classes])
 
@@ -198,29 +200,26 @@ def _row(name: str, entry: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[
     )
 
 
-def _show_lines(lines: list[str]) -> None:
-    for line in lines:
-        console.result(line)
-
-
-NO_DENSE = "the bundle has no dense form: nothing to lose against"
-
-
 def segmentation_lines(report: SegmentationReport) -> list[str]:
     """What the table has no column for: the worst class, the spread over the images, what the rule is worth."""
     dynamic, boot = report.dynamic, report.bootstrap
     saved, tokens = dynamic.spread["flops_saved"], dynamic.spread["tokens"]
     assert not isinstance(saved, tuple) and isinstance(tokens, tuple)
-    lines = [
-        NO_DENSE
-        if report.dense is None
-        else f"largest drop of a class: {dynamic.worst_class} {dynamic.worst_class_drop:.2f}; "
-        f"boundary drop {dynamic.boundary_drop:.2f}",
+    lines = [NO_DENSE]
+    if dynamic.drop is not None:
+        lines = [
+            f"largest drop of a class: {dynamic.worst_class} {dynamic.worst_class_drop:.2f}; "
+            f"boundary drop {dynamic.boundary_drop:.2f}"
+        ]
+    lines += [
         f"FLOPs saved per image: {_spread(saved, percent=True)}",
         f"tokens entering the last stage: {_spread(tokens[-1], percent=False)} of {tokens[0].mean:.0f}",
-        f"intervals: {boot.blocks} blocks of at most {boot.images_per_block} neighbouring images, "
-        f"{boot.resamples} resamples",
     ]
+    if dynamic.drop is not None:
+        lines.append(
+            f"intervals: {boot.blocks} blocks of at most {boot.images_per_block} neighbouring images, "
+            f"{boot.resamples} resamples"
+        )
     if report.controls is not None:
         efficiency = report.controls.gate_efficiency
         text = "none, the oracle is no better than chance" if efficiency is None else f"{efficiency:.2f}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.commands.evaluate import NO_DENSE, segmentation_lines
 from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_path
 from dovit_deploy.errors import DatasetError, UsageError
@@ -336,6 +337,7 @@ def test_a_segmenter_without_a_dense_form_is_compared_with_nothing(data):
     assert dynamic.drop is dynamic.drop_interval is dynamic.boundary_drop is dynamic.worst_class is None
     assert dynamic.miou > 0 and len(report.per_image) == len(data)
     assert all(row.miou_dense is None and row.miou_dynamic is not None for row in report.per_image)
+    assert segmentation_lines(report)[0] == NO_DENSE
 
 
 def test_a_fault_in_the_last_labelled_image_is_found_before_the_first_is_run(tmp_path):
