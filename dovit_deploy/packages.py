@@ -1,4 +1,4 @@
-"""The one place where each optional package is imported, lazily, with the line that installs it.
+"""The one file where each optional package is imported, lazily, with the line that installs it.
 
 Code asks for the *module*; whichever distribution provides it (opencv-python or opencv-python-headless, onnxruntime or
 onnxruntime-gpu) is the user's choice.

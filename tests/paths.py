@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, and what is shared beside it (absent outside of development)."""
+"""Paths: the checkout, and what is shared beside it (absent outside development)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks are scripts: their folder is the first place of imports when they run, and is found here too."""
+"""Benchmarks are scripts: when one runs, its folder comes first in `sys.path`; tests find the modules there, too."""
 
 from __future__ import annotations
 
