@@ -1,37 +1,18 @@
-"""`dovit build` and `dovit cache` through the real command line; building itself is done by a stand-in but once."""
+"""`dovit build` through the real command line; a stand-in does the building, except in one test."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands.build import profile_text
-from dovit_deploy.engines.tensorrt import build as tensorrt_build
-from dovit_deploy.engines.tensorrt import package as tensorrt_package
 from tests.conftest import Run
-from tests.engines.tensorrt.fake_builder import MODULE, VARIABLE, fake_package
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The command line in this process, with a stand-in for TensorRT; gives the cache's folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setattr(tensorrt_build, "BUILDER", MODULE)
-    monkeypatch.setattr(tensorrt_package, "tensorrt_package", fake_package)
-    monkeypatch.setattr(tensorrt_package, "installed_version", lambda engine: "1.7.1")
-    return tmp_path / "xdg" / "dovit-deploy" / "engines"
-
-
-@pytest.fixture
-def single_copy(dense_bundle_path: Path, tmp_path: Path) -> Path:
-    """A bundle of one graph, to be damaged."""
-    return Path(shutil.copytree(dense_bundle_path, tmp_path / "single.dovit"))
+from tests.engines.tensorrt.fake_builder import VARIABLE
 
 
 def command(*arguments: object) -> int:
@@ -68,36 +49,6 @@ def test_into_the_bundle(faked: Path, single_copy: Path, capsys) -> None:
     assert (folder / "stage0.engine").is_file()
     assert (folder / "stage0.json").is_file()
     assert command("build", single_copy, "--into-bundle", "--quiet") == 0
-
-
-def test_ls_and_prune(faked: Path, single_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert command("cache", "ls") == 0
-    assert "0 entries" in capsys.readouterr().out
-    assert command("build", single_copy) == 0
-    assert command("build", single_copy, "--precision", "fp32") == 0
-    capsys.readouterr()
-    assert command("cache", "ls") == 0
-    assert capsys.readouterr().out.count("usable") == 2
-    assert command("cache", "prune") == 0
-    assert "0 entries removed" in capsys.readouterr().out
-    one, other = sorted(path for path in faked.iterdir() if path.is_dir())
-    (one / "stage0.engine").write_bytes(b"cut")
-    assert command("cache", "ls") == 0
-    assert "damaged" in capsys.readouterr().out
-    assert command("cache", "prune") == 0
-    assert f"removed {one.name}" in capsys.readouterr().out
-    monkeypatch.setattr(tensorrt_package, "installed_version", lambda engine: "1.8.0")
-    assert command("cache", "ls") == 0
-    assert "1.8.0 is installed" in capsys.readouterr().out
-    assert command("cache", "prune") == 0
-    assert not other.exists()
-
-
-def test_prune_all(faked: Path, single_copy: Path, capsys) -> None:
-    assert command("build", single_copy) == 0
-    assert command("cache", "prune", "--all") == 0
-    assert "1 entries removed" in capsys.readouterr().out
-    assert not [path for path in faked.iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize(

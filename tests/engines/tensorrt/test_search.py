@@ -11,8 +11,8 @@ from dovit_deploy.bundle.bundle import ENGINES, Bundle
 from dovit_deploy.bundle.manifest import FileEntry
 from dovit_deploy.engines.tensorrt import search as engine_search
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
-from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey
-from dovit_deploy.engines.tensorrt.search import EngineSearch
+from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, build_digest
+from dovit_deploy.engines.tensorrt.search import EngineSearch, why_outdated
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
 from dovit_deploy.errors import EngineInvalid, EngineMissing
 from tests.engines.tensorrt.fake_builder import fake_package
@@ -99,6 +99,13 @@ def test_what_does_not_fit(origin: str, changes, words: str, bundle: Bundle, cac
     with pytest.raises(EngineInvalid, match=words) as caught:
         search(bundle, cache, trust=True)
     assert f"dovit build {bundle.path}" in str(caught.value)
+
+
+def test_engines_of_a_package_that_is_not_installed_are_not_outdated() -> None:
+    """Another environment of the same user may have it, and both share the cache."""
+    key = made_key(package_version="1.6.0", forms=build_digest())
+    assert why_outdated(key, None) is None
+    assert why_outdated(key, "1.7.1") == "were built by tensorrt-rtx 1.6.0; 1.7.1 is installed"
 
 
 @pytest.mark.parametrize("changes", [{"weights": "9" * 64}, {"graphs": {"stage0": "9" * 64}}])

@@ -1,0 +1,55 @@
+"""`dovit cache ls|prune` through the real command line, on engines that a stand-in has built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dovit_deploy.cli import _application, _run
+from dovit_deploy.engines.tensorrt import package as tensorrt_package
+
+
+def command(*arguments: object) -> int:
+    return _run(_application(), [str(argument) for argument in arguments])
+
+
+def test_ls_and_prune(faked: Path, single_copy: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("cache", "ls") == 0
+    assert "0 entries" in capsys.readouterr().out
+    assert command("build", single_copy) == 0
+    assert command("build", single_copy, "--precision", "fp32") == 0
+    capsys.readouterr()
+    assert command("cache", "ls") == 0
+    assert capsys.readouterr().out.count("usable") == 2
+    assert command("cache", "prune") == 0
+    assert "0 entries removed" in capsys.readouterr().out
+    one, other = sorted(path for path in faked.iterdir() if path.is_dir())
+    (one / "stage0.engine").write_bytes(b"cut")
+    assert command("cache", "ls") == 0
+    assert "damaged" in capsys.readouterr().out
+    assert command("cache", "prune") == 0
+    assert f"removed {one.name}" in capsys.readouterr().out
+    monkeypatch.setattr(tensorrt_package, "installed_version", lambda engine: "1.8.0")
+    assert command("cache", "ls") == 0
+    assert "1.8.0 is installed" in capsys.readouterr().out
+    assert command("cache", "prune") == 0
+    assert not other.exists()
+
+
+def test_prune_all(faked: Path, single_copy: Path, capsys) -> None:
+    assert command("build", single_copy) == 0
+    assert command("cache", "prune", "--all") == 0
+    assert "1 entries removed" in capsys.readouterr().out
+    assert not [path for path in faked.iterdir() if path.is_dir()]
+
+
+def test_reports_name_the_engines(faked: Path, single_copy: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert command("build", single_copy, "--quiet") == 0
+    assert command("cache", "ls", "--json", report) == 0
+    (entry,) = json.loads(report.read_text())["entries"]
+    assert (Path(entry["folder"]), entry["unusable"]) == (faked / entry["key"], None)
+    assert command("cache", "prune", "--all", "--json", report) == 0
+    assert json.loads(report.read_text()) == {"removed": [entry["key"]], "freed_bytes": entry["bytes"]}
