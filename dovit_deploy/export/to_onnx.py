@@ -23,6 +23,7 @@ from dovit_deploy.graphs.forms import EXPORTED
 from dovit_deploy.graphs.passes import applied
 
 OPSET = 20
+"""The first with Gelu as one operator."""
 
 _TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
 
@@ -59,6 +60,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.M
         program = torch.onnx.export(
             module,
             examples,
+            # The older exporter has neither `dynamic_shapes` nor a table for operators of our own.
             dynamo=True,
             opset_version=OPSET,
             input_names=list(interface.inputs),

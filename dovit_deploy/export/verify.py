@@ -44,7 +44,6 @@ from dovit_deploy.runtime.settings import RunSettings
 TOLERANCE = 1e-4
 """fp32: of confidences absolutely, of floats times max(1, absmax)."""
 
-
 Image = tuple[str, Pixels]
 """What it is called in a report, and its normalised pixels (1, 3, H, W)."""
 Outputs = dict[str, Array]
@@ -141,6 +140,7 @@ def halving_setting(reference: Session, setting: Setting) -> Setting:
     """`setting` with thresholds chosen, gate after gate, in the widest gap near the median of the confidences."""
     thresholds = np.ones_like(setting.thresholds)
     for gate in range(len(thresholds)):
+        # Gate after gate, since a gate sees only what those before it let through.
         trial = Setting(setting.image, setting.pixels, thresholds.copy(), np.float32(0))
         trace = trace_from_session(reference, trial)
         extra = reference.bundle.manifest.spec.extra_tokens
@@ -155,6 +155,7 @@ def _middle_gap(confidence: Array) -> float:
     middle = values[len(values) // 4 : max(len(values) * 3 // 4, len(values) // 4 + 2)]
     if len(middle) < 2:
         return 1.0
+    # As far as can be from any confidence, so that rounding decides no token.
     widest = int(np.argmax(np.diff(middle)))
     return float((middle[widest] + middle[widest + 1]) / 2)
 

@@ -1,4 +1,4 @@
-"""What an export writes about images: a classifier's crop follows the size, a stride is for segmentation alone."""
+"""What an export resolves once: the size, what images go through, and the thresholds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from tests.tiny_evovit import tiny_deit_spec
 
 
 def preprocessing(checkpoint, **wanted):
-    return ExportPlan.resolve(checkpoint, Path("x.dovit"), **wanted).manifest.preprocessing
+    return plan(checkpoint, **wanted).manifest.preprocessing
+
+
+def plan(checkpoint, **wanted):
+    return ExportPlan.resolve(checkpoint, Path("x.dovit"), **wanted)
 
 
 @pytest.mark.parametrize(("size", "shorter"), [(None, 73), ((96, 96), 109), ((224, 224), 256), ((384, 384), 438)])
@@ -37,3 +41,26 @@ def test_only_segmentation_slides():
     assert preprocessing(tiny_checkpoint(tiny_spec())).crop is None
     with pytest.raises(UsageError, match="--stride: only a segmentation network"):
         preprocessing(naming_checkpoint(tiny_deit_spec(size=(64, 64)), {}), stride=(32, 32))
+
+
+def test_a_given_size_takes_precedence_over_the_window_and_that_over_the_training_size():
+    checkpoint = dataclasses.replace(tiny_checkpoint(tiny_spec()), slide_size=(48, 64))
+    assert plan(checkpoint, size=(96, 96)).manifest.spec.size == (96, 96)
+    assert plan(checkpoint).manifest.spec.size == (48, 64)
+    assert plan(dataclasses.replace(checkpoint, slide_size=None)).manifest.spec.size == tiny_spec().size
+
+
+def test_thresholds_are_the_checkpoints_for_every_class():
+    checkpoint = dataclasses.replace(tiny_checkpoint(tiny_spec()), thresholds=(0.7, 0.85), floor=0.1)
+    found = plan(checkpoint).manifest
+    assert found.defaults.thresholds == ((0.7,) * found.spec.classes, (0.85,) * found.spec.classes)
+    assert found.defaults.floor == 0.1
+    assert [(count.minimum, count.typical, count.maximum) for count in found.counts] == [
+        (found.spec.tokens,) * 3,
+        *[(1, found.spec.tokens, found.spec.tokens)] * 2,
+    ]
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan(tiny_checkpoint(tiny_spec())).overwrite = True  # type: ignore[misc]
