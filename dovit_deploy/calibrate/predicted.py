@@ -35,6 +35,17 @@ if TYPE_CHECKING:
 MOST_WINDOWS = 512
 """Recorded at most, which bounds memory and time of the search; images beyond them only give their dense answer."""
 
+LEVELS = 32
+"""Thresholds tried per gate: quantiles of its confidences, and 1 (nothing stops)."""
+PRICES = 40
+"""Prices of risk, at each of which the thresholds of all gates are found together."""
+MOST_POINTS = 48
+"""Most points of the curve: 1 to 2 % of the MACs apart."""
+CAUTION = (0.0, 0.25, 0.5, 0.75)
+"""Parts of the way from 1 (nothing stops) down to the most cautious predicted thresholds."""
+ROUNDS = 4
+"""Rounds of coordinate descent at one price; it converges in two or three."""
+
 
 @dataclass(frozen=True)
 class WindowRecord:
@@ -95,20 +106,8 @@ def class_histogram(answer: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArr
     token = rows[:, None] * spec.grid[1] + columns[None, :]
     flat = token.astype(np.int64) * spec.classes + answer
     counted = np.bincount(flat.ravel(), minlength=spec.patches * spec.classes)
-    # A patch of 16 x 16 pixels has at most 256 of one class; 512 windows of int64 would not be small.
+    # uint16 holds the pixels of any patch up to 255 x 255, and takes a quarter of the memory of int64.
     return counted.reshape(spec.patches, spec.classes).astype(np.uint16)
-
-
-LEVELS = 32
-"""Thresholds tried per gate: quantiles of its confidences, and 1 (nothing stops)."""
-PRICES = 40
-"""Prices of risk, at each of which the thresholds of all gates are found together."""
-MOST_POINTS = 48
-"""Most points of the curve: 1 to 2 % of the MACs apart."""
-CAUTION = (0.0, 0.25, 0.5, 0.75)
-"""Parts of the way from 1 (nothing stops) down to the most cautious predicted thresholds."""
-ROUNDS = 4
-"""Rounds of coordinate descent at one price; it converges in two or three."""
 
 
 class Surrogate:

@@ -104,7 +104,7 @@ def _next(calibration: Calibration, bundle: Path, dry_run: bool) -> str:
     shown = ",".join(f"{value:g}" for value in calibration.chosen.thresholds)
     given = f" --threshold {shown}" if dry_run else ""
     if calibration.split is None:
-        return f"dovit run YOUR_IMAGE_OR_VIDEO --bundle {quote(str(bundle))}{given}"
+        return f"dovit run {arguments.PLACEHOLDER} --bundle {quote(str(bundle))}{given}"
     return f"dovit eval {quote(str(bundle))} {quote(calibration.dataset)} --split {quote(calibration.split)}{given}"
 
 
