@@ -53,6 +53,7 @@ class OnnxRuntimeBackend:
             ProviderMissing: ONNX Runtime would use another provider than the CPU's.
         """
         options = self._runtime.SessionOptions()
+        # 3: errors, not warnings.
         options.log_severity_level = 3
         # Otherwise the threads of one stage keep spinning while the next stage, or the code after the model, runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")

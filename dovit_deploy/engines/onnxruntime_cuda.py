@@ -80,11 +80,13 @@ def session_on_gpu(runtime: Any, model: Path | bytes, *, described: str) -> Any:
     options.log_severity_level = FATAL
     runtime.set_default_logger_severity(FATAL)
     try:
+        # The Python class would catch the refusal and retry on the CPU: `enable_fallback=0`.
         session = runtime.InferenceSession(source, options, providers=[(PROVIDER, {"device_id": 0})], enable_fallback=0)
     except load_errors(runtime) as error:
         raise _refusal(error, described, Path(runtime.__file__).parent / "capi") from error
     finally:
         runtime.set_default_logger_severity(WARNING)
+    # The CPU's provider always follows as the last one, with no nodes.
     if session.get_providers()[:1] != [PROVIDER]:
         raise ProviderMissing(f"{described} would run on {', '.join(session.get_providers())}, not on the GPU")
     return session

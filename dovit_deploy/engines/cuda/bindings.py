@@ -39,6 +39,7 @@ class CudaCoreMark:
     def __init__(self, driver: BindingsDriver, stream: int) -> None:
         self._driver = driver
         self._event = checked(driver, driver.cuEventCreate(0))
+        # A mark has no `free`: the event goes with its last reference, when a later run makes the next one.
         weakref.finalize(self, driver.cuEventDestroy, self._event)
         checked(driver, driver.cuEventRecord(self._event, stream))
 
@@ -60,6 +61,7 @@ class CudaCoreMemory:
         self._live: dict[int, CudaCoreAllocation] = {}
 
     def allocate(self, nbytes: int) -> CudaCoreAllocation:
+        # The driver refuses to allocate nothing.
         size = max(1, nbytes)
         address = int(checked(self._driver, self._driver.cuMemAlloc(size), needed=size))
         return CudaCoreAllocation(self._driver, address, size, self._live)
@@ -70,6 +72,7 @@ class CudaCoreMemory:
         memory = (ctypes.c_uint8 * size).from_address(address)
         # Views of the array keep `memory` alive.
         weakref.finalize(memory, self._driver.cuMemFreeHost, address)
+        # Cut to `nbytes`, which may be 0, although at least one byte was allocated.
         return np.ctypeslib.as_array(memory)[:nbytes]
 
     def copy(self, target: DeviceArray | HostArray, source: DeviceArray | HostArray) -> None:

@@ -84,7 +84,9 @@ def captured(driver: Any, stream: int, work: Callable[[], None]) -> CudaGraph:  
     Raises:
         DeviceFailed: it cannot be captured.
     """
+    # Wrapped: ctypes passes a plain int as a C int, which cuts an address in half.
     handle_of_stream, graph, handle = ctypes.c_void_p(stream), ctypes.c_void_p(), ctypes.c_void_p()
+    # "_v2" as cuda.h maps the name: the symbol without it is an older function that takes no mode.
     _check_graph(driver.cuStreamBeginCapture_v2(handle_of_stream, THREAD_LOCAL), "a capture cannot begin")
     try:
         work()
@@ -93,9 +95,11 @@ def captured(driver: Any, stream: int, work: Callable[[], None]) -> CudaGraph:  
         status = driver.cuStreamEndCapture(handle_of_stream, ctypes.byref(graph))
     _check_graph(status, "this work cannot be captured")
     try:
+        # Not cuGraphInstantiate, whose parameters changed with CUDA 12.
         status = driver.cuGraphInstantiateWithFlags(ctypes.byref(handle), graph, ctypes.c_ulonglong(0))
         _check_graph(status, "a captured graph cannot be made runnable")
     finally:
+        # What was instantiated does not depend on it.
         driver.cuGraphDestroy(graph)
     return CudaGraph(driver, handle, stream)
 

@@ -75,6 +75,7 @@ class DeviceArray:
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
+            # False: it may be written. No strides: it is row-major.
             "data": (self.address, False),
             "strides": None,
             "stream": self.stream,

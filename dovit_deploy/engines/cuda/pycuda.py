@@ -60,6 +60,7 @@ class PycudaMemory:
         self._live: dict[int, PycudaAllocation] = {}
 
     def allocate(self, nbytes: int) -> PycudaAllocation:
+        # The driver refuses to allocate nothing.
         size = max(1, nbytes)
         with mapped_errors(self._driver, needed=size):
             return PycudaAllocation(self._driver.mem_alloc(size), size, self._live)
@@ -97,6 +98,7 @@ class PycudaMemory:
             self._stream.synchronize()
             for allocation in list(self._live.values()):
                 allocation.free()
+            # Before the context goes: PyCUDA destroys a stream in the context in which it was created.
             del self._stream
             self._context.pop()
             # Detached, not destroyed: the primary context belongs to every user of the GPU in this process.

@@ -21,6 +21,7 @@ UNITS = (16, 4, 2, 1)
 ROW_THREADS = 256
 """Threads of a block of the row kernels; kRowThreads of csrc/token_shapes.h."""
 COMPACT_THREADS = 1024
+"""Threads of a block of the compaction; kCompactThreads of token_kernels.cuh."""
 COMPACT_TILE = 4096
 """Entries of a mask that one block of the compaction processes; kCompactTile of token_kernels.cuh."""
 KERNELS = (
@@ -46,6 +47,7 @@ def compiled_kernels(architecture: str) -> bytes:
         EnvironmentProblem: NVRTC is missing, or refuses the architecture.
     """
     nvrtc = packages.load("cuda.bindings.nvrtc")
+    # For the very architecture: a driver refuses PTX of a newer NVRTC, but not a cubin of its own architecture.
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     try:
         source = kernel_source().encode()

@@ -96,6 +96,7 @@ def plugin_digest() -> str:
 def check_plugins_run() -> None:
     """Raise PackageMissing where the Python plugins serve and cannot compile or launch their kernels."""
     if compiled_library() is None:
+        # Before a run: TensorRT prints the exceptions of Python plugins, and reports only that the run failed.
         for module in ("cuda.bindings.driver", "cuda.bindings.nvrtc"):
             packages.load(module)
 
@@ -174,12 +175,14 @@ class _TokenPlugin:
         self._kernels: TokenKernels | None = None
 
     def get_capability_interface(self, kind: Any) -> _TokenPlugin:  # noqa: ANN401
+        # One class is core, build and runtime at once, so every capability is this object.
         return self
 
     def clone(self) -> _TokenPlugin:
         return type(self)(self.kind)
 
     def attach_to_context(self, context: Any) -> _TokenPlugin:  # noqa: ANN401
+        # TensorRT wants a clone for every execution context.
         return self.clone()
 
     def get_fields_to_serialize(self) -> Any:  # noqa: ANN401
@@ -206,6 +209,7 @@ class _TokenPlugin:
             # Only the device knows the count. Tuned for half of the tokens, with room for all of them.
             total = inputs[0][0]
             half = expressions.operation(self.trt.DimensionOperation.CEIL_DIV, total, expressions.constant(2))
+            # 1: the size is this plugin's second output.
             output[0] = expressions.declare_size_tensor(1, half, total)
             return [output, scalar]
         if self.kind.name == GATHER:
@@ -237,6 +241,7 @@ class _TokenPlugin:
         # Compiled at the first call: only then is it certain that the engine's context is current.
         self._kernels = self._kernels or TokenKernels.on_current_device()
         total = input_desc[0].dims[0]
+        # Masks are int64 in the graphs, which sum them up: 8 bytes an entry.
         if self.kind.name == PARTITION:
             self._kernels.compact(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
         elif self.kind.name == INDEX:

@@ -132,6 +132,7 @@ def built_engine(
     builder = trt.Builder(logger)
     network = builder.create_network(package.network_flags)
     parser = trt.OnnxParser(network, logger)
+    # From the file, not from its bytes: the weights are external data, found beside it.
     if not parser.parse_from_file(str(onnx_path)):
         raise _refusal("the parser", onnx_path, _parser_errors(parser) or logger.errors)
     config = builder.create_builder_config()
@@ -143,6 +144,7 @@ def built_engine(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _refusal("the builder", onnx_path, logger.errors)
+    # A view, not a copy: a plan is as large as the weights.
     return BuiltEngine(memoryview(plan), _tensors(network, trt), tuple(logger.messages), perf_counter() - start)
 
 
@@ -152,6 +154,7 @@ def peak_memory() -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        # Imported only here: Windows does not have it.
         import resource
 
         # After `exec` this may still be the parent's figure, so it is only the second choice. macOS counts bytes.

@@ -76,7 +76,7 @@ class TensorRtEngine:
         """Save the kernels that were compiled, and free the engine."""
         if self._cache is not None and self._kernels is not None and self._engine is not None:
             blob = self._cache.serialize()
-            # If they cannot be saved, they are compiled again next time.
+            # If they cannot be saved, they are compiled again next time. They are code, so nobody else may write them.
             with suppress(OSError):
                 self._kernels.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if blob is not None:
@@ -105,6 +105,7 @@ class TensorRtEngine:
         """`what` with what TensorRT logged about it; the log decides the class of the error."""
         logged = [text for message in self._logger.errors if (text := " ".join(message.split()))]
         self._logger.errors.clear()
+        # "Serialization": the bytes are damaged or of another version, whatever else was logged before.
         words = next((line for line in logged if "Serialization" in line), logged[0] if logged else "it gave no reason")
         reason = f"{self._name}: {what}: {words[:SHOWN]}"
         codes = {int(code) for line in logged for code in CUDA_ERROR.findall(line)}

@@ -35,6 +35,8 @@ class Distribution:
     """Targets of an engine when none are requested; empty: the GPU on which it is built."""
 
 
+# The oldest versions: TensorRT 10.0 brought int64 tensors and IPluginV3; TensorRT for RTX refuses plugins before 1.7,
+# and builds for 7.5, too, but only on request.
 DISTRIBUTIONS = {
     "tensorrt": Distribution("tensorrt", "tensorrt_libs", "libnvinfer.so", (10, 0), ()),
     "tensorrt-rtx": Distribution(

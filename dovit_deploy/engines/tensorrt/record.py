@@ -67,7 +67,7 @@ class EngineKey(Record):
     @property
     def name(self) -> str:
         """The key as a folder name."""
-        # Sorted and without spaces: equal keys must give equal bytes.
+        # Sorted and without spaces: equal keys must give equal bytes. 24 digits are 96 bits, enough never to collide.
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:24]
 
@@ -194,6 +194,7 @@ def graph_names(bundle: Bundle, *, merged: bool = False) -> tuple[str, ...]:
     stages = tuple(stage_name(number) for number in range(bundle.stages))
     if merged and bundle.stages > 1:
         stages = (*stages, MERGED)
+    # Where every layer runs all tokens, `stage0` is the dense network already.
     dense_differs = len(bundle.manifest.spec.counts) > 1 and graph_file(DENSE) in bundle.manifest.files
     return (*stages, DENSE) if dense_differs else stages
 

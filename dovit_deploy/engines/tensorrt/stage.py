@@ -135,6 +135,7 @@ class TensorRtStage:
         """Wait for enqueued work, and free everything."""
         if self._engine is None:
             return
+        # In the order of use: work, contexts with their graphs, the engine, and last the memory that they address.
         self._memory.mark().wait()
         for context in self._contexts.values():
             context.free()

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 import filelock
 from pydantic import ValidationError
 
-from dovit_deploy.bundle.bundle import ENGINES, Bundle, file_entry
+from dovit_deploy.bundle.bundle import ENGINES, PACKAGE_FOLDERS, Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
@@ -32,7 +32,6 @@ from dovit_deploy.record import Record
 ENTRY = "entry.json"
 PARTIAL = ".partial"
 KERNELS = "kernels"
-PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 REBUILD = "build them again with: dovit build BUNDLE --rebuild"
 ALTERED = "is not what its sidecar was written for (SHA-256 differs)"
 
@@ -228,6 +227,7 @@ class EngineCache:
             return removed, freed
         left = [path for path in self.root.iterdir() if path.is_dir() and path.suffix == PARTIAL]
         for folder in (*left, *filter(unwanted, self.folders())):
+            # Up to the first dot: the name of a partial folder is `<key>.<random>.partial`.
             lock = filelock.FileLock(self.root / f"{folder.name.partition('.')[0]}.lock")
             try:
                 with lock.acquire(timeout=0):
