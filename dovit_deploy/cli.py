@@ -22,6 +22,7 @@ from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.train import train
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import DovitError, Interrupted
 
 # NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
@@ -80,8 +81,8 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         app(args=arguments, obj=flags)
     except DovitError as error:
         if flags.verbose:
-            traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(masked(traceback.format_exc()))
+        sys.stderr.write(f"error: {masked(str(error))}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

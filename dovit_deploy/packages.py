@@ -129,6 +129,17 @@ def pyav() -> Any | None:  # noqa: ANN401
     """PyAV, or None: video then goes through OpenCV, without audio."""
     # Not through `load`: its absence is no error.
     try:
-        return importlib.import_module("av")
+        module = importlib.import_module("av")
+        kinds = importlib.import_module("av.sidedata.sidedata").Type
     except ImportError:
         return None
+    # The FFmpeg inside knows more kinds of side data than PyAV's enumeration (EXIF), which raises for each other one.
+    kinds._missing_ = classmethod(_unnamed_member)
+    return module
+
+
+def _unnamed_member(kinds: Any, value: object) -> Any:  # noqa: ANN401
+    """A member of the enumeration `kinds` for a number without a name, so that frames that carry it can be read."""
+    member = object.__new__(kinds)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member

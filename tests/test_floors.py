@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 EVERY_FILE = [*FILES, *sorted(SCENES.rglob("*.py"))]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "record"),
-    ("files", "interruption", "machine", "packages"),
+    ("credentials", "errors", "record"),
+    ("files", "interruption", "machine", "packages", "signatures"),
     ("bundle", "families/spec"),
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),

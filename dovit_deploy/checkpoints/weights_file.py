@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dovit_deploy.errors import CheckpointMismatch, InputError, PickleRefused
+from dovit_deploy.signatures import placeholder_for
 
 _WRAPPING = re.compile(r"(?:module\.|student\.)+")
 """What training wrappers put in front of every name."""
@@ -70,6 +71,7 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is not one, or is cut short.
     """
+    _refuse_placeholder(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
@@ -130,6 +132,7 @@ def contents_of_pickle(path: Path, *, allow_pickle: bool) -> object:
         InputError: the file is not one of torch's, or is cut short.
         PickleRefused: it names anything beyond `allowed_globals` and `allow_pickle` is False.
     """
+    _refuse_placeholder(path)
     if not _looks_like_pickle(path):
         raise InputError(f"{path} is not a checkpoint: neither safetensors nor a file of torch.save")
     try:
@@ -161,6 +164,13 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
     ]
     types = {type(np.dtype(name)) for name in _NUMBERS}
     return [*spelled, np.dtype, np.ndarray, *types]
+
+
+def _refuse_placeholder(path: Path) -> None:
+    """Raise InputError where a clone or download left something else under the name of the weights."""
+    placeholder = placeholder_for(path)
+    if placeholder is not None:
+        raise InputError(f"{path}: {placeholder}")
 
 
 def _looks_like_pickle(path: Path) -> bool:

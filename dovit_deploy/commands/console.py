@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.files import write_text
 
@@ -32,9 +33,9 @@ def result(text: str) -> None:
 
 
 def remark(text: str, *, quiet: bool) -> None:
-    """A line about what is going on."""
+    """A line about what is going on; addresses in it are shown without their secrets."""
     if not quiet:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(masked(text) + "\n")
 
 
 def next_command(command: str, *, quiet: bool) -> None:

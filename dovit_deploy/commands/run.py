@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import arguments, console
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path
 
     if output is None:
         # Also of an address or a glob something that can be a folder's name.
-        stem = Path(source.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
+        named = masked(source).rsplit("@", 1)[-1].partition("?")[0] if "://" in source else source
+        stem = Path(named.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
         return free_path(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
     target, given = output.resolve(), Path(source).resolve()
     if target == given or target in given.parents:

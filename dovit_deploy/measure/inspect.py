@@ -13,7 +13,7 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import PARITY, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.errors import BundleError, ConfigError
+from dovit_deploy.errors import BundleError, ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.macs import FlopReport
@@ -21,6 +21,7 @@ from dovit_deploy.families.parts import head_text
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
 from dovit_deploy.record import Record
+from dovit_deploy.signatures import placeholder_for
 
 if TYPE_CHECKING:
     from dovit_deploy.checkpoints.checkpoint import Checkpoint
@@ -57,6 +58,9 @@ def contents_of(path: Path) -> Contents:
         UntrustedError: a bundle or checkpoint that must not be trusted.
         PackageMissing: what reads it is not installed.
     """
+    placeholder = placeholder_for(path)
+    if placeholder is not None:
+        raise InputError(f"{path}: {placeholder}")
     # Bundles first: a folder of one may hold files with any of the suffixes below.
     suffix = path.suffix.lower()
     if suffix == ".dovit" or (path / "manifest.json").is_file():

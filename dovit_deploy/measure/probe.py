@@ -19,6 +19,7 @@ from dovit_deploy.engines.cuda.memory import DeviceArray, opened_memory
 from dovit_deploy.engines.onnxruntime_cuda import cuda_runtime, session_on_gpu
 from dovit_deploy.engines.tensorrt.package import tensorrt_package
 from dovit_deploy.errors import DovitError, EncoderMissing, ProviderMissing
+from dovit_deploy.sources.images import read_image
 from dovit_deploy.sources.video_writer import OpencvVideoWriter, VideoWriter, open_video_writer
 
 SQUARE_MODEL = (
@@ -107,8 +108,7 @@ def images() -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.png"
         pillow.fromarray(np.zeros((8, 12, 3), dtype=np.uint8)).save(path)
-        with pillow.open(path) as image:
-            resized = cv2.resize(np.asarray(image), (6, 4))
+        resized = cv2.resize(read_image(path), (6, 4))
     if resized.shape != (4, 6, 3):
         raise ArithmeticError(f"a resize to 6x4 gave {resized.shape}")
     return f"OpenCV {cv2.__version__}, Pillow {packages.load('PIL').__version__}"

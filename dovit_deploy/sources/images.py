@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy import packages
+from dovit_deploy import packages, signatures
 from dovit_deploy.errors import SourceError
+from dovit_deploy.sources.png_notes import without_large_notes
 from dovit_deploy.sources.source import RGB, Closing, FailedFrame, Frame, FrameSelection, SourceKind
 
 EXIF_ORIENTATION_TAG = 0x0112
@@ -34,6 +35,9 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
         ".bmp",
         ".dib",
+        ".heic",
+        ".heif",
+        ".hif",
         ".jfif",
         ".jp2",
         ".jpe",
@@ -50,6 +54,12 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     }
 )
+"""HEIF is among them to be refused by its name: passed over in silence, a phone's photographs would just be missing."""
+
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What Pillow may decode, by its own names; of its other decoders some start programs (EPS starts Ghostscript)."""
 
 # What Pillow's many decoders are known to raise on damaged bytes.
 _UNDECODABLE = (
@@ -60,6 +70,8 @@ _UNDECODABLE = (
     LookupError,
     TypeError,
     OverflowError,
+    # AVIF's decoder.
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -89,13 +101,19 @@ def loaded_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> I
         SourceError, PackageMissing: as `read_image`; also when the block fails as decoders fail.
     """
     pillow = packages.pillow()
+    _refuse_by_signature(path)
     try:
-        with _opened(pillow, path) as image:
+        with without_large_notes(path) as readable, _opened(pillow, readable) as image:
             check_pixels(str(path), width=image.width, height=image.height, max_pixels=max_pixels)
             image.load()
             yield image
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file") from error
+        link = " (a link to nothing)" if Path(path).is_symlink() else ""
+        raise SourceError(f"{path}: no such file{link}") from error
+    except pillow.UnidentifiedImageError as error:
+        raise SourceError(
+            f"{path}: cannot be decoded as an image; formats that are read: {', '.join(FORMATS)}"
+        ) from error
     except _UNDECODABLE as error:
         raise SourceError(f"{path}: cannot be decoded as an image ({_first_line(error)})") from error
 
@@ -107,6 +125,21 @@ def is_image(path: Path) -> bool:
             return True
     except _UNDECODABLE:
         return False
+
+
+def _refuse_by_signature(path: Path | str) -> None:
+    """Refuse what no decoder here reads, under its right name and with what helps."""
+    placeholder = signatures.placeholder_for(path)
+    if placeholder is not None:
+        raise SourceError(f"{path}: {placeholder}")
+    if signatures.is_heif(path):
+        raise SourceError(heif_refusal(str(path)))
+
+
+def heif_refusal(name: str) -> str:
+    """What to say of a HEIF image."""
+    # One of FFmpeg's frames would be a single tile of it.
+    return f"{name}: a HEIF image (HEIC), which is not read; convert it to JPEG or PNG (heif-convert, ImageMagick)"
 
 
 def check_pixels(name: str, *, width: int, height: int, max_pixels: int) -> None:
@@ -205,8 +238,8 @@ def _frame_from_file(path: Path, *, index: int, max_pixels: int) -> Frame:
 
 
 @contextmanager
-def _opened(pillow: Any, path: Path | str) -> Iterator[Any]:  # noqa: ANN401
-    """Pillow's lazily opened image, its own pixel limit lifted for this one call.
+def _opened(pillow: Any, path: Path | str | BinaryIO) -> Iterator[Any]:  # noqa: ANN401
+    """Pillow's lazily opened image of one of `FORMATS`, its own pixel limit lifted for this one call.
 
     Pillow refuses large headers by a limit of its own, without their size, and warns on stderr below
     it; ours takes its place. The limit is a global of the process, hence the lock, and the old value put back.
@@ -214,7 +247,7 @@ def _opened(pillow: Any, path: Path | str) -> Iterator[Any]:  # noqa: ANN401
     with _PILLOW_LIMIT_LOCK:
         before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
         try:
-            image = pillow.open(path)
+            image = pillow.open(path, formats=FORMATS)
         finally:
             pillow.MAX_IMAGE_PIXELS = before
     with image:

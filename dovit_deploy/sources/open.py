@@ -6,10 +6,20 @@ import glob
 import re
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from dovit_deploy import packages
+from dovit_deploy import packages, signatures
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import SourceError, UsageError
-from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, ImageSource, SingleImage, is_image
+from dovit_deploy.sources.images import (
+    DEFAULT_MAX_PIXELS,
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ImageSource,
+    SingleImage,
+    heif_refusal,
+    is_image,
+)
 from dovit_deploy.sources.opencv import CameraSource, OpencvVideoReader
 from dovit_deploy.sources.source import FailedFrame, FrameSelection, Source, VideoInfo
 from dovit_deploy.sources.video import VideoReader
@@ -76,21 +86,27 @@ def open_source(
         return _open_stream(text, scheme[1].lower(), selection=selection, max_pixels=max_pixels)
     if glob.has_magic(text):
         return _open_images(_images_matching(text), text, selection=selection, max_pixels=max_pixels)
-    raise SourceError(f"{text}: no such file or folder, nor a camera index, a glob or a stream's address")
+    raise SourceError(f"{masked(text)}: no such file or folder, nor a camera index, a glob or a stream's address")
 
 
 def _open_file(path: Path, text: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     suffix = path.suffix.lower()
-    # An unknown suffix says nothing, so the first bytes decide.
-    if suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and is_image(path)):
+    # An unknown suffix says nothing, so the first bytes decide; so they do where an image was saved as a video.
+    by_bytes = signatures.is_still_image(path) if suffix in VIDEO_SUFFIXES else is_image(path)
+    if suffix in IMAGE_SUFFIXES or by_bytes or signatures.is_heif(path):
         _refuse_span(text, selection)
         return SingleImage(path, name=text, selection=selection, max_pixels=max_pixels)
+    placeholder = signatures.placeholder_for(path)
+    if placeholder is not None:
+        raise SourceError(f"{text}: {placeholder}")
     return _open_video(text, path, selection=selection, max_pixels=max_pixels)
 
 
 def _open_stream(text: str, scheme: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     if scheme not in STREAM_SCHEMES:
-        raise SourceError(f"{text}: streams are read from {', '.join(STREAM_SCHEMES)}, not from {scheme}://")
+        raise SourceError(f"{masked(text)}: streams are read from {', '.join(STREAM_SCHEMES)}, not from {scheme}://")
+    if urlsplit(text).path.lower().endswith(HEIF_SUFFIXES):
+        raise SourceError(heif_refusal(masked(text)))
     return _open_video(text, None, selection=selection, max_pixels=max_pixels)
 
 
@@ -124,7 +140,9 @@ def _images_matching(pattern: str) -> list[Path]:
 
 def _looks_like_image(path: Path) -> bool:
     # Hidden files are other programs' notes ("._photo.jpg"), not images.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    # A link to nothing is an image that is missing, which its reader says.
+    there = path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and there
 
 
 def _refuse_span(text: str, selection: FrameSelection) -> None:

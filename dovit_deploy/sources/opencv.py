@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dovit_deploy import packages
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import SourceError
+from dovit_deploy.sources.containers import opencv_options, size_as_seen
 from dovit_deploy.sources.images import check_pixels
 from dovit_deploy.sources.source import (
+    CLOCK_TICK,
     RGB,
     Closing,
     Frame,
@@ -31,8 +34,6 @@ OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
 _ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
-CLOCK_TICK = Fraction(1, 1_000_000)
-"""Seconds; frames of a camera are timed by the clock as they arrive."""
 # OpenCV's milliseconds come from a product of floats; finer digits are noise.
 _TICK = Fraction(1, 90_000)
 _SLACK_FRAMES = 2
@@ -48,15 +49,15 @@ class OpencvVideoReader(Closing):
     """
 
     def __init__(self, address: str, *, path: Path | None, selection: FrameSelection, max_pixels: int) -> None:
-        self.name = address
+        self.name = masked(address)
         self.warnings = [
-            f"{address}: read with OpenCV, because PyAV is not installed: sound, if there is any, is lost; "
+            f"{self.name}: read with OpenCV, because PyAV is not installed: sound, if there is any, is lost; "
             "for sound and exact times: pip install 'dovit-deploy[video]'"
         ]
         self.ended_early: str | None = None
         self._selection = selection
         self._cv2 = packages.opencv()
-        self._capture = opened_capture(self._cv2, address if path is None else str(path.absolute()))
+        self._capture = self._opened(address, path)
         try:
             self._describe(path, max_pixels=max_pixels)
         except SourceError:
@@ -80,6 +81,10 @@ class OpencvVideoReader(Closing):
         """Close the file or connection; may be called twice."""
         self._capture.release()
 
+    def _opened(self, address: str, path: Path | None) -> Any:  # noqa: ANN401
+        with opencv_options(address, is_file=path is not None):
+            return opened_capture(self._cv2, address if path is None else str(path.absolute()))
+
     def _describe(self, path: Path | None, *, max_pixels: int) -> None:
         """Read the properties and the first frame, which stays grabbed for the iteration."""
         cv2, capture = self._cv2, self._capture
@@ -96,6 +101,7 @@ class OpencvVideoReader(Closing):
         base = FrameClock(tick=_TICK, first=0, rate=rate, constant_rate=True).time_base
         # Taken from the frame itself, which OpenCV has turned upright.
         size = self._rgb().shape
+        check_pixels(self.name, width=size[1], height=size[0], max_pixels=max_pixels)
         self.video = VideoInfo((size[0], size[1]), rate, base, has_audio=False, path=path)
         self.kind: SourceKind = "live" if path is None and self._total is None else "video"
         self.count = self._selection.expected(self._total, rate)
@@ -114,10 +120,20 @@ class OpencvVideoReader(Closing):
         return round(milliseconds / 1000 / _TICK)
 
     def _rgb(self) -> RGB:
-        """(H, W, 3) of the grabbed frame."""
+        """(H, W, 3) of the grabbed frame, with square pixels."""
         _, bgr = self._capture.retrieve()
         rgb: RGB = self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB)
-        return rgb
+        height, width = size_as_seen(rgb.shape[0], rgb.shape[1], self._pixel_aspect())
+        return rgb if rgb.shape[:2] == (height, width) else self._cv2.resize(rgb, (width, height))
+
+    def _pixel_aspect(self) -> Fraction | None:
+        """Width of a pixel by its height, in frames that OpenCV has turned already."""
+        cv2, get = self._cv2, self._capture.get
+        above, below = (int(get(key)) for key in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        if above <= 0 or below <= 0:
+            return None
+        lying = int(get(cv2.CAP_PROP_ORIENTATION_META)) % 180 == 90
+        return Fraction(below, above) if lying else Fraction(above, below)
 
     def _shortfall(self, given: int) -> str | None:
         if self._total is None or given + _SLACK_FRAMES >= self._total:

@@ -24,6 +24,8 @@ from dovit_deploy.errors import UsageError
 
 RGB = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, red first, upright."""
+CLOCK_TICK = Fraction(1, 1_000_000)
+"""Seconds; frames of a camera are timed by the clock as they arrive."""
 _T = TypeVar("_T")
 SourceKind = Literal["images", "video", "live"]
 

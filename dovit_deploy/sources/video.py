@@ -5,16 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import struct
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import SourceError
-from dovit_deploy.sources.images import UPRIGHT, check_pixels, orientation_from_matrix, upright, upright_size
+from dovit_deploy.sources.containers import (
+    hdr_remark,
+    opened_container,
+    orientation,
+    reason,
+    refuse_heif,
+    size_as_seen,
+)
+from dovit_deploy.sources.images import UPRIGHT, check_pixels, upright, upright_size
 from dovit_deploy.sources.source import (
+    CLOCK_TICK,
     RGB,
     Closing,
     Frame,
@@ -25,12 +34,10 @@ from dovit_deploy.sources.source import (
     VideoInfo,
 )
 
-OPEN_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 15.0
-
 # Enough for 4K in real time; the rest of the machine belongs to the model.
 _DECODER_THREADS = 2
 _ASSUMED_RATE = Fraction(25)
+_UNTIMED_STREAMS = ("mpjpeg", "mjpeg")
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -52,10 +59,11 @@ class VideoReader(Closing):
         max_pixels: int,
     ) -> None:
         """`address` is what the user gave; `path` the same as a local file, None for a stream."""
-        self.name = address
+        self.name = masked(address)
         self.warnings: list[str] = []
         self.ended_early: str | None = None
         self._av = av
+        self._address = address
         self._path = path
         self._selection = selection
         self._decoder = self._opened()
@@ -64,12 +72,13 @@ class VideoReader(Closing):
         except BaseException:
             self.close()
             raise
-        self._orientation = _orientation(self._first)
-        self._stored_size = (self._first.height, self._first.width)
+        self._orientation = orientation(self._first)
+        remark = hdr_remark(self.name, int(self._first.color_trc))
+        self.warnings += [] if remark is None else [remark]
         self.video = VideoInfo(
-            size=upright_size(*self._stored_size, self._orientation),
+            size=upright_size(self._size[0], self._size[1], self._orientation),
             rate=self._decoder.rate,
-            time_base=self._clock().time_base,
+            time_base=CLOCK_TICK if self._decoder.timed_by_clock else self._clock().time_base,
             has_audio=bool(self._decoder.container.streams.audio),
             path=path,
         )
@@ -99,9 +108,7 @@ class VideoReader(Closing):
         self._frames: Iterator[Any] = iter(())
 
     def _opened(self) -> VideoDecoder:
-        # An absolute path cannot be taken for one of FFmpeg's protocols ("concat:...").
-        address = self.name if self._path is None else str(self._path.absolute())
-        return VideoDecoder(self._av, address, name=self.name, is_file=self._path is not None)
+        return VideoDecoder(self._av, self._address, name=self.name, path=self._path)
 
     def _first_frame(self, max_pixels: int) -> Any:  # noqa: ANN401
         context = self._decoder.stream.codec_context
@@ -111,7 +118,8 @@ class VideoReader(Closing):
         if first is None:
             raise SourceError(f"{self.name}: not one frame of this video can be decoded")
         # Some formats state their size only with the first frame.
-        check_pixels(self.name, width=first.width, height=first.height, max_pixels=max_pixels)
+        self._size = size_as_seen(first.height, first.width, self._decoder.pixel_aspect)
+        check_pixels(self.name, width=self._size[1], height=self._size[0], max_pixels=max_pixels)
         return first
 
     def _clock(self) -> FrameClock:
@@ -136,6 +144,9 @@ class VideoReader(Closing):
                 frames = self._decoder.frames()
             else:
                 index, frames = sought
+        if self._decoder.timed_by_clock:
+            yield from _timed_on_arrival(frames)
+            return
         clock = self._clock()
         stamped = self._decoder.has_time_stamps
         for number, frame in enumerate(frames, start=index):
@@ -162,19 +173,18 @@ class VideoReader(Closing):
         return None
 
     def _rgb(self, frame: Any) -> RGB:  # noqa: ANN401
-        """(H, W, 3) upright; a stream that changes its size is brought back to that of its first frame."""
-        height, width = self._stored_size
+        """(H, W, 3) upright, with square pixels; a stream that changes its size is brought back to its first."""
+        height, width = self._size
         rgb: RGB = frame.to_ndarray(format="rgb24", height=height, width=width)
         return rgb if self._orientation == UPRIGHT else upright(rgb, self._orientation)
 
 
-def _orientation(frame: Any) -> int:  # noqa: ANN401
-    """EXIF number of the display matrix that FFmpeg hands on with each frame."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return UPRIGHT
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-    return orientation_from_matrix(a, b, c, d)
+def _timed_on_arrival(frames: Iterator[Any]) -> Iterator[tuple[int, Fraction, Any]]:
+    """(index, seconds since the first frame by the clock, frame); times grow by a tick at least."""
+    began, last = time.perf_counter(), -CLOCK_TICK
+    for index, frame in enumerate(frames):
+        last = max(round(Fraction(time.perf_counter() - began), 6), last + CLOCK_TICK) if index else Fraction(0)
+        yield index, last, frame
 
 
 class VideoDecoder:
@@ -186,18 +196,16 @@ class VideoDecoder:
         SourceError: it does not open in time, or holds no video.
     """
 
-    def __init__(self, av: Any, address: str, *, name: str, is_file: bool) -> None:  # noqa: ANN401
+    def __init__(self, av: Any, address: str, *, name: str, path: Path | None) -> None:  # noqa: ANN401
         self.name = name
         self._av = av
-        self._address = address
-        # Without TCP, packets lost on the way become grey frames.
-        options = {} if is_file else {"rtsp_transport": "tcp"}
-        timeout = None if is_file else (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
+        self._is_stream = path is None
+        self.container = opened_container(av, address, name=name, path=path)
         try:
-            self.container = av.open(address, mode="r", options=options, timeout=timeout)
-        except av.FFmpegError as error:
-            what = "not a video that can be read" if is_file else "this stream does not open"
-            raise SourceError(f"{name}: {what} ({_reason(error)})") from error
+            refuse_heif(self.container, name)
+        except SourceError:
+            self.container.close()
+            raise
         self.stream = self.container.streams.best("video")
         if self.stream is None:
             self.container.close()
@@ -220,6 +228,12 @@ class VideoDecoder:
         return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or _ASSUMED_RATE)
 
     @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width of a stored pixel by its height; None where nothing states it."""
+        aspect = self.stream.sample_aspect_ratio or self.stream.codec_context.sample_aspect_ratio
+        return Fraction(aspect) if aspect else None
+
+    @property
     def has_constant_rate(self) -> bool:
         """Whether the mean rate is also the smallest step between frames."""
         return bool(self.stream.average_rate and self.stream.average_rate == self.stream.base_rate)
@@ -228,6 +242,11 @@ class VideoDecoder:
     def has_time_stamps(self) -> bool:
         """False for AVI, which stores none: FFmpeg makes them up in decoding order."""
         return str(self.container.format.name) != "avi"
+
+    @property
+    def timed_by_clock(self) -> bool:
+        """Whether a camera's JPEGs come one after another over HTTP: FFmpeg would time them at 25 a second."""
+        return self._is_stream and str(self.container.format.name) in _UNTIMED_STREAMS
 
     @property
     def promised_s(self) -> Fraction | None:
@@ -286,7 +305,7 @@ class VideoDecoder:
         Reads the packets from the start without decoding them, hundreds of times faster than playing.
         """
         before = 0
-        with self._av.open(str(path)) as container:
+        with opened_container(self._av, str(path), name=self.name, path=path) as container:
             for packet in container.demux(container.streams[self.stream.index]):
                 if packet.size == 0:
                     break
@@ -328,12 +347,7 @@ class VideoDecoder:
                 cut = packet.is_corrupt
                 yield packet
         except self._av.FFmpegError as error:
-            self._fault = f"reading stopped: {_reason(error)}"
+            self._fault = f"reading stopped: {reason(error)}"
         if cut and self._fault is None:
             self._fault = "its last packet is cut off"
         yield None
-
-
-def _reason(error: Exception) -> str:
-    """FFmpeg's words without its number and the address, which the message names already."""
-    return str(getattr(error, "strerror", None) or error).splitlines()[0]

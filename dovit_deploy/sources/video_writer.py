@@ -16,7 +16,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.errors import EncoderMissing, EnvironmentProblem
+from dovit_deploy.errors import EncoderMissing, EnvironmentProblem, SourceError
+from dovit_deploy.sources.containers import opened_container
 from dovit_deploy.sources.source import RGB, Closing
 
 # Against preset "veryfast": as sharp at this crf, twice the bytes, a sixth of the time (4 ms for 720p).
@@ -183,7 +184,7 @@ class H264Writer(Closing):
     def _audio_copy(self, source: Path) -> AudioCopy | None:
         try:
             return AudioCopy(self._av, source, self._output)
-        except self._av.FFmpegError as error:
+        except (SourceError, self._av.FFmpegError) as error:
             self.warnings.append(f"the sound is left out: {source} cannot be read a second time ({error})")
             return None
 
@@ -212,7 +213,8 @@ class AudioCopy:
         """Adds the track to `output` (a PyAV container not yet written to), if there is one to copy.
 
         Raises:
-            av.FFmpegError: `source` cannot be opened.
+            SourceError: `source` cannot be opened.
+            av.FFmpegError: its sound cannot be copied.
         """
         self.warnings: list[str] = []
         self._av = av
@@ -220,7 +222,7 @@ class AudioCopy:
         self._track: Any = None
         self._packets: Iterator[Any] = iter(())
         self._waiting: Any = None
-        self._input = av.open(str(source.absolute()))
+        self._input = opened_container(av, str(source), name=str(source), path=source)
         self._stream = self._input.streams.best("audio")
         if self._stream is None:
             return

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dovit_deploy import packages
 from dovit_deploy.errors import PackageMissing, SourceError, UsageError
-from dovit_deploy.sources import video as video_decoder
+from dovit_deploy.sources import containers
 from dovit_deploy.sources.open import FailedFrame, open_source
 from tests.sources.clips import make_clip, numbered
 
@@ -171,7 +171,7 @@ def test_a_refused_stream(monkeypatch, with_pyav, scheme):
 
 
 def test_a_stream_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(video_decoder, "OPEN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(containers, "OPEN_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(SourceError, match="this stream does not open"):
