@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dovit_deploy.datasets.label_values import stored_values
 from dovit_deploy.errors import DatasetError, SourceError
-from dovit_deploy.sources.images import loaded_image, read_image
+from dovit_deploy.sources.images import read_image
 
 IGNORE = 255
 """Pixel value of labels that count nowhere, whatever the files call it."""
@@ -148,21 +149,28 @@ def read_label(path: Path, codes: LabelCodes) -> NDArray[np.uint8]:
     """Decode a label map: (H, W) uint8, class ids and `IGNORE`.
 
     Raises:
-        DatasetError: not an 8-bit grey or indexed image, or a pixel value that stands for nothing.
+        DatasetError: not a grey or indexed image that keeps its values, or a pixel value that stands for nothing.
     """
     try:
-        with loaded_image(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DatasetError(f"{path}: a label must be an 8-bit grey or indexed PNG, this is {image.mode}")
-            # Of an indexed file these are the indices; its palette is for the eye alone.
-            values = np.array(image, dtype=np.uint8)
+        values = stored_values(path)
     except SourceError as error:
         raise DatasetError(str(error)) from error
-    present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    unknown = present[~codes.known[present]]
-    if unknown.size:
-        raise DatasetError(f"{path}: pixel value {unknown[0]}; {codes.allowed}")
-    return codes.table[values]
+    unknown = _unknown_value(values, codes)
+    if unknown is not None:
+        raise DatasetError(f"{path}: pixel value {unknown}; {codes.allowed}")
+    label: NDArray[np.uint8] = codes.table[values]
+    return label
+
+
+def _unknown_value(values: NDArray[Any], codes: LabelCodes) -> int | None:
+    """The smallest pixel value that stands for nothing; None where all are known."""
+    if values.dtype == np.uint8:
+        present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    else:
+        present = np.unique(values)
+    known = (present >= 0) & (present < 256)
+    known[known] = codes.known[present[known]]
+    return None if known.all() else int(present[~known][0])
 
 
 @dataclass(frozen=True)

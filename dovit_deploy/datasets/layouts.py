@@ -27,6 +27,10 @@ from dovit_deploy.errors import DatasetError
 Colour = tuple[int, int, int]
 
 
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+"""Of label files, in any case; JPEG among them so that it is refused by its name and not called missing."""
+
+
 # Our own: classes.json lists id, name and colour ([R, G, B]) of each class, and which id means "ignore", if any.
 
 
@@ -44,20 +48,20 @@ def own_files(root: Path, split: str) -> LabelledFiles:
     # The list gives the order, and may leave out files that are there.
     stems = lines_of(text, listing="image")
     images = _by_stem(files_in(root / "images" / split))
-    files = [_own_file(root, split, stem, images) for stem in stems]
+    labels = _by_stem([path for path in files_in(root / "labels" / split) if path.suffix.lower() in LABEL_SUFFIXES])
+    files = [_own_file(root, split, stem, images, labels) for stem in stems]
     twice = next((stem for stem, times in Counter(stems).items() if times > 1), None)
     if twice is not None:
         raise DatasetError(f"{text}: lists '{twice}' twice")
     return LabelledFiles(f"{root} ({split})", files, classes, plain_codes(len(classes.names), classes.ignore))
 
 
-def _own_file(root: Path, split: str, stem: str, images: dict[str, Path]) -> LabelledFile:
-    label = root / "labels" / split / f"{stem}.png"
+def _own_file(root: Path, split: str, stem: str, images: dict[str, Path], labels: dict[str, Path]) -> LabelledFile:
     if stem not in images:
         raise DatasetError(f"{root / 'images' / split}: no image for '{stem}' of {split}.txt")
-    if not label.is_file():
-        raise DatasetError(f"{label}: missing label of '{stem}' in {split}.txt")
-    return LabelledFile(stem, images[stem], label)
+    if stem not in labels:
+        raise DatasetError(f"{root / 'labels' / split / f'{stem}.png'}: missing label of '{stem}' in {split}.txt")
+    return LabelledFile(stem, images[stem], labels[stem])
 
 
 def class_list_from_file(path: Path) -> ClassList:
@@ -143,7 +147,9 @@ def _by_city(folder: Path, end: str) -> dict[tuple[str, str], Path]:
     """Files of a split by (city, stem)."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
-    return {(path.parent.name, path.name.removesuffix(end)): path for path in sorted(folder.glob(f"*/*{end}"))}
+    # The suffix in any case: some tools write ".PNG".
+    found = sorted(path for path in folder.glob("*/*") if path.name.lower().endswith(end.lower()))
+    return {(path.parent.name, path.name[: -len(end)]): path for path in found}
 
 
 def _cityscapes_codes() -> LabelCodes:

@@ -89,13 +89,14 @@ def read_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB
         SourceError: missing, not an image, truncated, or more than `max_pixels` pixels.
         PackageMissing: Pillow is not installed.
     """
-    with loaded_image(path, max_pixels=max_pixels) as image:
+    with opened_image(path, max_pixels=max_pixels) as image:
+        image.load()
         return upright(_rgb_from_image(image, path), _orientation(image))
 
 
 @contextmanager
-def loaded_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Any]:
-    """Pillow's image at `path`, decoded, its values as stored in the file.
+def opened_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Any]:
+    """Pillow's image at `path`, decoded when it is first used.
 
     Raises:
         SourceError, PackageMissing: as `read_image`; also when the block fails as decoders fail.
@@ -105,7 +106,6 @@ def loaded_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> I
     try:
         with without_large_notes(path) as readable, _opened(pillow, readable) as image:
             check_pixels(str(path), width=image.width, height=image.height, max_pixels=max_pixels)
-            image.load()
             yield image
     except FileNotFoundError as error:
         link = " (a link to nothing)" if Path(path).is_symlink() else ""
