@@ -68,6 +68,8 @@ class Checkpoint:
     """File name of the weights."""
     source_sha256: str
     license: str = ""
+    remarks: tuple[str, ...] = ()
+    """How its entries were found in the file; for the curious."""
 
 
 @dataclass(frozen=True)
@@ -268,4 +270,5 @@ def _assembled(
         slide_size=architecture.slide_size,
         source=weights.name,
         source_sha256=weights.sha256,
+        remarks=weights.remarks,
     )

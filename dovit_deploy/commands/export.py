@@ -67,6 +67,8 @@ def export(
         classes=classes,
         thresholds=arguments.thresholds(threshold),
     )
+    for line in source.remarks:
+        console.remark(f"{checkpoint.name}: {line}", quiet=not verbose)
     if source.preprocessing.assumed:
         console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
     plan = ExportPlan.resolve(source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite)

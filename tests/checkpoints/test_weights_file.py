@@ -40,12 +40,16 @@ class _Foreign:
     pass
 
 
-def test_allow_pickle_reads_foreign_objects(tmp_path: Path) -> None:
+def test_allow_pickle_reads_weights_of_foreign_classes(tmp_path: Path) -> None:
     meta = {"config": official.config_text(official.DOVIT), "hub": _Foreign()}
-    path = official.save_pth(tmp_path / "m.pth", official.dovit_state(), **meta)
-    with pytest.raises(PickleRefused, match="_Foreign"):
+    path = official.save_pth(tmp_path / "m.pth", _ForeignDict(official.dovit_state()), **meta)
+    with pytest.raises(PickleRefused, match="_ForeignDict"):
         checkpoint_from_path(path)
     assert checkpoint_from_path(path, allow_pickle=True).spec == official.dovit_spec()
+
+
+class _ForeignDict(dict[str, torch.Tensor]):
+    pass
 
 
 def test_object_arrays_cannot_smuggle_anything(tmp_path: Path) -> None:
