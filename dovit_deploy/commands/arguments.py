@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -102,10 +103,11 @@ def size(text: str | None, *, option: str) -> tuple[int, int] | None:
     """ "512x1024" -> (512, 1024): height x width in pixels."""
     if text is None:
         return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
+    # ASCII only: `isdigit` is also true of "²", which is no number to `int`. Six digits are more than any image has.
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.lower())
+    if found is None:
         raise UsageError(f"{option}: '{text}' given; HEIGHTxWIDTH in pixels is needed, as 512x1024")
-    return int(height), int(width)
+    return int(found[1]), int(found[2])
 
 
 def triple(text: str | None, *, option: str) -> tuple[float, float, float] | None:
@@ -119,8 +121,8 @@ def triple(text: str | None, *, option: str) -> tuple[float, float, float] | Non
 
 
 def names(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """ "overlay,masks" -> ("overlay", "masks"), each one of `allowed`."""
-    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    """ "overlay,masks" -> ("overlay", "masks"), each one of `allowed`, and once however often it is given."""
+    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [part for part in parts if part not in allowed]
     if unknown or not parts:
         raise UsageError(f"{option}: '{text}' given; allowed: {', '.join(allowed)}, separated by commas")

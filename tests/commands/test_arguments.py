@@ -15,6 +15,7 @@ def test_values() -> None:
     assert parse.size("512x1024", option="--size") == (512, 1024)
     assert parse.size("64X32", option="--size") == (64, 32)
     assert parse.triple("1,2.5,3", option="--mean") == (1.0, 2.5, 3.0)
+    assert parse.names("masks,masks", option="--save", allowed=("overlay", "masks")) == ("masks",)
     assert parse.names("masks, overlay", option="--save", allowed=("overlay", "masks")) == ("masks", "overlay")
 
 
@@ -24,7 +25,7 @@ def test_bad_thresholds(text: str) -> None:
         parse.thresholds(text)
 
 
-@pytest.mark.parametrize("text", ["512", "x", "512x", "ax5", "1x2x3", "-1x5", "5.5x5"])
+@pytest.mark.parametrize("text", ["512", "x", "512x", "ax5", "1x2x3", "-1x5", "5.5x5", "²x64", "64x٣", f"1x{10**30}"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="--size"):
         parse.size(text, option="--size")
