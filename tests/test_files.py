@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dovit_deploy.bundle.manifest import classes_from_file
 from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.files import file_written_aside, free_path, partial_path, write_text, written_aside
+from dovit_deploy.files import file_written_aside, free_path, partial_path, read_text, write_text, written_aside
 
 
 def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
@@ -82,3 +83,17 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one_alone(tmp_path: Path)
         raise ValueError("boom")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+@pytest.mark.parametrize("content", [b"a\nb", b"\xef\xbb\xbfa\r\nb", b"a\r\nb"])
+def test_texts_of_any_editor(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "names.txt").write_bytes(content)
+    assert read_text(tmp_path / "names.txt") == "a\nb"
+    assert [entry.name for entry in classes_from_file(tmp_path / "names.txt")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_called_by_name(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "names.txt").write_bytes("road\n".encode(encoding))
+    with pytest.raises(InputError, match="UTF-16 or UTF-32; save it as UTF-8"):
+        classes_from_file(tmp_path / "names.txt")

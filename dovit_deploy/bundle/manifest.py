@@ -18,6 +18,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, mode
 from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.spec import ModelSpec, Task
+from dovit_deploy.files import read_text
 from dovit_deploy.record import Record
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
@@ -215,7 +216,7 @@ def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
     if not path.is_file():
         raise InputError(f"no class list at {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         parsed: object = json.loads(text) if path.suffix == ".json" else _names_from_lines(text)
     except (ValueError, PermissionError) as error:
         raise InputError(f"the class list {path} cannot be read: {error}") from error

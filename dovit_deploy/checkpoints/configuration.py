@@ -15,6 +15,7 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
+from dovit_deploy.files import read_text
 
 CONTAINERS = ("config", "model", "kwargs", "model_kwargs", "net_kwargs")
 """Where settings are looked up before the top level."""
@@ -107,7 +108,7 @@ def configuration_from_file(path: Path) -> Configuration:
     if not path.is_file():
         raise InputError(f"no configuration at {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (UnicodeDecodeError, PermissionError) as error:
         raise InputError(f"the configuration {path} cannot be read: {error}") from error
     contents = _parsed(text, path)

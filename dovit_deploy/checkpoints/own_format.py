@@ -60,7 +60,7 @@ class OwnConfig(Record):
 def is_own_format(folder: Path) -> bool:
     """`folder` is, or is meant to be, a checkpoint of ours: its `config.json` says so."""
     try:
-        contents = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        contents = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError):
         return False
     # Many tools write a file of that name.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dovit_deploy.datasets.dataset import Split, read_rgb
 from dovit_deploy.datasets.layouts import files_in, lines_of
 from dovit_deploy.errors import DatasetError
+from dovit_deploy.files import read_text
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LISTS = ("classes.json", "imagenet_class_index.json", "synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
@@ -144,7 +145,7 @@ def _classes_from_json(path: Path) -> list[FolderClass]:
         '{"0": ["n01440764", "tench"], ...}; without the file the folders count in the order of their names'
     )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of classes ({error})") from error
     if isinstance(content, dict):

@@ -23,6 +23,7 @@ import numpy as np
 
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, LabelCodes, LabelledFile, LabelledFiles, plain_codes
 from dovit_deploy.errors import DatasetError
+from dovit_deploy.files import read_text
 
 Colour = tuple[int, int, int]
 
@@ -71,7 +72,7 @@ def class_list_from_file(path: Path) -> ClassList:
         DatasetError: it is absent, not JSON, or its ids are not 0..K-1 once the ignored one is left out.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         ignore = content.get("ignore")
         entries = sorted((entry for entry in content["classes"] if entry["id"] != ignore), key=lambda e: e["id"])
         ids = [entry["id"] for entry in entries]
@@ -320,7 +321,7 @@ def files_in(folder: Path) -> list[Path]:
 def lines_of(path: Path, *, listing: str) -> list[str]:
     """The lines of a list of `listing` (a noun) that are not blank; raises DatasetError when there are none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error})") from error
     if not lines:

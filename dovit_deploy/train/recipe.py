@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from dovit_deploy import packages
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.files import read_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
 from dovit_deploy.train.network import NetworkChoice
@@ -61,7 +62,7 @@ def recipe_from_file(path: Path) -> Recipe:
         ConfigError: it is neither, or a key is unknown or has a wrong value; the key is named.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read ({error})") from error
     return recipe_from_contents(_parsed(text, path), path.name)
