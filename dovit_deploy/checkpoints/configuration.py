@@ -25,7 +25,7 @@ TRAINING_ONLY = frozenset(
         *("drop_rate", "attn_drop_rate", "drop_path_rate", "dropout_ratio", "dropout", "attn_dropout", "droppath"),
         *("init_cfg", "init_std", "init_values", "weight_init", "pretrained", "pretrained_path", "checkpoint"),
         *("train_cfg", "with_cp", "norm_eval", "frozen_stages", "frozen_exclude", "requires_grad", "momentum"),
-        *("sampler", "ignore_index", "max_iters", "detach_aux", "distillation", "use_checkpoint", "seed"),
+        *("_scope_", "sampler", "ignore_index", "max_iters", "detach_aux", "distillation", "use_checkpoint", "seed"),
     }
 )
 """Settings that change nothing at inference: ignored wherever they stand."""
@@ -57,8 +57,31 @@ class Configuration:
             if innermost:
                 refuse_unknown(level, known, path, self.source)
             for name in known & level.keys():
-                found.setdefault(name, level[name])
+                found.setdefault(name, _type_name(level[name]) if name == "type" else _without_scopes(level[name]))
         return found
+
+
+_DEEPEST = 50
+"""Sections inside each other; no project's go deeper than ten."""
+
+
+def _without_scopes(value: object, depth: int = 0) -> object:
+    """The value with `type='mmseg.DoViT'` as `type='DoViT'` throughout: which registry it comes from says nothing."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"the configuration nests more than {_DEEPEST} sections; such a file is not read")
+    if isinstance(value, Mapping):
+        return {
+            name: _type_name(item) if name == "type" else _without_scopes(item, depth + 1)
+            for name, item in value.items()
+            if name != "_scope_"
+        }
+    if isinstance(value, list | tuple):
+        return [_without_scopes(item, depth + 1) for item in value]
+    return value
+
+
+def _type_name(value: object) -> object:
+    return value.rsplit(".", 1)[-1] if isinstance(value, str) else value
 
 
 def levels(contents: Mapping[str, object], path: str) -> list[tuple[str, Mapping[str, object]]]:

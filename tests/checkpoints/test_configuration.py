@@ -399,3 +399,25 @@ def test_merging_keeps_sections_of_one_type_together() -> None:
 def test_containers_in_order() -> None:
     configuration = Configuration({"model": {"a": 1}, "kwargs": {"a": 2, "b": 2}, "b": 3, "c": 4, "zzz": 5}, "test")
     assert configuration.settings(frozenset("abc")) == {"a": 1, "b": 2, "c": 4}
+
+
+def test_scopes_of_types_are_left_out() -> None:
+    written = {
+        "type": "mmseg.EncoderDecoder",
+        "backbone": {"type": "mmseg.DoViT", "_scope_": "mmseg", "norm_cfg": {"type": "mmengine.LN"}},
+        "auxiliary_head": [{"type": "mmseg.models.FCNHead"}],
+    }
+    known = frozenset({"type", "backbone", "auxiliary_head"})
+    assert Configuration(written, "x.json").settings(known) == {
+        "type": "EncoderDecoder",
+        "backbone": {"type": "DoViT", "norm_cfg": {"type": "LN"}},
+        "auxiliary_head": [{"type": "FCNHead"}],
+    }
+
+
+def test_sections_without_end() -> None:
+    deep: object = 1
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="more than 50"):
+        Configuration({"backbone": deep}, "x.json").settings(frozenset({"backbone"}))
