@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dovit_deploy import __version__
+from dovit_deploy.commands import targets
 from dovit_deploy.commands.arguments import CommonFlags
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.build import build
@@ -89,6 +90,8 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         return Interrupted.exit_code
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
+    finally:
+        targets.release()
     return 0
 
 

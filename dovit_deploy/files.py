@@ -1,97 +1,188 @@
-"""Files and folders that appear whole or not at all: written as `NAME.partial`, renamed at the end."""
+"""How does what we write appear? Whole or not at all, and never over what is not ours.
+
+A folder or file is written under a name of its own, `NAME.<random>.partial`, beside its target, and renamed at the end;
+`claims.py` sees to it that nobody else writes the same target meanwhile.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import secrets
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dovit_deploy.claims import PARTIAL, PREVIOUS, claimed, claimed_free, noted, real_path, remove
 from dovit_deploy.errors import InputError, UsageError
 
+ForeignCheck = Callable[[Path], str | None]
+"""Why a folder is not ours to replace, as "it holds 'notes.txt'"; None: all of it was written by a verb of ours."""
 
-def partial_path(path: Path) -> Path:
-    """The name of `path` while it is being written."""
-    return path.with_name(path.name + ".partial")
-
-
-def free_path(path: Path) -> Path:
-    """`path`, or `path-2`, `path-3`, ... when that is taken."""
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
+LONGEST_STEM = 230
+"""Bytes of a target's name that a working name repeats: a name may have 255, and the random part needs some."""
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError when `path` is there and must not be replaced."""
-    if path.exists() and not overwrite:
+# Only what is ours is replaced.
+
+
+def refuse_inputs(target: Path, inputs: Iterable[str | Path | None], *, option: str = "-o") -> None:
+    """Raise UsageError when `target` is one of the inputs or the current folder, or holds one of them."""
+    real = real_path(target)
+    for given in inputs:
+        # An address is no path, and may carry a password that a message must not show.
+        if given is not None and "://" not in str(given):
+            there = real_path(given)
+            if real == there or real in there.parents or _same_file(real, there):
+                raise UsageError(f"{option} {target}: this is the input {given}, or holds the input; choose another")
+    if real == Path.cwd() or real in Path.cwd().parents:
+        raise UsageError(f"{option} {target}: this is the current folder, or holds it; choose another")
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    """Two names of one file, as hard links are."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return False
+
+
+def refuse_existing(path: Path, *, overwrite: bool, mark: ForeignCheck) -> None:
+    """Raise UsageError when `path` is there and must not be replaced: no `overwrite`, or it is not ours."""
+    real = real_path(path)
+    if not os.path.lexists(real):
+        return
+    if not overwrite:
         raise UsageError(f"{path} exists; choose another with -o, or allow it with --overwrite")
+    reason = mark(real) if real.is_dir() else "it is no folder"
+    if reason is not None:
+        raise UsageError(f"{path} is not replaced: {reason}; choose another with -o, or move it away")
+
+
+def first_foreign(folder: Path, expected: Callable[[str], bool]) -> str | None:
+    """The first entry of `folder` that is a link or has an unexpected relative path, as a reason not to replace it."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted((*folders, *names)):
+            path = Path(root, name)
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() or not (path.is_dir() or path.is_file()) or not expected(relative):
+                return f"it holds '{relative}', which was not written by this command"
+    return None
+
+
+# Whole or not at all.
+
+
+def _working_path(target: Path, suffix: str = PARTIAL) -> Path:
+    """A name beside `target` that nobody can guess, so that no link lies in wait under it."""
+    stem = os.fsdecode(os.fsencode(target.name)[:LONGEST_STEM])
+    return target.with_name(f"{stem}.{secrets.token_hex(4)}{suffix}")
 
 
 @contextmanager
-def written_aside(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give an empty folder `NAME.partial` to fill; rename it to `path` when the block ends well, else remove it.
+def written_aside(path: Path, *, overwrite: bool, mark: ForeignCheck) -> Iterator[Path]:
+    """Give an empty folder to fill; rename it to `path` when the block ends well, else remove it.
+
+    Where something that may not be replaced appeared at `path` meanwhile, the new folder gets a free name beside it.
+
+    Args:
+        path: the target; a link is followed.
+        overwrite: replace what is there, if `mark` finds it ours.
+        mark: says why what is there is not ours.
 
     Raises:
-        UsageError: `path` exists and `overwrite` is off.
+        UsageError: `path` exists and may not be replaced, or another run writes there.
         InputError: the folder cannot be created.
     """
-    refuse_existing(path, overwrite=overwrite)
-    partial = partial_path(path)
-    make_fresh(partial)
-    try:
-        yield partial
-        put_in_place(partial, path)
-    finally:
-        remove(partial)
+    real = real_path(path)
+    with claimed(path):
+        refuse_existing(path, overwrite=overwrite, mark=mark)
+        partial = _working_path(real)
+        with noted(partial, real):
+            _make_folder(partial)
+            try:
+                yield partial
+                _put_or_keep(partial, path, overwrite=overwrite, mark=mark)
+            finally:
+                remove(partial)
 
 
-def make_fresh(folder: Path) -> None:
-    """Make `folder`, empty, with its parents; what a killed process left there is removed."""
+def _make_folder(folder: Path) -> None:
     try:
-        remove(folder)
         folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`; what was there before is removed last.
+def _put_or_keep(partial: Path, path: Path, *, overwrite: bool, mark: ForeignCheck) -> None:
+    """`put_in_place`; what took long to make is not thrown away because somebody else took its name meanwhile."""
+    real = real_path(path)
+    try:
+        refuse_existing(path, overwrite=overwrite, mark=mark)
+        put_in_place(partial, real, replace=overwrite)
+    except UsageError as taken:
+        with claimed_free(real.with_name(f"{real.stem}-2{real.suffix}")) as free:
+            put_in_place(partial, free, replace=False)
+        raise UsageError(f"{taken}. It was not there at the start; the results are in {free}") from taken
+
+
+def put_in_place(partial: Path, path: Path, *, replace: bool = True) -> None:
+    """Rename the folder `partial` to `path`; what was there before is removed last.
 
     Where the system can exchange two names, `path` is the old or the new folder at every moment; elsewhere the old
-    one is set aside first, and a kill between the two renames leaves it as `NAME.previous`.
+    one is set aside first, and after a kill between the two renames the next run puts it back.
+
+    Raises:
+        UsageError: something is there, and `replace` is off.
     """
+    if not replace:
+        _put_where_nothing_is(partial, path)
+        return
     # After the exchange the old folder is the one that is called `partial`.
-    if path.exists() and not path.is_symlink() and _exchanged(partial, path):
+    if path.exists() and not path.is_symlink() and _renamed(partial, path, _EXCHANGE):
         remove(partial)
         return
-    previous = path.with_name(path.name + ".previous")
-    if path.exists():
+    previous = _working_path(path, PREVIOUS)
+    with noted(previous, path):
+        if path.exists():
+            path.rename(previous)
+        try:
+            partial.rename(path)
+        except OSError:
+            if previous.exists():
+                previous.rename(path)
+            raise
         remove(previous)
-        path.rename(previous)
-    try:
-        partial.rename(path)
-    except OSError:
-        if previous.exists():
-            previous.rename(path)
-        raise
-    remove(previous)
 
 
-def _exchanged(first: Path, second: Path) -> bool:
-    """Exchange two names in one step, as Linux's `renameat2` can; False where the system cannot."""
+def _put_where_nothing_is(partial: Path, path: Path) -> None:
+    # A plain rename would replace an empty folder that somebody made meanwhile.
+    if _renamed(partial, path, _NO_REPLACE):
+        return
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists; choose another with -o")
+    partial.rename(path)
+
+
+_NO_REPLACE, _EXCHANGE = 1, 2
+"""RENAME_NOREPLACE and RENAME_EXCHANGE of Linux's `renameat2`."""
+
+
+def _renamed(first: Path, second: Path, flag: int) -> bool:
+    """Rename or exchange in one step, as Linux's `renameat2` can; False where the system cannot, or it failed."""
     if not sys.platform.startswith("linux"):
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(exchange))) == 0
+    here = -100  # AT_FDCWD
+    return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(flag))) == 0
 
 
 def read_text(path: Path) -> str:
@@ -115,7 +206,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file `path`, so that a reader sees the old file or the new one.
+    """Replace the file `path`, so that a reader sees the old file or the new one; see `file_written_aside`.
 
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
@@ -129,22 +220,56 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def file_written_aside(path: Path) -> Iterator[Path]:
-    """Give the name `NAME.partial` to write a file under; it replaces `path` when the block ends well.
+    """Give a new, empty file to fill; it replaces the file `path` when the block ends well.
+
+    A link stays and the file that it points at is replaced; into a device, a pipe or the process's own output the
+    content is copied.
 
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
-    aside = partial_path(path)
+    real = real_path(path)
+    if real.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    through = _takes_no_rename(path)
+    aside = _working_path(Path(tempfile.gettempdir(), "dovit") if through else real)
+    with noted(aside, real):
+        # Never an existing file, and never through a link: the name is ours from here on.
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            if real.is_file() and not through:
+                aside.chmod(stat.S_IMODE(real.stat().st_mode))
+            yield aside
+            if through:
+                _copy_through(aside, path)
+            else:
+                aside.replace(real)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _takes_no_rename(path: Path) -> bool:
+    """It is a device or a pipe, or what this process prints to."""
     try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        there = path.stat()
+    except OSError:
+        return False
+    return not (stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)) or _stream(there) is not None
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it; nothing if it is not there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _stream(there: os.stat_result) -> int | None:
+    """The number of our own stream that writes there, as `--json /dev/stdout > FILE` asks for."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(number), there):
+                return number
+    return None
+
+
+def _copy_through(source: Path, target: Path) -> None:
+    stream = _stream(target.stat())
+    # Opened a second time, a file would be written from its beginning, over what was printed already.
+    if stream is not None:
+        (sys.stdout if stream == 1 else sys.stderr).flush()
+    with source.open("rb") as content, open(target if stream is None else stream, "wb", closefd=stream is None) as file:
+        shutil.copyfileobj(content, file)

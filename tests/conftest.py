@@ -14,6 +14,15 @@ import pytest
 # Before torch or ONNX Runtime are imported: tests of tiny models only lose by more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where locks lie meanwhile, rather than in the developer's own folder."""
+    folder = tmp_path_factory.mktemp("state")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    return folder
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.interface import graph_file
-from dovit_deploy.bundle.manifest import FileEntry, GateDefaults, Manifest, TokenCount
+from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
+from dovit_deploy.claims import real_path
 from dovit_deploy.errors import (
     DigestMismatch,
     FileMissing,
@@ -25,8 +27,9 @@ from dovit_deploy.errors import (
     ManifestInvalid,
     PathEscapes,
     UsageError,
+    VersionUnknown,
 )
-from dovit_deploy.files import written_aside
+from dovit_deploy.files import first_foreign, written_aside
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -118,6 +121,43 @@ def _check_files(root: Path, manifest: Manifest) -> None:
             raise FileUnlisted(f"{root.name}: '{path.name}' is not listed in the manifest; take it out")
 
 
+def foreign_in_bundle(folder: Path) -> str | None:
+    """Why `folder` is no bundle that a new one may replace; None: it holds what an export wrote, and built engines.
+
+    Files are known by their names: a damaged bundle can be replaced by a new export.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        listed = set(Manifest.from_json(text).files)
+    except OSError:
+        return f"it has no {MANIFEST} of a bundle"
+    except VersionUnknown:
+        # Of another version only this much is known.
+        files = json.loads(text).get("files")
+        listed = set(files) if isinstance(files, dict) else set()
+    except ManifestInvalid as error:
+        return f"its {MANIFEST} is not that of a bundle ({error})"
+
+    def expected(path: str) -> bool:
+        first, *below = path.split("/")
+        if first == ENGINES:
+            return len(below) < 2 or (len(below) == 2 and below[1].endswith((".engine", ".json")))
+        return not below and (first in listed or first == MANIFEST)
+
+    return first_foreign(folder, expected)
+
+
+def refuse_inside_bundle(path: Path, *, option: str) -> None:
+    """Raise UsageError when `path` lies in a bundle: a file that its manifest does not list would spoil it."""
+    for folder in real_path(path).parents:
+        try:
+            body = json.loads((folder / MANIFEST).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(body, dict) and body.get("format") == FORMAT:
+            raise UsageError(f"{option} {path}: this lies in the bundle {folder.name}; choose another folder")
+
+
 def refuse_installed(bundle: Bundle) -> None:
     """Raise UsageError when the bundle belongs to an installed package: the next upgrade would undo a change."""
     if PACKAGE_FOLDERS & set(bundle.path.parts):
@@ -137,7 +177,7 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
     # A link would be replaced by a folder; what it points at is meant.
     path = bundle.path if in_place else target
     try:
-        with written_aside(path, overwrite=in_place) as folder:
+        with written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder:
             _fill(bundle, calibration, folder, link=in_place)
             Bundle.open(folder)
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 from dovit_deploy import packages
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, MeasuredPoint, PartEntry
 from dovit_deploy.errors import InputError
+from dovit_deploy.files import file_written_aside
 
 NAMES = {"check": "held-out images", "all": "all images", "search": "images of the search"}
 COLOURS = {"check": "C0", "all": "0.5", "search": "0.8"}
@@ -28,7 +29,8 @@ def save_plot(calibration: Calibration, path: Path) -> None:
     draw_plot(axes, calibration)
     figure.legend(loc="outside right upper", fontsize="small")
     try:
-        figure.savefig(path, format="png")
+        with file_written_aside(path) as aside:
+            figure.savefig(aside, format="png")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

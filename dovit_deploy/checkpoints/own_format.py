@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
-from dovit_deploy import files
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.keys import COUNTER, not_finite, refuse_faults, shapes_of
 from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
-from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.files import first_foreign, written_aside
 from dovit_deploy.record import Record
 
 FORMAT = "dovit-checkpoint"
@@ -67,6 +68,13 @@ def is_own_format(folder: Path) -> bool:
     return isinstance(contents, dict) and contents.get("format") == FORMAT
 
 
+def foreign_in_checkpoint(folder: Path, *, documents: tuple[str, ...]) -> str | None:
+    """Why `folder` is no checkpoint of ours that a new one with these documents may replace; None: it is one."""
+    if not is_own_format(folder):
+        return f"it has no {CONFIG} of a checkpoint of ours"
+    return first_foreign(folder, lambda path: path in (CONFIG, WEIGHTS, *documents))
+
+
 def save_checkpoint(
     folder: Path,
     config: OwnConfig,
@@ -85,14 +93,13 @@ def save_checkpoint(
         overwrite: replace a checkpoint of ours at `folder`; anything else there is never touched.
 
     Raises:
-        UsageError: `folder` exists, and `overwrite` is False or it is no checkpoint of ours.
+        UsageError: `folder` exists, and `overwrite` is False or it is no checkpoint of ours alone.
         CheckpointMismatch: `state` does not fit the spec.
     """
     # Before anything is written: a checkpoint that cannot be read again is none.
     _deployed(state, config.spec, folder.name)
-    if folder.exists() and not (overwrite and is_own_format(folder)):
-        raise UsageError(f"{folder} exists; choose another name or take it away")
-    with files.written_aside(folder, overwrite=overwrite) as fresh:
+    foreign = partial(foreign_in_checkpoint, documents=tuple(documents or ()))
+    with written_aside(folder, overwrite=overwrite, mark=foreign) as fresh:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         # Not `save_file`: it makes the file unreadable for everybody else.
         (fresh / WEIGHTS).write_bytes(save(tensors))

@@ -36,7 +36,7 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", callback=_note_verbose, help="More detail, and the traceback of an error."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if this verb wrote it.")]
 EngineName = Annotated[
     str,
     typer.Option(

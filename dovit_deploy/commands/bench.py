@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
@@ -62,8 +62,8 @@ def bench(
     # A format that only one of the engines has is allowed here; the others refuse it with their own list.
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
     precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
-    console.check_writable(json_file, given=Path(frames) if frames else None)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
+    targets.claim_report(json_file, inputs=(frames, path))
     opened = Bundle.open(path)
     if licence:
         console.remark(licence, quiet=quiet)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import UsageError
@@ -67,7 +67,9 @@ def build(
         compute_capabilities=_capabilities(compute_capability),
         merged=merged,
     )
-    console.check_writable(json_file)
+    targets.claim_report(json_file, inputs=(bundle,))
+    if into_bundle:
+        targets.claim(bundle)
     opened = Bundle.open(bundle)
     package = tensorrt_package(engine)
     with console.progress(unit="engines", quiet=quiet) as display:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.errors import EngineInvalid
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def cache(
     """
     from dovit_deploy.engines.tensorrt.store import EngineCache
 
-    console.check_writable(json_file)
+    targets.claim_report(json_file)
     store = EngineCache()
     if action is Action.ls:
         _list(store, json_file)

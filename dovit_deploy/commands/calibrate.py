@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError, PackageMissing, UsageError
 
@@ -68,8 +68,12 @@ def calibrate(
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
-    _check_output(output)
-    console.check_writable(json_file)
+    if output is not None:
+        _check_output(output, inputs=(bundle, dataset))
+    elif not dry_run:
+        # Before it is opened: what is calibrated is what is replaced.
+        targets.claim(bundle)
+    targets.claim_report(json_file, inputs=(bundle, dataset), output=output)
     opened = Bundle.open(bundle)
     # What can be refused is refused now, not after the search.
     refuse_without_gates(opened.manifest)
@@ -137,13 +141,14 @@ def _budget(
     return DisagreeBudget(max_disagree, confidence)
 
 
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
+def _check_output(output: Path, *, inputs: targets.Inputs) -> None:
+    from dovit_deploy.bundle.bundle import foreign_in_bundle
+
     if output.suffix != ".dovit":
         raise UsageError(f"-o: '{output}' given; a bundle is called NAME.dovit")
     if output.exists():
         raise UsageError(f"{output} exists; choose another with -o, or leave -o out to change the bundle itself")
+    targets.claim_folder(output, inputs=inputs, overwrite=False, mark=foreign_in_bundle)
 
 
 def _images(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> CalibrationImages:

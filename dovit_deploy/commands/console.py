@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dovit_deploy.credentials import masked
-from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.errors import InputError
 from dovit_deploy.files import write_text
 
 if TYPE_CHECKING:
@@ -51,16 +51,6 @@ def write_json(path: Path | None, report: Json) -> None:
         write_text(path, json.dumps(report, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def check_writable(path: Path | None, *, given: Path | None = None) -> None:
-    """Refuse early a report file that could not be written after a long run, or that is the input `given`."""
-    if path is None:
-        return
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UsageError(f"--json {path}: a file in an existing folder is needed")
-    if given is not None and path.resolve() == given.resolve():
-        raise UsageError(f"--json {path}: this is the input; choose another file")
 
 
 LINE_EVERY_S = 10.0

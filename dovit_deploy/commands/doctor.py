@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import EnvironmentProblem
 
@@ -19,7 +19,7 @@ def doctor(
     """Say which engines and encoders work here, what is missing or installed twice, and the line that fixes it."""
     from dovit_deploy.measure.doctor import examination
 
-    console.check_writable(json_file)
+    targets.claim_report(json_file)
     console.remark("trying engines and encoders ...", quiet=quiet)
     found = examination()
     console.write_json(json_file, _report(found))

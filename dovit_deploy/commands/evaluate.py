@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError
 
@@ -76,7 +76,7 @@ def evaluate(
     from dovit_deploy.runtime.settings import RunSettings
 
     thresholds, options = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
-    console.check_writable(json_file)
+    targets.claim_report(json_file, inputs=(bundle, dataset))
     opened = Bundle.open(bundle)
     wanted = CONTROLS if controls else None
     plan = EvalPlan(dataset, split, RunSettings.resolve(opened.manifest, thresholds=thresholds), wanted)

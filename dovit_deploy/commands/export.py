@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
-from dovit_deploy.files import refuse_existing
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
@@ -55,8 +54,9 @@ def export(
     from dovit_deploy.export.pipeline import bundle_from_plan
     from dovit_deploy.export.plan import ExportPlan
 
-    target = _target(output, checkpoint, overwrite=overwrite)
-    console.check_writable(json_file, given=checkpoint)
+    inputs = (checkpoint, config, classes, parity_images)
+    target = _target(output, checkpoint, inputs=inputs, overwrite=overwrite)
+    targets.claim_report(json_file, inputs=inputs, output=target)
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
         checkpoint,
@@ -80,15 +80,14 @@ def export(
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
-def _target(output: Path | None, checkpoint: Path, *, overwrite: bool) -> Path:
-    """Where the bundle goes; what cannot be is refused before the checkpoint is read."""
+def _target(output: Path | None, checkpoint: Path, *, inputs: targets.Inputs, overwrite: bool) -> Path:
+    """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
+    from dovit_deploy.bundle.bundle import foreign_in_bundle
+
     target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
-    if target.resolve() == checkpoint.resolve():
-        raise UsageError(f"the output {target} is the checkpoint itself; choose another with -o")
     if target.suffix != ".dovit":
         raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
-    refuse_existing(target, overwrite=overwrite)
-    return target
+    return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
 
 
 def _parity_pixels(manifest: Manifest, given: str | None) -> list[Image]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def inspect(
     """Say what is in a file, without running it."""
     from dovit_deploy.measure.inspect import contents_of
 
-    console.check_writable(json_file, given=path)
+    targets.claim_report(json_file, inputs=(path,))
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:

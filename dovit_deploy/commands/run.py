@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
 
@@ -51,11 +51,12 @@ def run(
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
+    from dovit_deploy.files import refuse_inputs
     from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import run_source, summary_lines
     from dovit_deploy.runtime.session import Session
-    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
+    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
     from dovit_deploy.sources.open import open_source
 
     # What is wrong with the flags alone is found before anything is opened.
@@ -63,13 +64,15 @@ def run(
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
-    console.check_writable(json_file, given=Path(source))
-    folder = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
+    inputs = (source, path, classes)
+    folder = _output_folder(source, output, inputs=inputs, overwrite=overwrite)
+    targets.claim_report(json_file, inputs=inputs, output=folder)
     with open_source(
         source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
     ) as frames:
-        _refuse_inputs_inside(folder, frames)
+        # Also what a glob found.
+        refuse_inputs(folder, frames.paths if isinstance(frames, ImageSource) else ())
         opened = _renamed(Bundle.open(path), classes)
         plan = _plan(
             opened, frames, folder, overwrite=overwrite, kinds=kinds, thresholds=thresholds, dense=dense, every=every
@@ -94,33 +97,20 @@ def run(
     _raise_unless_complete(outcome, folder, ended_early=frames.ended_early)
 
 
-def _output_folder(source: str, output: Path | None, *, overwrite: bool) -> Path:
-    """The folder for the results: as named, or `runs/<stem>`, numbered when taken.
+def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, overwrite: bool) -> Path:
+    """The folder for the results, claimed: as named, or `runs/<stem>`, numbered when taken.
 
     Raises:
-        UsageError: it exists, or it is the input or holds it.
+        UsageError: it exists and may not be replaced, another run writes there, or it is an input or holds one.
     """
-    from dovit_deploy.files import free_path, refuse_existing
+    from dovit_deploy.runtime.outputs import foreign_in_run
 
     if output is None:
         # Also of an address or a glob something that can be a folder's name.
         named = masked(source).rsplit("@", 1)[-1].partition("?")[0] if "://" in source else source
         stem = Path(named.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
-        return free_path(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
-    target, given = output.resolve(), Path(source).resolve()
-    if target == given or target in given.parents:
-        raise UsageError(f"-o {output}: this is the input, or holds it; choose another folder")
-    refuse_existing(output, overwrite=overwrite)
-    return output
-
-
-def _refuse_inputs_inside(folder: Path, source: Source) -> None:
-    """A glob can reach into the folder that would be replaced."""
-    from dovit_deploy.sources.images import ImageSource
-
-    for path in source.paths if isinstance(source, ImageSource) else ():
-        if folder.resolve() in path.resolve().parents:
-            raise UsageError(f"-o {folder}: it holds the input {path}; choose another folder")
+        return targets.claim_free_folder(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
+    return targets.claim_folder(output, inputs=inputs, overwrite=overwrite, mark=foreign_in_run)
 
 
 def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:

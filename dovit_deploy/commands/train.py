@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PackageMissing, UsageError
 
@@ -45,16 +45,15 @@ def train(
     has the keys of the recipe.
     """
     _check(output, resume=resume, minutes=minutes)
-    console.check_writable(json_file)
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
-    from dovit_deploy.files import free_path
     from dovit_deploy.train.job import TrainingRequest
     from dovit_deploy.train.job import train as trained
     from dovit_deploy.train.recipe import Recipe, recipe_from_file, with_flags
 
     recipe = Recipe() if config is None else recipe_from_file(config)
-    folder = output or free_path(RUNS / f"train-{Path(dataset).resolve().name}")
+    folder = _claimed_folder(output, dataset)
+    targets.claim_report(json_file, inputs=(dataset, init, config), output=folder)
     request = TrainingRequest(
         dataset=dataset,
         output=folder,
@@ -80,6 +79,14 @@ def _check(output: Path | None, *, resume: bool, minutes: float | None) -> None:
         raise UsageError("--resume goes on with the run in RUN_DIR; name it with -o")
     if minutes is not None and not 0 < minutes < float("inf"):
         raise UsageError(f"--minutes: {minutes:g} given; a number above 0 is needed")
+
+
+def _claimed_folder(output: Path | None, dataset: str) -> Path:
+    """Where the run goes; a run that goes on claims its folder as well."""
+    if output is None:
+        return targets.claim_free_folder(RUNS / f"train-{Path(dataset).resolve().name}")
+    targets.claim(output)
+    return output
 
 
 def _note(now: TrainingProgress) -> str:

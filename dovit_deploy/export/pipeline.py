@@ -9,7 +9,7 @@ import onnx_ir as ir
 import safetensors.torch
 from torch import nn
 
-from dovit_deploy.bundle.bundle import MANIFEST, PARITY, WEIGHTS, Bundle, file_entry
+from dovit_deploy.bundle.bundle import MANIFEST, PARITY, WEIGHTS, Bundle, file_entry, foreign_in_bundle
 from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, graph_interfaces, stage_name
 from dovit_deploy.bundle.manifest import FileEntry, Manifest, TokenCount
 from dovit_deploy.bundle.parity import ParityReport
@@ -41,12 +41,12 @@ def bundle_from_plan(plan: ExportPlan, *, images: list[Image], step: Step) -> tu
         step: called with the name of each step as it begins.
 
     Raises:
-        UsageError: the output exists.
+        UsageError: the output exists and may not be replaced, or another run writes there.
         ParityError: the graphs differ from PyTorch by more than rounding; nothing is left behind.
     """
     spec, manifest = plan.manifest.spec, plan.manifest
     state = state_at_size(plan.checkpoint.state, plan.checkpoint.spec, spec.size)
-    with written_aside(plan.output, overwrite=plan.overwrite) as folder:
+    with written_aside(plan.output, overwrite=plan.overwrite, mark=foreign_in_bundle) as folder:
         tensors = {name: tensor.detach().numpy() for name, tensor in state.items()}
         weights = SharedWeights.write(folder / WEIGHTS, tensors, {"format": "dovit-weights"})
         model = model_from_spec(spec, state)

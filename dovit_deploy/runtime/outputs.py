@@ -14,6 +14,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
+from dovit_deploy.files import first_foreign
 from dovit_deploy.runtime.paint import paint_hud, save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
@@ -22,6 +23,7 @@ from dovit_deploy.sources.source import RGB, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
 KINDS = ("overlay", "masks", "tokens")
+ROWS, SUMMARY = "frames.jsonl", "summary.json"
 
 FrameRow = dict[str, Any]
 
@@ -116,6 +118,44 @@ def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
         taken.add(free)
         names[str(path)] = free
     return names
+
+
+_SUMMARY_TYPES = {"frames": int, "interrupted": bool, "engine": str, "precision": str, "bundle": str, "versions": dict}
+"""Fields that `summary.json` has had in every version."""
+
+
+def foreign_in_run(folder: Path) -> str | None:
+    """Why `folder` is no result of a run that a new one may replace; None: a run wrote all of it."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        if not all(isinstance(summary[key], kind) for key, kind in _SUMMARY_TYPES.items()):
+            return f"its {SUMMARY} is not that of dovit run"
+        failed = [entry["source"] for entry in summary.get("failed", [])]
+        names = _names_from_rows(folder / ROWS, failed)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"it has no {SUMMARY} and {ROWS} of dovit run"
+
+    def expected(path: str) -> bool:
+        kind, *below = path.split("/")
+        if not below:
+            return kind in (SUMMARY, ROWS, *KINDS, *(f"{kind}.mp4" for kind in KINDS))
+        return kind in KINDS and below[1:] == [] and below[0] in names
+
+    return first_foreign(folder, expected)
+
+
+def _names_from_rows(path: Path, failed: list[str]) -> set[str]:
+    """How the images of the frames in `frames.jsonl` may be called, in each folder, see `names_from_paths`."""
+    frames, names = set[str](), Counter[str]()
+    for source in failed:
+        names.update({Path(source).stem, Path(source).name})
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            frames.add(f"{row['index']:06d}")
+            names.update({Path(row["source"]).stem, Path(row["source"]).name})
+    numbered = {f"{name}-{number}" for name, count in names.items() for number in range(2, count + 1)}
+    return {f"{name}.png" for name in (*frames, *names, *numbered)}
 
 
 def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> FrameRow:

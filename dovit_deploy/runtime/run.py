@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dovit_deploy.errors import SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
-from dovit_deploy.runtime.outputs import RunOutputs, RunReport, row_from_frame
+from dovit_deploy.runtime.outputs import ROWS, SUMMARY, RunOutputs, RunReport, foreign_in_run, row_from_frame
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
@@ -44,7 +44,7 @@ class RunPlan:
     """What a run writes and how, with every flag resolved."""
 
     folder: Path
-    """Appears whole at the end, also after an interrupt; while it grows it is `NAME.partial`."""
+    """Appears whole at the end, also after an interrupt; while it grows it is `NAME.<random>.partial`."""
     overwrite: bool
     kinds: tuple[str, ...]
     """Of `outputs.KINDS`: what is written of each frame."""
@@ -84,15 +84,16 @@ def run_source(
 
     Raises:
         SourceError: not one frame could be read; nothing is left behind.
-        UsageError: the folder exists and the plan does not allow to overwrite it.
+        UsageError: the folder exists, and is not ours or the plan does not allow to overwrite it; or another run writes
+            there.
     """
-    with written_aside(plan.folder, overwrite=plan.overwrite) as folder:
+    with written_aside(plan.folder, overwrite=plan.overwrite, mark=foreign_in_run) as folder:
         report, failures, warnings = _work_through(session, source, plan, folder, stop, advance, failed)
         summary = _summary(session, plan, report, failures, interrupted=stop.is_set())
         if not report.frames and not stop.is_set():
             reason = failures[0].message if failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return RunOutcome(summary, tuple(failures), tuple(warnings))
 
 
@@ -108,7 +109,7 @@ def _work_through(
     predictor = predictor_for(session)
     failures: list[FailedFrame] = []
     with (
-        (folder / "frames.jsonl").open("w", encoding="utf-8") as file,
+        (folder / ROWS).open("w", encoding="utf-8") as file,
         RunOutputs(folder, source, kinds=plan.kinds, every=plan.every) as outputs,
     ):
         report = RunReport(file)

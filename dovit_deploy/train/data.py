@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path, is_rendered
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError
+from dovit_deploy.files import file_written_aside
 from dovit_deploy.train.recipe import Recipe
 from dovit_scenes.render import SMALLEST
 from dovit_scenes.things import CLASS_NAMES
@@ -181,15 +181,12 @@ class CachedInFolder(CachedInMemory):
 
 
 def _write(path: Path, sample: Sample) -> None:
-    # Written aside and renamed: another process may be writing the same sample.
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        # Renamed at the end: another process may be writing the same sample.
+        with file_written_aside(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
-        aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise DatasetError(f"{path}: a rendered scene cannot be kept ({error.strerror}); make room") from error
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.checkpoints.own_format import foreign_in_checkpoint
+from dovit_deploy.claims import claimed
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import ConfigError, InputError, UsageError
+from dovit_deploy.files import refuse_existing
 from dovit_deploy.interruption import stop_requests
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.data import (
@@ -94,14 +98,16 @@ def train(request: TrainingRequest, *, progress: Progress, remark: Remark) -> Tr
 
     Raises:
         Interrupted: the user asked to stop; the state is saved.
-        UsageError: the folder exists, or is resumed with another recipe.
+        UsageError: the folder exists, another run writes there, or it is resumed with another recipe.
         InputError: the data set, the checkpoint to start from or the folder of the run cannot be used.
         CheckError: the gradient is not finite.
     """
-    trainer, record = (_resumed_run if request.resume else _new_run)(request, remark)
-    with stop_requests() as stop:
-        trainer.run(stopped=stop.is_set, report=progress)
-    return _finished(trainer, record, remark)
+    # Two runs in one folder would train two networks into one state.
+    with claimed(request.output):
+        trainer, record = (_resumed_run if request.resume else _new_run)(request, remark)
+        with stop_requests() as stop:
+            trainer.run(stopped=stop.is_set, report=progress)
+        return _finished(trainer, record, remark)
 
 
 def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
@@ -144,6 +150,9 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
 def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
     """A run taken up where its last state was saved; another recipe, data set or checkpoint is refused."""
     folder, record = RunFolder.open(request.output)
+    # What could not be replaced at the end is refused before the hours of training.
+    foreign = partial(foreign_in_checkpoint, documents=(RECORD,))
+    refuse_existing(folder.path / CHECKPOINT, overwrite=True, mark=foreign)
     refuse_other_recipe(record, request.recipe, whole=request.recipe_given)
     recipe = record.recipe
     data = training_images(request.dataset, recipe)

@@ -21,7 +21,7 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.errors import DatasetError, InputError, UsageError
-from dovit_deploy.files import make_fresh, partial_path, remove, write_bytes
+from dovit_deploy.files import write_bytes, written_aside
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.data import TrainingData
@@ -172,6 +172,10 @@ def refuse_taken(path: Path) -> None:
         raise UsageError(f"{path} exists; choose another with -o, or go on with it: --resume")
 
 
+def _never(folder: Path) -> str:
+    return f"{folder.name} may be a run, which is never replaced"
+
+
 class RunFolder:
     """A run's folder, created with its record or opened to resume."""
 
@@ -182,14 +186,8 @@ class RunFolder:
     def create(cls, path: Path, record: RunRecord) -> RunFolder:
         """A new folder, which appears with its record in it; UsageError when something is there already."""
         refuse_taken(path)
-        partial = partial_path(path)
-        make_fresh(partial)
-        try:
-            write_run_file(partial / RECORD, record.to_json().encode())
-            with reported_failure(path):
-                partial.rename(path)
-        finally:
-            remove(partial)
+        with written_aside(path, overwrite=False, mark=_never) as folder:
+            write_run_file(folder / RECORD, record.to_json().encode())
         return cls(path)
 
     @classmethod

@@ -263,7 +263,7 @@ from dovit_deploy import files
 from dovit_deploy.bundle import bundle as rooms
 from dovit_deploy.bundle.bundle import Bundle
 from tests.bundle.test_bundle import made
-kill = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)
+kill = lambda *rest, **named: os.kill(os.getpid(), signal.SIGKILL)
 bundle = Bundle.open(sys.argv[1])
 if sys.argv[2] == "half written":
     rooms.file_entry = kill

@@ -179,6 +179,9 @@ def test_other_classes_another_recipe_and_another_data_set_are_refused(tmp_path,
     assert train(root, "--config", recipe, "-o", run, "--quiet") == 0
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     refused(capsys, 2, "or go on with it: --resume", root, "--config", recipe, "-o", run)
+    (run / "checkpoint" / "notes.txt").write_text("mine")
+    refused(capsys, 2, "notes.txt", root, "-o", run, "--resume")
+    (run / "checkpoint" / "notes.txt").unlink()
     refused(capsys, 2, "seed is 0 in the run and 4 is given", root, "-o", run, "--resume", "--seed", 4)
     refused(capsys, 2, "minutes is None", root, "-o", run, "--resume", "--minutes", 4)
     other = written(tmp_path, RECIPE + NETWORK + "stem = 'patch'\n")

@@ -23,14 +23,14 @@ from pydantic import ValidationError
 
 from dovit_deploy.bundle.bundle import ENGINES, PACKAGE_FOLDERS, Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_file
+from dovit_deploy.claims import PARTIAL, claimed, remove
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.errors import EngineInvalid, InputError, UsageError
-from dovit_deploy.files import put_in_place, remove, written_aside
+from dovit_deploy.files import first_foreign, put_in_place, written_aside
 from dovit_deploy.record import Record
 
 ENTRY = "entry.json"
-PARTIAL = ".partial"
 KERNELS = "kernels"
 REBUILD = "build them again with: dovit build BUNDLE --rebuild"
 ALTERED = "is not what its sidecar was written for (SHA-256 differs)"
@@ -264,12 +264,18 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
         )
     target = bundle.path / ENGINES / engines.entry.key.name
     try:
-        with written_aside(target, overwrite=True) as folder:
+        # A calibration in place copies the bundle with its engines: none may come or go meanwhile.
+        with claimed(bundle.path), written_aside(target, overwrite=True, mark=_foreign_in_engines) as folder:
             for name in (ENTRY, *(f"{graph}{end}" for graph in engines.records for end in (".engine", ".json"))):
                 shutil.copyfile(engines.folder / name, folder / name)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}; nothing is changed") from error
     return target
+
+
+def _foreign_in_engines(folder: Path) -> str | None:
+    # By their names alone: damaged engines are replaced.
+    return first_foreign(folder, lambda path: path.endswith((".engine", ".json")))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -1,0 +1,79 @@
+"""Where may a verb write? What cannot be is refused before any work; the rest is claimed until the verb ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from dovit_deploy.claims import claimed, claimed_free, real_path
+from dovit_deploy.errors import UsageError
+from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs
+
+Inputs = Iterable[str | Path | None]
+"""What a verb reads: paths, or addresses and globs, which are no paths; None where a flag was not given."""
+
+_until_the_end = ExitStack()
+
+
+def release() -> None:
+    """Give up all that was claimed: the verb has ended."""
+    _until_the_end.close()
+
+
+def claim_folder(path: Path, *, inputs: Inputs, overwrite: bool, mark: ForeignCheck) -> Path:
+    """Claim the folder of `-o`, before anything is read.
+
+    Raises:
+        UsageError: another run writes there, it is or holds an input, it lies in a bundle, or it exists and may not be
+            replaced.
+    """
+    from dovit_deploy.bundle.bundle import refuse_inside_bundle
+
+    refuse_inputs(path, inputs)
+    refuse_inside_bundle(path, option="-o")
+    claim(path)
+    refuse_existing(path, overwrite=overwrite, mark=mark)
+    return path
+
+
+def claim(path: Path) -> None:
+    """Claim a target that the verb itself checks; UsageError when another run writes there."""
+    _until_the_end.enter_context(claimed(path))
+
+
+def claim_free_folder(path: Path) -> Path:
+    """Claim a default name: `path`, or `path-2`, `path-3`, ... when that is taken or another run writes there."""
+    return _until_the_end.enter_context(claimed_free(path))
+
+
+def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None = None) -> None:
+    """Claim the file of `--json`; nothing for None, and devices and pipes are for everybody.
+
+    Args:
+        path: the file, as given.
+        inputs: what the verb reads.
+        output: the folder that it writes.
+
+    Raises:
+        UsageError: it could not be written after a long run, it is an input, lies in the output or in a bundle, or
+            another run writes there.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise UsageError(f"--json {path}: a file in an existing folder is needed")
+    if path.exists() and not path.is_file():
+        return
+    from dovit_deploy.bundle.bundle import refuse_inside_bundle
+
+    given = [entry for entry in inputs if entry is not None]
+    refuse_inputs(path, given, option="--json")
+    real = real_path(path)
+    # A new file beside the images of an input does no harm; one of them may not be replaced.
+    if path.exists() and any(real_path(entry) in real.parents for entry in given):
+        raise UsageError(f"--json {path}: this file belongs to the input; choose another")
+    if output is not None and real_path(output) in (real, *real.parents):
+        raise UsageError(f"--json {path}: this is the output folder {output}, or lies in it; choose another")
+    refuse_inside_bundle(path, option="--json")
+    _until_the_end.enter_context(claimed(path, option="--json"))
