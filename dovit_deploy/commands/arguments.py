@@ -60,14 +60,18 @@ TrustEngine = Annotated[
     bool,
     typer.Option("--trust-engine", help="Run built engines that came with the bundle: they could run anything."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one operator; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="Threads of one operator; default: all cores.")
+]
 Threshold = Annotated[
     str | None,
     typer.Option("--threshold", metavar="T[,T...]", help="Confidence above which a token stops: one, or one per gate."),
 ]
 MaxPixels = Annotated[
     int | None,
-    typer.Option("--max-pixels", min=1, help="Refuse images with more pixels than this; default: 150 million."),
+    typer.Option(
+        "--max-pixels", min=1, max=10**12, help="Refuse images with more pixels than this; default: 150 million."
+    ),
 ]
 
 

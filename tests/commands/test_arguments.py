@@ -6,6 +6,7 @@ import pytest
 
 from dovit_deploy.commands import arguments as parse
 from dovit_deploy.errors import UsageError
+from tests.conftest import Run
 
 
 def test_values() -> None:
@@ -41,3 +42,15 @@ def test_bad_triples(text: str) -> None:
 def test_bad_names(text: str) -> None:
     with pytest.raises(UsageError, match="overlay, masks"):
         parse.names(text, option="--save", allowed=("overlay", "masks"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--every", "1" + "0" * 30), ("--max-frames", "1" + "0" * 30), ("--start", "1e300"), ("--end", "inf")),
+        *(("--threads", "2e9"), ("--threads", "2000000000"), ("--max-pixels", "1" + "0" * 30)),
+    ],
+)
+def test_numbers_beyond_reason_are_refused(dovit: Run, flag: str, value: str) -> None:
+    done = dovit("run", "nothing.png", flag, value)
+    assert done.returncode == 2 and flag in done.stderr and "Traceback" not in done.stderr
