@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, cro
 from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 class PhaseChoice(Record):
@@ -73,12 +76,12 @@ def _parsed(text: str, path: Path) -> Any:  # noqa: ANN401  whatever the file ho
         yaml = packages.load("yaml")
         try:
             contents = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
         return {} if contents is None else contents
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
@@ -95,7 +98,8 @@ def config_error(error: ValidationError, source: str) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    given = f" ({first['input']!r} given)" if key and not isinstance(first["input"], dict) else ""
+    # `reprlib`, because aliases of YAML make a value that fills the memory when it is written out.
+    given = f" ({_SHORT.repr(first['input'])} given)" if key and not isinstance(first["input"], dict) else ""
     return ConfigError(f"{source}: {key}{': ' if key else ''}{message}{given}")
 
 

@@ -233,7 +233,8 @@ class RunFolder:
         try:
             return RunState(**torch.load(path, map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            # An empty file ends in an error without a word.
+            reason = (str(error).splitlines() or ["it is cut short"])[0]
             raise InputError(f"{path}: cannot be read ({reason}); delete it to start the run again") from error
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,23 @@ def test_fullness_is_a_range_within_0_and_1():
     for wrong in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.5)):
         with pytest.raises(ConfigError, match="fullness"):
             run_config(Recipe(fullness=wrong), tiny_spec(), scaling=Scaling())
+
+
+_LEVELS = (f"{c}: &{c} [{f'*{b},' * 9}]\n" for b, c in zip("abcdefghi", "bcdefghij", strict=True))
+BOMB = f"a: &a [x]\n{''.join(_LEVELS)}seed: *j"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("deep.toml", "a = " + "[" * 5000),
+        ("deep.yaml", "[" * 2000),
+        ("date.yaml", "seed: 2001-99-99"),
+        ("bomb.yaml", BOMB),
+    ],
+)
+def test_odd_files_end_in_one_short_line(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        recipe_from_file(tmp_path / name)
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dovit_deploy.datasets.scenes import RenderedScenes
+from dovit_deploy.errors import InputError
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import recipe_from_file
@@ -60,3 +61,10 @@ def test_a_recorded_run_resumes_where_it_stopped_and_goes_on(recorded_run: Path)
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*/recipes/*.toml")), ids=lambda path: path.stem)
 def test_the_recipes_beside_the_models_are_read(path: Path) -> None:
     assert recipe_from_file(path).network.family == "dovit"
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
+def test_a_state_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / STATE).write_bytes(content)
+    with pytest.raises(InputError, match="delete it to start the run again"):
+        RunFolder(tmp_path).load()
