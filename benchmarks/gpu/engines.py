@@ -73,6 +73,7 @@ def gpu_backends(
     """Engine, precision and a function that makes the backend: those of the registry, and the reference on the GPU."""
 
     def made(name: str, precision: str) -> Backend:
+        # Engines that can be trusted or not are those that are built beforehand.
         if "trust_engine" in ENGINES[name].options:
             build(bundle, name, precision, run)
         return backend_from_name(name, precision=precision)

@@ -34,6 +34,7 @@ class GraphLauncher:
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # Shared: the graphs run one after the other, so what one uses in passing another may use again.
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -214,6 +215,7 @@ class StagedRunner:
 
     def _read_counts(self, gate: int) -> list[int]:
         self._counts.copy_(self.decisions[gate].counts, non_blocking=True)
+        # The copy to pinned memory does not wait for the GPU, and the counts choose the next graph.
         if self.pixels.is_cuda:
             torch.cuda.current_stream().synchronize()
         return [int(count) for count in self._counts]

@@ -68,6 +68,7 @@ class Bundle:
             raise InputError(f"no bundle at {root}")
         if not root.is_dir():
             raise ManifestInvalid(f"{root} is a file; a bundle is a directory (NAME.dovit) with {MANIFEST}")
+        # Before any file is read: through a link it could be any of the user's.
         _check_links(root)
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
@@ -158,6 +159,7 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
     manifest = bundle.manifest
     defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")
     counts = tuple(
+        # Without extra tokens a stage can be empty, but no count in a manifest is below 1.
         TokenCount(minimum=old.minimum, typical=max(old.minimum, round(kept)), maximum=old.maximum)
         for old, kept in zip(manifest.counts, _kept_per_window(bundle, calibration), strict=True)
     )
@@ -169,6 +171,7 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
 def _kept_per_window(bundle: Bundle, calibration: Calibration) -> list[float]:
     """The held-out images' mean token counts; sums over an image's windows become means."""
     kept = calibration.chosen.kept
+    # Every window enters the first stage whole, so `kept[0]` is its number of tokens times the number of windows.
     return [entry * bundle.manifest.spec.tokens / kept[0] for entry in kept]
 
 

@@ -119,6 +119,7 @@ def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
     later = (Port(TOKENS, "float32", size), Port(INDEX, "int64", (KEPT,)))
     first = GraphInterface((pixels, *limits), (Port(tokens_output(0), "float32", size), *decision))
     middle = GraphInterface((*later, *limits), (Port(tokens_output(1), "float32", size), *decision))
+    # A stage takes its own gate's row of thresholds, the merged graph all rows.
     all_limits = (Port(THRESHOLDS, "float32", (gates, spec.classes)), Port(FLOOR, "float32", ()))
     return {
         stage_name(0): first,

@@ -53,6 +53,7 @@ class CentreCrop(Record):
     @classmethod
     def of_size(cls, size: tuple[int, int]) -> CentreCrop:
         """What DeiT, LeViT and Swin are evaluated with: 224 pixels are cut from 256, other sizes in this proportion."""
+        # Rounded down, as their own evaluation does.
         return cls(shorter=int(256 / 224 * max(size)))
 
 
@@ -151,6 +152,7 @@ class Manifest(Record):
                 f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
                 "export the checkpoint again, or install a matching dovit-deploy"
             )
+        # Popped first: the digest is of everything but itself.
         if body.pop("digest", None) != digest_of(body):
             raise ManifestInvalid("manifest.json was altered: its digest does not match; export it again")
         try:
@@ -196,8 +198,8 @@ def _check_crop(manifest: Manifest) -> None:
 
 
 def digest_of(body: dict[str, object]) -> str:
-    """SHA-256 of the manifest's JSON without its digest, keys sorted, without white space."""
-    # Sorted and without white space, so that the digest does not depend on how the file is laid out.
+    """SHA-256, in hexadecimal, of the manifest's JSON without its digest."""
+    # Keys sorted and without white space, so that the digest does not depend on how the file is laid out.
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -279,6 +281,7 @@ def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[i
 
 
 def _byte(value: object) -> bool:
+    # A bool is an int in Python.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 

@@ -87,6 +87,7 @@ class ParityReport(Record):
     @property
     def proves_something(self) -> bool:
         """Some run keeps between 10 and 90 % of the tokens at some gate; without gates always true."""
+        # Where all tokens run on, or none, a wrong decision or a row in the wrong position would not show.
         for form in self.forms:
             shares = [count / run.kept[0] for run in form.runs if run.thresholds for count in run.kept[1:]]
             if shares and not any(0.1 <= share <= 0.9 for share in shares):

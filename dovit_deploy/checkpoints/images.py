@@ -103,6 +103,7 @@ def class_entries(
     if count == 0:
         # A backbone, whose features some detector's head will turn into classes of its own.
         return ()
+    # In capitals as mmsegmentation wrote them before mmengine.
     names = _first_list(settings, meta, ("classes", "CLASSES"))
     colors = _first_list(settings, meta, ("palette", "PALETTE"))
     return entries_from_lists(names, colors, count, ConfigError)

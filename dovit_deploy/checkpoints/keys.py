@@ -194,6 +194,7 @@ class Rule:
         rows = [len(parameters[name]) // self.heads for name in self.targets]
         pieces = [entry]
         if self.ours.parts:
+            # Without `by_head`, `heads` is 1, so both orders are split alike.
             by_head = entry.reshape(self.heads, -1, *entry.shape[1:])
             pieces = list(torch.split(by_head, rows, dim=1))
         for name, piece in zip(self.targets, pieces, strict=True):
@@ -212,6 +213,7 @@ class KeyMap:
     """Patterns of official entries that need not be there; ours are zero then."""
     numbers: Callable[[Mapping[str, str]], Mapping[str, int]] | None = None
     """From the fields of our name (name -> text) to those that only the official name, or `by_head`, has."""
+    # `str` leaves a name as it is.
     views: tuple[Callable[[str], str], ...] = (str,)
     """A source that registers a module twice has each entry under as many names; each view must be whole."""
 
@@ -223,6 +225,7 @@ class KeyMap:
             if not name.endswith(COUNTER):
                 fitting = self._fitting(name, rows, shapes)
                 assert fitting, f"no row of the key table fills {name}"
+                # By official name: query, key and value all find the one row that holds them.
                 found.update({rule.official: rule for rule in fitting})
         return [replace(rule, official=view(rule.official)) for view in self.views for rule in found.values()]
 

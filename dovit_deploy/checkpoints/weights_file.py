@@ -6,7 +6,6 @@ allows tensors, plain containers and NumPy numbers, and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import struct
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.errors import CheckpointMismatch, InputError, PickleRefused
 
 _WRAPPING = re.compile(r"(?:module\.|student\.)+")
@@ -55,13 +55,7 @@ def weights_from_file(path: Path, *, allow_pickle: bool) -> WeightsFile:
         state, meta = _state_and_meta(path, allow_pickle=allow_pickle)
     except PermissionError as error:
         raise InputError(f"{path} may not be read: permission denied") from error
-    return WeightsFile(path.name, sha256_of(path), _own_network(state, path.name), meta)
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(path.name, file_entry(path).sha256, _own_network(state, path.name), meta)
 
 
 def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -165,6 +159,7 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
 
 def _looks_like_pickle(path: Path) -> bool:
     """The file is a zip archive or begins as a binary pickle does."""
+    # torch.save writes zip archives since 1.6. Before, it wrote pickles of protocol 2, and those begin with 0x80.
     with path.open("rb") as file:
         return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
@@ -176,6 +171,7 @@ def _first_line(error: BaseException) -> str:
 def _refusal(path: Path, error: BaseException, *, allow_pickle: bool) -> str:
     if allow_pickle:
         return f"{path} cannot be unpickled here: {_first_line(error)}"
+    # torch's message names what it refused: "Unsupported global: GLOBAL module.Class was not ...".
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f" ({named.group(1)})" if named else ""
     return (
