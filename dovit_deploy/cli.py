@@ -86,6 +86,7 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return Interrupted.exit_code
+    # Click leaves this way in any case: 0 when done, 2 for wrong usage.
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     return 0

@@ -35,7 +35,7 @@ class RunOutputs:
 
     Args:
         folder: exists; images go into it.
-        source: says whether it is images or video, and the video's size, rate and sound.
+        source: of images or of a video; gives the video's size, rate and sound.
         kinds: some of `KINDS`.
         every: the source gives every n-th frame only.
     """
@@ -74,6 +74,7 @@ class RunOutputs:
         if self._video is None:
             save_image(self._folder / kind / f"{name}.png", rgb)
             return
+        # Opened at the first frame, which has the size of what is painted.
         if kind not in self._writers:
             writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))
             self._writers[kind] = self._stack.enter_context(writer)
@@ -174,7 +175,7 @@ class RunReport:
             for name in path[:-1]:
                 branch = branch.setdefault(name, {})
             branch[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
-        # The stages were numbered to be columns; in a row they are a list.
+        # The stages were numbered to be columns; in a row they are a list. A run without frames has no columns.
         if isinstance(tree.get("tokens"), dict):
             tree["tokens"]["kept"] = list(tree["tokens"]["kept"].values())
         return tree

@@ -142,6 +142,7 @@ class Predictor:
         ready = perf_counter()
         run = _WindowRun(self, pixels, settings)
         answer = self._class_map(run, (rgb.shape[0], rgb.shape[1]))
+        # Windows alternate with their share of the postprocessing, so the model's time is taken out of the whole.
         preprocess, rest = 1e3 * (ready - start), 1e3 * (perf_counter() - ready)
         timing = FrameTiming(decode_ms, preprocess, run.model_ms, rest - run.model_ms)
         return SegmentationResult(rgb, answer, run.tokens, timing, self.palette, self.gates)
