@@ -29,6 +29,7 @@ from dovit_deploy.sources.source import (
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
+# Where the driver or file states none.
 _ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
 CLOCK_TICK = Fraction(1, 1_000_000)
@@ -91,6 +92,7 @@ class OpencvVideoReader(Closing):
         # A container can open and still hold nothing that decodes.
         if not capture.grab():
             raise SourceError(f"{self.name}: not one frame of this video can be decoded")
+        # Of a stream OpenCV gives 0 or a negative number.
         self._total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
         rate = rate_from_capture(cv2, capture)
         base = FrameClock(tick=_TICK, first=0, rate=rate, constant_rate=True).time_base
@@ -196,6 +198,7 @@ def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
             *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
             *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
         ]
+        # FFmpeg by name: most other backends do not know the timeouts.
         return cv2.VideoCapture(what, cv2.CAP_FFMPEG, timeouts)
     finally:
         cv2.utils.logging.setLogLevel(level)

@@ -135,6 +135,7 @@ class FrameSelection:
 
     def thin(self, count: int) -> int:
         """How many of `count` frames in the span are taken."""
+        # Rounded up, since the first frame is taken.
         taken = -(-count // self.every)
         return taken if self.max_frames is None else min(taken, self.max_frames)
 
@@ -215,6 +216,7 @@ class FrameClock:
         self._tick = tick
         self._first = first
         self._rate = rate
+        # Times were rounded only where a frame lasts no whole number of ticks.
         self._rounded = constant_rate and (1 / (rate * tick)).denominator != 1
         self._shift = Fraction(0)
         self._last: Fraction | None = None

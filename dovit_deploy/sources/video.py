@@ -31,6 +31,7 @@ READ_TIMEOUT_S = 15.0
 # Enough for 4K in real time; the rest of the machine belongs to the model.
 _DECODER_THREADS = 2
 _ASSUMED_RATE = Fraction(25)
+# Matroska has a duration of the whole file; that of a track is a tag, which FFmpeg gives as metadata.
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -147,6 +148,7 @@ class VideoReader(Closing):
         The frame after the seek must not be after `start`; otherwise frames would be missing.
         """
         decoder, clock = self._decoder, self._clock()
+        # A tick early, so that a key frame exactly at `start` is not the first frame seen, which proves nothing.
         stamp = (decoder.stream.start_time or 0) + math.floor(start / decoder.stream.time_base) - 1
         try:
             decoder.seek(stamp)
@@ -323,6 +325,7 @@ class VideoDecoder:
         cut = False
         try:
             for packet in self.container.demux(self.stream):
+                # PyAV ends with an empty packet; the None below replaces it, and comes after an error too.
                 if packet.size == 0:
                     break
                 cut = packet.is_corrupt
