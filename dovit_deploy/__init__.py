@@ -121,5 +121,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
 
 def __dir__() -> list[str]:
-    # `globals()` lacks the names that nobody has used yet.
+    # `globals()` lacks the names that were not used yet.
     return sorted({*globals(), *__all__})

@@ -24,7 +24,8 @@ from dovit_deploy.commands.run import run
 from dovit_deploy.commands.train import train
 from dovit_deploy.errors import DovitError, Interrupted
 
-# NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
+# NumPy's matrices are small here; more threads would only spin beside those of the engine (docs/decisions/0005).
+# Read when NumPy is imported, which no import above does.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, build, cache, inspect, doctor)

@@ -97,12 +97,10 @@ def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt
 
 def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
     """Thin lines between patches, if these are large enough in the image."""
-    for axis in (0, 1):
-        scale = painted.shape[axis] / tokens.input_size[axis]
-        if tokens.patch * scale < SMALLEST_PATCH:
-            return
-    for axis in (0, 1):
-        scale = painted.shape[axis] / tokens.input_size[axis]
+    scales = [painted.shape[axis] / tokens.input_size[axis] for axis in (0, 1)]
+    if tokens.patch * min(scales) < SMALLEST_PATCH:
+        return
+    for axis, scale in enumerate(scales):
         edges = np.arange(tokens.patch, tokens.input_size[axis], tokens.patch) * scale
         lines = np.minimum(edges.astype(np.intp), painted.shape[axis] - 1)
         rows = painted if axis == 0 else painted.transpose(1, 0, 2)
