@@ -41,6 +41,7 @@ class Check(Record):
     purpose: str
     works: bool
     detail: str
+    # The JSON keeps the key of earlier versions, for the scripts that read it.
     fix: str | None = Field(serialization_alias="mend")
     """The line to run where it does not work; None where it does."""
 
@@ -64,7 +65,7 @@ class PackageState(Record):
     distributions: tuple[str, ...]
     """What provides it."""
     version: str | None
-    """None where it is not installed, or does not say."""
+    """None where it is not installed, or states none."""
     install: str
     """The line that installs it."""
 
@@ -113,7 +114,7 @@ class Examination(Record):
         """The lines to run, most urgent first.
 
         Conflicts come first, since a package installed twice explains what else is broken. Of engines and encoders
-        only the default counts: nobody needs the others.
+        only the default counts: the others are a choice.
         """
         lines = [conflict.fix for conflict in self.conflicts]
         lines += [check.fix for check in (self.engines[0], self.images, self.encoders[0]) if check.fix is not None]

@@ -275,7 +275,7 @@ def safetensors_contents(path: Path) -> SafetensorsContents:
     """Describe the safetensors file at `path`.
 
     Raises:
-        InputError: it is none, or is truncated.
+        InputError: it is no safetensors file, or is truncated.
     """
     try:
         # Slices are only views of the header, so types that NumPy lacks (BF16) do no harm.
