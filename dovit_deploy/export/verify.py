@@ -271,10 +271,13 @@ def gate_parity(
 ) -> GateParity:
     """The rule for the decisions of one gate; no confidence error above `limit` explains anything."""
     want, got = expected.confidence[gate], replayed.confidence[gate]
+    # NaN where a token had stopped before this gate; where only one side is NaN, `missing` counts it.
     both = np.isfinite(want) & np.isfinite(got)
     difference = np.abs(want - got)[both]
     error = float(difference.max(initial=0.0))
+    # Extra tokens always run on, and have no confidence.
     differs = (expected.keep[gate] != replayed.keep[gate])[extra:]
+    # -1 where a token was not evaluated; its confidence is NaN there, which is close to no limit.
     label = np.maximum(expected.label[gate], 0)
     to_threshold = np.abs(want - setting.thresholds[gate][label])
     to_floor = np.abs(want - setting.floor) if setting.floor > 0 else np.full_like(want, np.inf)

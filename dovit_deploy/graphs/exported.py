@@ -1,4 +1,4 @@
-"""What is put right in a graph as PyTorch's exporter leaves it, before it takes any form?"""
+"""What is corrected in a graph as PyTorch's exporter leaves it, before it takes any form?"""
 
 from __future__ import annotations
 

@@ -54,6 +54,7 @@ class SharedWeights:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             header = json.loads(file.read(length))
+        # The format's one key that is no tensor.
         header.pop("__metadata__", None)
         start = 8 + length
         offsets = {name: entry["data_offsets"] for name, entry in header.items()}
@@ -88,6 +89,7 @@ class SharedWeights:
     def _name_of(self, initializer: str) -> str | None:
         """The weight that an initializer is: its own name, or what follows "model." or "network.model."."""
         name = initializer
+        # Part by part from the left, since weights have dots in their own names.
         while name not in self.spans:
             _, dot, name = name.partition(".")
             if not dot:
@@ -106,5 +108,5 @@ class SharedWeights:
 
 
 def _is_mask(tensor: ir.TensorProtocol) -> bool:
-    """It has two values at most, as what attention adds to hide positions."""
+    """It has two values at most, like the biases (0, -inf) with which attention hides positions."""
     return len(np.unique(tensor.numpy())) <= 2
