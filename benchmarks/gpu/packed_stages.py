@@ -61,7 +61,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, boun
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
-    """The same by PyTorch's packed kernel (2.10 and later, half precision, compute capability 8.0 and later)."""
+    """`masked_attention` by PyTorch's packed kernel (since 2.10; half precision, compute capability 8.0 or more)."""
     from torch.nn.attention.varlen import varlen_attn
 
     parts = (part.unflatten(1, (heads, -1)) for part in (query, key, value))

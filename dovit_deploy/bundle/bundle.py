@@ -107,6 +107,7 @@ def _check_files(root: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
+            # Foreign data: "..", an absolute path or, on Windows, a backslash would lead out of the bundle.
             raise PathEscapes(f"the manifest of {root.name} lists '{name}'; files lie flat in the bundle")
         path = root / name
         if not path.is_file():
@@ -128,8 +129,8 @@ def refuse_installed(bundle: Bundle) -> None:
 def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> Bundle:
     """Write `bundle` with the thresholds of `calibration` as its own to `target`, which may be the bundle itself.
 
-    A new folder is filled beside `target` and renamed into place: whoever opens the bundle meanwhile, or after a kill,
-    finds the old one or the new one, never a mixture.
+    A new folder is filled beside `target` and renamed into place: a process that opens the bundle meanwhile, or
+    after a kill, finds the old one or the new one, never a mixture.
 
     Raises:
         InputError: the folder cannot be written.
@@ -140,6 +141,7 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
     try:
         with written_aside(path, overwrite=in_place) as folder:
             _fill(bundle, calibration, folder, link=in_place)
+            # Checked in full before anything is replaced.
             Bundle.open(folder)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; nothing is changed") from error
@@ -153,6 +155,7 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
         dirs_exist_ok=True,
         # Only those of the bundle itself: an engine may have files of the same names.
         ignore=lambda path, names: {MANIFEST, CALIBRATION} & set(names) if Path(path) == bundle.path else set(),
+        # In place the old names go away, so links will do; two bundles must not share files.
         copy_function=_linked if link else shutil.copy2,
     )
     (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ PartName = Literal["search", "check", "all"]
 
 
 class BudgetEntry(Record):
-    """What was asked for."""
+    """The budget that the thresholds keep to."""
 
     kind: BudgetKind
     limit: float
@@ -21,7 +21,7 @@ class BudgetEntry(Record):
     confidence: float | None = None
     """Of the bound on disagreement."""
     text: str
-    """The limit in words."""
+    """The limit as a sentence, for reports."""
 
 
 class Prediction(Record):
@@ -70,7 +70,7 @@ class MeasuredPoint(Record):
     model_ms: float
     """Median of the model step."""
     judged: float
-    """The number that the budget is compared with."""
+    """What is compared with the budget's limit, in its unit."""
     met: bool
 
 
@@ -112,9 +112,9 @@ class ChoiceControls(Record):
     """What the chosen thresholds must beat; measured after the choice, on the held-out images."""
 
     random: ControlPoint
-    """As many tokens stopped at each gate of each image as the chosen thresholds stop, drawn."""
+    """At each gate of each image, as many tokens stop as at the chosen thresholds, drawn at random."""
     oracle: ControlPoint
-    """As many again, those first that have their final class already."""
+    """The same numbers, but tokens that have their final class already stop first."""
     smaller_input: tuple[SmallerPoint, ...]
     left_out: str | None
     """Why there is nothing at smaller inputs."""
@@ -146,4 +146,4 @@ class Calibration(Record):
     passes: int
     """How often a part was really run, dense runs included, controls not."""
     controls: ChoiceControls | None = None
-    """None without labels, and in files written before there were any."""
+    """None without labels, and in files of versions that had no controls."""

@@ -98,6 +98,7 @@ def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
 
 def _in_one_piece(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
     """Nothing depends on the data: one graph under both names, with the counts and choices that it made."""
+    # A session runs it as its only stage, and `merged` is in every bundle.
     kept = Port(KEPT, "int64", (len(spec.counts),))
     choices = (
         Port(keep_name(number), "int64", (rows * columns,)) for number, (rows, columns) in enumerate(spec.keep_grids)

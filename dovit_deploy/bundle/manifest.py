@@ -1,6 +1,6 @@
 """What does a bundle know about itself? The manifest, with a digest that shows when it was altered.
 
-Its classes come from a checkpoint or from a file given by `--classes`; colours that nobody gave are generated.
+Its classes come from a checkpoint or from a file given by `--classes`; missing colours are generated.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ class Manifest(Record):
             raise ManifestInvalid(f"manifest.json is not JSON: {error}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ManifestInvalid(f"manifest.json does not describe a bundle: 'format' is not '{FORMAT}'")
+        # Before digest and fields, which another version may have defined otherwise.
         if body.get("version") != VERSION:
             raise VersionUnknown(
                 f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
@@ -180,7 +181,7 @@ def _check_agreement(manifest: Manifest) -> None:
     if manifest.task != spec.task:
         raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
     _check_crop(manifest)
-    # Written so that NaN is refused too.
+    # Written so that NaN is refused too: JSON as Python reads it has NaN.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
 
@@ -233,6 +234,7 @@ def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
 
 def _names_from_lines(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Only where every line has a number is it one of ImageNet's lists.
     matches = [SYNSET.fullmatch(line) for line in lines]
     if not all(matches):
         return lines

@@ -25,7 +25,7 @@ class EngineOptions:
     cuda_memory: str | None = None
     """Package through which GPU memory is used: a key of `engines.cuda.memory.MEMORIES`."""
     trust_engine: bool = False
-    """Also run built engines that came with a bundle; they can carry code of whoever built them."""
+    """Also run built engines that came with a bundle; they can carry code."""
 
     def given(self) -> dict[str, Any]:
         """The options that were set, by field."""

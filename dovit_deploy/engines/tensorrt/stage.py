@@ -91,6 +91,7 @@ class TensorRtStage:
         if INDEX in given:
             count = len(given[INDEX])
             bucket = bucket_for_count(self.buckets, count, graph=self._record.graph)
+            # Of the padded graph: how many entries of `index` count.
             given[VALID] = np.asarray(count, np.int64)
             given[INDEX] = self._padded(given[INDEX], bucket.size)
         addresses = {tensor.name: self._address(tensor, given[tensor.name]) for tensor in self._record.inputs}
@@ -254,6 +255,7 @@ class BucketContext:
         Raises:
             DeviceFailed: TensorRT refuses.
         """
+        # A graph replays these very addresses, so each set of them needs its own.
         key = tuple(addresses.values())
         launch = self._launches.get(key)
         if launch is not None:

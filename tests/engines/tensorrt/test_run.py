@@ -69,7 +69,7 @@ def test_a_frame_is_one_launch_a_stage_and_only_the_count_comes_back(
     start = len(bench.memory.log)
     report = session.run(pixels_of(bundle))[1]
     log = since(bench, start)
-    # Its thresholds are those of the frame before: they are not brought again.
+    # Its thresholds are those of the frame before: they are not copied again.
     assert log[:2] == ["copy host to device", "launch"]
     assert log.count("launch") == 3
     assert not [line for line in log if line.startswith(("run", "allocate", "capture"))]
