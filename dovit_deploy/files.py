@@ -108,21 +108,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     with file_written_aside(path) as aside, aside.open("wb") as file:
         file.write(content)
         file.flush()
-        # Otherwise a power cut could leave the new name with no content behind it.
-        os.fsync(file.fileno())
+        # Otherwise a power cut could leave the new name with no content behind it. A pipe has no disk to wait for.
+        if aside.is_file():
+            os.fsync(file.fileno())
 
 
 @contextmanager
 def file_written_aside(path: Path) -> Iterator[Path]:
     """Give the name `NAME.partial` to write a file under; it replaces `path` when the block ends well.
 
+    A link stays one: the file that it names is replaced. A device or a pipe is given as it is, to be written into.
+
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
-    aside = partial_path(path)
+    # A rename onto /dev/null or /dev/stdout would take them from every process of the machine.
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve()
+    aside = partial_path(target)
     try:
         yield aside
-        aside.replace(path)
+        aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,23 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one_alone(tmp_path: Path)
         raise ValueError("boom")
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_link_stays_one_and_the_file_that_it_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "x.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink() and real.read_text() == "new"
+    assert [path.name for path in real.parent.iterdir()] == ["x.json"]
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_text(pipe, "text")
+    reader.join(10)
+    assert read == ["text"] and pipe.is_fifo()

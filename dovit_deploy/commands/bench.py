@@ -62,7 +62,7 @@ def bench(
     # A format that only one of the engines has is allowed here; the others refuse it with their own list.
     allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
     precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
-    console.check_writable(json_file, given=Path(frames) if frames else None)
+    console.check_writable(json_file, frames)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     opened = Bundle.open(path)
     if licence:

@@ -52,14 +52,23 @@ def write_json(path: Path | None, report: Json) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def check_writable(path: Path | None, *, given: Path | None = None) -> None:
-    """Refuse early a report file that could not be written after a long run, or that is the input `given`."""
+def check_writable(path: Path | None, *inputs: Path | str | None) -> None:
+    """Refuse early a report file that could not be written after a long run, or that would spoil an input.
+
+    Args:
+        path: of `--json`; None where it is not given.
+        inputs: what the verb reads; None stands for an option that is not given.
+    """
     if path is None:
         return
     if not path.absolute().parent.is_dir() or path.is_dir():
         raise UsageError(f"--json {path}: a file in an existing folder is needed")
-    if given is not None and path.resolve() == given.resolve():
-        raise UsageError(f"--json {path}: this is the input; choose another file")
+    if path.resolve() in [Path(given).resolve() for given in inputs if given is not None]:
+        raise UsageError(f"--json {path}: this is an input; choose another file")
+    # A bundle with a file that its manifest does not list is not trusted any more.
+    for folder in path.resolve().parents:
+        if folder.suffix == ".dovit":
+            raise UsageError(f"--json {path}: this is inside the bundle {folder.name}; choose a file elsewhere")
 
 
 LINE_EVERY_S = 10.0

@@ -56,7 +56,7 @@ def export(
     from dovit_deploy.export.plan import ExportPlan
 
     target = _target(output, checkpoint, overwrite=overwrite)
-    console.check_writable(json_file, given=checkpoint)
+    console.check_writable(json_file, checkpoint, config, classes, parity_images)
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
         checkpoint,

@@ -24,7 +24,7 @@ def inspect(
     """Say what is in a file, without running it."""
     from dovit_deploy.measure.inspect import contents_of
 
-    console.check_writable(json_file, given=path)
+    console.check_writable(json_file, path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     try:

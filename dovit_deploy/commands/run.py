@@ -62,7 +62,7 @@ def run(
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
-    console.check_writable(json_file, given=Path(source))
+    console.check_writable(json_file, source, classes)
     folder = _output_folder(source, output, overwrite=overwrite)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     with open_source(

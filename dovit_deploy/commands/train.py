@@ -45,7 +45,7 @@ def train(
     has the keys of the recipe.
     """
     _check(output, resume=resume, minutes=minutes)
-    console.check_writable(json_file)
+    console.check_writable(json_file, config, init)
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.files import free_path

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from dovit_deploy.commands import console
-from dovit_deploy.commands.console import plain_lines, progress, show_table
+from dovit_deploy.commands.console import check_writable, plain_lines, progress, show_table
+from dovit_deploy.errors import UsageError
 
 
 def test_columns_are_aligned_and_numbers_to_the_right():
@@ -71,3 +74,18 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch, timed):
     drawn = capsys.readouterr().err
     assert "reading" in drawn and "2/2 frames" in drawn and "FLOPs saved 38%" in drawn
     assert "writing" in drawn and "1 frames" in drawn
+
+
+def test_a_report_that_would_replace_an_input_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("report.json"), tmp_path / "recipe.toml", "images", None)
+    check_writable(None, tmp_path / "report.json")
+    with pytest.raises(UsageError, match="this is an input"):
+        check_writable(Path("recipe.toml"), None, tmp_path / "recipe.toml")
+
+
+def test_a_report_inside_a_bundle_is_refused(tmp_path):
+    bundle = tmp_path / "x.dovit"
+    bundle.mkdir()
+    with pytest.raises(UsageError, match="inside the bundle"):
+        check_writable(bundle / "manifest.json")
