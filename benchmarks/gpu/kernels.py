@@ -96,6 +96,7 @@ def bandwidths(kernels: TokenKernels, device: torch.device) -> tuple[float, list
                     kept=kept,
                     row_bytes=row_bytes,
                     microseconds=1e6 * seconds,
+                    # Twice: every row is read and written.
                     gb_per_s=2 * kept * row_bytes / seconds / 1e9,
                     of_copy=copy_s / seconds,
                 )

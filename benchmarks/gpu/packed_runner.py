@@ -156,6 +156,7 @@ class StagedRunner:
             self.pixels.copy_(pixels)
             self._launch("stage0", self._first)
             for gate in range(len(self.model.spec.gates)):
+                # The gate decides all the same; what it decided is noted and then replaced.
                 if replay is not None:
                     own.append(self._kept_mask(gate))
                     self._replace(gate, replay[gate])

@@ -165,6 +165,7 @@ def decision(
     total = images * spec.tokens
     extra = index % spec.tokens < spec.extra_tokens
     stop = stops(confidence, limits.thresholds.index_select(0, label), limits.floor)
+    # Extra tokens always run on, padding never does.
     keep = runs & (extra | ~stop)
     mask = torch.zeros(total, dtype=torch.int64, device=index.device).index_copy(0, index, keep.long())
     order, _ = partition(mask)

@@ -111,6 +111,7 @@ def trace_from_session(
     download = session.backend.download
     trace = Trace([], [], [], [], [], np.empty(0))
     for outputs, index in session.stages(setting.pixels, RunSettings(setting.thresholds, setting.floor, replay)):
+        # Behind the last stage nothing is decided.
         if index is None:
             return Trace(
                 trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs[LOGITS])
@@ -248,6 +249,7 @@ def whole_parity(candidate: Session, expected: WholeRun) -> RunParity:
     for graph, got in whole.items():
         for name, want in expected.outputs.items():
             if is_keep_name(name):
+                # Nothing can explain a difference without a confidence to compare.
                 differing = int((want != got[name]).sum())
                 gates.append(GateParity(confidence_error=0.0, explained=0, unexplained=differing))
             elif name == KEPT:

@@ -194,6 +194,7 @@ def _record(
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,
+        # The key has what was requested, perhaps nothing; the record, what the engine was really built for.
         compute_capabilities=key.compute_capabilities or package.default_compute_capabilities,
         tensors=outcome.tensors,
         profiles=key.profiles[graph.name],
