@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dovit_deploy.bundle.interface import KEPT, LOGITS, TOKENS, stage_name
 from dovit_deploy.record import Record
 
 
@@ -97,4 +98,5 @@ class ParityReport(Record):
 
 def _is_answer(name: str) -> bool:
     """Of models with gates the last stage's logits, of others what their one stage gives beside counts of tokens."""
-    return name == "logits" or (name.startswith("stage0 ") and not name.endswith((" tokens", " kept")))
+    first = f"{stage_name(0)} "
+    return name == LOGITS or (name.startswith(first) and name.removeprefix(first) not in (TOKENS, KEPT))

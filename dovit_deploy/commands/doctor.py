@@ -86,7 +86,7 @@ def next_line(found: Examination) -> str:
     """The command that one runs next: what fixes something, else `run`."""
     if found.fixes:
         return found.fixes[0]
-    return "dovit run YOUR_IMAGE_OR_VIDEO" + ("" if found.default_model.works else " --bundle NAME.dovit")
+    return f"dovit run {arguments.PLACEHOLDER}" + ("" if found.default_model.works else " --bundle NAME.dovit")
 
 
 def _why_nothing_runs(found: Examination) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import Bundle, default_bundle
 from dovit_deploy.engines.registry import ENGINES, EngineEntry
 from dovit_deploy.errors import DovitError
+from dovit_deploy.interruption import signal_name
 from dovit_deploy.machine import Machine, this_machine
 from dovit_deploy.packages import OPTIONAL
 from dovit_deploy.record import Record
@@ -326,15 +326,8 @@ def finding_of(name: str, command: Sequence[str], time_limit_s: float) -> Findin
         return Finding(name=name, works=True, detail=_last_line(done.stdout))
     # POSIX reports death by a signal as a negative code.
     if done.returncode < 0:
-        return Finding(name=name, works=False, detail=f"crashed with {_signal_name(-done.returncode)}")
+        return Finding(name=name, works=False, detail=f"crashed with {signal_name(-done.returncode)}")
     return Finding(name=name, works=False, detail=_last_line(done.stderr) or f"left with code {done.returncode}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _last_line(text: str) -> str:

@@ -17,6 +17,7 @@ from dovit_deploy import packages
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import check_pixels
 from dovit_deploy.sources.source import (
+    ASSUMED_RATE,
     RGB,
     Closing,
     Frame,
@@ -29,8 +30,6 @@ from dovit_deploy.sources.source import (
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
-# Where the driver or file states none.
-_ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
 CLOCK_TICK = Fraction(1, 1_000_000)
 """Seconds; frames of a camera are timed by the clock as they arrive."""
@@ -208,6 +207,6 @@ def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
     """Frames per second; OpenCV gives a float, of which 30000/1001 and its like are recovered."""
     rate = capture.get(cv2.CAP_PROP_FPS)
     if not 0 < rate < 1e6:
-        return _ASSUMED_RATE
+        return ASSUMED_RATE
     # NTSC rates are n / 1001; no usual rate has a larger denominator.
     return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)

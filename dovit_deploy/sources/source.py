@@ -26,6 +26,8 @@ RGB = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, red first, upright."""
 _T = TypeVar("_T")
 SourceKind = Literal["images", "video", "live"]
+ASSUMED_RATE = Fraction(25)
+"""Frames per second, where driver, file and stream state none."""
 
 
 @dataclass(frozen=True)

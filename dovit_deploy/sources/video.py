@@ -15,6 +15,7 @@ from typing import Any
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.images import UPRIGHT, check_pixels, orientation_from_matrix, upright, upright_size
 from dovit_deploy.sources.source import (
+    ASSUMED_RATE,
     RGB,
     Closing,
     Frame,
@@ -30,7 +31,6 @@ READ_TIMEOUT_S = 15.0
 
 # Enough for 4K in real time; the rest of the machine belongs to the model.
 _DECODER_THREADS = 2
-_ASSUMED_RATE = Fraction(25)
 # Matroska has a duration of the whole file; that of a track is a tag, which FFmpeg gives as metadata.
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
@@ -219,7 +219,7 @@ class VideoDecoder:
     def rate(self) -> Fraction:
         """Frames per second: the exact mean; 25 where nothing states it."""
         stream = self.stream
-        return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or _ASSUMED_RATE)
+        return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or ASSUMED_RATE)
 
     @property
     def has_constant_rate(self) -> bool:
