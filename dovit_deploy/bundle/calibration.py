@@ -68,7 +68,7 @@ class MeasuredPoint(Record):
     """Dense mIoU - mIoU, in points."""
     drop_interval: Interval | None
     model_ms: float
-    """Median of the model step."""
+    """Median of the model step, in ms."""
     judged: float
     """What is compared with the budget's limit, in its unit."""
     met: bool
@@ -83,7 +83,7 @@ class PartEntry(Record):
     """Groups of neighbouring images that were kept together."""
     dense_miou: float | None
     dense_gmacs: float
-    """Mean per image."""
+    """Mean per image, in 10^9 MACs."""
 
 
 class ControlPoint(Record):

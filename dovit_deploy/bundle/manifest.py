@@ -94,7 +94,7 @@ class GateDefaults(Record):
     """Where tokens stop unless the caller gives thresholds of their own."""
 
     thresholds: tuple[tuple[float, ...], ...]
-    """Per gate, per class."""
+    """(gates, K), each in [0, 1]."""
     floor: float = 0.0
     origin: Literal["configuration", "calibration"] = "configuration"
 

@@ -100,7 +100,7 @@ class Trace:
     keep: list[npt.NDArray[np.bool_]]
     """Per gate, (E + N,): the gate's *own* decision, also when another one was replayed."""
     index: list[npt.NDArray[np.int64]]
-    """Per gate, what ran on."""
+    """Per gate, (count,): positions of the tokens that ran on."""
     logits: Array
 
 

@@ -61,7 +61,7 @@ class _Padding:
     masks: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """Numbers of entries -> true for those that run."""
     bias: ir.Value | None = None
-    """What is added to scores."""
+    """(n,) float32, added to scores: 0, or -inf where the key is padding."""
 
     def run(self) -> None:
         nodes = list(self.graph)

@@ -158,7 +158,7 @@ class TensorRtContext:
         return not self._package.capabilities.reports_capturable or bool(self._context.is_stream_capturable(stream))
 
     def free(self) -> None:
-        """Free the context."""
+        """Free the context and its output allocators."""
         self._context = None
         self._allocators.clear()
 

@@ -115,13 +115,13 @@ class EngineRecord(Record):
     weights: FileEntry
     """The derived weights beside it."""
     file: FileEntry
-    """The engine."""
+    """`<graph>.engine`."""
     plugins: PluginRecord | None
     layers: LayerSummary
     seconds: float
     """Duration of the build."""
     peak_memory_bytes: int
-    """Of the building process."""
+    """Largest resident set of the building process."""
 
     @property
     def inputs(self) -> tuple[TensorRecord, ...]:

@@ -129,7 +129,7 @@ class TensorRtStage:
 
     @property
     def graphs(self) -> int:
-        """Number of CUDA graphs."""
+        """Number of CUDA graphs captured so far, over all buckets."""
         return sum(context.graphs for context in self._contexts.values())
 
     def close(self) -> None:
@@ -243,7 +243,7 @@ class BucketContext:
 
     @property
     def graphs(self) -> int:
-        """Number of CUDA graphs."""
+        """Number of CUDA graphs captured so far, at most `MOST_GRAPHS`."""
         return sum(launch is not None for launch in self._launches.values())
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
