@@ -89,6 +89,9 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
         return Interrupted.exit_code
     # Click leaves this way in any case: 0 when done, 2 for wrong usage.
     except SystemExit as leaving:
+        # Typer makes this of Ctrl-C within a verb, without a word.
+        if leaving.code == Interrupted.exit_code:
+            sys.stderr.write("interrupted\n")
         return leaving.code if isinstance(leaving.code, int) else 0
     return 0
 
