@@ -74,6 +74,7 @@ def bench(
         taken = _frames(frames, opened, quiet=quiet)
         results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
     report = _report(opened, taken, results, threads=threads, repeat=repeat)
+    # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, verbose=verbose)
     console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
@@ -227,7 +228,7 @@ def _show_frames(result: BenchResult) -> None:
 
 
 def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
-    """The command that one runs next: with the report written, using the model; without, writing it."""
+    """The command to run next: with the report written, using the model; without, writing it."""
     path = bundle.path
     if json_file is not None:
         use = first_use(path, bundle.manifest)

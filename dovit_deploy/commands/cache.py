@@ -1,4 +1,4 @@
-"""`dovit cache ls|prune`: the engines that were built on this machine, and removing those that nobody can use."""
+"""`dovit cache ls|prune`: the engines that were built on this machine, and removing those that cannot be used."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
     versions, rows, entries = _installed_versions(), [], []
     for folder in store.folders():
         engines, unusable = _examined(folder, versions)
+        # Of damaged engines only the folder's name and size are known.
         facts = ("?",) * 5 if engines is None else _facts(engines)
         size = folder_bytes(folder)
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))

@@ -197,7 +197,7 @@ Cells = Sequence[str]
 def show_table(title: str, headers: Cells, rows: Sequence[Cells], *, right: Sequence[int] = ()) -> None:
     """Print a table; the columns numbered in `right` hold numbers and are aligned to the right."""
     result(title)
-    # Boxes and colours are for eyes; what reads a pipe wants columns.
+    # Boxes and colours are for people; a program that reads a pipe needs plain columns.
     if sys.stdout.isatty():
         _draw(headers, rows, right)
         return

@@ -161,6 +161,7 @@ def _plan(
 def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: str | None) -> None:
     """Raise Interrupted or PartialFailure unless everything was done."""
     frames = outcome.summary["frames"]
+    # First, since an interrupt explains whatever else is missing.
     if outcome.summary["interrupted"]:
         raise Interrupted(f"stopped after {frames} frames; what was done is in {folder}")
     if outcome.failures:

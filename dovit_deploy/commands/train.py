@@ -46,6 +46,7 @@ def train(
     """
     _check(output, resume=resume, minutes=minutes)
     console.check_writable(json_file, config, init)
+    # A missing package is reported before the data set is read.
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.files import free_path
@@ -69,6 +70,7 @@ def train(
             progress=lambda now: shown.reach(now.progress, note=_note(now)),
             remark=lambda text: console.remark(text, quiet=quiet),
         )
+    # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, _report(result))
     _plot(result, quiet=quiet)
     _show(result)
