@@ -90,6 +90,7 @@ def runs_of(dense: Predictor | None, networks: Sequence[tuple[str, Predictor]]) 
     """The dense-trained network first; each network as deployed, after its own dense run where it has one."""
     runs = [] if dense is None else [NetworkRun("dense-trained", "nothing", _runner(dense, dense=True))]
     for name, predictor in networks:
+        # STViT-R has no dense network of the same weights.
         own = None
         if predictor.spec.has_dense:
             own = NetworkRun(f"{name}, nothing saved", "nothing", _runner(predictor, dense=True))

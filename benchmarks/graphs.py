@@ -278,6 +278,7 @@ def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[
         for _ in range(20 * repeat):
             first = _cpu_seconds(lambda feed=feed: whole.run(None, feed))
             pairs.append((first, _cpu_seconds(lambda count=count: head.run(None, {"tokens": values[1 : count + 1]}))))
+        # Less the first five, in which the sessions take their memory.
         figures[f"{share:.0%} running"] = {
             "boundary": 1e3 * statistics.median(first - second for first, second in pairs[5:]),
             "auxiliary head": 1e3 * statistics.median(second for _, second in pairs[5:]),

@@ -7,7 +7,7 @@
     python benchmarks/why_not/compare.py --tables benchmarks/results/why_not.json \\
         --readme README.md --docs docs/benchmarks.md
 
-The second command writes the tables again without measuring. docs/benchmarks.md says what each row is and how it is
+The second command writes the tables again without measuring. docs/benchmarks.md explains each row and how it is
 compared. All ways run on a frame one after the other, the order turning from frame to frame.
 """
 

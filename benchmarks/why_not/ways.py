@@ -140,6 +140,7 @@ def _dense(path: Path, family: str, name: str) -> Way:
     """`name` may hold {size} and {depth}, of the model."""
     predictor = _predictor(path)
     height, width = predictor.spec.size
+    # Width first, as in the published tables; everywhere else a size is height x width.
     full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
     return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
 

@@ -1,4 +1,4 @@
-"""Families side by side: rows are what the sessions did, the table says it, the first row is the baseline."""
+"""Families side by side: rows are what the sessions did, the table shows it, the first row is the baseline."""
 
 from __future__ import annotations
 
