@@ -110,7 +110,7 @@ def measure(runs: Sequence[NetworkRun], data: Dataset, *, show: bool) -> tuple[N
         run.predict(data.sample(0))
     for number in track(range(len(data)), description=data.name, console=Console(stderr=True), disable=not show):
         sample = data.sample(number)
-        # Who runs first finds the caches cold, so all take turns.
+        # The first to run finds the caches cold, so all take turns.
         start = number % len(runs)
         for run in (*runs[start:], *runs[:start]):
             run.measure(sample)
