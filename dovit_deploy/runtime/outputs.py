@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from dovit_deploy.runtime.paint import paint_hud, save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
-from dovit_deploy.sources.source import RGB, Frame, Source, VideoInfo
+from dovit_deploy.sources.source import RGB, Closing, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
 KINDS = ("overlay", "masks", "tokens")
@@ -30,7 +29,7 @@ _NOT_NUMBERS = ("index", "source", "time_s", "top")
 """Fields of a row that have no distribution: what identifies the frame, and the answer."""
 
 
-class RunOutputs:
+class RunOutputs(Closing):
     """Writes the chosen kinds of images of each frame into a folder; a context manager.
 
     Args:
@@ -93,14 +92,6 @@ class RunOutputs:
     def close(self) -> None:
         """Finish the videos; they are playable also after an interrupt."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
