@@ -37,6 +37,11 @@ def remark(text: str, *, quiet: bool) -> None:
         sys.stderr.write(text + "\n")
 
 
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """ "1 frame", "2 frames"; `several` where an s is not enough."""
+    return f"{count} {noun if count == 1 else several or noun + 's'}"
+
+
 def next_command(command: str, *, quiet: bool) -> None:
     """The next useful command, with real paths in it."""
     remark(f"next: {command}", quiet=quiet)

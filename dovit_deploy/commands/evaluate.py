@@ -157,7 +157,7 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
     from dovit_deploy.measure.report import SegmentationReport
 
     size, scores = bundle.manifest.spec.size, SCORES[bundle.manifest.task]
-    images = "1 image" if report.images == 1 else f"{report.images} images"
+    images = console.plural(report.images, "image")
     title = (
         f"{bundle.path.name}, {size[0]}x{size[1]}, {report.engine} {report.precision}: "
         f"{report.dataset} {report.split}, {images}"
