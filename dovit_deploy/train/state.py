@@ -182,6 +182,7 @@ class RunFolder:
     def create(cls, path: Path, record: RunRecord) -> RunFolder:
         """A new folder, which appears with its record in it; UsageError when something is there already."""
         refuse_taken(path)
+        # Made aside: a folder without a readable record could be neither resumed nor replaced.
         partial = partial_path(path)
         make_fresh(partial)
         try:
