@@ -10,8 +10,8 @@ The second line writes the table again without measuring. Two sets of scenes, ev
   the counts spread about evenly (they saturate, since things hide each other);
 - full streets alone, as they are drawn for training: emptier and busier traffic between the same houses.
 
-An object counts when it shows with one pixel in 10,000, as the renderer says; sky, road and pavement are none. MACs are
-those of the whole model at the bundle's own thresholds.
+An object counts when the renderer shows at least one pixel in 10,000 of it; sky, road and pavement are no objects. MACs
+are those of the whole model at the bundle's own thresholds.
 """
 
 from __future__ import annotations

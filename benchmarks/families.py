@@ -44,7 +44,7 @@ SAVES = {
 """By family of the spec."""
 
 
-class Row(Record):
+class NetworkRow(Record):
     """One network on one split, as deployed or dense."""
 
     name: str
@@ -67,13 +67,13 @@ class Row(Record):
 
 
 @dataclass
-class Way:
+class NetworkRun:
     """One network, as deployed or dense, and what it gave on the frames of one split."""
 
     name: str
     saves: str
     predict: Callable[[Sample], SegmentationResult]
-    own_dense: Way | None = None
+    own_dense: NetworkRun | None = None
     tally: SegmentationTally = field(default_factory=SegmentationTally)
     model_ms: list[float] = field(default_factory=list)
     dense_gmacs: list[float] = field(default_factory=list)
@@ -86,49 +86,50 @@ class Way:
         self.dense_gmacs.append(result.tokens.gmacs_dense)
 
 
-def ways_of(dense: Predictor | None, networks: Sequence[tuple[str, Predictor]]) -> list[Way]:
+def runs_of(dense: Predictor | None, networks: Sequence[tuple[str, Predictor]]) -> list[NetworkRun]:
     """The dense-trained network first; each network as deployed, after its own dense run where it has one."""
-    ways = [] if dense is None else [Way("dense-trained", "nothing", _runner(dense, dense=True))]
+    runs = [] if dense is None else [NetworkRun("dense-trained", "nothing", _runner(dense, dense=True))]
     for name, predictor in networks:
+        # STViT-R has no dense network of the same weights.
         own = None
         if predictor.spec.has_dense:
-            own = Way(f"{name}, nothing saved", "nothing", _runner(predictor, dense=True))
-            ways.append(own)
-        ways.append(Way(name, SAVES[predictor.spec.family], _runner(predictor, dense=False), own))
-    return ways
+            own = NetworkRun(f"{name}, nothing saved", "nothing", _runner(predictor, dense=True))
+            runs.append(own)
+        runs.append(NetworkRun(name, SAVES[predictor.spec.family], _runner(predictor, dense=False), own))
+    return runs
 
 
 def _runner(predictor: Predictor, *, dense: bool) -> Callable[[Sample], SegmentationResult]:
     return lambda sample: predictor.predict(sample.rgb, dense=dense)
 
 
-def measure(ways: Sequence[Way], data: Dataset, *, show: bool) -> tuple[Row, ...]:
-    """Run every way on every frame of `data`."""
+def measure(runs: Sequence[NetworkRun], data: Dataset, *, show: bool) -> tuple[NetworkRow, ...]:
+    """Segment every frame of `data` in every run."""
     # One untimed run each: the first allocates.
-    for way in ways:
-        way.predict(data.sample(0))
+    for run in runs:
+        run.predict(data.sample(0))
     for number in track(range(len(data)), description=data.name, console=Console(stderr=True), disable=not show):
         sample = data.sample(number)
-        # Who runs first finds the caches cold, so every way takes its turn.
-        start = number % len(ways)
-        for way in (*ways[start:], *ways[:start]):
-            way.measure(sample)
-    blocks, first = blocks_from_stems(data.stems), ways[0].tally.counts
+        # The first to run finds the caches cold, so all take turns.
+        start = number % len(runs)
+        for run in (*runs[start:], *runs[:start]):
+            run.measure(sample)
+    blocks, first = blocks_from_stems(data.stems), runs[0].tally.counts
     return tuple(
-        Row(
-            name=way.name,
-            saves=way.saves,
-            miou=way.tally.counts.miou,
-            boundary_iou=way.tally.boundary_counts.miou,
-            gmacs=sum(way.tally.gmacs) / len(way.tally.gmacs),
-            macs_saved=1 - sum(way.tally.gmacs) / sum(way.dense_gmacs),
-            speedup=median_ratio(ways[0].model_ms, way.model_ms),
-            own_speedup=None if way.own_dense is None else median_ratio(way.own_dense.model_ms, way.model_ms),
-            model_ms=median(way.model_ms),
-            drop=first.miou - way.tally.counts.miou,
-            drop_interval=None if way is ways[0] else miou_drop_interval(first, way.tally.counts, blocks),
+        NetworkRow(
+            name=run.name,
+            saves=run.saves,
+            miou=run.tally.counts.miou,
+            boundary_iou=run.tally.boundary_counts.miou,
+            gmacs=sum(run.tally.gmacs) / len(run.tally.gmacs),
+            macs_saved=1 - sum(run.tally.gmacs) / sum(run.dense_gmacs),
+            speedup=median_ratio(runs[0].model_ms, run.model_ms),
+            own_speedup=None if run.own_dense is None else median_ratio(run.own_dense.model_ms, run.model_ms),
+            model_ms=median(run.model_ms),
+            drop=first.miou - run.tally.counts.miou,
+            drop_interval=None if run is runs[0] else miou_drop_interval(first, run.tally.counts, blocks),
         )
-        for way in ways
+        for run in runs
     )
 
 
@@ -136,7 +137,7 @@ def table(report: dict[str, Any]) -> str:
     """The table of docs/families.md, split by split."""
     lines = []
     for split in report["splits"]:
-        rows = [Row.model_validate(row) for row in split["rows"]]
+        rows = [NetworkRow.model_validate(row) for row in split["rows"]]
         lines += [
             f"`{split['split']}` ({split['frames']} frames):",
             "",
@@ -153,7 +154,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(row: Row) -> str:
+def _line(row: NetworkRow) -> str:
     drop = "-"
     if row.drop_interval is not None:
         drop = f"{row.drop:.2f} ({row.drop_interval[0]:.2f} to {row.drop_interval[1]:.2f})"
@@ -173,8 +174,8 @@ def figures_of(dataset: Path, splits: Sequence[str], dense: Path | None, network
     reports = []
     for split, data in zip(splits, parts, strict=True):
         check_classes(data, manifest)
-        ways = ways_of(baseline, predictors)
-        rows = measure(ways, data, show=sys.stderr.isatty())
+        runs = runs_of(baseline, predictors)
+        rows = measure(runs, data, show=sys.stderr.isatty())
         reports.append(
             {"split": split, "frames": len(data), "rows": [row.model_dump(mode="json") for row in rows]},
         )

@@ -46,7 +46,7 @@ from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
 
 PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
-Step = Callable[[], object]
+Computation = Callable[[], object]
 
 
 class PlainBlock(torch.nn.Module):
@@ -161,7 +161,7 @@ def profile_ms(path: Path, pixels: np.ndarray, runs: int = 6) -> dict[str, float
     return {name: round(value, 1) for name, value in sums.most_common(8)}
 
 
-def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
+def ratios(baseline: Computation, other: Computation, *, repeat: int) -> dict[str, float]:
     """Median of baseline / other over interleaved pairs, order alternating, in CPU time of the process."""
     # The first run of each pays for memory and threads.
     for step in (baseline, other):
@@ -182,7 +182,7 @@ def ratios(baseline: Step, other: Step, *, repeat: int) -> dict[str, float]:
     }
 
 
-def _cpu_seconds(step: Step) -> float:
+def _cpu_seconds(step: Computation) -> float:
     start = time.process_time()
     step()
     return time.process_time() - start
@@ -278,6 +278,7 @@ def boundary_ms(spec: VisionTransformerSpec, folder: Path, repeat: int) -> dict[
         for _ in range(20 * repeat):
             first = _cpu_seconds(lambda feed=feed: whole.run(None, feed))
             pairs.append((first, _cpu_seconds(lambda count=count: head.run(None, {"tokens": values[1 : count + 1]}))))
+        # Less the first five, in which the sessions take their memory.
         figures[f"{share:.0%} running"] = {
             "boundary": 1e3 * statistics.median(first - second for first, second in pairs[5:]),
             "auxiliary head": 1e3 * statistics.median(second for _, second in pairs[5:]),

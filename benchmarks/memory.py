@@ -24,10 +24,10 @@ def watch(command: list[str], report: Path) -> list[tuple[int, float]]:
     """(frames done, resident MiB) until the command ends."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     seen: list[tuple[int, float]] = []
-    watched = psutil.Process(process.pid)
+    running = psutil.Process(process.pid)
     while process.poll() is None:
         try:
-            resident = watched.memory_info().rss / 2**20
+            resident = running.memory_info().rss / 2**20
         except psutil.NoSuchProcess:
             break
         # The report grows by a line a frame, in the folder that is renamed at the end.

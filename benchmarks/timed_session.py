@@ -1,4 +1,4 @@
-"""A session whose reports say how long the processor computed, instead of how long one waited.
+"""A session whose reports give the time that the processor computed, instead of the time that passed.
 
 In one thread that is the same on a quiet machine; on a shared one waiting also measures the neighbours.
 """

@@ -100,6 +100,7 @@ __all__ = [
     "predictor_for",
 ]
 
+# Not the errors: those are plain classes, while these import NumPy and pydantic.
 _HOMES = {
     "Bundle": "dovit_deploy.bundle.bundle",
     "ClassificationResult": "dovit_deploy.runtime.classification",
@@ -120,4 +121,5 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
 
 def __dir__() -> list[str]:
+    # `globals()` lacks the names that were not used yet.
     return sorted({*globals(), *__all__})

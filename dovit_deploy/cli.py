@@ -26,7 +26,8 @@ from dovit_deploy.commands.train import train
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import DovitError, Interrupted
 
-# NumPy's matrices are small here; more threads would only spin beside those of the engine. Read when NumPy is imported.
+# NumPy's matrices are small here; more threads would only spin beside those of the engine (docs/decisions/0005).
+# Read when NumPy is imported, which no import above does.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, build, cache, inspect, doctor)
@@ -88,7 +89,11 @@ def _run(app: typer.Typer, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return Interrupted.exit_code
+    # Click leaves this way in any case: 0 when done, 2 for wrong usage.
     except SystemExit as leaving:
+        # Typer makes this of Ctrl-C within a verb, without a word.
+        if leaving.code == Interrupted.exit_code:
+            sys.stderr.write("interrupted\n")
         return leaving.code if isinstance(leaving.code, int) else 0
     finally:
         targets.release()

@@ -214,8 +214,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     with file_written_aside(path) as aside, aside.open("wb") as file:
         file.write(content)
         file.flush()
-        # Otherwise a power cut could leave the new name with no content behind it.
-        os.fsync(file.fileno())
+        # Otherwise a power cut could leave the new name with no content behind it. A pipe has no disk to wait for.
+        if aside.is_file():
+            os.fsync(file.fileno())
 
 
 @contextmanager
@@ -224,6 +225,8 @@ def file_written_aside(path: Path) -> Iterator[Path]:
 
     A link stays and the file that it points at is replaced; into a device, a pipe or the process's own output the
     content is copied.
+
+    A link stays one: the file that it names is replaced. A device or a pipe is given as it is, to be written into.
 
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.

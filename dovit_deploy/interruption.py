@@ -1,4 +1,7 @@
-"""How does a user end a long job? Ctrl-C and SIGTERM ask for an orderly end; a second one ends it at once."""
+"""How does a user end a long job, and what ended a process? Signals, asked for and by name.
+
+Ctrl-C and SIGTERM ask for an orderly end; a second one ends the job at once.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,11 @@ def stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signal_name(number: int) -> str:
+    """What a process was ended by: "SIGSEGV" of 11."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -26,7 +26,7 @@ CPUINFO, MEMINFO, GPUS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/pr
 
 
 class Machine(Record):
-    """A machine; what the system does not say is empty or None."""
+    """A machine; what the system does not report is empty or None."""
 
     cpu: str
     cores: int
@@ -58,7 +58,7 @@ def this_machine() -> Machine:
 
 
 def machine_facts() -> dict[str, str | int]:
-    """What reports say of the machine; `gpu` names the NVIDIA GPUs where there are any."""
+    """What reports carry of this machine; `gpu` names the NVIDIA GPUs where there are any."""
     gpus = _gpus()
     return {
         "cpu": _processor(_text(CPUINFO)),
@@ -97,12 +97,13 @@ def memory_from_text(meminfo: str) -> dict[str, float]:
 
 
 def _usable_cores() -> int:
-    # A container or `taskset` may leave fewer than the machine has; only Linux says.
+    # A container or `taskset` may leave fewer than the machine has; only Linux reports it.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor(cpuinfo: str) -> str:
     name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, flags=re.MULTILINE)
+    # On 64-bit Arm the kernel names no model.
     return name[1].strip() if name else platform.processor() or "unknown"
 
 
@@ -114,7 +115,7 @@ def _gpus() -> str:
 
 
 def _text(path: Path) -> str:
-    """Contents of a file of the Linux kernel; empty where there is none."""
+    """Contents of a file of the Linux kernel; empty where it cannot be read, as on other systems."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -63,7 +63,7 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        # The module itself is not there, in contrast to something that it imports and lacks.
+        # The module, or a package around it, is not there; otherwise something that it imports is missing.
         absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         broken = "" if absent else f" ({error})"
         raise PackageMissing(
@@ -78,7 +78,7 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
 
 
 def opencv() -> Any:  # noqa: ANN401
-    """OpenCV (`cv2`); no window call is ever made."""
+    """OpenCV (`cv2`); the headless build is enough, since no window call is ever made."""
     return load("cv2")
 
 

@@ -1,4 +1,4 @@
-"""Record: the frozen pydantic model that every noun which travels as JSON is made of."""
+"""Record: the frozen pydantic model under everything that travels as JSON."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def tiny_spec(
     position_mode: Literal["bicubic", "bilinear"] = "bicubic",
     aggregate_rate: float = 0.1,
 ) -> VisionTransformerSpec:
-    """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` says."""
+    """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` is."""
     return VisionTransformerSpec(
         family="dovit" if gates else "segmenter",
         size=size,

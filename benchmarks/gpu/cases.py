@@ -131,6 +131,7 @@ def guess_s(case: Case) -> float:
 
 def fastest_attention(device: torch.device) -> tuple[PackedAttend, str]:
     """The packed kernel where it works on this device, else the masked one."""
+    # 9 real rows of 16: the kernel must also accept rows that belong to no image.
     rows = torch.zeros((16, 64), dtype=torch.float16, device=device)
     bounds = torch.tensor([0, 9], dtype=torch.int32, device=device)
     try:

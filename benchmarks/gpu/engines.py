@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.engines.base import Backend
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import DovitError, EngineBuildFailed
+from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.verify import (
     TOLERANCE,
     ReferenceRun,
@@ -28,6 +31,7 @@ from dovit_deploy.export.verify import (
     trace_from_session,
 )
 from dovit_deploy.families.cost import cost_model
+from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.session import Session
 from gpu.latency import latency, paired
@@ -44,11 +48,8 @@ ON_THE_CPU = frozenset({"onnxruntime", "torch"})
 
 def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
     """A bundle with random weights, exported and verified like any other."""
-    import torch
-
-    from dovit_deploy.checkpoints.checkpoint import Checkpoint
+    # Imported here, because exporting needs packages that the rest of the proof does without.
     from dovit_deploy.export.pipeline import bundle_from_plan
-    from dovit_deploy.export.plan import ExportPlan
 
     cpu = torch.device("cpu")
     checkpoint = Checkpoint(
@@ -73,6 +74,7 @@ def gpu_backends(
     """Engine, precision and a function that makes the backend: those of the registry, and the reference on the GPU."""
 
     def made(name: str, precision: str) -> Backend:
+        # Engines that can be trusted or not are those that are built beforehand.
         if "trust_engine" in ENGINES[name].options:
             build(bundle, name, precision, run)
         return backend_from_name(name, precision=precision)
@@ -81,8 +83,6 @@ def gpu_backends(
         if name not in ON_THE_CPU:
             for precision in entry.precisions:
                 yield name, precision, lambda name=name, precision=precision: made(name, precision)
-    from dovit_deploy.families.eager import EagerBackend
-
     yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")
 
 
@@ -111,8 +111,6 @@ def engine_rows(
     allows: Callable[[str, float], bool],
 ) -> tuple[list[EngineRow], list[Undone]]:
     """One row for each backend that runs here."""
-    import torch
-
     pixels = random_pixels(bundle.manifest.spec, 1, torch.device("cpu")).numpy()
     with Session(bundle, engine="torch") as reference:
         # Each image's second setting stops about half of its tokens at each gate.

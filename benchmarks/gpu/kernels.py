@@ -19,10 +19,12 @@ from tests.engines.plugins.reference import compacted, gathered, scattered
 
 TOTALS = (1, 21, 197, 1025, 2305, 4097)
 SHARES = (0.0, 0.3, 1.0)
+# Odd widths need the smaller units of a copy, 2 and 4 bytes; masks end at, or just past, a warp (32) and a tile (4096).
 WIDTHS = (1, 7, 192, 384, 768, 1024)
 MASKS = (0, 1, 33, 1025, 4096, 4097, 16385, 65536)
 BANDWIDTH_TOTALS, BANDWIDTH_WIDTHS = (1025, 2305, 4097), (384, 768, 1024)
 CEILING_BYTES = 1 << 28
+"""More than the cache of an NVIDIA GPU holds, so that the copy shows the speed of its memory."""
 HALF_BYTES = 2
 LAUNCHES = 200
 
@@ -74,7 +76,8 @@ def _outcome(name: str, cases: list[tuple[str, bool]]) -> Outcome:
 def bandwidths(kernels: TokenKernels, device: torch.device) -> tuple[float, list[Bandwidth]]:
     """The copy ceiling in GB/s, and the kernels at half of the tokens of each size in half precision. On a GPU only.
 
-    Few tokens fit into the cache, so each kernel is compared with a copy of as many bytes.
+    Tensors of this size fit into the cache, which is faster than memory: each kernel is compared with a copy of as many
+    bytes, which fits as well.
     """
     ceiling = 2 * CEILING_BYTES / _seconds(_copy(CEILING_BYTES, device)) / 1e9
     found = []
@@ -93,6 +96,7 @@ def bandwidths(kernels: TokenKernels, device: torch.device) -> tuple[float, list
                     kept=kept,
                     row_bytes=row_bytes,
                     microseconds=1e6 * seconds,
+                    # Twice: every row is read and written.
                     gb_per_s=2 * kept * row_bytes / seconds / 1e9,
                     of_copy=copy_s / seconds,
                 )

@@ -35,6 +35,7 @@ def paired(
     first: Callable[[], object], second: Callable[[], object], *, seconds: float, finish: Callable[[], object]
 ) -> Paired:
     """Run both in turns for about `seconds`; each run ends when `finish` returns: the device has nothing left to do."""
+    # Unmeasured: compiling, capturing and the first allocations belong to no frame.
     for step in (first, second, first, second):
         timed(step, finish)
     times: tuple[list[float], list[float]] = ([], [])

@@ -34,6 +34,7 @@ class GraphLauncher:
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # Shared: the graphs run one after the other, so what one uses in passing another may use again.
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -155,6 +156,7 @@ class StagedRunner:
             self.pixels.copy_(pixels)
             self._launch("stage0", self._first)
             for gate in range(len(self.model.spec.gates)):
+                # The gate decides all the same; what it decided is noted and then replaced.
                 if replay is not None:
                     own.append(self._kept_mask(gate))
                     self._replace(gate, replay[gate])
@@ -214,6 +216,7 @@ class StagedRunner:
 
     def _read_counts(self, gate: int) -> list[int]:
         self._counts.copy_(self.decisions[gate].counts, non_blocking=True)
+        # The copy to pinned memory does not wait for the GPU, and the counts choose the next graph.
         if self.pixels.is_cuda:
             torch.cuda.current_stream().synchronize()
         return [int(count) for count in self._counts]

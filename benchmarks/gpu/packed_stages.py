@@ -61,7 +61,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, boun
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bounds: Tensor, longest: int) -> Tensor:
-    """The same by PyTorch's packed kernel (2.10 and later, half precision, compute capability 8.0 and later)."""
+    """`masked_attention` by PyTorch's packed kernel (since 2.10; half precision, compute capability 8.0 or more)."""
     from torch.nn.attention.varlen import varlen_attn
 
     parts = (part.unflatten(1, (heads, -1)) for part in (query, key, value))
@@ -165,6 +165,7 @@ def decision(
     total = images * spec.tokens
     extra = index % spec.tokens < spec.extra_tokens
     stop = stops(confidence, limits.thresholds.index_select(0, label), limits.floor)
+    # Extra tokens always run on, padding never does.
     keep = runs & (extra | ~stop)
     mask = torch.zeros(total, dtype=torch.int64, device=index.device).index_copy(0, index, keep.long())
     order, _ = partition(mask)

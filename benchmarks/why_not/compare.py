@@ -7,7 +7,7 @@
     python benchmarks/why_not/compare.py --tables benchmarks/results/why_not.json \\
         --readme README.md --docs docs/benchmarks.md
 
-The second command writes the tables again without measuring. docs/benchmarks.md says what each row is and how it is
+The second command writes the tables again without measuring. docs/benchmarks.md explains each row and how it is
 compared. All ways run on a frame one after the other, the order turning from frame to frame.
 """
 
@@ -33,12 +33,12 @@ from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
 from why_not.result import Report, SplitReport, figures_of, split_report
 from why_not.tables import write_tables
-from why_not.ways import Alternatives, Comparison, Way
+from why_not.ways import Alternatives, Way, WayComparison
 
 CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 
 
-def measure(comparison: Comparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
+def measure(comparison: WayComparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
     """Run every way on every frame of `data`."""
     check_classes(data, comparison.manifest)
     ways = [dataclasses.replace(way, tally=SegmentationTally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
@@ -95,7 +95,7 @@ def measured(arguments: argparse.Namespace, command: str) -> Report:
     # All splits are found before the first is measured.
     parts = [part(dataset_from_path(arguments.dataset, split), arguments.every) for split in splits]
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        comparison = Comparison(chosen, folder=Path(folder))
+        comparison = WayComparison(chosen, folder=Path(folder))
         reports = [measure(comparison, data, split, show=True) for data, split in zip(parts, splits, strict=True)]
     figures = figures_of(arguments.dataset.name, arguments.every, reports)
     return Report.model_validate(publish(figures, command=command, output=arguments.output))

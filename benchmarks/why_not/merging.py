@@ -1,4 +1,4 @@
-"""Token merging (ToMe) over the weights of a network of ours: what a dense-trained model gains without gates.
+"""Token merging (ToMe) over the weights of one of our networks: what a dense-trained model gains without gates.
 
 Written from Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv:2210.09461, section 3. In every layer,
 between attention and MLP, the patches are split into two sets by turns; each of the first set looks for the most
@@ -66,7 +66,7 @@ def merge(tokens: Tensor, sizes: Tensor, similar: Tensor, *, extra: int, count: 
     similarity = take(direction, first) @ take(direction, second).T
     nearness, nearest = (values[:, 0] for values in torch.topk(similarity, 1, dim=1))
     leaving = torch.topk(nearness, count)[1]
-    # Who stays keeps the order of the image, which the next layer's division by turns relies on.
+    # What stays keeps the order of the image, which the next layer's division by turns relies on.
     order, _ = partition(torch.ones(first.shape[0], dtype=torch.int64).index_fill(0, leaving, 0))
     remain = first.shape[0] - count
     stay, leave = take(first, order[:remain]), take(first, order[remain:])

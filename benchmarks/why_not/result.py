@@ -21,7 +21,7 @@ FAMILIES = {
 """The alternatives, and whose dense run is the first point of each; merging takes a dense-trained model if given."""
 
 
-class Drop(Record):
+class PointsLost(Record):
     """Points of mIoU lost against a dense run on the same frames."""
 
     points: float
@@ -29,7 +29,7 @@ class Drop(Record):
     """95 %, paired block bootstrap; None for sets of one block."""
 
 
-class Row(Record):
+class WayRow(Record):
     """One way on one split; metrics in percent."""
 
     name: str
@@ -37,9 +37,9 @@ class Row(Record):
     miou: float
     boundary_iou: float
     pixel_accuracy: float
-    drop: Drop
+    drop: PointsLost
     """Against the bundle's own dense run."""
-    drop_from_dense_trained: Drop | None
+    drop_from_dense_trained: PointsLost | None
     """Against the dense-trained model; None where none was given."""
     gmacs: float
     """10^9 MACs, mean over the frames."""
@@ -71,7 +71,7 @@ class ClassRow(Record):
     dynamic: float | None
 
 
-class FrameRow(Record):
+class FrameSavings(Record):
     """One frame at the bundle's own thresholds."""
 
     stem: str
@@ -87,11 +87,11 @@ class SplitReport(Record):
     frames: int
     blocks: int
     """Of the bootstrap."""
-    rows: tuple[Row, ...]
+    rows: tuple[WayRow, ...]
     equal_latency: tuple[EqualLatency, ...]
     classes: tuple[ClassRow, ...]
-    cheapest: FrameRow
-    dearest: FrameRow
+    cheapest: FrameSavings
+    dearest: FrameSavings
 
 
 class Report(Record):
@@ -130,8 +130,8 @@ def split_report(split: str, stems: Sequence[str], ways: Sequence[Way], names: S
     )
 
 
-def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> Row:
-    return Row(
+def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> WayRow:
+    return WayRow(
         name=way.name,
         family=way.family,
         miou=way.tally.counts.miou,
@@ -147,9 +147,9 @@ def _row(way: Way, dense: Way, trained: Way | None, blocks: Blocks) -> Row:
     )
 
 
-def _drop(before: Way, after: Way, blocks: Blocks) -> Drop:
+def _drop(before: Way, after: Way, blocks: Blocks) -> PointsLost:
     first, second = before.tally.counts, after.tally.counts
-    return Drop(points=first.miou - second.miou, interval=miou_drop_interval(first, second, blocks))
+    return PointsLost(points=first.miou - second.miou, interval=miou_drop_interval(first, second, blocks))
 
 
 class Point(NamedTuple):
@@ -161,7 +161,7 @@ class Point(NamedTuple):
     """Percent."""
 
 
-def equal_latency(rows: Sequence[Row]) -> tuple[EqualLatency, ...]:
+def equal_latency(rows: Sequence[WayRow]) -> tuple[EqualLatency, ...]:
     """Each operating point of token passing beside the alternatives at its latency; latency is 1 / speed-up."""
     fronts = {family: _points(rows, family, first) for family, first in FAMILIES.items()}
     return tuple(
@@ -176,7 +176,7 @@ def equal_latency(rows: Sequence[Row]) -> tuple[EqualLatency, ...]:
     )
 
 
-def _points(rows: Sequence[Row], family: str, first: tuple[str, ...]) -> list[Point]:
+def _points(rows: Sequence[WayRow], family: str, first: tuple[str, ...]) -> list[Point]:
     present = {row.family for row in rows}
     if family not in present:
         return []
@@ -199,10 +199,10 @@ def at_latency(points: Sequence[Point], latency: float) -> float | None:
     return None
 
 
-def frame_rows(stems: Sequence[str], dense: Way, dynamic: Way) -> list[FrameRow]:
+def frame_rows(stems: Sequence[str], dense: Way, dynamic: Way) -> list[FrameSavings]:
     """What token passing saved on each frame."""
     return [
-        FrameRow(stem=stem, kept=kept, macs_saved=1 - actual / full)
+        FrameSavings(stem=stem, kept=kept, macs_saved=1 - actual / full)
         for stem, kept, actual, full in zip(
             stems, dynamic.tally.kept, dynamic.tally.gmacs, dense.tally.gmacs, strict=True
         )

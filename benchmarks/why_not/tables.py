@@ -13,7 +13,7 @@ from pathlib import Path
 
 from report import between_marks
 
-from why_not.result import FAMILIES, Drop, FrameRow, Report, Row, SplitReport
+from why_not.result import FAMILIES, FrameSavings, PointsLost, Report, SplitReport, WayRow
 
 README_FAMILIES = ("smaller", "dense-trained smaller", "shallower", "merging")
 SHOWN = {
@@ -45,7 +45,7 @@ def rows_table(report: Report) -> str:
         *("drop from dense (95 %)", "drop from dense-trained (95 %)", "GMAC", "MACs saved", "speed-up"),
     )
 
-    def line(row: Row) -> Sequence[str]:
+    def line(row: WayRow) -> Sequence[str]:
         return (
             *(_named(row), _number(row.miou), _number(row.boundary_iou), _number(row.pixel_accuracy)),
             "-" if row.family == "dense" else _drop(row.drop),
@@ -108,7 +108,7 @@ def classes_table(report: Report) -> str:
 def frames_table(report: Report) -> str:
     """The frames that saved most and least at the bundle's own thresholds."""
 
-    def line(split: SplitReport, kind: str, frame: FrameRow) -> Sequence[str]:
+    def line(split: SplitReport, kind: str, frame: FrameSavings) -> Sequence[str]:
         tokens = " -> ".join(str(count) for count in frame.kept)
         return (f"{split.split}, {kind}", f"`{frame.stem}`", tokens, f"{frame.macs_saved:.0%}")
 
@@ -169,7 +169,7 @@ def _origin(report: Report, split: SplitReport) -> str:
     )
 
 
-def _named(row: Row) -> str:
+def _named(row: WayRow) -> str:
     return f"token passing, {row.name}" if row.family == "token passing" else row.name
 
 
@@ -177,7 +177,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _drop(drop: Drop | None) -> str:
+def _drop(drop: PointsLost | None) -> str:
     if drop is None:
         return "-"
     if drop.interval is None:

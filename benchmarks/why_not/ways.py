@@ -26,7 +26,7 @@ from why_not.merging import MergingSession
 
 
 @dataclass(frozen=True)
-class Frame:
+class LabelledFrame:
     """A labelled sample, and what the rule did with it at the bundle's own thresholds."""
 
     sample: Sample
@@ -54,14 +54,14 @@ class Way:
 
     name: str
     family: str
-    run: Callable[[Frame], SegmentationResult]
+    run: Callable[[LabelledFrame], SegmentationResult]
     tally: SegmentationTally = field(default_factory=SegmentationTally)
     model_ms: list[float] = field(default_factory=list)
     """Per frame: the model step, without preparing the image and reading the logits; CPU time."""
     wall_ms: list[float] = field(default_factory=list)
     """Per frame: the model step, wall time."""
 
-    def measure(self, frame: Frame) -> None:
+    def measure(self, frame: LabelledFrame) -> None:
         """Segment `frame` and count it."""
         result = self.run(frame)
         self.tally.add(frame.sample, result)
@@ -69,7 +69,7 @@ class Way:
         self.wall_ms.append(result.timing.model)
 
 
-class Comparison:
+class WayComparison:
     """All ways, dense first, the bundle's own thresholds second.
 
     Args:
@@ -91,9 +91,9 @@ class Comparison:
         merged = Bundle.open(chosen.dense_trained or chosen.bundle)
         self.ways += [_merging(merged, count, folder) for count in chosen.merge]
 
-    def frame(self, sample: Sample, number: int) -> Frame:
+    def frame(self, sample: Sample, number: int) -> LabelledFrame:
         """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
-        return Frame(sample, number, self.main.predict(sample.rgb).tokens)
+        return LabelledFrame(sample, number, self.main.predict(sample.rgb).tokens)
 
     def _passing(self, thresholds: Iterable[str], curve: Iterable[str]) -> list[Way]:
         own = _short(short_thresholds(thresholds_from(None, self.manifest)))
@@ -115,7 +115,7 @@ class Comparison:
     def _controls(self) -> list[Way]:
         steering = Steering(self.main.session)
 
-        def random(frame: Frame) -> SegmentationResult:
+        def random(frame: LabelledFrame) -> SegmentationResult:
             return steering.random(frame.sample.rgb, frame.tokens, number=frame.number)
 
         return [
@@ -140,6 +140,7 @@ def _dense(path: Path, family: str, name: str) -> Way:
     """`name` may hold {size} and {depth}, of the model."""
     predictor = _predictor(path)
     height, width = predictor.spec.size
+    # Width first, as in the published tables; everywhere else a size is height x width.
     full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
     return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
 

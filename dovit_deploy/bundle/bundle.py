@@ -71,6 +71,7 @@ class Bundle:
             raise InputError(f"no bundle at {root}")
         if not root.is_dir():
             raise ManifestInvalid(f"{root} is a file; a bundle is a directory (NAME.dovit) with {MANIFEST}")
+        # Before any file is read: through a link it could be any of the user's.
         _check_links(root)
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
@@ -109,6 +110,7 @@ def _check_files(root: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or len(pure.parts) != 1:
+            # Foreign data: "..", an absolute path or, on Windows, a backslash would lead out of the bundle.
             raise PathEscapes(f"the manifest of {root.name} lists '{name}'; files lie flat in the bundle")
         path = root / name
         if not path.is_file():
@@ -167,8 +169,8 @@ def refuse_installed(bundle: Bundle) -> None:
 def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> Bundle:
     """Write `bundle` with the thresholds of `calibration` as its own to `target`, which may be the bundle itself.
 
-    A new folder is filled beside `target` and renamed into place: whoever opens the bundle meanwhile, or after a kill,
-    finds the old one or the new one, never a mixture.
+    A new folder is filled beside `target` and renamed into place: a process that opens the bundle meanwhile, or
+    after a kill, finds the old one or the new one, never a mixture.
 
     Raises:
         InputError: the folder cannot be written.
@@ -179,6 +181,7 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
     try:
         with written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder:
             _fill(bundle, calibration, folder, link=in_place)
+            # Checked in full before anything is replaced.
             Bundle.open(folder)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; nothing is changed") from error
@@ -192,12 +195,14 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
         dirs_exist_ok=True,
         # Only those of the bundle itself: an engine may have files of the same names.
         ignore=lambda path, names: {MANIFEST, CALIBRATION} & set(names) if Path(path) == bundle.path else set(),
+        # In place the old names go away, so links will do; two bundles must not share files.
         copy_function=_linked if link else shutil.copy2,
     )
     (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
     manifest = bundle.manifest
     defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")
     counts = tuple(
+        # Without extra tokens a stage can be empty, but no count in a manifest is below 1.
         TokenCount(minimum=old.minimum, typical=max(old.minimum, round(kept)), maximum=old.maximum)
         for old, kept in zip(manifest.counts, _kept_per_window(bundle, calibration), strict=True)
     )
@@ -209,6 +214,7 @@ def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool)
 def _kept_per_window(bundle: Bundle, calibration: Calibration) -> list[float]:
     """The held-out images' mean token counts; sums over an image's windows become means."""
     kept = calibration.chosen.kept
+    # Every window enters the first stage whole, so `kept[0]` is its number of tokens times the number of windows.
     return [entry * bundle.manifest.spec.tokens / kept[0] for entry in kept]
 
 

@@ -13,7 +13,7 @@ PartName = Literal["search", "check", "all"]
 
 
 class BudgetEntry(Record):
-    """What was asked for."""
+    """The budget that the thresholds keep to."""
 
     kind: BudgetKind
     limit: float
@@ -21,7 +21,7 @@ class BudgetEntry(Record):
     confidence: float | None = None
     """Of the bound on disagreement."""
     text: str
-    """The limit in words."""
+    """The limit as a sentence, for reports."""
 
 
 class Prediction(Record):
@@ -68,9 +68,9 @@ class MeasuredPoint(Record):
     """Dense mIoU - mIoU, in points."""
     drop_interval: Interval | None
     model_ms: float
-    """Median of the model step."""
+    """Median of the model step, in ms."""
     judged: float
-    """The number that the budget is compared with."""
+    """What is compared with the budget's limit, in its unit."""
     met: bool
 
 
@@ -83,7 +83,7 @@ class PartEntry(Record):
     """Groups of neighbouring images that were kept together."""
     dense_miou: float | None
     dense_gmacs: float
-    """Mean per image."""
+    """Mean per image, in 10^9 MACs."""
 
 
 class ControlPoint(Record):
@@ -112,9 +112,9 @@ class ChoiceControls(Record):
     """What the chosen thresholds must beat; measured after the choice, on the held-out images."""
 
     random: ControlPoint
-    """As many tokens stopped at each gate of each image as the chosen thresholds stop, drawn."""
+    """At each gate of each image, as many tokens stop as at the chosen thresholds, drawn at random."""
     oracle: ControlPoint
-    """As many again, those first that have their final class already."""
+    """The same numbers, but tokens that have their final class already stop first."""
     smaller_input: tuple[SmallerPoint, ...]
     left_out: str | None
     """Why there is nothing at smaller inputs."""
@@ -146,4 +146,4 @@ class Calibration(Record):
     passes: int
     """How often a part was really run, dense runs included, controls not."""
     controls: ChoiceControls | None = None
-    """None without labels, and in files written before there were any."""
+    """None without labels, and in files of versions that had no controls."""

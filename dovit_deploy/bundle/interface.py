@@ -98,6 +98,7 @@ def graph_interfaces(spec: ModelSpec) -> dict[str, GraphInterface]:
 
 def _in_one_piece(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
     """Nothing depends on the data: one graph under both names, with the counts and choices that it made."""
+    # A session runs it as its only stage, and `merged` is in every bundle.
     kept = Port(KEPT, "int64", (len(spec.counts),))
     choices = (
         Port(keep_name(number), "int64", (rows * columns,)) for number, (rows, columns) in enumerate(spec.keep_grids)
@@ -119,6 +120,7 @@ def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
     later = (Port(TOKENS, "float32", size), Port(INDEX, "int64", (KEPT,)))
     first = GraphInterface((pixels, *limits), (Port(tokens_output(0), "float32", size), *decision))
     middle = GraphInterface((*later, *limits), (Port(tokens_output(1), "float32", size), *decision))
+    # A stage takes its own gate's row of thresholds, the merged graph all rows.
     all_limits = (Port(THRESHOLDS, "float32", (gates, spec.classes)), Port(FLOOR, "float32", ()))
     return {
         stage_name(0): first,

@@ -1,6 +1,6 @@
 """What does a bundle know about itself? The manifest, with a digest that shows when it was altered.
 
-Its classes come from a checkpoint or from a file given by `--classes`; colours that nobody gave are generated.
+Its classes come from a checkpoint or from a file given by `--classes`; missing colours are generated.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class CentreCrop(Record):
     @classmethod
     def of_size(cls, size: tuple[int, int]) -> CentreCrop:
         """What DeiT, LeViT and Swin are evaluated with: 224 pixels are cut from 256, other sizes in this proportion."""
+        # Rounded down, as their own evaluation does.
         return cls(shorter=int(256 / 224 * max(size)))
 
 
@@ -94,7 +95,7 @@ class GateDefaults(Record):
     """Where tokens stop unless the caller gives thresholds of their own."""
 
     thresholds: tuple[tuple[float, ...], ...]
-    """Per gate, per class."""
+    """(gates, K), each in [0, 1]."""
     floor: float = 0.0
     origin: Literal["configuration", "calibration"] = "configuration"
 
@@ -147,11 +148,13 @@ class Manifest(Record):
             raise ManifestInvalid(f"manifest.json is not JSON: {error}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ManifestInvalid(f"manifest.json does not describe a bundle: 'format' is not '{FORMAT}'")
+        # Before digest and fields, which another version may have defined otherwise.
         if body.get("version") != VERSION:
             raise VersionUnknown(
                 f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
                 "export the checkpoint again, or install a matching dovit-deploy"
             )
+        # Popped first: the digest is of everything but itself.
         if body.pop("digest", None) != digest_of(body):
             raise ManifestInvalid("manifest.json was altered: its digest does not match; export it again")
         try:
@@ -179,7 +182,7 @@ def _check_agreement(manifest: Manifest) -> None:
     if manifest.task != spec.task:
         raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
     _check_crop(manifest)
-    # Written so that NaN is refused too.
+    # Written so that NaN is refused too: JSON as Python reads it has NaN.
     if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
         raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
 
@@ -197,8 +200,8 @@ def _check_crop(manifest: Manifest) -> None:
 
 
 def digest_of(body: dict[str, object]) -> str:
-    """SHA-256 of the manifest's JSON without its digest, keys sorted, without white space."""
-    # Sorted and without white space, so that the digest does not depend on how the file is laid out.
+    """SHA-256, in hexadecimal, of the manifest's JSON without its digest."""
+    # Keys sorted and without white space, so that the digest does not depend on how the file is laid out.
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -232,6 +235,7 @@ def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
 
 def _names_from_lines(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Only where every line has a number is it one of ImageNet's lists.
     matches = [SYNSET.fullmatch(line) for line in lines]
     if not all(matches):
         return lines
@@ -280,6 +284,7 @@ def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[i
 
 
 def _byte(value: object) -> bool:
+    # A bool is an int in Python.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
 
 

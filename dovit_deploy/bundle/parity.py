@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dovit_deploy.bundle.interface import KEPT, LOGITS, TOKENS, stage_name
 from dovit_deploy.record import Record
 
 
@@ -87,6 +88,7 @@ class ParityReport(Record):
     @property
     def proves_something(self) -> bool:
         """Some run keeps between 10 and 90 % of the tokens at some gate; without gates always true."""
+        # Where all tokens run on, or none, a wrong decision or a row in the wrong position would not show.
         for form in self.forms:
             shares = [count / run.kept[0] for run in form.runs if run.thresholds for count in run.kept[1:]]
             if shares and not any(0.1 <= share <= 0.9 for share in shares):
@@ -96,4 +98,5 @@ class ParityReport(Record):
 
 def _is_answer(name: str) -> bool:
     """Of models with gates the last stage's logits, of others what their one stage gives beside counts of tokens."""
-    return name == "logits" or (name.startswith("stage0 ") and not name.endswith((" tokens", " kept")))
+    first = f"{stage_name(0)} "
+    return name == LOGITS or (name.startswith(first) and name.removeprefix(first) not in (TOKENS, KEPT))

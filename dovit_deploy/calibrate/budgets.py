@@ -1,4 +1,4 @@
-"""What thresholds can be asked to keep to: a budget judges one real run by one number.
+"""What can thresholds be made to keep to? A budget judges one real run by one number.
 
 Along the curve from cautious to bold an accuracy budget is met at the cautious end, a cost budget at the bold end.
 """

@@ -45,7 +45,7 @@ def calibrate(
     Args:
         session: of the bundle, in the engine it is to be run in.
         images: search and check part together.
-        budget: what is asked for.
+        budget: what the thresholds must keep to.
         progress: shown to the user.
         seed: of the division into the two parts.
 

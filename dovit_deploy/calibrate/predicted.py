@@ -68,7 +68,7 @@ class Recording:
 
 
 class RecordingSession:
-    """A `RunsOne` that runs `session` with nothing stopped and records what the gates say of every token."""
+    """A `RunsOne` that runs `session` with nothing stopped and records what the gates find of every token."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.bundle = session, session.bundle
@@ -77,7 +77,7 @@ class RecordingSession:
     def run_one(
         self, pixels: npt.NDArray[np.float32], settings: RunSettings
     ) -> tuple[npt.NDArray[np.float32], TokenReport]:
-        """Logits (1, K, h, w) of one window with nothing stopped, whatever `settings` say, and its report."""
+        """Logits (1, K, h, w) of one window with nothing stopped, whatever `settings` are, and its report."""
         del settings
         session, spec = self.session, self.bundle.manifest.spec
         everything = index_from_keep([np.ones(spec.grid, dtype=bool)] * len(spec.gates), spec)
@@ -157,6 +157,7 @@ class Surrogate:
         # Everything stops at the first gate, at the risk by which prices are scaled.
         bold = self._see([0.0] * gates, seen)
         start = [1.0] * gates
+        # Not scaled by a risk of 0: all prices would then find the same setting.
         for price in max(bold.risk, 1e-6) * np.geomspace(1e-4, 10.0, PRICES):
             start = self._descend(start, float(price), seen)
         front = _front([CurvePoint(thresholds=values, predicted=answer) for values, answer in seen.items()])

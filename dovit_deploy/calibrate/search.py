@@ -29,7 +29,7 @@ class Judged:
     met: bool
     """As far as these images show."""
     certain: bool
-    """As the budget wants it shown: by the end of an interval or bound, where it has one."""
+    """As the budget requires it: by the end of an interval or bound, where it has one."""
     flops_saved: float
     harm: float
     """Accuracy lost: points of mIoU, or the share of differing pixels without labels; the less the better."""
@@ -43,7 +43,7 @@ def border(curve: Sequence[CurvePoint], measure: Measure, *, limits_cost: bool, 
 
     None: not even the end where it should be met most easily meets it. `AT_ONCE` settings at a time are run between
     what is known to meet and what is known not to; where that is not monotone, one of the borders is found.
-    `certain`: the border of what meets it as the budget wants it shown.
+    `certain`: the border of what meets it by the end of its interval or bound.
     """
     # From the end where the budget is met most easily.
     order = list(reversed(curve)) if limits_cost else list(curve)

@@ -87,7 +87,7 @@ class Runner:
         self.passes = 0
 
     def record(self, indices: Sequence[int], blocks: Blocks) -> tuple[DensePart, Recording]:
-        """The recording pass: the dense answers of these images, and what the gates say of every token."""
+        """The recording pass: the dense answers of these images, and what the gates find of every token."""
         recorder = RecordingSession(self.session)
         return self._dense(Predictor(recorder), indices, blocks), recorder.recording
 

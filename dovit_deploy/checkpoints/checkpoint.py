@@ -15,7 +15,7 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing, classes_from_file
 from dovit_deploy.checkpoints import own_format
 from dovit_deploy.checkpoints.configuration import (
@@ -29,7 +29,7 @@ from dovit_deploy.checkpoints.keys import facts_from_state, listed, ours_from_of
 from dovit_deploy.checkpoints.own_format import OwnConfig
 from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
 from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error, thresholds_per_gate
-from dovit_deploy.checkpoints.weights_file import WeightsFile, sha256_of, weights_from_file
+from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 
@@ -123,6 +123,7 @@ def checkpoint_from_path(
         if config is not None:
             raise UsageError(f"{path.name} carries its whole configuration; leave --config out")
         return _from_our_folder(path, flags)
+    # Any other folder can only be one of Segmenter's runs.
     if path.is_dir():
         path = path / SEGMENTER_FILES[0]
         if not path.is_file():
@@ -168,7 +169,7 @@ def _from_our_folder(folder: Path, flags: _Flags) -> Checkpoint:
         floor=own.floor,
         slide_size=own.slide_size,
         source=folder.name,
-        source_sha256=sha256_of(weights),
+        source_sha256=file_entry(weights).sha256,
         license=own.license,
     )
 

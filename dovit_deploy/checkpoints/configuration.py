@@ -18,7 +18,7 @@ from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.files import read_text
 
 CONTAINERS = ("config", "model", "kwargs", "model_kwargs", "net_kwargs")
-"""Where settings are looked up before the top level."""
+"""Keys under which projects nest the settings of a model."""
 
 TRAINING_ONLY = frozenset(
     {
@@ -52,7 +52,7 @@ class Configuration:
         """
         found: dict[str, object] = {}
         for path, level in levels(self.contents, ""):
-            # Only where somebody wrote a model, and not at the top of a file, is an unknown name a mistake.
+            # Only in a model's own section is an unknown name a mistake: the top of a file holds much else.
             innermost = bool(path) and not any(isinstance(level.get(name), Mapping) for name in CONTAINERS)
             if innermost:
                 refuse_unknown(level, known, path, self.source)

@@ -67,7 +67,7 @@ def mean_and_std(
 
 
 def _checked(mean: Sequence[float], std: Sequence[float], wrong: Exception) -> tuple[Triple, Triple]:
-    # False for NaN, too; nobody's pixels go beyond 0..65535.
+    # False for NaN, too. Even 16-bit pixels stay below the limit.
     finite = all(abs(value) < 1e6 for value in (*mean, *std))
     if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
         raise wrong
@@ -103,6 +103,7 @@ def class_entries(
     if count == 0:
         # A backbone, whose features some detector's head will turn into classes of its own.
         return ()
+    # In capitals as mmsegmentation wrote them before mmengine.
     names = _first_list(settings, meta, ("classes", "CLASSES"))
     colors = _first_list(settings, meta, ("palette", "PALETTE"))
     return entries_from_lists(names, colors, count, ConfigError)

@@ -7,7 +7,7 @@ Each reader states its project's names as a literal table, official name -> ours
 
 The table is read from our side. Every entry of the network that a spec describes looks for the row that fills it, and
 its own shape says which shape the official entry must have. So a table states no widths and no counts, and rows of
-parts that a network does not have are simply never asked for.
+parts that a network does not have are never used.
 
 Our names are those of the network in training form, batch norms apart; `folding.deployed` folds them afterwards.
 """
@@ -126,7 +126,7 @@ class Ours:
     by_head: bool = False
     """Rows are in order of heads, and within a head in order of parts; the field `heads` is the number of heads."""
     index: int | None = None
-    """The official entry (1, 1, C) is this one of our rows; not asked for where ours has fewer."""
+    """The official entry (1, 1, C) is this one of our rows; not required where ours has fewer."""
 
 
 KeyTable = Mapping[str, str | Ours]
@@ -139,7 +139,7 @@ def packed(name: str, *parts: str) -> Ours:
 
 
 def packed_by_head(name: str, *parts: str) -> Ours:
-    """The same, with the parts of the first head first, then those of the second."""
+    """Parts in one matrix like `packed`, but first all parts of the first head, then those of the second."""
     return Ours(name, parts=parts, by_head=True)
 
 
@@ -194,6 +194,7 @@ class Rule:
         rows = [len(parameters[name]) // self.heads for name in self.targets]
         pieces = [entry]
         if self.ours.parts:
+            # Without `by_head`, `heads` is 1, so both orders are split alike.
             by_head = entry.reshape(self.heads, -1, *entry.shape[1:])
             pieces = list(torch.split(by_head, rows, dim=1))
         for name, piece in zip(self.targets, pieces, strict=True):
@@ -212,6 +213,7 @@ class KeyMap:
     """Patterns of official entries that need not be there; ours are zero then."""
     numbers: Callable[[Mapping[str, str]], Mapping[str, int]] | None = None
     """From the fields of our name (name -> text) to those that only the official name, or `by_head`, has."""
+    # `str` leaves a name as it is.
     views: tuple[Callable[[str], str], ...] = (str,)
     """A source that registers a module twice has each entry under as many names; each view must be whole."""
 
@@ -223,6 +225,7 @@ class KeyMap:
             if not name.endswith(COUNTER):
                 fitting = self._fitting(name, rows, shapes)
                 assert fitting, f"no row of the key table fills {name}"
+                # By official name: query, key and value all find the one row that holds them.
                 found.update({rule.official: rule for rule in fitting})
         return [replace(rule, official=view(rule.official)) for view in self.views for rule in found.values()]
 

@@ -149,6 +149,7 @@ def _deployed(state: Mapping[str, Tensor], spec: ModelSpec, source: str) -> dict
     final, training = shapes_of(spec, trainable=False), shapes_of(spec, trainable=True)
     # One entry that only training has, such as a batch norm's, shows in which form the weights are.
     wanted = training if any(name in training and name not in final for name in state) else final
+    # Counters of batches are neither required nor read, so a checkpoint may have them or not.
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
     faults = {
         "missing": [name for name in wanted if name not in kept and not name.endswith(COUNTER)],

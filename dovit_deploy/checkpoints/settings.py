@@ -85,6 +85,7 @@ class Section:
             return None
         if len(value) > 2 or min(value) < 1:
             raise self.wrong(key, "one or two whole numbers above 0 are needed")
+        # One number is its own first and last.
         return value[0], value[-1]
 
     def number(self, key: str) -> float | None:

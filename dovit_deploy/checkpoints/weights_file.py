@@ -6,7 +6,6 @@ A .safetensors file holds nothing but tensors. A .pth file is a pickle: it is re
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import struct
 import tarfile
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.checkpoints import pickles
 from dovit_deploy.checkpoints.wrapping import own_network, state_dict_in
 from dovit_deploy.errors import InputError, PickleRefused
@@ -56,13 +56,7 @@ def weights_from_file(path: Path, *, allow_pickle: bool) -> WeightsFile:
         raise InputError(f"{path} may not be read: permission denied") from error
     unwrapped = own_network(state, path.name)
     found = (f"the state dict is '{'.'.join(keys)}'",) if keys else ()
-    return WeightsFile(path.name, sha256_of(path), unwrapped.state, meta, (*found, *unwrapped.remarks))
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(path.name, file_entry(path).sha256, unwrapped.state, meta, (*found, *unwrapped.remarks))
 
 
 def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:

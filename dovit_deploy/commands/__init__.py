@@ -1,1 +1,1 @@
-"""One file a verb: arguments in, verbs out. Heavy imports wait until a verb runs, so that `--help` is instant."""
+"""One file a verb: flags in, one frozen request out. Heavy imports wait until it runs, so that `--help` is instant."""

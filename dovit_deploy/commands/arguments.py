@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CommonFlags:
-    """What every verb is asked alike: `cli` makes one for each call of a verb, and the flags' callbacks fill it."""
+    """The flags that every verb takes: `cli` makes one for each call of a verb, and the flags' callbacks fill it."""
 
     verbose: bool = False
 

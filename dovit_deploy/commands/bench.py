@@ -13,7 +13,7 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
-from dovit_deploy.commands.console import show_table
+from dovit_deploy.commands.console import plural, show_table
 from dovit_deploy.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
@@ -74,12 +74,13 @@ def bench(
         taken = _frames(frames, opened, quiet=quiet)
         results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
     report = _report(opened, taken, results, threads=threads, repeat=repeat)
+    # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, verbose=verbose)
     console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
     if taken.failures:
         raise PartialFailure(
-            f"{len(taken.failures)} inputs could not be read, the others were measured: {taken.failures[0]}"
+            f"{plural(len(taken.failures), 'input')} could not be read, the others were measured: {taken.failures[0]}"
         )
 
 
@@ -163,8 +164,8 @@ def _report(
 def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
     size = bundle.manifest.spec.size
     title = (
-        f"{bundle.path.name}, {size[0]}x{size[1]}: model step in ms, {_plural(report.frames, 'frame')}, "
-        f"{_plural(report.repeat, 'round')}, {_plural(report.threads, 'thread')}, {report.machine['cpu']}"
+        f"{bundle.path.name}, {size[0]}x{size[1]}: model step in ms, {plural(report.frames, 'frame')}, "
+        f"{plural(report.repeat, 'round')}, {plural(report.threads, 'thread')}, {report.machine['cpu']}"
     )
     headers = ("engine", "precision", "run", "mean", "p50", "p90", "p99", "CPU p50")
     rows = [
@@ -181,10 +182,6 @@ def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
     if verbose:
         for result in report.results:
             _show_frames(result)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _numbers(side: Side) -> tuple[str, ...]:
@@ -227,7 +224,7 @@ def _show_frames(result: BenchResult) -> None:
 
 
 def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
-    """The command that one runs next: with the report written, using the model; without, writing it."""
+    """The command to run next: with the report written, using the model; without, writing it."""
     path = bundle.path
     if json_file is not None:
         use = first_use(path, bundle.manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,9 +102,7 @@ def _capabilities(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     parts = tuple(part.strip() for part in text.split(","))
-    if not all(number.isdecimal() for part in parts for number in part.split(".", 1)) or not all(
-        "." in part for part in parts
-    ):
+    if not all(re.fullmatch(r"\d+\.\d+", part) for part in parts):
         raise UsageError(
             f"--compute-capability: '{text}' given; capabilities separated by commas are needed, as in 8.6,12.0"
         )

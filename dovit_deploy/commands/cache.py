@@ -1,4 +1,4 @@
-"""`dovit cache ls|prune`: the engines that were built on this machine, and removing those that nobody can use."""
+"""`dovit cache ls|prune`: the engines that were built on this machine, and removing those that cannot be used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def cache(
     console.write_json(json_file, {"removed": [folder.name for folder in removed], "freed_bytes": freed})
     for folder in removed:
         console.result(f"removed {folder.name}")
-    console.result(f"{len(removed)} entries removed from {store.root}, {freed / 1e6:.1f} MB freed")
+    console.result(
+        f"{console.plural(len(removed), 'entry', 'entries')} removed from {store.root}, {freed / 1e6:.1f} MB freed"
+    )
     console.next_command("dovit cache ls", quiet=quiet)
 
 
@@ -60,12 +62,13 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
     versions, rows, entries = _installed_versions(), [], []
     for folder in store.folders():
         engines, unusable = _examined(folder, versions)
+        # Of damaged engines only the folder's name and size are known.
         facts = ("?",) * 5 if engines is None else _facts(engines)
         size = folder_bytes(folder)
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
     console.write_json(json_file, {"root": str(store.root), "entries": entries})
-    console.show_table(f"{len(rows)} entries in {store.root}", HEADERS, rows, right=(6,))
+    console.show_table(f"{console.plural(len(rows), 'entry', 'entries')} in {store.root}", HEADERS, rows, right=(6,))
 
 
 def _examined(folder: Path, versions: dict[str, str | None]) -> tuple[EngineSet | None, str | None]:

@@ -93,7 +93,7 @@ def calibrate(
             # The search may have taken an hour: what it found is shown even if it cannot be written.
             _show(calibration, verbose=verbose, quiet=quiet)
             raise
-    # The files come before the table: whoever reads its last line finds them written.
+    # The files come before the table: once its last line is printed they are there.
     report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
     console.write_json(json_file, report)
     _show(calibration, verbose=verbose, quiet=quiet)
@@ -157,6 +157,7 @@ def _images(path: Path, split: str | None, budget: Budget, manifest: Manifest) -
     from dovit_deploy.datasets.open import dataset_from_path
     from dovit_deploy.measure.evaluate import check_classes
 
+    # A folder of images has no splits, so --split names one of a data set.
     if split is None and not budget.needs_labels and image_files(path):
         return FolderImages(path)
     split = split or DEFAULT_SPLIT

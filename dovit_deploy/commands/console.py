@@ -38,6 +38,11 @@ def remark(text: str, *, quiet: bool) -> None:
         sys.stderr.write(masked(text) + "\n")
 
 
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """ "1 frame", "2 frames"; `several` where an s is not enough."""
+    return f"{count} {noun if count == 1 else several or noun + 's'}"
+
+
 def next_command(command: str, *, quiet: bool) -> None:
     """The next useful command, with real paths in it."""
     remark(f"next: {command}", quiet=quiet)
@@ -179,7 +184,7 @@ Cells = Sequence[str]
 def show_table(title: str, headers: Cells, rows: Sequence[Cells], *, right: Sequence[int] = ()) -> None:
     """Print a table; the columns numbered in `right` hold numbers and are aligned to the right."""
     result(title)
-    # Boxes and colours are for eyes; what reads a pipe wants columns.
+    # Boxes and colours are for people; a program that reads a pipe needs plain columns.
     if sys.stdout.isatty():
         _draw(headers, rows, right)
         return

@@ -24,7 +24,7 @@ def doctor(
     found = examination()
     console.write_json(json_file, _report(found))
     _show(found)
-    # After everything was shown: the report is what helps somebody on whose machine nothing runs.
+    # After everything was shown: the report is needed most where nothing runs.
     if not found.can_run:
         raise EnvironmentProblem(_why_nothing_runs(found))
     console.next_command(next_line(found), quiet=quiet)
@@ -83,10 +83,10 @@ def conflict_lines(found: Examination) -> tuple[str, ...]:
 
 
 def next_line(found: Examination) -> str:
-    """The command that one runs next: what fixes something, else `run`."""
+    """The command to run next: what fixes something, else `run`."""
     if found.fixes:
         return found.fixes[0]
-    return "dovit run YOUR_IMAGE_OR_VIDEO" + ("" if found.default_model.works else " --bundle NAME.dovit")
+    return f"dovit run {arguments.PLACEHOLDER}" + ("" if found.default_model.works else " --bundle NAME.dovit")
 
 
 def _why_nothing_runs(found: Examination) -> str:

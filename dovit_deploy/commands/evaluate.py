@@ -65,7 +65,7 @@ def evaluate(
     Metrics are percent over the whole set, of label maps from one confusion matrix in which void counts nowhere. The
     drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. Random and oracle stopping
     (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or those first whose
-    gate says what the dense model will. Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes,
+    gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes,
     ADE20K; for classifiers SPLIT/CLASS/image, as ImageNet's.
     """
     from dovit_deploy.bundle.bundle import Bundle
@@ -88,6 +88,7 @@ def evaluate(
         console.progress(total=len(data), quiet=quiet) as progress,
     ):
         report = _measured_report(session, data, plan, smaller, progress)
+    # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, data, verbose=verbose)
     console.next_command(_next(report, opened.path, json_file), quiet=quiet)
@@ -156,7 +157,7 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
     from dovit_deploy.measure.report import SegmentationReport
 
     size, scores = bundle.manifest.spec.size, SCORES[bundle.manifest.task]
-    images = "1 image" if report.images == 1 else f"{report.images} images"
+    images = console.plural(report.images, "image")
     title = (
         f"{bundle.path.name}, {size[0]}x{size[1]}, {report.engine} {report.precision}: "
         f"{report.dataset} {report.split}, {images}"

@@ -27,7 +27,7 @@ PARITY_SEED = 11
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .safetensors, or a folder of dovit's own.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="NAME.dovit; default: beside it.")] = None,
-    config: Annotated[Path | None, typer.Option(help="What the keys cannot tell: JSON or variant.yml.")] = None,
+    config: Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")] = None,
     threshold: arguments.Threshold = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean of the pixels, on 0..255.")] = None,
@@ -48,6 +48,7 @@ def export(
         raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
+    # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path

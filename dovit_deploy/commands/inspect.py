@@ -33,6 +33,7 @@ def inspect(
         raise InputError(f"{path}: cannot be read, permission denied") from error
     console.write_json(json_file, contents.model_dump(mode="json"))
     console.result(f"{contents.path}: {contents.kind}")
+    # Without the first line, the empty headings.
     for line in console.plain_lines(("", ""), contents.facts)[1:]:
         console.result(f"  {line}")
     _show_tables(contents)
@@ -61,7 +62,7 @@ def _show_cost(rows: tuple[CostRow, ...]) -> None:
 
 
 def next_line(contents: Contents) -> str:
-    """The command that one runs next with such a file."""
+    """The command to run next with such a file."""
     from dovit_deploy.measure.inspect import BundleContents, CheckpointContents
 
     path = Path(contents.path)

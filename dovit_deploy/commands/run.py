@@ -152,10 +152,13 @@ def _plan(
 
 def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: str | None) -> None:
     """Raise Interrupted or PartialFailure unless everything was done."""
-    frames = outcome.summary["frames"]
+    done = console.plural(outcome.summary["frames"], "frame")
+    # First, since an interrupt explains whatever else is missing.
     if outcome.summary["interrupted"]:
-        raise Interrupted(f"stopped after {frames} frames; what was done is in {folder}")
+        raise Interrupted(f"stopped after {done}; what was done is in {folder}")
     if outcome.failures:
-        raise PartialFailure(f"{len(outcome.failures)} inputs could not be read, the others are done: {folder}")
+        raise PartialFailure(
+            f"{console.plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"
+        )
     if ended_early:
-        raise PartialFailure(f"{ended_early}; {frames} frames are done: {folder}")
+        raise PartialFailure(f"{ended_early}; done until then: {done}, in {folder}")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 FACTORS = (0.8, 0.65)
 """Of each side: about 64 % and 42 % of the pixels."""
-SMALLEST_SIDE = 16
-"""Pixels: the least that an export takes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,8 @@ def smaller_inputs(bundle: Bundle, *, threads: int | None) -> Iterator[SmallerIn
 
 def smaller_sizes(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
     """`FACTORS` of the model's size (height, width) in whole patches, those that are smaller than it."""
+    from dovit_deploy.families.spec import SMALLEST_SIDE
+
     sizes = (tuple(max(1, round(factor * side / spec.patch)) * spec.patch for side in spec.size) for factor in FACTORS)
     # As keys, since two factors of a small size may round to the same one.
     wanted = dict.fromkeys((height, width) for height, width in sizes)

@@ -45,6 +45,7 @@ def train(
     has the keys of the recipe.
     """
     _check(output, resume=resume, minutes=minutes)
+    # A missing package is reported before the data set is read.
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.train.job import TrainingRequest
@@ -68,6 +69,7 @@ def train(
             progress=lambda now: shown.reach(now.progress, note=_note(now)),
             remark=lambda text: console.remark(text, quiet=quiet),
         )
+    # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, _report(result))
     _plot(result, quiet=quiet)
     _show(result)

@@ -62,7 +62,7 @@ class LabelledImages:
     """One split of a classifier's data set; its images come class by class, decoded when asked for.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: `files` is empty.
     """
 
     def __init__(self, name: str, files: Sequence[ClassifiedFile], classes: Sequence[FolderClass], order: str) -> None:

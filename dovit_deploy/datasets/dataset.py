@@ -186,7 +186,7 @@ class LabelledFiles(Dataset):
     """A data set of image files and label files.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: `files` is empty.
     """
 
     def __init__(self, name: str, files: Sequence[LabelledFile], classes: ClassList, codes: LabelCodes) -> None:

@@ -295,7 +295,7 @@ LAYOUTS = (
     Layout("ADE20K", lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(), ade20k_files),
     Layout("CamVid (SegNet's)", _has_camvid_folders, camvid_files),
 )
-"""The first that fits is taken; a classes.json says most, so our own is asked first."""
+"""The first that fits is taken; our own comes first, since a classes.json is the surest sign."""
 
 
 def layout_of(root: Path) -> Layout | None:
@@ -319,7 +319,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def lines_of(path: Path, *, listing: str) -> list[str]:
-    """The lines of a list of `listing` (a noun) that are not blank; raises DatasetError when there are none."""
+    """The lines of a list that are not blank; raises DatasetError where all are. `listing`: what an entry is called."""
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -25,7 +25,7 @@ class EngineOptions:
     cuda_memory: str | None = None
     """Package through which GPU memory is used: a key of `engines.cuda.memory.MEMORIES`."""
     trust_engine: bool = False
-    """Also run built engines that came with a bundle; they can carry code of whoever built them."""
+    """Also run built engines that came with a bundle; they can carry code."""
 
     def given(self) -> dict[str, Any]:
         """The options that were set, by field."""
@@ -58,12 +58,12 @@ class Backend(Protocol):
         """Copy a host array to the memory in which the engines compute, if that is another one."""
 
     def download(self, buffer: Buffer) -> Array:
-        """A buffer as a host array."""
+        """The buffer as a host array; waits until it is computed."""
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         """The first `count` entries, without a copy."""
 
 
 def as_float32(array: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """A contiguous float32 array."""
+    """`array` as contiguous float32, copied only where it is not that already."""
     return np.ascontiguousarray(array, dtype=np.float32)

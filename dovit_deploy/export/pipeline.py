@@ -57,6 +57,7 @@ def bundle_from_plan(plan: ExportPlan, *, images: list[Image], step: Step) -> tu
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         final = manifest.model_copy(update={"files": _files(folder), "counts": _counts(manifest, report)})
         (folder / MANIFEST).write_text(final.to_json(), encoding="utf-8")
+        # A failure leaves the block with an error, and then the folder is removed.
         checked = Bundle.open(folder)
         _refuse_failures(report, plan.output)
     # Checked a moment ago under its other name: hashing every file again would say nothing new.
@@ -102,7 +103,7 @@ def _exported_graphs(spec: ModelSpec, model: nn.Module, *, step: Step) -> dict[s
         graphs[name] = onnx_from_module(module.eval(), interfaces[name])
     stages = [graph for name, graph in graphs.items() if name != DENSE]
     if len(stages) == 1:
-        graphs[MERGED] = stages[0].clone()
+        graphs[MERGED] = stages[0]
     else:
         graphs[MERGED] = merged_from_stages(stages, interfaces[MERGED], spec.tokens)
     return graphs
@@ -129,6 +130,7 @@ def _files(folder: Path) -> dict[str, FileEntry]:
 
 def _counts(manifest: Manifest, report: ParityReport) -> tuple[TokenCount, ...]:
     """The planned counts, with what the parity images usually keep at the bundle's own thresholds."""
+    # Stage 0 takes all tokens, whatever the gates decide.
     first, *later = manifest.counts
     if not later:
         return (first,)

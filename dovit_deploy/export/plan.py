@@ -21,7 +21,7 @@ from dovit_deploy.runtime.settings import thresholds_from
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """Which checkpoint becomes which bundle, and where. `resolve` makes it; nobody resolves any of it again."""
+    """Which checkpoint becomes which bundle, and where. Made by `resolve`; no later step reads flags again."""
 
     checkpoint: Checkpoint
     output: Path
@@ -77,6 +77,7 @@ class ExportPlan:
 def full_counts(spec: AnySpec) -> tuple[TokenCount, ...]:
     """Token counts of every stage while nothing is known of what its gates stop."""
     first = TokenCount(minimum=spec.tokens, typical=spec.tokens, maximum=spec.tokens)
+    # At least 1, although all patches may stop where there are no extra tokens: engines are not built for 0.
     later = TokenCount(minimum=spec.extra_tokens or 1, typical=spec.tokens, maximum=spec.tokens)
     return (first, *(later for _ in spec.gates))
 

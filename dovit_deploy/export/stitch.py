@@ -40,6 +40,7 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
     given = {port.name: _value(port) for port in interface.takes}
     opsets = dict(stages[0].graph.opset_imports)
     graph = ir.Graph(list(given.values()), [], nodes=[], opset_imports=opsets, name=MERGED)
+    # The first entry of `kept` is a constant: all tokens enter stage 0.
     counts = [_integers(graph, "total", [total])]
     one, zero = _integers(graph, "one_entry", [1]), _integers(graph, "zero", [0])
     inputs = dict(given)
@@ -47,6 +48,7 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
         row = _integers(graph, f"gate{number}", number)
         inputs[THRESHOLDS] = _append(graph, "Gather", [given[THRESHOLDS], row], {"axis": 0})
         outputs = _inline(graph, stage, number, inputs)
+        # Slice wants its bounds as vectors, a stage gives a scalar.
         count = _append(graph, "Reshape", [outputs[COUNT], one])
         port = Port(f"{stage_name(number)}.{INDEX}", "int64", (f"{KEPT}{number + 1}",))
         index = _append(graph, "Slice", [outputs[ORDER], zero, count, zero], output=_value(port))
@@ -93,6 +95,7 @@ def _inline(graph: ir.Graph, stage: ir.Model, number: int, inputs: Mapping[str, 
         shared = graph.initializers.setdefault(value.name, value)
         if shared is not value:
             value.replace_all_uses_with(shared)
+    # Before the nodes are renamed, while outputs still have the names of the interface.
     outputs = {str(value.name): value for value in body.outputs}
     body.outputs.clear()
     for value in body.inputs:

@@ -100,7 +100,7 @@ class Trace:
     keep: list[npt.NDArray[np.bool_]]
     """Per gate, (E + N,): the gate's *own* decision, also when another one was replayed."""
     index: list[npt.NDArray[np.int64]]
-    """Per gate, what ran on."""
+    """Per gate, (count,): positions of the tokens that ran on."""
     logits: Array
 
 
@@ -111,6 +111,7 @@ def trace_from_session(
     download = session.backend.download
     trace = Trace([], [], [], [], [], np.empty(0))
     for outputs, index in session.stages(setting.pixels, RunSettings(setting.thresholds, setting.floor, replay)):
+        # Behind the last stage nothing is decided.
         if index is None:
             return Trace(
                 trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs[LOGITS])
@@ -248,6 +249,7 @@ def whole_parity(candidate: Session, expected: WholeRun) -> RunParity:
     for graph, got in whole.items():
         for name, want in expected.outputs.items():
             if is_keep_name(name):
+                # Nothing can explain a difference without a confidence to compare.
                 differing = int((want != got[name]).sum())
                 gates.append(GateParity(confidence_error=0.0, explained=0, unexplained=differing))
             elif name == KEPT:
@@ -271,10 +273,13 @@ def gate_parity(
 ) -> GateParity:
     """The rule for the decisions of one gate; no confidence error above `limit` explains anything."""
     want, got = expected.confidence[gate], replayed.confidence[gate]
+    # NaN where a token had stopped before this gate; where only one side is NaN, `missing` counts it.
     both = np.isfinite(want) & np.isfinite(got)
     difference = np.abs(want - got)[both]
     error = float(difference.max(initial=0.0))
+    # Extra tokens always run on, and have no confidence.
     differs = (expected.keep[gate] != replayed.keep[gate])[extra:]
+    # -1 where a token was not evaluated; its confidence is NaN there, which is close to no limit.
     label = np.maximum(expected.label[gate], 0)
     to_threshold = np.abs(want - setting.thresholds[gate][label])
     to_floor = np.abs(want - setting.floor) if setting.floor > 0 else np.full_like(want, np.inf)

@@ -1,1 +1,1 @@
-"""ONNX graphs rewritten for those who run them: passes in onnx_ir, without torch and without an engine."""
+"""ONNX graphs rewritten for the runtimes that run them: passes in onnx_ir, without torch and without an engine."""

@@ -57,10 +57,12 @@ def _lower(model: ir.Model, lowering: Lowering) -> bool:
     for node in attentions:
         tape = onnx_ir.tape.Tape()
         mixed, output = lowering(node, tape), node.outputs[0]
+        # Under the old name, for it may be an output of the graph.
         mixed.name, mixed.shape, mixed.type = output.name, output.shape, output.type
         for value in tape.initializers:
             graph.initializers.setdefault(str(value.name), value)
         onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], tape.nodes, [output], [mixed])
+    # No node is of this domain any more.
     declared = graph.opset_imports.pop(DOMAIN, None)
     return bool(attentions) or declared is not None
 
@@ -94,6 +96,7 @@ def _standard(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
 
 
 def _fused(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
+    # The contrib operator wants a batch: tokens (1, n, C).
     batch = tape.initializer(packages.onnx_ir().tensor(np.zeros(1, dtype=np.int64)), name="attention.batch_axis")
     parts = [tape.op("Unsqueeze", [present(part), batch]) for part in node.inputs]
     attributes = {"num_heads": node.attributes["heads"].as_int()}

@@ -1,4 +1,4 @@
-"""What is put right in a graph as PyTorch's exporter leaves it, before it takes any form?"""
+"""What is corrected in a graph as PyTorch's exporter leaves it, before it takes any form?"""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def vector_products(model: ir.Model) -> ir.passes.PassResult:
             continue
         node.replace_input_with(0, vector)
         node.replace_input_with(1, transpose.inputs[0])
+        # Other nodes may read the transposed matrix.
         if not transpose.outputs[0].uses():
             model.graph.remove(transpose, safe=True)
         modified = True

@@ -63,21 +63,21 @@ def engine_passes(*, precision: str, plugins: bool) -> tuple[Pass, ...]:
 
 
 def _unused_nodes() -> Pass:
-    """Ensures that no node and no initializer is left that nobody reads."""
+    """Ensures that every node and initializer that is left contributes to an output."""
     remover: Pass = packages.onnx_ir().passes.common.RemoveUnusedNodesPass()
     return remover
 
 
 VERSIONS = {"weighted_sums": 2, "padding": 2, "half_precision": 2, "plugin_form": 2}
-"""Number up a pass of `engine_passes` when it makes another graph than before of the same graph: engines that users
-have in their caches are then built anew. `tests/graphs/test_forms.py` notices when it is forgotten."""
+"""Raise the number of a pass of `engine_passes` when it makes another graph of the same input than before: engines in
+users' caches are then built again. `tests/graphs/test_forms.py` fails when this is forgotten."""
 
 
 def forms_digest() -> str:
     """SHA-256 of what turns portable graphs into those that TensorRT reads: when it changes, older engines do not fit.
 
-    The graphs themselves stand in an engine's key with digests of their own. The versions stand for the passes, so that
-    files can be moved and comments written without an engine being lost.
+    An engine's key has the digests of the graphs themselves, too. The passes count by their versions, not their source,
+    so that files can be moved and comments written without building every engine again.
     """
     return hashlib.sha256(json.dumps(VERSIONS, sort_keys=True).encode()).hexdigest()
 
@@ -126,6 +126,7 @@ def write_derived(
     """
     onnx_ir = packages.onnx_ir()
     models = {path: applied(onnx_ir.load(path), passes).model for path in graphs}
+    # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
     shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, SharedWeights.read(weights)))
     for path, model in models.items():
         shared(model)

@@ -82,6 +82,7 @@ class _Conversion:
         for value in self.graph.inputs:
             if value in floats:
                 self._set_type(value, half=value.name in CROSSING)
+        # In the graph's order: what a node takes has its type by then.
         for node in nodes:
             half = self._runs_in_half(node, kinds, reaching)
             self._convert_inputs(node, half=half)
@@ -194,6 +195,7 @@ def _float_values(graph: ir.Graph) -> set[ir.Value]:
 def _reaching_matrices(graph: ir.Graph, floats: set[ir.Value], kinds: dict[ir.Node, NodeKind]) -> set[ir.Value]:
     """Float values that a product of matrices, or the next stage, takes in, directly or after other operators."""
     reaching = {value for value in graph.outputs if value.name in CROSSING}
+    # Backwards, so that one pass finds all that leads to a product.
     for node in reversed(graph):
         if kinds[node] == "matrix" or any(value in reaching for value in node.outputs):
             reaching.update(value for value in node.inputs if value is not None and value in floats)

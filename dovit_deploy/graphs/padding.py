@@ -61,13 +61,14 @@ class _Padding:
     masks: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """Numbers of entries -> true for those that run."""
     bias: ir.Value | None = None
-    """What is added to scores."""
+    """(n,) float32, added to scores: 0, or -inf where the key is padding."""
 
     def run(self) -> None:
         nodes = list(self.graph)
         self._number_entries(nodes[0])
         for node in nodes:
             self._follow(node)
+            # Only after `_follow`, which knows nothing of the values inserted here.
             if node.op_type == "ScatterND" and node.inputs[1] in self.entries:
                 node.replace_input_with(2, self._kept_rows(node))
             elif node.op_type == "Softmax" and node.inputs[0] in self.scores:
@@ -92,9 +93,11 @@ class _Padding:
             cut = [self.entries[first], *node.inputs[1:]]
             self.entries[output] = insert(node, "Slice", cut, f"{output.name}.entries")
         elif node.op_type == "ScatterND":
+            # The result has the rows of what is written into, whatever the updates have.
             self.running.update(node.outputs if first in self.running else ())
         elif taken or any(value in self.running for value in node.inputs):
             self.running.update(node.outputs)
+        # Queries times keys, among others; a product with weights has only one such side.
         if node.op_type == "MatMul" and all(value in self.running for value in node.inputs):
             self.scores.add(output)
 
@@ -113,6 +116,7 @@ class _Padding:
         if rows > 1:
             axes = constant(self.graph, f"padding.axes{rows}", np.arange(1, rows, dtype=np.int64))
             mask = insert(scatter, "Unsqueeze", [mask, axes], f"{name}.runs")
+        # Where rows go into a tensor of one value (NaN, -1), that value needs no gather.
         before = self._uniform(data) or insert(scatter, "GatherND", [data, indices], f"{name}.before")
         return insert(scatter, "Where", [mask, updates, before], f"{name}.kept")
 

@@ -111,6 +111,7 @@ def plugin_form(model: ir.Model) -> ir.passes.PassResult:
     """
     infer_types(model)
     modified = False
+    # Of a copy of the list, because nodes are replaced; one that is gone has no graph any more.
     for node in list(model.graph):
         if node.op_type in ("Gather", "GatherND", "ScatterND"):
             modified = _replace_rows(model.graph, node) or modified
@@ -150,10 +151,12 @@ def _replace_order(graph: ir.Graph, node: ir.Node) -> bool:
     """Replace the order of a mask, which `node` scatters, or, where it is only cut to its count, what is cut."""
     keep = _ordered_mask(node)
     counts = [] if keep is None else [user for user in keep.consumers() if user.op_type == "ReduceSum"]
+    # The function gives order and count together: without exactly one count there is nothing to replace.
     if len(counts) != 1:
         return False
     order, count = node.outputs[0], counts[0].outputs[0]
     readers = list(order.consumers())
+    # In the merged graph, which cuts the order itself. A stage gives away the whole order.
     if readers and not order.is_graph_output() and all(_is_front(reader, count) for reader in readers):
         for reader in readers:
             _replace(graph, reader, INDEX, [keep], further=f"{reader.outputs[0].name}.size")
@@ -171,7 +174,7 @@ def _replace_order(graph: ir.Graph, node: ir.Node) -> bool:
 def _replace(
     graph: ir.Graph, node: ir.Node, name: str, inputs: Sequence[ir.Value | None], further: str | None = None
 ) -> None:
-    """A call of the function `name` in place of `node`; `further` names a second output that nobody reads."""
+    """A call of the function `name` in place of `node`; `further` names a second output, which is not read."""
     onnx_ir, output = packages.onnx_ir(), node.outputs[0]
     values = [onnx_ir.Value(name=called) for called in (output.name, further) if called is not None]
     call = plugin_call(name, inputs, values)

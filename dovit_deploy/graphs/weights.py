@@ -54,6 +54,7 @@ class SharedWeights:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             header = json.loads(file.read(length))
+        # The format's one key that is no tensor.
         header.pop("__metadata__", None)
         start = 8 + length
         offsets = {name: entry["data_offsets"] for name, entry in header.items()}
@@ -88,6 +89,7 @@ class SharedWeights:
     def _name_of(self, initializer: str) -> str | None:
         """The weight that an initializer is: its own name, or what follows "model." or "network.model."."""
         name = initializer
+        # Part by part from the left, since weights have dots in their own names.
         while name not in self.spans:
             _, dot, name = name.partition(".")
             if not dot:
@@ -106,5 +108,6 @@ class SharedWeights:
 
 
 def _is_mask(tensor: ir.TensorProtocol) -> bool:
-    """It has two values at most, as what attention adds to hide positions."""
-    return len(np.unique(tensor.numpy())) <= 2
+    """It has two values at most, like the biases (0, -inf) with which attention hides positions."""
+    # In float32: with AVX-512 VBMI2, NumPy 2.4 sorts float16 wrongly where it holds -0.0, and finds dozens of values.
+    return len(np.unique(tensor.numpy().astype(np.float32))) <= 2

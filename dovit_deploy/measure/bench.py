@@ -201,6 +201,7 @@ class _Runner:
 
     def run_pair(self, frame: int, pixels: Pixels, *, dense_first: bool) -> None:
         """Run a frame both ways, back to back."""
+        # False, the dynamic run, sorts before True, the dense one.
         timed = {way: self._timed(pixels, way) for way in sorted(self._settings, reverse=dense_first)}
         dynamic, report = timed[False]
         self.pairs.append(Pair(frame, timed[True][0] if True in timed else None, dynamic, report))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import Bundle, default_bundle
 from dovit_deploy.engines.registry import ENGINES, EngineEntry
 from dovit_deploy.errors import DovitError
+from dovit_deploy.interruption import signal_name
 from dovit_deploy.machine import Machine, this_machine
 from dovit_deploy.packages import OPTIONAL
 from dovit_deploy.record import Record
@@ -41,6 +41,7 @@ class Check(Record):
     purpose: str
     works: bool
     detail: str
+    # The JSON keeps the key of earlier versions, for the scripts that read it.
     fix: str | None = Field(serialization_alias="mend")
     """The line to run where it does not work; None where it does."""
 
@@ -64,7 +65,7 @@ class PackageState(Record):
     distributions: tuple[str, ...]
     """What provides it."""
     version: str | None
-    """None where it is not installed, or does not say."""
+    """None where it is not installed, or states none."""
     install: str
     """The line that installs it."""
 
@@ -113,7 +114,7 @@ class Examination(Record):
         """The lines to run, most urgent first.
 
         Conflicts come first, since a package installed twice explains what else is broken. Of engines and encoders
-        only the default counts: nobody needs the others.
+        only the default counts: the others are a choice.
         """
         lines = [conflict.fix for conflict in self.conflicts]
         lines += [check.fix for check in (self.engines[0], self.images, self.encoders[0]) if check.fix is not None]
@@ -325,15 +326,8 @@ def finding_of(name: str, command: Sequence[str], time_limit_s: float) -> Findin
         return Finding(name=name, works=True, detail=_last_line(done.stdout))
     # POSIX reports death by a signal as a negative code.
     if done.returncode < 0:
-        return Finding(name=name, works=False, detail=f"crashed with {_signal_name(-done.returncode)}")
+        return Finding(name=name, works=False, detail=f"crashed with {signal_name(-done.returncode)}")
     return Finding(name=name, works=False, detail=_last_line(done.stderr) or f"left with code {done.returncode}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _last_line(text: str) -> str:

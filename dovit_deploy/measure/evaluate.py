@@ -94,7 +94,7 @@ class Tally(ABC):
 
     @abstractmethod
     def drop_interval(self, dense: Tally, blocks: Blocks) -> tuple[float, float] | None:
-        """95 % interval of how far this score lies below that of `dense`, in points; None where there is none."""
+        """95 % interval of how far this score lies below that of `dense`, in points; None for too few images."""
 
 
 class SegmentationTally(Tally):
@@ -232,6 +232,7 @@ def evaluate(
     # A fault in the last image is found before the first is run, not an hour later.
     data.check()
     steered = tuple(plan.controls or ()) if manifest.spec.gates else ()
+    # Every model with gates has a dense form, so that whatever is steered is compared.
     compared = {name: tally() for name in ("dense", *steered) if manifest.spec.has_dense}
     measured = Measured(
         dynamic=tally(),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from dovit_deploy import packages
 from dovit_deploy.engines.onnxruntime import PROVIDER, load_errors
-from dovit_deploy.errors import InputError, PackageMissing
+from dovit_deploy.errors import InputError, PackageMissing, UntrustedError
 from dovit_deploy.record import Record
 from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.sources.open import open_source
@@ -96,6 +96,7 @@ def onnx_contents(path: Path) -> OnnxContents:
 
     Raises:
         InputError: it is no ONNX file, or is truncated.
+        UntrustedError: it states a shape that no tensor can have.
         PackageMissing: neither `onnx` nor ONNX Runtime is installed.
     """
     try:
@@ -116,6 +117,8 @@ def onnx_contents(path: Path) -> OnnxContents:
 def _contents_from_model(onnx: Any, path: Path, model: Any) -> OnnxContents:  # noqa: ANN401
     tally = _Tally()
     tally.add_graph(model.graph)
+    if tally.impossible is not None:
+        raise UntrustedError(f"{path}: no tensor can have the shape that it states for {tally.impossible!r}")
     for function in model.functions:
         tally.add_nodes(function.node)
     # Older files list their weights among the inputs.
@@ -135,6 +138,10 @@ def _contents_from_model(onnx: Any, path: Path, model: Any) -> OnnxContents:  # 
     )
 
 
+MOST_ELEMENTS = 2**63 - 1
+"""Of one tensor: its shape is int64, and so is what ONNX's operators say of its size."""
+
+
 @dataclass
 class _Tally:
     """Counts over a graph and all graphs within it; protobuf itself refuses files that nest without end."""
@@ -144,11 +151,17 @@ class _Tally:
     parameters: int = 0
     names: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
+    impossible: str | None = None
+    """A weight with a negative side, or with more elements than ONNX can number."""
 
     def add_graph(self, graph: Any) -> None:  # noqa: ANN401
         for tensor in graph.initializer:
             self.weights += 1
-            self.parameters += math.prod(tensor.dims)
+            elements = math.prod(tensor.dims)
+            # A file may state any sides: their product can have more digits than Python agrees to print.
+            if min(tensor.dims, default=0) < 0 or elements > MOST_ELEMENTS:
+                self.impossible = _text(tensor.name)
+            self.parameters += elements
             self.names.add(_text(tensor.name))
             self.files.update(_text(entry.value) for entry in tensor.external_data if entry.key == "location")
         self.add_nodes(graph.node)
@@ -275,7 +288,7 @@ def safetensors_contents(path: Path) -> SafetensorsContents:
     """Describe the safetensors file at `path`.
 
     Raises:
-        InputError: it is none, or is truncated.
+        InputError: it is no safetensors file, or is truncated.
     """
     try:
         # Slices are only views of the header, so types that NumPy lacks (BF16) do no harm.

@@ -242,6 +242,7 @@ def segmentation_report(measured: Measured[SegmentationTally], session: Session,
     """The report of a segmentation bundle, from what was measured with `session` and `plan`."""
     names = [entry.name for entry in session.bundle.manifest.classes]
     blocks = measured.dynamic.blocks(measured.stems)
+    # `dict` of a Record keeps the records in it; `model_dump` would turn them into dicts, too.
     return SegmentationReport(
         **dict(_base(measured, session, plan, blocks)),
         dense=None if measured.dense is None else _segmentation_quality(measured.dense, names),
@@ -338,18 +339,18 @@ def _segmentation_dynamic(
     measured: Measured[SegmentationTally], names: Sequence[str], blocks: Blocks
 ) -> SegmentationDynamic:
     dense, dynamic = measured.dense, measured.dynamic
-    worst, boundary_drop, losses = None, None, np.empty(0)
+    worst_class, worst_class_drop, boundary_drop = None, None, None
     if dense is not None:
         # A class without an IoU on either side cannot be the one that lost most.
         losses = np.nan_to_num(dense.counts.total().iou - dynamic.counts.total().iou, nan=-np.inf)
-        worst = int(losses.argmax())
+        worst_class, worst_class_drop = names[int(losses.argmax())], float(losses.max())
         boundary_drop = dense.boundary_counts.miou - dynamic.boundary_counts.miou
     return SegmentationDynamic(
         **dict(_segmentation_quality(dynamic, names)),
         **dict(_comparison(measured, dynamic, blocks)),
         boundary_drop=boundary_drop,
-        worst_class_drop=None if worst is None else float(losses[worst]),
-        worst_class=None if worst is None else names[worst],
+        worst_class_drop=worst_class_drop,
+        worst_class=worst_class,
         spread=_spreads(measured),
     )
 

@@ -1,1 +1,1 @@
-"""Pixels to pixels: session, transforms, predictor, sources, video, overlay."""
+"""How does a frame become an answer? Session, settings, predictors, painting, and the run itself."""

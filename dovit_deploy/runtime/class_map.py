@@ -110,6 +110,7 @@ def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) 
     margin = np.float32(MARGIN) * np.abs(logits).max()
     # Written so that NaN rules nothing out.
     possible = ~(most < beaten - margin)
+    # Up to 256 classes: too many for the bits of an int64, so a mask is an integer of Python.
     packed = np.packbits(possible, axis=0, bitorder="little").transpose(1, 2, 0)
     return [[int.from_bytes(tile.tobytes(), "little") for tile in band] for band in packed]
 
@@ -176,6 +177,7 @@ def _decide(run: _Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scrat
         # Candidates come in rising order, so the later of two winners is the larger number.
         np.multiply(ahead.view(np.uint8), np.uint8(candidate), out=number)
         np.maximum(winner, number, out=winner)
+        # What the last candidate reached is compared with nothing.
         if candidate != classes[-1]:
             np.maximum(best, value, out=best)
     out[...] = winner.reshape(out.shape)
@@ -232,6 +234,7 @@ def composed(first: Taps, second: Taps) -> Taps:
     return Taps(nodes.reshape(len(nodes), -1), weights.reshape(len(weights), -1))
 
 
+# Every frame of a video has the same two axes.
 @lru_cache(maxsize=32)
 def spans(axis: Axis, step: int) -> tuple[Span, ...]:
     """The whole of `axis` in runs of `step` outputs, in order; the last may be shorter."""

@@ -182,5 +182,6 @@ class Classifier:
         return FrameTokens((window,), self.spec.size, self.spec.patch, self._region(image))
 
     def _region(self, image: Size) -> Region | None:
+        # Without a crop the whole image is resized, and the model sees all of it.
         crop = self.preprocessing.crop
         return None if crop is None else crop_region(image, shorter=crop.shorter, size=self.spec.size)

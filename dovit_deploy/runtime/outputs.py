@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from dovit_deploy.runtime.paint import paint_hud, save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
-from dovit_deploy.sources.source import RGB, Frame, Source, VideoInfo
+from dovit_deploy.sources.source import RGB, Closing, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
 KINDS = ("overlay", "masks", "tokens")
@@ -32,12 +31,12 @@ _NOT_NUMBERS = ("index", "source", "time_s", "top")
 """Fields of a row that have no distribution: what identifies the frame, and the answer."""
 
 
-class RunOutputs:
+class RunOutputs(Closing):
     """Writes the chosen kinds of images of each frame into a folder; a context manager.
 
     Args:
         folder: exists; images go into it.
-        source: says whether it is images or video, and the video's size, rate and sound.
+        source: of images or of a video; gives the video's size, rate and sound.
         kinds: some of `KINDS`.
         every: the source gives every n-th frame only.
     """
@@ -76,6 +75,7 @@ class RunOutputs:
         if self._video is None:
             save_image(self._folder / kind / f"{name}.png", rgb)
             return
+        # Opened at the first frame, which has the size of what is painted.
         if kind not in self._writers:
             writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))
             self._writers[kind] = self._stack.enter_context(writer)
@@ -94,14 +94,6 @@ class RunOutputs:
     def close(self) -> None:
         """Finish the videos; they are playable also after an interrupt."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
@@ -214,7 +206,7 @@ class RunReport:
             for name in path[:-1]:
                 branch = branch.setdefault(name, {})
             branch[path[-1]] = distribution(np.frombuffer(column, dtype=np.float64))
-        # The stages were numbered to be columns; in a row they are a list.
+        # The stages were numbered to be columns; in a row they are a list. A run without frames has no columns.
         if isinstance(tree.get("tokens"), dict):
             tree["tokens"]["kept"] = list(tree["tokens"]["kept"].values())
         return tree

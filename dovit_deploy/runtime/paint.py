@@ -123,6 +123,7 @@ def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palet
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
     image = packages.pillow().fromarray(np.ascontiguousarray(class_map), mode="P")
+    # Padded to 256 colours of 3 bytes, the whole palette of an indexed PNG.
     image.putpalette(np.pad(palette.colors.reshape(-1), (0, 768 - palette.colors.size)).tobytes())
     try:
         with file_written_aside(target) as aside:

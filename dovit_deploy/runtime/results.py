@@ -37,7 +37,7 @@ class RunTiming:
 class TokenReport:
     """What one run of a session did with the tokens of one image, and what it cost.
 
-    MACs as `cost` counts them; `gmacs_*` in 10^9.
+    MACs as `families/cost.py` counts them; `gmacs_*` in 10^9.
     """
 
     kept: tuple[int, ...]
@@ -46,7 +46,7 @@ class TokenReport:
     gmacs_actual: float
     keep: tuple[npt.NDArray[np.bool_], ...]
     """Per gate, (h, w): still running after it; monotone from gate to gate. Of models with fixed counts: per choice of
-    tokens inside the graph, on the choice's own grid, who was taken."""
+    tokens inside the graph, on the choice's own grid, which were taken."""
     confidence: tuple[npt.NDArray[np.float32], ...]
     """Per gate, (h, w), NaN where the head was not evaluated."""
     timing: RunTiming

@@ -1,4 +1,4 @@
-"""How a source goes through a session into an output folder, and what the report of that run says.
+"""How a source goes through a session into an output folder, and what the report of that run holds.
 
 Decoding, the model and encoding work side by side, joined by bounded queues, so that memory does not grow with the
 length of the source:
@@ -37,6 +37,7 @@ QUEUED_FRAMES = 4
 """Frames that may wait between two steps: enough to bridge a slow one, a few MB each."""
 
 _POLL_S = 0.1
+"""Seconds after which a thread that waits at a queue looks whether it should end."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run_source(
     advance: Advance,
     failed: Callable[[str], None],
 ) -> RunOutcome:
-    """Work through `source` and write what `plan` says.
+    """Work through `source` and write what `plan` names.
 
     Args:
         session: what computes.
@@ -90,6 +91,7 @@ def run_source(
     with written_aside(plan.folder, overwrite=plan.overwrite, mark=foreign_in_run) as folder:
         report, failures, warnings = _work_through(session, source, plan, folder, stop, advance, failed)
         summary = _summary(session, plan, report, failures, interrupted=stop.is_set())
+        # A run that is interrupted before its first frame has not failed: its report has 0 frames.
         if not report.frames and not stop.is_set():
             reason = failures[0].message if failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
@@ -222,6 +224,7 @@ class Pipeline(Generic[_Result]):
         finally:
             # The reader is not waited for: a camera or stream may block it for as long as its driver likes.
             self._given_up.set()
+            # There will be room: the writer takes what comes, even after an error.
             self._finished.put(_End())
             writer.join()
         if self._write_error is not None:
@@ -238,7 +241,7 @@ class Pipeline(Generic[_Result]):
         self._put_decoded(_End(error))
 
     def _put_decoded(self, item: Frame | FailedFrame | _End) -> bool:
-        """False when nobody wants it any more."""
+        """Hand `item` on; False when the caller has given up."""
         while not self._given_up.is_set():
             try:
                 self._decoded.put(item, timeout=_POLL_S)
@@ -264,7 +267,7 @@ class Pipeline(Generic[_Result]):
                 self._finished.put((item, self._predict(item)))
 
     def _drain(self) -> None:
-        """Write what comes; after an error go on taking, so that nobody waits for room, and write nothing."""
+        """Write what comes; after an error go on taking, so that the caller never waits for room, and write nothing."""
         while True:
             item = self._finished.get()
             if isinstance(item, _End):

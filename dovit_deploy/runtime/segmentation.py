@@ -142,6 +142,7 @@ class Predictor:
         ready = perf_counter()
         run = _WindowRun(self, pixels, settings)
         answer = self._class_map(run, (rgb.shape[0], rgb.shape[1]))
+        # Windows alternate with their share of the postprocessing, so the model's time is taken out of the whole.
         preprocess, rest = 1e3 * (ready - start), 1e3 * (perf_counter() - ready)
         timing = FrameTiming(decode_ms, preprocess, run.model_ms, rest - run.model_ms)
         return SegmentationResult(rgb, answer, run.tokens, timing, self.palette, self.gates)
@@ -179,10 +180,10 @@ class Predictor:
         height, width = self.spec.size
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.float32 or pixels.ndim != 4:
             raise InputError(f"pixels: {described(pixels)} given, float32 of shape (1, 3, h, w) needed")
-        larger = "" if self.preprocessing.stride is None else " or larger"
-        fits = pixels.shape[2:] == self.spec.size
+        # Windows slide over any input that holds one.
+        fits, larger = pixels.shape[2:] == self.spec.size, ""
         if self.preprocessing.stride is not None:
-            fits = pixels.shape[2] >= height and pixels.shape[3] >= width
+            fits, larger = pixels.shape[2] >= height and pixels.shape[3] >= width, " or larger"
         if pixels.shape[:2] != (1, 3) or not fits:
             raise InputError(f"pixels of shape {pixels.shape} given, (1, 3, {height}, {width}){larger} needed")
 

@@ -200,7 +200,7 @@ class Session:
         return answer, self._report(kept, keep, grids, times)
 
     def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
-        """A model whose token counts are fixed: the graph itself says how many ran, and which ones it chose."""
+        """A model whose token counts are fixed: the graph itself reports how many ran, and which ones it chose."""
         download, start = self.backend.download, perf_counter()
         outputs = self.engine(stage_name(0)).run({PIXELS: self.backend.upload(pixels)})
         answer = self._answer(outputs)

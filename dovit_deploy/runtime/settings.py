@@ -24,7 +24,7 @@ Keep = Sequence[npt.NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What decides in a run which tokens stop. `resolve` makes it from what a caller gave; nobody resolves it again."""
+    """What decides in a run which tokens stop. `resolve` makes it from what a caller gave, once."""
 
     thresholds: npt.NDArray[np.float32]
     """(gates, K): a token stops whose confidence is strictly above the threshold of its most likely class."""
@@ -116,6 +116,7 @@ def _check_range(thresholds: npt.NDArray[np.float32], spec: ModelSpec) -> None:
         bad = thresholds[~((thresholds >= 0) & (thresholds <= 1))][0]
         raise UsageError(f"threshold {bad:g} is outside [0, 1]")
     for number, (gate, row) in enumerate(zip(spec.gates, thresholds, strict=True)):
+        # Its confidence is a mean over positions that may differ in class: no class's threshold applies to it.
         if isinstance(gate.head, SetrHead) and (row != row[0]).any():
             raise UsageError(f"gate {number} has an up-sampling head: its thresholds must be equal for all classes")
 

@@ -79,6 +79,7 @@ TASKS: dict[str, ImageTask] = {
         kinds=("overlay", "masks", "tokens"),
         images_default=("overlay", "masks"),
     ),
+    # A label has no map, so there are no masks.
     "classification": ImageTask(
         "names whole images", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
     ),

@@ -89,6 +89,7 @@ def _heat_map(tokens: FrameTokens, gates: int, size: tuple[int, int]) -> npt.NDA
 
 def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt.NDArray[np.uint8]:
     """Levels (h, w) of patches as levels of the window's pixels; the last patches may reach beyond the border."""
+    # A dense run has one level for all patches.
     if levels.shape == (1, 1):
         return np.full((window.height, window.width), levels[0, 0])
     return levels.repeat(patch, axis=0).repeat(patch, axis=1)[: window.height, : window.width]
@@ -96,12 +97,10 @@ def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt
 
 def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
     """Thin lines between patches, if these are large enough in the image."""
-    for axis in (0, 1):
-        scale = painted.shape[axis] / tokens.input_size[axis]
-        if tokens.patch * scale < SMALLEST_PATCH:
-            return
-    for axis in (0, 1):
-        scale = painted.shape[axis] / tokens.input_size[axis]
+    scales = [painted.shape[axis] / tokens.input_size[axis] for axis in (0, 1)]
+    if tokens.patch * min(scales) < SMALLEST_PATCH:
+        return
+    for axis, scale in enumerate(scales):
         edges = np.arange(tokens.patch, tokens.input_size[axis], tokens.patch) * scale
         lines = np.minimum(edges.astype(np.intp), painted.shape[axis] - 1)
         rows = painted if axis == 0 else painted.transpose(1, 0, 2)
@@ -241,7 +240,7 @@ def draw_legend(painted: RGB, fields: Sequence[LegendField], *notes: str) -> Non
     top = painted.shape[0] - height
     darken(painted, top=top, left=0, height=height, width=painted.shape[1], light=0.25)
     baseline = top + line + line // 3
-    # Without fields the note has the whole bar.
+    # Without fields the note has the whole bar; beside some it leaves them two fifths.
     most = painted.shape[1] * (0.6 if fields else 1.0) - 3 * margin
     note = next((text for text in notes if text_width(text, line) <= most), notes[-1])
     room = painted.shape[1] - text_width(note, line) - 3 * margin

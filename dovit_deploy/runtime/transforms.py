@@ -90,6 +90,7 @@ def sliding_size(image: Size, window: Size) -> Size:
     """
     scale = max(1.0, window[0] / image[0], window[1] / image[1])
     longest = [max(own, LONGEST_ENLARGED * side) for own, side in zip(image, window, strict=True)]
+    # Halves are rounded up, as in mmcv; `round` would take them to the even side.
     wanted = [max(side, int(own * scale + 0.5)) for own, side in zip(image, window, strict=True)]
     return min(wanted[0], longest[0]), min(wanted[1], longest[1])
 

@@ -205,6 +205,7 @@ def upright(rgb: RGB, orientation: int) -> RGB:
 
     Numbers outside 1..8 mean nothing and leave the image as it is, as viewers do.
     """
+    # Transposed first: the flips are those of the transposed image.
     if orientation in _TRANSPOSED:
         rgb = rgb.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -269,6 +270,7 @@ def _rgb_from_image(image: Any, path: Path | str) -> RGB:  # noqa: ANN401
         return _grey_to_rgb(np.asarray(image) >> 8)
     if image.mode in ("I", "F"):
         return _grey_to_rgb(_eight_bits(np.asarray(image), path))
+    # Pillow converts premultiplied grey to nothing but "LA".
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode == "RGBa" or (image.mode == "P" and "transparency" in image.info):

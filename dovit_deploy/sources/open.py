@@ -21,10 +21,8 @@ from dovit_deploy.sources.images import (
     is_image,
 )
 from dovit_deploy.sources.opencv import CameraSource, OpencvVideoReader
-from dovit_deploy.sources.source import FailedFrame, FrameSelection, Source, VideoInfo
+from dovit_deploy.sources.source import FrameSelection, Source
 from dovit_deploy.sources.video import VideoReader
-
-__all__ = ["FailedFrame", "FrameSelection", "Source", "VideoInfo", "open_source"]
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt", "rtp")
 
@@ -81,6 +79,7 @@ def open_source(
         return _open_images(_images_in(path), text, selection=selection, max_pixels=max_pixels)
     if text.isdecimal():
         return CameraSource(int(text), selection=selection, max_pixels=max_pixels)
+    # The letters that RFC 3986 allows in a scheme.
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme is not None:
         return _open_stream(text, scheme[1].lower(), selection=selection, max_pixels=max_pixels)

@@ -19,6 +19,7 @@ from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.containers import opencv_options, size_as_seen
 from dovit_deploy.sources.images import check_pixels
 from dovit_deploy.sources.source import (
+    ASSUMED_RATE,
     CLOCK_TICK,
     RGB,
     Closing,
@@ -32,7 +33,6 @@ from dovit_deploy.sources.source import (
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
-_ASSUMED_RATE = Fraction(25)
 _NTSC_DENOMINATOR = 1001
 # OpenCV's milliseconds come from a product of floats; finer digits are noise.
 _TICK = Fraction(1, 90_000)
@@ -96,6 +96,7 @@ class OpencvVideoReader(Closing):
         # A container can open and still hold nothing that decodes.
         if not capture.grab():
             raise SourceError(f"{self.name}: not one frame of this video can be decoded")
+        # Of a stream OpenCV gives 0 or a negative number.
         self._total = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
         rate = rate_from_capture(cv2, capture)
         base = FrameClock(tick=_TICK, first=0, rate=rate, constant_rate=True).time_base
@@ -212,6 +213,7 @@ def opened_capture(cv2: Any, what: str | int) -> Any:  # noqa: ANN401
             *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS),
             *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS),
         ]
+        # FFmpeg by name: most other backends do not know the timeouts.
         return cv2.VideoCapture(what, cv2.CAP_FFMPEG, timeouts)
     finally:
         cv2.utils.logging.setLogLevel(level)
@@ -221,6 +223,6 @@ def rate_from_capture(cv2: Any, capture: Any) -> Fraction:  # noqa: ANN401
     """Frames per second; OpenCV gives a float, of which 30000/1001 and its like are recovered."""
     rate = capture.get(cv2.CAP_PROP_FPS)
     if not 0 < rate < 1e6:
-        return _ASSUMED_RATE
+        return ASSUMED_RATE
     # NTSC rates are n / 1001; no usual rate has a larger denominator.
     return Fraction(rate).limit_denominator(_NTSC_DENOMINATOR)

@@ -28,6 +28,8 @@ CLOCK_TICK = Fraction(1, 1_000_000)
 """Seconds; frames of a camera are timed by the clock as they arrive."""
 _T = TypeVar("_T")
 SourceKind = Literal["images", "video", "live"]
+ASSUMED_RATE = Fraction(25)
+"""Frames per second, where driver, file and stream state none."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class FrameSelection:
 
     def thin(self, count: int) -> int:
         """How many of `count` frames in the span are taken."""
+        # Rounded up, since the first frame is taken.
         taken = -(-count // self.every)
         return taken if self.max_frames is None else min(taken, self.max_frames)
 
@@ -217,6 +220,7 @@ class FrameClock:
         self._tick = tick
         self._first = first
         self._rate = rate
+        # Times were rounded only where a frame lasts no whole number of ticks.
         self._rounded = constant_rate and (1 / (rate * tick)).denominator != 1
         self._shift = Fraction(0)
         self._last: Fraction | None = None

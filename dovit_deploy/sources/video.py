@@ -23,6 +23,7 @@ from dovit_deploy.sources.containers import (
 )
 from dovit_deploy.sources.images import UPRIGHT, check_pixels, upright, upright_size
 from dovit_deploy.sources.source import (
+    ASSUMED_RATE,
     CLOCK_TICK,
     RGB,
     Closing,
@@ -36,8 +37,8 @@ from dovit_deploy.sources.source import (
 
 # Enough for 4K in real time; the rest of the machine belongs to the model.
 _DECODER_THREADS = 2
-_ASSUMED_RATE = Fraction(25)
 _UNTIMED_STREAMS = ("mpjpeg", "mjpeg")
+# Matroska has a duration of the whole file; that of a track is a tag, which FFmpeg gives as metadata.
 _MATROSKA_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 
 
@@ -158,6 +159,7 @@ class VideoReader(Closing):
         The frame after the seek must not be after `start`; otherwise frames would be missing.
         """
         decoder, clock = self._decoder, self._clock()
+        # A tick early, so that a key frame exactly at `start` is not the first frame seen, which proves nothing.
         stamp = (decoder.stream.start_time or 0) + math.floor(start / decoder.stream.time_base) - 1
         try:
             decoder.seek(stamp)
@@ -225,7 +227,7 @@ class VideoDecoder:
     def rate(self) -> Fraction:
         """Frames per second: the exact mean; 25 where nothing states it."""
         stream = self.stream
-        return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or _ASSUMED_RATE)
+        return Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or ASSUMED_RATE)
 
     @property
     def pixel_aspect(self) -> Fraction | None:
@@ -342,6 +344,7 @@ class VideoDecoder:
         cut = False
         try:
             for packet in self.container.demux(self.stream):
+                # PyAV ends with an empty packet; the None below replaces it, and comes after an error too.
                 if packet.size == 0:
                     break
                 cut = packet.is_corrupt

@@ -32,7 +32,6 @@ _MATRIX_BT601, _PRIMARIES_BT709, _TRANSFER_BT709, _RANGE_LIMITED = 6, 1, 1, 1
 _FINEST_TICKS_PER_SECOND = 10_000_000
 _COARSE_TICKS_PER_SECOND = 90_000
 
-
 _MPEG4 = "mp4v"
 
 # What players expect in an MP4 file; FFmpeg writes a few more that hardly anything plays.
@@ -153,7 +152,7 @@ class H264Writer(Closing):
 
     def _start(self, time_s: Fraction) -> None:
         """Write the header; `time_s` becomes time 0 of the file."""
-        # Asked for by name: PyAV crashes when it is given packets after a header that failed.
+        # Called explicitly: PyAV crashes when it is given packets after a header that failed.
         with self._mapped_errors():
             self._output.start_encoding()
         self._first = time_s

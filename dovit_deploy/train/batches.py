@@ -64,6 +64,7 @@ class Planner:
         """The batch of `step`, at `progress` in [0, 1]."""
         phase = self.config.phase_at(progress)
         rng = np.random.default_rng((self.config.seed, PLAN_STREAM, step))
+        # Drawn for each batch, so that a share that is no whole number of images holds on average.
         rendered = phase.batch if not self.images else int(rng.binomial(phase.batch, phase.rendered))
         images = tuple(self.next_index() for _ in range(phase.batch - rendered))
         scenes = tuple(range(self.scenes, self.scenes + rendered))
@@ -131,6 +132,7 @@ def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterat
         worker_init_fn=_quiet,
     )
     for batch in loader:
+        # Raised here, in the process that the user sees.
         if isinstance(batch, Fault):
             raise DatasetError(batch.message)
         yield batch
@@ -139,6 +141,7 @@ def batches(maker: BatchMaker, plans: Iterable[Plan], *, workers: int) -> Iterat
 def _quiet(worker: int) -> None:
     """A worker computes in one thread, leaves Ctrl-C to the training process and ends when that one says so."""
     del worker
+    # Workers share the cores with the training itself.
     packages.opencv().setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -193,6 +196,7 @@ def random_view(
     start = position * (zoom * (height, width) - crop)
     # Pixel centres lie at half-integers: x' + 0.5 = zoom * (x + 0.5) - start.
     shift = 0.5 * zoom - start - 0.5
+    # One warp for everything: each further resampling would blur the image and fray the labels.
     matrix = np.array([[zoom[1], 0, shift[1]], [0, zoom[0], shift[0]]])
     if rng.random() < 0.5:
         matrix[0] = [-zoom[1], 0, crop[1] - 1 - shift[1]]

@@ -53,6 +53,7 @@ class TrainingData:
         """Share of each class among the labelled pixels; of scenes an estimate in which none is 0."""
         if self.data is not None:
             return tuple(self.data.class_frequencies().tolist())
+        # From one pixel each: a class that these few scenes do not show still needs a weight.
         count = np.ones(len(self.main.classes.names))
         for index in range(min(COUNTED, len(self.main))):
             count += np.bincount(self.main.label(index).ravel(), minlength=256)[: len(count)]

@@ -110,6 +110,7 @@ def initialise(model: TrainableNetwork, seed: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+        # Convolutions stand before ReLUs; linear layers before GELU or attention, where ViTs start from 0.02.
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:

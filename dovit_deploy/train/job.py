@@ -128,6 +128,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
     validation = validation_data(request.dataset, recipe, size)
     remark(f"checking {training_data.main.name}")
+    # Rendered scenes need no check: they are made as they are needed.
     for part in (data, validation if data is not None else None):
         if part is not None:
             part.check()
@@ -162,6 +163,7 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     start = _start(request, recipe, record.config.spec.size, record.config.spec.classes)
     validation = validation_data(request.dataset, recipe, record.config.spec.size)
     trainer = _trainer(record, data, validation, folder, start)
+    # There may be no state yet: then the run was killed before its first save and begins again.
     if trainer.resume():
         remark(f"going on after step {trainer.step}")
     return trainer, record

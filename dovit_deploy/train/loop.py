@@ -124,6 +124,7 @@ class Trainer:
         if start is not None:
             first = next(iter(self.plans(None)))
             adapt_norms(self.model, start.state, self.maker.batch(first).pixels.to(self.device))
+        # After the norms, whose adaptation is no training.
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
@@ -245,6 +246,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         set_training(self.model, config)
+        # None instead of zeros: parameters without a gradient in this step are then skipped, weight decay included.
         self.optimiser.zero_grad(set_to_none=True)
         teacher = self.average if config.distillation.teacher == "current" else self.teacher
         loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)

@@ -21,9 +21,11 @@ def class_weights(frequencies: Tensor, power: float) -> Tensor:
 
 def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted cross-entropy of `logits` (B, K, h, w) against `labels` (B, H, W) uint8, at half the resolution."""
+    # The decode head has no finer detail to be judged by, and a loss over every pixel costs a good part of a step.
     target = labels[:, ::2, ::2].long()
     finer = functional.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
     loss = functional.cross_entropy(finer, target, weight=weights, ignore_index=IGNORE, reduction="sum")
+    # By the weight that was counted, as "mean" does it; an image of void alone must not divide by zero.
     total = weights[target[target != IGNORE]].sum()
     return loss / total.clamp(min=1e-6)
 
@@ -35,6 +37,7 @@ def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
     """
     batch, height, width = labels.shape
     cells = labels.reshape(batch, height // patch, patch, width // patch, patch).transpose(2, 3)
+    # Void (255) falls into one bin behind the classes, which is cut off below.
     cells = cells.reshape(-1, patch * patch).long().clamp(max=classes)
     count = torch.zeros(len(cells), classes + 1, device=labels.device)
     count.scatter_add_(1, cells, torch.ones(1, 1, device=labels.device).expand_as(cells))
@@ -44,6 +47,7 @@ def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
 def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
     target = histograms[gate.running] * weights
+    # Every token may have stopped before this gate.
     if not len(target):
         return weights.new_zeros(())
     loss = -(target * gate.logits.float().log_softmax(1)).sum()

@@ -134,6 +134,7 @@ def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
             )
             for phase in recipe.phases
         )
+    # Small crops first: they show more of the data in the same time, and whole inputs at the end close the gap.
     step = crop_step(spec)
     rows, columns = (max(step, round(side * 0.72 / step) * step) for side in full)
     begin, small = recipe.pretrain, (rows, columns)
@@ -147,6 +148,7 @@ def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
 
 def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None) -> Recipe:
     """`recipe` with what flags say instead; `minutes` also instead of steps."""
+    # Only what was stated, so that a default never counts as the user's word when a run is resumed.
     stated = {name: getattr(recipe, name) for name in recipe.model_fields_set}
     if minutes is not None:
         stated = {name: value for name, value in stated.items() if name != "steps"} | {"minutes": minutes}

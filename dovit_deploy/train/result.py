@@ -139,6 +139,7 @@ def write_plot(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[Thres
 def _losses(axes: Any, steps: list[dict[str, Any]], looks: list[dict[str, Any]]) -> None:  # noqa: ANN401
     axes.set_title("loss of the decode head; mIoU of the validation images")
     axes.set_xlabel("step")
+    # A tenth of a short run, so that its curve keeps a shape.
     width = max(1, min(SMOOTH, len(steps) // 10))
     values = np.convolve([row["loss"] for row in steps], np.ones(width) / width, "valid") if steps else np.zeros(0)
     axes.plot([row["step"] for row in steps][width - 1 :], values, color="tab:blue")

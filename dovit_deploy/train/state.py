@@ -186,6 +186,7 @@ class RunFolder:
     def create(cls, path: Path, record: RunRecord) -> RunFolder:
         """A new folder, which appears with its record in it; UsageError when something is there already."""
         refuse_taken(path)
+        # Made aside: a folder without a readable record could be neither resumed nor replaced.
         with written_aside(path, overwrite=False, mark=_never) as folder:
             write_run_file(folder / RECORD, record.to_json().encode())
         return cls(path)

@@ -1,11 +1,11 @@
-"""Families side by side: rows are what the sessions did, the table says it, the first row is the baseline."""
+"""Families side by side: rows are what the sessions did, the table shows it, the first row is the baseline."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from families import MARK, Row, figures_of, main, table
+from families import MARK, NetworkRow, figures_of, main, table
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.families.cost import cost_model
@@ -32,7 +32,7 @@ def test_every_network_runs_as_deployed_and_dense(bundles, data):
     gated, share = bundles
     report = figures_of(data, ["train"], None, [gated, share])
     (split,) = report["splits"]
-    rows = [Row.model_validate(row) for row in split["rows"]]
+    rows = [NetworkRow.model_validate(row) for row in split["rows"]]
     assert [row.name for row in rows] == ["gated, nothing saved", "gated", "share, nothing saved", "share"]
     assert rows[0].drop == 0 and rows[0].drop_interval is None and rows[0].speedup == 1
     cost = cost_model(Bundle.open(share).manifest.spec)
@@ -44,7 +44,7 @@ def test_every_network_runs_as_deployed_and_dense(bundles, data):
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):
-    row = Row(
+    row = NetworkRow(
         name="a",
         saves="b",
         miou=50.04,

@@ -219,7 +219,7 @@ def test_memory_is_proved_by_its_contract() -> None:
 
 @no_gpu
 def test_the_memory_programs_really_start() -> None:
-    """Without a driver they say so; that is the whole way but for the GPU."""
+    """Without a driver they report that: everything but the GPU is exercised."""
     outcomes, undone = programs.memory_outcomes(seconds=60)
     assert outcomes == [] and len(undone) == len(programs.MEMORIES)
 
@@ -232,7 +232,7 @@ def test_every_engine_that_uses_a_gpu_is_tried() -> None:
 
 
 def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
-    """And what the build says when it fails is what is reported."""
+    """The last line of a build that fails is what is reported."""
     commands = []
 
     def run(words, **options):

@@ -76,7 +76,7 @@ def test_dense_is_the_dense_network(model, pixels) -> None:
 
 
 class Replayed(AtOnce):
-    """As CUDA graphs: work is done twice before the first launch, and the work first given is launched for ever."""
+    """As CUDA graphs: work is done twice before the first launch; each launch repeats what was given first."""
 
     def __init__(self) -> None:
         self.graphs = {}

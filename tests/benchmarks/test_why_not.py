@@ -8,7 +8,7 @@ from report import END, between_marks, command_text, publish
 from why_not.compare import measure, turned
 from why_not.result import Point, Report, at_latency, equal_latency, figures_of
 from why_not.tables import DOCS_TABLES, mark, readme_table, write_tables
-from why_not.ways import Alternatives, Comparison
+from why_not.ways import Alternatives, WayComparison
 
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import EvalPlan, SegmentationTally, evaluate
@@ -34,7 +34,7 @@ def comparison(tiny_bundle_path, dense_bundle_path, tmp_path_factory):
         shallower=[dense_bundle_path],
         merge=[2],
     )
-    return Comparison(chosen, folder=tmp_path_factory.mktemp("graphs"))
+    return WayComparison(chosen, folder=tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ from tests.paths import ROOT
 
 
 def rewritten(path: Path, **changes: object) -> None:
-    """The manifest with other fields, its own digest made right again."""
+    """The manifest with other fields, and a digest that fits them."""
     body = {**json.loads((path / "manifest.json").read_text()), **changes}
     body.pop("digest")
     (path / "manifest.json").write_text(json.dumps({**body, "digest": digest_of(body)}))

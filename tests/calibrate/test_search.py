@@ -18,7 +18,7 @@ CURVE = [point(number / 40, number / 40) for number in range(41)]
 
 
 class Meter:
-    """Meets what `good` says of the saving; remembers what was run."""
+    """Judges a setting by `good` of its saving; remembers what was run."""
 
     def __init__(self, good, *, certain=lambda saved: True) -> None:
         self.good, self.certain, self.run = good, certain, []

@@ -38,7 +38,7 @@ def test_bad_triples(text: str) -> None:
         parse.triple(text, option="--mean")
 
 
-@pytest.mark.parametrize("text", ["", "pictures", "overlay,x"])
+@pytest.mark.parametrize("text", ["", "images", "overlay,x"])
 def test_bad_names(text: str) -> None:
     with pytest.raises(UsageError, match="overlay, masks"):
         parse.names(text, option="--save", allowed=("overlay", "masks"))

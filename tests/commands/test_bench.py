@@ -1,4 +1,4 @@
-"""`dovit bench`: the keys of its report, its arguments, and what it says of engines."""
+"""`dovit bench`: the keys of its report, its arguments, and what it reports of engines."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_ls_and_prune(faked: Path, single_copy: Path, capsys, monkeypatch: pytes
 def test_prune_all(faked: Path, single_copy: Path, capsys) -> None:
     assert command("build", single_copy) == 0
     assert command("cache", "prune", "--all") == 0
-    assert "1 entries removed" in capsys.readouterr().out
+    assert "1 entry removed" in capsys.readouterr().out
     assert not [path for path in faked.iterdir() if path.is_dir()]
 
 

@@ -99,3 +99,13 @@ def test_entry_points_are_installed() -> None:
     scripts = Path(sys.executable).parent
     for name in ("dovit", "dovit-export", "dovit-run", "dovit-bench"):
         assert (scripts / name).exists(), f"{name} is not installed"
+
+
+def test_an_interrupt_within_a_verb_is_said() -> None:
+    code = (
+        "import sys\nfrom dovit_deploy import cli\n"
+        "def run() -> None:\n    'Interrupted.'\n    raise KeyboardInterrupt\n"
+        "cli.VERBS = (run, cli.bench)\nsys.argv = ['dovit', 'run']\ncli.main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")

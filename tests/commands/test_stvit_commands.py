@@ -1,4 +1,4 @@
-"""STViT-R by the real command line: official checkpoint or trained segmenter in, bundle, pictures out."""
+"""STViT-R by the real command line: official checkpoint or trained segmenter in, bundle, images out."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_segmenter_is_exported_and_run(segmenter: Path, dovit: Run, tmp_path: Path) -> None:
-    picture = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (61, 83, 3), dtype=np.uint8)).save(picture)
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (61, 83, 3), dtype=np.uint8)).save(image)
     made = dovit("export", segmenter, "-o", "made.dovit", "--size", "36x50", timeout=600)
     assert made.returncode == 0, made.stderr
     assert "largest difference" in made.stdout
-    ran = dovit("run", picture, "--bundle", "made.dovit", "-o", "out", "--save", "overlay,masks,tokens")
+    ran = dovit("run", image, "--bundle", "made.dovit", "-o", "out", "--save", "overlay,masks,tokens")
     assert ran.returncode == 0, ran.stderr
     row = json.loads((tmp_path / "out" / "frames.jsonl").read_text())
     # 36 x 50 pixels make grids of 9x13, 5x7 and 3x4; windows of 3 cover the last twice: 18 semantic tokens.
     assert row["tokens"] == {"total": 9 * 13, "kept": [9 * 13, 5 * 7, 18]}
     assert row["flops_saved"] == pytest.approx(1 - row["gmacs"]["actual"] / row["gmacs"]["dense"])
-    assert Image.open(tmp_path / "out" / "masks" / "picture.png").size == (83, 61)
-    refused = dovit("run", picture, "--bundle", "made.dovit", "-o", "dense", "--dense")
+    assert Image.open(tmp_path / "out" / "masks" / "image.png").size == (83, 61)
+    refused = dovit("run", image, "--bundle", "made.dovit", "-o", "dense", "--dense")
     assert refused.returncode == 2 and "no dense network" in refused.stderr
     seen = dovit("inspect", "made.dovit")
     assert seen.returncode == 0 and "18 semantic tokens for 12 in stage 2" in seen.stdout

@@ -1,4 +1,4 @@
-"""Which data set is at a path, and what is none."""
+"""Which data set is at a path, and what is not one."""
 
 from __future__ import annotations
 

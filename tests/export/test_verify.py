@@ -14,7 +14,7 @@ from tests.tiny import tiny_pixels
 
 
 class Altered:
-    """An engine whose outputs are changed before anybody sees them."""
+    """An engine whose outputs are changed before they are returned."""
 
     def __init__(self, engine, change) -> None:
         self.engine, self.change = engine, change

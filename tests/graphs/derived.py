@@ -21,7 +21,7 @@ class DerivedEngine:
         self.outputs = [port.name for port in self.session.get_outputs()]
         self.total, self.bucket = total, bucket
         self.buckets: tuple[int, ...] = ()
-        """Instead of `bucket`: the sizes that there are."""
+        """Sizes to round up to, where one is large enough; else `bucket`."""
 
     def run(self, inputs):
         feed = dict(inputs)

@@ -1,4 +1,4 @@
-"""What is put right in an exported graph: notes, tables that stand there twice, a product that copies a matrix."""
+"""What is corrected in an exported graph: notes, duplicate tables, a product that copies a matrix."""
 
 from __future__ import annotations
 

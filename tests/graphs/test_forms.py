@@ -1,4 +1,4 @@
-"""The forms that TensorRT reads: their versions are numbered up when they change, and only then."""
+"""The forms that TensorRT reads: their versions are raised when they change, and only then."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def text_of(model: ir.Model) -> str:
     return json.dumps([sorted(nodes), sorted(constants), ports])
 
 
-def test_who_changes_a_form_numbers_up_its_version() -> None:
-    """Fails when a pass makes another graph: number it up in `VERSIONS` (engines are then built anew), and here."""
+def test_a_form_that_changes_has_a_new_version() -> None:
+    """Fails when a pass makes another graph: raise its number here and in `VERSIONS`; engines are then built again."""
     given = ir.from_onnx_text(STAGE)
     made = [
         text_of(applied(given, engine_passes(precision=precision, plugins=plugins)).model)

@@ -143,7 +143,7 @@ def test_a_sum_over_a_vector_product_does_not_overflow() -> None:
         },
     )
     half = converted(made)
-    # ONNX Runtime computes fp16 products in fp32 on the CPU, so the type must say it.
+    # ONNX Runtime computes fp16 products in fp32 on the CPU, so only the type can show it.
     assert types_of(half)["sum"] == FLOAT
     logits = run(half, tokens=np.full((1000, 4), 100, np.float16))
     assert logits == pytest.approx(100)

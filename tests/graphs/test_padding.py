@@ -1,4 +1,4 @@
-"""The padded form in ONNX Runtime: padding never shows, whatever it is, and nothing else changes."""
+"""The padded form in ONNX Runtime: padding never shows, whichever positions it has, and nothing else changes."""
 
 from __future__ import annotations
 

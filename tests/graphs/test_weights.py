@@ -19,6 +19,12 @@ def test_a_large_float_is_a_mask_or_a_defect(tmp_path) -> None:
         weights(gathers(np.arange(2000, dtype=np.float32)))
 
 
+def test_a_mask_in_float16_is_one_whatever_the_sign_of_its_zeros(tmp_path) -> None:
+    weights = SharedWeights.write(tmp_path / "weights.safetensors", {"weight": np.zeros(2, np.float32)})
+    mask = np.where(np.arange(4096) % 100 == 0, -0.0, -1000.0).astype(np.float16)
+    assert not weights(gathers(mask)).modified
+
+
 def test_offsets_are_those_of_the_tensors(tmp_path) -> None:
     tensors = {"b": np.arange(6, dtype=np.float16).reshape(2, 3), "a": np.arange(4, dtype=np.float32)}
     weights = SharedWeights.write(tmp_path / "w.safetensors", tensors, {"format": "test"})

@@ -1,4 +1,4 @@
-"""Benchmarks on a clock that only moves when a scripted session says so; the frames; the statistics."""
+"""Benchmarks on a clock that only a scripted session moves; the frames; the statistics."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KEPT = ((7, 7), (7, 4), (7, 1))
 
 
 class Time:
-    """A clock that only moves when a session says so."""
+    """A clock that only a session moves."""
 
     def __init__(self):
         self.wall_s = self.cpu_s = 0.0

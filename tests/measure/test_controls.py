@@ -63,7 +63,7 @@ ORACLE_SPEC = tiny_spec(head="setr", gates=(1, 2, 3))
 
 
 class DrawnSession:
-    """A session whose gates say what was drawn, and nothing of a token that has stopped."""
+    """A session whose gates give what was drawn, and nothing for a token that has stopped."""
 
     def __init__(self, label, confidence) -> None:
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(spec=ORACLE_SPEC))
@@ -84,7 +84,7 @@ class DrawnSession:
 
 
 def naive_oracle(logits, label, confidence, kept) -> list[list[int]]:
-    """Who runs after each gate; `logits` (K, h, w)."""
+    """Which patches run after each gate; `logits` (K, h, w)."""
     rows, columns = ORACLE_SPEC.grid
     scale = logits.shape[1] // rows
     running, after = list(range(rows * columns)), []

@@ -1,4 +1,4 @@
-"""Evaluation of a deployed bundle: the same numbers as counted by hand, and controls that are what they say."""
+"""Evaluation of a deployed bundle: the same numbers as counted by hand, and controls that do what they promise."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from dovit_deploy.errors import InputError, PackageMissing
+from dovit_deploy.errors import InputError, PackageMissing, UntrustedError
 from dovit_deploy.measure.inspect_files import SHOWN_TENSORS, onnx_contents, safetensors_contents
 from dovit_deploy.measure.probe import SQUARE_MODEL
 
@@ -232,3 +232,14 @@ def test_a_header_that_claims_to_be_longer_than_any_file(tmp_path):
     target.write_bytes((2**63 - 1).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="header too large"):
         safetensors_contents(target)
+
+
+@pytest.mark.parametrize("dims", [[2**62] * 500, [-1, 4], [2**32, 2**32]], ids=["unprintable", "negative", "too many"])
+def test_a_weight_of_a_shape_that_cannot_be_is_refused(tmp_path, dims):
+    graph = helper.make_graph(
+        [], "g", [], [], initializer=[TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims)]
+    )
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    with pytest.raises(UntrustedError, match=r"no tensor can have the shape .* 'w'"):
+        onnx_contents(path)

@@ -1,4 +1,4 @@
-"""Intervals of drops hold what they say, and the upper bound of a mean is monotone and right where it is known."""
+"""Intervals of drops hold at their level, and the upper bound of a mean is monotone and right where it is known."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_blocks_without_labels_are_no_obstacle(empty):
     assert miou_drop_interval(blank, blank, Blocks(np.repeat([0, 1], 5))) == (0.0, 0.0)
 
 
-# The bound of a mean: monotone, true as often as it says, and right where it can be worked out by hand.
+# The bound of a mean: monotone, true as often as its confidence, and right where it can be worked out by hand.
 
 MEANS = st.floats(0.0, 1.0)
 COUNTS = st.integers(1, 300)

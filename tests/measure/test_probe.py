@@ -1,4 +1,4 @@
-"""The probes of `doctor`: what is tried computes, and what fails says why."""
+"""The probes of `doctor`: what is tried computes, and what fails gives its reason."""
 
 from __future__ import annotations
 

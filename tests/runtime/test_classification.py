@@ -60,7 +60,7 @@ def test_arguments_are_handed_on_and_top_is_heard():
     assert len(Classifier(FakeClassifierSession(fake_classifier_manifest(classes=2))).predict(image()).classes) == 2
     with pytest.raises(UsageError, match="top 0"):
         Classifier(session, top=0)
-    # More classes than a class map can hold are none too many here.
+    # More classes than a class map can hold are no fault here.
     many = FakeClassifierSession(fake_classifier_manifest(classes=1000))
     assert len(Classifier(many).predict(image()).probabilities) == 1000
 

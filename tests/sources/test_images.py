@@ -217,15 +217,15 @@ def test_suffixes_are_lower_case_with_their_dot():
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
 
 
-PICTURE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
 
 @pytest.mark.parametrize("orientation", range(9))
 def test_every_turn_is_that_of_pillow(orientation):
-    image = Image.fromarray(PICTURE)
+    image = Image.fromarray(IMAGE)
     image.getexif()[0x0112] = orientation
     expected = np.asarray(ImageOps.exif_transpose(image))
-    turned = upright(PICTURE, orientation)
+    turned = upright(IMAGE, orientation)
     assert np.array_equal(turned, expected)
     assert turned.flags.c_contiguous
     assert upright_size(2, 3, orientation) == turned.shape[:2]

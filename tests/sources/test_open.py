@@ -12,7 +12,8 @@ from PIL import Image
 from dovit_deploy import packages
 from dovit_deploy.errors import PackageMissing, SourceError, UsageError
 from dovit_deploy.sources import containers
-from dovit_deploy.sources.open import FailedFrame, open_source
+from dovit_deploy.sources.open import open_source
+from dovit_deploy.sources.source import FailedFrame
 from tests.sources.clips import make_clip, numbered
 
 
@@ -52,7 +53,7 @@ def test_one_bad_image_is_known_at_once(tmp_path):
 
 
 def test_an_image_is_known_by_its_bytes_where_the_suffix_says_nothing(tmp_path):
-    path = tmp_path / "picture.data"
+    path = tmp_path / "image.data"
     Image.fromarray(numbered(3)).save(path, format="PNG")
     assert open_source(str(path)).kind == "images"
     clip = make_clip(tmp_path / "clip.mp4", count=2)

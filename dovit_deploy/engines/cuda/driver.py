@@ -1,4 +1,4 @@
-"""What NVIDIA's driver itself is called for, without any Python package: which GPU this is, and CUDA graphs."""
+"""NVIDIA's driver called through ctypes, without any Python package: which GPU is this, and CUDA graphs."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTE
 VARIABLE = "DOVIT_PLUGIN_LIBRARY"
 
 BEHAVIOUR = 1
-"""To be raised when the Python classes come to do something else (shapes, types, launches): engines are then rebuilt.
+"""Raise it when the Python classes change what they do (shapes, types, launches): engines are then rebuilt.
 
 The kernels' source is in the digest itself; the text of this file is not, so that moving or rewording it rebuilds
 nothing.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from dovit_deploy.engines.tensorrt.store import ENTRY, EngineCache, EngineSet, o
 from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
 from dovit_deploy.graphs.forms import DerivedGraph, derive_graphs
 from dovit_deploy.graphs.plugins import DOMAIN, VERSION
+from dovit_deploy.interruption import signal_name
 
 BUILDER = "dovit_deploy.engines.tensorrt.builder"
 """Module whose `main(path of a job)` the child process calls."""
@@ -156,18 +156,11 @@ def _outcome(graph: str, path: Path, status: int, errors: str) -> BuilderOutcome
         # No outcome: the process died before its last step. What it wrote last to stderr is often an assertion.
         last = [line.strip() for line in errors.splitlines() if line.strip()][-1:]
         words = f"; its last words: {last[0]}" if last else ""
-        how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+        how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
         raise EngineBuildFailed(f"{graph}: the process that builds it {how}{words}") from error
     if outcome.error is not None:
         raise EngineBuildFailed(outcome.error)
     return outcome
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _record(
@@ -194,6 +187,7 @@ def _record(
         engine=key.engine,
         package_version=key.package_version,
         precision=key.precision,
+        # The key has what was requested, perhaps nothing; the record, what the engine was really built for.
         compute_capabilities=key.compute_capabilities or package.default_compute_capabilities,
         tensors=outcome.tensors,
         profiles=key.profiles[graph.name],

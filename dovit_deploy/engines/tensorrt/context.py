@@ -158,7 +158,7 @@ class TensorRtContext:
         return not self._package.capabilities.reports_capturable or bool(self._context.is_stream_capturable(stream))
 
     def free(self) -> None:
-        """Free the context."""
+        """Free the context and its output allocators."""
         self._context = None
         self._allocators.clear()
 
@@ -168,6 +168,7 @@ class TensorRtContext:
 
 
 def _output_allocator(trt: Any, room: Callable[[int], int], shaped: Callable[[tuple[int, ...]], None]) -> Any:  # noqa: ANN401
+    # Defined here, because its base class is that of the package in use.
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         """TensorRT requests memory from it during a run, and reports the shape at the end."""
 

@@ -42,7 +42,7 @@ class LayerSummary(Record):
 
 @dataclass(frozen=True)
 class Layer:
-    """A line of the table."""
+    """One layer of an engine, which is one line of the table."""
 
     name: str
     kind: str

@@ -1,7 +1,8 @@
 """What an engine depends on, and what is written beside it: requests, keys, and the records of a build.
 
-Without a driver an engine cannot be asked for its inputs, and an engine of unknown origin must not be deserialised,
-because it can carry code. So a sidecar states what the engine takes, what it was built from and its digest.
+Without a driver TensorRT does not list the inputs of an engine, and an engine of unknown origin must not be
+deserialised, because it can carry code. So a sidecar states what the engine takes, what it was built from and its
+digest.
 Nothing here builds, and `onnx` is not needed.
 """
 
@@ -27,7 +28,7 @@ from dovit_deploy.record import Record
 DTYPES = ("float16", "float32", "int64", "int32", "bool")
 
 BUILDER_VERSION = 1
-"""To be raised when builder.py comes to build other engines of the same graph (flags, profiles, verbosity)."""
+"""Raise it when builder.py makes another engine of the same graph than before (flags, profiles, verbosity)."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ class EngineRecord(Record):
     weights: FileEntry
     """The derived weights beside it."""
     file: FileEntry
-    """The engine."""
+    """`<graph>.engine`."""
     plugins: PluginRecord | None
     layers: LayerSummary
     seconds: float
     """Duration of the build."""
     peak_memory_bytes: int
-    """Of the building process."""
+    """Largest resident set of the building process."""
 
     @property
     def inputs(self) -> tuple[TensorRecord, ...]:

@@ -74,6 +74,7 @@ class TensorRtBackend:
             PackageMissing: what the engine's plugins or the memory need is not installed.
             DeviceOutOfMemory: it does not fit.
         """
+        # Before a device is opened: what is missing or refused is reported on machines without a GPU, too.
         search = EngineSearch(bundle, self._package, self.precision, self._cache, trust=self._trust)
         opened = self._opened(bundle, search, graph)
         if graph not in opened.engines.records:
@@ -115,7 +116,7 @@ class TensorRtBackend:
         if bundle.path not in self._bundles:
             found = search.found()
             if graph in found[0].records:
-                # Before a GPU is asked for: damage is reported on machines without one, too.
+                # Before a GPU is needed: damage is reported on machines without one, too.
                 checked_plan(found[0], graph)
             # Entered before the device is opened, so that `_closed` closes it again if no engine fits this GPU.
             self._bundles[bundle.path] = _Opened(found[0])

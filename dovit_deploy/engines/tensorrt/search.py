@@ -1,8 +1,8 @@
 """Which engines of a bundle may run here? Found in the cache or in the bundle, refused with a reason, or missing.
 
-Engines in the cache were built on this machine. Engines that came with a bundle can carry code of whoever built them,
-and run only on request. Whether they were built for a GPU like this one is checked later (`for_gpu`): the search itself
-needs no GPU.
+Engines in the cache were built on this machine. Engines that came with a bundle were built elsewhere and can carry
+code, so they run only on request. Whether they were built for a GPU like this one is checked later (`for_gpu`): the
+search itself needs no GPU.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class EngineSearch:
         return f" --compute-capability {name}" if name in known else ""
 
     def _folders(self) -> Iterator[tuple[Path, Origin]]:
+        # The cache first, so that a reason against the bundle's own engines is the one reported (`reasons[-1]`).
         for folder in self.cache.folders():
             yield folder, "cache"
         inside = self.bundle.path / ENGINES

@@ -91,6 +91,7 @@ class TensorRtStage:
         if INDEX in given:
             count = len(given[INDEX])
             bucket = bucket_for_count(self.buckets, count, graph=self._record.graph)
+            # Of the padded graph: how many entries of `index` count.
             given[VALID] = np.asarray(count, np.int64)
             given[INDEX] = self._padded(given[INDEX], bucket.size)
         addresses = {tensor.name: self._address(tensor, given[tensor.name]) for tensor in self._record.inputs}
@@ -128,7 +129,7 @@ class TensorRtStage:
 
     @property
     def graphs(self) -> int:
-        """Number of CUDA graphs."""
+        """Number of CUDA graphs captured so far, over all buckets."""
         return sum(context.graphs for context in self._contexts.values())
 
     def close(self) -> None:
@@ -242,7 +243,7 @@ class BucketContext:
 
     @property
     def graphs(self) -> int:
-        """Number of CUDA graphs."""
+        """Number of CUDA graphs captured so far, at most `MOST_GRAPHS`."""
         return sum(launch is not None for launch in self._launches.values())
 
     def enqueue(self, addresses: Mapping[str, int]) -> None:
@@ -254,6 +255,7 @@ class BucketContext:
         Raises:
             DeviceFailed: TensorRT refuses.
         """
+        # A graph replays these very addresses, so each set of them needs its own.
         key = tuple(addresses.values())
         launch = self._launches.get(key)
         if launch is not None:

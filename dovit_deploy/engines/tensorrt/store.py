@@ -52,7 +52,7 @@ class EngineSet:
 
     @property
     def bytes(self) -> int:
-        """Size of the engines."""
+        """Bytes of all engines together."""
         return sum(record.file.bytes for record in self.records.values())
 
     @property

@@ -27,7 +27,7 @@ NUMBERS = itertools.count(0x5EED)
 class FakeAllocation:
     def __init__(self, memory: FakeMemory, nbytes: int) -> None:
         self.nbytes, self._memory = nbytes, memory
-        # Never zeros: whoever reads what nobody wrote shall see it.
+        # Never zeros: a read of memory that was not written must show.
         self._storage = np.full(nbytes + ALIGNMENT, 0xA5, np.uint8)
         self.address = -(-self._storage.ctypes.data // ALIGNMENT) * ALIGNMENT
         memory.live[self.address] = self
@@ -67,7 +67,7 @@ class FakeLaunch:
 
 @dataclass(eq=False)
 class FakeMemory:
-    """`limit`: bytes that there are. `refuse_capture`: as a driver does where captured work waits."""
+    """`limit`: bytes in all. `refuse_capture`: as a driver does where captured work waits."""
 
     name: str = "fake"
     device: GpuDevice = field(default_factory=lambda: GpuDevice("fake GPU", "8.6"))
@@ -100,14 +100,12 @@ class FakeMemory:
             raise ValueError(f"{source.nbytes} bytes into {target.nbytes}")
         addresses = [address_of(array) for array in (target, source)]
         kinds = ["host" if isinstance(array, np.ndarray) else "device" for array in (source, target)]
-        # The arrays are kept until the copy is done, as pinned memory would have to be.
-        keep = (target, source)
 
+        # Until it has run, `work` keeps both arrays alive, as pinned memory would have to be kept.
         def work() -> None:
-            del_keep = keep
             self.check(target)
             self.check(source)
-            ctypes.memmove(addresses[0], addresses[1], del_keep[0].nbytes)
+            ctypes.memmove(addresses[0], addresses[1], target.nbytes)
 
         self.enqueue(f"copy {kinds[0]} to {kinds[1]}", work)
 
@@ -134,7 +132,7 @@ class FakeMemory:
         self.closed = True
 
     def enqueue(self, name: str, work: Callable[[], None]) -> None:
-        """What a kernel launch is: `work` runs when it is waited for."""
+        """Like a kernel launch: `work` runs when it is waited for."""
         assert not self.closed
         if self.capturing is not None:
             self.capturing.append((name, work))

@@ -54,7 +54,7 @@ def test_the_fake_keeps_the_contract(check) -> None:
 
 @pytest.fixture(scope="module")
 def host_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a `libcuda.so.1` that is the CPU."""
+    """A folder with a `libcuda.so.1` that does its work on the CPU."""
     if shutil.which("gcc") is None or shutil.which("nm") is None:
         pytest.skip("needs gcc and nm to make a stand-in for the driver")
     folder = tmp_path_factory.mktemp("driver")
@@ -68,7 +68,7 @@ def host_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused_calls() -> str:
-    """What PyCUDA links and nobody here calls, as functions that say "not supported"."""
+    """Functions that PyCUDA links and these tests never call; they answer "not supported"."""
     folders = importlib.util.find_spec("pycuda").submodule_search_locations  # type: ignore[union-attr]
     library = next(path for folder in folders or () for path in Path(folder).glob("_driver*.so"))
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
@@ -101,7 +101,7 @@ def test_a_real_package_keeps_the_contract(name: str, request: pytest.FixtureReq
 @pytest.mark.parametrize("name", list(MEMORIES))
 @pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 def test_without_a_driver(name: str) -> None:
-    """Whether the package is installed or not: that would not help."""
+    """Whether or not the package is installed, since installing it would not help."""
     with pytest.raises(ProviderMissing, match="no NVIDIA driver here") as caught:
         opened_memory(name)
     assert caught.value.exit_code == 5

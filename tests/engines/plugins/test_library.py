@@ -26,7 +26,7 @@ NAMES = (GATHER, SCATTER, PARTITION, INDEX)
 
 
 class Base:
-    """Stands where a base class of TensorRT stands: only the Python side is tried here."""
+    """In place of a base class of TensorRT: only the Python side is tried here."""
 
 
 FAKE = SimpleNamespace(

@@ -203,7 +203,7 @@ class FakeContext:
         names = [port.name for port in self.engine.session.get_outputs()]
         feed = {name: view(array).copy() for name, array in inputs.items()}
         if "index" in feed:
-            # What is out of range here would be an illegal address on a GPU; twice the same, a race.
+            # On a GPU a position out of range would be an illegal address, and a repeated one a race.
             assert len(np.unique(feed["index"])) == len(feed["index"])
             assert 0 <= feed["valid"] <= len(feed["index"])
         return dict(zip(names, self.engine.session.run(names, feed), strict=True))

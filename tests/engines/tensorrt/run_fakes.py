@@ -1,4 +1,4 @@
-"""Engines of a bundle for the fake TensorRT, built by the stand-in for the builder, and a backend that runs them."""
+"""Engines of a bundle for the fake TensorRT, made by the fake builder, and a backend that runs them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BUCKETS = (4, 8, 16)
 
 
 def in_this_process(job: Path, package: TensorRtPackage) -> tuple[int, str]:
-    """A process of its own for every engine would cost more than everything that is tried with them."""
+    """`run_child` without a process: starting one for every engine would take longer than all tests of them."""
     carry_out(BuilderJob.model_validate_json(job.read_bytes()))
     return 0, ""
 
 
 def built(bundle: Bundle, cache: EngineCache, **choices) -> EngineSet:
-    """Engines that the fake TensorRT runs; without plugins unless they are asked for."""
+    """Engines that the fake TensorRT runs; without plugins unless `choices` has them."""
     request = BuildRequest(**{"plugins": False, **choices})
     with (
         mock.patch.object(tensorrt_build, "run_child", in_this_process),

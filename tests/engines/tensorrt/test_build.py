@@ -1,4 +1,4 @@
-"""Building without TensorRT: a process that stands for it shows what becomes of every end that one can take."""
+"""Building without TensorRT: a fake builder ends in every way that a real process can."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_a_frame_is_one_launch_a_stage_and_only_the_count_comes_back(
     start = len(bench.memory.log)
     report = session.run(pixels_of(bundle))[1]
     log = since(bench, start)
-    # Its thresholds are those of the frame before: they are not brought again.
+    # Its thresholds are those of the frame before: they are not copied again.
     assert log[:2] == ["copy host to device", "launch"]
     assert log.count("launch") == 3
     assert not [line for line in log if line.startswith(("run", "allocate", "capture"))]
@@ -81,7 +81,7 @@ def test_a_frame_is_one_launch_a_stage_and_only_the_count_comes_back(
 
 
 def test_nothing_is_allocated_after_the_first_frames(bundle: Bundle, session: Session, bench: Bench) -> None:
-    """Every buffer grows to what is needed once."""
+    """Every buffer grows once, to what is needed."""
     frames = [pixels_of(bundle, seed) for seed in range(4)]
     keep = session.run(frames[0])[1].keep
     session.run(frames[0], keep=keep)
@@ -116,7 +116,7 @@ def test_a_replay_may_keep_nothing_or_everything(bundle: Bundle, session: Sessio
 @pytest.mark.parametrize(
     "capabilities",
     [{"runtime_config": False}, {"runtime_config": False, "given_memory": False}, {"reports_capturable": False}],
-    ids=["tensorrt", "tensorrt 10.0", "untold"],
+    ids=["tensorrt", "tensorrt 10.0", "unreported"],
 )
 def test_other_packages(capabilities, bundle: Bundle, bench: Bench, session: Session) -> None:
     want = session.run(pixels_of(bundle))[0]

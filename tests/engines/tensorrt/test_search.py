@@ -124,7 +124,7 @@ def test_what_is_damaged(origin: str, damage: str, bundle: Bundle, cache: Engine
         engines = search(bundle, cache, trust=True)
         for graph in engines.records:
             checked_plan(engines, graph)
-    # Of a damaged entry of the cache, nothing says any more which bundle it was for.
+    # A damaged entry of the cache no longer shows which bundle it was for.
     assert isinstance(caught.value, EngineMissing) == (origin == "cache" and "entry" in damage)
     assert "dovit build" in str(caught.value)
 

@@ -27,9 +27,7 @@ from dovit_deploy.engines.tensorrt.stage import (
     buckets_from_profiles,
 )
 from dovit_deploy.engines.tensorrt.store import EngineCache
-from dovit_deploy.errors import (
-    InputError,
-)
+from dovit_deploy.errors import InputError
 from dovit_deploy.graphs.forms import PRECISIONS
 from dovit_deploy.runtime.session import Session
 from tests.engines.cuda.fake_device import FakeMemory, view
@@ -83,7 +81,7 @@ def test_every_bucket_is_run_and_captured_before_the_first_frame(session: Sessio
     assert bench.memory.log.count("capture") == len(runs)
     assert [session.engine(f"stage{number}").graphs for number in range(3)] == [1, 4, 4]
     assert "launch" not in bench.memory.log
-    assert not bench.memory.queue, "what fails then is said when the engine is loaded"
+    assert not bench.memory.queue, "a failure is reported when the engine is loaded"
 
 
 def test_counts_are_rounded_up_to_buckets(bundle: Bundle, bench: Bench) -> None:
@@ -196,7 +194,7 @@ def test_a_device_array_of_another_type(session: Session, bench: Bench) -> None:
 
 
 def test_pinned_memory_is_not_written_while_it_is_read(bundle: Bundle, session: Session, bench: Bench) -> None:
-    """Two runs on the way at once: the second waits for the first one's copies alone."""
+    """Two runs enqueued at once: the second waits for the first one's copies alone."""
     stage = session.engine("stage0")
     limits = {"thresholds": np.full(5, 0.7, np.float32), "floor": np.zeros((), np.float32)}
     first, second = pixels_of(bundle, 1), pixels_of(bundle, 2)
@@ -218,7 +216,7 @@ def test_outputs_are_where_they_say(bundle: Bundle, session: Session, bench: Ben
 
 
 def growing_stage(memory: FakeMemory) -> TensorRtStage:
-    """An engine that returns the positions of all values but 0: as many as there are."""
+    """An engine that returns the positions of all values but 0, whose number the data decide."""
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("NonZero", ["pixels"], ["positions"])],

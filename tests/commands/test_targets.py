@@ -1,0 +1,30 @@
+"""Where a verb may write: never onto an input, never into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dovit_deploy.commands.targets import claim_report, release
+from dovit_deploy.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _released() -> Iterator[None]:
+    yield
+    release()
+
+
+def test_a_report_that_would_replace_an_input_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim_report(Path("report.json"), inputs=(tmp_path / "recipe.toml", "images", None))
+    claim_report(None, inputs=(tmp_path / "report.json",))
+    with pytest.raises(UsageError, match="this is the input"):
+        claim_report(Path("recipe.toml"), inputs=(None, tmp_path / "recipe.toml"))
+
+
+def test_a_report_inside_a_bundle_is_refused(bundle_copy):
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        claim_report(bundle_copy / "manifest.json")
