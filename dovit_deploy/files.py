@@ -226,8 +226,6 @@ def file_written_aside(path: Path) -> Iterator[Path]:
     A link stays and the file that it points at is replaced; into a device, a pipe or the process's own output the
     content is copied.
 
-    A link stays one: the file that it names is replaced. A device or a pipe is given as it is, to be written into.
-
     Raises:
         OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
