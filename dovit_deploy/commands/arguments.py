@@ -125,8 +125,8 @@ def triple(text: str | None, *, option: str) -> tuple[float, float, float] | Non
 
 
 def names(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """ "overlay,masks" -> ("overlay", "masks"), each one of `allowed`, and once however often it is given."""
-    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    """ "overlay,masks" -> ("overlay", "masks"), each one of `allowed`."""
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
     unknown = [part for part in parts if part not in allowed]
     if unknown or not parts:
         raise UsageError(f"{option}: '{text}' given; allowed: {', '.join(allowed)}, separated by commas")

@@ -62,7 +62,8 @@ def run(
     # What is wrong with the flags alone is found before anything is opened.
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
-    kinds = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
+    # Once, however often it is given.
+    kinds = None if save is None else tuple(dict.fromkeys(arguments.names(save, option="--save", allowed=KINDS)))
     thresholds = arguments.thresholds_or_one(threshold)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     inputs = (source, path, classes)

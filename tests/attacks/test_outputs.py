@@ -38,13 +38,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def long_run(tiny_bundle_path: Path, tmp_path: Path):
-    """A run that has begun to write `out` and `report.json`, and goes on for long."""
+    """A run that has begun to write `out` and `report.json`, and is held there: alive, with its locks."""
     make_clip(tmp_path / "long.mp4", count=5000, size=(240, 320))
     options = ("-o", "out", "--json", "report.json", "--threads", 1)
     process = started(tmp_path, "run", "long.mp4", "--bundle", tiny_bundle_path, *options)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("out.*.partial/frames.jsonl")):
         time.sleep(0.05)
+    # Stopped, not only slow: how long the other verbs take does not matter then.
+    process.send_signal(signal.SIGSTOP)
     yield process
     if process.poll() is None:
         process.kill()

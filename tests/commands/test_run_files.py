@@ -45,3 +45,10 @@ def test_a_folder_that_mixes_good_and_bad_images(dovit: Run, tiny_bundle_path: P
     assert [Path(row["source"]).name[0] for row in rows if "latency_ms" in row] == ["a", "b", "c"]
     assert Image.open(tmp_path / "out" / "masks" / "a_turned.png").size == (40, 56)
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
+
+
+def test_a_kind_that_is_named_twice_is_saved_once(dovit: Run, tiny_bundle_path: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (72, 56)).save(tmp_path / "a.png")
+    done = dovit("run", "a.png", "--bundle", tiny_bundle_path, "-o", "out", "--save", "masks,masks")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["a.png"]
