@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import filelock
-import platformdirs
+from typing import TYPE_CHECKING
 
 from dovit_deploy.errors import EnvironmentProblem, UsageError
+
+# Locks are taken when a verb writes; the packages behind them take longer to import than `--help` takes to print.
+if TYPE_CHECKING:
+    import filelock
 
 PARTIAL, PREVIOUS = ".partial", ".previous"
 """How the names end of what is being written, and of what is being replaced where names cannot be exchanged."""
@@ -114,6 +116,8 @@ def _claim(real: Path) -> bool:
 
 
 def _release(real: Path) -> None:
+    import filelock
+
     with _claims_change:
         claim = _claims[real]
         claim.depth -= 1
@@ -129,6 +133,8 @@ def _release(real: Path) -> None:
 
 def _locked(real: Path) -> filelock.BaseFileLock | None:
     """The lock of the target `real`, held; None when another process holds it."""
+    import filelock
+
     name = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]
     problems = []
     for folder in _lock_folders():
@@ -150,6 +156,8 @@ def _locked(real: Path) -> filelock.BaseFileLock | None:
 
 def _lock_folders() -> tuple[Path, Path]:
     """The user's state folder, and what serves where that cannot be written, as in a container without a home."""
+    import platformdirs
+
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return (
         Path(platformdirs.user_state_path("dovit-deploy")) / "locks",
