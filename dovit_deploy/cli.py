@@ -12,7 +12,7 @@ import typer
 
 from dovit_deploy import __version__
 from dovit_deploy.commands import targets
-from dovit_deploy.commands.arguments import CommonFlags
+from dovit_deploy.commands.arguments import CommonFlags, VerbCommand
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.build import build
 from dovit_deploy.commands.cache import cache
@@ -58,7 +58,7 @@ def _application() -> typer.Typer:
         del version
 
     for verb in VERBS:
-        app.command(verb.__name__)(verb)
+        app.command(verb.__name__, cls=VerbCommand)(verb)
     return app
 
 
@@ -68,7 +68,7 @@ def _single(verb: Callable[..., None]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.command(verb.__name__)(verb)
+    app.command(verb.__name__, cls=VerbCommand)(verb)
     return app
 
 

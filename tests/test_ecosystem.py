@@ -48,7 +48,7 @@ PROMISES = (
         {"torch": ("export", "train")},
         imported_in=TORCH_WINGS,
         # Only to say early what is missing, or whether it works.
-        loaded_in=("measure/probe.py", "measure/inspect.py", "commands/smaller_input.py"),
+        loaded_in=("measure/inspect.py", "commands/smaller_input.py"),
         tests=(("tests/families/test_eager.py", "EagerBackend"), ("tests/test_torch_free.py", "export_without_torch")),
     ),
     Promise(

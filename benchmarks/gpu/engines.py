@@ -42,8 +42,6 @@ from gpu.result import EngineRow, Undone
 
 BUNDLE_PIXELS = 512
 BUILD_SECONDS = 90.0
-ON_THE_CPU = frozenset({"onnxruntime", "torch"})
-"""Engines that need no GPU, by their names in the registry; graphs.py measures them."""
 
 
 def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
@@ -80,7 +78,8 @@ def gpu_backends(
         return backend_from_name(name, precision=precision)
 
     for name, entry in ENGINES.items():
-        if name not in ON_THE_CPU:
+        # graphs.py measures the others.
+        if entry.on_gpu:
             for precision in entry.precisions:
                 yield name, precision, lambda name=name, precision=precision: made(name, precision)
     yield "torch on the GPU", "fp32", lambda: EagerBackend(device="cuda")

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
+from dovit_deploy.engines.registry import ENGINES, engine_names
 from dovit_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,20 +39,34 @@ Verbose = Annotated[
     typer.Option("--verbose", "-v", callback=_note_verbose, help="More detail, and the traceback of an error."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if this verb wrote it.")]
-EngineName = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="onnxruntime (CPU), cuda (ONNX Runtime on an NVIDIA GPU), torch (the reference), "
-        "or tensorrt-rtx, tensorrt (see `dovit build`).",
-    ),
-]
+
+
+def _precision_lines() -> str:
+    """ "onnxruntime, torch: fp32; cuda: fp32, fp16": the engines with the same precisions together."""
+    engines: dict[str, list[str]] = {}
+    for name, entry in ENGINES.items():
+        engines.setdefault(", ".join(entry.precisions), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {precisions}" for precisions, names in engines.items())
+
+
+ENGINE_LINE = ", ".join(f"{name} ({entry.purpose})" for name, entry in ENGINES.items())
+PRECISION_LINE = f"{_precision_lines()}; an engine's first is its default"
+
+
+class VerbCommand(typer.core.TyperCommand):
+    """A verb whose help also names the engines of other distributions, searched for only when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  Typer's versions differ in the types
+        others = [name for name in engine_names() if name not in ENGINES]
+        for parameter in self.params:
+            if others and parameter.name == "engine" and isinstance(parameter, typer.core.TyperOption):
+                parameter.help = f"{parameter.help} Also installed: {', '.join(others)}."
+        super().format_help(ctx, formatter)
+
+
+EngineName = Annotated[str, typer.Option("--engine", help=f"{ENGINE_LINE}.")]
 Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="Number format of weights and arithmetic: fp32; cuda: also fp16; TensorRT: fp16 (default) or fp32.",
-    ),
+    str | None, typer.Option("--precision", help=f"Number format of weights and arithmetic. {PRECISION_LINE}.")
 ]
 CudaMemory = Annotated[
     str | None,

@@ -33,11 +33,11 @@ def bench(
         str,
         typer.Option(
             metavar="E[,E...]",
-            help="onnxruntime, cuda, torch, tensorrt-rtx, tensorrt; the first is what others are compared with.",
+            help=f"{arguments.ENGINE_LINE}; the first that is given is what others are compared with.",
         ),
     ] = "onnxruntime",
     precision: Annotated[
-        str | None, typer.Option(metavar="P[,P...]", help="Number formats: fp32, fp16; default: each engine's own.")
+        str | None, typer.Option(metavar="P[,P...]", help=f"Number formats. {arguments.PRECISION_LINE}.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
     cuda_memory: arguments.CudaMemory = None,
@@ -56,11 +56,11 @@ def bench(
     """
     from dovit_deploy.bundle.bundle import Bundle, default_bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.engines.registry import ENGINES
+    from dovit_deploy.engines.registry import engine_entry, engine_names
 
-    engines = _distinct(engine, option="--engine", allowed=tuple(ENGINES))
+    engines = _distinct(engine, option="--engine", allowed=engine_names())
     # A format that only one of the engines has is allowed here; the others refuse it with their own list.
-    allowed = tuple(dict.fromkeys(format for name in engines for format in ENGINES[name].precisions))
+    allowed = tuple(dict.fromkeys(format for name in engines for format in engine_entry(name).precisions))
     precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
     path, licence = (bundle, None) if bundle is not None else default_bundle()
     targets.claim_report(json_file, inputs=(frames, path))

@@ -8,6 +8,7 @@ from typing import Any
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing
 
 PROVIDER = "CPUExecutionProvider"
@@ -93,3 +94,12 @@ def backend(*, precision: str, threads: int | None) -> OnnxRuntimeBackend:
     """Entry point of the registry, which has checked `precision`."""
     del precision
     return OnnxRuntimeBackend(threads=threads)
+
+
+def probe() -> str:
+    """Run a small model on the CPU provider."""
+    runtime = packages.onnxruntime()
+    session = runtime.InferenceSession(SQUARE_MODEL, providers=[PROVIDER])
+    (result,) = session.run(["y"], {"x": MATRIX})
+    check_square(result)
+    return f"{runtime.__version__}, providers: {', '.join(runtime.get_available_providers())}"

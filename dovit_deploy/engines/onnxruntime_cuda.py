@@ -27,6 +27,7 @@ from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.onnxruntime import load_errors
 from dovit_deploy.engines.registry import CUDA_INSTALL
+from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
 from dovit_deploy.graphs.forms import half_passes, write_derived
 
@@ -248,3 +249,14 @@ def backend(*, precision: str, threads: int | None) -> OnnxRuntimeCudaBackend:
     """Entry point of the registry, which has checked `precision`; a GPU has no use for `threads`."""
     del threads
     return OnnxRuntimeCudaBackend(precision=precision)
+
+
+def probe() -> str:
+    """Run a small model on the GPU, and nothing of it on the CPU."""
+    # `session_on_gpu` refuses the silent fallback to the CPU that ONNX Runtime makes.
+    runtime = cuda_runtime()
+    session = session_on_gpu(runtime, SQUARE_MODEL, described="a small model")
+    (result,) = session.run(["y"], {"x": MATRIX})
+    check_square(result)
+    device = gpu_device()
+    return f"{runtime.__version__} on {device.name}, compute capability {device.compute_capability}"

@@ -1,31 +1,49 @@
-"""Which engines are there? One entry each, with the module named as text: it is imported only when it is used."""
+"""Which engines are there? One entry each, with its module named as text: it is imported only when it is used.
+
+Everything that names engines asks here: `--engine` and its help, lists in errors, `doctor` and its probes. A package of
+its own adds an engine through the entry point group `dovit.engines`, whose entries are `EngineEntry` objects.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dovit_deploy import packages
-from dovit_deploy.engines.base import NONE_GIVEN, Backend, EngineOptions
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import EnvironmentProblem, UsageError
+
+# Only for types: `--help` reads this table, and must not wait for NumPy.
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from dovit_deploy.engines.base import Backend, EngineOptions
+
+GROUP = "dovit.engines"
+"""Entry points of engines that other distributions bring."""
 
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """A runtime: the function that makes its backend, the package it needs, its precisions."""
+    """A runtime: where its code is, the packages that it needs, its precisions."""
 
     module: str
-    """Module, with `:function` where that is not `backend`; called with `precision`, `threads`, perhaps `options`."""
-    package: str
+    """Has the two functions below."""
+    packages: tuple[str, ...]
+    """Keys of `packages.OPTIONAL`: the first is loaded before the module, others by the module when it needs them."""
     precisions: tuple[str, ...]
     """The first is the default."""
     purpose: str
     install: str | None = None
-    """The line that installs it, where it is not that of the package."""
+    """The line that installs it, where it is not that of its packages."""
     options: tuple[str, ...] = ()
     """Fields of `EngineOptions` that it understands."""
+    on_gpu: bool = False
+    backend: str = "backend"
+    """Makes its backend; called with `precision` and `threads`, and `options` where it understands any."""
+    probe: str = "probe"
+    """Computes something small, or fails as the engine fails; returns what was found, with the version."""
 
 
 TENSORRT_OPTIONS = ("cuda_memory", "trust_engine")
@@ -34,27 +52,89 @@ CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 """`onnxruntime` and `onnxruntime-gpu` install into the same folder: never both."""
 
 ENGINES = {
-    "onnxruntime": EngineEntry("dovit_deploy.engines.onnxruntime", "onnxruntime", ("fp32",), "ONNX Runtime on the CPU"),
+    "onnxruntime": EngineEntry(
+        "dovit_deploy.engines.onnxruntime", ("onnxruntime",), ("fp32",), "ONNX Runtime on the CPU"
+    ),
     # The same module as above, from another distribution: only the engine itself can say whether it has CUDA.
     "cuda": EngineEntry(
         "dovit_deploy.engines.onnxruntime_cuda",
-        "onnxruntime",
-        ("fp32", "fp16"),
-        "ONNX Runtime on an NVIDIA GPU",
-        CUDA_INSTALL,
+        *(("onnxruntime",), ("fp32", "fp16"), "ONNX Runtime on an NVIDIA GPU"),
+        install=CUDA_INSTALL,
+        on_gpu=True,
     ),
-    "torch": EngineEntry("dovit_deploy.families.eager", "torch", ("fp32",), "PyTorch, the reference"),
+    "torch": EngineEntry("dovit_deploy.families.eager", ("torch",), ("fp32",), "PyTorch, the reference"),
     "tensorrt-rtx": EngineEntry(
-        "dovit_deploy.engines.tensorrt.run:tensorrt_rtx",
-        *("tensorrt_rtx", ("fp16", "fp32"), "TensorRT for RTX, on NVIDIA GPUs"),
+        "dovit_deploy.engines.tensorrt.run",
+        *(("tensorrt_rtx", "cuda.bindings.driver"), ("fp16", "fp32"), "TensorRT for RTX, on NVIDIA GPUs"),
         options=TENSORRT_OPTIONS,
+        on_gpu=True,
+        backend="tensorrt_rtx",
+        probe="probe_tensorrt_rtx",
     ),
     "tensorrt": EngineEntry(
-        "dovit_deploy.engines.tensorrt.run:tensorrt",
-        *("tensorrt", ("fp16", "fp32"), "TensorRT, on NVIDIA GPUs"),
+        "dovit_deploy.engines.tensorrt.run",
+        *(("tensorrt", "cuda.bindings.driver"), ("fp16", "fp32"), "TensorRT, on NVIDIA GPUs"),
         options=TENSORRT_OPTIONS,
+        on_gpu=True,
+        backend="tensorrt",
+        probe="probe_tensorrt",
     ),
 }
+"""Our own, in the order in which they are listed; the first is the default."""
+
+
+def engine_names() -> tuple[str, ...]:
+    """All engines, our own first; those of other distributions are not imported."""
+    return tuple(dict.fromkeys((*ENGINES, *(found.name for found in _entry_points()))))
+
+
+def engine_entry(name: str) -> EngineEntry:
+    """The engine called `name`.
+
+    Raises:
+        UsageError: there is none.
+        EnvironmentProblem: the distribution that brings it does not load.
+    """
+    # Another distribution's engine of the same name never replaces one of ours.
+    if name in ENGINES:
+        return ENGINES[name]
+    for found in _entry_points():
+        if found.name == name:
+            return _loaded(found)
+    raise UsageError(f"unknown engine '{name}'; there are: {', '.join(engine_names())}")
+
+
+def _entry_points() -> tuple[EntryPoint, ...]:
+    # Not at the top: it takes longer to import than all else that `--help` needs.
+    import importlib.metadata
+
+    return tuple(importlib.metadata.entry_points(group=GROUP))
+
+
+def _loaded(found: EntryPoint) -> EngineEntry:
+    name = found.dist.name if found.dist is not None else found.value
+    try:
+        entry = found.load()
+    except (ImportError, AttributeError) as error:
+        raise EnvironmentProblem(
+            f"engine {found.name} of '{name}' does not load: {error}; reinstall or remove {name}"
+        ) from error
+    if not isinstance(entry, EngineEntry):
+        raise EnvironmentProblem(f"engine {found.name} of '{name}': {found.value} is no EngineEntry; update {name}")
+    return entry
+
+
+def engine_function(entry: EngineEntry, name: str) -> Any:  # noqa: ANN401  each has its own signature
+    """The function `name` of an engine's module.
+
+    Raises:
+        PackageMissing: the engine's package is not installed.
+        EnvironmentProblem: it is installed but cannot be used.
+    """
+    # First the package: its error names the line that installs it for this engine.
+    if entry.packages:
+        packages.load(entry.packages[0], install=entry.install)
+    return getattr(importlib.import_module(entry.module), name)
 
 
 def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> EngineOptions:
@@ -63,11 +143,13 @@ def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> E
     Raises:
         UsageError: none of the engines `among` which they were given understands one of them.
     """
+    from dovit_deploy.engines.base import EngineOptions
+
     # One option may be for one of several engines; only an option that none of them understands is a mistake.
     for name in given.given():
-        if not any(name in ENGINES[other].options for other in among):
+        if not any(name in engine_entry(other).options for other in among):
             _refuse(name, engine)
-    own = {name: value for name, value in given.given().items() if name in ENGINES[engine].options}
+    own = {name: value for name, value in given.given().items() if name in engine_entry(engine).options}
     return EngineOptions(**own)
 
 
@@ -76,7 +158,7 @@ def backend_from_name(
     *,
     precision: str | None = None,
     threads: int | None = None,
-    options: EngineOptions = NONE_GIVEN,
+    options: EngineOptions | None = None,
 ) -> Backend:
     """The backend called `engine`.
 
@@ -88,9 +170,9 @@ def backend_from_name(
         PackageMissing: the engine's package is not installed.
         EnvironmentProblem: it is installed but cannot be used.
     """
-    entry = ENGINES.get(engine)
-    if entry is None:
-        raise UsageError(f"unknown engine '{engine}'; there are: {', '.join(ENGINES)}")
+    from dovit_deploy.engines.base import NONE_GIVEN
+
+    entry, options = engine_entry(engine), options or NONE_GIVEN
     if precision is not None and precision not in entry.precisions:
         raise UsageError(
             f"engine {engine} does not run precision '{precision}'; it runs: {', '.join(entry.precisions)}"
@@ -100,10 +182,7 @@ def backend_from_name(
     for name in options.given():
         if name not in entry.options:
             _refuse(name, engine)
-    # First the package: its error names the line that installs it for this engine.
-    packages.load(entry.package, install=entry.install)
-    module, _, function = entry.module.partition(":")
-    make = getattr(importlib.import_module(module), function or "backend")
+    make = engine_function(entry, entry.backend)
     extra = {"options": options} if entry.options else {}
     backend: Backend = make(precision=precision or entry.precisions[0], threads=threads, **extra)
     return backend

@@ -21,8 +21,8 @@ from pydantic import Field
 import dovit_deploy
 from dovit_deploy import __version__
 from dovit_deploy.bundle.bundle import Bundle, default_bundle
-from dovit_deploy.engines.registry import ENGINES, EngineEntry
-from dovit_deploy.errors import DovitError
+from dovit_deploy.engines.registry import engine_entry, engine_names
+from dovit_deploy.errors import DovitError, EnvironmentProblem
 from dovit_deploy.interruption import signal_name
 from dovit_deploy.machine import Machine, this_machine
 from dovit_deploy.packages import OPTIONAL
@@ -123,15 +123,13 @@ class Examination(Record):
 
 def examination() -> Examination:
     """Examine this machine; engines and encoders are tried in processes of their own."""
-    found = findings((*ENGINES, "images", *ENCODERS))
+    engines = engine_names()
+    found = findings((*engines, "images", *ENCODERS))
     packages = package_states()
     return Examination(
         version=__version__,
         machine=this_machine(),
-        engines=tuple(
-            _check(found[name], entry.purpose, packages, modules=_modules(entry), install=entry.install)
-            for name, entry in ENGINES.items()
-        ),
+        engines=tuple(_engine_check(found[name], packages) for name in engines),
         images=_check(found["images"], "reading and resizing images", packages, modules=("cv2", "PIL")),
         encoders=tuple(
             _check(found[name], purpose, packages, modules=modules) for name, (purpose, modules) in ENCODERS.items()
@@ -140,6 +138,15 @@ def examination() -> Examination:
         packages=packages,
         default_model=_default_model(),
     )
+
+
+def _engine_check(found: Finding, packages: tuple[PackageState, ...]) -> Check:
+    try:
+        entry = engine_entry(found.name)
+    except EnvironmentProblem as error:
+        # One of another distribution, whose own line says what fixes it.
+        return Check(name=found.name, purpose="", works=False, detail=str(error), fix=None)
+    return _check(found, entry.purpose, packages, modules=entry.packages, install=entry.install)
 
 
 def _check(
@@ -162,15 +169,10 @@ def _check(
     # A driver is at fault only where every package is there; `install` may be a line that removes another one.
     states = [state for state in packages if state.module in modules]
     missing = any(not state.installed for state in states)
-    fix = None if found.works else install or _culprit(found, states).fix
+    fix = None if found.works else install or (_culprit(found, states).fix if states else None)
     if fix is not None and not missing and NO_DRIVER in found.detail:
         fix = DRIVER_CHECK
     return Check(name=found.name, purpose=purpose, works=found.works, detail=found.detail, fix=fix)
-
-
-def _modules(entry: EngineEntry) -> tuple[str, ...]:
-    """The packages that an engine needs."""
-    return (entry.package, "cuda.bindings.driver") if "cuda_memory" in entry.options else (entry.package,)
 
 
 def _culprit(found: Finding, states: list[PackageState]) -> PackageState:

@@ -15,9 +15,9 @@ from dovit_deploy.engines import onnxruntime_cuda
 from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArray, write_half_precision
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
+from dovit_deploy.engines.square import SQUARE_MODEL
 from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
 from dovit_deploy.export.verify import settings_from_images, trace_from_session
-from dovit_deploy.measure.probe import SQUARE_MODEL
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime

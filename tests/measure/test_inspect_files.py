@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
+from dovit_deploy.engines.square import SQUARE_MODEL
 from dovit_deploy.errors import InputError, PackageMissing, UntrustedError
 from dovit_deploy.measure.inspect_files import SHOWN_TENSORS, onnx_contents, safetensors_contents
-from dovit_deploy.measure.probe import SQUARE_MODEL
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from dovit_deploy.bundle.interface import INDEX, ORDER, TOKENS, stage_name, stag
 from dovit_deploy.engines.base import Array, Buffer, EngineOptions
 from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, DeviceArray, DeviceMemory, check_memory_name, opened_memory
 from dovit_deploy.engines.plugins.library import check_plugins_run, registered_plugins
+from dovit_deploy.engines.square import MATRIX
 from dovit_deploy.engines.tensorrt.context import TensorRtEngine
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.search import EngineSearch
 from dovit_deploy.engines.tensorrt.stage import TensorRtStage
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
-from dovit_deploy.errors import EngineMissing
+from dovit_deploy.errors import EngineMissing, ProviderMissing
 
 
 @dataclass
@@ -191,3 +192,32 @@ def _backend(engine: str, precision: str, options: EngineOptions) -> TensorRtBac
     check_memory_name(memory)
     package = tensorrt_package(engine)
     return TensorRtBackend(package, precision=precision, cuda_memory=memory, trust_engine=options.trust_engine)
+
+
+def probe_tensorrt() -> str:
+    """Copy a small matrix to the GPU and back, with TensorRT loaded."""
+    return _probe("tensorrt")
+
+
+def probe_tensorrt_rtx() -> str:
+    """Copy a small matrix to the GPU and back, with TensorRT for RTX loaded."""
+    return _probe("tensorrt-rtx")
+
+
+def _probe(engine: str) -> str:
+    package = tensorrt_package(engine)
+    try:
+        memory = opened_memory()
+    except ProviderMissing as error:
+        builds = "engines can be built here, not run" if package.capabilities.compute_capabilities else "no use"
+        raise ProviderMissing(f"{package.version}, {builds}: {error}") from error
+    # No engine is built, which takes minutes; what fails on real machines is the driver, and a copy shows that.
+    block, back = memory.allocate(MATRIX.nbytes), np.zeros_like(MATRIX)
+    array = DeviceArray.of(block.address, MATRIX.shape, MATRIX.dtype)
+    memory.copy(array, MATRIX)
+    memory.copy(back, array)
+    memory.mark().wait()
+    memory.close()
+    if not np.array_equal(back, MATRIX):
+        raise ArithmeticError(f"the GPU returned {back.tolist()} for {MATRIX.tolist()}")
+    return f"{package.version}, {memory.device.name} (compute capability {memory.device.compute_capability})"
