@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Annotated
 
@@ -23,8 +22,8 @@ from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.train import train
-from dovit_deploy.credentials import masked
 from dovit_deploy.errors import DovitError, Interrupted
+from dovit_deploy.printing import prepare_streams, print_remarks, print_results, print_traceback, shortened
 
 # NumPy's matrices are small here; more threads would only spin beside those of the engine (docs/decisions/0005).
 # Read when NumPy is imported, which no import above does.
@@ -35,7 +34,7 @@ VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrat
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"dovit-deploy {__version__}\n")
+        print_results(f"dovit-deploy {__version__}")
         raise typer.Exit
 
 
@@ -72,32 +71,49 @@ def _single(verb: Callable[..., None]) -> typer.Typer:
     return app
 
 
+# What the option parser raises: Typer may carry a copy of Click of its own, and neither is imported by name.
+_WrongUsage: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
+
+
 def _run(app: typer.Typer, arguments: list[str]) -> int:
     """Run `app` and turn what happens into an exit code (README, "Exit codes")."""
+    prepare_streams()
+    # A bug of ours; its message may hold what came from outside.
+    sys.excepthook = print_traceback
     # The short names have no callback above their one verb that would take it.
     if arguments == ["--version"]:
-        sys.stdout.write(f"dovit-deploy {__version__}\n")
+        print_results(f"dovit-deploy {__version__}")
         return 0
     flags = CommonFlags()
     try:
-        app(args=arguments, obj=flags)
+        # Not `app()`: it would print what is wrong in its own way, with a box around it.
+        code = typer.main.get_command(app).main(arguments, standalone_mode=False, obj=flags)
     except DovitError as error:
         if flags.verbose:
-            sys.stderr.write(masked(traceback.format_exc()))
-        sys.stderr.write(f"error: {masked(str(error))}\n")
+            print_traceback(type(error), error, error.__traceback__)
+        first, *others = error.lines or ("",)
+        print_remarks(f"error: {first}", *others)
         return error.exit_code
+    except _WrongUsage as error:
+        return _say_usage(error)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return Interrupted.exit_code
-    # Click leaves this way in any case: 0 when done, 2 for wrong usage.
-    except SystemExit as leaving:
-        # Typer makes this of Ctrl-C within a verb, without a word.
-        if leaving.code == Interrupted.exit_code:
-            sys.stderr.write("interrupted\n")
-        return leaving.code if isinstance(leaving.code, int) else 0
+        code = Interrupted.exit_code
     finally:
         targets.release()
-    return 0
+    if code == Interrupted.exit_code:
+        # Typer makes this of Ctrl-C within a verb, without a word.
+        print_remarks("interrupted")
+    # Click gives what an early end was given, as of `--help`; a verb itself gives nothing.
+    return code if isinstance(code, int) else 0
+
+
+def _say_usage(error: typer.BadParameter) -> int:
+    # Raised where no argument at all was given; the help is printed by then.
+    if type(error).__name__ != "NoArgsIsHelpError":
+        print_remarks(f"error: {shortened(error.format_message())}")
+        if error.ctx is not None:
+            print_remarks(f"see: {error.ctx.command_path} --help")
+    return error.exit_code
 
 
 def main() -> None:

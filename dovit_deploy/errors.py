@@ -31,7 +31,8 @@
     ├── PartialFailure                  7   finished, but some inputs failed
     └── Interrupted                   130   the user stopped it
 
-A message is one or two lines: what was given, what is allowed, what fixes it.
+A message is one or two lines: what was given, what is allowed, what fixes it. Each line is an argument of its own, as
+in `UsageError("first", "second")`: a line break within one came with a name from outside, and is printed escaped.
 """
 
 from __future__ import annotations
@@ -74,6 +75,14 @@ class DovitError(Exception):
     """Root of the tree; `exit_code` is what the command line returns for it."""
 
     exit_code: int = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines of the message."""
+        return tuple(str(line) for line in self.args)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class UsageError(DovitError):

@@ -17,7 +17,7 @@ EVERY_FILE = [*FILES, *sorted(SCENES.rglob("*.py"))]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("credentials", "errors", "record"),
-    ("claims", "files", "interruption", "machine", "packages", "signatures"),
+    ("claims", "files", "interruption", "machine", "packages", "printing", "signatures"),
     ("bundle", "families/spec"),
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),

@@ -125,8 +125,8 @@ def contents_of_pickle(path: Path, *, allow_pickle: bool) -> object:
         if allow_pickle:
             raise PickleRefused(f"{path} cannot be unpickled here: {_first_line(error)}") from error
         raise PickleRefused(
-            f"{path} holds what no checkpoint needs ({_first_line(error)}); nothing was run.\n"
-            "Convert it to safetensors, or give --allow-pickle if you trust whoever made it."
+            f"{path} holds what no checkpoint needs ({_first_line(error)}); nothing was run.",
+            "Convert it to safetensors, or give --allow-pickle if you trust whoever made it.",
         ) from error
     except _BROKEN as error:
         raise InputError(f"{path} cannot be read; it is cut short or damaged ({_first_line(error)})") from error

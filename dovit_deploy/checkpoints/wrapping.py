@@ -65,8 +65,8 @@ def state_dict_in(contents: object, source: str) -> tuple[Mapping[object, object
         return contents, path
     found = ", ".join(str(key) for key in list(contents)[:6]) or "nothing"
     raise InputError(
-        f"{source} holds no state dict; at its top level is: {found[:200]}\n"
-        f"Read are a state dict alone or one called {', '.join(repr(name) for name in TOP_KEYS[:6])}."
+        f"{source} holds no state dict; at its top level is: {found[:200]}",
+        f"Read are a state dict alone or one called {', '.join(repr(name) for name in TOP_KEYS[:6])}.",
     )
 
 
@@ -78,11 +78,13 @@ def _refuse_object(contents: object, source: str, path: tuple[str, ...]) -> None
     if contents.is_module:
         raise PickleRefused(
             f"{source} holds a pickled module ({contents.name}){where}, not a state dict; reading it would run its "
-            "code, and nothing was run.\nWhere it was made: torch.save(model.state_dict(), 'weights.pth')"
+            "code, and nothing was run.",
+            "Where it was made: torch.save(model.state_dict(), 'weights.pth')",
         )
     raise PickleRefused(
         f"{source} holds a pickled {contents.name}{where} in place of the weights; reading it could run code, and "
-        "nothing was run.\nConvert it to safetensors, or give --allow-pickle if you trust whoever made it."
+        "nothing was run.",
+        "Convert it to safetensors, or give --allow-pickle if you trust whoever made it.",
     )
 
 
@@ -132,8 +134,8 @@ def _parted(key: str) -> tuple[str, str, list[str]]:
 def _tensor(value: object, key: str, source: str) -> Tensor:
     if isinstance(value, Placeholder):
         raise PickleRefused(
-            f"{source}: entry '{key}' is {kind_of(value)}, not a plain tensor; nothing was run.\n"
-            "Store plain tensors, or give --allow-pickle if you trust whoever made it."
+            f"{source}: entry '{key}' is {kind_of(value)}, not a plain tensor; nothing was run.",
+            "Store plain tensors, or give --allow-pickle if you trust whoever made it.",
         )
     if not isinstance(value, Tensor):
         raise CheckpointMismatch(f"{source}: entry '{key}' is a {kind_of(value)}, not a tensor")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ import typer.core
 
 from dovit_deploy.engines.registry import ENGINES, engine_names
 from dovit_deploy.errors import UsageError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
 from dovit_deploy.commands.console import plural, show_table
 from dovit_deploy.errors import PartialFailure, UsageError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError, PackageMissing, UsageError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle

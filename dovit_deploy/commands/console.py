@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import InputError
 from dovit_deploy.files import write_text
+from dovit_deploy.printing import is_terminal, print_remarks, print_results, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,15 +27,15 @@ def errors_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def result(text: str) -> None:
-    """A line of results."""
-    sys.stdout.write(text + "\n")
+def result(*lines: str) -> None:
+    """Lines of results; a line break within one is printed escaped, since it came with a name."""
+    print_results(*lines)
 
 
 def remark(text: str, *, quiet: bool) -> None:
-    """A line about what is going on; addresses in it are shown without their secrets."""
+    """A line about what is going on."""
     if not quiet:
-        sys.stderr.write(masked(text) + "\n")
+        print_remarks(text)
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
@@ -44,7 +44,7 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
 
 
 def next_command(command: str, *, quiet: bool) -> None:
-    """The next useful command, with real paths in it."""
+    """The next useful command, with real paths in it, each of them through `printing.quote`."""
     remark(f"next: {command}", quiet=quiet)
 
 
@@ -66,7 +66,7 @@ class ProgressDisplay:
     """How far a long verb is. This one shows nothing (`--quiet`); the others draw a bar, or write lines."""
 
     def __init__(self, step: str, *, total: float | None, unit: str) -> None:
-        self.step, self.total, self.unit = step, total, unit
+        self.step, self.total, self.unit = printable(step), total, unit
         self.done = 0.0
         self.note = ""
         self._start, self._saved = perf_counter(), 0.0
@@ -138,7 +138,7 @@ class _Lines(ProgressDisplay):
             return
         self._written = now
         text = "  ".join(part for part in (self.step, self.counted(), self.note) if part)
-        sys.stderr.write(f"{now - self._began:6.1f} s  {text}\n")
+        print_remarks(f"{now - self._began:6.1f} s  {text}")
 
 
 @contextmanager
@@ -184,8 +184,10 @@ Cells = Sequence[str]
 def show_table(title: str, headers: Cells, rows: Sequence[Cells], *, right: Sequence[int] = ()) -> None:
     """Print a table; the columns numbered in `right` hold numbers and are aligned to the right."""
     result(title)
+    # Before columns are measured: an escaped character is wider.
+    rows = [[printable(masked(cell)) for cell in row] for row in rows]
     # Boxes and colours are for people; a program that reads a pipe needs plain columns.
-    if sys.stdout.isatty():
+    if is_terminal():
         _draw(headers, rows, right)
         return
     for line in plain_lines(headers, rows, right=right):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
@@ -166,13 +166,13 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
     show_table(title, headers, _rows(report, tuple(scores.values())), right=range(1, len(headers)))
     console.result("")
     if isinstance(report, SegmentationReport):
-        console.result("\n".join(segmentation_lines(report)))
+        console.result(*segmentation_lines(report))
         if verbose:
             _show_classes(report)
             _show_segmentations(report)
     else:
         assert isinstance(data, LabelledImages)
-        console.result("\n".join(classification_lines(report, data.order)))
+        console.result(*classification_lines(report, data.order))
         if verbose:
             _show_classifications(report, [entry.name for entry in bundle.manifest.classes])
 

@@ -77,7 +77,7 @@ def export(
     with console.progress("export", quiet=quiet) as display:
         bundle, report = bundle_from_plan(plan, images=images, step=display.begin)
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
-    console.result(_summary(report, perf_counter() - start, bundle.path))
+    console.result(str(bundle.path), _summary(report, perf_counter() - start))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
@@ -121,10 +121,10 @@ def _given_images(given: str) -> list[tuple[str, RGB]]:
     return images
 
 
-def _summary(report: ParityReport, seconds: float, path: Path) -> str:
+def _summary(report: ParityReport, seconds: float) -> str:
     runs = [run for form in report.forms for run in form.runs]
     flips = sum(gate.explained for run in runs for gate in run.gates)
     return (
-        f"{path}\nverified against PyTorch: {len(runs)} runs, largest difference {report.answers_error or 0:.1e}, "
+        f"verified against PyTorch: {len(runs)} runs, largest difference {report.answers_error or 0:.1e}, "
         f"{flips} explained decision flips; {seconds:.0f} s"
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.errors import InputError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.measure.inspect import Contents, CostRow

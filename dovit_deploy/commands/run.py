@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
+from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle

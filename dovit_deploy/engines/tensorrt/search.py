@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 from dovit_deploy.bundle.bundle import ENGINES, WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import graph_file
@@ -19,6 +18,7 @@ from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.engines.tensorrt.record import EngineKey, build_digest
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, Origin, read_engines, read_entry
 from dovit_deploy.errors import EngineInvalid, EngineMissing
+from dovit_deploy.printing import quote
 
 
 @dataclass(frozen=True)
