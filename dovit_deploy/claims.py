@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,18 @@ def real_path(path: str | Path) -> Path:
     """`path` made absolute, links followed; where it leads to a link in a loop, that link."""
     # Not `Path.resolve`, which raises for a loop in some versions of Python.
     return Path(os.path.realpath(path))
+
+
+LONGEST_NAME = 255
+"""Bytes of a file's name on the usual file systems."""
+
+
+def name_that_fits(stem: str, rest: str = "") -> str:
+    """`stem` + `rest` as a name that file systems take: the stem gives way, by whole characters."""
+    if len(os.fsencode(stem + rest)) <= LONGEST_NAME:
+        return stem + rest
+    room = LONGEST_NAME - len(os.fsencode(rest))
+    return os.fsencode(stem)[:room].decode(sys.getfilesystemencoding(), "ignore") + rest
 
 
 @dataclass
@@ -86,7 +99,7 @@ def claimed(path: Path, *, option: str = "-o") -> Iterator[None]:
 def claimed_free(path: Path) -> Iterator[Path]:
     """Claim `path`, or the first of `path-2`, `path-3`, ... that neither exists nor is being written; give it."""
     for number in itertools.count(1):
-        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        candidate = path.with_name(name_that_fits(path.name, "" if number == 1 else f"-{number}"))
         real = real_path(candidate)
         if os.path.lexists(candidate) or not _claim(real):
             continue

@@ -21,8 +21,10 @@ from dovit_deploy.commands.evaluate import evaluate
 from dovit_deploy.commands.export import export
 from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
+from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
-from dovit_deploy.errors import DovitError, Interrupted
+from dovit_deploy.errors import DovitError, Interrupted, OutputFailed
+from dovit_deploy.interruption import interruptible
 from dovit_deploy.printing import prepare_streams, print_remarks, print_results, print_traceback, shortened
 
 # NumPy's matrices are small here; more threads would only spin beside those of the engine (docs/decisions/0005).
@@ -76,18 +78,32 @@ _WrongUsage: type[typer.BadParameter] = typer.BadParameter.__bases__[0]
 
 
 def _run(app: typer.Typer, arguments: list[str]) -> int:
-    """Run `app` and turn what happens into an exit code (README, "Exit codes")."""
+    """Run `app`, whatever happens to what it prints; the exit code (README, "Exit codes")."""
     prepare_streams()
     # A bug of ours; its message may hold what came from outside.
     sys.excepthook = print_traceback
+    with kept_streams() as output:
+        code = _code(app, arguments)
+        output.flush()
+        # A reader that has seen enough is no failure; and the first failure is the one that counts.
+        if output.problem is None or isinstance(output.problem, BrokenPipeError) or code:
+            return code
+        reason = output.problem.strerror or output.problem
+        print_remarks(f"error: stdout cannot be written ({reason}); the work is done, and files are complete")
+        return OutputFailed.exit_code
+
+
+def _code(app: typer.Typer, arguments: list[str]) -> int:
+    """Run `app` and turn what happens into an exit code."""
     # The short names have no callback above their one verb that would take it.
     if arguments == ["--version"]:
         print_results(f"dovit-deploy {__version__}")
         return 0
     flags = CommonFlags()
     try:
-        # Not `app()`: it would print what is wrong in its own way, with a box around it.
-        code = typer.main.get_command(app).main(arguments, standalone_mode=False, obj=flags)
+        with interruptible():
+            # Not `app()`: it would print what is wrong in its own way, with a box around it.
+            code = typer.main.get_command(app).main(arguments, standalone_mode=False, obj=flags)
     except DovitError as error:
         if flags.verbose:
             print_traceback(type(error), error, error.__traceback__)

@@ -15,7 +15,8 @@
     │   ├── DeviceFailed                    a GPU refused or aborted what it was given
     │   │   └── DeviceOutOfMemory               it has no memory left
     │   ├── EngineBuildFailed               TensorRT cannot make an engine of a graph
-    │   └── EngineMissing                   no engine was built for a bundle
+    │   ├── EngineMissing                   no engine was built for a bundle
+    │   └── OutputFailed                    the disk refuses what is written
     ├── UntrustedError                  6   not to be trusted
     │   ├── PickleRefused                   a checkpoint that would execute code
     │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
@@ -58,6 +59,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "ManifestInvalid",
+    "OutputFailed",
     "PackageMissing",
     "ParityError",
     "PartialFailure",
@@ -151,6 +153,10 @@ class EngineBuildFailed(EnvironmentProblem):
 
 class EngineMissing(EnvironmentProblem):
     """No engine was built for a bundle; the message carries the line that builds it."""
+
+
+class OutputFailed(EnvironmentProblem):
+    """What is written is refused: a full disk, a quota, a folder or file system that cannot be written."""
 
 
 class UntrustedError(DovitError):

@@ -18,14 +18,73 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dovit_deploy.claims import PARTIAL, PREVIOUS, claimed, claimed_free, noted, real_path, remove
-from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.claims import PARTIAL, PREVIOUS, claimed, claimed_free, name_that_fits, noted, real_path, remove
+from dovit_deploy.errors import OutputFailed, UsageError
 
 ForeignCheck = Callable[[Path], str | None]
 """Why a folder is not ours to replace, as "it holds 'notes.txt'"; None: all of it was written by a verb of ours."""
 
-LONGEST_STEM = 230
-"""Bytes of a target's name that a working name repeats: a name may have 255, and the random part needs some."""
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write elsewhere"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "write to a folder that is yours"),
+    errno.EFBIG: "this system allows no larger file (ulimit -f), or the file system has none",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What fixes it, by the reason that the system gives."""
+
+
+# What the disk refuses.
+
+
+@contextmanager
+def reported_writes(path: Path, *, kept: str = "") -> Iterator[None]:
+    """Raise what the system refuses in the block (a full disk, a quota, no permission) as OutputFailed.
+
+    Args:
+        path: what is written in the block, for the message.
+        kept: what is left of earlier work, for the message.
+    """
+    try:
+        yield
+    except OutputFailed as error:
+        raise OutputFailed(f"{error}; {kept}") if kept else error from error.__cause__
+    except OSError as error:
+        raise _write_failure(path, error, kept=kept) from error
+
+
+@contextmanager
+def optional_writes(what: str) -> Iterator[None]:
+    """Let the work go on where a cache of ours cannot be written in the block; once a process a line says so.
+
+    Args:
+        what: is lost, as "kernels are compiled again".
+    """
+    try:
+        yield
+    except (OutputFailed, OSError) as error:
+        if what not in _losses_named:
+            import logging
+
+            _losses_named.add(what)
+            # Without a handler of the program's own, Python writes a warning to stderr as it is.
+            logging.getLogger("dovit_deploy").warning("note: %s (%s)", what, error)
+
+
+_losses_named: set[str] = set()
+
+
+def _write_failure(path: Path, error: OSError, *, kept: str = "") -> OutputFailed:
+    """The error that says why `path` cannot be written, and what to do."""
+    ends = (REMEDIES.get(error.errno or 0, ""), kept)
+    return OutputFailed("; ".join((f"cannot write {path}: {error.strerror or error}", *filter(None, ends))))
+
+
+def _concerns(error: OSError, folder: Path) -> bool:
+    """It came of writing in `folder`: of a file there, or of none by name, as when an open file finds no room."""
+    # Decoders raise errors without a number.
+    if error.errno is None:
+        return False
+    return not isinstance(error.filename, str | Path) or folder in (Path(error.filename), *Path(error.filename).parents)
 
 
 # Only what is ours is replaced.
@@ -81,8 +140,7 @@ def first_foreign(folder: Path, expected: Callable[[str], bool]) -> str | None:
 
 def _working_path(target: Path, suffix: str = PARTIAL) -> Path:
     """A name beside `target` that nobody can guess, so that no link lies in wait under it."""
-    stem = os.fsdecode(os.fsencode(target.name)[:LONGEST_STEM])
-    return target.with_name(f"{stem}.{secrets.token_hex(4)}{suffix}")
+    return target.with_name(name_that_fits(target.name, f".{secrets.token_hex(4)}{suffix}"))
 
 
 @contextmanager
@@ -98,26 +156,27 @@ def written_aside(path: Path, *, overwrite: bool, mark: ForeignCheck) -> Iterato
 
     Raises:
         UsageError: `path` exists and may not be replaced, or another run writes there.
-        InputError: the folder cannot be created.
+        OutputFailed: the disk refuses the folder, or something in it.
     """
     real = real_path(path)
     with claimed(path):
         refuse_existing(path, overwrite=overwrite, mark=mark)
         partial = _working_path(real)
         with noted(partial, real):
-            _make_folder(partial)
             try:
+                with reported_writes(path):
+                    partial.mkdir(parents=True)
                 yield partial
-                _put_or_keep(partial, path, overwrite=overwrite, mark=mark)
+                with reported_writes(path):
+                    _put_or_keep(partial, path, overwrite=overwrite, mark=mark)
+            except OSError as error:
+                if _concerns(error, partial):
+                    raise _write_failure(path, error) from error
+                raise
             finally:
-                remove(partial)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+                # Where even that is refused, the next run of this target tries again.
+                with suppress(OSError):
+                    remove(partial)
 
 
 def _put_or_keep(partial: Path, path: Path, *, overwrite: bool, mark: ForeignCheck) -> None:
@@ -127,7 +186,7 @@ def _put_or_keep(partial: Path, path: Path, *, overwrite: bool, mark: ForeignChe
         refuse_existing(path, overwrite=overwrite, mark=mark)
         put_in_place(partial, real, replace=overwrite)
     except UsageError as taken:
-        with claimed_free(real.with_name(f"{real.stem}-2{real.suffix}")) as free:
+        with claimed_free(real.with_name(name_that_fits(real.stem, f"-2{real.suffix}"))) as free:
             put_in_place(partial, free, replace=False)
         raise UsageError(f"{taken}. It was not there at the start; the results are in {free}") from taken
 
@@ -209,7 +268,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace the file `path`, so that a reader sees the old file or the new one; see `file_written_aside`.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
+        OutputFailed: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
     with file_written_aside(path) as aside, aside.open("wb") as file:
         file.write(content)
@@ -227,14 +286,14 @@ def file_written_aside(path: Path) -> Iterator[Path]:
     content is copied.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was, and nothing is left beside it.
+        OutputFailed: it cannot be written; the old file is as it was, and nothing is left beside it.
     """
     real = real_path(path)
-    if real.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     through = _takes_no_rename(path)
     aside = _working_path(Path(tempfile.gettempdir(), "dovit") if through else real)
-    with noted(aside, real):
+    with reported_writes(path), noted(aside, real):
+        if real.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         # Never an existing file, and never through a link: the name is ours from here on.
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -246,7 +305,8 @@ def file_written_aside(path: Path) -> Iterator[Path]:
             else:
                 aside.replace(real)
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def _takes_no_rename(path: Path) -> bool:
@@ -272,5 +332,10 @@ def _copy_through(source: Path, target: Path) -> None:
     # Opened a second time, a file would be written from its beginning, over what was printed already.
     if stream is not None:
         (sys.stdout if stream == 1 else sys.stderr).flush()
-    with source.open("rb") as content, open(target if stream is None else stream, "wb", closefd=stream is None) as file:
+    # A reader that closes its end has seen enough: that ends the printing, not the work.
+    with (
+        suppress(BrokenPipeError),
+        source.open("rb") as content,
+        open(target if stream is None else stream, "wb", closefd=stream is None) as file,
+    ):
         shutil.copyfileobj(content, file)

@@ -1,46 +1,108 @@
-"""How does a user end a long job, and what ended a process? Signals, asked for and by name.
+"""How does a user end a verb, and what ended a process? Signals, asked for and by name.
 
-Ctrl-C and SIGTERM ask for an orderly end; a second one ends the job at once.
+Ctrl-C and SIGTERM are one request. A verb that can end in order, with what was done kept, looks at an event
+(`stop_requests`); every other one is unwound by KeyboardInterrupt, which removes what it had half written
+(`interruptible`). A second request ends the verb at once.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_REQUEST_S = 0.5
+"""Signals this close together are one request: `timeout` and terminals signal the process and its whole group."""
+
+
+class _Requests:
+    """Counts requests, not signals."""
+
+    last = float("-inf")
+    """When the last request came, by the monotonic clock; of the whole process, whoever was asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def new(self) -> bool:
+        """Whether the signal that arrived now is a request, rather than the echo of the last one."""
+        now = time.monotonic()
+        if now - _Requests.last < SAME_REQUEST_S:
+            return False
+        _Requests.last = now
+        self.count += 1
+        return True
+
+
+@contextmanager
+def _handled(ask: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Both signals call `ask`; the handlers from before are put back at the end.
+
+    Does nothing outside the main thread, where Python allows no signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class interruptible:
+    """While the block runs, either signal raises KeyboardInterrupt in it.
+
+    An error by which the block ends after that is the interrupt, too: some libraries turn whatever is raised while
+    they are imported or call back into errors of their own.
+    """
+
+    def __init__(self) -> None:
+        self._requests = _Requests()
+        self._handlers = _handled(self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._requests.new():
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self._handlers.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handlers.__exit__(None, None, None)
+        if self._requests.count and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
 
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
     """Give an event that is set when the user asks to stop; the handlers from before are put back at the end.
 
-    A job looks at the event where it can stop without loss. Outside the main thread, where Python allows no signal
-    handlers, the event is never set.
+    A job looks at the event where it can stop without loss. Outside the main thread the event is never set.
 
     Raises:
         KeyboardInterrupt: (inside the block) the user asked a second time.
     """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
+    stop, requests = threading.Event(), _Requests()
 
     def ask(number: int, frame: FrameType | None) -> None:
         del number, frame
+        if not requests.new():
+            return
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
-    try:
+    with _handled(ask):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def signal_name(number: int) -> str:

@@ -29,7 +29,7 @@ from dovit_deploy.errors import (
     UsageError,
     VersionUnknown,
 )
-from dovit_deploy.files import first_foreign, written_aside
+from dovit_deploy.files import first_foreign, reported_writes, written_aside
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -173,18 +173,18 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
     after a kill, finds the old one or the new one, never a mixture.
 
     Raises:
-        InputError: the folder cannot be written.
+        OutputFailed: the folder cannot be written.
     """
     in_place = target.resolve() == bundle.path
     # A link would be replaced by a folder; what it points at is meant.
     path = bundle.path if in_place else target
-    try:
-        with written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder:
-            _fill(bundle, calibration, folder, link=in_place)
-            # Checked in full before anything is replaced.
-            Bundle.open(folder)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; nothing is changed") from error
+    with (
+        reported_writes(path, kept="nothing is changed"),
+        written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder,
+    ):
+        _fill(bundle, calibration, folder, link=in_place)
+        # Checked in full before anything is replaced.
+        Bundle.open(folder)
     return Bundle.open(path)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, MeasuredPoint, PartEntry
-from dovit_deploy.errors import InputError
 from dovit_deploy.files import file_written_aside
 
 NAMES = {"check": "held-out images", "all": "all images", "search": "images of the search"}
@@ -22,17 +21,14 @@ def save_plot(calibration: Calibration, path: Path) -> None:
 
     Raises:
         PackageMissing: matplotlib is not installed.
-        InputError: the file cannot be written.
+        OutputFailed: the file cannot be written.
     """
     figure = packages.matplotlib_figure().Figure(figsize=(8.0, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
     draw_plot(axes, calibration)
     figure.legend(loc="outside right upper", fontsize="small")
-    try:
-        with file_written_aside(path) as aside:
-            figure.savefig(aside, format="png")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    with file_written_aside(path) as aside:
+        figure.savefig(aside, format="png")
 
 
 def draw_plot(axes: Any, calibration: Calibration) -> None:  # noqa: ANN401

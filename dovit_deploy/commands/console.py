@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dovit_deploy.credentials import masked
-from dovit_deploy.errors import InputError
 from dovit_deploy.files import write_text
 from dovit_deploy.printing import is_terminal, print_remarks, print_results, printable
 
@@ -49,13 +48,13 @@ def next_command(command: str, *, quiet: bool) -> None:
 
 
 def write_json(path: Path | None, report: Json) -> None:
-    """Write `report` to `path`, whole or not at all; nothing for None."""
-    if path is None:
-        return
-    try:
+    """Write `report` to `path`, whole or not at all; nothing for None.
+
+    Raises:
+        OutputFailed: the disk refuses it.
+    """
+    if path is not None:
         write_text(path, json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 LINE_EVERY_S = 10.0

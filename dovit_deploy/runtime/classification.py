@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
@@ -74,7 +74,7 @@ class ClassificationResult:
 
         Raises:
             UsageError: another suffix, or the folder is not there.
-            EnvironmentProblem: the file cannot be written.
+            OutputFailed: the file cannot be written.
         """
         target = Path(path)
         if target.suffix.lower() not in SUFFIXES:
@@ -85,10 +85,7 @@ class ClassificationResult:
         if target.suffix.lower() == ".png":
             save_image(target, self.plot())
             return
-        try:
-            write_text(target, json.dumps(self.facts(), indent=1) + "\n")
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
+        write_text(target, json.dumps(self.facts(), indent=1) + "\n")
 
 
 class Classifier:

@@ -115,7 +115,7 @@ def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palet
 
     Raises:
         UsageError: the name does not end in .png, or the folder is not there.
-        EnvironmentProblem: the file cannot be written.
+        OutputFailed: the file cannot be written.
     """
     target = Path(path)
     if target.suffix.lower() != ".png":
@@ -125,28 +125,22 @@ def save_mask(path: str | Path, class_map: npt.NDArray[np.uint8], palette: Palet
     image = packages.pillow().fromarray(np.ascontiguousarray(class_map), mode="P")
     # Padded to 256 colours of 3 bytes, the whole palette of an indexed PNG.
     image.putpalette(np.pad(palette.colors.reshape(-1), (0, 768 - palette.colors.size)).tobytes())
-    try:
-        with file_written_aside(target) as aside:
-            image.save(aside, format="PNG")
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {target}: {error.strerror or error}") from error
+    with file_written_aside(target) as aside:
+        image.save(aside, format="PNG")
 
 
 def save_image(path: Path, rgb: RGB) -> None:
     """Write `rgb` (H, W, 3) uint8 to `path` as a PNG, fast rather than small: to be looked at, not archived.
 
     Raises:
-        EnvironmentProblem: the file cannot be written.
+        OutputFailed: the file cannot be written.
     """
     cv2 = packages.opencv()
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise EnvironmentProblem(f"OpenCV cannot encode {path.name} as PNG")
-    try:
-        with file_written_aside(path) as aside:
-            aside.write_bytes(encoded.tobytes())
-    except OSError as error:
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+    with file_written_aside(path) as aside:
+        aside.write_bytes(encoded.tobytes())
 
 
 def colored(numbers: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> RGB:

@@ -12,7 +12,7 @@ from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path, is_rendered
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.files import file_written_aside
+from dovit_deploy.files import file_written_aside, optional_writes
 from dovit_deploy.train.recipe import Recipe
 from dovit_scenes.render import SMALLEST
 from dovit_scenes.things import CLASS_NAMES
@@ -172,23 +172,21 @@ class CachedInFolder(CachedInMemory):
         self.folder = folder
 
     def sample(self, index: int) -> Sample:
-        """Number `index`; raises DatasetError when it cannot be written or read."""
+        """Number `index`; raises DatasetError when it cannot be read; it need not be possible to write it."""
         path = self.folder / f"{index:06d}.npz"
         if path.is_file():
             return _read(path)
         sample = self.whole.sample(index)
-        _write(path, sample)
+        with optional_writes("rendered scenes are not kept, and rendered again where they are needed again"):
+            _write(path, sample)
         return sample
 
 
 def _write(path: Path, sample: Sample) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed at the end: another process may be writing the same sample.
-        with file_written_aside(path) as aside, aside.open("wb") as file:
-            np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
-    except OSError as error:
-        raise DatasetError(f"{path}: a rendered scene cannot be kept ({error.strerror}); make room") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed at the end: another process may be writing the same sample.
+    with file_written_aside(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, stem=np.array(sample.stem), rgb=sample.rgb, label=sample.label)
 
 
 def _read(path: Path) -> Sample:

@@ -15,7 +15,7 @@ from dovit_deploy.checkpoints.own_format import foreign_in_checkpoint
 from dovit_deploy.claims import claimed
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import ConfigError, InputError, UsageError
-from dovit_deploy.files import refuse_existing
+from dovit_deploy.files import refuse_existing, reported_writes
 from dovit_deploy.interruption import stop_requests
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.data import (
@@ -38,6 +38,7 @@ from dovit_deploy.train.result import (
     threshold_curve,
 )
 from dovit_deploy.train.state import (
+    KEPT,
     RECORD,
     STATE,
     RunFolder,
@@ -47,7 +48,6 @@ from dovit_deploy.train.state import (
     refuse_other_data,
     refuse_other_recipe,
     refuse_taken,
-    reported_failure,
     write_run_file,
 )
 
@@ -231,7 +231,7 @@ def _finished(trainer: Trainer, record: RunRecord, remark: Remark) -> TrainingRe
         threshold = chosen_threshold(points, record.config.max_drop)
         content = json.dumps([point.model_dump() for point in points], indent=1) + "\n"
         write_run_file(folder / CURVE, content.encode())
-    with reported_failure(folder / CHECKPOINT):
+    with reported_writes(folder / CHECKPOINT, kept=KEPT):
         save_result(
             folder / CHECKPOINT,
             trainer.average,

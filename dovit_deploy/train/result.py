@@ -124,7 +124,7 @@ def write_plot(path: Path, rows: Sequence[dict[str, Any]], curve: Sequence[Thres
 
     Raises:
         PackageMissing: matplotlib is not installed.
-        InputError: the file cannot be written.
+        OutputFailed: the file cannot be written.
     """
     figure = packages.matplotlib_figure().Figure(figsize=(14, 3.8), layout="constrained")
     losses, tokens, trade = figure.subplots(1, 3)

@@ -9,8 +9,6 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.errors import DatasetError, InputError, UsageError
-from dovit_deploy.files import write_bytes, written_aside
+from dovit_deploy.files import reported_writes, write_bytes, written_aside
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.data import TrainingData
@@ -148,21 +146,13 @@ class RunState:
     """The dense network that is learnt from, once there is one."""
 
 
-@contextmanager
-def reported_failure(path: Path) -> Iterator[None]:
-    """Turn a failing write (a full disk, say) into an InputError that says what is kept."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is kept. "
-            "Make room, then the same command with --resume goes on"
-        ) from error
+KEPT = "what was saved before is kept, and the same command with --resume goes on"
+"""What a message says where a file of a run cannot be written."""
 
 
 def write_run_file(path: Path, content: bytes) -> None:
-    """Replace a file of a run in one step; InputError when that fails, and the old file is as it was."""
-    with reported_failure(path):
+    """Replace a file of a run in one step; OutputFailed when that fails, and the old file is as it was."""
+    with reported_writes(path, kept=KEPT):
         write_bytes(path, content)
 
 
@@ -203,7 +193,7 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one JSON object to the log."""
-        with reported_failure(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
+        with reported_writes(self.path / LOG, kept=KEPT), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -220,7 +210,7 @@ class RunFolder:
             write_run_file(self.path / LOG, "".join(kept).encode())
 
     def save(self, state: RunState) -> None:
-        """Replace the state on the disk; InputError when that fails, and the earlier state stays."""
+        """Replace the state on the disk; OutputFailed when that fails, and the earlier state stays."""
         # Into memory first: a file that torch has half written could not be told from a whole one.
         content = io.BytesIO()
         torch.save(vars(state), content)

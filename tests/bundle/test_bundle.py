@@ -32,6 +32,7 @@ from dovit_deploy.errors import (
     FileUnlisted,
     InputError,
     ManifestInvalid,
+    OutputFailed,
     PathEscapes,
     UsageError,
     VersionUnknown,
@@ -249,7 +250,7 @@ def test_a_full_disk_changes_nothing(bundle_copy: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(OutputFailed, match="No space left"):
         write_calibrated(opened, made(), bundle_copy)
     monkeypatch.undo()
     assert contents(bundle_copy) == before

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, ControlPoint, Interval, SmallerPoint
 from dovit_deploy.calibrate.plot import draw_plot, save_plot
-from dovit_deploy.errors import InputError
+from dovit_deploy.errors import OutputFailed
 from tests.bundle.test_bundle import made
 
 
@@ -86,5 +86,5 @@ def test_a_png(tmp_path: Path, calibration: Calibration) -> None:
 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(OutputFailed, match="cannot write"):
         save_plot(made(), tmp_path / "no" / "x.png")

@@ -204,7 +204,7 @@ def test_a_full_disk_at_the_end_keeps_the_run(tmp_path, root, recipe, capsys, mo
 
     with monkeypatch.context() as patched:
         patched.setattr("dovit_deploy.train.result.save_checkpoint", full)
-        refused(capsys, 3, "checkpoint: cannot be written", root, "--config", recipe, "-o", run)
+        refused(capsys, 5, "cannot write", root, "--config", recipe, "-o", run)
     assert not (run / "checkpoint").exists()
     assert train(root, "-o", run, "--resume", "--quiet") == 0
     assert len(losses(run)) == 6

@@ -10,7 +10,7 @@ import torch
 
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.datasets.scenes import RenderedScenes
-from dovit_deploy.errors import CheckError, InputError, Interrupted, UsageError
+from dovit_deploy.errors import CheckError, InputError, Interrupted, OutputFailed, UsageError
 from dovit_deploy.train.config import Augmentation, Distillation, Phase, TokenPassing, TrainConfig
 from dovit_deploy.train.data import CachedInFolder, TrainingData
 from dovit_deploy.train.initialise import trainable_model
@@ -200,7 +200,7 @@ def test_a_failing_write_keeps_the_earlier_state(tmp_path, data, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("dovit_deploy.files.os.fsync", full)
-        with pytest.raises(InputError, match=r"state\.pt: cannot be written \(No space left on device\)"):
+        with pytest.raises(OutputFailed, match=r"state\.pt: No space left on device.*--resume goes on"):
             trainer.run(stop_after=3)
     assert (tmp_path / "run" / STATE).read_bytes() == before
     assert not list((tmp_path / "run").glob("*.partial"))
@@ -287,7 +287,7 @@ def test_a_damaged_state_is_named(tmp_path, data):
     path = tmp_path / "run" / STATE
     path.write_bytes(path.read_bytes()[:1000])
     folder, record = RunFolder.open(tmp_path / "run")
-    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+    with pytest.raises(OutputFailed, match=r"state\.pt: No space left on device.*--resume goes on"):
         trainer_of(folder, record.config, data).resume()
 
 

@@ -25,7 +25,8 @@ from dovit_deploy.engines.tensorrt.record import (
     engine_key,
 )
 from dovit_deploy.engines.tensorrt.store import ENTRY, EngineCache, EngineSet, open_engines
-from dovit_deploy.errors import EngineBuildFailed, EngineInvalid, InputError
+from dovit_deploy.errors import EngineBuildFailed, EngineInvalid
+from dovit_deploy.files import reported_writes
 from dovit_deploy.graphs.forms import DerivedGraph, derive_graphs
 from dovit_deploy.graphs.plugins import DOMAIN, VERSION
 from dovit_deploy.interruption import signal_name
@@ -52,7 +53,7 @@ def build_engines(
     Raises:
         UsageError: see `engine_key`.
         EngineBuildFailed: TensorRT refuses a graph, or its process dies; the cache is unchanged.
-        InputError: the cache cannot be written.
+        OutputFailed: the cache cannot be written.
     """
     key = engine_key(bundle, request, package)
     with cache.locked(key, waiting=lambda: progress("waiting for another build of the same engines")):
@@ -60,11 +61,8 @@ def build_engines(
         found = None if rebuild else _undamaged(cache, key, progress)
         if found is not None:
             return found, False
-        try:
-            with cache.filling(key) as folder:
-                _fill(folder, bundle, key, package, progress)
-        except OSError as error:
-            raise InputError(f"cannot write {cache.root}: {error.strerror or error}; nothing is changed") from error
+        with reported_writes(cache.root, kept="nothing is changed"), cache.filling(key) as folder:
+            _fill(folder, bundle, key, package, progress)
         return open_engines(cache.root / key.name, origin="cache"), True
 
 

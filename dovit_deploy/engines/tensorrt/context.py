@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory, DovitError, EngineInvalid, ProviderMissing
-from dovit_deploy.files import write_bytes
+from dovit_deploy.files import optional_writes, write_bytes
 
 CUDA_ERROR = re.compile(r"cudaError (\d+)")
 NO_DRIVER = frozenset({35, 100, 101, 999})
@@ -77,7 +76,7 @@ class TensorRtEngine:
         if self._cache is not None and self._kernels is not None and self._engine is not None:
             blob = self._cache.serialize()
             # If they cannot be saved, they are compiled again next time. They are code, so nobody else may write them.
-            with suppress(OSError):
+            with optional_writes("kernels are compiled again when the engine is loaded the next time"):
                 self._kernels.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 if blob is not None:
                     write_bytes(self._kernels, bytes(memoryview(blob)))

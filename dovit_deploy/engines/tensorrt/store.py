@@ -26,8 +26,8 @@ from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.claims import PARTIAL, claimed, remove
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
-from dovit_deploy.errors import EngineInvalid, InputError, UsageError
-from dovit_deploy.files import first_foreign, put_in_place, written_aside
+from dovit_deploy.errors import EngineInvalid, UsageError
+from dovit_deploy.files import first_foreign, put_in_place, reported_writes, written_aside
 from dovit_deploy.record import Record
 
 ENTRY = "entry.json"
@@ -174,7 +174,7 @@ class EngineCache:
         Args:
             waiting: called once if another process holds it.
         """
-        try:
+        with reported_writes(self.root):
             # Engines can carry code: nobody else may write here.
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = filelock.FileLock(self.root / f"{key.name}.lock")
@@ -184,8 +184,6 @@ class EngineCache:
             except filelock.Timeout:
                 waiting()
                 lock.acquire(poll_interval=0.2)
-        except OSError as error:
-            raise InputError(f"cannot write the cache {self.root}: {error.strerror or error}") from error
         try:
             yield
         finally:
@@ -254,7 +252,7 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
 
     Raises:
         UsageError: the bundle belongs to an installed package.
-        InputError: the bundle cannot be written.
+        OutputFailed: the bundle cannot be written.
     """
     # A package manager neither expects nor removes files that were added to a package.
     if PACKAGE_FOLDERS & set(bundle.path.parts):
@@ -263,13 +261,14 @@ def copy_into_bundle(engines: EngineSet, bundle: Bundle) -> Path:
             "the engines are in the cache"
         )
     target = bundle.path / ENGINES / engines.entry.key.name
-    try:
-        # A calibration in place copies the bundle with its engines: none may come or go meanwhile.
-        with claimed(bundle.path), written_aside(target, overwrite=True, mark=_foreign_in_engines) as folder:
-            for name in (ENTRY, *(f"{graph}{end}" for graph in engines.records for end in (".engine", ".json"))):
-                shutil.copyfile(engines.folder / name, folder / name)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}; nothing is changed") from error
+    # A calibration in place copies the bundle with its engines: none may come or go meanwhile.
+    with (
+        reported_writes(target, kept="nothing is changed"),
+        claimed(bundle.path),
+        written_aside(target, overwrite=True, mark=_foreign_in_engines) as folder,
+    ):
+        for name in (ENTRY, *(f"{graph}{end}" for graph in engines.records for end in (".engine", ".json"))):
+            shutil.copyfile(engines.folder / name, folder / name)
     return target
 
 

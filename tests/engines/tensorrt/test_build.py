@@ -22,7 +22,7 @@ from dovit_deploy.engines.tensorrt import record as engine_record
 from dovit_deploy.engines.tensorrt.build import build_engines
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key, graph_names, profiles_for
 from dovit_deploy.engines.tensorrt.store import EngineCache
-from dovit_deploy.errors import EngineBuildFailed, InputError, UsageError
+from dovit_deploy.errors import EngineBuildFailed, OutputFailed, UsageError
 from dovit_deploy.graphs.forms import VERSIONS
 from tests.engines.tensorrt.fake_builder import MODULE, VARIABLE, fake_package
 from tests.paths import ROOT
@@ -127,7 +127,7 @@ def test_a_full_disk_is_an_error_and_the_cache_as_before(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full)
-        with pytest.raises(InputError, match="No space left on device; nothing is changed"):
+        with pytest.raises(OutputFailed, match=r"No space left on device.*nothing is changed"):
             build(single, cache, rebuild=True)
     assert build(single, cache)[0].entry == before.entry
 

@@ -16,7 +16,7 @@ from dovit_deploy.bundle.manifest import FileEntry, TokenCount
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle, open_engines
-from dovit_deploy.errors import EngineInvalid, InputError, UsageError
+from dovit_deploy.errors import EngineInvalid, OutputFailed, UsageError
 from tests.paths import ROOT
 
 PLAN = b"engine " * 100
@@ -230,7 +230,7 @@ def test_prune_of_no_cache(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "engines").write_text("a file")
     with (
-        pytest.raises(InputError, match="cannot write the cache"),
+        pytest.raises(OutputFailed, match="cannot write"),
         EngineCache(tmp_path).locked(made_key(), waiting=pytest.fail),
     ):
         pass
