@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.datasets.layouts import FolderFiles, images_in
+from dovit_deploy.datasets.summary import DataSummary, summary_of, summary_of_images
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.intervals import Blocks, blocks_from_stems
 from dovit_deploy.runtime.results import ClassMap
@@ -42,6 +44,9 @@ class CalibrationImages(Protocol):
     def image(self, index: int) -> CalibrationImage:
         """Decode number `index`; raises InputError naming the file when it cannot be used."""
 
+    def summary(self) -> DataSummary:
+        """What was found when they were opened."""
+
 
 class SplitImages:
     """The images of a data set's split with their labels; `name` and `split` as the user named them."""
@@ -55,6 +60,9 @@ class SplitImages:
     def image(self, index: int) -> CalibrationImage:
         sample = self.data.sample(index)
         return CalibrationImage(sample.rgb, sample.label)
+
+    def summary(self) -> DataSummary:
+        return summary_of(self.data)
 
 
 class FolderImages:
@@ -70,7 +78,8 @@ class FolderImages:
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
-        self.paths = image_files(folder)
+        found = image_files(folder)
+        self.paths, self.ignored = found.taken, found.ignored
         if not self.paths:
             raise DatasetError(f"{folder}: no image in it")
         self.stems = tuple(path.name for path in self.paths)
@@ -78,13 +87,19 @@ class FolderImages:
     def image(self, index: int) -> CalibrationImage:
         return CalibrationImage(read_image(self.paths[index]), None)
 
+    def summary(self) -> DataSummary:
+        return summary_of_images(self.name, len(self.paths), self.ignored)
 
-def image_files(folder: Path) -> Sequence[Path]:
-    """The images that lie directly in `folder`, sorted; none where there is no such folder."""
+
+def image_files(folder: Path) -> FolderFiles:
+    """The images that lie directly in `folder`, by suffix or content; none where there is no such folder."""
     try:
-        return [path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)]
-    except OSError:
-        return []
+        found = images_in(folder)
+    except DatasetError:
+        return FolderFiles((), ())
+    unusual = [path for path in found.ignored if not path.name.startswith(".") and is_image(path)]
+    ignored = tuple(path for path in found.ignored if path not in unusual)
+    return FolderFiles(tuple(sorted((*found.taken, *unusual))), ignored)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,10 @@ Threshold = Annotated[
     str | None,
     typer.Option("--threshold", metavar="T[,T...]", help="Confidence above which a token stops: one, or one per gate."),
 ]
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", metavar="FILE", help="The classes of the label maps: classes.json, or a name per line."),
+]
 MaxPixels = Annotated[
     int | None,
     typer.Option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.calibrate.budgets import Budget
     from dovit_deploy.calibrate.images import CalibrationImages
+    from dovit_deploy.datasets.summary import DataSummary
     from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
@@ -47,6 +50,7 @@ def calibrate(
         float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
     ] = None,
     split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
+    classes: arguments.Classes = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="NEW.dovit", help="Default: the bundle itself changes.")
     ] = None,
@@ -69,17 +73,20 @@ def calibrate(
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
     if output is not None:
-        _check_output(output, inputs=(bundle, dataset))
+        _check_output(output, inputs=(bundle, dataset, classes))
     elif not dry_run:
         # Before it is opened: what is calibrated is what is replaced.
         targets.claim(bundle)
-    targets.claim_report(json_file, inputs=(bundle, dataset), output=output)
+    targets.claim_report(json_file, inputs=(bundle, dataset, classes), output=output)
     opened = Bundle.open(bundle)
     # What can be refused is refused now, not after the search.
     refuse_without_gates(opened.manifest)
     if output is None and not dry_run:
         refuse_installed(opened)
-    images = _images(dataset, split, budget, opened.manifest)
+    images = _images(dataset, split, classes, budget)
+    summary = images.summary()
+    console.remarks(summary.lines(), quiet=quiet)
+    _check_classes(images, opened.manifest)
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
         calibration = calibrated(session, images, budget, progress=progress)
@@ -87,29 +94,47 @@ def calibrate(
             calibration = _with_controls(calibration, opened, session, images, progress)
     target = opened.path if output is None else output
     if not dry_run:
-        try:
+        with _shown_anyway(calibration, verbose=verbose, quiet=quiet):
             write_calibrated(opened, calibration, target)
-        except InputError:
-            # The search may have taken an hour: what it found is shown even if it cannot be written.
-            _show(calibration, verbose=verbose, quiet=quiet)
-            raise
     # The files come before the table: once its last line is printed they are there.
-    report = {"bundle": None if dry_run else str(target.resolve()), **calibration.model_dump(mode="json")}
-    console.write_json(json_file, report)
+    console.write_json(json_file, _report(None if dry_run else target, summary, calibration))
     _show(calibration, verbose=verbose, quiet=quiet)
     if not dry_run:
         console.result(str(target))
         _plot(calibration, target, quiet=quiet)
-    console.next_command(_next(calibration, bundle if dry_run or output is None else output, dry_run), quiet=quiet)
+    used = bundle if dry_run or output is None else output
+    console.next_command(_next(calibration, used, classes, dry_run), quiet=quiet)
 
 
-def _next(calibration: Calibration, bundle: Path, dry_run: bool) -> str:
+@contextmanager
+def _shown_anyway(calibration: Calibration, *, verbose: bool, quiet: bool) -> Iterator[None]:
+    """The search may have taken an hour: what it found is shown even if the block cannot write it."""
+    try:
+        yield
+    except InputError:
+        _show(calibration, verbose=verbose, quiet=quiet)
+        raise
+
+
+def _report(target: Path | None, summary: DataSummary, calibration: Calibration) -> dict[str, object]:
+    """What `--json` gets; `target`: the bundle that was written."""
+    return {
+        "bundle": None if target is None else str(target.resolve()),
+        "data": summary.model_dump(mode="json"),
+        **calibration.model_dump(mode="json"),
+    }
+
+
+def _next(calibration: Calibration, bundle: Path, classes: Path | None, dry_run: bool) -> str:
     """Measuring the calibrated bundle where there are labels, else using it."""
     shown = ",".join(f"{value:g}" for value in calibration.chosen.thresholds)
     given = f" --threshold {shown}" if dry_run else ""
+    own = "" if classes is None else f" --classes {quote(str(classes))}"
     if calibration.split is None:
         return f"dovit run {arguments.PLACEHOLDER} --bundle {quote(str(bundle))}{given}"
-    return f"dovit eval {quote(str(bundle))} {quote(calibration.dataset)} --split {quote(calibration.split)}{given}"
+    return (
+        f"dovit eval {quote(str(bundle))} {quote(calibration.dataset)} --split {quote(calibration.split)}{own}{given}"
+    )
 
 
 def _budget(
@@ -151,19 +176,24 @@ def _check_output(output: Path, *, inputs: targets.Inputs) -> None:
     targets.claim_folder(output, inputs=inputs, overwrite=False, mark=foreign_in_bundle)
 
 
-def _images(path: Path, split: str | None, budget: Budget, manifest: Manifest) -> CalibrationImages:
+def _images(path: Path, split: str | None, classes: Path | None, budget: Budget) -> CalibrationImages:
     """A labelled data set, or a folder of images where the budget needs no labels."""
     from dovit_deploy.calibrate.images import FolderImages, SplitImages, image_files
     from dovit_deploy.datasets.open import dataset_from_path
-    from dovit_deploy.measure.evaluate import check_classes
 
-    # A folder of images has no splits, so --split names one of a data set.
-    if split is None and not budget.needs_labels and image_files(path):
+    # A folder of images has neither splits nor classes, so these flags name those of a data set.
+    if split is None and classes is None and not budget.needs_labels and image_files(path).taken:
         return FolderImages(path)
     split = split or DEFAULT_SPLIT
-    data = dataset_from_path(path, split)
-    check_classes(data, manifest)
-    return SplitImages(data, name=str(path), split=split)
+    return SplitImages(dataset_from_path(path, split, classes=classes), name=str(path), split=split)
+
+
+def _check_classes(images: CalibrationImages, manifest: Manifest) -> None:
+    from dovit_deploy.calibrate.images import SplitImages
+    from dovit_deploy.measure.evaluate import check_classes
+
+    if isinstance(images, SplitImages):
+        check_classes(images.data, manifest)
 
 
 def _with_controls(

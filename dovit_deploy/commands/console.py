@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +35,12 @@ def remark(text: str, *, quiet: bool) -> None:
     """A line about what is going on."""
     if not quiet:
         print_remarks(text)
+
+
+def remarks(texts: Iterable[str], *, quiet: bool) -> None:
+    """Several such lines."""
+    for text in texts:
+        remark(text, quiet=quiet)
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:

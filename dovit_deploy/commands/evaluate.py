@@ -11,7 +11,7 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
-from dovit_deploy.errors import InputError
+from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def evaluate(
     engine: arguments.EngineName = "onnxruntime",
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
+    classes: arguments.Classes = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also random, first-gate and oracle stopping, and smaller inputs.")
     ] = False,
@@ -66,22 +67,28 @@ def evaluate(
     drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. Random and oracle stopping
     (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or those first whose
     gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes,
-    ADE20K; for classifiers SPLIT/CLASS/image, as ImageNet's.
+    ADE20K, each with classes of its own where the folder holds a classes.json; for classifiers SPLIT/CLASS/image, as
+    ImageNet's.
     """
     from dovit_deploy.bundle.bundle import Bundle
+    from dovit_deploy.datasets.summary import summary_of
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.measure.controls import CONTROLS
-    from dovit_deploy.measure.evaluate import EvalPlan
+    from dovit_deploy.measure.evaluate import EvalPlan, check_classes
     from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.settings import RunSettings
 
     thresholds, options = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
-    targets.claim_report(json_file, inputs=(bundle, dataset))
+    targets.claim_report(json_file, inputs=(bundle, dataset, classes))
     opened = Bundle.open(bundle)
     wanted = CONTROLS if controls else None
-    plan = EvalPlan(dataset, split, RunSettings.resolve(opened.manifest, thresholds=thresholds), wanted)
+    settings = RunSettings.resolve(opened.manifest, thresholds=thresholds)
     # Faults of the data set are reported before an engine is loaded, which may take minutes.
-    data = _labelled_set(opened.manifest, dataset, split)
+    data = _labelled_set(opened.manifest, dataset, split, classes)
+    summary = summary_of(data)
+    console.remarks(summary.lines(), quiet=quiet)
+    check_classes(data, opened.manifest)
+    plan = EvalPlan(dataset, split, settings, wanted, summary)
     with (
         Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
         _smaller(opened, plan, threads=threads, quiet=quiet) as smaller,
@@ -91,27 +98,24 @@ def evaluate(
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, data, verbose=verbose)
-    console.next_command(_next(report, opened.path, json_file), quiet=quiet)
+    console.next_command(_next(report, opened.path, json_file, classes), quiet=quiet)
 
 
 # The verb's name; a function defined as `eval` would hide Python's own.
 evaluate.__name__ = "eval"
 
 
-def _labelled_set(manifest: Manifest, dataset: str, split: str) -> Dataset | LabelledImages:
-    """The data set, of the layout that the bundle's task needs and of the bundle's classes."""
+def _labelled_set(manifest: Manifest, dataset: str, split: str, classes: Path | None) -> Dataset | LabelledImages:
+    """The data set, of the layout that the bundle's task needs."""
     from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_path
-    from dovit_deploy.measure.evaluate import check_classes
 
     if manifest.task not in SCORES:
         raise InputError(f"{manifest.name} is a backbone without a head (task {manifest.task}): it has no accuracy")
-    data: Dataset | LabelledImages
     if manifest.task == "segmentation":
-        data = dataset_from_path(dataset, split)
-    else:
-        data = labelled_images_from_path(dataset, split)
-    check_classes(data, manifest)
-    return data
+        return dataset_from_path(dataset, split, classes=classes)
+    if classes is not None:
+        raise UsageError("--classes is for label maps; a classifier's data set lists its classes in its own folder")
+    return labelled_images_from_path(dataset, split)
 
 
 @contextmanager
@@ -294,10 +298,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _next(report: EitherReport, path: Path, json_file: Path | None) -> str:
+def _next(report: EitherReport, path: Path, json_file: Path | None, classes: Path | None) -> str:
     """With the report kept in a file, measuring time beside accuracy; without, keeping it, with its controls."""
     if json_file is not None:
         return f"dovit bench {quote(str(path))}"
     controls = " --controls" if report.thresholds else ""
     dataset, split = quote(report.dataset), quote(report.split)
-    return f"dovit eval {quote(str(path))} {dataset} --split {split}{controls} --json eval.json"
+    own = "" if classes is None else f" --classes {quote(str(classes))}"
+    return f"dovit eval {quote(str(path))} {dataset} --split {split}{own}{controls} --json eval.json"

@@ -32,6 +32,7 @@ def train(
     init: Annotated[
         Path | None, typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT.")
     ] = None,
+    classes: arguments.Classes = None,
     minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")] = None,
     json_file: arguments.JsonFile = None,
@@ -44,7 +45,7 @@ def train(
     log.jsonl, curve.json (accuracy and FLOPs by threshold), a plot of the run, and the recipe. docs/training.md
     has the keys of the recipe.
     """
-    _check(output, resume=resume, minutes=minutes)
+    _check(dataset, output, classes, resume=resume, minutes=minutes)
     # A missing package is reported before the data set is read.
     for package in ("torch", "cv2", "PIL"):
         packages.load(package)
@@ -54,7 +55,7 @@ def train(
 
     recipe = Recipe() if config is None else recipe_from_file(config)
     folder = _claimed_folder(output, dataset)
-    targets.claim_report(json_file, inputs=(dataset, init, config), output=folder)
+    targets.claim_report(json_file, inputs=(dataset, init, config, classes), output=folder)
     request = TrainingRequest(
         dataset=dataset,
         output=folder,
@@ -62,6 +63,7 @@ def train(
         recipe_given=config is not None,
         init=init,
         resume=resume,
+        classes=classes,
     )
     with console.progress("training", total=1, unit="%", quiet=quiet) as shown:
         result = trained(
@@ -76,7 +78,11 @@ def train(
     console.next_command(f"dovit export {quote(str(result.checkpoint))}", quiet=quiet)
 
 
-def _check(output: Path | None, *, resume: bool, minutes: float | None) -> None:
+def _check(dataset: str, output: Path | None, classes: Path | None, *, resume: bool, minutes: float | None) -> None:
+    from dovit_deploy.datasets.open import is_rendered
+
+    if classes is not None and is_rendered(dataset):
+        raise UsageError("--classes is for a folder of label maps; rendered scenes have classes of their own")
     if resume and output is None:
         raise UsageError("--resume goes on with the run in RUN_DIR; name it with -o")
     if minutes is not None and not 0 < minutes < float("inf"):
@@ -136,6 +142,7 @@ def _report(result: TrainingResult) -> dict[str, object]:
         "seed": config.seed,
         "precision": config.precision,
         "images": result.record.data.images,
+        "data": result.data.model_dump(mode="json"),
         "threshold": result.threshold if config.spec.gates else None,
         "curve": [point.model_dump(mode="json") for point in result.curve],
     }

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Split, read_rgb
-from dovit_deploy.datasets.layouts import files_in, lines_of
+from dovit_deploy.datasets.layouts import images_in, lines_of
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import read_text
-from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LISTS = ("classes.json", "imagenet_class_index.json", "synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files at ROOT that give the classes their numbers; the first that is there counts."""
@@ -65,10 +64,17 @@ class LabelledImages:
         DatasetError: `files` is empty.
     """
 
-    def __init__(self, name: str, files: Sequence[ClassifiedFile], classes: Sequence[FolderClass], order: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[ClassifiedFile],
+        classes: Sequence[FolderClass],
+        order: str,
+        ignored: Sequence[Path] = (),
+    ) -> None:
         if not files:
             raise DatasetError(f"{name}: no image")
-        self.name, self.files, self.classes = name, tuple(files), tuple(classes)
+        self.name, self.files, self.classes, self.ignored = name, tuple(files), tuple(classes), tuple(ignored)
         self.order = order
         """Where the numbers of the classes come from, for messages."""
 
@@ -93,7 +99,7 @@ class LabelledImages:
 
 def has_class_folders(root: Path, split: str) -> bool:
     """Whether `root` has a folder of images for each class of `split`."""
-    return (root / split).is_dir() and any(_images(folder) for folder in _folders(root / split))
+    return (root / split).is_dir() and any(images_in(folder).taken for folder in _folders(root / split))
 
 
 def class_folders(root: Path, split: Split) -> LabelledImages:
@@ -106,7 +112,8 @@ def class_folders(root: Path, split: Split) -> LabelledImages:
         raise DatasetError(f"{root}: no such data set; the layout of a classifier's is {LAYOUT}")
     if not has_class_folders(root, split.name):
         raise DatasetError(_not_the_layout(root, split.name))
-    folders = {folder.name: images for folder in _folders(root / split.name) if (images := _images(folder))}
+    listed = {folder.name: images_in(folder) for folder in _folders(root / split.name)}
+    folders = {name: found.taken for name, found in listed.items() if found.taken}
     classes, order = _classes(root, split.name, sorted(folders))
     number = {entry.folder: label for label, entry in enumerate(classes)}
     # A list may name classes that have no images here, but no folder may go without a number.
@@ -115,7 +122,8 @@ def class_folders(root: Path, split: Split) -> LabelledImages:
         raise DatasetError(f"{root / split.name / unknown}: {order} does not list the class '{unknown}'")
     files = [ClassifiedFile(path, number[folder]) for folder in sorted(folders) for path in folders[folder]]
     taken = [file for file in files if split.takes(file.stem)]
-    return LabelledImages(f"{root} ({split.text})", taken, classes, order)
+    ignored = tuple(path for found in listed.values() for path in found.ignored)
+    return LabelledImages(f"{root} ({split.text})", taken, classes, order, ignored)
 
 
 def _not_the_layout(root: Path, split: str) -> str:
@@ -177,8 +185,3 @@ def _folders(parent: Path) -> list[Path]:
         return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise DatasetError(f"{parent}: cannot be read ({error.strerror})") from error
-
-
-def _images(folder: Path) -> list[Path]:
-    """The images in `folder`, sorted."""
-    return [path for path in files_in(folder) if path.suffix.lower() in IMAGE_SUFFIXES]

@@ -125,16 +125,26 @@ class LabelCodes:
     """Which values may occur, for messages."""
 
 
-def plain_codes(classes: int, ignore: int | None) -> LabelCodes:
-    """Pixel value = class id; `ignore`, and 255, count nowhere."""
+def plain_codes(classes: int, ignore: int | None, *, first: int = 0) -> LabelCodes:
+    """Pixel value - `first` = class id; `ignore`, and 255, count nowhere."""
     table = np.full(256, IGNORE, np.uint8)
-    table[:classes] = np.arange(classes)
+    table[first : first + classes] = np.arange(classes)
     # 255 is void by convention, and allowed in every file, whatever its class list calls void.
     known = np.zeros(256, bool)
-    known[:classes] = known[IGNORE] = True
+    known[first : first + classes] = known[IGNORE] = True
     if ignore is not None and 0 <= ignore <= 255:
         table[ignore], known[ignore] = IGNORE, True
-    return LabelCodes(table, known, f"class ids are 0..{classes - 1}")
+    return LabelCodes(table, known, f"class ids are {first}..{first + classes - 1}")
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What the numbers in the label maps of a data set mean."""
+
+    classes: ClassList
+    codes: LabelCodes
+    source: Path | None = None
+    """The list of the data set's own classes; None: those of its layout."""
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -151,6 +161,12 @@ def read_label(path: Path, codes: LabelCodes) -> NDArray[np.uint8]:
     Raises:
         DatasetError: not a grey or indexed image that keeps its values, or a pixel value that stands for nothing.
     """
+    label: NDArray[np.uint8] = codes.table[_known_values(path, codes)]
+    return label
+
+
+def _known_values(path: Path, codes: LabelCodes) -> NDArray[Any]:
+    """The numbers in a label file, (H, W), each of them known; raises DatasetError as `read_label`."""
     try:
         values = stored_values(path)
     except SourceError as error:
@@ -158,8 +174,7 @@ def read_label(path: Path, codes: LabelCodes) -> NDArray[np.uint8]:
     unknown = _unknown_value(values, codes)
     if unknown is not None:
         raise DatasetError(f"{path}: pixel value {unknown}; {codes.allowed}")
-    label: NDArray[np.uint8] = codes.table[values]
-    return label
+    return values
 
 
 def _unknown_value(values: NDArray[Any], codes: LabelCodes) -> int | None:
@@ -182,18 +197,33 @@ class LabelledFile:
     label: Path
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of a split, and what else lies among them and belongs to no sample."""
+
+    files: tuple[LabelledFile, ...]
+    ignored: tuple[Path, ...] = ()
+
+
 class LabelledFiles(Dataset):
     """A data set of image files and label files.
 
+    Args:
+        name: of folder and split, for messages.
+        layout: how the files are laid out, for messages.
+        listing: the files.
+        labelling: what the numbers in the label files mean.
+
     Raises:
-        DatasetError: `files` is empty.
+        DatasetError: there is no file.
     """
 
-    def __init__(self, name: str, files: Sequence[LabelledFile], classes: ClassList, codes: LabelCodes) -> None:
-        if not files:
+    def __init__(self, name: str, layout: str, listing: Listing, labelling: Labelling) -> None:
+        if not listing.files:
             raise DatasetError(f"{name}: no labelled image")
-        self.name, self.classes = name, classes
-        self.files, self.codes = tuple(files), codes
+        self.name, self.layout, self.classes = name, layout, labelling.classes
+        self.files, self.ignored, self.codes = listing.files, listing.ignored, labelling.codes
+        self.own_classes = labelling.source
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -215,6 +245,10 @@ class LabelledFiles(Dataset):
 
     def label(self, index: int) -> NDArray[np.uint8]:
         return read_label(self.files[index].label, self.codes)
+
+    def stored_counts(self, index: int) -> NDArray[np.int64]:
+        """How often each number stands in the label file of sample `index`, (256,); raises as `label`."""
+        return np.bincount(_known_values(self.files[index].label, self.codes).ravel(), minlength=256)
 
 
 class DatasetPart(Dataset):

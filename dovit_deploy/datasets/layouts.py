@@ -4,57 +4,62 @@ our own     classes.json, <split>.txt            stems, one per line
             images/<split>/<stem>.*              labels/<split>/<stem>.png: the pixel value is the class id
 Cityscapes  leftImg8bit/<split>/<city>/<stem>_leftImg8bit.png
             gtFine/<split>/<city>/<stem>_gtFine_labelIds.png
-ADE20K      images/training/<stem>.jpg           annotations/training/<stem>.png; the same for validation
+ADE20K      images/training/<stem>.jpg           annotations/training/<stem>.png; validation likewise (or train, val)
             objectInfo150.txt                    names of the classes, where it is kept
 CamVid      train/<stem>.png                     trainannot/<stem>.png; the same for val and test
             train.txt                            where it is kept: a path of an image and one of its label map per line
+
+A classes.json in the folder says what the numbers mean, whatever the layout.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
-from dovit_deploy.datasets.dataset import IGNORE, ClassList, LabelCodes, LabelledFile, LabelledFiles, plain_codes
+from dovit_deploy.datasets.class_lists import CLASSES, Colour, colour_of_number, labelling_from_file
+from dovit_deploy.datasets.dataset import (
+    IGNORE,
+    ClassList,
+    LabelCodes,
+    LabelledFile,
+    Labelling,
+    Listing,
+    plain_codes,
+)
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import read_text
-
-Colour = tuple[int, int, int]
-
+from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 """Of label files, in any case; JPEG among them so that it is refused by its name and not called missing."""
 
 
-# Our own: classes.json lists id, name and colour ([R, G, B]) of each class, and which id means "ignore", if any.
+# Our own: classes.json says what the pixel values mean, a list gives the order and may leave out files that are there.
 
 
-def own_files(root: Path, split: str) -> LabelledFiles:
+def own_files(root: Path, split: str) -> Listing:
     """The split of a folder in our own layout.
 
     Raises:
         DatasetError: a list, an image or a label is missing, a stem is listed twice, or the split is empty.
     """
-    classes = class_list_from_file(root / "classes.json")
     text = root / f"{split}.txt"
     if not text.is_file():
         known = ", ".join(sorted(path.stem for path in root.glob("*.txt"))) or "none"
         raise DatasetError(f"{text}: cannot be read, it is not there; splits here: {known}")
-    # The list gives the order, and may leave out files that are there.
     stems = lines_of(text, listing="image")
-    images = _by_stem(files_in(root / "images" / split))
-    labels = _by_stem([path for path in files_in(root / "labels" / split) if path.suffix.lower() in LABEL_SUFFIXES])
-    files = [_own_file(root, split, stem, images, labels) for stem in stems]
+    images, labels = images_in(root / "images" / split), labels_in(root / "labels" / split)
+    image_of, label_of = _by_stem(images.taken), _by_stem(labels.taken)
+    files = tuple(_own_file(root, split, stem, image_of, label_of) for stem in stems)
     twice = next((stem for stem, times in Counter(stems).items() if times > 1), None)
     if twice is not None:
         raise DatasetError(f"{text}: lists '{twice}' twice")
-    return LabelledFiles(f"{root} ({split})", files, classes, plain_codes(len(classes.names), classes.ignore))
+    return Listing(files, images.ignored + labels.ignored)
 
 
 def _own_file(root: Path, split: str, stem: str, images: dict[str, Path], labels: dict[str, Path]) -> LabelledFile:
@@ -65,34 +70,10 @@ def _own_file(root: Path, split: str, stem: str, images: dict[str, Path], labels
     return LabelledFile(stem, images[stem], labels[stem])
 
 
-def class_list_from_file(path: Path) -> ClassList:
-    """Read `classes.json`.
-
-    Raises:
-        DatasetError: it is absent, not JSON, or its ids are not 0..K-1 once the ignored one is left out.
-    """
-    try:
-        content = json.loads(read_text(path))
-        ignore = content.get("ignore")
-        entries = sorted((entry for entry in content["classes"] if entry["id"] != ignore), key=lambda e: e["id"])
-        ids = [entry["id"] for entry in entries]
-        names = tuple(str(entry["name"]) for entry in entries)
-        colours = tuple(_colour(entry["color"]) for entry in entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(f"{path}: cannot be read as a list of classes ({error})") from error
-    # 255 must stay free: it is what "ignore" becomes in label maps.
-    if not ids or ids != list(range(len(ids))) or len(ids) > IGNORE:
-        raise DatasetError(f"{path}: class ids are {ids}; they must be 0, 1, 2, ... without gaps, below {IGNORE}")
-    if not (ignore is None or (isinstance(ignore, int) and 0 <= ignore <= IGNORE)):
-        raise DatasetError(f"{path}: 'ignore' is {ignore!r}; it must be a pixel value, 0 to {IGNORE}")
-    return ClassList(names, colours, ignore)
-
-
-def _colour(values: Any) -> Colour:  # noqa: ANN401  parsed JSON
-    red, green, blue = (int(value) for value in values)
-    if not all(0 <= value <= 255 for value in (red, green, blue)):
-        raise ValueError(f"colour {values} is not RGB in 0..255")
-    return red, green, blue
+def own_splits(root: Path) -> set[str]:
+    """The splits that something is called after: a folder, or a list."""
+    folders = _folder_names(root / "images") | _folder_names(root / "labels")
+    return folders | {path.stem for path in root.glob("*.txt")}
 
 
 # Cityscapes: label ids become train ids, everything else is void.
@@ -126,31 +107,45 @@ CITYSCAPES_CLASSES: tuple[tuple[int, str, Colour], ...] = (
 """Label id, name and colour; the position is the train id. Source: cityscapesScripts, `helpers/labels.py`."""
 
 
-def cityscapes_files(root: Path, split: str) -> LabelledFiles:
+def cityscapes_files(root: Path, split: str) -> Listing:
     """The split of the folder `root`, city by city.
 
     Raises:
         DatasetError: no such split, or an image without label or the other way round.
     """
+    _refuse_absent(root, split, cityscapes_splits(root))
     # Stems are unique within a city only.
-    images = _by_city(root / CITYSCAPES_IMAGES / split, IMAGE_END)
-    labels = _by_city(root / CITYSCAPES_LABELS / split, LABEL_END)
+    images, foreign = _by_city(root / CITYSCAPES_IMAGES / split, IMAGE_END)
+    labels, others = _by_city(root / CITYSCAPES_LABELS / split, LABEL_END)
     for city, stem in sorted(images.keys() ^ labels.keys()):
         image = images.get((city, stem))
         path, missing = (image, "label") if image is not None else (labels[city, stem], "image")
         raise DatasetError(f"{path}: it has no {missing} ({city}/{stem}, split {split})")
-    files = [LabelledFile(key[1], images[key], labels[key]) for key in sorted(images)]
-    _, names, colours = zip(*CITYSCAPES_CLASSES, strict=True)
-    return LabelledFiles(f"{root} ({split})", files, ClassList(names, colours, None), _cityscapes_codes())
+    files = tuple(LabelledFile(key[1], images[key], labels[key]) for key in sorted(images))
+    # Each image has several kinds of annotation, of which one is read; the others are no foreign files.
+    foreign += tuple(path for path in others if f"_{CITYSCAPES_LABELS}_" not in path.name)
+    return Listing(files, foreign)
 
 
-def _by_city(folder: Path, end: str) -> dict[tuple[str, str], Path]:
-    """Files of a split by (city, stem)."""
+def _by_city(folder: Path, end: str) -> tuple[dict[tuple[str, str], Path], tuple[Path, ...]]:
+    """Files of a split by (city, stem), and the files that are called otherwise."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     # The suffix in any case: some tools write ".PNG".
-    found = sorted(path for path in folder.glob("*/*") if path.name.lower().endswith(end.lower()))
-    return {(path.parent.name, path.name[: -len(end)]): path for path in found}
+    found = {path: path.name.lower().endswith(end.lower()) for path in sorted(folder.glob("*/*"))}
+    named = {(path.parent.name, path.name[: -len(end)]): path for path, fits in found.items() if fits}
+    return named, tuple(path for path, fits in found.items() if not fits and path.is_file())
+
+
+def cityscapes_splits(root: Path) -> set[str]:
+    """The splits that something is called after."""
+    return _folder_names(root / CITYSCAPES_IMAGES) | _folder_names(root / CITYSCAPES_LABELS)
+
+
+def _cityscapes_labelling(root: Path) -> Labelling:
+    del root
+    _, names, colours = zip(*CITYSCAPES_CLASSES, strict=True)
+    return Labelling(ClassList(names, colours, None), _cityscapes_codes())
 
 
 def _cityscapes_codes() -> LabelCodes:
@@ -169,16 +164,31 @@ ADE20K_SPLITS = {"train": "training", "val": "validation"}
 """What the short names of splits are called here."""
 
 
-def ade20k_files(root: Path, split: str) -> LabelledFiles:
+def ade20k_files(root: Path, split: str) -> Listing:
     """The split (train, val, or the folder's own name) of the folder `root`.
 
     Raises:
-        DatasetError: no such split, an image without label or the other way round, or a faulty list of names.
+        DatasetError: no such split, or an image without label or the other way round.
     """
-    folder = ADE20K_SPLITS.get(split, split)
-    files = _paired(files_in(root / "images" / folder), files_in(root / "annotations" / folder))
-    palette = tuple(_bit_colour(number + 1) for number in range(ADE20K_CLASSES))
-    return LabelledFiles(f"{root} ({split})", files, ClassList(_ade20k_names(root), palette, 0), _ade20k_codes())
+    folder = split if split in _ade20k_folders(root) else ADE20K_SPLITS.get(split, split)
+    _refuse_absent(root, folder, _ade20k_folders(root))
+    return _paired(images_in(root / "images" / folder), labels_in(root / "annotations" / folder))
+
+
+def _ade20k_folders(root: Path) -> set[str]:
+    return _folder_names(root / "images") | _folder_names(root / "annotations")
+
+
+def ade20k_splits(root: Path) -> set[str]:
+    """The splits that something is called after, by their short names where they have one."""
+    short = {folder: name for name, folder in ADE20K_SPLITS.items()}
+    return {short.get(folder, folder) for folder in _ade20k_folders(root)}
+
+
+def _ade20k_labelling(root: Path) -> Labelling:
+    """Raises DatasetError for a faulty list of names."""
+    palette = tuple(colour_of_number(number + 1) for number in range(ADE20K_CLASSES))
+    return Labelling(ClassList(_ade20k_names(root), palette, 0), _ade20k_codes())
 
 
 def _ade20k_codes() -> LabelCodes:
@@ -198,14 +208,6 @@ def _ade20k_names(root: Path) -> tuple[str, ...]:
         raise DatasetError(f"{path}: {len(rows)} rows; it must number {ADE20K_CLASSES} classes from 1")
     # "wall", "door;double;door": the first of the synonyms.
     return tuple(row[-1].replace(";", ",").split(",")[0].strip() for row in rows)
-
-
-def _bit_colour(number: int) -> Colour:
-    """A colour of its own for each number: its bits dealt to red, green and blue in turn (Pascal VOC's colour map)."""
-    channels = [0, 0, 0]
-    for bit in range(24):
-        channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-    return channels[0], channels[1], channels[2]
 
 
 # CamVid as SegNet's tutorial distributes it: 11 classes, ids in CamVid's usual order.
@@ -231,7 +233,7 @@ CAMVID_CLASSES: tuple[tuple[str, Colour], ...] = (
 """Name and colour; the position is the id."""
 
 
-def camvid_files(root: Path, split: str) -> LabelledFiles:
+def camvid_files(root: Path, split: str) -> Listing:
     """The split of the folder `root`, in the order of its list where there is one.
 
     Raises:
@@ -239,12 +241,21 @@ def camvid_files(root: Path, split: str) -> LabelledFiles:
     """
     text = root / f"{split}.txt"
     if text.is_file():
-        files = [_camvid_file(root, text, line) for line in lines_of(text, listing="image")]
-    else:
-        files = _paired(files_in(root / split), files_in(root / f"{split}{CAMVID_LABELS}"))
+        return Listing(tuple(_camvid_file(root, text, line) for line in lines_of(text, listing="image")))
+    _refuse_absent(root, split, camvid_splits(root))
+    return _paired(images_in(root / split), labels_in(root / f"{split}{CAMVID_LABELS}"))
+
+
+def camvid_splits(root: Path) -> set[str]:
+    """The splits that something is called after: a folder of labels, or a list."""
+    labelled = {name.removesuffix(CAMVID_LABELS) for name in _folder_names(root) if name.endswith(CAMVID_LABELS)}
+    return labelled | {path.stem for path in root.glob("*.txt")}
+
+
+def _camvid_labelling(root: Path) -> Labelling:
+    del root
     names, colours = zip(*CAMVID_CLASSES, strict=True)
-    codes = plain_codes(len(names), CAMVID_VOID)
-    return LabelledFiles(f"{root} ({split})", files, ClassList(names, colours, CAMVID_VOID), codes)
+    return Labelling(ClassList(names, colours, CAMVID_VOID), plain_codes(len(names), CAMVID_VOID))
 
 
 def _camvid_file(root: Path, text: Path, line: str) -> LabelledFile:
@@ -277,23 +288,39 @@ class Layout:
     """For messages."""
     fits: Callable[[Path], bool]
     """Whether a folder has this layout."""
-    files: Callable[[Path, str], LabelledFiles]
-    """The split of a folder that has it."""
+    splits: Callable[[Path], set[str]]
+    """The splits that something in such a folder is called after, whether they are complete or not."""
+    files: Callable[[Path, str], Listing]
+    """The split of such a folder."""
+    labelling: Callable[[Path], Labelling]
+    """What the numbers in its label files mean, where no classes.json says so."""
 
+
+ADE20K = "ADE20K"
 
 LAYOUTS = (
     Layout(
         "classes.json with images/ and labels/",
-        lambda root: (root / "classes.json").is_file() and (root / "labels").is_dir(),
+        lambda root: (root / CLASSES).is_file() and (root / "labels").is_dir(),
+        own_splits,
         own_files,
+        lambda root: labelling_from_file(root / CLASSES),
     ),
     Layout(
         "Cityscapes",
         lambda root: (root / CITYSCAPES_IMAGES).is_dir() and (root / CITYSCAPES_LABELS).is_dir(),
+        cityscapes_splits,
         cityscapes_files,
+        _cityscapes_labelling,
     ),
-    Layout("ADE20K", lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(), ade20k_files),
-    Layout("CamVid (SegNet's)", _has_camvid_folders, camvid_files),
+    Layout(
+        ADE20K,
+        lambda root: (root / "images").is_dir() and (root / "annotations").is_dir(),
+        ade20k_splits,
+        ade20k_files,
+        _ade20k_labelling,
+    ),
+    Layout("CamVid (SegNet's)", _has_camvid_folders, camvid_splits, camvid_files, _camvid_labelling),
 )
 """The first that fits is taken; our own comes first, since a classes.json is the surest sign."""
 
@@ -306,16 +333,51 @@ def layout_of(root: Path) -> Layout | None:
 # Files and lists.
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The files of `folder`, sorted; hidden ones are not part of a data set.
+def _refuse_absent(root: Path, split: str, splits: Collection[str]) -> None:
+    """Raise DatasetError, with the splits that are there, where nothing is called `split`."""
+    if split not in splits:
+        raise DatasetError(f"{root}: no split '{split}'; splits here: {', '.join(sorted(splits)) or 'none'}")
 
-    Raises:
-        DatasetError: the folder is not there, or cannot be read.
-    """
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files of a folder that are wanted, and the others; both sorted."""
+
+    taken: tuple[Path, ...]
+    ignored: tuple[Path, ...]
+
+
+def images_in(folder: Path) -> FolderFiles:
+    """The images of `folder`; raises DatasetError where it is not there, or cannot be read."""
+    return _files_in(folder, IMAGE_SUFFIXES)
+
+
+def labels_in(folder: Path) -> FolderFiles:
+    """The label files of `folder`; raises DatasetError where it is not there, or cannot be read."""
+    return _files_in(folder, LABEL_SUFFIXES)
+
+
+def _files_in(folder: Path, suffixes: Collection[str]) -> FolderFiles:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        # A link to nothing is a file that is missing, which whoever reads it says.
+        files = sorted(path for path in folder.iterdir() if path.is_file() or _leads_nowhere(path))
     except OSError as error:
         raise DatasetError(f"{folder}: no such folder, or it cannot be read ({error.strerror})") from error
+    # Hidden files are other programs' notes, also such that are called ".0001.png".
+    taken = tuple(path for path in files if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return FolderFiles(taken, tuple(sorted(set(files) - set(taken))))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _folder_names(parent: Path) -> set[str]:
+    """Names of the folders in `parent`, hidden ones left out; none where it is not there."""
+    try:
+        return {path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    except OSError:
+        return set()
 
 
 def lines_of(path: Path, *, listing: str) -> list[str]:
@@ -329,13 +391,14 @@ def lines_of(path: Path, *, listing: str) -> list[str]:
     return lines
 
 
-def _paired(images: Sequence[Path], labels: Sequence[Path]) -> list[LabelledFile]:
+def _paired(images: FolderFiles, labels: FolderFiles) -> Listing:
     """Images and labels of the same stems; raises DatasetError naming a file that has no partner."""
-    image_of, label_of = _by_stem(images), _by_stem(labels)
+    image_of, label_of = _by_stem(images.taken), _by_stem(labels.taken)
     for stem in sorted(image_of.keys() ^ label_of.keys()):
         path, missing = (image_of[stem], "label") if stem in image_of else (label_of[stem], "image")
         raise DatasetError(f"{path}: there is no {missing} named '{stem}'")
-    return [LabelledFile(stem, image_of[stem], label_of[stem]) for stem in sorted(image_of)]
+    files = tuple(LabelledFile(stem, image_of[stem], label_of[stem]) for stem in sorted(image_of))
+    return Listing(files, images.ignored + labels.ignored)
 
 
 def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dovit_deploy.datasets.class_lists import CLASSES, labelling_from_file
 from dovit_deploy.datasets.classification import LAYOUT, LabelledImages, class_folders, has_class_folders
-from dovit_deploy.datasets.dataset import Dataset, part_of, split_from_text
+from dovit_deploy.datasets.dataset import Dataset, LabelledFiles, part_of, split_from_text
 from dovit_deploy.datasets.layouts import LAYOUTS, layout_of
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import DatasetError
@@ -20,6 +21,8 @@ RENDERED = "rendered"
 RENDERED_NAMES = (RENDERED, "scenes")
 """The word, and the one of earlier versions, which scripts may still use."""
 
+RENDERED_SPLITS = ("train", "val", "test")
+
 _LAYOUTS = ", ".join(layout.name for layout in LAYOUTS)
 
 
@@ -28,30 +31,44 @@ def is_rendered(dataset: str | Path) -> bool:
     return str(dataset) in RENDERED_NAMES and not Path(dataset).exists()
 
 
-def dataset_from_path(path: str | Path, split: str) -> Dataset:
+def dataset_from_path(path: str | Path, split: str, *, classes: Path | None = None) -> Dataset:
     """The split of the data set of label maps at `path`.
 
     Args:
         path: a folder, or `rendered` where there is no folder of that name.
         split: `NAME`, `NAME:PREFIX` or `NAME:-PREFIX`.
+        classes: a list of the classes that the label maps hold; it takes precedence over one in the folder.
 
     Raises:
         DatasetError: no such folder, layout or split, or files that do not belong together; the message names them.
     """
     wanted = split_from_text(split)
-    if is_rendered(path):
-        return part_of(RenderedScenes(wanted.name), wanted)
-    return part_of(_files(Path(path), wanted.name), wanted)
+    if not is_rendered(path):
+        return part_of(_files(Path(path), wanted.name, classes), wanted)
+    if classes is not None:
+        raise DatasetError(f"'{path}' scenes have classes of their own; a list of classes is for a folder")
+    if wanted.name not in RENDERED_SPLITS:
+        raise DatasetError(f"'{path}' scenes: no split '{wanted.name}'; splits: {', '.join(RENDERED_SPLITS)}")
+    return part_of(RenderedScenes(wanted.name), wanted)
 
 
-def _files(root: Path, split: str) -> Dataset:
+def has_split(path: str | Path, split: str) -> bool:
+    """Whether something in the folder `path` is called after the split, complete or not; False for what is no data set
+    of label maps."""
+    layout = layout_of(Path(path))
+    return layout is not None and split_from_text(split).name in layout.splits(Path(path))
+
+
+def _files(root: Path, split: str, classes: Path | None) -> LabelledFiles:
     if not root.exists():
         raise DatasetError(f"{root}: no such data set; give its folder, or '{RENDERED}' for rendered street scenes")
     if not root.is_dir():
         raise DatasetError(f"{root} is a file; a data set is a folder ({_LAYOUTS})")
     layout = layout_of(root)
     if layout is not None:
-        return layout.files(root, split)
+        own = classes or (root / CLASSES if (root / CLASSES).is_file() else None)
+        labelling = layout.labelling(root) if own is None else labelling_from_file(own)
+        return LabelledFiles(f"{root} ({split})", layout.name, layout.files(root, split), labelling)
     if has_class_folders(root, split):
         raise DatasetError(f"{root}: images in class folders, for classifiers; layouts with label maps: {_LAYOUTS}")
     raise DatasetError(f"{root}: not a data set that is known here; layouts: {_LAYOUTS}")

@@ -15,6 +15,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_from_stems, miou_drop_interval
@@ -39,6 +40,8 @@ class EvalPlan:
     """Of the dynamic run."""
     controls: Sequence[str] | None = None
     """Which of `CONTROLS` are run, where the model has gates; None: neither these nor smaller inputs are asked for."""
+    data: DataSummary | None = None
+    """What was found in the data set when it was opened, for the report."""
 
 
 class LabelledSample(Protocol):
@@ -276,7 +279,7 @@ def check_classes(data: Dataset | LabelledImages, manifest: Manifest) -> None:
         fix_order = "list them as the bundle does in classes.json"
     else:
         source, names = "the data set", list(data.classes.names)
-        fix_number = "evaluate on a data set of the bundle's classes"
+        fix_number = "evaluate on a data set of the bundle's classes, or list those of the data set in classes.json"
         fix_order = "number the labels as the bundle does"
     given, own = [name.lower() for name in names], [entry.name.lower() for entry in manifest.classes]
     if len(own) != len(given):

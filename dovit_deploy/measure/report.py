@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.measure.controls import CONTROL_SEED, gate_efficiency
 from dovit_deploy.measure.evaluate import ClassificationTally, EvalPlan, Measured, SegmentationTally, Tally
@@ -103,6 +104,8 @@ class EvalReport(Record):
     machine: dict[str, str | int]
     versions: dict[str, str]
     bootstrap: Bootstrap
+    data: DataSummary | None
+    """What was found in the data set when it was opened."""
 
 
 Spreads = dict[str, Spread | tuple[Spread, ...]]
@@ -278,6 +281,7 @@ def _base(measured: Measured[T], session: Session, plan: EvalPlan, blocks: Block
         machine=machine_facts(),
         versions=package_versions(),
         bootstrap=Bootstrap(blocks=blocks.count, images_per_block=blocks.longest, resamples=RESAMPLES, seed=SEED),
+        data=plan.data,
     )
 
 

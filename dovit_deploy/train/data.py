@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Dataset, Sample
-from dovit_deploy.datasets.open import dataset_from_path, is_rendered
+from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
 from dovit_deploy.datasets.scenes import RenderedScenes
+from dovit_deploy.datasets.summary import DataSummary, summary_of
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import file_written_aside, optional_writes
+from dovit_deploy.record import Record
 from dovit_deploy.train.recipe import Recipe
 from dovit_scenes.render import SMALLEST
 from dovit_scenes.things import CLASS_NAMES
@@ -27,6 +29,20 @@ DEFAULT_SIZE = (360, 480)
 """Of rendered scenes when nothing says another."""
 SCENE_FOLDER = "scenes"
 """In the run's folder, when a limited number of scenes is kept."""
+
+
+class DataFound(Record):
+    """What was found in the images of a run when they were opened; null where there are none."""
+
+    training: DataSummary | None
+    validation: DataSummary | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = [] if self.training is None else self.training.lines()
+        if self.validation is None:
+            return [*lines, "no validation split: no threshold will be measured"]
+        return lines + self.validation.lines()
 
 
 @dataclass(frozen=True)
@@ -72,12 +88,15 @@ class TrainingData:
         return self.scenes.sample(number % len(self.scenes))
 
 
-def training_images(dataset: str, recipe: Recipe) -> Dataset | None:
-    """The images to train on, None for rendered scenes; DatasetError when they are not there."""
-    return None if is_rendered(dataset) else dataset_from_path(dataset, recipe.split)
+def training_images(dataset: str, recipe: Recipe, classes: Path | None = None) -> Dataset | None:
+    """The images to train on, None for rendered scenes; DatasetError when they are not there.
+
+    `classes`: a list of the data set's own classes.
+    """
+    return None if is_rendered(dataset) else dataset_from_path(dataset, recipe.split, classes=classes)
 
 
-def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int]) -> Dataset | None:
+def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int], classes: Path | None = None) -> Dataset | None:
     """The validation images; None where the default split is not there.
 
     Raises:
@@ -92,18 +111,20 @@ def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int]) -> Data
         )
     stated = "watch" in recipe.model_fields_set
     try:
-        return dataset_from_path(dataset, recipe.watch)
+        return dataset_from_path(dataset, recipe.watch, classes=classes)
     except DatasetError:
         # A data set need not have a validation split, but what is there must be right.
-        if stated or has_split(Path(dataset), recipe.watch):
+        if stated or has_split(dataset, recipe.watch):
             raise
         return None
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Something under `root` is called after the split."""
-    name = split.partition(":")[0]
-    return (root / f"{name}.txt").exists() or any((root / kind / name).exists() for kind in ("images", "labels"))
+def found_in(data: Dataset | None, validation: Dataset | None) -> DataFound:
+    """Look into what a run learns from and is validated on; DatasetError where a label cannot be used."""
+    return DataFound(
+        training=None if data is None else summary_of(data),
+        validation=None if validation is None else summary_of(validation),
+    )
 
 
 def scenes_for(recipe: Recipe, size: tuple[int, int], folder: Path | None) -> Dataset:

@@ -20,7 +20,9 @@ from dovit_deploy.interruption import stop_requests
 from dovit_deploy.train.config import Scaling, TrainConfig
 from dovit_deploy.train.data import (
     DEFAULT_SIZE,
+    DataFound,
     TrainingData,
+    found_in,
     refuse_other_classes,
     scenes_for,
     training_images,
@@ -69,6 +71,8 @@ class TrainingRequest:
     """A configuration file was given."""
     init: Path | None = None
     resume: bool = False
+    classes: Path | None = None
+    """A list of the data set's own classes."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class TrainingResult:
     threshold: float
     curve: tuple[ThresholdPoint, ...]
     """Empty when there were no images to choose a threshold on."""
+    data: DataFound
 
     @property
     def checkpoint(self) -> Path:
@@ -105,9 +110,12 @@ def train(request: TrainingRequest, *, progress: Progress, remark: Remark) -> Tr
     # Two runs in one folder would train two networks into one state.
     with claimed(request.output):
         trainer, record = (_resumed_run if request.resume else _new_run)(request, remark)
+        found = found_in(trainer.training_data.data, trainer.validation)
+        for line in found.lines():
+            remark(line)
         with stop_requests() as stop:
             trainer.run(stopped=stop.is_set, report=progress)
-        return _finished(trainer, record, remark)
+        return _finished(trainer, record, found, remark)
 
 
 def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
@@ -115,7 +123,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     recipe = request.recipe
     # Checked again when the folder is made; here, so that nobody waits for the data set to be read first.
     refuse_taken(request.output)
-    data = training_images(request.dataset, recipe)
+    data = training_images(request.dataset, recipe, request.classes)
     size = recipe.network.size or _size_of(data)
     training_data = TrainingData(data, scenes_for(recipe, size, None))
     start = _start(request, recipe, size, len(training_data.main.classes.names))
@@ -126,7 +134,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     config = _config(recipe, start, size, training_data)
     if recipe.trained == "gates" and not config.spec.gates:
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
-    validation = validation_data(request.dataset, recipe, size)
+    validation = validation_data(request.dataset, recipe, size, request.classes)
     remark(f"checking {training_data.main.name}")
     # Rendered scenes need no check: they are made as they are needed.
     for part in (data, validation if data is not None else None):
@@ -156,12 +164,12 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     refuse_existing(folder.path / CHECKPOINT, overwrite=True, mark=foreign)
     refuse_other_recipe(record, request.recipe, whole=request.recipe_given)
     recipe = record.recipe
-    data = training_images(request.dataset, recipe)
+    data = training_images(request.dataset, recipe, request.classes)
     training_data = TrainingData(data, scenes_for(recipe, record.config.spec.size, None))
     refuse_other_data(record, data_facts(training_data, record.data.frequencies))
     _refuse_other_start(request, record, begun=(folder.path / STATE).exists())
     start = _start(request, recipe, record.config.spec.size, record.config.spec.classes)
-    validation = validation_data(request.dataset, recipe, record.config.spec.size)
+    validation = validation_data(request.dataset, recipe, record.config.spec.size, request.classes)
     trainer = _trainer(record, data, validation, folder, start)
     # There may be no state yet: then the run was killed before its first save and begins again.
     if trainer.resume():
@@ -221,7 +229,7 @@ def _trainer(
     return Trainer(config, training_data, validation, folder, frequencies=record.data.frequencies, start=start)
 
 
-def _finished(trainer: Trainer, record: RunRecord, remark: Remark) -> TrainingResult:
+def _finished(trainer: Trainer, record: RunRecord, found: DataFound, remark: Remark) -> TrainingResult:
     """Choose a threshold on the validation images, and write the checkpoint."""
     folder, scaling = trainer.folder.path, record.config.scaling
     threshold, points = UNMEASURED_THRESHOLD, tuple[ThresholdPoint, ...]()
@@ -242,4 +250,4 @@ def _finished(trainer: Trainer, record: RunRecord, remark: Remark) -> TrainingRe
             documents={RECORD: record.to_json()},
             overwrite=True,
         )
-    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, points)
+    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, points, found)

@@ -50,6 +50,7 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
     new = Bundle.open(tmp_path / "new.dovit")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report.pop("bundle") == str(new.path)
+    assert report.pop("data")["images"] == 10
     calibration = Calibration.model_validate(report)
     assert calibration.chosen.flops_saved >= 0.1
     controls = calibration.controls

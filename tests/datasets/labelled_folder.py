@@ -45,3 +45,15 @@ def write_labelled(
         Image.fromarray(rgb).save(root / "images" / split / f"{stem}.png")
         Image.fromarray(label).save(root / "labels" / split / f"{stem}.png")
     return root
+
+
+def ade20k_folder(root: Path, *, values: Sequence[int], size: tuple[int, int] = (6, 8)) -> Path:
+    """Two images a split in the folders of ADE20K, whose label maps repeat `values`."""
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for number in (1, 2):
+            Image.new("RGB", size[::-1], (90, 90, 90)).save(root / "images" / split / f"ADE_{number}.jpg")
+            label = np.resize(np.array(values, np.uint8), size)
+            Image.fromarray(label).save(root / "annotations" / split / f"ADE_{number}.png")
+    return root

@@ -139,10 +139,10 @@ def test_a_set_without_any_labelled_pixel_is_refused(root):
         "[]",
         json.dumps({"classes": []}),
         json.dumps({"classes": [{"id": 1, "name": "a", "color": [0, 0, 0]}]}),
-        json.dumps({"classes": [{"id": 0, "name": "a"}]}),
+        json.dumps({"classes": [{"id": 0}]}),
         json.dumps({"classes": [{"id": 0, "name": "a", "color": [0, 0, 256]}]}),
     ],
-    ids=["not JSON", "a list", "no class", "a gap", "no colour", "colour out of range"],
+    ids=["not JSON", "an empty list", "no class", "a gap", "no name", "colour out of range"],
 )
 def test_faults_of_the_class_list_are_named(root, content):
     (root / "classes.json").write_text(content)

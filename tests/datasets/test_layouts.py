@@ -129,7 +129,7 @@ def test_faults_of_cityscapes(cityscapes):
     fails(cityscapes, "val", contains=r"labelIds\.png: pixel value 34; label ids are 0\.\.33", sample=1)
     label.unlink()
     fails(cityscapes, "val", contains=r"aachen_000002_000019_leftImg8bit\.png: it has no label")
-    fails(cityscapes, "test", contains="leftImg8bit.test: no such folder")
+    fails(cityscapes, "test", contains="no split 'test'; splits here: val")
 
 
 def test_ade20k_reduces_the_zero_label(ade20k):

@@ -1,0 +1,92 @@
+"""Which classes does a file list, and which pixel values of label maps are they?
+
+    {"classes": [{"id": 0, "name": "road", "color": [128, 64, 128]}, ...], "ignore": 11}     classes.json
+    ["road", "car"]    or a text file with one name per line                                 ids 0, 1, ... in order
+
+Colours may be left out, and are made then. Ids count from 0; from 1 where 0 is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
+from dovit_deploy.errors import DatasetError
+from dovit_deploy.files import read_text
+
+CLASSES = "classes.json"
+"""In the folder of a data set: its own classes, whatever its layout."""
+
+Colour = tuple[int, int, int]
+
+
+def labelling_from_file(path: Path) -> Labelling:
+    """Read a list of classes.
+
+    Raises:
+        DatasetError: it is absent, lists no class, or its ids are not 0..K-1 once the ignored one is left out (1..K
+            where 0 is ignored).
+    """
+    try:
+        text = read_text(path)
+        content = json.loads(text) if _is_json(path, text) else [line for line in text.splitlines() if line.strip()]
+        ignore = content.get("ignore") if isinstance(content, dict) else None
+        listed = content["classes"] if isinstance(content, dict) else content
+        classes = [_class(number, entry) for number, entry in enumerate(listed)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise DatasetError(f"{path}: cannot be read as a list of classes ({_reason(error)})") from error
+    if not (ignore is None or (type(ignore) is int and 0 <= ignore <= IGNORE)):
+        raise DatasetError(f"{path}: 'ignore' is {ignore!r}; it must be a pixel value, 0 to {IGNORE}")
+    classes = sorted((entry for entry in classes if entry[0] != ignore), key=lambda entry: entry[0])
+    first = 1 if ignore == 0 else 0
+    ids = [entry[0] for entry in classes]
+    # 255 must stay free: it is what "ignore" becomes in label maps.
+    if not ids or ids != list(range(first, first + len(ids))) or ids[-1] >= IGNORE:
+        raise DatasetError(
+            f"{path}: class ids are {_few(ids)}; they must be {first}, {first + 1}, ... without gaps, below {IGNORE}"
+        )
+    names = tuple(name for _, name, _ in classes)
+    colours = tuple(colour for _, _, colour in classes)
+    return Labelling(ClassList(names, colours, ignore), plain_codes(len(names), ignore, first=first), path)
+
+
+def _is_json(path: Path, text: str) -> bool:
+    return path.suffix.lower() == ".json" or text.lstrip().startswith(("{", "["))
+
+
+def _class(number: int, entry: Any) -> tuple[int, str, Colour]:  # noqa: ANN401  parsed JSON
+    """Id, name and colour of an entry: a name alone, or a dictionary."""
+    if isinstance(entry, str):
+        return number, entry.strip(), colour_of_number(number + 1)
+    label_id = entry["id"]
+    if type(label_id) is not int:
+        raise TypeError(f"id {label_id!r} is no whole number")
+    colour = entry.get("color")
+    return label_id, str(entry["name"]), colour_of_number(label_id + 1) if colour is None else _colour(colour)
+
+
+def _colour(values: Any) -> Colour:  # noqa: ANN401  parsed JSON
+    red, green, blue = (int(value) for value in values)
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"colour {values} is not RGB in 0..255")
+    return red, green, blue
+
+
+def colour_of_number(number: int) -> Colour:
+    """A colour of its own for each number: its bits dealt to red, green and blue in turn (Pascal VOC's colour map)."""
+    channels = [0, 0, 0]
+    for bit in range(24):
+        channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+    return channels[0], channels[1], channels[2]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _few(ids: list[int]) -> str:
+    return str(ids) if len(ids) <= 20 else f"{str(ids[:20])[:-1]}, ...]"
