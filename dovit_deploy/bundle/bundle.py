@@ -43,6 +43,9 @@ GROUP = "dovit.models"
 """Entry points: each names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`."""
 DEFAULT = "default"
 
+OPEN_AGAIN = "open it again if that was meant, else copy or export it again"
+"""What fixes a bundle that was changed while it was in use."""
+
 
 def file_entry(path: Path) -> FileEntry:
     """Digest and size of the file at `path`."""
@@ -86,6 +89,38 @@ class Bundle:
         if file not in self.manifest.files:
             raise InputError(f"{self.path.name} holds no graph '{file}'")
         return self.path / file
+
+    def content(self, name: str) -> bytes:
+        """The bytes of a listed file, read now and checked now: what runs is what was opened, whatever happens to it.
+
+        Nothing stays mapped, so a file that is cut short afterwards harms nobody who has its bytes.
+
+        Raises:
+            FileMissing: it was taken away since the bundle was opened.
+            DigestMismatch: it was changed since then.
+        """
+        path = self.path / name
+        try:
+            # A pipe under its name would wait for whoever writes to it.
+            content = path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise FileMissing(f"{self.path.name}: '{name}' cannot be read ({error.strerror or error})") from error
+        if content is None:
+            raise FileMissing(f"{self.path.name}: '{name}' is gone since the bundle was opened; {OPEN_AGAIN}")
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
+            raise DigestMismatch(f"{self.path.name}: '{name}' has changed since the bundle was opened; {OPEN_AGAIN}")
+        return content
+
+    def copied_graph(self, name: str, folder: Path, *, fast: bool = False) -> Path:
+        """The graph `name` and the weights, checked as `content` does, copied into `folder`; path of the graph's copy.
+
+        For readers that take files alone.
+        """
+        path = self.graph(name, fast=fast)
+        for file in (path.name, WEIGHTS):
+            if not (folder / file).exists():
+                (folder / file).write_bytes(self.content(file))
+        return folder / path.name
 
     @property
     def weights(self) -> Path:

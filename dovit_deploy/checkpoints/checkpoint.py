@@ -195,7 +195,7 @@ def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
         slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
         license=manifest.provenance.license,
     )
-    return config, safetensors.torch.load_file(bundle.weights)
+    return config, safetensors.torch.load(bundle.content(WEIGHTS))
 
 
 def _one_per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.interface import stage_name
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing
 
 PROVIDER = "CPUExecutionProvider"
+IN_MEMORY = "add_external_initializers_from_files_in_memory"
+"""Method of session options that takes weights as bytes; versions before it take them from files alone."""
 
 
 class OnnxRuntimeEngine:
@@ -45,6 +51,7 @@ class OnnxRuntimeBackend:
         self._runtime = packages.onnxruntime()
         self._threads = threads
         self._fast = fast
+        self._weights = WeightsInMemory()
 
     def load(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """Load `graph` and its share of the weights.
@@ -62,11 +69,12 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self._threads
         path = bundle.graph(graph, fast=self._fast)
         errors = load_errors(self._runtime)
-        try:
-            session = self._runtime.InferenceSession(str(path), options, providers=[PROVIDER])
-        except errors as error:
-            first = str(error).splitlines()[0]
-            raise GraphMismatch(f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}") from error
+        with self._weights.of_graph(bundle, graph, options, fast=self._fast) as source:
+            try:
+                session = self._runtime.InferenceSession(source, options, providers=[PROVIDER])
+            except errors as error:
+                first = str(error).splitlines()[0]
+                raise GraphMismatch(f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}") from error
         if session.get_providers() != [PROVIDER]:
             raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
         return OnnxRuntimeEngine(session)
@@ -80,6 +88,41 @@ class OnnxRuntimeBackend:
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         return buffer[:count]
+
+
+class WeightsInMemory:
+    """Gives ONNX Runtime a bundle's graphs and weights as the bytes that were checked, rather than as files.
+
+    It would map a file into memory: one that is cut short meanwhile would end the process.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[Bundle, bytes] | None = None
+
+    @contextmanager
+    def of_graph(self, bundle: Bundle, graph: str, options: Any, *, fast: bool) -> Iterator[bytes | str]:  # noqa: ANN401
+        """What to make the session of, within the block: the graph's bytes; `options` get the weights.
+
+        Raises:
+            BundleError: one of the files was changed since the bundle was opened.
+        """
+        if not hasattr(options, IN_MEMORY):
+            # From a copy that nobody else knows.
+            with TemporaryDirectory(prefix="dovit-") as folder:
+                yield str(bundle.copied_graph(graph, Path(folder), fast=fast))
+            return
+        weights = self._of(bundle)
+        getattr(options, IN_MEMORY)([WEIGHTS], [weights], [len(weights)])
+        yield bundle.content(bundle.graph(graph, fast=fast).name)
+        # A session loads all stages at once, in order; afterwards ONNX Runtime has copies of what it needs.
+        if graph == stage_name(bundle.stages - 1):
+            self._held = None
+
+    def _of(self, bundle: Bundle) -> bytes:
+        """The weights of `bundle`, read once for all of its stages."""
+        if self._held is None or self._held[0] is not bundle:
+            self._held = (bundle, bundle.content(WEIGHTS))
+        return self._held[1]
 
 
 def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401

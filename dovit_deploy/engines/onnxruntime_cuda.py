@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.onnxruntime import load_errors
@@ -215,14 +215,14 @@ class OnnxRuntimeCudaBackend:
         Raises:
             ProviderMissing, DeviceOutOfMemory, GraphMismatch: see `session_on_gpu`.
         """
-        path = bundle.graph(graph, fast=True)
-        described = f"{bundle.path.name}/{path.name}"
-        if self.precision == "fp32":
-            return self._engine(path, described)
+        described = f"{bundle.path.name}/{bundle.graph(graph, fast=True).name}"
         # ONNX Runtime reads graph and weights while it makes the session; afterwards the files are not needed.
-        with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-            half = write_half_precision(path, bundle.weights, Path(folder))
-            return self._engine(half, f"{described} in fp16")
+        with tempfile.TemporaryDirectory(prefix="dovit-") as folder, tempfile.TemporaryDirectory() as half:
+            # A copy of what was checked: the bundle's own files may change at any moment.
+            path = bundle.copied_graph(graph, Path(folder), fast=True)
+            if self.precision == "fp32":
+                return self._engine(path, described)
+            return self._engine(write_half_precision(path, path.with_name(WEIGHTS), Path(half)), f"{described} in fp16")
 
     def _engine(self, path: Path, described: str) -> OnnxRuntimeCudaEngine:
         session = session_on_gpu(self._runtime, path, described=described)

@@ -20,7 +20,7 @@ from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import Image, parity_report
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.families.spec import ModelSpec
-from dovit_deploy.files import written_aside
+from dovit_deploy.files import reported_writes, written_aside
 from dovit_deploy.graphs.forms import FAST, PORTABLE
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.graphs.weights import SharedWeights
@@ -170,7 +170,9 @@ def reference_bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path
     spec = bundle.manifest.spec
     small, path = spec_at_size(spec, size), folder / f"{size[0]}x{size[1]}"
     path.mkdir()
-    state = state_at_size(safetensors.torch.load_file(bundle.weights), spec, size)
-    safetensors.torch.save_file(state, path / WEIGHTS)
-    changed = {"spec": small, "preprocessing": bundle.manifest.preprocessing.for_spec(small)}
+    state = state_at_size(safetensors.torch.load(bundle.content(WEIGHTS)), spec, size)
+    with reported_writes(path):
+        (path / WEIGHTS).write_bytes(safetensors.torch.save(state))
+    preprocessing = bundle.manifest.preprocessing.for_spec(small)
+    changed = {"spec": small, "preprocessing": preprocessing, "files": _files(path)}
     return Bundle(path, bundle.manifest.model_copy(update=changed))

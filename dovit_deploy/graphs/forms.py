@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,10 +103,11 @@ def derive_graphs(
         PackageMissing: `onnx` or `onnx_ir` is not installed.
         OSError: the folder cannot be written.
     """
-    paths = {name: bundle.graph(name) for name in names}
-    models = write_derived(
-        list(paths.values()), folder, weights=bundle.weights, passes=engine_passes(precision=precision, plugins=plugins)
-    )
+    passes = engine_passes(precision=precision, plugins=plugins)
+    # From a copy of what was checked: the bundle's own files may change at any moment.
+    with TemporaryDirectory(prefix="dovit-") as copies:
+        paths = {name: bundle.copied_graph(name, Path(copies)) for name in names}
+        models = write_derived(list(paths.values()), folder, weights=Path(copies) / WEIGHTS, passes=passes)
     graphs = [
         DerivedGraph(name, folder / path.name, attention_count(models[path]), plugin_calls(models[path]))
         for name, path in paths.items()

@@ -30,7 +30,7 @@ from dovit_deploy.bundle.interface import (
 )
 from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
 from dovit_deploy.engines.registry import backend_from_name
-from dovit_deploy.errors import InputError
+from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.runtime.results import Answer, Pixels, RunTiming, TokenReport
@@ -70,6 +70,7 @@ class Session:
         self.backend = backend or backend_from_name(engine, precision=precision, threads=threads, options=options)
         self._cost = cost_model(bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
+        self._closed = False
         try:
             # All stages at once: what an engine refuses is then known before the first frame.
             for number in range(bundle.stages):
@@ -103,7 +104,7 @@ class Session:
         Raises:
             InputError: pixels of another size or type, or a replay that is impossible.
             UsageError: thresholds or floor out of range, or given together with `dense`; `dense` of a model that has no
-                dense network of its weights.
+                dense network of its weights; or the session is closed.
         """
         height, width = self.bundle.manifest.spec.size
         if pixels.ndim != 4 or pixels.shape[0] < 1:
@@ -131,7 +132,8 @@ class Session:
         return self._run_whole(as_float32(pixels))
 
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines; the session cannot be used afterwards."""
+        self._closed = True
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
@@ -145,7 +147,14 @@ class Session:
         self.close()
 
     def engine(self, graph: str) -> Engine:
-        """The engine of `graph` (stage0, ..., merged, dense), loaded at its first use."""
+        """The engine of `graph` (stage0, ..., merged, dense), loaded at its first use.
+
+        Raises:
+            UsageError: the session is closed.
+            BundleError: what is loaded now was changed since the bundle was opened.
+        """
+        if self._closed:
+            raise UsageError(f"this session of {self.bundle.path.name} is closed; make a new one: Session(bundle)")
         if graph not in self._engines:
             self._engines[graph] = self.backend.load(self.bundle, graph)
         return self._engines[graph]
