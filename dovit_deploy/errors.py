@@ -20,6 +20,7 @@
     ├── UntrustedError                  6   not to be trusted
     │   ├── PickleRefused                   a checkpoint that would execute code
     │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
+    │   │   └── NetworkUnknown                  its entries are those of no supported network
     │   ├── EngineInvalid                   a built engine or its sidecar: altered, foreign, for another machine
     │   └── BundleError                     anything wrong in a bundle
     │       ├── ManifestInvalid                 absent, not JSON, wrong fields, altered
@@ -60,6 +61,7 @@ __all__ = [
     "Interrupted",
     "ManifestInvalid",
     "OutputFailed",
+    "NetworkUnknown",
     "PackageMissing",
     "ParityError",
     "PartialFailure",
@@ -171,6 +173,10 @@ class PickleRefused(UntrustedError):
 
 class CheckpointMismatch(UntrustedError):
     """A checkpoint has missing, unexpected, misshaped, NaN or Inf entries."""
+
+
+class NetworkUnknown(CheckpointMismatch):
+    """The entries of a checkpoint are those of no supported network, or show too little of it."""
 
 
 class EngineInvalid(UntrustedError):

@@ -25,12 +25,13 @@ from dovit_deploy.checkpoints.configuration import (
     merged,
 )
 from dovit_deploy.checkpoints.images import class_entries, mean_and_std
-from dovit_deploy.checkpoints.keys import facts_from_state, listed, ours_from_official
+from dovit_deploy.checkpoints.keys import facts_from_state, ours_from_official
+from dovit_deploy.checkpoints.nearest import no_family
 from dovit_deploy.checkpoints.own_format import OwnConfig
 from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
 from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
-from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.errors import ConfigError, InputError, NetworkUnknown, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 
 READERS = (
@@ -219,8 +220,7 @@ def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Fl
     facts = facts_from_state(weights.state)
     reader = next((reader for reader in readers() if reader.recognises(facts)), None)
     if reader is None:
-        begin = f"its {len(facts.shapes)} entries begin with {listed(facts.shapes)}" if facts.shapes else "it is empty"
-        raise CheckpointMismatch(f"{weights.name} is of no supported family; {begin}")
+        raise NetworkUnknown(*no_family(facts, readers(), weights.name))
     # Before anything else is read: settings are checked against the names that remain.
     state = reader.prepared(weights.state, weights.name)
     settings = _settings(weights, given, reader.settings)

@@ -34,6 +34,8 @@ COUNTER = ".num_batches_tracked"
 """End of the names of a batch norm's counter, which no network here reads."""
 _SHOWN = 4
 """Names listed in a message before only their number is given."""
+_LONGEST = 120
+"""Characters of a name in a message; official ones with the shapes that follow them have about 90."""
 
 
 @functools.cache
@@ -289,11 +291,16 @@ def shapes_of(spec: ModelSpec, *, trainable: bool) -> dict[str, tuple[int, ...]]
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def shown(name: str) -> str:
+    """A name from a file, for messages: not endless."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
 def listed(names: Iterable[str]) -> str:
     """The first few of `names`, and how many more there are."""
     ordered = list(names)
     rest = len(ordered) - _SHOWN
-    return ", ".join(ordered[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(shown, ordered[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def refuse_faults(faults: Mapping[str, list[str]], source: str) -> None:
@@ -325,7 +332,7 @@ def ours_from_official(
     shapes = shapes_of(spec, trainable=True)
     rules = {rule.official: rule for rule in key_map.rules(shapes)}
     # In fp32 before the values are looked at: torch has no isfinite for fp8.
-    present = {name: tensor.float() for name, tensor in state.items() if name in rules}
+    present = {name: _as_fp32(tensor) for name, tensor in state.items() if name in rules}
     refuse_faults(_faults(state, present, rules, key_map), source)
     # Zeros, which is what an entry that may be absent stands for.
     training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
@@ -335,6 +342,11 @@ def ours_from_official(
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours
+
+
+def _as_fp32(tensor: Tensor) -> Tensor:
+    """`tensor` in fp32; complex numbers, which would lose a part and are refused next, as they are."""
+    return tensor if tensor.is_complex() else tensor.float()
 
 
 def _faults(

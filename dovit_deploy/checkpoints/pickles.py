@@ -289,19 +289,31 @@ def load(file: IO[bytes], *, encoding: str = "utf-8") -> object:
     return Unpickler(file, encoding=encoding).load()
 
 
-_SPECIAL_TENSORS = {
-    "torch._utils._rebuild_qtensor": "a quantised tensor",
-    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+_QUANTISED, _SPARSE = "a quantised tensor", "a sparse tensor"
+_META = "a tensor of the meta device, which has no values"
+_REBUILT_BY = {
+    "torch._utils._rebuild_qtensor": _QUANTISED,
+    "torch._utils._rebuild_sparse_tensor": _SPARSE,
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor of the meta device, which has no values",
+    "torch._utils._rebuild_meta_tensor_no_storage": _META,
     "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
 }
+SPECIAL_TENSORS = frozenset(_REBUILT_BY.values())
+"""What `kind_of` calls tensors whose values cannot be taken as they are."""
 
 
 def kind_of(value: object) -> str:
     """What a value of a checkpoint is, for messages."""
     if isinstance(value, Placeholder):
-        return _SPECIAL_TENSORS.get(value.name, f"a pickled {value.name[:100]}")
+        return _REBUILT_BY.get(value.name, f"a pickled {value.name[:100]}")
     if isinstance(value, Tensor):
-        return "tensor"
+        return _kind_of_tensor(value)
     return type(value).__name__
+
+
+def _kind_of_tensor(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return _QUANTISED
+    if tensor.is_meta:
+        return _META
+    return "tensor" if tensor.layout == torch.strided else _SPARSE

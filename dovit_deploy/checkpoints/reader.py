@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap
+from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap, KeyTable
 from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.families.any_spec import AnySpec
 
@@ -42,6 +42,8 @@ def _unchanged(state: OfficialState, source: str) -> OfficialState:
 class Reader:
     """What one project's checkpoints look like; `checkpoint.READERS` lists them all."""
 
+    title: str
+    """What it reads, for messages: "Segmenter"."""
     recognises: Callable[[KeyFacts], bool]
     """Whether the names of a state dict are this project's."""
     settings: frozenset[str]
@@ -53,6 +55,10 @@ class Reader:
         ConfigError: values unknown, unsupported, or contradicting the keys.
         CheckpointMismatch: the keys are those of another network.
     """
+    tables: tuple[KeyTable, ...]
+    """All names that it knows, for saying how much of a file is like them."""
+    needed: tuple[str, ...]
+    """Patterns of a few names that every such file has, the most telling first."""
     prepared: Callable[[OfficialState, str], OfficialState] = _unchanged
     """(state, file name for messages) -> the state without what the project stores twice or derives.
 

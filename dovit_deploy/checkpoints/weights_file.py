@@ -6,14 +6,16 @@ A .safetensors file holds nothing but tensors. A .pth file is a pickle: it is re
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
-import tarfile
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +24,9 @@ from torch import Tensor
 
 from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.checkpoints import pickles
+from dovit_deploy.checkpoints.formats import format_of
 from dovit_deploy.checkpoints.wrapping import own_network, state_dict_in
 from dovit_deploy.errors import InputError, PickleRefused
-from dovit_deploy.signatures import placeholder_for
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ def weights_from_file(path: Path, *, allow_pickle: bool) -> WeightsFile:
     except PermissionError as error:
         raise InputError(f"{path} may not be read: permission denied") from error
     unwrapped = own_network(state, path.name)
-    found = (f"the state dict is '{'.'.join(keys)}'",) if keys else ()
+    found = [f"the state dict is '{'.'.join(keys)}'"] if keys else []
+    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in unwrapped.state.values())
+    if types.keys() - {"float32"}:
+        found.append(f"stored as {', '.join(f'{name} ({count})' for name, count in types.most_common())}")
     return WeightsFile(path.name, file_entry(path).sha256, unwrapped.state, meta, (*found, *unwrapped.remarks))
 
 
@@ -65,7 +70,8 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: it is not one, or is cut short.
     """
-    _refuse_placeholder(path)
+    if format_of(path) != "safetensors":
+        raise InputError(f"{path} is a file of torch.save, not safetensors")
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
@@ -75,21 +81,12 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
 def _state_and_meta(
     path: Path, *, allow_pickle: bool
 ) -> tuple[Mapping[Any, object], Mapping[str, object], tuple[str, ...]]:
-    if path.suffix == ".safetensors":
+    if format_of(path) == "safetensors":
         return tensors_from_safetensors(path), {}, ()
     contents = contents_of_pickle(path, allow_pickle=allow_pickle)
     state, keys = state_dict_in(contents, str(path))
     meta = contents.get("meta") if isinstance(contents, Mapping) else None
     return state, meta if isinstance(meta, Mapping) else {}, keys
-
-
-def _refuse_placeholder(path: Path) -> None:
-    """Raise InputError where a clone or download left something else under the name of the weights."""
-    placeholder = placeholder_for(path)
-    if placeholder is not None:
-        raise InputError(f"{path}: {placeholder}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty")
 
 
 # Pickles.
@@ -101,49 +98,67 @@ _BROKEN = (
     *(MemoryError, struct.error),
 )
 """What loading raises on a file that was cut short or is none of torch's."""
-_ARCHIVE = b"PK\x03\x04"
-_BINARY_PICKLE = b"\x80"
+_FORCED, _FREED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+"""Variables by which torch itself is told how strictly to read."""
 
 
 def contents_of_pickle(path: Path, *, allow_pickle: bool) -> object:
     """What torch.save wrote to `path`, on the CPU; unless `allow_pickle`, nothing in it is run (`pickles.py`).
 
+    Where the environment forbids torch to run pickles, `allow_pickle` changes nothing.
+
     Raises:
         InputError: the file is not one of torch's, or is cut short.
         PickleRefused: it is a program, a pickle with odd instructions, or needs what is not installed.
     """
-    _refuse_placeholder(path)
+    if format_of(path) != "torch":
+        raise InputError(f"{path} is a safetensors file, not one of torch.save")
+    forbidden = allow_pickle and os.environ.get(_FORCED, "").lower() in ("1", "y", "yes", "true")
     try:
-        with path.open("rb") as file:
-            _refuse_other_formats(file, path)
-            # torch warns of old formats and of classes whose source it cannot find; neither changes the weights.
-            with warnings.catch_warnings(action="ignore"):
-                if allow_pickle:
-                    return torch.load(file, map_location="cpu", weights_only=False)
-                return torch.load(file, map_location="cpu", weights_only=False, pickle_module=pickles)
+        return _loaded(path, allow_pickle=allow_pickle and not forbidden)
     except _FOREIGN as error:
-        if allow_pickle:
+        # A fault of the old format: it writes types that it has no storage for, and torch cannot read them either.
+        if "UntypedStorage" in str(error):
+            raise InputError(
+                f"{path} holds tensors of a type that torch's old file format cannot carry; where it was made, save it "
+                "again without _use_new_zipfile_serialization=False"
+            ) from error
+        if allow_pickle and not forbidden:
             raise PickleRefused(f"{path} cannot be unpickled here: {_first_line(error)}") from error
+        remedy = "give --allow-pickle if you trust whoever made it"
+        if forbidden:
+            remedy = f"take {_FORCED} out of the environment, which forbids --allow-pickle"
         raise PickleRefused(
             f"{path} holds what no checkpoint needs ({_first_line(error)}); nothing was run.",
-            "Convert it to safetensors, or give --allow-pickle if you trust whoever made it.",
+            f"Convert it to safetensors, or {remedy}.",
         ) from error
     except _BROKEN as error:
+        if "magic number" in str(error):
+            raise InputError(
+                f"{path} is a plain pickle, not a file of torch.save; "
+                "where it was made: torch.save(state_dict, 'weights.pth')"
+            ) from error
         raise InputError(f"{path} cannot be read; it is cut short or damaged ({_first_line(error)})") from error
 
 
-def _refuse_other_formats(file: IO[bytes], path: Path) -> None:
-    """Refuse what torch would read in other ways than as a pickle; `file` is at its start before and after."""
-    start = file.read(len(_ARCHIVE))
-    file.seek(0)
-    if start == _ARCHIVE:
-        # Asked of torch's own reader, because another one may see other names in a file that was made to deceive.
-        reader = torch._C.PyTorchFileReader(file)
-        file.seek(0)
-        if "constants.pkl" in reader.get_all_records():
-            raise PickleRefused(f"{path} is a TorchScript program, not a state dict; give the checkpoint")
-    elif start[:1] != _BINARY_PICKLE or tarfile.is_tarfile(path):
-        raise InputError(f"{path} is not a checkpoint: neither safetensors nor a file of torch.save")
+def _loaded(path: Path, *, allow_pickle: bool) -> Any:  # noqa: ANN401  whatever the file holds
+    # torch warns of old formats and of classes whose source it cannot find; neither changes the weights.
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+        if allow_pickle:
+            return torch.load(file, map_location="cpu", weights_only=False)
+        # Our own reader is stricter than torch's strictest, which would not let it read.
+        with _without(_FORCED, _FREED):
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=pickles)
+
+
+@contextmanager
+def _without(*variables: str) -> Iterator[None]:
+    """The environment without these variables."""
+    taken = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,19 +6,23 @@ dictionary that holds them what they like. The names of the network itself are w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from dovit_deploy.checkpoints.pickles import Placeholder, kind_of
+from dovit_deploy.checkpoints.keys import listed, shown
+from dovit_deploy.checkpoints.pickles import SPECIAL_TENSORS, Placeholder, kind_of
 from dovit_deploy.errors import CheckpointMismatch, InputError, PickleRefused
 
 TOP_KEYS = (
     *("state_dict", "model", "model_state_dict", "net", "module", "weights", "network", "model_state", "params"),
     *("student", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema", "teacher"),
 )
-"""Where the state dict may lie, inside each other, too; the first that is there is read."""
+"""Where the state dict may lie, inside each other, too; the first that is there is read. Where none of them is there, a
+single dictionary of tensors is taken, whatever it is called."""
 _DEEPEST = 4
 """How many of them may lie inside each other; nobody wraps as often."""
 _ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -30,6 +34,8 @@ _OTHERS = ("teacher", "generation")
 """Distillation checkpoints carry these networks beside the student."""
 _COUNTERS = frozenset({"n_averaged", "steps"})
 """What moving averages count beside the weights."""
+_TRAINING = re.compile(r"(criterion|loss(es|_fn|_func)?|metrics?|\w+_(loss|metrics?|acc|accuracy|iou))")
+"""First parts of names that a training module has beside its network: they belong to its losses and metrics."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,42 @@ def state_dict_in(contents: object, source: str) -> tuple[Mapping[object, object
     path: tuple[str, ...] = ()
     while True:
         _refuse_object(contents, source, path)
+        # There are objects at all only because the user allowed them.
+        if isinstance(contents, nn.Module):
+            contents = contents.state_dict()
         if not isinstance(contents, Mapping):
             raise InputError(f"{source} holds a {kind_of(contents)}, not a dict with 'state_dict' or 'model'")
-        key = next((key for key in TOP_KEYS if isinstance(contents.get(key), Mapping | Placeholder)), None)
+        key = _inner_key(contents)
         if key is None or len(path) == _DEEPEST:
             break
         path, contents = (*path, key), contents[key]
-    if path or any(isinstance(value, Tensor) for value in contents.values()):
+    if path or _has_tensors(contents):
         return contents, path
-    found = ", ".join(str(key) for key in list(contents)[:6]) or "nothing"
     raise InputError(
-        f"{source} holds no state dict; at its top level is: {found[:200]}",
+        f"{source} holds no state dict; at its top level is: {listed(map(str, contents)) or 'nothing'}.",
         f"Read are a state dict alone or one called {', '.join(repr(name) for name in TOP_KEYS[:6])}.",
     )
+
+
+def _inner_key(contents: Mapping[Any, object]) -> str | None:
+    """Under which key the state dict lies further in; None where it does not."""
+    known = (key for key in TOP_KEYS if isinstance(contents.get(key), Mapping | Placeholder | nn.Module))
+    usual = next(known, None)
+    if usual is not None or _has_tensors(contents):
+        return usual
+    others = [key for key, value in contents.items() if isinstance(value, Mapping) and _is_wrapped(value)]
+    # Of several, nobody knows which is the network.
+    return others[0] if len(others) == 1 and isinstance(others[0], str) else None
+
+
+def _has_tensors(contents: Mapping[Any, object]) -> bool:
+    return any(isinstance(value, Tensor) for value in contents.values())
+
+
+def _is_wrapped(contents: Mapping[Any, object]) -> bool:
+    """It is, or holds under a usual key, tensors by name."""
+    named = any(isinstance(key, str) and isinstance(value, Tensor) for key, value in contents.items())
+    return named or any(isinstance(contents.get(key), Mapping) for key in TOP_KEYS)
 
 
 def _refuse_object(contents: object, source: str, path: tuple[str, ...]) -> None:
@@ -101,7 +130,7 @@ def own_network(state: Mapping[object, object], source: str) -> Unwrapped:
         network, name, prefix = _parted(key)
         names = networks.setdefault(network, {})
         if name in names:
-            raise CheckpointMismatch(f"{source}: '{name}' is there twice, with and without a prefix")
+            raise CheckpointMismatch(f"{source}: '{shown(name)}' is there twice, with and without a prefix")
         names[name] = key
         off.update(prefix)
     # A file of nothing but an average, or a teacher, is that network.
@@ -110,7 +139,7 @@ def own_network(state: Mapping[object, object], source: str) -> Unwrapped:
     result = {name: _tensor(texts[key], key, source) for name, key in networks.get(chosen, {}).items()}
     remarks = [f"taken off the names: {', '.join(sorted(off))}"] if off else []
     left = sorted(network for network in networks if network != chosen)
-    remarks += [f"left out: the entries of {', '.join(left)}"] if left else []
+    remarks += [f"left out: the entries of {', '.join(left) or 'others'}"] if left else []
     return Unwrapped(result, tuple(remarks))
 
 
@@ -128,15 +157,25 @@ def _parted(key: str) -> tuple[str, str, list[str]]:
     # mmcv's moving averages are buffers whose names have no dots: `ema_backbone_cls_token`.
     if len(parts) == 1 and (parts[0] in _COUNTERS or parts[0].startswith("ema_")):
         network = "bookkeeping"
+    elif len(parts) > 1 and _TRAINING.fullmatch(parts[0]):
+        network = "losses and metrics"
     return network, ".".join(parts), off
 
 
 def _tensor(value: object, key: str, source: str) -> Tensor:
+    kind = kind_of(value)
+    if kind in SPECIAL_TENSORS:
+        raise PickleRefused(
+            f"{source}: entry '{shown(key)}' is {kind}; only plain tensors are read.",
+            "Give the checkpoint as training wrote it, before anything was quantised, pruned or moved.",
+        )
     if isinstance(value, Placeholder):
         raise PickleRefused(
-            f"{source}: entry '{key}' is {kind_of(value)}, not a plain tensor; nothing was run.",
+            f"{source}: entry '{shown(key)}' is {kind}, not a plain tensor; nothing was run.",
             "Store plain tensors, or give --allow-pickle if you trust whoever made it.",
         )
     if not isinstance(value, Tensor):
-        raise CheckpointMismatch(f"{source}: entry '{key}' is a {kind_of(value)}, not a tensor")
+        raise CheckpointMismatch(
+            f"{source}: entry '{shown(key)}' is a {kind}, not a tensor; store tensors alone in the state dict"
+        )
     return value

@@ -224,12 +224,18 @@ def selections_by_layer(ratios: tuple[float, ...]) -> tuple[TokenSelection, ...]
 
 
 READER = Reader(
+    title="Evo-ViT on DeiT",
     recognises=lambda facts: facts.has("qks.*.qk.**"),
     settings=DEIT_SETTINGS,
     architecture=evo_deit_architecture,
+    tables=(EVO_DEIT_KEYS,),
+    needed=("qks.*.qk.*", "vs.*.v.*", "patch_embed.proj.*", "pos_embed", "head.*"),
 )
 PLAIN_DEIT = Reader(
+    title="DeiT",
     recognises=lambda facts: facts.has("blocks.*.attn.qkv.**"),
     settings=DEIT_SETTINGS,
     architecture=plain_deit_architecture,
+    tables=(DEIT_KEYS,),
+    needed=("blocks.*.attn.qkv.*", "patch_embed.proj.*", "pos_embed", "head.*"),
 )

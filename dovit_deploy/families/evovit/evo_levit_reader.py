@@ -197,8 +197,11 @@ def with_equal_views(state: Mapping[str, Tensor], source: str) -> Mapping[str, T
 
 
 READER = Reader(
+    title="Evo-ViT on LeViT",
     recognises=lambda facts: facts.has("**.learn_tradeoff", "poss"),
     settings=LEVIT_SETTINGS,
     architecture=evo_levit_architecture,
+    tables=(EVO_LEVIT_KEYS,),
+    needed=("poss", "patch_embed.0.c.weight", "head.l.*"),
     prepared=with_equal_views,
 )

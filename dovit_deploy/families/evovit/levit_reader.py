@@ -353,8 +353,11 @@ def _is_usual(index: Tensor) -> bool:
 
 
 READER = Reader(
+    title="LeViT",
     recognises=lambda facts: facts.has("blocks.*.**attention_biases"),
     settings=LEVIT_SETTINGS,
     architecture=levit_architecture,
+    tables=(LEVIT_KEYS,),
+    needed=("blocks.*.m.qkv.c.weight", "patch_embed.0.c.weight", "head.l.*"),
     prepared=with_usual_indices,
 )

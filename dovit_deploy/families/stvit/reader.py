@@ -13,8 +13,15 @@ from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
 from dovit_deploy.checkpoints.keys import KeyFacts
 from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, has, size, training_size
-from dovit_deploy.errors import CheckpointMismatch, ConfigError
-from dovit_deploy.families.stvit.keys import STVIT_DEIT_MAP, SWIN_MAP, check_buffers
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, NetworkUnknown
+from dovit_deploy.families.stvit.keys import (
+    SEMANTIC_KEYS,
+    STVIT_DEIT_KEYS,
+    STVIT_DEIT_MAP,
+    SWIN_KEYS,
+    SWIN_MAP,
+    check_buffers,
+)
 from dovit_deploy.families.stvit.spec import (
     REDUCED_STAGE,
     SAMPLES,
@@ -192,9 +199,7 @@ def _refuse_plain(network: Sources) -> None:
 
 def _classes(network: Sources) -> int:
     if not network.facts.has("head.*"):
-        raise CheckpointMismatch(
-            f"{network.checkpoint} is a Swin without a classifier (head.*); only classifiers are read"
-        )
+        raise NetworkUnknown(f"{network.checkpoint} is a Swin without a classifier (head.*); only classifiers are read")
     return network[CLASSES]
 
 
@@ -240,9 +245,12 @@ def prepared(state: OfficialState, source: str) -> OfficialState:
 
 
 READER = Reader(
+    title="Swin/STViT-R",
     recognises=recognises,
     settings=ARGUMENTS | REDUCING | DETECTOR | IMAGE_SETTINGS | {"family"},
     architecture=swin_architecture,
+    tables=(SWIN_KEYS, SEMANTIC_KEYS),
+    needed=(f"layers.*.blocks.*.{_BIASES}", "patch_embed.**"),
     prepared=prepared,
 )
 
@@ -293,7 +301,10 @@ def stvit_deit_architecture(network: Sources) -> Architecture:
 
 
 STVIT_DEIT = Reader(
+    title="STViT on DeiT",
     recognises=lambda facts: facts.has("semantic_token2") and facts.has("blocks.*.attn.kv.**"),
     settings=DEIT_SETTINGS | IMAGE_SETTINGS,
     architecture=stvit_deit_architecture,
+    tables=(STVIT_DEIT_KEYS,),
+    needed=("semantic_token2", "blocks.*.attn.kv.*", "pos_embed", "head.*"),
 )

@@ -292,7 +292,10 @@ def _key_map(backbone: Sources, spec: VisionTransformerSpec, *, feature: int) ->
 
 
 READER = Reader(
+    title="DoViT/Segmenter/SETR of mmsegmentation",
     recognises=lambda facts: facts.has("backbone.layers.**"),
     settings=MODEL_SETTINGS | IMAGE_SETTINGS,
     architecture=mmseg_architecture,
+    tables=(BACKBONE_KEYS, QKV_KEYS, IN_PROJ_KEYS, GATE_KEYS, *DECODE_KEYS.values()),
+    needed=("backbone.layers.*.ln1.*", "backbone.patch_embed.projection.*", "backbone.pos_embed", "decode_head.**"),
 )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from dovit_deploy.checkpoints.keys import KeyTable, batched, convolution, packed
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size
-from dovit_deploy.errors import CheckpointMismatch
+from dovit_deploy.errors import NetworkUnknown
 from dovit_deploy.families.folding import EPS
 from dovit_deploy.families.parts import FcnHead, LinearHead, MaskHead, SetrHead
 
@@ -94,7 +94,9 @@ def _shown_class(head: Sources) -> OfficialHead | None:
 
 
 def _no_class(head: Sources) -> OfficialHead | None:
-    raise CheckpointMismatch(f"{head.checkpoint} has no entries of '{head.path}' that tell what head it is")
+    raise NetworkUnknown(
+        f"{head.checkpoint} has no entries of '{head.path}' that tell what head it is; give the whole network"
+    )
 
 
 def _shown_classes(head: Sources) -> int | None:

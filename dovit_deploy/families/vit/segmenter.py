@@ -9,7 +9,7 @@ from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
 from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, batched, extra_token, packed, transposed
 from dovit_deploy.checkpoints.reader import Architecture, Reader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size, training_size
-from dovit_deploy.errors import CheckpointMismatch
+from dovit_deploy.errors import NetworkUnknown
 from dovit_deploy.families.parts import LinearHead, MaskHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -78,7 +78,7 @@ def _shown_decoder(decoder: Sources) -> Decoder | None:
 
 
 def _no_decoder(decoder: Sources) -> Decoder | None:
-    raise CheckpointMismatch(f"{decoder.checkpoint} has no entries of a decoder (decoder.*)")
+    raise NetworkUnknown(f"{decoder.checkpoint} has no entries of a decoder (decoder.*); give the whole network")
 
 
 WIDTH = SpecValue("d_model", Section.positive, 1, shown=size(("encoder.blocks.*.norm*.*", 0)))
@@ -171,7 +171,10 @@ def _slide(network: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | 
 
 
 READER = Reader(
+    title="Segmenter",
     recognises=lambda facts: facts.has("encoder.blocks.**"),
     settings=NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS,
     architecture=segmenter_architecture,
+    tables=(SEGMENTER_KEYS,),
+    needed=("encoder.blocks.*.norm1.*", "encoder.patch_embed.proj.*", "encoder.pos_embed", "decoder.**"),
 )
