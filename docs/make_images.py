@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from dovit_deploy import Bundle, Predictor, Session
-from dovit_deploy.bundle.bundle import default_bundle
 from dovit_scenes import street_frames
 
 TARGET = Path(__file__).parent / "images" / "strip.png"
@@ -20,7 +19,7 @@ TARGET = Path(__file__).parent / "images" / "strip.png"
 def main() -> None:
     """Write the strip."""
     frame = list(street_frames(12, seed=7, size=(360, 480), density=0.6))[-1]
-    with Session(Bundle.open(default_bundle()[0])) as session:
+    with Session(Bundle.open("default")) as session:
         result = Predictor(session).predict(frame.rgb)
     strip = np.concatenate([frame.rgb, result.plot(), result.plot_tokens()], axis=1)
     TARGET.parent.mkdir(exist_ok=True)

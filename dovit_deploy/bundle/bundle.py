@@ -1,14 +1,12 @@
-"""When may a bundle be trusted, how do its thresholds change, and which one is taken when none is named?
+"""When may a bundle be trusted, and how do its thresholds change?
 
 A bundle is a directory. Opening it checks the version, every digest and every path. Calibration changes thresholds
-alone: graphs and weights stay as they are, and the folder is replaced in one step. The default is an installed
-distribution of the entry point group `dovit.models`.
+alone: graphs and weights stay as they are, and the folder is replaced in one step.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
 from dovit_deploy.claims import real_path
@@ -39,9 +38,6 @@ ENGINES = "engines"
 
 PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 """Where package managers install; they replace what is there without asking."""
-GROUP = "dovit.models"
-"""Entry points: each names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`."""
-DEFAULT = "default"
 
 OPEN_AGAIN = "open it again if that was meant, else copy or export it again"
 """What fixes a bundle that was changed while it was in use."""
@@ -63,15 +59,14 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Open the bundle at `path` and check all of it.
+        """Open the bundle at `path`, or the installed model of that name, and check all of it.
 
         Raises:
-            InputError: there is no such directory.
+            UsageError: `path` is neither text nor a path.
+            InputError: there is no such directory, and no such model.
             BundleError: one of its subclasses, one per broken rule (docs/bundle-format.md).
         """
-        root = Path(path)
-        if not root.exists():
-            raise InputError(f"no bundle at {root}")
+        root = chosen_bundle(path).path
         if not root.is_dir():
             raise ManifestInvalid(f"{root} is a file; a bundle is a directory (NAME.dovit) with {MANIFEST}")
         # Before any file is read: through a link it could be any of the user's.
@@ -260,23 +255,3 @@ def _linked(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
-
-
-def default_bundle() -> tuple[Path, str]:
-    """Path of the default model's bundle, and the line about its licence.
-
-    Several models installed: the entry point named `default` counts; one alone counts under any name.
-
-    Raises:
-        InputError: none is installed, or several and none is called `default`.
-    """
-    entries = list(importlib.metadata.entry_points(group=GROUP))
-    chosen = [entry for entry in entries if entry.name == DEFAULT] or entries
-    if len(chosen) != 1:
-        found = ", ".join(sorted(entry.name for entry in entries)) or "none"
-        raise InputError(
-            f"no --bundle given and no default model installed (found: {found}); give --bundle NAME.dovit, "
-            "or install one: pip install ./models/road-tiny"
-        )
-    module = chosen[0].load()
-    return Path(module.bundle_path()), str(module.LICENSE_LINE)

@@ -209,9 +209,10 @@ def digest_of(body: dict[str, object]) -> str:
 def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
     """Read `--classes`.
 
-    Text: one name a line, in front of it ImageNet's number (`n01440764 tench`) or not. JSON: a list of names;
-    `{"classes": [...], "palette": [...]}`; or ImageNet's index, `{"0": ["n01440764", "tench"], ...}` or
-    `{"0": "tench", ...}`.
+    Text: one name a line, in front of it ImageNet's number (`n01440764 tench`) or not. JSON: a list of names, or of
+    folders with their names; `{"classes": [...], "palette": [...]}`; a data set's own
+    `{"classes": [{"id": 0, "name": "sky", "color": [1, 2, 3]}, ...], "ignore": 255}`; or ImageNet's index,
+    `{"0": ["n01440764", "tench"], ...}` or `{"0": "tench", ...}`.
 
     Raises:
         InputError: there is no such file, or it is none of these.
@@ -225,12 +226,32 @@ def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
         raise InputError(f"the class list {path} cannot be read: {error}") from error
     contents = parsed if isinstance(parsed, dict) else {"classes": parsed}
     names, colors = contents.get("classes", _names_from_index(contents)), contents.get("palette")
+    if isinstance(names, list) and names and all(isinstance(entry, dict) for entry in names):
+        names, colors = _of_data_set(names, contents.get("ignore"), path)
+    if isinstance(names, list):
+        # [folder, name], as a data set of class folders lists them.
+        names = [entry[-1] if isinstance(entry, list) and entry else entry for entry in names]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"the class list {path.name} is neither one name a line nor JSON with a list of names")
     names = [name for name in names if name]
     if not names or not isinstance(colors, list | None):
         raise InputError(f"the class list {path.name} names no classes, or its 'palette' is no list")
     return entries_from_lists(names, colors, len(names), InputError)
+
+
+def _of_data_set(
+    entries: list[dict[str, object]], ignore: object, path: Path
+) -> tuple[list[object], list[object] | None]:
+    """Names and colours of a data set's classes in the order of their ids; no colours unless each class has one."""
+    kept = [entry for entry in entries if "id" not in entry or entry["id"] != ignore]
+    # In a list without ids the order counts.
+    ids = [entry.get("id", number) for number, entry in enumerate(kept)]
+    by_id = {number: entry for number, entry in zip(ids, kept, strict=True) if isinstance(number, int)}
+    if by_id.keys() != set(range(len(kept))):
+        raise InputError(f"the class list {path.name}: its ids must be 0, 1, 2, ... once each, without gaps")
+    ordered = [by_id[number] for number in range(len(kept))]
+    colors = [entry.get("color") for entry in ordered]
+    return [entry.get("name") for entry in ordered], None if None in colors else colors
 
 
 def _names_from_lines(text: str) -> list[str]:

@@ -66,7 +66,7 @@ class SplitImages:
 
 
 class FolderImages:
-    """The images of a folder, in the order of their names.
+    """The images of a folder, `recursive` also of those below it, in the order of `walked_files`.
 
     Raises:
         DatasetError: there is no such folder, or no image in it.
@@ -76,13 +76,13 @@ class FolderImages:
     # A folder has no splits; what is None here is null in `calibration.json`.
     split = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, recursive: bool = False) -> None:
         self.name = str(folder)
-        found = image_files(folder)
+        found = image_files(folder, recursive=recursive)
         self.paths, self.ignored = found.taken, found.ignored
         if not self.paths:
             raise DatasetError(f"{folder}: no image in it")
-        self.stems = tuple(path.name for path in self.paths)
+        self.stems = tuple(path.relative_to(folder).as_posix() for path in self.paths)
 
     def image(self, index: int) -> CalibrationImage:
         return CalibrationImage(read_image(self.paths[index]), None)
@@ -91,10 +91,10 @@ class FolderImages:
         return summary_of_images(self.name, len(self.paths), self.ignored)
 
 
-def image_files(folder: Path) -> FolderFiles:
-    """The images that lie directly in `folder`, by suffix or content; none where there is no such folder."""
+def image_files(folder: Path, *, recursive: bool = False) -> FolderFiles:
+    """The images that lie in `folder`, by suffix or content, `recursive` also below it; none where it is not there."""
     try:
-        found = images_in(folder)
+        found = images_in(folder, recursive=recursive)
     except DatasetError:
         return FolderFiles((), ())
     unusual = [path for path in found.ignored if not path.name.startswith(".") and is_image(path)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
+from dovit_deploy.commands import console
 from dovit_deploy.engines.registry import ENGINES, engine_names
 from dovit_deploy.errors import UsageError
 from dovit_deploy.printing import quote
@@ -39,6 +40,27 @@ Verbose = Annotated[
     typer.Option("--verbose", "-v", callback=_note_verbose, help="More detail, and the traceback of an error."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if this verb wrote it.")]
+BundleName = Annotated[Path, typer.Argument(metavar="BUNDLE", help="NAME.dovit, or the name of an installed model.")]
+BundleFirst = Annotated[
+    Path, typer.Argument(metavar="[BUNDLE]", help="NAME.dovit or an installed model; default: the default model.")
+]
+"""One of two positional arguments; see `bundle_and_dataset`."""
+OptionalBundle = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="NAME.dovit, or the name of an installed model; default: the installed default."),
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option("--classes", help="Class names instead of the bundle's: a line each, or JSON, as a data set's."),
+]
+SaveKinds = Annotated[
+    str | None,
+    typer.Option(
+        "--save",
+        metavar="KIND[,KIND...]",
+        help="overlay, masks, tokens. Default: overlay; of images also masks.",
+    ),
+]
 
 
 def _precision_lines() -> str:
@@ -87,12 +109,44 @@ Classes = Annotated[
     Path | None,
     typer.Option("--classes", metavar="FILE", help="The classes of the label maps: classes.json, or a name per line."),
 ]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Of a folder also the images in the folders below it.")]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
         "--max-pixels", min=1, max=10**12, help="Refuse images with more pixels than this; default: 150 million."
     ),
 ]
+
+
+# The bundle that is meant.
+
+
+def bundle_path(given: Path | None, *, quiet: bool) -> Path:
+    """Where the bundle lies that was named by its path or as an installed model, whose licence is then shown.
+
+    Raises:
+        InputError: there is none; the message lists the installed models.
+    """
+    from dovit_deploy.bundle.installed import chosen_bundle
+
+    chosen = chosen_bundle(given)
+    if chosen.licence:
+        console.remark(chosen.licence, quiet=quiet)
+    return chosen.path
+
+
+def bundle_and_dataset(first: Path, second: Path | None) -> tuple[Path | None, Path]:
+    """The positional arguments `[BUNDLE] DATASET`: one alone is the data set, for the default model.
+
+    Raises:
+        UsageError: the one that is given is a bundle.
+    """
+    if second is not None:
+        return first, second
+    # A data set may be called anything, so only what surely is a bundle is refused.
+    if first.suffix == ".dovit" or (first / "manifest.json").is_file():
+        raise UsageError(f"DATASET is missing: {first} is a bundle; give the data set after it")
+    return None, first
 
 
 # Text of an option -> value, with one-line errors.

@@ -25,10 +25,14 @@ DEFAULT_REPEAT = 5
 
 
 def bench(
-    bundle: Annotated[Path | None, typer.Argument(help="NAME.dovit; default: the installed default model.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="NAME.dovit, or the name of an installed model; default: the installed default."),
+    ] = None,
     frames: Annotated[
         str | None, typer.Option(metavar="SRC", help="Image, folder, glob or video. Default: rendered street frames.")
     ] = None,
+    recursive: arguments.Recursive = False,
     engine: Annotated[
         str,
         typer.Option(
@@ -54,7 +58,7 @@ def bench(
     Latency is the model step alone. At most 16 frames of a source are taken, evenly spread. A bundle without a dense
     form is run dynamically alone, and what compares the two is null.
     """
-    from dovit_deploy.bundle.bundle import Bundle, default_bundle
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.engines.registry import engine_entry, engine_names
 
@@ -62,16 +66,14 @@ def bench(
     # A format that only one of the engines has is allowed here; the others refuse it with their own list.
     allowed = tuple(dict.fromkeys(format for name in engines for format in engine_entry(name).precisions))
     precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
-    path, licence = (bundle, None) if bundle is not None else default_bundle()
+    path = arguments.bundle_path(bundle, quiet=quiet)
     targets.claim_report(json_file, inputs=(frames, path))
     opened = Bundle.open(path)
-    if licence:
-        console.remark(licence, quiet=quiet)
     with ExitStack() as stack:
         # Engines are loaded before the frames are read, so that a missing one is reported at once.
         pairs = list(itertools.product(engines, precisions))
         contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
-        taken = _frames(frames, opened, quiet=quiet)
+        taken = _frames(frames, opened, recursive=recursive, quiet=quiet)
         results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
     report = _report(opened, taken, results, threads=threads, repeat=repeat)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
@@ -112,12 +114,12 @@ def _contestants(
     return contestants
 
 
-def _frames(source: str | None, bundle: Bundle, *, quiet: bool) -> BenchFrames:
+def _frames(source: str | None, bundle: Bundle, *, recursive: bool, quiet: bool) -> BenchFrames:
     from dovit_deploy.measure.bench import frames_from_source, rendered_frames
 
     if source is None:
         return rendered_frames(bundle.manifest)
-    taken = frames_from_source(source, bundle.manifest)
+    taken = frames_from_source(source, bundle.manifest, recursive=recursive)
     if taken.taken_from is not None:
         console.remark(f"{len(taken.pixels)} of {taken.taken_from} frames, evenly spread", quiet=quiet)
     # Even when quiet: with fewer frames the figures are others.

@@ -22,7 +22,7 @@ HEADERS = ("graph", "tokens", "MB", "build s", "peak MB", "activations MB", "fus
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
+    bundle: arguments.BundleName,
     engine: Annotated[
         str, typer.Option(help="tensorrt-rtx (needs no GPU), or tensorrt (for this machine's GPU).")
     ] = "tensorrt-rtx",
@@ -68,10 +68,11 @@ def build(
         compute_capabilities=_capabilities(compute_capability),
         merged=merged,
     )
-    targets.claim_report(json_file, inputs=(bundle,))
+    path = arguments.bundle_path(bundle, quiet=quiet)
+    targets.claim_report(json_file, inputs=(path,))
     if into_bundle:
-        targets.claim(bundle)
-    opened = Bundle.open(bundle)
+        targets.claim(path)
+    opened = Bundle.open(path)
     package = tensorrt_package(engine)
     with console.progress(unit="engines", quiet=quiet) as display:
         engines, built = build_engines(

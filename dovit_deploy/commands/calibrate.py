@@ -29,8 +29,11 @@ PART_NAMES = {"search": "search", "check": "held out", "all": "all"}
 
 
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
-    dataset: Annotated[Path, typer.Argument(help="Data set; a folder of images where no labels are needed.")],
+    bundle: arguments.BundleFirst,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATASET", help="Data set; a folder of images where no labels are needed."),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(metavar="POINTS", help="mIoU that may be lost at most: upper end of the drop's 95 % interval."),
@@ -49,6 +52,7 @@ def calibrate(
     confidence: Annotated[
         float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
     ] = None,
+    recursive: arguments.Recursive = False,
     split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
     classes: arguments.Classes = None,
     output: Annotated[
@@ -72,18 +76,17 @@ def calibrate(
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
-    if output is not None:
-        _check_output(output, inputs=(bundle, dataset, classes))
-    elif not dry_run:
-        # Before it is opened: what is calibrated is what is replaced.
-        targets.claim(bundle)
-    targets.claim_report(json_file, inputs=(bundle, dataset, classes), output=output)
-    opened = Bundle.open(bundle)
+    named, labelled = arguments.bundle_and_dataset(bundle, dataset)
+    path = arguments.bundle_path(named, quiet=quiet)
+    inputs = (path, labelled, classes)
+    _claim_output(output, inputs=inputs, in_place=None if dry_run else path)
+    targets.claim_report(json_file, inputs=inputs, output=output)
+    opened = Bundle.open(path)
     # What can be refused is refused now, not after the search.
     refuse_without_gates(opened.manifest)
     if output is None and not dry_run:
         refuse_installed(opened)
-    images = _images(dataset, split, classes, budget)
+    images = _images(labelled, split, classes, budget, recursive=recursive)
     summary = images.summary()
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
@@ -102,7 +105,7 @@ def calibrate(
     if not dry_run:
         console.result(str(target))
         _plot(calibration, target, quiet=quiet)
-    used = bundle if dry_run or output is None else output
+    used = path if dry_run or output is None else output
     console.next_command(_next(calibration, used, classes, dry_run), quiet=quiet)
 
 
@@ -166,9 +169,15 @@ def _budget(
     return DisagreeBudget(max_disagree, confidence)
 
 
-def _check_output(output: Path, *, inputs: targets.Inputs) -> None:
+def _claim_output(output: Path | None, *, inputs: targets.Inputs, in_place: Path | None) -> None:
+    """Claim the bundle that will be written: `output`, else `in_place`, the bundle itself; None where none will be."""
     from dovit_deploy.bundle.bundle import foreign_in_bundle
 
+    if output is None:
+        # Before it is opened: what is calibrated is what is replaced.
+        if in_place is not None:
+            targets.claim(in_place)
+        return
     if output.suffix != ".dovit":
         raise UsageError(f"-o: '{output}' given; a bundle is called NAME.dovit")
     if output.exists():
@@ -176,14 +185,16 @@ def _check_output(output: Path, *, inputs: targets.Inputs) -> None:
     targets.claim_folder(output, inputs=inputs, overwrite=False, mark=foreign_in_bundle)
 
 
-def _images(path: Path, split: str | None, classes: Path | None, budget: Budget) -> CalibrationImages:
+def _images(
+    path: Path, split: str | None, classes: Path | None, budget: Budget, *, recursive: bool
+) -> CalibrationImages:
     """A labelled data set, or a folder of images where the budget needs no labels."""
     from dovit_deploy.calibrate.images import FolderImages, SplitImages, image_files
     from dovit_deploy.datasets.open import dataset_from_path
 
     # A folder of images has neither splits nor classes, so these flags name those of a data set.
-    if split is None and classes is None and not budget.needs_labels and image_files(path).taken:
-        return FolderImages(path)
+    if split is None and classes is None and not budget.needs_labels and (recursive or image_files(path).taken):
+        return FolderImages(path, recursive=recursive)
     split = split or DEFAULT_SPLIT
     return SplitImages(dataset_from_path(path, split, classes=classes), name=str(path), split=split)
 

@@ -44,6 +44,8 @@ def _show(found: Examination) -> None:
     show_table("optional packages", ("", "module", "version", "for", "install with"), packages)
     model = found.default_model
     console.result(f"default model: {model.path} ({model.detail})" if model.works else f"default model: {model.detail}")
+    if found.models:
+        console.result(f"installed models, by name: {', '.join(found.models)}")
     for line in conflict_lines(found):
         console.result(line)
     for fix in found.fixes:

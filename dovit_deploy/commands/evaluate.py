@@ -42,8 +42,11 @@ CONTROL_NAMES = {
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(help="NAME.dovit.")],
-    dataset: Annotated[str, typer.Argument(help="Folder of a data set; 'rendered': rendered street scenes.")],
+    bundle: arguments.BundleFirst,
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATASET", help="Folder of a data set; 'rendered': rendered street scenes."),
+    ] = None,
     split: Annotated[
         str, typer.Option(metavar="NAME[:[-]PREFIX]", help="Split; with PREFIX only images whose names start so.")
     ] = "val",
@@ -79,16 +82,18 @@ def evaluate(
     from dovit_deploy.runtime.settings import RunSettings
 
     thresholds, options = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
-    targets.claim_report(json_file, inputs=(bundle, dataset, classes))
-    opened = Bundle.open(bundle)
+    named, folder = arguments.bundle_and_dataset(bundle, dataset)
+    path, labelled = arguments.bundle_path(named, quiet=quiet), str(folder)
+    targets.claim_report(json_file, inputs=(path, labelled, classes))
+    opened = Bundle.open(path)
     wanted = CONTROLS if controls else None
     settings = RunSettings.resolve(opened.manifest, thresholds=thresholds)
     # Faults of the data set are reported before an engine is loaded, which may take minutes.
-    data = _labelled_set(opened.manifest, dataset, split, classes)
+    data = _labelled_set(opened.manifest, labelled, split, classes)
     summary = summary_of(data)
     console.remarks(summary.lines(), quiet=quiet)
     check_classes(data, opened.manifest)
-    plan = EvalPlan(dataset, split, settings, wanted, summary)
+    plan = EvalPlan(labelled, split, settings, wanted, summary)
     with (
         Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
         _smaller(opened, plan, threads=threads, quiet=quiet) as smaller,

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Bundle, checkpoint, .onnx, .safetensors, image, folder or video.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="Bundle or installed model, checkpoint, .onnx, .safetensors, image, folder or video."),
+    ],
     json_file: arguments.JsonFile = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
@@ -26,7 +29,10 @@ def inspect(
 
     targets.claim_report(json_file, inputs=(path,))
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        # Only a bare word can be a name of a model; a path is a path that is wrong.
+        if path.suffix or len(path.parts) > 1:
+            raise InputError(f"{path}: no such file or folder")
+        path = arguments.bundle_path(path, quiet=quiet)
     try:
         contents = contents_of(path)
     except PermissionError as error:

@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 def run(
     source: Annotated[str, typer.Argument(help="Image, folder, glob, video, camera index or stream URL.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; default: runs/<stem>.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="NAME.dovit; default: the installed default model.")] = None,
+    bundle: arguments.OptionalBundle = None,
     engine: arguments.EngineName = "onnxruntime",
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Class names instead of the bundle's: JSON, or a line each.")
+        Path | None,
+        typer.Option(help="Class names instead of the bundle's: a line each, or JSON, as a data set's."),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
-    save: Annotated[
-        str | None,
-        typer.Option(metavar="KIND[,KIND...]", help="overlay, masks, tokens. Default: overlay; of images also masks."),
-    ] = None,
+    save: arguments.SaveKinds = None,
     overwrite: arguments.Overwrite = False,
+    recursive: arguments.Recursive = False,
     max_frames: Annotated[int | None, typer.Option(min=1, max=10**9, help="Stop after this many frames.")] = None,
     every: Annotated[int, typer.Option(min=1, max=10**9, help="Take every N-th frame.")] = 1,
     start: Annotated[float | None, typer.Option(max=1e9, help="Seconds into the video to begin at.")] = None,
@@ -49,7 +48,7 @@ def run(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
-    from dovit_deploy.bundle.bundle import Bundle, default_bundle
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.files import refuse_inputs
     from dovit_deploy.interruption import stop_requests
@@ -65,12 +64,18 @@ def run(
     # Once, however often it is given.
     kinds = None if save is None else tuple(dict.fromkeys(arguments.names(save, option="--save", allowed=KINDS)))
     thresholds = arguments.thresholds_or_one(threshold)
-    path, licence = (bundle, None) if bundle is not None else default_bundle()
+    path = arguments.bundle_path(bundle, quiet=quiet)
     inputs = (source, path, classes)
     folder = _output_folder(source, output, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, output=folder)
     with open_source(
-        source, max_pixels=max_pixels or DEFAULT_MAX_PIXELS, every=every, max_frames=max_frames, start=start, end=end
+        source,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        every=every,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+        recursive=recursive,
     ) as frames:
         # Also what a glob found.
         refuse_inputs(folder, frames.paths if isinstance(frames, ImageSource) else ())
@@ -78,8 +83,6 @@ def run(
         plan = _plan(
             opened, frames, folder, overwrite=overwrite, kinds=kinds, thresholds=thresholds, dense=dense, every=every
         )
-        if licence:
-            console.remark(licence, quiet=quiet)
         options = EngineOptions(cuda_memory, trust_engine)
         with (
             Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,

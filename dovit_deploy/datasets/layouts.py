@@ -33,6 +33,7 @@ from dovit_deploy.datasets.dataset import (
 )
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import read_text
+from dovit_deploy.sources.folders import walked_files
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
@@ -347,9 +348,9 @@ class FolderFiles:
     ignored: tuple[Path, ...]
 
 
-def images_in(folder: Path) -> FolderFiles:
-    """The images of `folder`; raises DatasetError where it is not there, or cannot be read."""
-    return _files_in(folder, IMAGE_SUFFIXES)
+def images_in(folder: Path, *, recursive: bool = False) -> FolderFiles:
+    """The images of `folder`, `recursive` also of those below it; raises DatasetError where it cannot be read."""
+    return _files_in(folder, IMAGE_SUFFIXES, recursive=recursive)
 
 
 def labels_in(folder: Path) -> FolderFiles:
@@ -357,10 +358,11 @@ def labels_in(folder: Path) -> FolderFiles:
     return _files_in(folder, LABEL_SUFFIXES)
 
 
-def _files_in(folder: Path, suffixes: Collection[str]) -> FolderFiles:
+def _files_in(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> FolderFiles:
     try:
         # A link to nothing is a file that is missing, which whoever reads it says.
-        files = sorted(path for path in folder.iterdir() if path.is_file() or _leads_nowhere(path))
+        found = walked_files(folder, recursive=recursive)
+        files = sorted(path for path in found if path.is_file() or _leads_nowhere(path))
     except OSError as error:
         raise DatasetError(f"{folder}: no such folder, or it cannot be read ({error.strerror})") from error
     # Hidden files are other programs' notes, also such that are called ".0001.png".

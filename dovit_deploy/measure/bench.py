@@ -326,7 +326,9 @@ def rendered_frames(manifest: Manifest) -> BenchFrames:
     return BenchFrames(tuple(pixels), tuple(labels))
 
 
-def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> BenchFrames:
+def frames_from_source(
+    source: str, manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS, recursive: bool = False
+) -> BenchFrames:
     """At most `MOST_FRAMES` frames of what the user named, evenly spread, resized to the model's size.
 
     Raises:
@@ -334,11 +336,11 @@ def frames_from_source(source: str, manifest: Manifest, *, max_pixels: int = DEF
         UsageError, PackageMissing: see `open_source`.
     """
     # Opened twice: how many frames there are decides which are taken, and a source is iterated once.
-    with closing(open_source(source, max_pixels=max_pixels)) as opened:
+    with closing(open_source(source, max_pixels=max_pixels, recursive=recursive)) as opened:
         count = opened.count
     every = 1 if count is None else max(1, math.ceil(count / MOST_FRAMES))
     pixels, labels, failures = [], [], []
-    with open_source(source, max_pixels=max_pixels, every=every, max_frames=MOST_FRAMES) as frames:
+    with open_source(source, max_pixels=max_pixels, every=every, max_frames=MOST_FRAMES, recursive=recursive) as frames:
         for frame in frames:
             if isinstance(frame, FailedFrame):
                 failures.append(frame.message)

@@ -20,7 +20,8 @@ from pydantic import Field
 
 import dovit_deploy
 from dovit_deploy import __version__
-from dovit_deploy.bundle.bundle import Bundle, default_bundle
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.installed import default_bundle, installed_names
 from dovit_deploy.engines.registry import engine_entry, engine_names
 from dovit_deploy.errors import DovitError, EnvironmentProblem
 from dovit_deploy.interruption import signal_name
@@ -103,6 +104,8 @@ class Examination(Record):
     conflicts: tuple[Conflict, ...]
     packages: tuple[PackageState, ...]
     default_model: DefaultModel
+    models: tuple[str, ...]
+    """Names of the installed models."""
 
     @property
     def can_run(self) -> bool:
@@ -137,6 +140,7 @@ def examination() -> Examination:
         conflicts=conflicts(installed_versions()),
         packages=packages,
         default_model=_default_model(),
+        models=installed_names(),
     )
 
 
@@ -185,13 +189,12 @@ def _culprit(found: Finding, states: list[PackageState]) -> PackageState:
 def _default_model() -> DefaultModel:
     path = None
     try:
-        folder, licence = default_bundle()
-        path = str(folder)
-        Bundle.open(folder)
-    # The last two: an entry point whose distribution is broken.
-    except (DovitError, ImportError, AttributeError) as error:
+        chosen = default_bundle()
+        path = str(chosen.path)
+        Bundle.open(chosen.path)
+    except DovitError as error:
         return DefaultModel(path=path, works=False, detail=str(error))
-    return DefaultModel(path=path, works=True, detail=licence)
+    return DefaultModel(path=path, works=True, detail=chosen.licence or "")
 
 
 # Packages: what is installed, and distributions that overwrite one another's files.

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import numpy as np
@@ -44,7 +44,7 @@ class RunOutputs(Closing):
     def __init__(self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1) -> None:
         self._folder, self._kinds, self._every = folder, kinds, every
         self._video = source.video
-        self._names = names_from_paths(source.paths if isinstance(source, ImageSource) else ())
+        self._names = names_from_paths(source.paths, source.root) if isinstance(source, ImageSource) else {}
         self._writers: dict[str, VideoWriter] = {}
         self._stack = ExitStack()
         for kind in kinds:
@@ -61,6 +61,9 @@ class RunOutputs(Closing):
     def write(self, frame: Frame, result: ImageResult) -> None:
         """Write one frame's images."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
+        for kind in self._kinds if "/" in name else ():
+            # A folder below the source's has one of its own.
+            (self._folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
         if "masks" in self._kinds:
             result.save(self._folder / "masks" / f"{name}.png")
         if "overlay" in self._kinds:
@@ -96,20 +99,29 @@ class RunOutputs(Closing):
         self._stack.close()
 
 
-def names_from_paths(paths: tuple[Path, ...]) -> dict[str, str]:
-    """Path as text -> name of its results: the stem; where stems meet with the suffix, then with a number."""
-    stems = Counter(path.stem for path in paths)
+def names_from_paths(paths: tuple[Path, ...], root: Path | None = None) -> dict[str, str]:
+    """Path as text -> name of its results: the stem, below the folder that it has below `root`.
+
+    Where stems of one folder meet with the suffix, then with a number.
+    """
+    folders = {path: PurePosixPath() if root is None else _relative(path.parent, root) for path in paths}
+    stems = Counter((folders[path], path.stem) for path in paths)
+    # A result called as one of the folders would be in its way: "a.png" and "a.png/b.png".
+    taken = {str(parent) for folder in folders.values() for parent in (folder, *folder.parents)}
     names: dict[str, str] = {}
-    taken: set[str] = set()
-    for path in paths:
-        name = path.stem if stems[path.stem] == 1 else path.name
+    for path, folder in folders.items():
+        name = path.stem if stems[folder, path.stem] == 1 else path.name
         number, free = 1, name
-        while free in taken:
+        while f"{folder / free}.png" in taken:
             number += 1
             free = f"{name}-{number}"
-        taken.add(free)
-        names[str(path)] = free
+        taken.add(f"{folder / free}.png")
+        names[str(path)] = str(folder / free)
     return names
+
+
+def _relative(folder: Path, root: Path) -> PurePosixPath:
+    return PurePosixPath(folder.relative_to(root).as_posix())
 
 
 _SUMMARY_TYPES = {"frames": int, "interrupted": bool, "engine": str, "precision": str, "bundle": str, "versions": dict}
@@ -122,32 +134,39 @@ def foreign_in_run(folder: Path) -> str | None:
         summary = json.loads((folder / SUMMARY).read_bytes())
         if not all(isinstance(summary[key], kind) for key, kind in _SUMMARY_TYPES.items()):
             return f"its {SUMMARY} is not that of dovit run"
-        failed = [entry["source"] for entry in summary.get("failed", [])]
-        names = _names_from_rows(folder / ROWS, failed)
+        sources = [entry["source"] for entry in summary.get("failed", [])]
+        indices = set[int]()
+        with (folder / ROWS).open(encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                sources.append(row["source"])
+                indices.add(int(row["index"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"it has no {SUMMARY} and {ROWS} of dovit run"
+    names = _image_names(sources, indices)
+    folders = {part for parent in {Path(source).parent for source in sources} for part in _folders_within(parent)}
 
     def expected(path: str) -> bool:
         kind, *below = path.split("/")
         if not below:
             return kind in (SUMMARY, ROWS, *KINDS, *(f"{kind}.mp4" for kind in KINDS))
-        return kind in KINDS and below[1:] == [] and below[0] in names
+        if kind not in KINDS or (len(below) > 1 and "/".join(below[:-1]) not in folders):
+            return False
+        return below[-1] in names or ("/".join(below) in folders and (folder / path).is_dir())
 
     return first_foreign(folder, expected)
 
 
-def _names_from_rows(path: Path, failed: list[str]) -> set[str]:
-    """How the images of the frames in `frames.jsonl` may be called, in each folder, see `names_from_paths`."""
-    frames, names = set[str](), Counter[str]()
-    for source in failed:
-        names.update({Path(source).stem, Path(source).name})
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            frames.add(f"{row['index']:06d}")
-            names.update({Path(row["source"]).stem, Path(row["source"]).name})
-    numbered = {f"{name}-{number}" for name, count in names.items() for number in range(2, count + 1)}
-    return {f"{name}.png" for name in (*frames, *names, *numbered)}
+def _image_names(sources: list[str], indices: set[int]) -> set[str]:
+    """How the images of these frames may be called, in each folder, see `names_from_paths`."""
+    names = Counter(name for source in sources for name in (Path(source).stem, Path(source).name))
+    numbered = {f"{name}-{number}" for name, count in names.items() for number in range(2, count + 2)}
+    return {f"{name}.png" for name in (*(f"{index:06d}" for index in indices), *names, *numbered)}
+
+
+def _folders_within(path: Path) -> set[str]:
+    """ "a/b/c" -> "a", "a/b", "a/b/c", "b", "b/c", "c": what may lie between a folder and an image in it."""
+    parts = path.parts
+    return {"/".join(parts[begin:end]) for begin in range(len(parts)) for end in range(begin + 1, len(parts) + 1)}
 
 
 def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> FrameRow:

@@ -156,14 +156,25 @@ def check_pixels(name: str, *, width: int, height: int, max_pixels: int) -> None
 
 
 class ImageSource(Closing):
-    """Image files; a bad one becomes a FailedFrame and does not stop the rest."""
+    """Image files; a bad one becomes a FailedFrame and does not stop the rest.
+
+    `root` is the folder that they were looked for in; None: they were named one by one.
+    """
 
     kind: SourceKind = "images"
     video = None
     ended_early = None
 
-    def __init__(self, paths: Sequence[Path], *, name: str, selection: FrameSelection, max_pixels: int) -> None:
-        self.name = name
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        name: str,
+        selection: FrameSelection,
+        max_pixels: int,
+        root: Path | None = None,
+    ) -> None:
+        self.name, self.root = name, root
         self.warnings: list[str] = []
         self.count = selection.thin(len(paths))
         self._max_pixels = max_pixels

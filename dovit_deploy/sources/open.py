@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from dovit_deploy import packages, signatures
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.sources.folders import VIDEO_SUFFIXES, images_matching, images_of_folder
 from dovit_deploy.sources.images import (
     DEFAULT_MAX_PIXELS,
     HEIF_SUFFIXES,
@@ -26,30 +27,6 @@ from dovit_deploy.sources.video import VideoReader
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt", "rtp")
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".gif",
-        ".h264",
-        ".hevc",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-        ".y4m",
-    }
-)
-
 
 def open_source(
     text: str,
@@ -59,11 +36,12 @@ def open_source(
     max_frames: int | None = None,
     start: float | Fraction | None = None,
     end: float | Fraction | None = None,
+    recursive: bool = False,
 ) -> Source:
     """Open what the user named; `start` and `end` in seconds, [start, end).
 
     A name that exists as a file or folder is that; then digits are a camera, `scheme://` a stream,
-    and anything with `*`, `?` or `[` a glob.
+    and anything with `*`, `?` or `[` a glob. `recursive` also takes the images in the folders below a folder.
 
     Raises:
         SourceError: it is missing, empty, does not open, or cannot be decoded.
@@ -76,7 +54,9 @@ def open_source(
     if path.is_file():
         return _open_file(path, text, selection=selection, max_pixels=max_pixels)
     if path.is_dir():
-        return _open_images(_images_in(path), text, selection=selection, max_pixels=max_pixels)
+        _refuse_span(text, selection)
+        paths = images_of_folder(path, recursive=recursive)
+        return ImageSource(paths, name=text, selection=selection, max_pixels=max_pixels, root=path)
     if text.isdecimal():
         return CameraSource(int(text), selection=selection, max_pixels=max_pixels)
     # The letters that RFC 3986 allows in a scheme.
@@ -84,7 +64,8 @@ def open_source(
     if scheme is not None:
         return _open_stream(text, scheme[1].lower(), selection=selection, max_pixels=max_pixels)
     if glob.has_magic(text):
-        return _open_images(_images_matching(text), text, selection=selection, max_pixels=max_pixels)
+        _refuse_span(text, selection)
+        return ImageSource(images_matching(text), name=text, selection=selection, max_pixels=max_pixels)
     raise SourceError(f"{masked(text)}: no such file or folder, nor a camera index, a glob or a stream's address")
 
 
@@ -116,34 +97,6 @@ def _open_video(text: str, path: Path | None, *, selection: FrameSelection, max_
     return VideoReader(av, text, path=path, selection=selection, max_pixels=max_pixels)
 
 
-def _open_images(paths: list[Path], text: str, *, selection: FrameSelection, max_pixels: int) -> Source:
-    _refuse_span(text, selection)
-    return ImageSource(paths, name=text, selection=selection, max_pixels=max_pixels)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.iterdir() if _looks_like_image(path))
-    if not paths:
-        raise SourceError(f"{folder}: no image in this folder; looked for {_suffixes()}")
-    return paths
-
-
-def _images_matching(pattern: str) -> list[Path]:
-    found = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207  a pattern, not a folder
-    paths = sorted(path for path in found if _looks_like_image(path))
-    if not paths:
-        why = f"none of the {len(found)} files it matches is an image" if found else "it matches nothing"
-        raise SourceError(f"{pattern}: {why}; looked for {_suffixes()}")
-    return paths
-
-
-def _looks_like_image(path: Path) -> bool:
-    # Hidden files are other programs' notes ("._photo.jpg"), not images.
-    # A link to nothing is an image that is missing, which its reader says.
-    there = path.is_file() or (path.is_symlink() and not path.exists())
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and there
-
-
 def _refuse_span(text: str, selection: FrameSelection) -> None:
     if selection.start is not None or selection.end is not None:
         raise UsageError(
@@ -163,7 +116,3 @@ def _seconds(value: float | Fraction | None) -> Fraction | None:
         return Fraction(str(value))
     except ValueError as error:
         raise UsageError(f"--start and --end are seconds, not {value}") from error
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))

@@ -123,10 +123,26 @@ def test_json_with_and_without_colours(tmp_path):
     assert names_in(tmp_path / "d.json", '["road", "sky"]') == ["road", "sky"]
 
 
+def test_a_data_sets_own_list_is_taken_by_its_ids(tmp_path):
+    listed = (
+        '{"classes": [{"id": 1, "name": "sky"}, {"id": 7, "name": "void"}, {"id": 0, "name": "road"}], "ignore": 7}'
+    )
+    assert names_in(tmp_path / "c.json", listed) == ["road", "sky"]
+    coloured = '[{"name": "road", "color": [1, 2, 3]}, {"name": "sky", "color": [4, 5, 6]}]'
+    assert names_in(tmp_path / "d.json", coloured) == ["road", "sky"]
+    assert [entry.color for entry in classes_from_file(tmp_path / "d.json")] == [(1, 2, 3), (4, 5, 6)]
+    assert names_in(tmp_path / "e.json", '[["n01", "tench"], ["n02", "goldfish"]]') == ["tench", "goldfish"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("c.json", '{"classes": ["a"], "palette": [[1, 2]]}'),
+        ("c.json", '{"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]}'),
+        ("c.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]'),
+        ("c.json", '[{"id": [], "name": "a"}]'),
+        ("c.json", '[{"name": 5}]'),
+        ("c.json", '[{"name": "a", "color": [1e999, 0, 0]}]'),
         ("c.json", "{"),
         ("c.json", "[1]"),
         ("c.json", "{}"),

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from dovit_deploy.bundle.installed import ChosenBundle
 from dovit_deploy.engines.registry import ENGINES
 from dovit_deploy.errors import InputError
 from dovit_deploy.measure import doctor as module
@@ -126,7 +127,7 @@ def test_the_default_model(machine, monkeypatch, bundle_copy):
     monkeypatch.setattr(module, "default_bundle", none_installed)
     found = machine().default_model
     assert (found.path, found.works) == (None, False) and "pip install X" in found.detail
-    monkeypatch.setattr(module, "default_bundle", lambda: (bundle_copy, "CC0"))
+    monkeypatch.setattr(module, "default_bundle", lambda: ChosenBundle(bundle_copy, "CC0"))
     found = machine().default_model
     assert (found.path, found.works, found.detail) == (str(bundle_copy), True, "CC0")
     (bundle_copy / "dense.onnx").write_bytes(b"")

@@ -54,3 +54,12 @@ def test_results_are_named_after_stems_and_never_twice() -> None:
     assert names["a/x.png"] == "x.png"
     assert names["a/x.jpg"] == "x.jpg"
     assert len(set(names.values())) == 5
+
+
+def test_results_lie_in_the_folders_below_the_sources_own() -> None:
+    paths = tuple(map(Path, ("in/x.png", "in/s/x.png", "in/s/x.jpg", "in/y.jpg", "in/y.png/x.png")))
+    names = names_from_paths(paths, Path("in"))
+    assert names["in/x.png"] == "x"
+    assert (names["in/s/x.png"], names["in/s/x.jpg"]) == ("s/x.png", "s/x.jpg")
+    # "y.png" is a folder already.
+    assert (names["in/y.jpg"], names["in/y.png/x.png"]) == ("y-2", "y.png/x")

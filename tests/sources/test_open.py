@@ -112,6 +112,44 @@ def test_an_empty_folder_and_a_missing_file(tmp_path):
         open_source(str(tmp_path / "absent.mp4"))
 
 
+def test_the_folders_below_in_a_stable_order_and_each_once(folder):
+    below = folder / "z" / "y"
+    below.mkdir(parents=True)
+    Image.fromarray(numbered(5)).save(below / "e.png")
+    Image.fromarray(numbered(6)).save(folder / "z" / "f.png")
+    (folder / ".hidden").mkdir()
+    Image.fromarray(numbered(7)).save(folder / ".hidden" / "g.png")
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    Image.fromarray(numbered(8)).save(elsewhere / "h.png")
+    (elsewhere / "back").symlink_to(folder.parent)
+    flat = open_source(str(folder)).count
+    (folder / "link").symlink_to(elsewhere)
+    (below / "loop").symlink_to(folder)
+    (folder / "z" / "again").symlink_to(below)
+    with open_source(str(folder), recursive=True) as source:
+        assert [str(path.relative_to(folder)) for path in source.paths][flat:] == ["link/h.png", "z/f.png", "z/y/e.png"]
+    with open_source(str(folder)) as source:
+        assert source.count == flat
+
+
+def test_an_empty_folder_says_where_images_were_seen(folder, tmp_path):
+    outer = tmp_path / "outer"
+    (folder / "sub").mkdir()
+    Image.fromarray(numbered(5)).save(folder / "sub" / "f.png")
+    outer.mkdir()
+    folder.rename(outer / "photos")
+    with pytest.raises(SourceError, match=r"5 images in photos/, 1 image in photos/sub/: add --recursive"):
+        open_source(str(outer))
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "drive.MP4").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"a video is given by its own name, as .*clips/drive\.MP4"):
+        open_source(str(clips))
+    with pytest.raises(SourceError, match="no image in this folder or below it; "):
+        open_source(str(clips), recursive=True)
+
+
 def test_images_have_no_time(folder):
     with pytest.raises(UsageError, match="--start"):
         open_source(str(folder), start=1)
