@@ -71,8 +71,6 @@ _PLAYLIST_ADDRESS = re.compile(r"https?://[^?#]*\.(?:m3u8?|mpd)(?:[?#].*)?", re.
 _PLAYLIST_HEADS = (b"ffconcat", b"#extm3u", b"<mpd", b"v=0", b"[playlist]")
 _OPENCV_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
-_TRANSFERS = {16: "PQ", 18: "HLG"}
-"""Transfer characteristics of HDR, by their numbers in ITU-T H.273."""
 _STRONGEST_STRETCH = 8
 """Pixels longer than this many times their width are a damaged header."""
 
@@ -152,16 +150,6 @@ def size_as_seen(height: int, width: int, pixel_aspect: Fraction | None) -> tupl
     if pixel_aspect >= 1:
         return height, round(width * pixel_aspect)
     return round(height / pixel_aspect), width
-
-
-def hdr_remark(name: str, transfer: int) -> str | None:
-    """What to say of a video with this transfer characteristic (ITU-T H.273); None for SDR."""
-    if transfer not in _TRANSFERS:
-        return None
-    return (
-        f"{name}: HDR ({_TRANSFERS[transfer]}), read as if it were SDR, so its colours are flatter than those that "
-        "models are trained on; tone-map it first (FFmpeg's filters zscale and tonemap)"
-    )
 
 
 def reason(error: Exception) -> str:

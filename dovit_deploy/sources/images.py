@@ -22,6 +22,7 @@ from dovit_deploy import packages, signatures
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.png_notes import without_large_notes
 from dovit_deploy.sources.source import RGB, Closing, FailedFrame, Frame, FrameSelection, SourceKind
+from dovit_deploy.sources.transfers import hdr_remark, transfer_of_file
 
 EXIF_ORIENTATION_TAG = 0x0112
 UPRIGHT = 1
@@ -184,12 +185,20 @@ class ImageSource(Closing):
     def __iter__(self) -> Iterator[Frame | FailedFrame]:
         for index, path in self._wanted:
             try:
-                yield _frame_from_file(path, index=index, max_pixels=self._max_pixels)
+                frame = _frame_from_file(path, index=index, max_pixels=self._max_pixels)
+                self._note_hdr(path)
+                yield frame
             except SourceError as error:
                 yield FailedFrame(source=str(path), message=str(error), index=index)
 
     def close(self) -> None:
         """Nothing is held open between images."""
+
+    def _note_hdr(self, path: Path) -> None:
+        """Warn of the first HDR image; a folder of them need not say it of each."""
+        if not self.warnings:
+            remark = hdr_remark(str(path), transfer_of_file(path))
+            self.warnings += [] if remark is None else [remark]
 
 
 class SingleImage(ImageSource):
@@ -202,6 +211,7 @@ class SingleImage(ImageSource):
     def __init__(self, path: Path, *, name: str, selection: FrameSelection, max_pixels: int) -> None:
         super().__init__([path], name=name, selection=selection, max_pixels=max_pixels)
         self._frame = _frame_from_file(path, index=0, max_pixels=max_pixels)
+        self._note_hdr(path)
 
     def __iter__(self) -> Iterator[Frame | FailedFrame]:
         yield self._frame

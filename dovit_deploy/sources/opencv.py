@@ -30,6 +30,7 @@ from dovit_deploy.sources.source import (
     SourceKind,
     VideoInfo,
 )
+from dovit_deploy.sources.transfers import hdr_remark, transfer_of_file
 
 OPEN_TIMEOUT_MS = 10_000
 READ_TIMEOUT_MS = 15_000
@@ -54,6 +55,9 @@ class OpencvVideoReader(Closing):
             f"{self.name}: read with OpenCV, because PyAV is not installed: sound, if there is any, is lost; "
             "for sound and exact times: pip install 'dovit-deploy[video]'"
         ]
+        transfer = None if path is None else transfer_of_file(path)
+        remark = hdr_remark(self.name, transfer, how="converted as OpenCV sees fit")
+        self.warnings += [] if remark is None else [remark]
         self.ended_early: str | None = None
         self._selection = selection
         self._cv2 = packages.opencv()

@@ -14,7 +14,6 @@ from typing import Any
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.containers import (
-    hdr_remark,
     opened_container,
     orientation,
     reason,
@@ -34,6 +33,7 @@ from dovit_deploy.sources.source import (
     SourceKind,
     VideoInfo,
 )
+from dovit_deploy.sources.transfers import hdr_remark
 
 # Enough for 4K in real time; the rest of the machine belongs to the model.
 _DECODER_THREADS = 2

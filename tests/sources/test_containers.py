@@ -16,7 +16,7 @@ from PIL import Image
 
 from dovit_deploy import packages
 from dovit_deploy.errors import SourceError
-from dovit_deploy.sources.containers import ffmpeg_options, hdr_remark, size_as_seen
+from dovit_deploy.sources.containers import ffmpeg_options, size_as_seen
 from dovit_deploy.sources.images import upright
 from dovit_deploy.sources.open import open_source
 from tests.sources.clips import make_clip, numbered, turn
@@ -172,21 +172,6 @@ def test_the_limit_of_pixels_holds_for_what_is_seen(tmp_path, reader):
 def test_an_absurd_aspect_is_a_damaged_header():
     assert size_as_seen(48, 64, Fraction(1000)) == size_as_seen(48, 64, None) == (48, 64)
     assert size_as_seen(576, 720, Fraction(16, 11)) == (576, 1047)
-
-
-@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_is_named(tmp_path, transfer, name):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.color_trc = transfer
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(0), format="rgb24")))
-        output.mux(stream.encode(None))
-    with open_source(str(path)) as source:
-        list(source)
-    assert len(source.warnings) == 1 and f"HDR ({name})" in source.warnings[0]
-    assert hdr_remark("a", 1) is None
 
 
 def test_a_title_that_is_not_utf8(tmp_path):
