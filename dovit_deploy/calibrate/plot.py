@@ -5,12 +5,17 @@ Accuracy is mIoU, or agreement with the dense model where there are no labels.
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 from typing import Any
 
-from dovit_deploy import packages
+from dovit_deploy import packages, signatures
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, MeasuredPoint, PartEntry
 from dovit_deploy.files import file_written_aside
+
+SOFTWARE = "dovit-deploy, calibration"
+"""What our plots state as the program that made them."""
 
 NAMES = {"check": "held-out images", "all": "all images", "search": "images of the search"}
 COLOURS = {"check": "C0", "all": "0.5", "search": "0.8"}
@@ -28,7 +33,23 @@ def save_plot(calibration: Calibration, path: Path) -> None:
     draw_plot(axes, calibration)
     figure.legend(loc="outside right upper", fontsize="small")
     with file_written_aside(path) as aside:
-        figure.savefig(aside, format="png")
+        # Whose it is, so that the next calibration may replace it.
+        figure.savefig(aside, format="png", metadata={"Software": SOFTWARE})
+
+
+def plot_path(bundle: Path) -> Path:
+    """Where the plot of a bundle goes: `NAME-calibration.png` beside it, numbered where that is not ours to replace."""
+    for number in itertools.count(1):
+        path = bundle.with_name(f"{bundle.stem}-calibration{'' if number == 1 else f'-{number}'}.png")
+        if not os.path.lexists(path) or _is_ours(path):
+            return path
+    raise AssertionError("the numbers do not end")
+
+
+def _is_ours(path: Path) -> bool:
+    """A plot of `save_plot`, and no link to one."""
+    # The notes stand before the pixels.
+    return not path.is_symlink() and f"Software\0{SOFTWARE}".encode() in signatures.head_of(path)
 
 
 def draw_plot(axes: Any, calibration: Calibration) -> None:  # noqa: ANN401

@@ -299,13 +299,13 @@ def _drop_text(point: MeasuredPoint) -> str:
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> None:
     """Draw the trade-off beside the bundle, where matplotlib is installed."""
-    from dovit_deploy.calibrate.plot import save_plot
+    from dovit_deploy.calibrate.plot import plot_path, save_plot
 
     try:
         packages.matplotlib_figure()
     except PackageMissing as missing:
         console.remark(f"no plot: {missing}", quiet=quiet)
         return
-    path = target.with_name(f"{target.stem}-calibration.png")
+    path = plot_path(target)
     save_plot(calibration, path)
     console.result(str(path))

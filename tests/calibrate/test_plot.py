@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, ControlPoint, Interval, SmallerPoint
-from dovit_deploy.calibrate.plot import draw_plot, save_plot
+from dovit_deploy.calibrate.plot import draw_plot, plot_path, save_plot
 from dovit_deploy.errors import OutputFailed
 from tests.bundle.test_bundle import made
 
@@ -88,3 +88,20 @@ def test_a_png(tmp_path: Path, calibration: Calibration) -> None:
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OutputFailed, match="cannot write"):
         save_plot(made(), tmp_path / "no" / "x.png")
+
+
+def test_only_a_plot_of_ours_is_replaced(tmp_path: Path) -> None:
+    bundle, first, second = (tmp_path / name for name in ("x.dovit", "x-calibration.png", "x-calibration-2.png"))
+    assert plot_path(bundle) == first
+    save_plot(made(), first)
+    assert plot_path(bundle) == first
+    for make in (
+        lambda: Image.new("RGB", (4, 4)).save(first),
+        lambda: Figure().savefig(first),
+        lambda: first.symlink_to("nowhere"),
+        lambda: (save_plot(made(), tmp_path / "mine.png"), first.symlink_to("mine.png")),
+        first.mkdir,
+    ):
+        first.unlink(missing_ok=True)
+        make()
+        assert plot_path(bundle) == second
