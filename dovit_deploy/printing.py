@@ -113,3 +113,8 @@ def _shell_escape(letter: str) -> str:
         return letter
     # Bytes, since what `\\u` means depends on the shell's language; three digits each, so that none runs on.
     return "".join(f"\\{byte:03o}" for byte in letter.encode("utf-8", "surrogateescape"))
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """ "1 frame", "2 frames"; `several` where an s is not enough."""
+    return f"{count} {noun if count == 1 else several or noun + 's'}"

@@ -5,7 +5,6 @@ Its classes come from a checkpoint or from a file given by `--classes`; missing 
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 import json
 import re
@@ -15,10 +14,12 @@ from typing import Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from dovit_deploy.bundle.palette import generated_palette
 from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.spec import ModelSpec, Task
 from dovit_deploy.files import read_text
+from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
@@ -289,7 +290,9 @@ def entries_from_lists(
 def check_number(given: Sequence[ClassEntry], count: int) -> tuple[ClassEntry, ...]:
     """The classes of `--classes`; raises InputError when they are not `count`."""
     if len(given) != count:
-        raise InputError(f"--classes names {len(given)} classes; the network has {count}: give one name for each")
+        raise InputError(
+            f"--classes names {plural(len(given), 'class', 'classes')}; the network has {count}: give one name for each"
+        )
     return tuple(given)
 
 
@@ -307,16 +310,3 @@ def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[i
 def _byte(value: object) -> bool:
     # A bool is an int in Python.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def generated_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` colours that are easy to tell apart, always the same.
-
-    The golden ratio spreads hues evenly for any count; brightness alternates so that near hues differ.
-    """
-    palette = []
-    for number in range(count):
-        hue = (0.08 + number * 0.618034) % 1.0
-        red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 0.75)[number % 3], (0.95, 0.8, 0.6)[number % 3])
-        palette.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return palette

@@ -26,6 +26,7 @@ from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.measure.bench import median
 from dovit_deploy.measure.intervals import images_needed
 from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.printing import plural
 from dovit_deploy.runtime.session import Session
 
 SEED = 0
@@ -60,7 +61,7 @@ def calibrate(
     # Before the search, which may take an hour, not after it.
     _check_count(parts, budget)
     runner = Runner(session, images, repeat=budget.repeat, progress=progress)
-    progress.begin(f"recording {len(parts.search)} images")
+    progress.begin(f"recording {plural(len(parts.search), 'image')}")
     dense, recording = runner.record(parts.search, parts.blocks_of(parts.search))
     progress.begin("predicting")
     surrogate = Surrogate(recording, floor=manifest.defaults.floor)

@@ -14,6 +14,7 @@ from dovit_deploy.datasets.layouts import FolderFiles, images_in
 from dovit_deploy.datasets.summary import DataSummary, summary_of, summary_of_images
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.intervals import Blocks, blocks_from_stems
+from dovit_deploy.printing import plural
 from dovit_deploy.runtime.results import ClassMap
 from dovit_deploy.sources.images import is_image, read_image
 from dovit_deploy.sources.source import RGB
@@ -125,7 +126,9 @@ def halves(stems: Sequence[str], *, seed: int) -> Halves:
     # search would have seen the held-out ones.
     blocks = blocks_from_stems(stems)
     if blocks.count < FEWEST_BLOCKS:
-        raise DatasetError(f"{len(stems)} images given; at least {FEWEST_BLOCKS} are needed, since half are held out")
+        raise DatasetError(
+            f"{plural(len(stems), 'image')} given; at least {FEWEST_BLOCKS} are needed, since half are held out"
+        )
     drawn = np.random.default_rng(seed).permutation(blocks.count)
     searched = np.isin(blocks.number, drawn[: (blocks.count + 1) // 2])
     return Halves(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()), blocks)

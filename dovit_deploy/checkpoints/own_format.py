@@ -24,6 +24,7 @@ from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.folding import deployed
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.files import first_foreign, written_aside
+from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 
 FORMAT = "dovit-checkpoint"
@@ -50,9 +51,11 @@ class OwnConfig(Record):
     @model_validator(mode="after")
     def _consistent(self) -> OwnConfig:
         if len(self.classes) != self.spec.classes:
-            raise ValueError(f"{len(self.classes)} classes are named and the network has {self.spec.classes}")
+            raise ValueError(
+                f"{plural(len(self.classes), 'class', 'classes')} named, the network has {self.spec.classes}"
+            )
         if len(self.thresholds) != len(self.spec.gates):
-            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.spec.gates)} gates")
+            raise ValueError(f"{plural(len(self.thresholds), 'threshold')} for {plural(len(self.spec.gates), 'gate')}")
         if not all(0.0 <= value <= 1.0 for value in self.thresholds):
             raise ValueError("thresholds must lie between 0 and 1")
         return self

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from dovit_deploy.checkpoints.configuration import refuse_unknown
 from dovit_deploy.checkpoints.keys import KeyFacts
 from dovit_deploy.errors import ConfigError, UsageError
+from dovit_deploy.printing import plural
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -320,7 +321,7 @@ def thresholds_per_gate(
         UsageError, ConfigError: whichever is `kind`; outside [0, 1], or of the wrong number.
     """
     if gates == 0 or len(values) not in (1, gates):
-        raise kind(f"{len(values)} thresholds for {gates} gates; give one for all, or one per gate")
+        raise kind(f"{plural(len(values), 'threshold')} for {plural(gates, 'gate')}; give one for all, or one per gate")
     if not all(0.0 <= value <= 1.0 for value in values):
         raise kind(f"thresholds {', '.join(map(str, values))}: each must lie between 0 and 1")
     return tuple(float(value) for value in values) * (gates if len(values) == 1 else 1)

@@ -61,6 +61,9 @@ SaveKinds = Annotated[
         help="overlay, masks, tokens. Default: overlay; of images also masks.",
     ),
 ]
+NoLegend = Annotated[
+    bool, typer.Option("--no-legend", help="Only colours: no class names, speed or savings on what is painted.")
+]
 
 
 def _precision_lines() -> str:

@@ -12,9 +12,9 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
-from dovit_deploy.commands.console import plural, show_table
+from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
-from dovit_deploy.printing import quote
+from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle

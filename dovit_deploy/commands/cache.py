@@ -10,6 +10,7 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.errors import EngineInvalid
+from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
@@ -50,9 +51,7 @@ def cache(
     console.write_json(json_file, {"removed": [folder.name for folder in removed], "freed_bytes": freed})
     for folder in removed:
         console.result(f"removed {folder.name}")
-    console.result(
-        f"{console.plural(len(removed), 'entry', 'entries')} removed from {store.root}, {freed / 1e6:.1f} MB freed"
-    )
+    console.result(f"{plural(len(removed), 'entry', 'entries')} removed from {store.root}, {freed / 1e6:.1f} MB freed")
     console.next_command("dovit cache ls", quiet=quiet)
 
 
@@ -68,7 +67,7 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
     console.write_json(json_file, {"root": str(store.root), "entries": entries})
-    console.show_table(f"{console.plural(len(rows), 'entry', 'entries')} in {store.root}", HEADERS, rows, right=(6,))
+    console.show_table(f"{plural(len(rows), 'entry', 'entries')} in {store.root}", HEADERS, rows, right=(6,))
 
 
 def _examined(folder: Path, versions: dict[str, str | None]) -> tuple[EngineSet | None, str | None]:

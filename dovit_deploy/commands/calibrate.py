@@ -13,7 +13,7 @@ from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError, PackageMissing, UsageError
-from dovit_deploy.printing import quote
+from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
@@ -153,7 +153,7 @@ def _budget(
     given = [value for value in (max_drop, flops, latency_ms, max_disagree) if value is not None]
     if len(given) != 1:
         raise UsageError(
-            f"{len(given)} budgets given, exactly one is needed: "
+            f"{plural(len(given), 'budget')} given, exactly one is needed: "
             "--max-drop POINTS, --flops FRACTION, --latency-ms MS, or --max-disagree E --confidence C"
         )
     if (max_disagree is None) != (confidence is None):
@@ -232,7 +232,10 @@ def _with_controls(
 
 
 def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
-    counts = {part.part: f"{len(part.images)} images in {part.blocks} blocks" for part in calibration.parts}
+    counts = {
+        part.part: f"{plural(len(part.images), 'image')} in {plural(part.blocks, 'block')}"
+        for part in calibration.parts
+    }
     shown = [point for point in calibration.measured if verbose or point.part != "search"]
     headers = ("images", "thresholds", "MACs saved", "differ", "mIoU", "drop", "95 % interval", "ms", "")
     rows = [_row(point, chosen=point in (calibration.chosen, calibration.chosen_on_all)) for point in shown]
@@ -246,7 +249,7 @@ def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
         f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-out images"
     )
     whole = calibration.chosen_on_all
-    console.result(f"on all {whole.images} images: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
+    console.result(f"on all {plural(whole.images, 'image')}: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
     if calibration.controls is not None and calibration.controls.left_out is not None:
         console.remark(f"dense at smaller inputs is left out: {calibration.controls.left_out}", quiet=quiet)
 

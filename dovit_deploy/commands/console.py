@@ -43,11 +43,6 @@ def remarks(texts: Iterable[str], *, quiet: bool) -> None:
         remark(text, quiet=quiet)
 
 
-def plural(count: int, noun: str, several: str | None = None) -> str:
-    """ "1 frame", "2 frames"; `several` where an s is not enough."""
-    return f"{count} {noun if count == 1 else several or noun + 's'}"
-
-
 def next_command(command: str, *, quiet: bool) -> None:
     """The next useful command, with real paths in it, each of them through `printing.quote`."""
     remark(f"next: {command}", quiet=quiet)

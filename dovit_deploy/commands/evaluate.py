@@ -12,7 +12,7 @@ import typer
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import InputError, UsageError
-from dovit_deploy.printing import quote
+from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
@@ -166,7 +166,7 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
     from dovit_deploy.measure.report import SegmentationReport
 
     size, scores = bundle.manifest.spec.size, SCORES[bundle.manifest.task]
-    images = console.plural(report.images, "image")
+    images = plural(report.images, "image")
     title = (
         f"{bundle.path.name}, {size[0]}x{size[1]}, {report.engine} {report.precision}: "
         f"{report.dataset} {report.split}, {images}"
@@ -226,9 +226,9 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
         f"tokens entering the last stage: {_spread(tokens[-1], percent=False)} of {tokens[0].mean:.0f}",
     ]
     if dynamic.drop is not None:
+        images = plural(boot.images_per_block, "neighbouring image")
         lines.append(
-            f"intervals: {boot.blocks} blocks of at most {boot.images_per_block} neighbouring images, "
-            f"{boot.resamples} resamples"
+            f"intervals: {plural(boot.blocks, 'block')} of at most {images}, {plural(boot.resamples, 'resample')}"
         )
     if report.controls is not None:
         efficiency = report.controls.gate_efficiency

@@ -12,6 +12,7 @@ from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
@@ -125,6 +126,6 @@ def _summary(report: ParityReport, seconds: float) -> str:
     runs = [run for form in report.forms for run in form.runs]
     flips = sum(gate.explained for run in runs for gate in run.gates)
     return (
-        f"verified against PyTorch: {len(runs)} runs, largest difference {report.answers_error or 0:.1e}, "
-        f"{flips} explained decision flips; {seconds:.0f} s"
+        f"verified against PyTorch: {plural(len(runs), 'run')}, largest difference {report.answers_error or 0:.1e}, "
+        f"{plural(flips, 'explained decision flip')}; {seconds:.0f} s"
     )

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import arguments, console, targets
+from dovit_deploy.commands.closing import bench_command, closing_lines
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
-from dovit_deploy.printing import quote
+from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.runtime.run import RunOutcome, RunPlan
+    from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.runtime.run import RunOutcome
     from dovit_deploy.sources.source import Source
 
 
@@ -33,6 +35,7 @@ def run(
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     save: arguments.SaveKinds = None,
+    no_legend: arguments.NoLegend = False,
     overwrite: arguments.Overwrite = False,
     recursive: arguments.Recursive = False,
     max_frames: Annotated[int | None, typer.Option(min=1, max=10**9, help="Stop after this many frames.")] = None,
@@ -53,16 +56,16 @@ def run(
     from dovit_deploy.files import refuse_inputs
     from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.outputs import KINDS
-    from dovit_deploy.runtime.run import run_source, summary_lines
+    from dovit_deploy.runtime.run import RunPlan, run_source
     from dovit_deploy.runtime.session import Session
+    from dovit_deploy.runtime.settings import RunSettings
     from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
     from dovit_deploy.sources.open import open_source
 
     # What is wrong with the flags alone is found before anything is opened.
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
-    # Once, however often it is given.
-    kinds = None if save is None else tuple(dict.fromkeys(arguments.names(save, option="--save", allowed=KINDS)))
+    named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
     inputs = (source, path, classes)
@@ -80,9 +83,9 @@ def run(
         # Also what a glob found.
         refuse_inputs(folder, frames.paths if isinstance(frames, ImageSource) else ())
         opened = _renamed(Bundle.open(path), classes)
-        plan = _plan(
-            opened, frames, folder, overwrite=overwrite, kinds=kinds, thresholds=thresholds, dense=dense, every=every
-        )
+        kinds = _kinds(named, opened.manifest, frames)
+        settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
+        plan = RunPlan(folder, overwrite, kinds, settings, every, legend=not no_legend)
         options = EngineOptions(cuda_memory, trust_engine)
         with (
             Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
@@ -93,16 +96,15 @@ def run(
             outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
     # Written before anything is printed, so that a closed pipe cannot lose it.
     console.write_json(json_file, outcome.summary)
-    for line in (*frames.warnings, *outcome.warnings):
-        console.remark(f"note: {line}", quiet=quiet)
-    for line in (*summary_lines(outcome.summary), str(folder)):
-        console.result(line)
-    console.next_command(f"dovit bench {quote(str(opened.path))} --frames {quote(source)}", quiet=quiet)
+    console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
+    console.result(*closing_lines(outcome, plan, frames, opened.manifest))
+    measured = bench_command(bundle, source, recursive=recursive, engine=engine, precision=precision)
+    console.next_command(measured, quiet=quiet)
     _raise_unless_complete(outcome, folder, ended_early=frames.ended_early)
 
 
 def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, overwrite: bool) -> Path:
-    """The folder for the results, claimed: as named, or `runs/<stem>`, numbered when taken.
+    """The folder for the results, claimed: as named, or `runs/<stem>`, numbered when taken and not to be replaced.
 
     Raises:
         UsageError: it exists and may not be replaced, another run writes there, or it is an input or holds one.
@@ -113,7 +115,10 @@ def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, 
         # Also of an address or a glob something that can be a folder's name.
         named = masked(source).rsplit("@", 1)[-1].partition("?")[0] if "://" in source else source
         stem = Path(named.rstrip("/").rsplit("/", 1)[-1]).stem.strip("*?[]") or "run"
-        return targets.claim_free_folder(Path("runs") / (f"camera{stem}" if source.isdecimal() else stem))
+        output = Path("runs") / (f"camera{stem}" if source.isdecimal() else stem)
+        # Whoever says --overwrite wants the results under this name and not under the next free one.
+        if not overwrite:
+            return targets.claim_free_folder(output)
     return targets.claim_folder(output, inputs=inputs, overwrite=overwrite, mark=foreign_in_run)
 
 
@@ -126,43 +131,25 @@ def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:
     return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
 
 
-def _plan(
-    bundle: Bundle,
-    source: Source,
-    folder: Path,
-    *,
-    overwrite: bool,
-    kinds: tuple[str, ...] | None,
-    thresholds: float | tuple[float, ...] | None,
-    dense: bool,
-    every: int,
-) -> RunPlan:
-    """The flags resolved against the bundle and the source; None takes the default of either."""
-    from dovit_deploy.runtime.run import RunPlan
-    from dovit_deploy.runtime.settings import RunSettings
+def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source) -> tuple[str, ...]:
+    """What is written of each frame, each kind once: what `--save` names, or the default of the task and source."""
     from dovit_deploy.runtime.tasks import task_from_manifest
 
-    task = task_from_manifest(bundle.manifest)
-    if kinds is None:
-        kinds = task.images_default if source.video is None else task.video_default
-    return RunPlan(
-        folder,
-        overwrite,
-        task.checked(kinds, name=bundle.manifest.name),
-        RunSettings.resolve(bundle.manifest, thresholds=thresholds, dense=dense),
-        every,
-    )
+    task = task_from_manifest(manifest)
+    if named is None:
+        return task.images_default if source.video is None else task.video_default
+    return task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
 
 
 def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: str | None) -> None:
     """Raise Interrupted or PartialFailure unless everything was done."""
-    done = console.plural(outcome.summary["frames"], "frame")
+    done = plural(outcome.summary["frames"], "frame")
     # First, since an interrupt explains whatever else is missing.
     if outcome.summary["interrupted"]:
         raise Interrupted(f"stopped after {done}; what was done is in {folder}")
     if outcome.failures:
         raise PartialFailure(
-            f"{console.plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"
+            f"{plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"
         )
     if ended_early:
         raise PartialFailure(f"{ended_early}; done until then: {done}, in {folder}")

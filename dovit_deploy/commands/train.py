@@ -11,7 +11,7 @@ from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PackageMissing, UsageError
-from dovit_deploy.printing import quote
+from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.train.job import TrainingResult
@@ -129,7 +129,9 @@ def _show(result: TrainingResult) -> None:
         headers = ("threshold", "mIoU", "drop", "FLOPs saved", "tokens per stage")
         show_table("validation images, by threshold", headers, rows, right=range(4))
     gates = f", threshold {result.threshold:g}" if result.record.config.spec.gates else ", dense"
-    console.result(str(result.checkpoint), f"{result.steps} steps in {result.seconds / 60:.1f} minutes{gates}")
+    console.result(
+        str(result.checkpoint), f"{plural(result.steps, 'step')} in {result.seconds / 60:.1f} minutes{gates}"
+    )
 
 
 def _report(result: TrainingResult) -> dict[str, object]:

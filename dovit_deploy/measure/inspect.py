@@ -20,6 +20,7 @@ from dovit_deploy.families.macs import FlopReport
 from dovit_deploy.families.parts import head_text
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
+from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 from dovit_deploy.signatures import placeholder_for
 
@@ -271,8 +272,8 @@ def _parity_text(parity: ParityContents | None) -> str:
         return f"FAILED against {parity.reference}: {parity.failures[0]}"
     error = "" if parity.logits_error is None else f", largest logit difference {parity.logits_error:.1e}"
     return (
-        f"verified against {parity.reference} in {parity.runs} runs: {', '.join(parity.engines)}{error}, "
-        f"{parity.explained} explained flips"
+        f"verified against {parity.reference} in {plural(parity.runs, 'run')}: {', '.join(parity.engines)}{error}, "
+        f"{plural(parity.explained, 'explained flip')}"
     )
 
 

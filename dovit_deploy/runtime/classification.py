@@ -15,6 +15,7 @@ from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
+from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.paint import paint_label, save_image
 from dovit_deploy.runtime.results import (
     TOP,
@@ -59,9 +60,13 @@ class ClassificationResult:
         """The image with its most probable classes lettered on it."""
         return paint_label(self.rgb, self.classes)
 
-    def plot_tokens(self) -> RGB:
-        """The image with how often each part of it was selected to run painted over it."""
-        return paint_selections(self.rgb, self.tokens)
+    def shares(self) -> tuple[ClassShare, ...]:
+        """None: a label belongs to the whole image, which has no map of classes."""
+        return ()
+
+    def plot_tokens(self, *, legend: bool = True) -> RGB:
+        """The image with how often each part of it was selected to run; `legend` adds a key below the image."""
+        return paint_selections(self.rgb, self.tokens, legend=legend)
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: `top`, the classes with their probabilities."""

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
+from time import perf_counter
 from typing import Any, TextIO
 
 import numpy as np
 
 from dovit_deploy.files import first_foreign
-from dovit_deploy.runtime.paint import paint_hud, save_image
+from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
+from dovit_deploy.runtime.paint import save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
@@ -39,11 +41,16 @@ class RunOutputs(Closing):
         source: of images or of a video; gives the video's size, rate and sound.
         kinds: some of `KINDS`.
         every: the source gives every n-th frame only.
+        legend: letter classes and figures on overlays, and a key below the maps of tokens.
     """
 
-    def __init__(self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1) -> None:
-        self._folder, self._kinds, self._every = folder, kinds, every
+    def __init__(
+        self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1, legend: bool = True
+    ) -> None:
+        self._folder, self._kinds, self._every, self._legend = folder, kinds, every, legend
         self._video = source.video
+        # One image has a latency and no rate.
+        self._rate = None if source.video is None and source.count == 1 else FrameRate()
         self._names = names_from_paths(source.paths, source.root) if isinstance(source, ImageSource) else {}
         self._writers: dict[str, VideoWriter] = {}
         self._stack = ExitStack()
@@ -67,12 +74,21 @@ class RunOutputs(Closing):
         if "masks" in self._kinds:
             result.save(self._folder / "masks" / f"{name}.png")
         if "overlay" in self._kinds:
-            painted = result.plot()
-            if self._video is not None:
-                painted = paint_hud(painted, result.tokens)
-            self._image("overlay", painted, frame, name)
+            self._image("overlay", self._overlay(result), frame, name)
         if "tokens" in self._kinds:
-            self._image("tokens", result.plot_tokens(), frame, name)
+            self._image("tokens", result.plot_tokens(legend=self._legend), frame, name)
+
+    def _overlay(self, result: ImageResult) -> RGB:
+        painted = result.plot()
+        if self._legend:
+            draw_figures(painted, result.tokens, self._speed(result.timing))
+            draw_legend(painted, result.shares())
+        return painted
+
+    def _speed(self, timing: FrameTiming) -> str:
+        if self._rate is None:
+            return latency_text(timing.total)
+        return rate_text(self._rate.after(perf_counter(), latency_ms=timing.total))
 
     def _image(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
         if self._video is None:

@@ -1,11 +1,7 @@
-"""Answers painted over images, and the class map as a file.
-
-The size of letters follows the image, and what would not fit is left out.
-"""
+"""Answers painted over images, and the class map as a file."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +11,10 @@ import numpy.typing as npt
 from dovit_deploy import packages
 from dovit_deploy.errors import EnvironmentProblem, UsageError
 from dovit_deploy.files import file_written_aside
-from dovit_deploy.runtime.results import ClassScore, FrameTokens, Palette
+from dovit_deploy.runtime.lettering import darken, drawable, fitting_text, letter_height, readable, text_width, write
+from dovit_deploy.runtime.results import ClassScore, Palette
 from dovit_deploy.sources.source import RGB
 
-Color = tuple[int, int, int]
-WHITE: Color = (255, 255, 255)
-SMALLEST = (96, 160)
-"""Height and width in pixels below which nothing can be read."""
 BORDER_LIGHT = 0.45
 """How far the line around a region is from its class colour towards white."""
 LABEL_LINES = 3
@@ -62,22 +55,6 @@ def paint_overlay(rgb: RGB, class_map: npt.NDArray[np.uint8], palette: Palette, 
     return np.asarray(cv2.copyTo(bright, _borders(class_map), painted), dtype=np.uint8)
 
 
-def paint_hud(rgb: RGB, tokens: FrameTokens, *, fps: float | None = None) -> RGB:
-    """The image with a line in its upper left corner: MACs saved, tokens that ran to the end, frame rate."""
-    painted = np.array(rgb, copy=True)
-    if not readable(rgb):
-        return painted
-    parts = [f"FLOPs saved {tokens.flops_saved:.0%}", f"tokens {tokens.kept[-1]}/{tokens.total}"]
-    if fps is not None:
-        parts.append(f"{fps:.1f} fps")
-    text, height = "   ".join(parts), letter_height(rgb)
-    margin = height // 2
-    width = min(text_width(text, height) + 2 * margin, rgb.shape[1] - 2 * margin)
-    darken(painted, top=margin, left=margin, height=height + margin, width=width, light=0.35)
-    write(painted, text, left=2 * margin, baseline=margin + height, height=height)
-    return painted
-
-
 def paint_label(rgb: RGB, classes: Sequence[ClassScore]) -> RGB:
     """The image with its most probable classes lettered on it; one that is too small to be read from stays as it is.
 
@@ -95,7 +72,10 @@ def paint_label(rgb: RGB, classes: Sequence[ClassScore]) -> RGB:
     heights = [round(letter_height(rgb) * (OTHERS if number else FIRST)) for number in range(len(shown))]
     margin = letter_height(rgb) // 2
     room = rgb.shape[1] - 4 * margin
-    texts = [_fitting(entry, height, room) for entry, height in zip(shown, heights, strict=True)]
+    texts = [
+        fitting_text(drawable(entry.name, otherwise=f"class {entry.id}"), height, room, end=f" {entry.probability:.1%}")
+        for entry, height in zip(shown, heights, strict=True)
+    ]
     width = max(text_width(text, height) for text, height in zip(texts, heights, strict=True))
     height = sum(heights) + margin * len(shown)
     top = painted.shape[0] - height - margin
@@ -161,65 +141,7 @@ def colored(numbers: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> RGB
     return np.asarray(cv2.cvtColor(pixels.view(np.uint8).reshape(*numbers.shape, 4), cv2.COLOR_RGBA2RGB))
 
 
-def readable(rgb: RGB) -> bool:
-    """Whether the image is large enough to be written on."""
-    height, width, _ = rgb.shape
-    return bool(height >= SMALLEST[0] and width >= SMALLEST[1])
-
-
-def letter_height(rgb: RGB) -> int:
-    """Height of a line of text in pixels, between 12 and 48: a thirtieth of the image's shorter side."""
-    shorter: int = min(rgb.shape[:2])
-    return min(max(shorter // 30, 12), 48)
-
-
-def text_width(text: str, height: int) -> int:
-    """Width in pixels of `text` in letters of a line `height` pixels high."""
-    cv2 = packages.opencv()
-    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _scale(height), _thickness(height))[0][0])
-
-
-def write(rgb: RGB, text: str, *, left: int, baseline: int, height: int, color: Color = WHITE) -> None:
-    """Write `text` into `rgb` itself."""
-    cv2 = packages.opencv()
-    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, _thickness(height)
-    cv2.putText(rgb, text, (left, baseline), font, _scale(height), color, thickness, cv2.LINE_AA)
-
-
-def darken(rgb: RGB, *, top: int, left: int, height: int, width: int, light: float) -> None:
-    """Make a rectangle of `rgb` itself darker, so that letters on it can be read; `light` 0 is black."""
-    part = rgb[top : top + height, left : left + width]
-    part[...] = packages.opencv().convertScaleAbs(part, alpha=light)
-
-
-def _scale(height: int) -> float:
-    # A capital of this font is 21 pixels high at scale 1, and fills about two thirds of a line.
-    return height * 0.66 / 21
-
-
-def _thickness(height: int) -> int:
-    return max(1, round(height / 18))
-
-
 def _borders(class_map: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Not 0 on both sides of every line between classes: (H, W) uint8."""
     cv2 = packages.opencv()
     return np.asarray(cv2.morphologyEx(class_map, cv2.MORPH_GRADIENT, np.ones((2, 2), dtype=np.uint8)))
-
-
-def _fitting(entry: ClassScore, height: int, room: int) -> str:
-    """Name and probability in at most `room` pixels; a long name loses its end."""
-    share, name = f" {entry.probability:.1%}", in_ascii(entry.name)
-    if text_width(name + share, height) <= room:
-        return name + share
-    # Letters differ in width, so the length that fits is found by trying.
-    while name and text_width(f"{name}...{share}", height) > room:
-        name = name[:-1]
-    return f"{name}...{share}"
-
-
-def in_ascii(name: str) -> str:
-    """A name in the letters that OpenCV's font has: accents are dropped, what remains unknown is a question mark."""
-    decomposed = unicodedata.normalize("NFKD", name)
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return plain.encode("ascii", "replace").decode("ascii")

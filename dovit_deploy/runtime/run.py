@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -53,6 +54,8 @@ class RunPlan:
     """Of every frame alike."""
     every: int = 1
     """The source gives every n-th frame."""
+    legend: bool = True
+    """Letter classes and figures on what is painted."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class RunOutcome:
     failures: tuple[FailedFrame, ...]
     warnings: tuple[str, ...]
     """Lines for the user, about what was written."""
+    seconds: float
+    """From before the first frame was read until the last was written."""
 
 
 def run_source(
@@ -89,14 +94,16 @@ def run_source(
             there.
     """
     with written_aside(plan.folder, overwrite=plan.overwrite, mark=foreign_in_run) as folder:
+        start = perf_counter()
         report, failures, warnings = _work_through(session, source, plan, folder, stop, advance, failed)
+        seconds = perf_counter() - start
         summary = _summary(session, plan, report, failures, interrupted=stop.is_set())
         # A run that is interrupted before its first frame has not failed: its report has 0 frames.
         if not report.frames and not stop.is_set():
             reason = failures[0].message if failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return RunOutcome(summary, tuple(failures), tuple(warnings))
+    return RunOutcome(summary, tuple(failures), tuple(warnings), seconds)
 
 
 def _work_through(
@@ -112,7 +119,7 @@ def _work_through(
     failures: list[FailedFrame] = []
     with (
         (folder / ROWS).open("w", encoding="utf-8") as file,
-        RunOutputs(folder, source, kinds=plan.kinds, every=plan.every) as outputs,
+        RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend) as outputs,
     ):
         report = RunReport(file)
 
@@ -158,22 +165,6 @@ def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
     if rows.size and (rows == rows[:, :1]).all():
         return [float(row[0]) for row in rows]
     return [[float(value) for value in row] for row in rows]
-
-
-def summary_lines(summary: Summary) -> list[str]:
-    """What the user reads at the end."""
-    if not summary["frames"]:
-        return ["0 frames"]
-    latency, tokens = summary["latency_ms"], summary["tokens"]
-    kept = " -> ".join(f"{stage['mean']:.0f}" for stage in tokens["kept"])
-    return [
-        f"{summary['frames']} frames, {summary['engine']} {summary['precision']}",
-        f"latency per frame (ms): total {latency['total']['p50']:.1f} median, {latency['total']['p99']:.1f} p99; "
-        + ", ".join(f"{part} {latency[part]['p50']:.1f}" for part in ("decode", "preprocess", "model", "postprocess")),
-        f"tokens per stage: {kept}",
-        f"FLOPs saved: {summary['flops_saved']['mean']:.1%} "
-        f"({summary['gmacs']['actual']['mean']:.2f} of {summary['gmacs']['dense']['mean']:.2f} GMACs)",
-    ]
 
 
 _Result = TypeVar("_Result")

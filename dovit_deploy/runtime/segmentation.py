@@ -16,6 +16,7 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
+from dovit_deploy.runtime.legend import ClassShare, class_shares
 from dovit_deploy.runtime.paint import paint_overlay, save_mask
 from dovit_deploy.runtime.results import ClassMap, FrameTiming, FrameTokens, Logits, Palette, Pixels, Window
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
@@ -45,14 +46,18 @@ class SegmentationResult:
         """The image with the classes painted over it; 0 is the image alone, 1 the classes alone."""
         return paint_overlay(self.rgb, self.class_map, self.palette, alpha=alpha)
 
-    def plot_tokens(self) -> RGB:
-        """The image with the layer at which each token stopped painted over it.
+    def shares(self) -> tuple[ClassShare, ...]:
+        """The classes that are present, by id, each with its share of the pixels."""
+        return class_shares(self.class_map, self.palette)
+
+    def plot_tokens(self, *, legend: bool = True) -> RGB:
+        """The image with the layer at which each token stopped painted over it; `legend` adds a key below the image.
 
         Of a model that selects a fixed number of tokens: with how often each was selected.
         """
         if not self.gates and any(window.report.keep for window in self.tokens.windows):
-            return paint_selections(self.rgb, self.tokens)
-        return paint_tokens(self.rgb, self.tokens, self.gates)
+            return paint_selections(self.rgb, self.tokens, legend=legend)
+        return paint_tokens(self.rgb, self.tokens, self.gates, legend=legend)
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""

@@ -14,6 +14,7 @@ from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.printing import plural
 from dovit_deploy.runtime.results import Answer, Pixels, TokenReport
 
 Thresholds = float | Sequence[float] | npt.NDArray[np.floating]
@@ -103,8 +104,8 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
         full = given
     else:
         raise UsageError(
-            f"thresholds of shape {given.shape} for {gates} gates and {classes} classes; "
-            f"allowed: one number, {gates} numbers, or ({gates}, {classes})"
+            f"thresholds of shape {given.shape} for {plural(gates, 'gate')} and {plural(classes, 'class', 'classes')}; "
+            f"allowed: one number, {plural(gates, 'number')}, or ({gates}, {classes})"
         )
     _check_range(full, spec)
     return np.ascontiguousarray(full)
@@ -146,7 +147,7 @@ def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
         InputError: a wrong number, shape or type of grids, or a token that resumes after it stopped.
     """
     if len(keep) != len(spec.gates):
-        raise InputError(f"keep: {len(keep)} grids given, the model has {len(spec.gates)} gates")
+        raise InputError(f"keep: {plural(len(keep), 'grid')} given, the model has {plural(len(spec.gates), 'gate')}")
     before = np.ones(spec.grid, dtype=bool)
     indices = []
     for number, cells in enumerate(keep):

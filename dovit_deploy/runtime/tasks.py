@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.classification import Classifier
+from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
@@ -35,8 +36,11 @@ class ImageResult(Protocol):
     def plot(self) -> RGB:
         """The image with the answer on it."""
 
-    def plot_tokens(self) -> RGB:
-        """The image with what its tokens did on it."""
+    def shares(self) -> tuple[ClassShare, ...]:
+        """The classes of the pixels and their shares, for a legend; none where the answer is no map."""
+
+    def plot_tokens(self, *, legend: bool = True) -> RGB:
+        """The image with what its tokens did on it, and a key below."""
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`."""

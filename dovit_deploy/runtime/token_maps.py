@@ -1,4 +1,4 @@
-"""What the tokens of an image did, as heat over the image in grey, with a bar below that explains it.
+"""What the tokens of an image did, as heat over the image in grey, with a key below the image that names every colour.
 
 The exit map of a model with gates: cold patches were stopped early, hot ones ran to the end. The selection map of a
 model that selects a fixed number of tokens, anew each time and each time on a grid of its own, so that a token that
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.runtime.paint import Color, colored, darken, letter_height, readable, text_width, write
+from dovit_deploy.runtime.lettering import Color, letter_height, text_width, write
+from dovit_deploy.runtime.paint import colored
 from dovit_deploy.runtime.results import FrameTokens, Window
 from dovit_deploy.sources.source import RGB
 
@@ -29,14 +30,22 @@ UNSEEN_LIGHT = 0.35
 """Brightness of the part of the image that the model did not see."""
 
 
+NARROWEST_KEY = 48
+"""Width in pixels of an image below which its key could not be read."""
+KEY_BACKGROUND = 24
+"""Grey level behind the key."""
+MOST_KEY_ROWS = (2, 5, 100)
+"""Rows of labels up to which the long, the shorter and the shortest names are used."""
+
+
 @dataclass(frozen=True)
-class LegendField:
-    """A part of the bar: as wide as `share` (0..1), in the ramp's colour at `level` (0..1), with the first text that
-    fits."""
+class KeyField:
+    """A colour of the map and what it stands for: `share` (0..1) of the image, `level` (0..1) of the ramp, its name in
+    a long, a shorter and a shortest form."""
 
     share: float
     level: float
-    texts: tuple[str, ...]
+    names: tuple[str, str, str]
 
 
 def paint_tokens(rgb: RGB, tokens: FrameTokens, gates: tuple[int, ...], *, legend: bool = True) -> RGB:
@@ -48,17 +57,15 @@ def paint_tokens(rgb: RGB, tokens: FrameTokens, gates: tuple[int, ...], *, legen
         rgb: (H, W, 3) uint8, the image.
         tokens: of that image.
         gates: the layer before which each gate stands; empty for a dense model.
-        legend: draw the bar with shares and MACs saved, if the image has room for it.
+        legend: add the key below the image: every stage by name, with its share, and the MACs saved.
 
     Returns:
-        (H, W, 3) uint8, a new array.
+        (H, W, 3) uint8, a new array; with the key (H + its height, W, 3), the same for all images of one size.
     """
     painted = paint_heat(rgb, _heat_map(tokens, len(gates), rgb.shape[:2]))
     if len(tokens.windows) == 1:
         _draw_grid(painted, tokens)
-    if legend and readable(rgb):
-        _draw_legend(painted, tokens, gates)
-    return painted
+    return with_key(painted, _exit_fields(tokens, gates), tokens.flops_saved) if legend else painted
 
 
 def exit_levels(window: Window, gates: int) -> npt.NDArray[np.uint8]:
@@ -108,18 +115,14 @@ def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
         rows[lines] = rows[lines] // 8 * 7
 
 
-def _draw_legend(painted: RGB, tokens: FrameTokens, gates: tuple[int, ...]) -> None:
-    """A bar across the bottom: one field per exit, as wide as its share, then the MACs saved."""
-    fields = []
-    for number, share in enumerate(exit_shares(tokens, len(gates))):
-        names = ("ran to the end", "to the end") if number == len(gates) else _gate_names(gates[number])
-        texts = *(f"{name}: {share:.0%}" for name in names), f"{share:.0%}"
-        fields.append(LegendField(share, number / len(gates) if gates else 1.0, texts))
-    draw_legend(painted, fields, f"FLOPs saved {tokens.flops_saved:.0%}")
-
-
-def _gate_names(layer: int) -> tuple[str, str]:
-    return f"stopped before layer {layer}", f"before {layer}"
+def _exit_fields(tokens: FrameTokens, gates: tuple[int, ...]) -> list[KeyField]:
+    """A field for each exit, from the first gate to the end."""
+    shares = exit_shares(tokens, len(gates))
+    fields = [
+        KeyField(share, number / len(gates), (f"stopped before layer {layer}", f"before layer {layer}", f"<{layer}"))
+        for number, (share, layer) in enumerate(zip(shares[:-1], gates, strict=True))
+    ]
+    return [*fields, KeyField(shares[-1], 1.0, ("ran to the end", "to the end", "end"))]
 
 
 def paint_selections(rgb: RGB, tokens: FrameTokens, *, legend: bool = True) -> RGB:
@@ -128,10 +131,10 @@ def paint_selections(rgb: RGB, tokens: FrameTokens, *, legend: bool = True) -> R
     Args:
         rgb: (H, W, 3) uint8, the image.
         tokens: of that image.
-        legend: draw the bar with shares, tokens and MACs saved, if the image has room for it.
+        legend: add the key below the image: every number of selections, with its share, tokens and MACs saved.
 
     Returns:
-        (H, W, 3) uint8, a new array.
+        (H, W, 3) uint8, a new array; with the key (H + its height, W, 3), the same for all images of one size.
     """
     cv2 = packages.opencv()
     rows, columns = _view(tokens, (rgb.shape[0], rgb.shape[1]))
@@ -140,9 +143,7 @@ def paint_selections(rgb: RGB, tokens: FrameTokens, *, legend: bool = True) -> R
     level = np.round(selected_shares(tokens) * 255).astype(np.uint8)
     stretched = cv2.resize(level, (inside.shape[1], inside.shape[0]), interpolation=cv2.INTER_NEAREST)
     painted[rows, columns] = paint_heat(inside, np.asarray(stretched, dtype=np.uint8))
-    if legend and readable(rgb):
-        draw_legend(painted, _fields(tokens), *_notes(tokens))
-    return painted
+    return with_key(painted, _selection_fields(tokens), tokens.flops_saved, counts=tokens.kept) if legend else painted
 
 
 def selected_shares(tokens: FrameTokens) -> npt.NDArray[np.float32]:
@@ -183,30 +184,19 @@ def _span(start: float, length: float, whole: int) -> slice:
     return slice(first, max(first + 1, min(round(start + length), whole)))
 
 
-def _fields(tokens: FrameTokens) -> list[LegendField]:
-    """A field for each number of selections, as wide as the share of the input that was selected so often."""
+def _selection_fields(tokens: FrameTokens) -> list[KeyField]:
+    """A field for each number of selections, with the share of the input that was selected so often."""
     most = max((len(window.report.keep) for window in tokens.windows), default=0)
     if not most:
-        return []
+        return [KeyField(1.0, 1.0, ("not selected: all tokens ran", "all tokens ran", "all"))]
     times = np.round(selected_shares(tokens) * most).astype(np.intp)
     shares = np.bincount(times.reshape(-1), minlength=most + 1) / times.size
     return [
-        LegendField(
-            float(share), number / most, (f"selected {number} of {most}: {share:.0%}", f"{number}/{most}: {share:.0%}")
+        KeyField(
+            float(share), number / most, (f"selected {number} of {most}", f"{number} of {most}", f"{number}/{most}")
         )
         for number, share in enumerate(shares)
-        if share
     ]
-
-
-def _notes(tokens: FrameTokens) -> tuple[str, str, str]:
-    saved = f"FLOPs saved {tokens.flops_saved:.0%}"
-    steps = [str(count) for count in tokens.kept]
-    return (
-        f"tokens {' -> '.join(steps)}   {saved}",
-        f"tokens {steps[0]} -> {steps[-1]}   {saved}",
-        saved,
-    )
 
 
 def _mean_over_windows(tokens: FrameTokens, values: Callable[[Window], npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
@@ -230,27 +220,95 @@ def paint_heat(rgb: RGB, level: npt.NDArray[np.uint8]) -> RGB:
     return painted
 
 
-def draw_legend(painted: RGB, fields: Sequence[LegendField], *notes: str) -> None:
-    """A bar across the bottom of `painted` itself: the fields, and right of them the first note that leaves them room.
+def with_key(painted: RGB, fields: Sequence[KeyField], saved: float, *, counts: Sequence[int] = ()) -> RGB:
+    """The image with a key below it: a bar of the fields, as wide as their shares, then every field by name.
 
-    Of several notes the longest comes first.
+    Args:
+        painted: (H, W, 3) uint8; as it is where it is too narrow for a key.
+        fields: at least one.
+        saved: fraction of the dense FLOPs.
+        counts: tokens that entered each stage, to be shown too.
     """
-    line = letter_height(painted)
-    height, margin = 2 * line, line // 2
-    top = painted.shape[0] - height
-    darken(painted, top=top, left=0, height=height, width=painted.shape[1], light=0.25)
-    baseline = top + line + line // 3
-    # Without fields the note has the whole bar; beside some it leaves them two fifths.
-    most = painted.shape[1] * (0.6 if fields else 1.0) - 3 * margin
-    note = next((text for text in notes if text_width(text, line) <= most), notes[-1])
-    room = painted.shape[1] - text_width(note, line) - 3 * margin
-    write(painted, note, left=max(room + 2 * margin, margin), baseline=baseline, height=line)
-    left = margin
-    for field in fields:
-        right = left + round(field.share * (room - margin))
-        painted[top + margin // 2 : top + height - margin // 2, left:right] = _color(field.level)
-        _write_inside(painted, *field.texts, field=(left, right), baseline=baseline)
-        left = right
+    width = painted.shape[1]
+    if width < NARROWEST_KEY:
+        return painted
+    # Outside of the image there is room for letters however flat it is.
+    line = max(letter_height(painted), min(12, width // 7))
+    margin = line // 2
+    labels, rows = _key_rows(fields, saved, counts, line=line, room=width - 2 * margin)
+    pitch = line + margin
+    key = np.full((line + pitch * rows + 3 * margin, width, 3), KEY_BACKGROUND, dtype=np.uint8)
+    _draw_bar(key[margin : margin + line, margin : width - margin], fields)
+    for label in labels:
+        baseline = line + 2 * margin + pitch * label.row + line
+        start = margin + label.left
+        if label.level is not None:
+            key[baseline - round(0.7 * line) : baseline, start : start + round(0.7 * line)] = _color(label.level)
+            start += line
+        write(key, label.text, left=start, baseline=baseline, height=line)
+    return np.concatenate([painted, key])
+
+
+def _draw_bar(bar: RGB, fields: Sequence[KeyField]) -> None:
+    """Fill `bar` itself with the fields' colours."""
+    ends = np.round(np.cumsum([field.share for field in fields]) * bar.shape[1]).astype(int).tolist()
+    for field, left, right in zip(fields, [0, *ends], ends, strict=False):
+        bar[:, left:right] = _color(field.level)
+
+
+@dataclass(frozen=True)
+class _KeyLabel:
+    """A text of the key, `left` pixels from its margin in row `row`; behind the colour at `level`, if any."""
+
+    text: str
+    level: float | None
+    row: int
+    left: int
+
+
+def _key_rows(
+    fields: Sequence[KeyField], saved: float, counts: Sequence[int], *, line: int, room: int
+) -> tuple[list[_KeyLabel], int]:
+    """The labels where they stand, with the longest names that need few rows, and the number of rows."""
+    for form, most in enumerate(MOST_KEY_ROWS):
+        labels, rows, fits = _flowed(_key_texts(fields, saved, counts, form=form), line=line, room=room)
+        if fits and rows <= most:
+            break
+    return labels, rows
+
+
+def _key_texts(
+    fields: Sequence[KeyField], saved: float, counts: Sequence[int], *, form: int
+) -> list[tuple[str, str, float | None]]:
+    """Every text, the widest that it may become in another image of the model, and its colour."""
+    colon = ":" if form < 2 else ""
+    texts: list[tuple[str, str, float | None]] = [
+        (f"{field.names[form]}{colon} {field.share:.0%}", f"{field.names[form]}{colon} 100%", field.level)
+        for field in fields
+    ]
+    note = ("FLOPs saved", "FLOPs saved", "saved")[form]
+    texts.append((f"{note} {saved:.0%}", f"{note} 100%", None))
+    if counts:
+        steps = " -> ".join(map(str, counts if form == 0 else (counts[0], counts[-1])))
+        texts.append((f"tokens {steps}", f"tokens {steps}", None))
+    return texts
+
+
+def _flowed(
+    texts: Sequence[tuple[str, str, float | None]], *, line: int, room: int
+) -> tuple[list[_KeyLabel], int, bool]:
+    """The texts one behind the other, each where the widest ones leave it; the number of rows; whether all fit."""
+    labels: list[_KeyLabel] = []
+    row = left = 0
+    fits = True
+    for text, widest, level in texts:
+        width = text_width(widest, line) + (line if level is not None else 0)
+        if left and left + width > room:
+            row, left = row + 1, 0
+        labels.append(_KeyLabel(text, level, row, left))
+        left += width + line
+        fits = fits and width <= room
+    return labels, row + 1, fits
 
 
 def _ramp() -> npt.NDArray[np.uint8]:
@@ -263,12 +321,3 @@ def _ramp() -> npt.NDArray[np.uint8]:
 def _color(level: float) -> Color:
     red, green, blue = (int(value) for value in _ramp()[int(255 * level)])
     return red, green, blue
-
-
-def _write_inside(painted: RGB, *texts: str, field: tuple[int, int], baseline: int) -> None:
-    """Write the first of `texts` that fits between the columns of `field`."""
-    line = letter_height(painted)
-    for text in texts:
-        if text_width(text, line) + line // 2 <= field[1] - field[0]:
-            write(painted, text, left=field[0] + line // 4, baseline=baseline, height=line)
-            return

@@ -15,7 +15,6 @@ from dovit_deploy.bundle.manifest import (
     Preprocessing,
     classes_from_file,
     digest_of,
-    generated_palette,
     renamed,
 )
 from dovit_deploy.errors import InputError, ManifestInvalid
@@ -169,8 +168,3 @@ def test_a_manifest_gets_other_names_and_only_as_many(tmp_path):
     assert changed.spec == manifest.spec
     with pytest.raises(InputError, match="names 5 classes; the network has 4"):
         renamed(fake_manifest(classes=4), classes_from_file(tmp_path / "c.txt"))
-
-
-def test_generated_palette_is_stable_and_distinct() -> None:
-    assert generated_palette(150)[:19] == generated_palette(19)
-    assert len(set(generated_palette(150))) == 150

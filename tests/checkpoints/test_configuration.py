@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dovit_deploy.bundle.manifest import ClassEntry, generated_palette
+from dovit_deploy.bundle.manifest import ClassEntry
+from dovit_deploy.bundle.palette import generated_palette
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.checkpoints.configuration import Configuration, configuration_from_file, merged, settings_from_text
 from dovit_deploy.errors import ConfigError, InputError, UsageError
@@ -271,7 +272,7 @@ def test_flags_that_do_not_fit(weights: dict[str, Path], tmp_path: Path) -> None
         with pytest.raises(UsageError):
             understood(weights["dovit"], tmp_path, DOVIT, **flags)
     alone = (ClassEntry(name="a", color=(0, 0, 0)),)
-    with pytest.raises(InputError, match="--classes names 1 classes; the network has 5"):
+    with pytest.raises(InputError, match="--classes names 1 class; the network has 5"):
         understood(weights["dovit"], tmp_path, DOVIT, classes=alone)
 
 

@@ -169,7 +169,7 @@ def test_damaged_weights_are_refused(folder: Path, fault: str) -> None:
     ("change", "words"),
     [
         ({"version": 9}, "version 9"),
-        ({"thresholds": [0.5]}, "1 thresholds for 2 gates"),
+        ({"thresholds": [0.5]}, "1 threshold for 2 gates"),
         ({"thresholds": [0.5, 1.5]}, "between 0 and 1"),
         ({"classes": []}, "0 classes"),
         ({"floor": 2}, "floor"),

@@ -1,4 +1,4 @@
-"""What is painted over an image and written as a file: overlay, figures, labels, masks."""
+"""What is painted over an image and written as a file: overlay, labels, masks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.errors import EnvironmentProblem, UsageError
-from dovit_deploy.runtime.paint import in_ascii, paint_hud, paint_label, paint_overlay, save_mask
-from dovit_deploy.runtime.results import ClassScore, FrameTokens, Palette, Window
-from tests.fakes import report_from_keep
+from dovit_deploy.runtime.paint import paint_label, paint_overlay, save_mask
+from dovit_deploy.runtime.results import ClassScore, Palette
 
 PALETTE = Palette(("road", "sky", "car"), np.array([[200, 0, 0], [0, 100, 0], [0, 0, 240]], dtype=np.uint8))
 RGB = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -19,11 +18,6 @@ def halves():
     numbers = np.zeros((30, 40), dtype=np.uint8)
     numbers[:, 20:] = 2
     return numbers
-
-
-def tokens():
-    report = report_from_keep(np.ones((2, 2)), np.eye(2), saved=0.42)
-    return FrameTokens((Window(0, 0, 32, 32, report),), (32, 32))
 
 
 def test_every_class_gets_its_colour():
@@ -51,7 +45,6 @@ def test_alpha_runs_from_the_image_to_the_colours():
 def test_the_image_itself_is_not_painted_on():
     before = RGB.copy()
     paint_overlay(RGB, halves(), PALETTE, alpha=0.5)
-    paint_hud(RGB, tokens())
     np.testing.assert_array_equal(RGB, before)
 
 
@@ -68,20 +61,6 @@ def test_what_does_not_fit_is_refused():
         paint_overlay(RGB, halves(), PALETTE, alpha=1.5)
     with pytest.raises(UsageError, match=r"\(29, 40\).*\(30, 40\)"):
         paint_overlay(RGB, halves()[1:], PALETTE, alpha=0.5)
-
-
-def test_the_hud_is_written_in_the_upper_left_and_left_out_of_small_images():
-    grey = np.full((360, 640, 3), 128, dtype=np.uint8)
-    painted = paint_hud(grey, tokens(), fps=24.9)
-    changed = np.argwhere((painted != grey).any(axis=2))
-    assert painted.shape == grey.shape and len(changed) > 500
-    assert changed[:, 0].max() < 60 and painted.max() > 200
-    assert (paint_hud(grey, tokens()) != painted).any(), "the frame rate is shown"
-    np.testing.assert_array_equal(paint_hud(RGB, tokens(), fps=1.0), RGB)
-
-
-def test_the_hud_stays_inside_narrow_images():
-    assert paint_hud(np.zeros((500, 160, 3), dtype=np.uint8), tokens(), fps=1.0).shape == (500, 160, 3)
 
 
 def test_a_mask_comes_back_with_its_numbers_and_colours(tmp_path):
@@ -175,6 +154,7 @@ def test_what_is_too_small_to_read_stays_as_it_is(shape):
     assert not changed(small, scores(0.9)).any()
 
 
-def test_letters_that_the_font_lacks():
-    assert in_ascii("Épagneul ß 犬") == "Epagneul ? ?"
-    assert changed(GREY, (ClassScore(0, "", 0.5),)).any()
+def test_a_class_without_a_name_is_called_by_its_number():
+    np.testing.assert_array_equal(
+        paint_label(GREY, (ClassScore(7, "", 0.5),)), paint_label(GREY, (ClassScore(7, "class 7", 0.5),))
+    )

@@ -46,7 +46,7 @@ def test_dense_takes_nothing_beside_it(given: dict[str, object]) -> None:
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(UsageError, match=r"floor 1\.5 is outside"):
         RunSettings.resolve(MANIFEST, floor=1.5)
-    with pytest.raises(InputError, match="1 grids given, the model has 2 gates"):
+    with pytest.raises(InputError, match="1 grid given, the model has 2 gates"):
         RunSettings.resolve(MANIFEST, keep=[np.ones(SPEC.grid, bool)])
     with pytest.raises(UsageError, match="without gates"):
         RunSettings.resolve(fake_manifest(gates=()), floor=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dovit_deploy.runtime import token_maps
 from dovit_deploy.runtime.results import FrameTokens, Region, RunTiming, TokenReport, Window
 from dovit_deploy.runtime.token_maps import (
     HEAT,
@@ -101,25 +102,61 @@ def test_a_dense_run_is_all_hot(gates):
     np.testing.assert_allclose(painted[10, 10], shade(1.0), atol=1.5)
 
 
-def test_the_legend_divides_the_bar_by_the_shares():
+def key_of(rgb, paint):
+    """The key below an image, once it is checked that the image itself is as without one."""
+    plain, painted = paint(rgb, legend=False), paint(rgb, legend=True)
+    assert plain.shape == rgb.shape and painted.shape[1:] == rgb.shape[1:]
+    np.testing.assert_array_equal(painted[: len(rgb)], plain)
+    return painted[len(rgb) :]
+
+
+def widths_in_bar(key, levels):
+    """Pixels of each level in the fullest row of the key."""
+    counts = [(np.abs(key.astype(int) - np.round(ramp(level))).max(axis=2) <= 1).sum(axis=1) for level in levels]
+    return [int(rows[np.argmax(sum(counts))]) for rows in counts]
+
+
+def written_in(monkeypatch, paint):
+    """The texts that `paint` writes."""
+    texts = []
+    monkeypatch.setattr(token_maps, "write", lambda rgb, text, **where: texts.append(text))
+    paint()
+    return texts
+
+
+def test_the_key_stands_below_the_image_and_divides_its_bar_by_the_shares():
     large = np.full((720, 1280, 3), 100, dtype=np.uint8)
-    plain, painted = (paint_tokens(large, whole(), GATES, legend=legend) for legend in (False, True))
-    rows = np.flatnonzero((plain != painted).any(axis=(1, 2)))
-    assert rows.min() >= 640 and rows.max() == 719
-    # A row of the bar just above the letters.
-    strip = painted[rows.min() + 8].astype(int)
-    colors = [np.round(ramp(level / 3)) for level in range(4)]
-    widths = [int((np.abs(strip - color).max(axis=1) <= 1).sum()) for color in colors]
-    assert max(widths) - min(widths) <= 2 and min(widths) > 200
+    key = key_of(large, lambda rgb, legend: paint_tokens(rgb, whole(), GATES, legend=legend))
+    widths = widths_in_bar(key, [level / 3 for level in range(4)])
+    assert max(widths) - min(widths) <= 2 and sum(widths) > 1200
 
 
-def test_small_images_carry_no_legend_and_keep_their_shape():
-    for shape in ((5, 7), (95, 400), (400, 159)):
-        small = np.full((*shape, 3), 100, dtype=np.uint8)
-        plain = paint_tokens(small, whole(), GATES, legend=False)
-        np.testing.assert_array_equal(paint_tokens(small, whole(), GATES), plain)
-    assert paint_tokens(small[:1, :1], whole(), GATES).shape == (1, 1, 3)
-    assert paint_tokens(np.zeros((300, 160, 3), dtype=np.uint8), whole(), GATES).shape == (300, 160, 3)
+@pytest.mark.parametrize("width", [48, 64, 100, 200, 400, 1280, 3840])
+def test_every_stage_is_labelled_whatever_its_share_is(width, monkeypatch):
+    half = whole(keep=(FIRST, FIRST, FIRST))
+    texts = written_in(monkeypatch, lambda: paint_tokens(np.zeros((80, width, 3), dtype=np.uint8), half, GATES))
+    assert len(texts) == 5
+    for text, layer, share in zip(texts, (2, 5, 8, "end"), ("25%", "0%", "0%", "75%"), strict=False):
+        assert str(layer) in text and text.endswith(f" {share}")
+    assert "saved" in texts[4]
+    if width >= 1280:
+        assert texts[0] == "stopped before layer 2: 25%" and texts[3] == "ran to the end: 75%"
+
+
+def test_the_key_is_as_high_for_every_frame_of_a_video():
+    frame = np.full((240, 426, 3), 100, dtype=np.uint8)
+    shapes = {
+        paint_tokens(frame, whole(keep=keep), GATES).shape
+        for keep in ((FIRST, SECOND, THIRD), (FIRST, FIRST, FIRST), ([[1] * 6] * 4,) * 3, ([[0] * 6] * 4,) * 3)
+    }
+    assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (400, 47), (1, 1)])
+def test_narrow_images_carry_no_key_and_keep_their_shape(shape):
+    small = np.full((*shape, 3), 100, dtype=np.uint8)
+    plain = paint_tokens(small, whole(), GATES, legend=False)
+    np.testing.assert_array_equal(paint_tokens(small, whole(), GATES), plain)
 
 
 def test_the_image_itself_is_not_painted_on():
@@ -185,20 +222,22 @@ def test_a_image_of_one_pixel_is_painted(region):
     assert painted.shape == (1, 1, 3)
 
 
-def test_the_legend_stands_at_the_bottom_and_leaves_the_rest():
-    large = np.full((480, 640, 3), 100, dtype=np.uint8)
-    for keep in ((SELECTION_MAP_FIRST, SELECTION_MAP_SECOND), ()):
-        plain, painted = (paint_selections(large, tokens(*keep), legend=legend) for legend in (False, True))
-        changed = np.flatnonzero((plain != painted).any(axis=(1, 2)))
-        assert changed.min() >= 440 and changed.max() == 479
-    many = tokens(SELECTION_MAP_FIRST, SELECTION_MAP_SECOND, kept=tuple(range(197, 150, -1)))
-    assert paint_selections(large, many).shape == large.shape
-
-
-def test_the_legends_fields_are_as_wide_as_their_shares():
+def test_the_key_of_selections_stands_below_the_image_and_its_fields_are_as_wide_as_their_shares():
     large = np.full((480, 640, 3), 0, dtype=np.uint8)
-    row = paint_selections(large, tokens(SELECTION_MAP_FIRST, SELECTION_MAP_SECOND))[-12]
-    ends = [np.flatnonzero((np.abs(row - np.array(color)) < 3).all(axis=1)) for color in (RAMP[0], RAMP[2], RAMP[-1])]
-    cold, middle, hot = (len(columns) for columns in ends)
-    assert middle == pytest.approx(2 * cold, rel=0.2) and hot == pytest.approx(cold, rel=0.2)
-    assert ends[0].max() < ends[1].min() and ends[1].max() < ends[2].min()
+    selected = tokens(SELECTION_MAP_FIRST, SELECTION_MAP_SECOND)
+    key = key_of(large, lambda rgb, legend: paint_selections(rgb, selected, legend=legend))
+    cold, middle, hot = widths_in_bar(key, (0, 0.5, 1))
+    assert middle == pytest.approx(2 * cold, rel=0.02) and hot == pytest.approx(cold, rel=0.02)
+
+
+def test_every_number_of_selections_is_labelled(monkeypatch):
+    large = np.full((480, 1280, 3), 0, dtype=np.uint8)
+    both = tokens(SELECTION_MAP_FIRST, SELECTION_MAP_FIRST)
+    texts = written_in(monkeypatch, lambda: paint_selections(large, both))
+    assert texts == [
+        *("selected 0 of 2: 50%", "selected 1 of 2: 0%", "selected 2 of 2: 50%"),
+        *("FLOPs saved 40%", "tokens 5 -> 3 -> 3"),
+    ]
+    assert written_in(monkeypatch, lambda: paint_selections(large, tokens()))[0].endswith("100%")
+    many = tokens(SELECTION_MAP_FIRST, SELECTION_MAP_SECOND, kept=tuple(range(197, 150, -1)))
+    assert paint_selections(large, many).shape[1] == 1280

@@ -1,0 +1,111 @@
+"""What does the user read at the end of a run? What came out, what was gained, where to look, and how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dovit_deploy.printing import plural, quote
+
+if TYPE_CHECKING:
+    from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.runtime.run import RunOutcome, RunPlan
+    from dovit_deploy.sources.source import Source
+
+FRAMES_FOR_P99 = 100
+"""Frames from which the 99th percentile is more than the slowest frame."""
+PARTS = ("decode", "preprocess", "model", "postprocess")
+NOT_COMPARED = "speed against dense: not measured by run; dovit bench measures it"
+
+
+def closing_lines(outcome: RunOutcome, plan: RunPlan, source: Source, manifest: Manifest) -> list[str]:
+    """The results of a run, as lines for stdout."""
+    summary = outcome.summary
+    noun = "image" if source.kind == "images" else "frame"
+    if not summary["frames"]:
+        return [plural(0, noun), files_line(plan, source)]
+    return [
+        *speed_lines(summary, noun=noun, seconds=outcome.seconds),
+        *gain_lines(summary, has_dense=manifest.spec.has_dense),
+        files_line(plan, source),
+    ]
+
+
+def speed_lines(summary: dict[str, Any], *, noun: str, seconds: float) -> list[str]:
+    """How many there were and how fast it went; one alone has a latency and no rate.
+
+    Args:
+        summary: of at least one frame.
+        noun: "frame" or "image".
+        seconds: from the first frame that was read to the last that was written.
+    """
+    frames, latency = summary["frames"], summary["latency_ms"]
+    parts = ", ".join(f"{part} {latency[part]['p50']:.1f}" for part in PARTS)
+    engine = f"{summary['engine']} {summary['precision']}"
+    if frames == 1:
+        return [f"{plural(1, noun)}, {engine}: {latency['total']['p50']:.1f} ms ({parts})"]
+    p99 = f", {latency['total']['p99']:.1f} p99" if frames >= FRAMES_FOR_P99 else ""
+    rate = frames / max(seconds, 1e-3)
+    return [
+        f"{plural(frames, noun)} in {duration(seconds)}, {engine}: {rate:.1f} {noun}s per second",
+        f"latency per {noun} (ms): {latency['total']['p50']:.1f} median{p99}; {parts}",
+    ]
+
+
+def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
+    """What stopping tokens saved, and that only a measurement says how much time that is."""
+    kept = " -> ".join(f"{stage['mean']:.0f}" for stage in summary["tokens"]["kept"])
+    macs = summary["gmacs"]
+    lines = [
+        f"FLOPs saved: {summary['flops_saved']['mean']:.1%} "
+        f"({macs['actual']['mean']:.2f} of {macs['dense']['mean']:.2f} GMACs); tokens per stage: {kept}"
+    ]
+    if summary["dense"]:
+        return [*lines, "nothing was stopped (--dense)"]
+    return [*lines, NOT_COMPARED] if has_dense else lines
+
+
+def files_line(plan: RunPlan, source: Source) -> str:
+    """The folder, and what is in it, what to look at first."""
+    from dovit_deploy.runtime.outputs import KINDS, ROWS, SUMMARY
+
+    names = [name for kind in KINDS if kind in plan.kinds for name in (f"{kind}.mp4", kind)]
+    there = [_named(plan.folder / name, alone=source.count == 1) for name in (*names, ROWS, SUMMARY)]
+    return f"{plan.folder}: {', '.join(name for name in there if name)}"
+
+
+def _named(path: Path, *, alone: bool) -> str:
+    """How a file is listed; a folder with its one image where there is no other; "" where it was not written."""
+    if not path.is_dir():
+        return path.name if path.exists() else ""
+    images = sorted(path.iterdir()) if alone else []
+    return f"{path.name}/{images[0].name}" if images else f"{path.name}/"
+
+
+def duration(seconds: float) -> str:
+    """ "4.1 s", "3 min 20 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def bench_command(bundle: Path | None, source: str, *, recursive: bool, engine: str, precision: str | None) -> str:
+    """What measures the speed of the same model against dense, on the same frames where they can be read again.
+
+    Args:
+        bundle: as given; None is the default model.
+        source: as given to `run`. A camera or an address gives other frames, and may need a password.
+        recursive, engine, precision: as given to `run`.
+    """
+    words = ["dovit bench"]
+    if bundle is not None:
+        words.append(quote(str(bundle)))
+    if "://" not in source and not source.isdecimal():
+        words.append(f"--frames {quote(source)}")
+        words += ["--recursive"] if recursive else []
+    if engine != "onnxruntime":
+        words.append(f"--engine {engine}")
+    if precision is not None:
+        words.append(f"--precision {precision}")
+    return " ".join(words)
