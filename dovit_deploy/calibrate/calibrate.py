@@ -61,7 +61,7 @@ def calibrate(
     # Before the search, which may take an hour, not after it.
     _check_count(parts, budget)
     runner = Runner(session, images, repeat=budget.repeat, progress=progress)
-    progress.begin(f"recording {plural(len(parts.search), 'image')}")
+    progress.begin(f"recording {plural(len(parts.search), 'image')}", len(parts.search))
     dense, recording = runner.record(parts.search, parts.blocks_of(parts.search))
     progress.begin("predicting")
     surrogate = Surrogate(recording, floor=manifest.defaults.floor)

@@ -24,8 +24,8 @@ Value = TypeVar("Value")
 class StepProgress(Protocol):
     """Is notified of how far a calibration has come."""
 
-    def begin(self, step: str) -> None:
-        """The next step begins, counted in images from 0."""
+    def begin(self, step: str, total: float | None = None) -> None:
+        """The next step begins, counted in images from 0; of `total` images, if that is known."""
 
     def advance(self) -> None:
         """One more image is done."""

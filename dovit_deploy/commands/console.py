@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -70,9 +71,11 @@ class ProgressDisplay:
         self.done = 0.0
         self.note = ""
         self._start, self._saved = perf_counter(), 0.0
+        self._first: tuple[float, float] | None = None
 
     def advance(self, saved: float | None = None) -> None:
         """One more unit is done; `saved`: the fraction of its dense FLOPs that it saved."""
+        self._first = self._first or (self._start, 0.0)
         self.done += 1
         rate = self.done / max(perf_counter() - self._start, 1e-9)
         self.note = f"{rate:.1f} {self.unit}/s"
@@ -83,15 +86,17 @@ class ProgressDisplay:
 
     def reach(self, done: float, *, total: float | None = None, note: str = "") -> None:
         """`done` of `total` units are done; `note` is shown beside them, as the loss of a training."""
+        # What is gone on with was done before, so time left counts from the first call.
+        self._first = self._first or (perf_counter(), done)
         self.done, self.total, self.note = done, self.total if total is None else total, note
         self._changed(new_step=False)
 
-    def begin(self, step: str) -> None:
-        """The next step of the work, counted from 0; of how many units is not known yet."""
+    def begin(self, step: str, total: float | None = None) -> None:
+        """The next step of the work, counted from 0; of `total` units, if that is known yet."""
         if self.step == step:
             return
         self.step, self.total, self.done, self.note = step, None, 0.0, ""
-        self._start, self._saved = perf_counter(), 0.0
+        self._start, self._saved, self._first = perf_counter(), 0.0, None
         self._changed(new_step=True)
 
     def counted(self) -> str:
@@ -101,6 +106,18 @@ class ProgressDisplay:
         if self.total is not None:
             return f"{self.done:.0f}/{self.total:.0f} {self.unit}"
         return f"{self.done:.0f} {self.unit}" if self.done else ""
+
+    def share(self) -> str:
+        """ "(12%)" beside a number of units of a known total; else ""."""
+        return f"({self.done / self.total:.0%})" if self.total and self.done and self.unit != "%" else ""
+
+    def left(self, now: float) -> str:
+        """ "about 40 s left" at the pace of this step so far; "" where that is not known."""
+        began, done = self._first or (now, 0.0)
+        if self.total is None or self.done <= done or self.done >= self.total:
+            return ""
+        seconds = (now - began) * (self.total - self.done) / (self.done - done)
+        return f"about {seconds:.0f} s left" if seconds < 120 else f"about {seconds / 60:.0f} min left"
 
     def _changed(self, *, new_step: bool) -> None:
         del new_step
@@ -131,14 +148,34 @@ class _Lines(ProgressDisplay):
     def __init__(self, step: str, *, total: float | None, unit: str) -> None:
         super().__init__(step, total=total, unit=unit)
         self._began = self._written = perf_counter()
+        self._ended, self._writing = threading.Event(), threading.Lock()
 
     def _changed(self, *, new_step: bool) -> None:
-        now = perf_counter()
-        if not new_step and now - self._written < LINE_EVERY_S:
-            return
-        self._written = now
-        text = "  ".join(part for part in (self.step, self.counted(), self.note) if part)
-        print_remarks(f"{now - self._began:6.1f} s  {text}")
+        with self._writing:
+            now = perf_counter()
+            if new_step or now - self._written >= LINE_EVERY_S:
+                self._written = now
+                self._write(now)
+
+    def _write(self, now: float) -> None:
+        parts = (self.step, " ".join(filter(None, (self.counted(), self.share()))), self.note, self.left(now))
+        print_remarks(f"{now - self._began:6.1f} s  {'  '.join(filter(None, parts))}")
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """While the block runs, a line is also written when nothing is reported for long: the work is not stuck."""
+        thread = threading.Thread(target=self._beat, name="dovit-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        # Twice as often as there are lines: one that is late is then late by half of that.
+        while not self._ended.wait(LINE_EVERY_S / 2):
+            self._changed(new_step=False)
 
 
 @contextmanager
@@ -159,7 +196,9 @@ def progress(
         return
     stream = errors_console()
     if not stream.is_terminal:
-        yield _Lines(step, total=total, unit=unit)
+        lines = _Lines(step, total=total, unit=unit)
+        with nullcontext() if timed else lines.beating():
+            yield lines
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -66,9 +66,15 @@ def train(
         classes=classes,
     )
     with console.progress("training", total=1, unit="%", quiet=quiet) as shown:
+
+        def measuring(done: int, total: int) -> None:
+            shown.begin("measuring thresholds")
+            shown.reach(done, total=total)
+
         result = trained(
             request,
             progress=lambda now: shown.reach(now.progress, note=_note(now)),
+            measuring=measuring,
             remark=lambda text: console.remark(text, quiet=quiet),
         )
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
@@ -100,7 +106,7 @@ def _claimed_folder(output: Path | None, dataset: str) -> Path:
 def _note(now: TrainingProgress) -> str:
     """What stands beside the progress bar."""
     miou = "" if now.miou is None else f"  mIoU {now.miou:.1f}"
-    return f"step {now.step}  loss {now.loss:.3f}{miou}"
+    return f"step {now.step}  {now.steps_per_s:.2g} steps/s  loss {now.loss:.3f}{miou}"
 
 
 def _plot(result: TrainingResult, *, quiet: bool) -> None:

@@ -158,6 +158,12 @@ def crop_step(spec: AnySpec) -> int:
     return spec.head_patch if isinstance(spec, StvitSegmenterSpec) else spec.patch
 
 
+VALIDATED_SHARE = 0.2
+"""Of the minutes of a run: all its validations together last at most so much longer, the first image of each apart."""
+CURVE_SHARE, CURVE_SECONDS = 0.1, 60.0
+"""Measuring the thresholds at its end lasts at most so long, whichever is longer; the first image apart."""
+
+
 class TrainConfig(Settings):
     """A run: the network, its length (`steps` or `minutes`, not both), what it sees and the recipe."""
 
@@ -200,6 +206,19 @@ class TrainConfig(Settings):
         if self.steps is not None:
             return min(1.0, step / self.steps)
         return min(1.0, seconds / (60.0 * (self.minutes or math.inf)))
+
+    @property
+    def validation_seconds(self) -> float | None:
+        """How long one validation may take; None, without an end, where the run is counted in steps."""
+        # What is measured is no training, but a run of three minutes must not be measured for an hour.
+        if self.minutes is None or not self.validations:
+            return None
+        return 60.0 * self.minutes * VALIDATED_SHARE / self.validations
+
+    @property
+    def curve_seconds(self) -> float | None:
+        """How long measuring the thresholds may take; None, without an end, where the run is counted in steps."""
+        return None if self.minutes is None else max(CURVE_SECONDS, 60.0 * self.minutes * CURVE_SHARE)
 
     def learning_rate_at(self, progress: float) -> float:
         """Linear warm-up, then half a cosine to the final share, which is zero by default."""

@@ -14,7 +14,7 @@ from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.own_format import foreign_in_checkpoint
 from dovit_deploy.claims import claimed
 from dovit_deploy.datasets.dataset import Dataset
-from dovit_deploy.errors import ConfigError, InputError, UsageError
+from dovit_deploy.errors import ConfigError, InputError, Interrupted, UsageError
 from dovit_deploy.files import refuse_existing, reported_writes
 from dovit_deploy.interruption import stop_requests
 from dovit_deploy.train.config import Scaling, TrainConfig
@@ -56,6 +56,7 @@ from dovit_deploy.train.state import (
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
 
 Progress = Callable[[TrainingProgress], None]
+Measuring = Callable[[int, int], None]
 Remark = Callable[[str], None]
 
 
@@ -94,11 +95,14 @@ class TrainingResult:
         return self.folder / CHECKPOINT
 
 
-def train(request: TrainingRequest, *, progress: Progress, remark: Remark) -> TrainingResult:
+def train(
+    request: TrainingRequest, *, progress: Progress, remark: Remark, measuring: Measuring = lambda done, total: None
+) -> TrainingResult:
     """Begin or go on with the run of `request`, and finish it.
 
     Args:
         progress: called after every step.
+        measuring: called while thresholds are measured, with the number of runs that are done, and of all.
         remark: called with a line about each part of the work.
 
     Raises:
@@ -115,7 +119,18 @@ def train(request: TrainingRequest, *, progress: Progress, remark: Remark) -> Tr
             remark(line)
         with stop_requests() as stop:
             trainer.run(stopped=stop.is_set, report=progress)
-        return _finished(trainer, record, found, remark)
+            # Before anything is measured, which may take as long as the run: what was trained can be used at once.
+            _save(trainer, record, UNMEASURED_THRESHOLD)
+
+            def advance(done: int, total: int) -> None:
+                measuring(done, total)
+                if stop.is_set():
+                    raise Interrupted(
+                        f"stopped while thresholds were measured; {request.output / CHECKPOINT} is written, with "
+                        f"threshold {UNMEASURED_THRESHOLD:g}; the same command with --resume measures them"
+                    )
+
+            return _measured(trainer, record, found, remark, advance)
 
 
 def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
@@ -229,25 +244,42 @@ def _trainer(
     return Trainer(config, training_data, validation, folder, frequencies=record.data.frequencies, start=start)
 
 
-def _finished(trainer: Trainer, record: RunRecord, found: DataFound, remark: Remark) -> TrainingResult:
-    """Choose a threshold on the validation images, and write the checkpoint."""
-    folder, scaling = trainer.folder.path, record.config.scaling
-    threshold, points = UNMEASURED_THRESHOLD, tuple[ThresholdPoint, ...]()
-    if trainer.validation is not None:
-        remark(f"measuring thresholds on {trainer.validation.name}")
-        points = threshold_curve(trainer.average, trainer.validation, scaling=scaling)
-        threshold = chosen_threshold(points, record.config.max_drop)
-        content = json.dumps([point.model_dump() for point in points], indent=1) + "\n"
-        write_run_file(folder / CURVE, content.encode())
-    with reported_writes(folder / CHECKPOINT, kept=KEPT):
+def _measured(
+    trainer: Trainer, record: RunRecord, found: DataFound, remark: Remark, advance: Measuring
+) -> TrainingResult:
+    """Choose a threshold on the validation images, and write it with the checkpoint."""
+    folder, config, data = trainer.folder.path, record.config, trainer.validation
+    if data is None:
+        return TrainingResult(folder, record, trainer.step, trainer.seconds, UNMEASURED_THRESHOLD, (), found)
+    remark(f"measuring thresholds on {data.name}")
+    curve = threshold_curve(
+        trainer.average,
+        data,
+        scaling=config.scaling,
+        seconds=config.curve_seconds,
+        clock=trainer.clock,
+        advance=advance,
+    )
+    if curve.images < len(data):
+        remark(f"thresholds were measured on {curve.images} of {len(data)} images, evenly spread, to end in time")
+    threshold = chosen_threshold(curve.points, config.max_drop)
+    content = json.dumps([point.model_dump() for point in curve.points], indent=1) + "\n"
+    write_run_file(folder / CURVE, content.encode())
+    _save(trainer, record, threshold)
+    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, curve.points, found)
+
+
+def _save(trainer: Trainer, record: RunRecord, threshold: float) -> None:
+    """Write the checkpoint, in place of one of the same run."""
+    path = trainer.folder.path / CHECKPOINT
+    with reported_writes(path, kept=KEPT):
         save_result(
-            folder / CHECKPOINT,
+            path,
             trainer.average,
             record.data.classes,
             threshold=threshold,
-            scaling=scaling,
+            scaling=record.config.scaling,
             license_note=record.config.license,
             documents={RECORD: record.to_json()},
             overwrite=True,
         )
-    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, points, found)

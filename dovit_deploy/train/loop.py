@@ -42,6 +42,8 @@ class TrainingProgress:
     """Of the decode head, smoothed."""
     miou: float | None
     """On the validation images, in percent, when last measured."""
+    steps_per_s: float
+    """Since the run began or went on, without what was measured in between."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -102,6 +104,7 @@ class Trainer:
         folder: where log and state go.
         frequencies: share of each class among the labelled pixels.
         start: weights to start from.
+        clock: seconds, for tests; None: the one that `config` names.
     """
 
     def __init__(
@@ -113,7 +116,10 @@ class Trainer:
         *,
         frequencies: Sequence[float],
         start: Start | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        # On a shared machine the wall clock counts what others do; the processor clock counts this process alone.
+        self.clock = clock or (time.perf_counter if config.clock == "wall" else time.process_time)
         self.config, self.training_data, self.validation, self.folder = config, training_data, validation, folder
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -135,6 +141,7 @@ class Trainer:
         weights = class_weights(torch.tensor(frequencies, dtype=torch.float64), config.class_weight_power)
         self.objective = Objective(config, weights.to(self.device))
         self.miou: float | None = None
+        self._validated: int | None = None
 
     def _frozen(self, model: TrainableNetwork) -> TrainableNetwork:
         return copy.deepcopy(model).eval().requires_grad_(False)
@@ -187,23 +194,33 @@ class Trainer:
         Raises:
             Interrupted: `stopped` says so after a step; the state is saved then too.
         """
-        # On a shared machine the wall clock counts what others do; the processor clock counts this process alone.
-        clock = time.perf_counter if self.config.clock == "wall" else time.process_time
-        began, saved, smooth = clock() - self.seconds, self.seconds, float("nan")
+        began, saved, smooth = self.clock() - self.seconds, self.seconds, float("nan")
+        first = (self.step, self.seconds)
+
+        def now() -> TrainingProgress:
+            rate = (self.step - first[0]) / max(self.seconds - first[1], 1e-9)
+            return TrainingProgress(self.step, self.progress, smooth, self.miou, rate)
+
+        def go_on() -> bool:
+            report(now())
+            return not stopped()
+
         for batch in batches(self.maker, self.plans(stop_after), workers=self.config.workers):
             validated = int(self.progress * self.config.validations)
             row = self.train_step(batch)
-            self.seconds = clock() - began
+            self.seconds = self.clock() - began
             smooth = row["loss"] if np.isnan(smooth) else 0.95 * smooth + 0.05 * row["loss"]
             self.folder.log({"step": self.step, "seconds": round(self.seconds, 2), **row})
             # Before the state is saved, so that a run killed in between validates again.
             if int(self.progress * self.config.validations) > validated:
-                self.validate()
+                paused = self.clock()
+                self.validate(go_on)
+                # What is measured is no training: it takes nothing from the minutes.
+                began += self.clock() - paused
             if self.seconds - saved > self.config.save_seconds:
                 self.save()
                 saved = self.seconds
-            report(TrainingProgress(self.step, self.progress, smooth, self.miou))
-            if stopped():
+            if not go_on():
                 self.save()
                 raise Interrupted(f"stopped after step {self.step}; the same command with --resume goes on")
             if self.progress >= 1.0:
@@ -221,17 +238,35 @@ class Trainer:
             yield planner.plan(step, progress)
             step += 1
 
-    def validate(self) -> None:
-        """Log the average's mIoU on the validation images."""
+    def validate(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Log the average's mIoU on the validation images, or on as many of them as there is time for.
+
+        Args:
+            go_on: called after every image; nothing is logged when it says False.
+        """
         if self.validation is None:
             return
+        began, seconds, unasked = self.clock(), self.config.validation_seconds, True
+
+        def in_time(done: int) -> bool:
+            del done
+            nonlocal unasked
+            unasked = go_on()
+            return unasked and (seconds is None or self.clock() - began < seconds)
+
         result = validate(
             self.average,
             self.validation,
             passing=None,
             scaling=self.config.scaling,
             bfloat16=self.config.bfloat16,
+            most=self._validated,
+            go_on=in_time,
         )
+        if not unasked:
+            return
+        # The same images every time, so that the run can be followed.
+        self._validated = len(result.kept)
         self.miou = result.miou
         self.folder.log({"step": self.step, "miou": result.miou, "pixel_accuracy": result.pixel_accuracy})
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -64,16 +66,52 @@ def curve_point(spec: AnySpec, threshold: float | None, result: Validation, dens
     )
 
 
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """Accuracy and costs by threshold; without points where there was nothing to measure on."""
+
+    points: tuple[ThresholdPoint, ...] = ()
+    images: int = 0
+    """Validation images that each point was measured on."""
+
+
 def threshold_curve(
-    model: TrainableNetwork, data: Dataset, *, scaling: Scaling, thresholds: Sequence[float] = THRESHOLDS
-) -> tuple[ThresholdPoint, ...]:
-    """The network without its gates first, then each threshold, in float32."""
-    dense = validate(model, data, passing=None, scaling=scaling)
+    model: TrainableNetwork,
+    data: Dataset,
+    *,
+    scaling: Scaling,
+    thresholds: Sequence[float] = THRESHOLDS,
+    seconds: float | None = None,
+    clock: Callable[[], float] = perf_counter,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> ThresholdCurve:
+    """The network without its gates first, then each threshold, in float32, all on the same images.
+
+    Args:
+        seconds: about how long it may take, by `clock`; with more images than there is time for, some are taken that
+            are spread evenly. None: all images.
+        advance: called after every image with the number of runs that are done, and of all.
+    """
+    wanted = tuple(thresholds) if model.spec.gates else ()
+    passes, began = 1 + len(wanted), clock()
+
+    def in_time(done: int) -> bool:
+        advance(done, passes * len(data))
+        return seconds is None or clock() - began < seconds / passes
+
+    dense = validate(model, data, passing=None, scaling=scaling, go_on=in_time)
+    images = len(dense.kept)
     points = [curve_point(model.spec, None, dense, dense.miou)]
-    for threshold in thresholds if model.spec.gates else ():
-        result = validate(model, data, passing=uniform_passing(model.spec, threshold), scaling=scaling)
+    for before, threshold in enumerate(wanted, start=1):
+
+        def shown(done: int, before: int = before) -> bool:
+            advance(before * images + done, passes * images)
+            return True
+
+        passing = uniform_passing(model.spec, threshold)
+        result = validate(model, data, passing=passing, scaling=scaling, most=images, go_on=shown)
         points.append(curve_point(model.spec, threshold, result, dense.miou))
-    return tuple(points)
+    return ThresholdCurve(tuple(points), images)
 
 
 def chosen_threshold(points: Sequence[ThresholdPoint], max_drop: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ from dovit_deploy.train.masked import Passing
 
 @dataclass(frozen=True)
 class Validation:
-    """`confusion` (K, K) of the split, and `kept` (images, stages): the tokens that entered each stage, per image."""
+    """`confusion` (K, K) of what was run of the split, and `kept` (images, stages): the tokens that entered each stage,
+    per image."""
 
     confusion: PixelCounts
     kept: NDArray[np.int64]
@@ -51,6 +53,17 @@ def class_map_from_logits(logits: Tensor, spec_size: tuple[int, int], patch: int
     return fine.argmax(1)[0].to(torch.uint8)
 
 
+def spread_order(count: int) -> Sequence[int]:
+    """0 to count - 1 in an order of which every beginning is spread evenly: 0, 4, 2, 6, 1, 5, 3, 7."""
+    bits = count.bit_length()
+    return sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
+
+
+def _always(done: int) -> bool:
+    del done
+    return True
+
+
 @torch.no_grad()
 def validate(
     model: TrainableNetwork,
@@ -59,14 +72,22 @@ def validate(
     passing: Passing | None,
     scaling: Scaling,
     bfloat16: bool = False,
+    most: int | None = None,
+    go_on: Callable[[int], bool] = _always,
 ) -> Validation:
-    """Run `model` over every image of `data`, one at a time, in evaluation mode; its mode is restored."""
+    """Run `model` over the images of `data`, one at a time, in evaluation mode; its mode is restored.
+
+    Args:
+        most: images at most, evenly spread; None: all.
+        go_on: called after each image with the number done; what is done counts when it says False.
+    """
     spec, classes = model.spec, model.spec.classes
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     confusion = np.zeros((classes, classes), np.int64)
     kept = np.zeros((len(data), len(spec.counts)), np.int64)
-    for number in range(len(data)):
+    done: list[int] = []
+    for number in spread_order(len(data))[:most]:
         sample = data.sample(number)
         pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -75,5 +96,8 @@ def validate(
         confusion += confusion_matrix(sample.label, predicted.cpu().numpy(), classes=classes)
         running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
         kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
+        done.append(number)
+        if not go_on(len(done)):
+            break
     model.train(was_training)
-    return Validation(confusion, kept)
+    return Validation(confusion, kept[sorted(done)])

@@ -87,7 +87,7 @@ class Steps:
     def __init__(self) -> None:
         self.steps, self.images = [], 0
 
-    def begin(self, step):
+    def begin(self, step, total=None):
         self.steps.append(step)
 
     def advance(self):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from rich.console import Console
 
@@ -32,29 +34,63 @@ def test_quiet_progress_writes_nothing(capsys):
 
 
 def test_without_a_terminal_progress_is_a_line_for_every_step_and_every_ten_seconds(capsys, monkeypatch):
-    clock = iter([0.0, 0.0, *(second for now in (1.0, 10.5, 11.0) for second in (now, now)), 12.0, 12.0])
-    monkeypatch.setattr(console, "perf_counter", lambda: next(clock))
+    clock = Clock(monkeypatch)
     with progress("reading", total=3, unit="frames", quiet=False) as shown:
-        for saved in (0.2, 0.4, 0.9):
+        for now, saved in ((1.0, 0.2), (10.5, 0.4), (11.0, 0.9)):
+            clock.now = now
             shown.advance(saved)
+        clock.now = 12.0
         shown.begin("writing")
     assert capsys.readouterr().err.splitlines() == [
-        "  10.5 s  reading  2/3 frames  0.2 frames/s  FLOPs saved 30%",
+        "  10.5 s  reading  2/3 frames (67%)  0.2 frames/s  FLOPs saved 30%  about 5 s left",
         "  12.0 s  writing",
     ]
 
 
+class Clock:
+    """The clock of progress, set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(console, "perf_counter", lambda: self.now)
+
+
+def test_time_left_counts_from_what_was_done_before(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    with progress("training", total=1, unit="%", quiet=False, timed=True) as shown:
+        for now, done in ((0.0, 0.5), (12.0, 0.6), (600.0, 0.7), (620.0, 1.0)):
+            clock.now = now
+            shown.reach(done, note="loss 0.1")
+    assert capsys.readouterr().err.splitlines() == [
+        "  12.0 s  training  60%  loss 0.1  about 48 s left",
+        " 600.0 s  training  70%  loss 0.1  about 15 min left",
+        " 620.0 s  training  100%  loss 0.1",
+    ]
+
+
+def test_a_long_step_that_reports_nothing_still_gives_lines(capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.02)
+    with progress("export", quiet=False) as shown:
+        shown.begin("export stage0")
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3
+    assert {line.split(" s  ")[1] for line in lines} <= {"export", "export stage0"}
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_fraction_is_shown_in_percent_and_an_unknown_number_without_a_total(capsys, monkeypatch):
     monkeypatch.setattr(console, "LINE_EVERY_S", 0.0)
-    with progress(total=1, unit="%", quiet=False) as shown:
+    with progress(total=1, unit="%", quiet=False, timed=True) as shown:
         shown.reach(0.37, note="loss 0.125")
         shown.reach(1)
-    with progress("warm-up", unit="runs", quiet=False) as shown:
+    with progress("warm-up", unit="runs", quiet=False, timed=True) as shown:
         shown.reach(3)
         shown.begin("measuring")
         shown.reach(4, total=8)
     lines = [line.split(" s  ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert lines == ["37%  loss 0.125", "100%", "warm-up  3 runs", "measuring", "measuring  4/8 runs"]
+    assert lines == ["37%  loss 0.125", "100%", "warm-up  3 runs", "measuring", "measuring  4/8 runs (50%)"]
 
 
 @pytest.mark.parametrize("timed", [False, True])

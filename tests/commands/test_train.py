@@ -14,6 +14,7 @@ from PIL import Image
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
+from dovit_deploy.train import job
 from dovit_scenes.dataset import write_dataset
 from tests.train.tiny_folder import write_folder
 
@@ -53,6 +54,29 @@ def refused(capsys, code: int, words: str, *arguments: object) -> None:
 
 def losses(run: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in row]
+
+
+def test_the_checkpoint_is_there_before_thresholds_are_measured(tmp_path, root, recipe, monkeypatch, capsys):
+    run = tmp_path / "run"
+    seen = []
+
+    def interrupted(model, data, *, advance, **_given):
+        seen.append(checkpoint_from_path(run / "checkpoint").thresholds)
+        signal.raise_signal(signal.SIGINT)
+        advance(1, 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "threshold_curve", interrupted)
+        assert train(root, "--config", recipe, "-o", run, "--quiet") == 130
+    errors = capsys.readouterr().err
+    assert "thresholds were measured; " in errors and "--resume measures them" in errors
+    assert seen == [(0.95,) * 3]
+    assert checkpoint_from_path(run / "checkpoint").thresholds == (0.95,) * 3
+    # What is missing is measured, and nothing is trained again.
+    steps = len(losses(run))
+    assert train(root, "--config", recipe, "-o", run, "--resume", "--quiet") == 0
+    assert len(losses(run)) == steps
+    assert {path.name for path in run.iterdir()} >= {"curve.json", "checkpoint"}
 
 
 def test_a_run_on_rendered_scenes_from_recipe_to_checkpoint(dovit, tmp_path):

@@ -47,7 +47,8 @@ def test_the_threshold_that_saves_most_within_the_drop_is_chosen():
 
 def test_the_curve_starts_dense_and_costs_what_ran(root):
     model = tiny_model(SPEC)
-    points = threshold_curve(model, dataset_from_path(root, "val"), scaling=Scaling(), thresholds=(0.0, 1.0))
+    data = dataset_from_path(root, "val")
+    points = threshold_curve(model, data, scaling=Scaling(), thresholds=(0.0, 1.0)).points
     dense, all_stop, none_stop = points
     assert (dense.threshold, dense.drop, dense.flops_saved) == (None, 0, 0)
     assert all_stop.kept == (SPEC.tokens, SPEC.extra_tokens, SPEC.extra_tokens)
