@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.fork_server import ForkServer
 
 # Before torch or ONNX Runtime are imported: tests of tiny models only lose by more threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -91,13 +93,24 @@ def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def fork_server(state_folder: Path) -> Iterator[ForkServer]:
+    """Runs the command line in processes that need not import anything."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def dovit(tmp_path: Path) -> Run:
+def dovit(tmp_path: Path, fork_server: ForkServer) -> Run:
     """The real command line, in a process of its own, in an empty folder."""
 
     def run(*arguments: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        if not environment and fork_server.suits():
+            return fork_server.run(words, folder=tmp_path, timeout=timeout)
         return subprocess.run(
-            [sys.executable, "-m", "dovit_deploy", *map(str, arguments)],
+            [sys.executable, "-m", "dovit_deploy", *words],
             cwd=tmp_path,
             env={**os.environ, **environment},
             capture_output=True,

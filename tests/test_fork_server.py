@@ -1,0 +1,34 @@
+"""The tests' command line without imports is the command line: exit code, streams, folder, time limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.fork_server import HEAVY, ForkServer, import_everything
+
+
+def test_it_gives_what_a_new_interpreter_gives(fork_server: ForkServer, tmp_path) -> None:
+    for words in (["--version"], ["run"], ["inspect", "no such.dovit"], ["run", "--help"]):
+        fresh = subprocess.run(
+            [sys.executable, "-m", "dovit_deploy", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        forked = fork_server.run(words, folder=tmp_path, timeout=60)
+        assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+
+
+def test_it_is_used_whatever_was_imported(fork_server: ForkServer, monkeypatch) -> None:
+    """Packages set variables when they are imported; those that a test sets are another matter."""
+    import_everything()
+    assert {name for name in HEAVY if name in sys.modules} >= {"torch", "onnxruntime", "cv2"}
+    assert fork_server.suits()
+    monkeypatch.setenv("XDG_CACHE_HOME", "elsewhere")
+    assert not fork_server.suits()
+
+
+def test_what_takes_too_long_is_killed(fork_server: ForkServer, tmp_path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        fork_server.run(["--version"], folder=tmp_path, timeout=0)
+    assert fork_server.run(["--version"], folder=tmp_path, timeout=60).returncode == 0
