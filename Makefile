@@ -19,9 +19,9 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
 
-# Every golden case, more random cases, and the catalogue of mutants.
+# Every golden case, more random cases, fresh environments and long runs, and the catalogue of mutants.
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -m "exhaustive or mutants"
+	$(BIN)/python -m pytest -n 2 -m "exhaustive or mutants or slow"
 
 # Formatting, lint and types.
 check: $(VENV)/.installed-test
@@ -35,13 +35,13 @@ plugins:
 
 # On a machine with an NVIDIA GPU: kernels, plugins, memory, stages against dense, engines and parity, in ten minutes (once
 # installed); the tables of docs/benchmarks.md are written from the result. Without one the self-test runs. It has an
-# environment of its own: onnxruntime-gpu and onnxruntime exclude each other. TENSORRT_INCLUDE as for `make plugins`.
+# environment of its own: onnxruntime-gpu and the onnxruntime of [cpu] and [export] exclude each other. TENSORRT_INCLUDE as for `make plugins`.
 prove-gpu: $(GPU_VENV)/.installed
 	$(GPU_VENV)/bin/python benchmarks/gpu/prove.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
 
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu,export]' pytest
+	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]' torch onnx onnxscript onnx-ir pyyaml pytest
 	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[tensorrt-rtx]'
 	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[pycuda]'
 	@touch $@

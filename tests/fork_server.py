@@ -157,6 +157,11 @@ def become_dovit(arguments: list[str], folder: str, ends: list[int]) -> None:
         for end, standard in zip(ends, (1, 2), strict=True):
             os.dup2(end, standard)
             os.close(end)
+        # New ones, as an interpreter makes them: those of the server remember where its own streams led.
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding=sys.stdout.encoding, errors="strict", closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
+            2, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False
+        )
         sys.argv = ["dovit", *arguments]
         runpy.run_module("dovit_deploy", run_name="__main__", alter_sys=True)
     except SystemExit as leaving:
