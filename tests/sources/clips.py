@@ -47,7 +47,7 @@ def make_clip(
         stream.height, stream.width = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.time_base = stream.codec_context.time_base = tick
-        sound = None if sound_s is None else _sound_stream(output, sound_codec)
+        sound = None if sound_s is None else sound_stream(output, sound_codec)
         for index, time_s in enumerate(times):
             rgb = numbered(index, height=size[0], width=size[1])
             if noise:
@@ -57,18 +57,19 @@ def make_clip(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if sound is not None:
-            _add_beeps(output, sound, seconds=sound_s)
+            add_beeps(output, sound, seconds=sound_s)
     return path
 
 
-def _sound_stream(output, codec: str):
+def sound_stream(output, codec: str):
+    """A track of mono sound, 48 kHz, in a container that is being written."""
     sound = output.add_stream(codec, rate=48000)
     sound.codec_context.format = "s16" if codec.startswith("pcm") else "fltp"
     sound.codec_context.layout = "mono"
     return sound
 
 
-def _add_beeps(output, sound, *, seconds: Fraction) -> None:
+def add_beeps(output, sound, *, seconds: Fraction) -> None:
     """A tenth of a second of 440 Hz at every full second."""
     layout = sound.codec_context.format.name
     samples = int(seconds * 48000)
