@@ -8,12 +8,14 @@ from itertools import accumulate
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.cli import _application, _run
+from dovit_deploy.sources.open import open_source
 from tests.sources.clips import seconds_of, times_of
-from tests.sources.phone import SIZE, TICK, make_phone_clip
+from tests.sources.phone import SIZE, TICK, make_phone_clip, seen
 
 STEPS = (20, 20, 23, 17, 60, 20, 21, 19, 20)
 """Ticks from frame to frame: around 30 a second, one long in the dark."""
@@ -42,6 +44,15 @@ def test_the_clip_is_what_it_claims_to_be(clip: Path) -> None:
         av.open(str(clip))
 
 
+def test_every_frame_is_read_as_it_is_seen(clip: Path) -> None:
+    with open_source(str(clip)) as source:
+        frames = list(source)
+    assert [frame.time_s for frame in frames] == TIMES
+    for index, frame in enumerate(frames):
+        # Of a mirrored or turned one the difference is above 10.
+        assert np.abs(frame.rgb.astype(int) - seen(index)).mean() < 5
+
+
 def test_a_phones_video_comes_back_upright_in_time_and_with_its_sound(
     clip: Path, tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
@@ -62,6 +73,4 @@ def test_a_phones_video_comes_back_upright_in_time_and_with_its_sound(
     for frame in frames:
         above, below = frame[60:90, 80:], frame[100:130, 80:]
         assert (above[..., 0] - below[..., 0]).mean() > 30 and (below[..., 2] - above[..., 2]).mean() > 30
-        left, right = frame[70:120, 20:40], frame[70:120, 90:110]
-        assert right[..., 1].mean() - left[..., 1].mean() > 5
     assert len(list((tmp_path / "out" / "masks").iterdir())) == len(TIMES)
