@@ -24,7 +24,8 @@ from report import publish
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
 from dovit_deploy.families.spec import Size
-from dovit_deploy.runtime.paint import paint_hud, paint_overlay, save_mask
+from dovit_deploy.runtime.legend import class_shares, draw_figures, draw_legend
+from dovit_deploy.runtime.paint import paint_overlay, save_mask
 from dovit_deploy.runtime.results import FrameTokens, Logits, Palette, RunTiming, TokenReport, Window
 from dovit_deploy.runtime.token_maps import paint_tokens
 from dovit_deploy.runtime.transforms import to_class_map, to_input
@@ -128,7 +129,7 @@ def measure_case(
 
 
 def measure_painting(scene: SceneFrame, *, repeat: int) -> dict[str, dict[str, float]]:
-    """Overlay, HUD, exit map and mask of one frame."""
+    """Overlay, figures, legend, exit map and mask of one frame."""
     random = np.random.default_rng(0)
     frame, class_map = scene.rgb, scene.labels
     palette = Palette(CLASS_NAMES, np.array(PALETTE, dtype=np.uint8))
@@ -137,12 +138,14 @@ def measure_painting(scene: SceneFrame, *, repeat: int) -> dict[str, dict[str, f
     kept = (691, *(int(grid.sum()) + 1 for grid in keep))
     report = TokenReport(kept, 10.0, 6.0, keep, (), RunTiming(1.0, (1.0,)))
     tokens = FrameTokens((Window(0, 0, 360, 480, report),), (360, 480), 16)
+    lettered = frame.copy()
     with tempfile.TemporaryDirectory() as folder:
         mask = Path(folder) / "mask.png"
         return milliseconds(
             {
                 "overlay": lambda: paint_overlay(frame, class_map, palette, alpha=0.5),
-                "hud": lambda: paint_hud(frame, tokens, fps=25.0),
+                "figures": lambda: draw_figures(lettered, tokens, "25.0 fps"),
+                "legend": lambda: draw_legend(lettered, class_shares(class_map, palette)),
                 "tokens": lambda: paint_tokens(frame, tokens, (2, 5, 8)),
                 "mask_png": lambda: save_mask(mask, class_map, palette),
             },

@@ -11,17 +11,26 @@ import numpy as np
 from PIL import Image
 
 from dovit_deploy import Bundle, Predictor, Session
+from dovit_deploy.runtime.legend import draw_legend
+from dovit_deploy.runtime.token_maps import KEY_BACKGROUND
 from dovit_scenes import street_frames
 
 TARGET = Path(__file__).parent / "images" / "strip.png"
+# The one that is being released, which need not be installed.
+MODEL = Path(__file__).parent.parent / "models" / "road-tiny" / "dovit_model_road_tiny" / "road-tiny.dovit"
 
 
 def main() -> None:
     """Write the strip."""
     frame = list(street_frames(12, seed=7, size=(360, 480), density=0.6))[-1]
-    with Session(Bundle.open("default")) as session:
+    with Session(Bundle.open(MODEL)) as session:
         result = Predictor(session).predict(frame.rgb)
-    strip = np.concatenate([frame.rgb, result.plot(), result.plot_tokens()], axis=1)
+    overlay, tokens = result.plot(), result.plot_tokens()
+    draw_legend(overlay, result.shares())
+    # The key of the exit map stands below it, and the others are as high.
+    room = ((0, len(tokens) - len(overlay)), (0, 0), (0, 0))
+    below = [np.pad(image, room, constant_values=KEY_BACKGROUND) for image in (frame.rgb, overlay)]
+    strip = np.concatenate([*below, tokens], axis=1)
     TARGET.parent.mkdir(exist_ok=True)
     Image.fromarray(strip).quantize(256).save(TARGET, optimize=True)
 
