@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from dovit_deploy.commands.run import run
 from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
 from dovit_deploy.errors import DovitError, Interrupted, OutputFailed
+from dovit_deploy.files import NO_ROOM
 from dovit_deploy.interruption import interruptible
 from dovit_deploy.printing import prepare_streams, print_remarks, print_results, print_traceback, shortened
 
@@ -112,6 +114,12 @@ def _code(app: typer.Typer, arguments: list[str]) -> int:
         return error.exit_code
     except _WrongUsage as error:
         return _say_usage(error)
+    except OSError as error:
+        # What a verb writes reports itself; this is the folder of temporary files, wherever it was needed.
+        if error.errno not in NO_ROOM:
+            raise
+        print_remarks(f"error: cannot write {error.filename or tempfile.gettempdir()}: {error.strerror}; make room")
+        return OutputFailed.exit_code
     except KeyboardInterrupt:
         code = Interrupted.exit_code
     finally:

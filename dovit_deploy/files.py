@@ -18,7 +18,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dovit_deploy.claims import PARTIAL, PREVIOUS, claimed, claimed_free, name_that_fits, noted, real_path, remove
+from dovit_deploy.claims import (
+    LONGEST_NAME,
+    PARTIAL,
+    PREVIOUS,
+    claimed,
+    claimed_free,
+    name_that_fits,
+    noted,
+    real_path,
+    remove,
+)
 from dovit_deploy.errors import OutputFailed, UsageError
 
 ForeignCheck = Callable[[Path], str | None]
@@ -31,6 +41,8 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 """What fixes it, by the reason that the system gives."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Reasons that only writing can have."""
 
 
 # What the disk refuses.
@@ -50,6 +62,16 @@ def reported_writes(path: Path, *, kept: str = "") -> Iterator[None]:
         raise OutputFailed(f"{error}; {kept}") if kept else error from error.__cause__
     except OSError as error:
         raise _write_failure(path, error, kept=kept) from error
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise OutputFailed where `path` could not be written after hours of work: no permission, or too long a name."""
+    real = real_path(path)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in real.parts):
+        raise _write_failure(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)))
+    folder = next(parent for parent in real.parents if parent.exists())
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise _write_failure(path, OSError(errno.EACCES, f"the folder {folder} cannot be written"))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.closing import bench_command, closing_lines
 from dovit_deploy.credentials import masked
-from dovit_deploy.errors import Interrupted, PartialFailure, UsageError
+from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def run(
             failed = partial(console.remark, quiet=False)
             outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
     # Written before anything is printed, so that a closed pipe cannot lose it.
-    console.write_json(json_file, outcome.summary)
+    # On a disk that is full, the error to come says what is where.
+    with nullcontext() if outcome.full is None else suppress(OutputFailed):
+        console.write_json(json_file, outcome.summary)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
     measured = bench_command(bundle, source, recursive=recursive, engine=engine, precision=precision)
@@ -145,8 +148,10 @@ def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: st
     """Raise Interrupted or PartialFailure unless everything was done."""
     done = plural(outcome.summary["frames"], "frame")
     # First, since an interrupt explains whatever else is missing.
-    if outcome.summary["interrupted"]:
+    if outcome.summary["interrupted"] and outcome.full is None:
         raise Interrupted(f"stopped after {done}; what was done is in {folder}")
+    if outcome.full is not None:
+        raise OutputFailed(f"{outcome.full}; done until then: {done}, in {folder}") from outcome.full
     if outcome.failures:
         raise PartialFailure(
             f"{plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dovit_deploy.claims import claimed, claimed_free, real_path
 from dovit_deploy.errors import UsageError
-from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs
+from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs, refuse_unwritable
 
 Inputs = Iterable[str | Path | None]
 """What a verb reads: paths, or addresses and globs, which are no paths; None where a flag was not given."""
@@ -39,11 +39,13 @@ def claim_folder(path: Path, *, inputs: Inputs, overwrite: bool, mark: ForeignCh
 
 def claim(path: Path) -> None:
     """Claim a target that the verb itself checks; UsageError when another run writes there."""
+    refuse_unwritable(path)
     _until_the_end.enter_context(claimed(path))
 
 
 def claim_free_folder(path: Path) -> Path:
     """Claim a default name: `path`, or `path-2`, `path-3`, ... when that is taken or another run writes there."""
+    refuse_unwritable(path.parent / "x")
     return _until_the_end.enter_context(claimed_free(path))
 
 
@@ -76,4 +78,5 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
     if output is not None and real_path(output) in (real, *real.parents):
         raise UsageError(f"--json {path}: this is the output folder {output}, or lies in it; choose another")
     refuse_inside_bundle(path, option="--json")
+    refuse_unwritable(path)
     _until_the_end.enter_context(claimed(path, option="--json"))

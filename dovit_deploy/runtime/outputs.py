@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Mapping
@@ -10,11 +11,12 @@ from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from dovit_deploy.files import first_foreign
+from dovit_deploy.claims import name_that_fits
+from dovit_deploy.files import first_foreign, reported_writes
 from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
 from dovit_deploy.runtime.paint import save_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
@@ -54,6 +56,8 @@ class RunOutputs(Closing):
         self._names = names_from_paths(source.paths, source.root) if isinstance(source, ImageSource) else {}
         self._writers: dict[str, VideoWriter] = {}
         self._stack = ExitStack()
+        self._begun = 0
+        self._images: list[Path] = []
         for kind in kinds:
             # A video is one file; its masks are still one image a frame.
             if self._video is None or kind == "masks":
@@ -68,6 +72,9 @@ class RunOutputs(Closing):
     def write(self, frame: Frame, result: ImageResult) -> None:
         """Write one frame's images."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
+        self._begun += 1
+        # A video's own file is not among them.
+        self._images = [self._folder / kind / f"{name}.png" for kind in self._kinds]
         for kind in self._kinds if "/" in name else ():
             # A folder below the source's has one of its own.
             (self._folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +117,12 @@ class RunOutputs(Closing):
             audio_from=video.path if video.has_audio else None,
         )
 
+    def keep_whole(self, frames: int) -> None:
+        """Take out the images of the frame that was begun after the first `frames`, if one was."""
+        if self._begun > frames:
+            for image in self._images:
+                image.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Finish the videos; they are playable also after an interrupt."""
         self._stack.close()
@@ -127,13 +140,18 @@ def names_from_paths(paths: tuple[Path, ...], root: Path | None = None) -> dict[
     names: dict[str, str] = {}
     for path, folder in folders.items():
         name = path.stem if stems[folder, path.stem] == 1 else path.name
-        number, free = 1, name
+        number, free = 1, _image_stem(name)
         while f"{folder / free}.png" in taken:
             number += 1
-            free = f"{name}-{number}"
+            free = _image_stem(name, f"-{number}")
         taken.add(f"{folder / free}.png")
         names[str(path)] = str(folder / free)
     return names
+
+
+def _image_stem(name: str, number: str = "") -> str:
+    """`name` + `number`, shortened where it would be too long for a file's name with ".png"."""
+    return name_that_fits(name, f"{number}.png").removesuffix(".png")
 
 
 def _relative(folder: Path, root: Path) -> PurePosixPath:
@@ -175,8 +193,8 @@ def foreign_in_run(folder: Path) -> str | None:
 def _image_names(sources: list[str], indices: set[int]) -> set[str]:
     """How the images of these frames may be called, in each folder, see `names_from_paths`."""
     names = Counter(name for source in sources for name in (Path(source).stem, Path(source).name))
-    numbered = {f"{name}-{number}" for name, count in names.items() for number in range(2, count + 2)}
-    return {f"{name}.png" for name in (*(f"{index:06d}" for index in indices), *names, *numbered)}
+    numbered = {_image_stem(name, f"-{number}") for name, count in names.items() for number in range(2, count + 2)}
+    return {f"{name}.png" for name in (*(f"{index:06d}" for index in indices), *map(_image_stem, names), *numbered)}
 
 
 def _folders_within(path: Path) -> set[str]:
@@ -205,23 +223,40 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
     }
 
 
-class RunReport:
-    """Writes rows as they come and keeps of each number only the number: 8 bytes a frame and field."""
+class RunReport(Closing):
+    """Writes rows as they come and keeps of each number only the number: 8 bytes a frame and field.
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    Raises:
+        OutputFailed: (also of `add` and `close`) the file `path` cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with reported_writes(path):
+            self._file = path.open("w", encoding="utf-8")
         self._columns: dict[tuple[str, ...], array[float]] = {}
         self.frames = 0
 
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
-        self._file.write(json.dumps(row) + "\n")
-        # So that the rows of a run that is killed can be read.
-        self._file.flush()
+        with reported_writes(self._path):
+            self._file.write(json.dumps(row) + "\n")
+            # So that the rows of a run that is killed can be read.
+            self._file.flush()
         self.frames += 1
         for name, value in row.items():
             if name not in _NOT_NUMBERS:
                 self._collect((name,), value)
+
+    def keep_whole(self) -> None:
+        """Take out what was begun of a further row."""
+        lines = self._path.read_bytes().splitlines(keepends=True)[: self.frames]
+        os.truncate(self._path, sum(map(len, lines)))
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        with reported_writes(self._path):
+            self._file.close()
 
     def _collect(self, path: tuple[str, ...], value: Any) -> None:  # noqa: ANN401  JSON
         if isinstance(value, Mapping):

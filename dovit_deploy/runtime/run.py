@@ -20,10 +20,17 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.errors import SourceError
+from dovit_deploy.errors import OutputFailed, SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
-from dovit_deploy.runtime.outputs import ROWS, SUMMARY, RunOutputs, RunReport, foreign_in_run, row_from_frame
+from dovit_deploy.runtime.outputs import (
+    ROWS,
+    SUMMARY,
+    RunOutputs,
+    RunReport,
+    foreign_in_run,
+    row_from_frame,
+)
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
@@ -36,6 +43,9 @@ Advance = Callable[[float], None]
 
 QUEUED_FRAMES = 4
 """Frames that may wait between two steps: enough to bridge a slow one, a few MB each."""
+
+SUMMARY_ROOM = 1 << 16
+"""Bytes, more than any summary takes that does not list thousands of failed inputs."""
 
 _POLL_S = 0.1
 """Seconds after which a thread that waits at a queue looks whether it should end."""
@@ -68,6 +78,18 @@ class RunOutcome:
     """Lines for the user, about what was written."""
     seconds: float
     """From before the first frame was read until the last was written."""
+    full: OutputFailed | None = None
+    """Why the disk took no more; what was done until then is in the folder, as after an interrupt."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What was done of a source, whole frames only."""
+
+    report: RunReport
+    failures: list[FailedFrame]
+    warnings: list[str]
+    full: OutputFailed | None
 
 
 def run_source(
@@ -92,18 +114,21 @@ def run_source(
         SourceError: not one frame could be read; nothing is left behind.
         UsageError: the folder exists, and is not ours or the plan does not allow to overwrite it; or another run writes
             there.
+        OutputFailed: the disk did not take one frame, or no summary; nothing is left behind.
     """
     with written_aside(plan.folder, overwrite=plan.overwrite, mark=foreign_in_run) as folder:
+        # Room for the summary, so that also on a disk that is full by then the work is kept.
+        (folder / SUMMARY).write_bytes(bytes(SUMMARY_ROOM))
         start = perf_counter()
-        report, failures, warnings = _work_through(session, source, plan, folder, stop, advance, failed)
+        work = _work_through(session, source, plan, folder, stop, advance, failed)
         seconds = perf_counter() - start
-        summary = _summary(session, plan, report, failures, interrupted=stop.is_set())
+        summary = _summary(session, plan, work, interrupted=stop.is_set() or work.full is not None)
         # A run that is interrupted before its first frame has not failed: its report has 0 frames.
-        if not report.frames and not stop.is_set():
-            reason = failures[0].message if failures else "the source gave no frame"
+        if not work.report.frames and not stop.is_set():
+            reason = work.failures[0].message if work.failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return RunOutcome(summary, tuple(failures), tuple(warnings), seconds)
+    return RunOutcome(summary, tuple(work.failures), tuple(work.warnings), seconds, work.full)
 
 
 def _work_through(
@@ -114,37 +139,42 @@ def _work_through(
     stop: threading.Event,
     advance: Advance,
     failed: Callable[[str], None],
-) -> tuple[RunReport, list[FailedFrame], list[str]]:
+) -> _Work:
     predictor = predictor_for(session)
     failures: list[FailedFrame] = []
-    with (
-        (folder / ROWS).open("w", encoding="utf-8") as file,
-        RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend) as outputs,
-    ):
-        report = RunReport(file)
+    report = RunReport(folder / ROWS)
+    outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
 
-        def predict(frame: Frame) -> ImageResult:
-            return predictor.run(frame.rgb, plan.settings, decode_ms=frame.decode_ms)
+    def predict(frame: Frame) -> ImageResult:
+        return predictor.run(frame.rgb, plan.settings, decode_ms=frame.decode_ms)
 
-        def write(frame: Frame, result: ImageResult) -> None:
-            outputs.write(frame, result)
-            report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
-            advance(result.tokens.flops_saved)
+    def write(frame: Frame, result: ImageResult) -> None:
+        outputs.write(frame, result)
+        report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
+        advance(result.tokens.flops_saved)
 
-        def note_failure(frame: FailedFrame) -> None:
-            failures.append(frame)
-            failed(frame.message)
+    def note_failure(frame: FailedFrame) -> None:
+        failures.append(frame)
+        failed(frame.message)
 
-        Pipeline(source, predict=predict, write=write, failed=note_failure, stop=stop).run()
+    full = None
+    try:
+        with report, outputs:
+            Pipeline(source, predict=predict, write=write, failed=note_failure, stop=stop).run()
+    except OutputFailed as error:
+        # Under the name that the user gave; the folder is called otherwise while it grows.
+        full = OutputFailed(str(error).replace(str(folder), str(plan.folder)))
+        if not report.frames:
+            raise full from error
+        report.keep_whole()
+        outputs.keep_whole(report.frames)
     # The writers complete their warnings when they are closed.
-    return report, failures, outputs.warnings
+    return _Work(report, failures, outputs.warnings, full)
 
 
-def _summary(
-    session: Session, plan: RunPlan, report: RunReport, failures: list[FailedFrame], *, interrupted: bool
-) -> Summary:
+def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool) -> Summary:
     return {
-        "frames": report.frames,
+        "frames": work.report.frames,
         "interrupted": interrupted,
         "engine": session.backend.name,
         "precision": session.backend.precision,
@@ -153,8 +183,8 @@ def _summary(
         "bundle": str(session.bundle.path),
         "machine": machine_facts(),
         "versions": package_versions(),
-        "failed": [{"source": frame.source, "message": frame.message} for frame in failures],
-        **report.statistics(),
+        "failed": [{"source": frame.source, "message": frame.message} for frame in work.failures],
+        **work.report.statistics(),
     }
 
 

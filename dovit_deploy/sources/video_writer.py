@@ -16,8 +16,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.errors import EncoderMissing, EnvironmentProblem, SourceError
+from dovit_deploy.errors import EncoderMissing, OutputFailed, SourceError
 from dovit_deploy.sources.containers import opened_container
+from dovit_deploy.sources.opencv import opened_capture
 from dovit_deploy.sources.source import RGB, Closing
 
 # Against preset "veryfast": as sharp at this crf, twice the bytes, a sixth of the time (4 ms for 720p).
@@ -104,7 +105,7 @@ class H264Writer(Closing):
         self._duration = max(round(1 / rate / self._tick), 1)
         self._first: Fraction | None = None
         self._last = -1
-        self._closed = False
+        self._closed = self._failed = False
         with self._mapped_errors():
             options = {"movflags": "+faststart"}
             self._output = av.open(str(path.absolute()), "w", format="mp4", options=options)
@@ -116,7 +117,7 @@ class H264Writer(Closing):
 
         Raises:
             ValueError: `rgb` is not of the announced size.
-            EnvironmentProblem: the file cannot be written (disk full).
+            OutputFailed: the file cannot be written (disk full).
         """
         yuv = self._cv2.cvtColor(self._padding.padded(rgb), self._cv2.COLOR_RGB2YUV_I420)
         if self._first is None:
@@ -134,7 +135,7 @@ class H264Writer(Closing):
         """Write what the encoder still holds, the rest of the sound and the index; may be called twice.
 
         Raises:
-            EnvironmentProblem: the file cannot be written (disk full).
+            OutputFailed: the file cannot be written (disk full).
         """
         if self._closed:
             return
@@ -146,6 +147,9 @@ class H264Writer(Closing):
                     if self._audio is not None:
                         self._audio.copy_until((self._last + self._duration) * self._tick)
         finally:
+            if self._failed:
+                # Without its index nothing can play it; and the room it takes may be what the report needs.
+                self._path.unlink(missing_ok=True)
             if self._audio is not None:
                 self._audio.close()
                 self.warnings += self._audio.warnings
@@ -192,8 +196,9 @@ class H264Writer(Closing):
         try:
             yield
         except self._av.FFmpegError as error:
+            self._failed = True
             reason = getattr(error, "strerror", None) or error
-            raise EnvironmentProblem(f"{self._path}: cannot be written ({reason})") from error
+            raise OutputFailed(f"cannot write {self._path.name}: {reason}") from error
 
 
 def _tick(rate: Fraction, time_base: Fraction | None) -> Fraction:
@@ -322,10 +327,29 @@ class OpencvVideoWriter(Closing):
         self._written += 1
 
     def close(self) -> None:
-        """Finish the file; without a single frame no file is left; may be called twice."""
+        """Finish the file; without a single frame no file is left; may be called twice.
+
+        Raises:
+            OutputFailed: the file does not hold every frame: OpenCV itself never says so (disk full).
+        """
+        if not self._writer.isOpened():
+            return
         self._writer.release()
-        if not self._written:
+        found = self._frames_found() if self._written else 0
+        if not self._written or found < self._written:
             self._path.unlink(missing_ok=True)
+        if found < self._written:
+            raise OutputFailed(
+                f"cannot write {self._path.name}: OpenCV wrote {found} of {self._written} frames; is the disk full?"
+            )
+
+    def _frames_found(self) -> int:
+        """How many frames the finished file announces; 0 where it cannot be opened."""
+        capture = opened_capture(self._cv2, str(self._path.absolute()))
+        try:
+            return int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        finally:
+            capture.release()
 
 
 class EvenPadding:

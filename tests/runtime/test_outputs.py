@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -23,18 +22,18 @@ def row(number: int) -> dict[str, object]:
     }
 
 
-def test_rows_are_written_as_they_come() -> None:
-    file = io.StringIO()
-    report = RunReport(file)
-    for number in range(3):
-        report.add(row(number))
-        assert len(file.getvalue().splitlines()) == number + 1
-    assert [json.loads(line)["index"] for line in file.getvalue().splitlines()] == [0, 1, 2]
+def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "frames.jsonl"
+    with RunReport(path) as report:
+        for number in range(3):
+            report.add(row(number))
+            assert len(path.read_text().splitlines()) == number + 1
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2]
     assert report.frames == 3
 
 
-def test_statistics_have_the_shape_of_a_row_without_what_identifies_it() -> None:
-    report = RunReport(io.StringIO())
+def test_statistics_have_the_shape_of_a_row_without_what_identifies_it(tmp_path: Path) -> None:
+    report = RunReport(tmp_path / "frames.jsonl")
     for number in range(101):
         report.add(row(number))
     found = report.statistics()
@@ -44,8 +43,18 @@ def test_statistics_have_the_shape_of_a_row_without_what_identifies_it() -> None
     assert np.isclose(found["flops_saved"]["mean"], 0.5)
 
 
-def test_no_rows_no_statistics() -> None:
-    assert RunReport(io.StringIO()).statistics() == {}
+def test_no_rows_no_statistics(tmp_path: Path) -> None:
+    assert RunReport(tmp_path / "frames.jsonl").statistics() == {}
+
+
+def test_what_was_begun_after_the_last_whole_row_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "frames.jsonl"
+    with RunReport(path) as report:
+        report.add(row(0))
+    whole = path.read_text()
+    path.write_text(whole + '{"index": 1, "sou')
+    report.keep_whole()
+    assert path.read_text() == whole
 
 
 def test_results_are_named_after_stems_and_never_twice() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy import packages
-from dovit_deploy.errors import EncoderMissing, EnvironmentProblem
+from dovit_deploy.errors import EncoderMissing, OutputFailed
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.video_writer import open_video_writer
 from tests.paths import SHARED
@@ -254,7 +254,7 @@ def test_a_full_disk_is_an_error_with_its_reason(tmp_path):
     (tmp_path / "out.mp4").symlink_to("/dev/full")
     random = np.random.default_rng(0)
     with (
-        pytest.raises(EnvironmentProblem, match=r"out\.mp4: cannot be written \(No space left"),
+        pytest.raises(OutputFailed, match=r"cannot write out\.mp4: No space left"),
         open_video_writer(tmp_path / "out.mp4", size=(128, 128), rate=Fraction(25)) as writer,
     ):
         for index in range(100):
