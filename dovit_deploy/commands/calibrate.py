@@ -12,7 +12,7 @@ import typer
 from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
-from dovit_deploy.errors import InputError, PackageMissing, UsageError
+from dovit_deploy.errors import OutputFailed, PackageMissing, UsageError
 from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def calibrate(
             write_calibrated(opened, calibration, target)
     # The files come before the table: once its last line is printed they are there.
     console.write_json(json_file, _report(None if dry_run else target, summary, calibration))
+    plot = None if dry_run else _plot(calibration, target, quiet=quiet)
     _show(calibration, verbose=verbose, quiet=quiet)
     if not dry_run:
-        console.result(str(target))
-        _plot(calibration, target, quiet=quiet)
+        console.result(*map(str, filter(None, (target, plot))))
     used = path if dry_run or output is None else output
     console.next_command(_next(calibration, used, classes, dry_run), quiet=quiet)
 
@@ -114,7 +114,7 @@ def _shown_anyway(calibration: Calibration, *, verbose: bool, quiet: bool) -> It
     """The search may have taken an hour: what it found is shown even if the block cannot write it."""
     try:
         yield
-    except InputError:
+    except OutputFailed:
         _show(calibration, verbose=verbose, quiet=quiet)
         raise
 
@@ -300,15 +300,15 @@ def _drop_text(point: MeasuredPoint) -> str:
     return f", mIoU drop {point.drop:.2f} ({point.drop_interval.low:.2f} to {point.drop_interval.high:.2f})"
 
 
-def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> None:
-    """Draw the trade-off beside the bundle, where matplotlib is installed."""
+def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> Path | None:
+    """Draw the trade-off beside the bundle, where matplotlib is installed; path of the plot."""
     from dovit_deploy.calibrate.plot import plot_path, save_plot
 
     try:
         packages.matplotlib_figure()
     except PackageMissing as missing:
         console.remark(f"no plot: {missing}", quiet=quiet)
-        return
+        return None
     path = plot_path(target)
     save_plot(calibration, path)
-    console.result(str(path))
+    return path

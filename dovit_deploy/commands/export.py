@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
+from dovit_deploy.claims import name_that_fits
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
@@ -86,7 +87,7 @@ def _target(output: Path | None, checkpoint: Path, *, inputs: targets.Inputs, ov
     """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
     from dovit_deploy.bundle.bundle import foreign_in_bundle
 
-    target = output or checkpoint.with_name(checkpoint.stem + ".dovit")
+    target = output or checkpoint.with_name(name_that_fits(checkpoint.stem, ".dovit"))
     if target.suffix != ".dovit":
         raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
     return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
