@@ -12,6 +12,7 @@ from typing import Any
 
 from dovit_deploy import packages, signatures
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, MeasuredPoint, PartEntry
+from dovit_deploy.claims import name_that_fits
 from dovit_deploy.files import file_written_aside
 
 SOFTWARE = "dovit-deploy, calibration"
@@ -40,7 +41,7 @@ def save_plot(calibration: Calibration, path: Path) -> None:
 def plot_path(bundle: Path) -> Path:
     """Where the plot of a bundle goes: `NAME-calibration.png` beside it, numbered where that is not ours to replace."""
     for number in itertools.count(1):
-        path = bundle.with_name(f"{bundle.stem}-calibration{'' if number == 1 else f'-{number}'}.png")
+        path = bundle.with_name(name_that_fits(bundle.stem, f"-calibration{'' if number == 1 else f'-{number}'}.png"))
         if not os.path.lexists(path) or _is_ours(path):
             return path
     raise AssertionError("the numbers do not end")

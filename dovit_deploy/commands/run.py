@@ -95,15 +95,19 @@ def run(
         ):
             failed = partial(console.remark, quiet=False)
             outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
-    # Written before anything is printed, so that a closed pipe cannot lose it.
-    # On a disk that is full, the error to come says what is where.
-    with nullcontext() if outcome.full is None else suppress(OutputFailed):
-        console.write_json(json_file, outcome.summary)
+    _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
     measured = bench_command(bundle, source, recursive=recursive, engine=engine, precision=precision)
     console.next_command(measured, quiet=quiet)
     _raise_unless_complete(outcome, folder, ended_early=frames.ended_early)
+
+
+def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:
+    """The file of `--json`, before anything is printed: a reader that stops reading must not cost it."""
+    # On a disk that is full, the error to come says what is where.
+    with nullcontext() if outcome.full is None else suppress(OutputFailed):
+        console.write_json(json_file, outcome.summary)
 
 
 def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, overwrite: bool) -> Path:
