@@ -35,7 +35,8 @@ plugins:
 
 # On a machine with an NVIDIA GPU: kernels, plugins, memory, stages against dense, engines and parity, in ten minutes (once
 # installed); the tables of docs/benchmarks.md are written from the result. Without one the self-test runs. It has an
-# environment of its own: onnxruntime-gpu and the onnxruntime of [cpu] and [export] exclude each other. TENSORRT_INCLUDE as for `make plugins`.
+# environment of its own: onnxruntime-gpu and the onnxruntime of `cpu` and `export` exclude each other. TENSORRT_INCLUDE
+# as for `make plugins`.
 prove-gpu: $(GPU_VENV)/.installed
 	$(GPU_VENV)/bin/python benchmarks/gpu/prove.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
 

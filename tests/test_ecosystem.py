@@ -62,7 +62,7 @@ PROMISES = (
     ),
     Promise(
         "onnxruntime",
-        {"onnxruntime": ("cpu",), "onnxruntime-gpu": ("gpu",)},
+        {"onnxruntime": ("cpu", "export"), "onnxruntime-gpu": ("gpu",)},
         tests=(
             ("tests/runtime/test_session.py", "onnxruntime"),
             ("tests/engines/test_onnxruntime_cuda.py", "session_on_gpu"),
@@ -100,7 +100,7 @@ PROMISES = (
     ),
     Promise(
         "cv2",
-        {"opencv-python-headless": ("cpu", "gpu", "train")},
+        {"opencv-python-headless": ("cpu", "export", "gpu", "train")},
         tests=(
             ("tests/sources/test_opencv.py", "without_pyav"),
             ("tests/runtime/test_transforms.py", "OpenCV"),
