@@ -73,7 +73,7 @@ def flags_of(function: object) -> set[str]:
 
 
 def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of README and the bundle's specification, with a bundle, pixels and an image at hand."""
+    """Every Python block of README, the bundle's specification and the page for Python, with a bundle, pixels and an image at hand."""
     import numpy as np
     from PIL import Image
 
@@ -83,11 +83,11 @@ def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch
     (tmp_path / "x.dovit").symlink_to(tiny_bundle_path)
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "street.jpg")
     ran = 0
-    for page in (ROOT / "README.md", ROOT / "docs" / "bundle-format.md"):
+    for page in (ROOT / "README.md", ROOT / "docs" / "bundle-format.md", ROOT / "docs" / "python.md"):
         for block in blocks(page, "python"):
             exec(compile(block, str(page), "exec"), {"pixels": tiny_pixels((56, 72)).numpy()})
             ran += 1
-    assert ran >= 2
+    assert ran >= 6
 
 
 def test_the_classifier_snippet_runs(

@@ -88,6 +88,10 @@ def engine_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ENGINES, *(found.name for found in _entry_points()))))
 
 
+MOST_THREADS = 1024
+"""Of one operator; an engine would try to make any number of them."""
+
+
 def engine_entry(name: str) -> EngineEntry:
     """The engine called `name`.
 
@@ -95,6 +99,8 @@ def engine_entry(name: str) -> EngineEntry:
         UsageError: there is none.
         EnvironmentProblem: the distribution that brings it does not load.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"engine: {type(name).__name__} given, a name is needed: {', '.join(ENGINES)}")
     # Another distribution's engine of the same name never replaces one of ours.
     if name in ENGINES:
         return ENGINES[name]
@@ -173,12 +179,13 @@ def backend_from_name(
     from dovit_deploy.engines.base import NONE_GIVEN
 
     entry, options = engine_entry(engine), options or NONE_GIVEN
-    if precision is not None and precision not in entry.precisions:
-        raise UsageError(
-            f"engine {engine} does not run precision '{precision}'; it runs: {', '.join(entry.precisions)}"
-        )
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: {threads} given, at least 1 is needed")
+    if precision is not None and not (isinstance(precision, str) and precision in entry.precisions):
+        shown = f"'{precision[:80]}'" if isinstance(precision, str) else type(precision).__name__
+        raise UsageError(f"engine {engine} does not run precision {shown}; it runs: {', '.join(entry.precisions)}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise UsageError(f"threads: {type(threads).__name__} given, a whole number is needed")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads: {str(threads)[:20]} given, at least 1 is needed and at most {MOST_THREADS}")
     for name in options.given():
         if name not in entry.options:
             _refuse(name, engine)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
+from dovit_deploy.runtime.given import SEVERAL, Image, check_pixels_array, described, image_from, path_from
 from dovit_deploy.runtime.legend import ClassShare
-from dovit_deploy.runtime.paint import paint_label, save_image
+from dovit_deploy.runtime.paint import paint_label, png_from_rgb, save_image
 from dovit_deploy.runtime.results import (
     TOP,
     ClassScore,
@@ -30,7 +31,7 @@ from dovit_deploy.runtime.results import (
     probabilities_from_logits,
     scores_from_probabilities,
 )
-from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.runtime.token_maps import paint_selections
 from dovit_deploy.runtime.transforms import crop_region
 from dovit_deploy.sources.source import RGB
@@ -74,6 +75,10 @@ class ClassificationResult:
             "top": [{"id": entry.id, "name": entry.name, "probability": entry.probability} for entry in self.classes]
         }
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the image that `plot` gives, as PNG."""
+        return png_from_rgb(self.plot())
+
     def save(self, path: str | Path) -> None:
         """Write the answer: `.json` the most probable classes, `.png` the image that `plot` gives.
 
@@ -81,7 +86,7 @@ class ClassificationResult:
             UsageError: another suffix, or the folder is not there.
             OutputFailed: the file cannot be written.
         """
-        target = Path(path)
+        target = path_from(path)
         if target.suffix.lower() not in SUFFIXES:
             raise UsageError(f"{target.name}: an answer is written as {' or '.join(SUFFIXES)}; give such a name")
         if not target.parent.is_dir():
@@ -105,38 +110,66 @@ class Classifier:
     """
 
     def __init__(self, session: RunsOne, *, top: int = TOP) -> None:
-        manifest = session.bundle.manifest
+        manifest = session_from(session, "Classifier").bundle.manifest
         if manifest.task != "classification":
             raise UsageError(f"{manifest.name}: its task is {manifest.task}; Classifier takes classifiers alone")
+        if isinstance(top, bool) or not isinstance(top, int):
+            raise UsageError(f"top: {described(top)} given, a whole number is needed")
         if top < 1:
             raise UsageError(f"top {top}: at least 1 class is needed in an answer")
         self.session, self.top = session, top
         self.spec, self.preprocessing = manifest.spec, manifest.preprocessing
         self.names = tuple(entry.name for entry in manifest.classes)
 
+    @overload
     def predict(
         self,
-        rgb: RGB,
+        rgb: list[Image] | tuple[Image, ...],
         *,
         decode_ms: float = 0.0,
         thresholds: Thresholds | None = None,
         floor: float | None = None,
         dense: bool = False,
-    ) -> ClassificationResult:
+    ) -> list[ClassificationResult]: ...
+    @overload
+    def predict(
+        self,
+        rgb: Image,
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> ClassificationResult: ...
+    def predict(
+        self,
+        rgb: Image | list[Image] | tuple[Image, ...],
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> ClassificationResult | list[ClassificationResult]:
         """What `rgb` shows, and what its tokens did.
 
         Args:
-            rgb: (H, W, 3) uint8, upright.
+            rgb: (H, W, 3) uint8, upright; a path; a Pillow image; or a list of these, which gives a list.
             decode_ms: what decoding it took, to be reported with the rest.
             thresholds, floor, dense: as `Session.run` takes them.
 
         Raises:
-            InputError: not an (H, W, 3) uint8 array.
+            InputError: something else; or a file that cannot be read (SourceError).
             UsageError: thresholds or floor of a model without gates, or given together with `dense`.
             CheckError: the logits are not finite.
         """
         settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
-        return self.run(rgb, settings, decode_ms=decode_ms)
+        if isinstance(rgb, SEVERAL):
+            return [self._predicted(image, settings, decode_ms) for image in rgb]
+        return self._predicted(rgb, settings, decode_ms)
+
+    def _predicted(self, given: Image, settings: RunSettings, decode_ms: float) -> ClassificationResult:
+        rgb, decoded_ms = image_from(given)
+        return self.run(rgb, settings, decode_ms=decode_ms + decoded_ms)
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ClassificationResult:
         """`predict` with settings that are resolved already."""
@@ -175,6 +208,7 @@ class Classifier:
             InputError: not float32 of that shape.
             UsageError: thresholds or floor of a model without gates, or given together with `dense`.
         """
+        check_pixels_array(pixels, f"(1, 3, {self.spec.size[0]}, {self.spec.size[1]})")
         settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
         return np.asarray(self.session.run_one(pixels, settings)[0])
 

@@ -115,12 +115,18 @@ def save_image(path: Path, rgb: RGB) -> None:
     Raises:
         OutputFailed: the file cannot be written.
     """
+    content = png_from_rgb(rgb)
+    with file_written_aside(path) as aside:
+        aside.write_bytes(content)
+
+
+def png_from_rgb(rgb: RGB) -> bytes:
+    """`rgb` (H, W, 3) uint8 as the content of a PNG; raises EnvironmentProblem when OpenCV cannot encode it."""
     cv2 = packages.opencv()
     done, encoded = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
-        raise EnvironmentProblem(f"OpenCV cannot encode {path.name} as PNG")
-    with file_written_aside(path) as aside:
-        aside.write_bytes(encoded.tobytes())
+        raise EnvironmentProblem(f"OpenCV cannot encode an image of {rgb.shape[1]}x{rgb.shape[0]} as PNG")
+    return bytes(encoded.tobytes())
 
 
 def colored(numbers: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> RGB:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
+from dovit_deploy.runtime.given import SEVERAL, Image, check_pixels_array, image_from, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
-from dovit_deploy.runtime.paint import paint_overlay, save_mask
+from dovit_deploy.runtime.paint import paint_overlay, png_from_rgb, save_mask
 from dovit_deploy.runtime.results import ClassMap, FrameTiming, FrameTokens, Logits, Palette, Pixels, Window
-from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
-from dovit_deploy.runtime.transforms import described
 from dovit_deploy.sources.source import RGB
 
 MOST_CLASSES = 256
@@ -44,6 +44,7 @@ class SegmentationResult:
 
     def plot(self, *, alpha: float = 0.5) -> RGB:
         """The image with the classes painted over it; 0 is the image alone, 1 the classes alone."""
+        alpha = number_within(alpha, "alpha", 0, 1)
         return paint_overlay(self.rgb, self.class_map, self.palette, alpha=alpha)
 
     def shares(self) -> tuple[ClassShare, ...]:
@@ -63,6 +64,10 @@ class SegmentationResult:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""
         return {}
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the image that `plot` gives, as PNG."""
+        return png_from_rgb(self.plot())
+
     def save(self, path: str | Path) -> None:
         """Write the class map as an indexed PNG (pixel value = class id) with the palette.
 
@@ -70,7 +75,7 @@ class SegmentationResult:
             UsageError: the name does not end in .png, or the folder is not there.
             EnvironmentProblem: the file cannot be written.
         """
-        save_mask(path, self.class_map, self.palette)
+        save_mask(path_from(path), self.class_map, self.palette)
 
     def to_supervision(self) -> Any:  # noqa: ANN401
         """The same as `supervision.Detections`: one detection per class that occurs, with its mask, box and name.
@@ -102,7 +107,7 @@ class Predictor:
     """
 
     def __init__(self, session: RunsOne) -> None:
-        manifest = session.bundle.manifest
+        manifest = session_from(session, "Predictor").bundle.manifest
         if manifest.task != "segmentation":
             raise UsageError(
                 f"{manifest.name}: its task is {manifest.task}, Predictor makes class maps; "
@@ -117,28 +122,54 @@ class Predictor:
         self.palette = Palette(tuple(entry.name for entry in manifest.classes), colors)
         self.gates = tuple(gate.layer for gate in self.spec.gates)
 
+    @overload
     def predict(
         self,
-        rgb: RGB,
+        rgb: list[Image] | tuple[Image, ...],
         *,
         decode_ms: float = 0.0,
         thresholds: Thresholds | None = None,
         floor: float | None = None,
         dense: bool = False,
-    ) -> SegmentationResult:
+    ) -> list[SegmentationResult]: ...
+    @overload
+    def predict(
+        self,
+        rgb: Image,
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> SegmentationResult: ...
+    def predict(
+        self,
+        rgb: Image | list[Image] | tuple[Image, ...],
+        *,
+        decode_ms: float = 0.0,
+        thresholds: Thresholds | None = None,
+        floor: float | None = None,
+        dense: bool = False,
+    ) -> SegmentationResult | list[SegmentationResult]:
         """The class of every pixel of `rgb`, and what its tokens did.
 
         Args:
-            rgb: (H, W, 3) uint8, upright.
+            rgb: (H, W, 3) uint8, upright; a path; a Pillow image; or a list of these, which gives a list.
             decode_ms: what decoding it took, to be reported with the rest.
             thresholds, floor, dense: as `Session.run` takes them.
 
         Raises:
-            InputError: not an (H, W, 3) uint8 array.
+            InputError: something else; or a file that cannot be read (SourceError).
             UsageError: thresholds or floor out of range, or given together with `dense`.
         """
         settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
-        return self.run(rgb, settings, decode_ms=decode_ms)
+        if isinstance(rgb, SEVERAL):
+            return [self._predicted(image, settings, decode_ms) for image in rgb]
+        return self._predicted(rgb, settings, decode_ms)
+
+    def _predicted(self, given: Image, settings: RunSettings, decode_ms: float) -> SegmentationResult:
+        rgb, decoded_ms = image_from(given)
+        return self.run(rgb, settings, decode_ms=decode_ms + decoded_ms)
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> SegmentationResult:
         """`predict` with settings that are resolved already."""
@@ -183,8 +214,7 @@ class Predictor:
 
     def _check_pixels(self, pixels: Pixels) -> None:
         height, width = self.spec.size
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.float32 or pixels.ndim != 4:
-            raise InputError(f"pixels: {described(pixels)} given, float32 of shape (1, 3, h, w) needed")
+        check_pixels_array(pixels, "(1, 3, h, w)")
         # Windows slide over any input that holds one.
         fits, larger = pixels.shape[2:] == self.spec.size, ""
         if self.preprocessing.stride is not None:

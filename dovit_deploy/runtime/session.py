@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.runtime.given import check_pixels_array
 from dovit_deploy.runtime.results import Answer, Pixels, RunTiming, TokenReport
 from dovit_deploy.runtime.settings import Keep, RunSettings, Thresholds
 
@@ -43,7 +45,7 @@ class Session:
     """A bundle ready to run, one image at a time; usable with `with`, or closed by `close()`.
 
     Args:
-        bundle: an opened bundle.
+        bundle: an opened bundle, its path, or the name of an installed model.
         engine: a name of `engines.registry`; "torch" is the reference.
         precision: one that engine and bundle both have; None: the engine's own, fp32 but for TensorRT.
         threads: of one operator; None leaves it to the engine.
@@ -58,7 +60,7 @@ class Session:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | str | Path,
         *,
         engine: str = "onnxruntime",
         precision: str | None = None,
@@ -66,14 +68,14 @@ class Session:
         options: EngineOptions = NONE_GIVEN,
         backend: Backend | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.backend = backend or backend_from_name(engine, precision=precision, threads=threads, options=options)
-        self._cost = cost_model(bundle.manifest.spec)
+        self._cost = cost_model(self.bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
         self._closed = False
         try:
             # All stages at once: what an engine refuses is then known before the first frame.
-            for number in range(bundle.stages):
+            for number in range(self.bundle.stages):
                 self.engine(stage_name(number))
         except BaseException:
             # Those before it may hold device memory.
@@ -107,7 +109,8 @@ class Session:
                 dense network of its weights; or the session is closed.
         """
         height, width = self.bundle.manifest.spec.size
-        if pixels.ndim != 4 or pixels.shape[0] < 1:
+        check_pixels_array(pixels, f"(B, 3, {height}, {width})")
+        if pixels.shape[0] < 1:
             raise InputError(f"pixels of shape {pixels.shape} given, (B, 3, {height}, {width}) needed")
         if keep is not None and pixels.shape[0] != 1:
             raise InputError(f"keep replays one image, {pixels.shape[0]} given")

@@ -15,6 +15,7 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.printing import plural
+from dovit_deploy.runtime.given import described, number_within
 from dovit_deploy.runtime.results import Answer, Pixels, TokenReport
 
 Thresholds = float | Sequence[float] | npt.NDArray[np.floating]
@@ -53,6 +54,8 @@ class RunSettings:
                 network of its weights.
             InputError: a replay that is impossible.
         """
+        if not isinstance(dense, bool | np.bool_):
+            raise UsageError(f"dense: {described(dense)} given, True or False needed")
         if not dense:
             replay = None if keep is None else index_from_keep(keep, manifest.spec)
             return cls(thresholds_from(thresholds, manifest), floor_from(floor, manifest), replay)
@@ -68,6 +71,13 @@ class RunSettings:
     ) -> Self:
         """No confidence is above 1, and none below 0: every token runs on, but for what `replay` leaves out."""
         return cls(np.ones((len(spec.gates), spec.classes), dtype=np.float32), np.float32(0), replay, dense)
+
+
+def session_from(given: RunsOne, taker: str) -> RunsOne:
+    """A session, or what stands in for one; raises UsageError for anything else that `taker` is given."""
+    if not callable(getattr(given, "run_one", None)) or not isinstance(getattr(given, "bundle", None), Bundle):
+        raise UsageError(f"{taker}: {described(given)} given, a Session is needed: {taker}(Session(bundle))")
+    return given
 
 
 class RunsOne(Protocol):
@@ -95,7 +105,7 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
     if gates == 0:
         raise UsageError(f"{manifest.name} is a model without gates; it takes no thresholds")
     # In float32, as the graph compares: a threshold must not change its side by rounding later.
-    given = np.asarray(value, dtype=np.float32)
+    given = _numbers(value, f"one number, {gates} numbers, or ({gates}, {classes})")
     if given.ndim == 0:
         full = np.full((gates, classes), given, dtype=np.float32)
     elif given.shape == (gates,):
@@ -109,6 +119,19 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
         )
     _check_range(full, spec)
     return np.ascontiguousarray(full)
+
+
+def _numbers(value: object, allowed: str) -> npt.NDArray[np.float32]:
+    try:
+        array = np.asarray(value)
+    # Lists of unequal length, and whatever an object's own conversion raises.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"thresholds: {described(value)} given; allowed: {allowed}") from error
+    if array.dtype.kind not in "fiu":
+        raise UsageError(f"thresholds: {described(value)} given; allowed: {allowed}")
+    # What overflows becomes infinite, which is out of range.
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _check_range(thresholds: npt.NDArray[np.float32], spec: ModelSpec) -> None:
@@ -132,9 +155,7 @@ def floor_from(value: float | None, manifest: Manifest) -> np.float32:
         return np.float32(manifest.defaults.floor)
     if not manifest.spec.gates:
         raise UsageError(f"{manifest.name} is a model without gates; it takes no floor")
-    if not 0 <= value <= 1:
-        raise UsageError(f"floor {value:g} is outside [0, 1]; 0 switches it off")
-    return np.float32(value)
+    return np.float32(number_within(value, "floor", 0, 1))
 
 
 def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
@@ -146,15 +167,15 @@ def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
     Raises:
         InputError: a wrong number, shape or type of grids, or a token that resumes after it stopped.
     """
+    if not isinstance(keep, list | tuple) and not (isinstance(keep, np.ndarray) and keep.ndim):
+        raise InputError(f"keep: {described(keep)} given, a list of one boolean grid per gate needed")
     if len(keep) != len(spec.gates):
         raise InputError(f"keep: {plural(len(keep), 'grid')} given, the model has {plural(len(spec.gates), 'gate')}")
     before = np.ones(spec.grid, dtype=bool)
     indices = []
     for number, cells in enumerate(keep):
-        if cells.shape != spec.grid or cells.dtype != np.bool_:
-            raise InputError(
-                f"keep[{number}]: {cells.dtype} of shape {cells.shape} given, booleans of shape {spec.grid} needed"
-            )
+        if not isinstance(cells, np.ndarray) or cells.shape != spec.grid or cells.dtype != np.bool_:
+            raise InputError(f"keep[{number}]: {described(cells)} given, booleans of shape {spec.grid} needed")
         # A stopped token keeps the value it had: the layers in between have not updated it, so it cannot run on later.
         if (cells & ~before).any():
             raise InputError(f"keep[{number}]: {int((cells & ~before).sum())} tokens resume; a stopped token stays so")

@@ -18,7 +18,7 @@ from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.segmentation import Predictor
-from dovit_deploy.runtime.settings import RunSettings, RunsOne
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, session_from
 from dovit_deploy.sources.source import RGB
 
 
@@ -115,4 +115,4 @@ def predictor_for(session: RunsOne) -> ImagePredictor:
     Raises:
         InputError: the bundle is a backbone without a head, or has more classes than a class map can hold.
     """
-    return task_from_manifest(session.bundle.manifest).predictor(session)
+    return task_from_manifest(session_from(session, "predictor_for").bundle.manifest).predictor(session)

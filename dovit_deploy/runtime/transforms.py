@@ -17,6 +17,7 @@ from dovit_deploy.bundle.manifest import Preprocessing
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime.class_map import Axis, class_map, stretched_class_map
+from dovit_deploy.runtime.given import check_rgb
 from dovit_deploy.runtime.results import ClassMap, Logits, Pixels, Region
 from dovit_deploy.sources.source import RGB
 
@@ -46,7 +47,7 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
     Raises:
         InputError: not an (H, W, 3) uint8 array.
     """
-    _check_rgb(rgb)
+    check_rgb(rgb)
     cv2 = packages.opencv()
     fitted = _fitted(rgb, preprocessing, size)
     pixels = np.empty((1, 3, *fitted.shape[:2]), dtype=np.float32)
@@ -56,18 +57,6 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
         table = (values - preprocessing.mean[channel]) / preprocessing.std[channel]
         cv2.LUT(plane, table.astype(np.float32), dst=pixels[0, channel])
     return pixels
-
-
-def _check_rgb(rgb: RGB) -> None:
-    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        raise InputError(f"image: {described(rgb)} given, RGB as uint8 of shape (H, W, 3) needed")
-
-
-def described(value: object) -> str:
-    """Type and shape of what was given, for messages."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
-    return type(value).__name__
 
 
 def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:

@@ -95,6 +95,20 @@ def read_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> RGB
         return upright(_rgb_from_image(image, path), _orientation(image))
 
 
+def rgb_from_pillow(image: Any) -> RGB:  # noqa: ANN401  Pillow is optional
+    """A Pillow image of the caller's own, as `read_image` gives it.
+
+    Raises:
+        SourceError: it cannot be decoded.
+    """
+    name = str(getattr(image, "filename", "") or "Pillow image")
+    try:
+        image.load()
+        return upright(_rgb_from_image(image, name), _orientation(image))
+    except _UNDECODABLE as error:
+        raise SourceError(f"{name}: cannot be decoded as an image ({_first_line(error)})") from error
+
+
 @contextmanager
 def opened_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Iterator[Any]:
     """Pillow's image at `path`, decoded when it is first used.
