@@ -73,7 +73,7 @@ def flags_of(function: object) -> set[str]:
 
 
 def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every Python block of README, the bundle's specification and the page for Python, with a bundle, pixels and an image at hand."""
+    """Every Python block of these pages runs, with a bundle, pixels and an image at hand."""
     import numpy as np
     from PIL import Image
 
