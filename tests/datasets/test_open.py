@@ -27,6 +27,13 @@ def test_rendered_scenes_have_no_end_and_are_the_same_again(name):
 
 
 @pytest.mark.parametrize("name", RENDERED_NAMES)
+def test_rendered_scenes_have_three_splits(name):
+    assert len(dataset_from_path(name, "test:test_00000")) == 10
+    with pytest.raises(DatasetError, match=f"'{name}' scenes: no split 'validation'; splits: train, val, test"):
+        dataset_from_path(name, "validation")
+
+
+@pytest.mark.parametrize("name", RENDERED_NAMES)
 def test_a_folder_of_the_name_takes_precedence_over_rendered_scenes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     assert is_rendered(name) and not is_rendered("val")

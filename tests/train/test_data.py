@@ -8,8 +8,9 @@ from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.train.batches import BatchMaker, Planner, batches
 from dovit_deploy.train.config import Phase, TrainConfig
-from dovit_deploy.train.data import TrainingData, validation_data
+from dovit_deploy.train.data import TrainingData, found_in, validation_data
 from dovit_deploy.train.recipe import Recipe
+from tests.datasets.labelled_folder import ade20k_folder
 from tests.tiny import tiny_spec
 from tests.train.tiny_folder import write_folder
 
@@ -74,3 +75,12 @@ def test_the_default_split_to_look_at_may_be_absent_but_not_faulty(root, tmp_pat
         validation_data(str(both), Recipe(), (40, 56))
     with pytest.raises(DatasetError, match=r"test\.txt"):
         validation_data(str(root), Recipe(watch="test"), (40, 56))
+
+
+def test_what_was_found_is_said_of_both_splits_and_a_doubt_once(root, tmp_path):
+    data = dataset_from_path(root, "train")
+    assert found_in(data, None).lines()[1:] == ["no validation split: no threshold will be measured"]
+    own = ade20k_folder(tmp_path / "own", values=(0, 1, 2))
+    train, doubt, val = found_in(dataset_from_path(own, "train"), dataset_from_path(own, "val")).lines()
+    assert "(train): ADE20K" in train and "read as ADE20K" in doubt and "(val): ADE20K" in val
+    assert found_in(None, None).training is None
