@@ -104,6 +104,7 @@ class _OpencvSink:
         self._cv2 = packages.opencv()
         # OpenCV chooses the container by the ending, so the temporary name keeps it.
         self._path, self._target = path.with_name(path.name + ".mp4"), path
+        self._written = 0
         code = self._cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = self._cv2.VideoWriter(str(self._path), code, float(fps), (size[1], size[0]))
         if not self._writer.isOpened():
@@ -113,10 +114,22 @@ class _OpencvSink:
     def __enter__(self) -> _OpencvSink:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._writer.release()
+        if kind is None:
+            self._check()
         self._path.replace(self._target)
 
+    def _check(self) -> None:
+        """Raise SceneEnvironmentError unless the file holds every frame: OpenCV itself never says so."""
+        capture = self._cv2.VideoCapture(str(self._path))
+        found = int(capture.get(self._cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if found < self._written:
+            self._path.unlink(missing_ok=True)
+            raise SceneEnvironmentError(f"OpenCV wrote {found} of {self._written} frames; is the disk full?")
+
     def write(self, rgb: npt.NDArray[np.uint8]) -> None:
+        self._written += 1
         # OpenCV takes blue first.
         self._writer.write(np.ascontiguousarray(rgb[..., ::-1]))

@@ -17,6 +17,7 @@ from dovit_scenes.clip import write_clip
 from dovit_scenes.dataset import scene_sample
 from dovit_scenes.errors import SceneArgumentError, SceneEnvironmentError
 from tests.paths import ROOT
+from tests.sources.clips import SilentOpencv
 
 ARGUMENTS = ["--frames", "5", "--seed", "3", "--size", "160x96", "--fps", "15", "--quiet"]
 
@@ -123,6 +124,15 @@ def test_without_opencv_the_error_says_what_to_install(monkeypatch, tmp_path, ca
         render(world_from_seed(0), 0, size=(64, 96))
     assert main([str(tmp_path / "street.mp4"), *ARGUMENTS]) == 5
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_opencv_did_not_write_is_noticed(monkeypatch, tmp_path):
+    monkeypatch.setattr(packages, "pyav", lambda: None)
+    monkeypatch.setattr(packages, "opencv", SilentOpencv)
+    frames = street_frames(2, seed=7, size=(64, 96))
+    with pytest.raises(SceneEnvironmentError, match="wrote 0 of 2 frames"):
+        write_clip(tmp_path / "street.mp4", frames, size=(64, 96), fps=Fraction(25))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +17,9 @@ from hypothesis import strategies as st
 from dovit_deploy import packages
 from dovit_deploy.errors import EncoderMissing, OutputFailed
 from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.video_writer import open_video_writer
+from dovit_deploy.sources.video_writer import OpencvVideoWriter, open_video_writer
 from tests.paths import SHARED
-from tests.sources.clips import NTSC, make_clip, numbered, seconds_of, times_of, turn
+from tests.sources.clips import NTSC, SilentOpencv, make_clip, numbered, seconds_of, times_of, turn
 
 DRIVING_CLIP = SHARED / "data" / "video" / "solidWhiteRight.mp4"
 
@@ -321,3 +323,50 @@ def test_the_driving_clip_with_its_sound(tmp_path):
     assert writer.warnings == []
     assert times_of(tmp_path / "out.mp4") == [Fraction(n, 25) for n in range(50)]
     assert abs(seconds_of(tmp_path / "out.mp4", "audio") - 2) < Fraction(2 * 1024, 48000)
+
+
+def test_what_opencv_did_not_write_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("dovit_deploy.packages.opencv", SilentOpencv)
+    writer = OpencvVideoWriter(tmp_path / "out.mp4", size=(16, 16), rate=Fraction(25), wants_audio=False)
+    for index in range(3):
+        writer.write(np.zeros((16, 16, 3), np.uint8), Fraction(index, 25))
+    with pytest.raises(OutputFailed, match="wrote 0 of 3 frames"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+FILE_LIMIT = """
+import resource, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from dovit_deploy.errors import OutputFailed
+from dovit_deploy.sources.video_writer import OpencvVideoWriter, open_video_writer
+noise = np.random.default_rng(0).integers(0, 256, (20, 96, 96, 3), dtype=np.uint8)
+path = Path("out.mp4")
+open_h264 = lambda: open_video_writer(path, size=(96, 96), rate=Fraction(25))
+open_mpeg4 = lambda: OpencvVideoWriter(path, size=(96, 96), rate=Fraction(25), wants_audio=False)
+def refused(opened):
+    try:
+        with opened() as writer:
+            for index, frame in enumerate(noise):
+                writer.write(frame, Fraction(index, 25))
+    except OutputFailed:
+        return not path.exists()
+    return False
+with open_h264() as writer:
+    for index, frame in enumerate(noise):
+        writer.write(frame, Fraction(index, 25))
+whole = path.stat().st_size
+for limit in (whole - 1, whole // 2, 5000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    assert refused(open_h264), limit
+assert refused(open_mpeg4)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of files there")
+def test_no_half_video_where_the_system_takes_no_more(tmp_path):
+    """A real limit, in a process of its own: the encoders see what a full disk or a quota gives."""
+    done = subprocess.run([sys.executable, "-c", FILE_LIMIT], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
