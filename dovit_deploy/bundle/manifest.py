@@ -281,7 +281,7 @@ def entries_from_lists(
     """Classes of the given names and colours, or of generated ones where None."""
     for what, values in (("class names", names), ("colours", colors)):
         if values is not None and len(values) != count:
-            raise kind(f"{len(values)} {what} for a network of {count} classes")
+            raise kind(f"{len(values)} {what} for a network of {count} classes; give one for each (--classes FILE)")
     painted = generated_palette(count) if colors is None else [_color(value, kind) for value in colors]
     named = [f"class_{number}" for number in range(count)] if names is None else [str(name) for name in names]
     return tuple(ClassEntry(name=name, color=color) for name, color in zip(named, painted, strict=True))

@@ -24,8 +24,9 @@ from dovit_deploy.checkpoints.configuration import (
     configuration_from_meta,
     merged,
 )
+from dovit_deploy.checkpoints.folders import foreign_model, other_checkpoint
 from dovit_deploy.checkpoints.images import class_entries, mean_and_std
-from dovit_deploy.checkpoints.keys import facts_from_state, ours_from_official
+from dovit_deploy.checkpoints.keys import facts_from_state, listed, ours_from_official, unneeded
 from dovit_deploy.checkpoints.nearest import no_family
 from dovit_deploy.checkpoints.own_format import OwnConfig
 from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
@@ -120,19 +121,38 @@ def checkpoint_from_path(
     # The weights of a folder of ours stand for the folder: what they are is in the file beside them.
     if path.name == own_format.WEIGHTS and own_format.is_own_format(path.parent):
         path = path.parent
+    if path.is_dir():
+        _refuse_foreign_model(path)
     if (path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file():
         if config is not None:
             raise UsageError(f"{path.name} carries its whole configuration; leave --config out")
         return _from_our_folder(path, flags)
     # Any other folder can only be one of Segmenter's runs.
     if path.is_dir():
+        _refuse_other_folder(path)
         path = path / SEGMENTER_FILES[0]
-        if not path.is_file():
-            raise InputError(
-                f"{path.parent} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {path.name}"
-            )
     weights = weights_from_file(path, allow_pickle=allow_pickle)
     return _from_official(weights, _configuration_for(path, config), flags)
+
+
+def _refuse_foreign_model(folder: Path) -> None:
+    model = foreign_model(folder)
+    if model is not None:
+        supported = ", ".join(reader.title for reader in readers())
+        raise InputError(f"{folder} holds {model}, which is not read", f"Supported: {supported}")
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    """Refuse a folder that is not Segmenter's either, and say what it is."""
+    if (folder / SEGMENTER_FILES[0]).is_file():
+        return
+    try:
+        found = other_checkpoint(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+    if found is not None:
+        raise InputError(f"{folder} is {found[0]}", found[1])
+    raise InputError(f"{folder} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {SEGMENTER_FILES[0]}")
 
 
 def _configuration_for(path: Path, config: str | Path | None) -> Configuration | None:
@@ -255,6 +275,9 @@ def _assembled(
     spec = architecture.spec
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
+    ignored = unneeded(state, architecture.key_map, spec)
+    taken = f"{len(state) - len(ignored)} entries are taken"
+    remark = f"{taken}; ignored: {listed(ignored)}" if ignored else taken
     return Checkpoint(
         spec=spec,
         state=ours_from_official(state, architecture.key_map, spec, source=weights.name),
@@ -271,5 +294,5 @@ def _assembled(
         slide_size=architecture.slide_size,
         source=weights.name,
         source_sha256=weights.sha256,
-        remarks=weights.remarks,
+        remarks=(*weights.remarks, remark),
     )

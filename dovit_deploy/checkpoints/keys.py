@@ -15,6 +15,7 @@ Our names are those of the network in training form, batch norms apart; `folding
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections import Counter
@@ -303,11 +304,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(map(shown, ordered[:_SHOWN])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def refuse_faults(faults: Mapping[str, list[str]], source: str) -> None:
-    """Raise CheckpointMismatch if any list of `faults` (kind -> entries) is not empty."""
+def refuse_faults(faults: Mapping[str, list[str]], source: str, *, remedy: str = "") -> None:
+    """Raise CheckpointMismatch if any list of `faults` (kind -> entries) is not empty; `remedy` is its second line."""
     found = "; ".join(f"{kind}: {listed(names)}" for kind, names in faults.items() if names)
     if found:
-        raise CheckpointMismatch(f"{source} is not a complete checkpoint of its configuration; {found}")
+        lines = (f"{source} is not a complete checkpoint of its configuration; {found}", remedy)
+        raise CheckpointMismatch(*filter(None, lines))
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
@@ -333,7 +335,8 @@ def ours_from_official(
     rules = {rule.official: rule for rule in key_map.rules(shapes)}
     # In fp32 before the values are looked at: torch has no isfinite for fp8.
     present = {name: _as_fp32(tensor) for name, tensor in state.items() if name in rules}
-    refuse_faults(_faults(state, present, rules, key_map), source)
+    faults = _faults(state, present, rules, key_map)
+    refuse_faults(faults, source, remedy=_remedy(faults, state))
     # Zeros, which is what an entry that may be absent stands for.
     training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
     for name, tensor in present.items():
@@ -342,6 +345,29 @@ def ours_from_official(
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours
+
+
+def _remedy(faults: Mapping[str, list[str]], state: Mapping[str, Tensor]) -> str:
+    """What to do about the first kind of fault; empty where its names say it all."""
+    if len(faults["missing"]) > 1:
+        parts = [name.split(".") for name in faults["missing"]]
+        # What the first and the last in order share, all share.
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(parts), max(parts), strict=False))
+        part = ".".join(first for first, _ in pairs)
+        gone = bool(part) and not any(name.startswith(f"{part}.") for name in state)
+        nothing = f"Nothing of '{part}' is in the file: give" if gone else "Give"
+        return f"{nothing} the whole checkpoint, as training wrote it, with the configuration of that training"
+    if faults["unexpected"] or faults["wrong shape"]:
+        return "Give the configuration that it was trained with (--config)"
+    if faults["NaN or Inf"]:
+        return "The training diverged: give an earlier checkpoint"
+    return ""
+
+
+def unneeded(state: Mapping[str, Tensor], key_map: KeyMap, spec: ModelSpec) -> list[str]:
+    """Official names in `state` that the network of `spec` does not take."""
+    rules = {rule.official for rule in key_map.rules(shapes_of(spec, trainable=True))}
+    return [name for name in state if name not in rules]
 
 
 def _as_fp32(tensor: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from dovit_deploy.errors import InputError
 from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
-    from dovit_deploy.measure.inspect import Contents, CostRow
+    from dovit_deploy.checkpoints.checkpoint import Checkpoint
+    from dovit_deploy.measure.inspect import Contents, CostRow, ExportOutlook
 
 
 def inspect(
@@ -25,7 +26,7 @@ def inspect(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Say what is in a file, without running it."""
-    from dovit_deploy.measure.inspect import contents_of
+    from dovit_deploy.measure.inspect import CheckpointContents, contents_of
 
     targets.claim_report(json_file, inputs=(path,))
     if not path.exists():
@@ -34,7 +35,7 @@ def inspect(
             raise InputError(f"{path}: no such file or folder")
         path = arguments.bundle_path(path, quiet=quiet)
     try:
-        contents = contents_of(path)
+        contents = contents_of(path, check=_refuse_as_export_does)
     except PermissionError as error:
         raise InputError(f"{path}: cannot be read, permission denied") from error
     console.write_json(json_file, contents.model_dump(mode="json"))
@@ -43,7 +44,16 @@ def inspect(
     for line in console.plain_lines(("", ""), contents.facts)[1:]:
         console.result(f"  {line}")
     _show_tables(contents)
+    for line in contents.remarks if isinstance(contents, CheckpointContents) else ():
+        console.remark(f"{path.name}: {line}", quiet=not verbose)
     console.next_command(next_line(contents), quiet=quiet)
+
+
+def _refuse_as_export_does(checkpoint: Checkpoint) -> None:
+    """Raise UsageError for a checkpoint that an export without flags refuses."""
+    from dovit_deploy.export.plan import ExportPlan
+
+    ExportPlan.resolve(checkpoint, Path("inspected.dovit"))
 
 
 def _show_tables(contents: Contents) -> None:
@@ -69,7 +79,7 @@ def _show_cost(rows: tuple[CostRow, ...]) -> None:
 
 def next_line(contents: Contents) -> str:
     """The command to run next with such a file."""
-    from dovit_deploy.measure.inspect import BundleContents, CheckpointContents
+    from dovit_deploy.measure.inspect import BundleContents
 
     path = Path(contents.path)
     if isinstance(contents, BundleContents):
@@ -77,8 +87,21 @@ def next_line(contents: Contents) -> str:
     # A graph or the weights of a bundle are nothing by themselves.
     if (path.parent / "manifest.json").is_file():
         return f"dovit inspect {quote(str(path.parent))}"
+    export = _export_of(contents)
+    if export is not None and export.flags is not None:
+        return f"dovit export {quote(str(path))}{export.flags}"
+    return "dovit doctor" if export is not None or contents.kind == "onnx" else f"dovit run {quote(str(path))}"
+
+
+def _export_of(contents: Contents) -> ExportOutlook | None:
+    """What an export of the file would do; None for what is no checkpoint."""
+    from dovit_deploy.measure.inspect import CheckpointContents, export_of
+
     if isinstance(contents, CheckpointContents):
-        return f"dovit export {quote(str(path))}{' --config FILE' if contents.problem else ''}"
-    if contents.kind == "safetensors":
-        return f"dovit export {quote(str(path))}"
-    return "dovit doctor" if contents.kind == "onnx" else f"dovit run {quote(str(path))}"
+        return contents.export
+    if contents.kind != "safetensors":
+        return None
+    export = export_of(Path(contents.path), check=_refuse_as_export_does)
+    if export.problem is not None:
+        console.result(f"  network  not determined: {export.problem}")
+    return export

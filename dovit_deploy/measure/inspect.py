@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import PARITY, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
-from dovit_deploy.errors import BundleError, ConfigError, InputError
+from dovit_deploy.checkpoints.folders import other_checkpoint
+from dovit_deploy.errors import (
+    BundleError,
+    ConfigError,
+    DovitError,
+    InputError,
+    NetworkUnknown,
+    SourceError,
+    UsageError,
+)
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.macs import FlopReport
@@ -22,7 +32,7 @@ from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
 from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
-from dovit_deploy.signatures import placeholder_for
+from dovit_deploy.signatures import head_of, placeholder_for
 
 if TYPE_CHECKING:
     from dovit_deploy.checkpoints.checkpoint import Checkpoint
@@ -51,8 +61,16 @@ class Contents(Protocol):
         """Everything, as JSON values."""
 
 
-def contents_of(path: Path) -> Contents:
+ExportCheck = Callable[["Checkpoint"], None]
+"""Raises UsageError for a checkpoint that an export would refuse as it is."""
+
+
+def contents_of(path: Path, *, check: ExportCheck | None = None) -> Contents:
     """Describe what is at `path`, recognised by its suffix and by the files in it.
+
+    Args:
+        path: a file or folder.
+        check: whether a checkpoint that is understood can be exported.
 
     Raises:
         InputError: it cannot be read, or is nothing that is known here.
@@ -67,12 +85,20 @@ def contents_of(path: Path) -> Contents:
     if suffix == ".dovit" or (path / "manifest.json").is_file():
         return bundle_contents(Bundle.open(path))
     if suffix in CHECKPOINT_SUFFIXES or any((path / name).is_file() for name in CHECKPOINT_FILES):
-        return checkpoint_contents(path)
+        return checkpoint_contents(path, check=check)
     if suffix == ".onnx" and path.is_file():
         return onnx_contents(path)
     if suffix == ".safetensors" and path.is_file():
-        return safetensors_contents(path)
-    return source_contents(path)
+        # By its first bytes, what torch.save writes under any name.
+        torchs = head_of(path).startswith((b"PK\x03\x04", b"\x80\x02"))
+        return checkpoint_contents(path, check=check) if torchs else safetensors_contents(path)
+    try:
+        return source_contents(path)
+    except SourceError:
+        found = other_checkpoint(path) if path.is_dir() else None
+        if found is None:
+            raise
+        raise InputError(f"{path} is {found[0]}", found[1]) from None
 
 
 # A network: what a bundle and a checkpoint have in common.
@@ -292,6 +318,16 @@ class NetworkContents(Record):
     gmacs: tuple[CostRow, ...]
 
 
+@dataclass(frozen=True)
+class ExportOutlook:
+    """What an export of a checkpoint would do; decided by the reader and the check that the export itself uses."""
+
+    flags: str | None
+    """What the command needs besides the path; None: nothing that is known here makes it succeed."""
+    problem: str | None = None
+    """Why it does not succeed without them."""
+
+
 class CheckpointContents(Record):
     """A checkpoint."""
 
@@ -303,7 +339,11 @@ class CheckpointContents(Record):
     """How many tensors of each type; of an understood checkpoint, as the network takes them."""
     network: NetworkContents | None
     problem: str | None
-    """Why the network cannot be determined without --config."""
+    """Why the network cannot be determined without --config, or at all."""
+    export: Annotated[ExportOutlook, Field(exclude=True)]
+    """What an export needs; for the command."""
+    remarks: Annotated[tuple[str, ...], Field(exclude=True)]
+    """How its entries were found in the file; for the curious."""
 
     @property
     def facts(self) -> Facts:
@@ -320,11 +360,12 @@ class CheckpointContents(Record):
             *input_facts(network.preprocessing, network.classes),
             *((("licence", network.license),) if network.license else ()),
             *entries,
+            *((("export", f"not as it is: {self.export.problem}"),) if self.export.problem else ()),
         )
 
 
-def checkpoint_contents(path: Path) -> CheckpointContents:
-    """Describe the checkpoint at `path`, a file or a folder.
+def checkpoint_contents(path: Path, *, check: ExportCheck | None = None) -> CheckpointContents:
+    """Describe the checkpoint at `path`, a file or a folder; `check`: see `contents_of`.
 
     Raises:
         InputError: it is unreadable, or no checkpoint.
@@ -339,12 +380,42 @@ def checkpoint_contents(path: Path) -> CheckpointContents:
 
     try:
         checkpoint = checkpoint_from_path(path)
-    except ConfigError as error:
+    except (ConfigError, NetworkUnknown) as error:
         if not path.is_file():
             raise
-        # A file whose configuration is unknown can be sound all the same, so its entries are described.
-        return _described(path, weights_from_file(path, allow_pickle=False).state, network=None, problem=str(error))
-    return _described(path, checkpoint.state, network=_network_contents(checkpoint), problem=None)
+        # A file whose network is unknown can be sound all the same, so its entries are described.
+        weights = weights_from_file(path, allow_pickle=False)
+        export = _export_after(error)
+        return _described(path, weights.state, network=None, export=export, remarks=weights.remarks)
+    export = _checked_export(checkpoint, check)
+    return _described(
+        path, checkpoint.state, network=_network_contents(checkpoint), export=export, remarks=checkpoint.remarks
+    )
+
+
+def export_of(path: Path, *, check: ExportCheck | None = None) -> ExportOutlook:
+    """What an export of the checkpoint at `path` would do; `check`: see `contents_of`."""
+    try:
+        packages.load("torch")
+        from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+
+        return _checked_export(checkpoint_from_path(path), check)
+    except DovitError as error:
+        return _export_after(error)
+
+
+def _checked_export(checkpoint: Checkpoint, check: ExportCheck | None) -> ExportOutlook:
+    try:
+        if check is not None:
+            check(checkpoint)
+    except UsageError as error:
+        # Of all that a checkpoint brings along, its size is what flags can replace.
+        return ExportOutlook(" --size HxW", ". ".join(error.lines))
+    return ExportOutlook("")
+
+
+def _export_after(error: DovitError) -> ExportOutlook:
+    return ExportOutlook(" --config FILE" if isinstance(error, ConfigError) else None, ". ".join(error.lines))
 
 
 def _network_contents(checkpoint: Checkpoint) -> NetworkContents:
@@ -360,7 +431,12 @@ def _network_contents(checkpoint: Checkpoint) -> NetworkContents:
 
 
 def _described(
-    path: Path, state: Mapping[str, Any], *, network: NetworkContents | None, problem: str | None
+    path: Path,
+    state: Mapping[str, Any],
+    *,
+    network: NetworkContents | None,
+    export: ExportOutlook,
+    remarks: tuple[str, ...],
 ) -> CheckpointContents:
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
     return CheckpointContents(
@@ -369,5 +445,7 @@ def _described(
         parameters=sum(tensor.numel() for tensor in state.values()),
         dtypes=dict(types.most_common()),
         network=network,
-        problem=problem,
+        problem=export.problem if network is None else None,
+        export=export,
+        remarks=remarks,
     )

@@ -21,7 +21,7 @@ from dovit_deploy.checkpoints.settings import (
     thresholds_per_gate,
     training_size,
 )
-from dovit_deploy.errors import ConfigError, UsageError
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, UsageError
 from dovit_deploy.families.parts import FcnHead, GateSpec, Head, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.vit.mmseg_heads import (
     CLASSES,
@@ -136,7 +136,7 @@ def mmseg_architecture(model: Sources) -> Architecture:
 
     Raises:
         ConfigError: values unknown, unsupported, or contradicting the keys.
-        CheckpointMismatch: nothing shows what the decode head is.
+        CheckpointMismatch: nothing shows what the decode head is, or all gates are missing.
     """
     model.must_be("neck", None)
     backbone, decode = model.part("backbone", "backbone."), model.part("decode_head", "decode_head.")
@@ -223,6 +223,13 @@ def _gates(model: Sources, backbone: Sources, *, classes: int) -> tuple[GateSpec
         layers = tuple(range(1, 1 + (shown or 0)))
     if layers and layers[0] < 1:
         raise backbone.wrong(OUTPUTS.key, "the first gate may stand before layer 1, not before layer 0")
+    if layers and shown is None:
+        raise CheckpointMismatch(
+            f"{backbone.checkpoint} has none of the {len(layers)} auxiliary heads that decide which tokens stop "
+            "(backbone.auxiliary_head.*)",
+            "Give the whole checkpoint; or export it dense: --config with the backbone's type VisionTransformer and "
+            "without auxiliary_head, exit_conf, diff_conf and agg_rate",
+        )
     model.agreed("number of gates (out_indices without the last)", len(layers), shown)
     stated = model.values.get("auxiliary_head")
     heads = list(stated) if isinstance(stated, list | tuple) else [stated] * len(layers)

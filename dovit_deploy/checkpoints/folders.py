@@ -1,0 +1,67 @@
+"""What is in a folder that is no checkpoint of ours: a model of another library, parts of one, a run's own folder?
+
+Only names of files and the text of `config.json` are looked at; PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_SHOWN = 4
+"""Files of weights that a message names."""
+
+
+def foreign_model(folder: Path) -> str | None:
+    """The model of another library that `config.json` describes, as "a timm ViT (vit_tiny)"; None for anything else."""
+    try:
+        settings = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(settings, dict):
+        return None
+    timm = settings.get("architecture")
+    if isinstance(timm, str) and ("pretrained_cfg" in settings or "num_classes" in settings):
+        transformer = "ViT" if any(name in timm for name in ("vit", "deit", "beit")) else "model"
+        return f"a timm {transformer} ({timm[:60]})"
+    classes = settings.get("architectures")
+    if isinstance(classes, list) and classes and isinstance(classes[0], str):
+        return f"a transformers model ({classes[0][:60]})"
+    if isinstance(settings.get("model_type"), str):
+        return f"a transformers model ({settings['model_type'][:60]})"
+    if isinstance(settings.get("_class_name"), str):
+        return f"a diffusers model ({settings['_class_name'][:60]})"
+    return None
+
+
+def other_checkpoint(folder: Path) -> tuple[str, str] | None:
+    """What of a checkpoint is in `folder`, and how it becomes one that is read; None where nothing is.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    index = next((name for name in names if name.endswith((".safetensors.index.json", ".bin.index.json"))), None)
+    if index is not None:
+        return (
+            f"a checkpoint in parts, which {index} lists; only whole ones are read",
+            "Join the parts: save_file({k: v for part in parts for k, v in load_file(part).items()}, 'all.safetensors')"
+            if ".safetensors." in index
+            else "Join the parts: torch.save({k: v for part in parts for k, v in torch.load(part).items()}, 'all.pth')",
+        )
+    if "zero_to_fp32.py" in names or any(name.endswith(("_optim_states.pt", "_model_states.pt")) for name in names):
+        return (
+            "a DeepSpeed checkpoint in parts; only whole ones are read",
+            "Join the parts with DeepSpeed's own script: python zero_to_fp32.py . joined",
+        )
+    if any(name.endswith(".distcp") for name in names):
+        return (
+            "a distributed checkpoint of torch; only whole ones are read",
+            f"Join it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} all.pth",
+        )
+    weights = [name for name in names if name.endswith(WEIGHTS_SUFFIXES)]
+    if not weights:
+        return None
+    more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
+    return f"no checkpoint by itself; in it are {', '.join(weights[:_SHOWN])}{more}", "Give one of these files"
