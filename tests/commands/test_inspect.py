@@ -148,9 +148,9 @@ def test_nothing_there(dovit, tmp_path):
     assert dovit("inspect", "empty").returncode == 3
 
 
-def test_weights_alone_lead_to_export(dovit, tmp_path):
+def test_weights_of_no_network_lead_to_no_export(dovit, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, path)
     done = dovit("inspect", path)
-    assert done.returncode == 0 and "1 (1 F32)" in done.stdout
-    assert f"next: dovit export {path}\n" in done.stderr
+    assert done.returncode == 0 and "1 (1 F32)" in done.stdout and "of no supported family" in done.stdout
+    assert "next: dovit doctor\n" in done.stderr
