@@ -13,7 +13,9 @@ from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.checkpoints.checkpoint import Checkpoint
-    from dovit_deploy.measure.inspect import Contents, CostRow, ExportOutlook
+    from dovit_deploy.measure.inspect import Contents
+    from dovit_deploy.measure.inspect_checkpoint import ExportOutlook
+    from dovit_deploy.measure.inspect_network import CostRow
 
 
 def inspect(
@@ -26,7 +28,8 @@ def inspect(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Say what is in a file, without running it."""
-    from dovit_deploy.measure.inspect import CheckpointContents, contents_of
+    from dovit_deploy.measure.inspect import contents_of
+    from dovit_deploy.measure.inspect_checkpoint import CheckpointContents
 
     targets.claim_report(json_file, inputs=(path,))
     if not path.exists():
@@ -58,7 +61,8 @@ def _refuse_as_export_does(checkpoint: Checkpoint) -> None:
 
 def _show_tables(contents: Contents) -> None:
     """What is better read in columns: cost and files."""
-    from dovit_deploy.measure.inspect import BundleContents, CheckpointContents
+    from dovit_deploy.measure.inspect import BundleContents
+    from dovit_deploy.measure.inspect_checkpoint import CheckpointContents
 
     if isinstance(contents, BundleContents):
         _show_cost(contents.gmacs)
@@ -95,7 +99,7 @@ def next_line(contents: Contents) -> str:
 
 def _export_of(contents: Contents) -> ExportOutlook | None:
     """What an export of the file would do; None for what is no checkpoint."""
-    from dovit_deploy.measure.inspect import CheckpointContents, export_of
+    from dovit_deploy.measure.inspect_checkpoint import CheckpointContents, export_of
 
     if isinstance(contents, CheckpointContents):
         return contents.export
