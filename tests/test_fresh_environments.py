@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,16 @@ def new_environment(folder: Path) -> dict[str, str]:
 
 
 def context(folder: Path) -> Path:
-    """What a build would copy: the checkout without what .dockerignore leaves out."""
-    left_out = [line.strip("*/") for line in (ROOT / ".dockerignore").read_text().split()]
-    shutil.copytree(ROOT, folder, ignore=lambda _, names: [name for name in names if name.startswith(tuple(left_out))])
+    """What a build would copy: the checkout without what .dockerignore leaves out, at the top or (`**/`) anywhere."""
+    patterns = (ROOT / ".dockerignore").read_text().split()
+    anywhere = [pattern.removeprefix("**/") for pattern in patterns if pattern.startswith("**/")]
+    top = [pattern for pattern in patterns if not pattern.startswith("**/")]
+
+    def left_out(where: str, names: list[str]) -> list[str]:
+        here = anywhere + (top if Path(where) == ROOT else [])
+        return [name for name in names if any(fnmatch(name, pattern) for pattern in here)]
+
+    shutil.copytree(ROOT, folder, ignore=left_out)
     return folder
 
 
