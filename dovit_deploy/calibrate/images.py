@@ -48,6 +48,9 @@ class CalibrationImages(Protocol):
     def summary(self) -> DataSummary:
         """What was found when they were opened."""
 
+    def check(self) -> None:
+        """Decode everything once, so that a fault shows before the search; raises InputError for the first."""
+
 
 class SplitImages:
     """The images of a data set's split with their labels; `name` and `split` as the user named them."""
@@ -64,6 +67,9 @@ class SplitImages:
 
     def summary(self) -> DataSummary:
         return summary_of(self.data)
+
+    def check(self) -> None:
+        self.data.check()
 
 
 class FolderImages:
@@ -90,6 +96,10 @@ class FolderImages:
 
     def summary(self) -> DataSummary:
         return summary_of_images(self.name, len(self.paths), self.ignored)
+
+    def check(self) -> None:
+        for path in self.paths:
+            read_image(path)
 
 
 def image_files(folder: Path, *, recursive: bool = False) -> FolderFiles:

@@ -90,6 +90,7 @@ def calibrate(
     summary = images.summary()
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
+    images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
         calibration = calibrated(session, images, budget, progress=progress)

@@ -155,6 +155,22 @@ def test_faults_are_named(evaluated: Callable, tmp_path: Path, harm: Callable[[P
     assert all(word in error for word in words), error
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_calibrate_finds_the_last_fault_before_the_search(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, labelled: bool
+) -> None:
+    root = write_labelled(tmp_path / "set", images=6)
+    broken_link(root / "images" / "val" / "drive_005.png")
+    (root / "images" / "val" / "Thumbs.db").write_bytes(b"x")
+    monkeypatch.setattr("dovit_deploy.runtime.session.Session.__init__", lambda *_, **__: pytest.fail("searched"))
+    flags = ["--flops", "0.1"] if labelled else ["--max-disagree", "0.5", "--confidence", "0.5"]
+    folder = root if labelled else root / "images" / "val"
+    assert _run(_application(), ["calibrate", str(bundle_copy), str(folder), *flags]) == 3
+    error = capfd.readouterr().err
+    assert "drive_005.png" in error and "a link to nothing" in error
+    assert ("5 classes, none empty" if labelled else "images without labels; 6 images; ignored 1 other file") in error
+
+
 def test_a_split_of_rendered_scenes_that_is_not_there(evaluated: Callable) -> None:
     code, error, _ = evaluated("--split", "nosuch", dataset="rendered")
     assert code == 3 and "no split 'nosuch'; splits: train, val, test" in error
