@@ -41,6 +41,7 @@ OPTIONAL = {
         OptionalPackage("onnx_ir", "export and building engines", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
+        OptionalPackage("openvino", "the engine openvino", "pip install 'dovit-deploy[openvino]'"),
         OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
         OptionalPackage("cuda.bindings.driver", "running kernels on an NVIDIA GPU", "pip install cuda-bindings"),
         OptionalPackage("cuda.bindings.nvrtc", "compiling kernels", "pip install cuda-bindings nvidia-cuda-nvrtc"),
@@ -85,6 +86,11 @@ def opencv() -> Any:  # noqa: ANN401
 def onnxruntime(*, install: str | None = None) -> Any:  # noqa: ANN401
     """ONNX Runtime, with its telemetry switched off before the import."""
     return load("onnxruntime", install=install)
+
+
+def openvino() -> Any:  # noqa: ANN401
+    """OpenVINO; only its converters report to Intel, and none of them is ever called."""
+    return load("openvino")
 
 
 def onnx() -> Any:  # noqa: ANN401

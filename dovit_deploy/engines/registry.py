@@ -55,7 +55,10 @@ ENGINES = {
     "onnxruntime": EngineEntry(
         "dovit_deploy.engines.onnxruntime", ("onnxruntime",), ("fp32",), "ONNX Runtime on the CPU"
     ),
-    # The same module as above, from another distribution: only the engine itself can say whether it has CUDA.
+    "openvino": EngineEntry(
+        "dovit_deploy.engines.openvino", ("openvino", "onnx_ir"), ("fp32", "bf16"), "OpenVINO on the CPU"
+    ),
+    # The module of onnxruntime from another distribution: only the engine itself can say whether it has CUDA.
     "cuda": EngineEntry(
         "dovit_deploy.engines.onnxruntime_cuda",
         *(("onnxruntime",), ("fp32", "fp16"), "ONNX Runtime on an NVIDIA GPU"),

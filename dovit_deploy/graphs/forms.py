@@ -5,9 +5,10 @@
 | portable | any ONNX runtime | into the bundle, `<graph>.onnx` |
 | fast | ONNX Runtime | into the bundle, `<graph>.ort.onnx` |
 | half | ONNX Runtime on a GPU | into a temporary folder, when a graph is loaded |
+| padded | OpenVINO | into a temporary folder, when a graph is loaded |
 | engine | TensorRT | beside the engine that is built of it |
 
-The last two are derived from a bundle's graphs, without torch, and share a weights file of their own.
+The last three are derived from a bundle's graphs, without torch, and share a weights file of their own.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ FAST: tuple[Pass, ...] = (fused_attention,)
 def half_passes() -> tuple[Pass, ...]:
     """From the fast form to the half form."""
     return (half_precision, _unused_nodes(), forget_types)
+
+
+def padded_passes() -> tuple[Pass, ...]:
+    """From the portable form to one that takes an `index` that is longer than what runs."""
+    return (padding, _unused_nodes(), forget_types)
 
 
 def engine_passes(*, precision: str, plugins: bool) -> tuple[Pass, ...]:

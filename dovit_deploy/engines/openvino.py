@@ -1,0 +1,224 @@
+"""OpenVINO on the CPU: the portable graphs, compiled for one size each.
+
+A graph compiled for a size that is open until it runs is prepared anew at every change of the token count: 1 to 3.5 ms
+a stage of the default model, a quarter of its time, and half a megabyte for every count seen. So the later stages are
+compiled for a few counts (buckets), and a frame runs in the smallest that holds its tokens; the rest of `index` is
+padding, which the graph masks (graphs/padding.py). docs/decisions/0010 has the figures.
+
+In bf16 OpenVINO computes products of matrices in bfloat16 and everything between the last of them and an output in
+float32. A gate's softmax and its comparison with the threshold lie there, so a threshold of 0.98, which bfloat16 cannot
+express, stays what it is; `tests/engines/test_openvino.py` holds that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import INDEX, graph_interfaces
+from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
+from dovit_deploy.errors import GraphMismatch, ProviderMissing
+from dovit_deploy.graphs.forms import padded_passes, write_derived
+from dovit_deploy.graphs.padding import VALID
+
+DEVICE = "CPU"
+TYPES = {"fp32": "f32", "bf16": "bf16"}
+"""Precision -> what OpenVINO calls it."""
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+"""Precision -> what OpenVINO lists of a CPU that computes in it; others would only imitate it."""
+STEPS = 16
+"""Buckets of a stage: at most a sixteenth of all tokens is computed for nothing."""
+SMALLEST = 16
+"""No bucket is smaller: compiling masked attention over 8 tokens or fewer ends the process where heads are narrow
+(OpenVINO 2026.4.1, 8 channels a head, fp32)."""
+
+
+class FixedGraph:
+    """One graph whose sizes are all fixed, or whose one open size is decided inside of it (merged)."""
+
+    def __init__(self, compiled: Any) -> None:  # noqa: ANN401  a CompiledModel
+        self._request = compiled.create_infer_request()
+        self._outputs = [output.any_name for output in compiled.outputs]
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy.
+        values = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        return {name: values[position] for position, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        """Drop the compiled graph, and with it its memory."""
+        self._request = None
+
+
+class BucketedGraph:
+    """A stage that takes `index`, compiled for a count at the first frame that needs it.
+
+    Args:
+        backend: compiles.
+        model: the padded form, as OpenVINO read it.
+        total: number of tokens of the model, extra tokens included.
+    """
+
+    def __init__(self, backend: OpenVinoBackend, model: Any, *, total: int) -> None:  # noqa: ANN401  an ov.Model
+        self._backend, self._model, self._total = backend, model, total
+        self._graphs: dict[int, FixedGraph] = {}
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        index = inputs[INDEX]
+        bucket = bucket_for_count(len(index), self._total)
+        valid = np.asarray(len(index), dtype=np.int64)
+        return self._graph(bucket).run({**inputs, INDEX: padded(index, bucket, self._total), VALID: valid})
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The counts for which it has been compiled so far."""
+        return tuple(sorted(self._graphs))
+
+    def close(self) -> None:
+        """Drop all compiled graphs."""
+        self._graphs.clear()
+
+    def _graph(self, bucket: int) -> FixedGraph:
+        if bucket not in self._graphs:
+            # A clone shares the weights of what was read.
+            model = self._model.clone()
+            model.reshape({INDEX: [bucket]})
+            self._graphs[bucket] = FixedGraph(self._backend.compiled(model))
+        return self._graphs[bucket]
+
+
+class OpenVinoBackend:
+    """Compiles a bundle's graphs for the CPU; buffers are NumPy arrays, those of outputs in OpenVINO's memory.
+
+    Args:
+        precision: "fp32" or "bf16".
+        threads: of one graph; None leaves it to OpenVINO (one per physical core).
+
+    Raises:
+        ProviderMissing: OpenVINO has no CPU plugin, or the CPU does not compute in `precision`.
+    """
+
+    name = "openvino"
+
+    def __init__(self, *, precision: str = "fp32", threads: int | None = None) -> None:
+        self.precision = precision
+        self._core = packages.openvino().Core()
+        capabilities = _capabilities(self._core)
+        if CAPABILITIES[precision] not in capabilities:
+            raise ProviderMissing(
+                f"this CPU does not compute in {precision}; OpenVINO finds {', '.join(capabilities)}; "
+                "use --precision fp32"
+            )
+        self._properties = compile_properties(precision, threads)
+
+    def load(self, bundle: Bundle, graph: str) -> FixedGraph | BucketedGraph:
+        """Read `graph` and its share of the weights, and compile it where its sizes are known.
+
+        Raises:
+            GraphMismatch: OpenVINO refuses the graph.
+            PackageMissing: `onnx_ir` is not installed, which makes the padded form.
+        """
+        path, spec = bundle.graph(graph), bundle.manifest.spec
+        try:
+            if INDEX not in graph_interfaces(spec)[graph].inputs:
+                return FixedGraph(self.compiled(self._read(path)))
+            # OpenVINO reads graph and weights here; afterwards the files are not needed.
+            with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+                write_derived([path], Path(folder), weights=bundle.weights, passes=padded_passes())
+                model = self._read(Path(folder) / path.name)
+            return BucketedGraph(self, model, total=spec.tokens)
+        except RuntimeError as error:
+            described = f"{bundle.path.name}/{path.name}"
+            raise GraphMismatch(f"OpenVINO cannot load {described}: {_first_line(error)}") from error
+
+    def compiled(self, model: Any) -> Any:  # noqa: ANN401  OpenVINO's classes
+        """`model` compiled with this backend's properties."""
+        return self._core.compile_model(model, DEVICE, self._properties)
+
+    def upload(self, array: Array) -> Buffer:
+        return array
+
+    def download(self, buffer: Buffer) -> Array:
+        # OpenVINO's memory holds the next frame's values soon.
+        return np.array(buffer)
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        return buffer[:count]
+
+    def _read(self, path: Path) -> Any:  # noqa: ANN401  an ov.Model
+        # Not mapped: a weights file that is cut short underneath would end the process.
+        return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
+
+
+def compile_properties(precision: str, threads: int | None) -> dict[str, Any]:
+    """What OpenVINO is told. Nothing that changes results is left to its defaults, which differ between CPUs."""
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": TYPES[precision],
+        # Else activations may be quantised as they come, in groups of a size that depends on the CPU.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        # One frame at a time, as fast as can be.
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # Every graph has threads of its own: pinned, those of all stages, and of other processes, share one core.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    return properties
+
+
+def bucket_for_count(count: int, total: int) -> int:
+    """The smallest bucket, one of `STEPS` even steps up to `total`, that holds `count` tokens."""
+    step = -(-max(count, min(SMALLEST, total)) * STEPS // total)
+    return -(-total * step // STEPS)
+
+
+def padded(index: npt.NDArray[np.int64], bucket: int, total: int) -> npt.NDArray[np.int64]:
+    """`index` (n,) filled up to (bucket,) with positions below `total` that it does not hold."""
+    full = np.empty(bucket, dtype=np.int64)
+    full[: len(index)] = index
+    stopped = np.ones(total, dtype=bool)
+    stopped[index] = False
+    full[len(index) :] = np.flatnonzero(stopped)[: bucket - len(index)]
+    return full
+
+
+def _capabilities(core: Any) -> list[str]:  # noqa: ANN401  an ov.Core
+    try:
+        return list(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
+    except RuntimeError as error:
+        raise ProviderMissing(f"OpenVINO has no CPU plugin that works: {_first_line(error)}") from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    """What went wrong, without the places in OpenVINO's sources that come before it."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+    return lines[0] if lines else str(error)
+
+
+def backend(*, precision: str, threads: int | None) -> OpenVinoBackend:
+    """Entry point of the registry, which has checked `precision`."""
+    return OpenVinoBackend(precision=precision, threads=threads)
+
+
+def probe() -> str:
+    """Run a small model on the CPU.
+
+    Raises:
+        ProviderMissing: OpenVINO has no CPU plugin that works.
+    """
+    openvino = packages.openvino()
+    core = openvino.Core()
+    capabilities = _capabilities(core)
+    model = core.read_model(SQUARE_MODEL, b"")
+    compiled = core.compile_model(model, DEVICE, compile_properties("fp32", 1))
+    check_square(compiled.create_infer_request().infer({"x": MATRIX})[0])
+    return f"{openvino.__version__.partition('-')[0]}, computes in: {', '.join(capabilities)}"

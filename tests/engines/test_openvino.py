@@ -1,0 +1,186 @@
+"""OpenVINO against ONNX Runtime: the same decisions and answers in fp32, explained ones in bf16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dovit_deploy import Session
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, stage_name
+from dovit_deploy.engines.openvino import (
+    SMALLEST,
+    STEPS,
+    BucketedGraph,
+    OpenVinoBackend,
+    bucket_for_count,
+    compile_properties,
+    padded,
+)
+from dovit_deploy.errors import GraphMismatch, ProviderMissing
+from dovit_deploy.export.verify import gated_parity, reference_runs, settings_from_images
+from dovit_deploy.runtime.settings import RunSettings
+from tests.tiny import tiny_pixels
+
+openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")
+NO_BF16 = "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(params=["tiny_bundle_path", "setr_bundle_path"])
+def gated(request: pytest.FixtureRequest) -> Bundle:
+    return Bundle.open(request.getfixturevalue(request.param))
+
+
+def pixels_of(bundle: Bundle, seed: int = 3) -> np.ndarray:
+    return tiny_pixels(bundle.manifest.spec.size, seed=seed).numpy()
+
+
+def middle(bundle: Bundle) -> RunSettings:
+    """Thresholds of which some tokens are on either side."""
+    with Session(bundle) as session:
+        (_, setting) = settings_from_images(session, [("image", pixels_of(bundle))])
+    return RunSettings(setting.thresholds, setting.floor)
+
+
+def test_fp32_agrees_by_the_contracts_rule(gated: Bundle) -> None:
+    images = [(f"image {seed}", pixels_of(gated, seed)) for seed in (3, 4)]
+    with Session(gated) as reference, Session(gated, engine="openvino", threads=1) as candidate:
+        for expected in reference_runs(reference, settings_from_images(reference, images)):
+            found = gated_parity(candidate, expected)
+            assert found.failures == ()
+            assert max(gate.confidence_error for gate in found.gates) < 1e-4
+
+
+@pytest.mark.skipif(NO_BF16, reason="this CPU does not compute in bfloat16")
+def test_bf16_compares_in_float32(gated: Bundle) -> None:
+    settings = middle(gated)
+    with Session(gated, engine="openvino", precision="bf16", threads=1) as session:
+        confidences = [
+            outputs[CONFIDENCE].copy()
+            for outputs, index in session.stages(pixels_of(gated), settings)
+            if index is not None
+        ]
+        values = np.concatenate([each[np.isfinite(each)] for each in confidences])
+        assert session.backend.precision == "bf16"
+    # bfloat16 has 8 significant bits: of values that it can hold, the lower 16 bits are zero.
+    assert (values.view(np.uint32) & 0xFFFF).any()
+
+
+@pytest.mark.skipif(NO_BF16, reason="this CPU does not compute in bfloat16")
+def test_bf16_decides_as_its_own_confidence_says(gated: Bundle) -> None:
+    """A threshold between a confidence and the next float32 above it: bfloat16 could not tell them apart."""
+    pixels, settings = pixels_of(gated), middle(gated)
+    with Session(gated, engine="openvino", precision="bf16", threads=1) as session:
+        first, _ = next(iter(session.stages(pixels, settings)))
+        confidence = np.sort(first[CONFIDENCE].copy())
+        for value in confidence[len(confidence) // 2 :][:5]:
+            thresholds = settings.thresholds.copy()
+            thresholds[0] = value
+            outputs, _ = next(iter(session.stages(pixels, RunSettings(thresholds, np.float32(0)))))
+            stopped = int((first[CONFIDENCE] > value).sum())
+            assert int(outputs[COUNT]) == gated.manifest.spec.tokens - stopped
+
+
+def test_dense_and_models_without_gates(dense_bundle_path, gated: Bundle) -> None:
+    for bundle in (Bundle.open(dense_bundle_path), gated):
+        with Session(bundle) as reference, Session(bundle, engine="openvino", threads=1) as candidate:
+            for dense in (True, False):
+                want, expected = reference.run(pixels_of(bundle), dense=dense)
+                got, report = candidate.run(pixels_of(bundle), dense=dense)
+                np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+                assert report.kept == expected.kept
+
+
+def test_every_count_runs_padding_or_not(tiny_bundle_path) -> None:
+    """Each number of tokens that a gate can leave, from extra tokens alone to all of them."""
+    bundle = Bundle.open(tiny_bundle_path)
+    spec, pixels = bundle.manifest.spec, pixels_of(Bundle.open(tiny_bundle_path))
+    with Session(bundle) as reference, Session(bundle, engine="openvino", threads=1) as candidate:
+        for left in range(spec.patches + 1):
+            cells = np.zeros(spec.patches, dtype=bool)
+            cells[np.random.default_rng(left).permutation(spec.patches)[:left]] = True
+            keep = [cells.reshape(spec.grid)] * len(spec.gates)
+            want, expected = reference.run(pixels, keep=keep)
+            got, report = candidate.run(pixels, keep=keep)
+            np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+            assert report.kept == expected.kept
+        last = candidate.engine(stage_name(bundle.stages - 1))
+        assert isinstance(last, BucketedGraph)
+        assert len(last.buckets) <= STEPS
+
+
+def test_results_stay_when_the_next_image_runs(gated: Bundle) -> None:
+    with Session(gated, engine="openvino", threads=1) as session:
+        logits, report = session.run(pixels_of(gated, 3))
+        kept = logits.copy(), [grid.copy() for grid in report.confidence], [grid.copy() for grid in report.keep]
+        session.run(pixels_of(gated, 4))
+        np.testing.assert_array_equal(logits, kept[0])
+        for before, after in zip((*kept[1], *kept[2]), (*report.confidence, *report.keep), strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
+def test_a_run_is_repeated_bit_for_bit_whatever_ran_before(gated: Bundle) -> None:
+    settings = middle(gated)
+    with Session(gated, engine="openvino", threads=1) as first, Session(gated, engine="openvino", threads=1) as second:
+        for seed in (5, 6, 7):
+            second.run_one(pixels_of(gated, seed), settings)
+        np.testing.assert_array_equal(
+            first.run_one(pixels_of(gated), settings)[0], second.run_one(pixels_of(gated), settings)[0]
+        )
+
+
+@given(total=st.integers(1, 5000), share=st.floats(0, 1))
+def test_a_bucket_holds_its_count_and_wastes_little(total: int, share: float) -> None:
+    count = round(total * share)
+    bucket = bucket_for_count(count, total)
+    assert max(count, 1) <= bucket <= total
+    assert bucket - max(count, SMALLEST) <= -(-total // STEPS)
+
+
+@given(st.data())
+def test_padding_is_what_does_not_run(data: st.DataObject) -> None:
+    total = data.draw(st.integers(1, 60))
+    index = data.draw(st.lists(st.integers(0, total - 1), unique=True).map(lambda found: np.asarray(found, np.int64)))
+    bucket = bucket_for_count(len(index), total)
+    full = padded(index, bucket, total)
+    assert full.shape == (bucket,)
+    np.testing.assert_array_equal(full[: len(index)], index)
+    assert len(set(full.tolist())) == bucket
+    assert set(full.tolist()) <= set(range(total))
+
+
+def test_all_that_changes_results_is_set() -> None:
+    for precision, name in (("fp32", "f32"), ("bf16", "bf16")):
+        properties = compile_properties(precision, 2)
+        assert properties["INFERENCE_PRECISION_HINT"] == name
+        assert properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
+        assert properties["INFERENCE_NUM_THREADS"] == 2
+        assert "INFERENCE_NUM_THREADS" not in compile_properties(precision, None)
+
+
+class OldCore:
+    """A core on a CPU that lists what CPUs of before 2020 have."""
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ["FP32", "INT8", "BIN", "EXPORT_IMPORT"]
+
+
+def test_bf16_is_refused_where_the_cpu_would_imitate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "Core", OldCore)
+    with pytest.raises(ProviderMissing, match=r"does not compute in bf16; .* --precision fp32"):
+        OpenVinoBackend(precision="bf16")
+    OpenVinoBackend(precision="fp32")
+
+
+def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path) -> None:
+    bundle = Bundle.open(tiny_bundle_path)
+    broken = tmp_path / "broken.dovit"
+    broken.mkdir()
+    for name in bundle.manifest.files:
+        (broken / name).write_bytes(b"no graph")
+    with pytest.raises(GraphMismatch, match=r"OpenVINO cannot load broken\.dovit/stage0\.onnx: ") as refused:
+        OpenVinoBackend().load(Bundle(broken, bundle.manifest), "stage0")
+    assert "\n" not in str(refused.value)
