@@ -12,16 +12,18 @@ express, stays what it is; `tests/engines/test_openvino.py` holds that.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import INDEX, graph_interfaces
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
@@ -62,13 +64,13 @@ class BucketedGraph:
     """A stage that takes `index`, compiled for a count at the first frame that needs it.
 
     Args:
-        backend: compiles.
+        compiled: makes a compiled graph of a model.
         model: the padded form, as OpenVINO read it.
         total: number of tokens of the model, extra tokens included.
     """
 
-    def __init__(self, backend: OpenVinoBackend, model: Any, *, total: int) -> None:  # noqa: ANN401  an ov.Model
-        self._backend, self._model, self._total = backend, model, total
+    def __init__(self, compiled: Callable[[Any], Any], model: Any, *, total: int) -> None:  # noqa: ANN401  an ov.Model
+        self._compiled, self._model, self._total = compiled, model, total
         self._graphs: dict[int, FixedGraph] = {}
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
@@ -91,7 +93,7 @@ class BucketedGraph:
             # A clone shares the weights of what was read.
             model = self._model.clone()
             model.reshape({INDEX: [bucket]})
-            self._graphs[bucket] = FixedGraph(self._backend.compiled(model))
+            self._graphs[bucket] = FixedGraph(self._compiled(model))
         return self._graphs[bucket]
 
 
@@ -126,22 +128,21 @@ class OpenVinoBackend:
             GraphMismatch: OpenVINO refuses the graph.
             PackageMissing: `onnx_ir` is not installed, which makes the padded form.
         """
-        path, spec = bundle.graph(graph), bundle.manifest.spec
-        try:
-            if INDEX not in graph_interfaces(spec)[graph].inputs:
-                return FixedGraph(self.compiled(self._read(path)))
-            # OpenVINO reads graph and weights here; afterwards the files are not needed.
-            with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-                write_derived([path], Path(folder), weights=bundle.weights, passes=padded_passes())
-                model = self._read(Path(folder) / path.name)
-            return BucketedGraph(self, model, total=spec.tokens)
-        except RuntimeError as error:
+        spec = bundle.manifest.spec
+        # A copy of what was checked: the bundle's own files may change at any moment. OpenVINO reads all of it here.
+        with TemporaryDirectory(prefix="dovit-") as copies, TemporaryDirectory(prefix="dovit-") as derived:
+            path = bundle.copied_graph(graph, Path(copies))
             described = f"{bundle.path.name}/{path.name}"
-            raise GraphMismatch(f"OpenVINO cannot load {described}: {_first_line(error)}") from error
+            if INDEX not in graph_interfaces(spec)[graph].inputs:
+                return FixedGraph(self.compiled(self._read(path, described), described))
+            write_derived([path], Path(derived), weights=path.with_name(WEIGHTS), passes=padded_passes())
+            model = self._read(Path(derived) / path.name, described)
+            return BucketedGraph(partial(self.compiled, described=described), model, total=spec.tokens)
 
-    def compiled(self, model: Any) -> Any:  # noqa: ANN401  OpenVINO's classes
-        """`model` compiled with this backend's properties."""
-        return self._core.compile_model(model, DEVICE, self._properties)
+    def compiled(self, model: Any, described: str) -> Any:  # noqa: ANN401  OpenVINO's classes
+        """`model`, called `described` in errors, compiled with this backend's properties."""
+        with _refusals(described):
+            return self._core.compile_model(model, DEVICE, self._properties)
 
     def upload(self, array: Array) -> Buffer:
         return array
@@ -153,9 +154,10 @@ class OpenVinoBackend:
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
         return buffer[:count]
 
-    def _read(self, path: Path) -> Any:  # noqa: ANN401  an ov.Model
-        # Not mapped: a weights file that is cut short underneath would end the process.
-        return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
+    def _read(self, path: Path, described: str) -> Any:  # noqa: ANN401  an ov.Model
+        with _refusals(described):
+            # Not mapped: a disk that is full of temporary files ends in a message, not in a signal.
+            return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
 
 
 def compile_properties(precision: str, threads: int | None) -> dict[str, Any]:
@@ -196,6 +198,15 @@ def _capabilities(core: Any) -> list[str]:  # noqa: ANN401  an ov.Core
         return list(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
     except RuntimeError as error:
         raise ProviderMissing(f"OpenVINO has no CPU plugin that works: {_first_line(error)}") from error
+
+
+@contextmanager
+def _refusals(described: str) -> Iterator[None]:
+    """OpenVINO's refusal of a graph as one of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise GraphMismatch(f"OpenVINO cannot load {described}: {_first_line(error)}") from error
 
 
 def _first_line(error: RuntimeError) -> str:

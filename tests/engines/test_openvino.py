@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dovit_deploy import Session
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, stage_name
 from dovit_deploy.engines.openvino import (
     SMALLEST,
@@ -182,5 +182,6 @@ def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path)
     for name in bundle.manifest.files:
         (broken / name).write_bytes(b"no graph")
     with pytest.raises(GraphMismatch, match=r"OpenVINO cannot load broken\.dovit/stage0\.onnx: ") as refused:
-        OpenVinoBackend().load(Bundle(broken, bundle.manifest), "stage0")
+        files = {name: file_entry(broken / name) for name in bundle.manifest.files}
+        OpenVinoBackend().load(Bundle(broken, bundle.manifest.model_copy(update={"files": files})), "stage0")
     assert "\n" not in str(refused.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from dovit_deploy.bundle.bundle import WEIGHTS
 from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.export.pipeline import reference_bundle_at_size
 
-ENGINES = ("onnxruntime", "torch")
+ENGINES = (
+    "onnxruntime",
+    "torch",
+    pytest.param("openvino", marks=pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")),
+)
 
 
 def pixels(bundle: Bundle) -> np.ndarray:
