@@ -109,7 +109,8 @@ def _code(app: typer.Typer, arguments: list[str]) -> int:
     except DovitError as error:
         if flags.verbose:
             print_traceback(type(error), error, error.__traceback__)
-        first, *others = error.lines or ("",)
+        # What a reader was given may be a line of megabytes.
+        first, *others = map(shortened, error.lines or ("",))
         print_remarks(f"error: {first}", *others)
         return error.exit_code
     except _WrongUsage as error:

@@ -39,6 +39,8 @@ in `UsageError("first", "second")`: a line break within one came with a name fro
 
 from __future__ import annotations
 
+import reprlib
+
 __all__ = [
     "BundleError",
     "CheckError",
@@ -73,6 +75,39 @@ __all__ = [
     "UsageError",
     "VersionUnknown",
 ]
+
+
+LONGEST_SHOWN = 200
+"""Characters of a value from outside that a message repeats."""
+
+
+class _Brief(reprlib.Repr):
+    """Names and numbers from outside, shortened while they are written: written out they could fill the memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, LONGEST_SHOWN - 2, LONGEST_SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python itself refuses to print a whole number of thousands of digits."""
+        del level
+        return repr(x) if x.bit_length() < 200 else f"a whole number of about {int(x.bit_length() * 0.30103)} digits"
+
+
+_BRIEF = _Brief()
+
+
+def shown(value: object, *, quoted: bool = False) -> str:
+    """A value from outside as a message repeats it: at most 200 characters, its middle left out where it is longer.
+
+    Args:
+        value: anything.
+        quoted: texts in quotes, too; everything else always appears as Python writes it.
+    """
+    plain = isinstance(value, str) and not quoted
+    text = str(value) if plain else _BRIEF.repr(value)
+    half = (LONGEST_SHOWN - 3) // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 class DovitError(Exception):

@@ -17,7 +17,7 @@ EVERY_FILE = [*FILES, *sorted(SCENES.rglob("*.py"))]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("credentials", "errors", "record"),
-    ("claims", "files", "interruption", "machine", "packages", "printing", "signatures"),
+    ("bounds", "claims", "documents", "files", "interruption", "machine", "packages", "printing", "signatures"),
     ("bundle", "families/spec"),
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),
@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """From the ground up, as docs/architecture.md shows them. A file imports from lower floors and from its own room; rooms
 of one floor do not know each other. `families/spec` is what a family says without torch: its specs and its costs."""
 
-NEIGHBOURS = ({"bundle", "families/spec"}, {"families", "checkpoints"}, {"files", "claims"})
+NEIGHBOURS = ({"bundle", "families/spec"}, {"families", "checkpoints"}, {"files", "claims"}, {"documents", "packages"})
 """Rooms of one floor that do: a manifest holds a spec, and a spec's task says what a bundle is for; a family brings the
 readers of its checkpoints, which are written with what every checkpoint has; who writes a file has claimed it."""
 

@@ -7,7 +7,6 @@ alone: graphs and weights stay as they are, and the folder is replaced in one st
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
 from dovit_deploy.claims import real_path
+from dovit_deploy.documents import NotData, data_from_json
 from dovit_deploy.errors import (
     DigestMismatch,
     FileMissing,
@@ -132,8 +132,16 @@ def _check_links(root: Path) -> None:
     home = root.resolve()
     # Engines too, which are not listed: a link among them could reach any file of the user's.
     for path in root.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(home):
+        if path.is_symlink() and not _resolved(path).is_relative_to(home):
             raise PathEscapes(f"{path.relative_to(root)} is a link that leaves the bundle {root.name}")
+
+
+def _resolved(path: Path) -> Path:
+    """What a link leads to in the end; links in a circle lead nowhere, which is outside, too."""
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return Path("/")
 
 
 def _check_files(root: Path, manifest: Manifest) -> None:
@@ -165,7 +173,8 @@ def foreign_in_bundle(folder: Path) -> str | None:
         return f"it has no {MANIFEST} of a bundle"
     except VersionUnknown:
         # Of another version only this much is known.
-        files = json.loads(text).get("files")
+        body = data_from_json(text)
+        files = body.get("files") if isinstance(body, dict) else None
         listed = set(files) if isinstance(files, dict) else set()
     except ManifestInvalid as error:
         return f"its {MANIFEST} is not that of a bundle ({error})"
@@ -183,8 +192,8 @@ def refuse_inside_bundle(path: Path, *, option: str) -> None:
     """Raise UsageError when `path` lies in a bundle: a file that its manifest does not list would spoil it."""
     for folder in real_path(path).parents:
         try:
-            body = json.loads((folder / MANIFEST).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            body = data_from_json((folder / MANIFEST).read_bytes())
+        except (OSError, NotData):
             continue
         if isinstance(body, dict) and body.get("format") == FORMAT:
             raise UsageError(f"{option} {path}: this lies in the bundle {folder.name}; choose another folder")

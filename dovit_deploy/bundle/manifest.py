@@ -10,13 +10,29 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
+from dovit_deploy.bounds import (
+    MOST_CLASSES,
+    MOST_FILES,
+    MOST_STAGES,
+    Bytes,
+    ColourPart,
+    Deviation,
+    Mean,
+    Name,
+    Note,
+    PixelSide,
+    Share,
+    Tokens,
+)
 from dovit_deploy.bundle.palette import generated_palette
-from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown
+from dovit_deploy.documents import NotData, data_from_json, fault_of
+from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown, shown
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.cost import excess_of
 from dovit_deploy.families.spec import ModelSpec, Task
 from dovit_deploy.files import read_text
 from dovit_deploy.printing import plural
@@ -24,6 +40,8 @@ from dovit_deploy.record import Record
 
 FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 SYNSET = re.compile(r"(n\d{8})(?:\s+(.*\S))?\s*")
 """A line of ImageNet's lists: WordNet's number, then the words."""
@@ -33,21 +51,21 @@ class FileEntry(Record):
     """A file of the bundle: SHA-256 in hexadecimal and size in bytes."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    bytes: Bytes
 
 
 class TokenCount(Record):
     """How many tokens enter a stage, extra tokens included: fewest, usual, most."""
 
-    minimum: int = Field(ge=1)
-    typical: int = Field(ge=1)
-    maximum: int = Field(ge=1)
+    minimum: Tokens
+    typical: Tokens
+    maximum: Tokens
 
 
 class CentreCrop(Record):
     """A classifier's image: its shorter side resized to `shorter` pixels, the model's size cut from its centre."""
 
-    shorter: int = Field(gt=0)
+    shorter: PixelSide
     """At least as large as both sides of the model's size."""
     filter: Literal["bicubic"] = "bicubic"
     """Pillow's, antialiased: what torchvision does to a Pillow image."""
@@ -62,11 +80,11 @@ class CentreCrop(Record):
 class Preprocessing(Record):
     """How an upright RGB image of 0..255 becomes `pixels`, and how logits become an image again."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
     assumed: bool
     """Mean and std are ImageNet's because the checkpoint did not say."""
-    stride: tuple[int, int] | None
+    stride: tuple[PixelSide, PixelSide] | None
     """Step of the sliding window in pixels, rows then columns; None: images are resized to the model's size."""
     crop: CentreCrop | None = None
     """Of classifiers, which see the centre of an image, its proportions kept; None: the whole image is seen."""
@@ -88,46 +106,46 @@ class Preprocessing(Record):
 class ClassEntry(Record):
     """A class: its name and its colour (red, green, blue)."""
 
-    name: str
-    color: tuple[int, int, int]
+    name: Name
+    color: tuple[ColourPart, ColourPart, ColourPart]
 
 
 class GateDefaults(Record):
     """Where tokens stop unless the caller gives thresholds of their own."""
 
-    thresholds: tuple[tuple[float, ...], ...]
+    thresholds: tuple[Annotated[tuple[Share, ...], Field(max_length=MOST_CLASSES)], ...] = Field(max_length=MOST_STAGES)
     """(gates, K), each in [0, 1]."""
-    floor: float = 0.0
+    floor: Share = 0.0
     origin: Literal["configuration", "calibration"] = "configuration"
 
 
 class Provenance(Record):
     """Where the bundle comes from."""
 
-    tool: str
-    source: str
+    tool: Name
+    source: Name
     """File name of the checkpoint."""
-    source_sha256: str
-    license: str = ""
+    source_sha256: Name
+    license: Note = ""
 
 
 class Manifest(Record):
     """The contents of `manifest.json`; see docs/bundle-format.md."""
 
     format: Literal["dovit-bundle"] = FORMAT
-    version: int = VERSION
-    name: str
+    version: Literal[1] = 1
+    name: Name
     task: Task = "segmentation"
     spec: AnySpec
     preprocessing: Preprocessing
-    classes: tuple[ClassEntry, ...]
+    classes: tuple[ClassEntry, ...] = Field(max_length=MOST_CLASSES)
     defaults: GateDefaults
-    counts: tuple[TokenCount, ...]
+    counts: tuple[TokenCount, ...] = Field(max_length=MOST_STAGES)
     """One per stage."""
-    precisions: tuple[str, ...] = ("fp32",)
-    opset: int = 20
+    precisions: tuple[Name, ...] = Field(default=("fp32",), max_length=16)
+    opset: int = Field(default=20, ge=1, le=100)
     provenance: Provenance
-    files: dict[str, FileEntry]
+    files: dict[Name, FileEntry] = Field(max_length=MOST_FILES)
     """Every file of the bundle but the manifest itself and those in `engines/`."""
 
     def to_json(self) -> str:
@@ -144,15 +162,15 @@ class Manifest(Record):
             VersionUnknown: another version of the format.
         """
         try:
-            body = json.loads(text)
-        except ValueError as error:
-            raise ManifestInvalid(f"manifest.json is not JSON: {error}") from error
+            body = data_from_json(text)
+        except NotData as error:
+            raise ManifestInvalid(f"manifest.json is not JSON that is read here: {error}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise ManifestInvalid(f"manifest.json does not describe a bundle: 'format' is not '{FORMAT}'")
         # Before digest and fields, which another version may have defined otherwise.
         if body.get("version") != VERSION:
             raise VersionUnknown(
-                f"bundle format version {body.get('version')!r}: this version reads {VERSION}; "
+                f"bundle format version {shown(body.get('version'), quoted=True)}: this version reads {VERSION}; "
                 "export the checkpoint again, or install a matching dovit-deploy"
             )
         # Popped first: the digest is of everything but itself.
@@ -161,15 +179,22 @@ class Manifest(Record):
         try:
             manifest = cls.model_validate(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ManifestInvalid(f"manifest.json: {field}: {first['msg']}") from error
-        _check_agreement(manifest)
+            raise ManifestInvalid(f"manifest.json: {fault_of(error, with_value=True)}") from error
+        fault = manifest.disagreement()
+        if fault is not None:
+            raise ManifestInvalid(f"manifest.json: {fault}")
         return manifest
 
+    def disagreement(self) -> str | None:
+        """What is written beside the spec and does not fit it, or a network beyond reason; None: all of it agrees.
 
-def _check_agreement(manifest: Manifest) -> None:
-    """Raise ManifestInvalid where what is written beside the spec does not fit the spec."""
+        An export and every later run ask this, so that nothing is exported which no run would take.
+        """
+        return next((fault for check in _FAULTS if (fault := check(self)) is not None), None)
+
+
+def _number_fault(manifest: Manifest) -> str | None:
+    """Lists that are not as long as the spec says."""
     spec, rows = manifest.spec, manifest.defaults.thresholds
     wanted = {
         "classes": (len(manifest.classes), spec.classes),
@@ -179,25 +204,49 @@ def _check_agreement(manifest: Manifest) -> None:
     }
     for field, (given, needed) in wanted.items():
         if given != needed:
-            raise ManifestInvalid(f"manifest.json: {field}: {given} entries, the model of its spec has {needed}")
-    if manifest.task != spec.task:
-        raise ManifestInvalid(f"manifest.json: task: {manifest.task}, the model of its spec does {spec.task}")
-    _check_crop(manifest)
-    # Written so that NaN is refused too: JSON as Python reads it has NaN.
-    if not all(0 <= value <= 1 for row in rows for value in row) or not 0 <= manifest.defaults.floor <= 1:
-        raise ManifestInvalid("manifest.json: defaults: thresholds and floor must lie in [0, 1]")
+            return f"{field}: {given} entries, the model of its spec has {needed}"
+    return None
 
 
-def _check_crop(manifest: Manifest) -> None:
+def _task_fault(manifest: Manifest) -> str | None:
+    if manifest.task != manifest.spec.task:
+        return f"task: {manifest.task}, the model of its spec does {manifest.spec.task}"
+    return None
+
+
+def _count_fault(manifest: Manifest) -> str | None:
+    for stage, count in enumerate(manifest.counts):
+        if not count.minimum <= count.typical <= count.maximum <= manifest.spec.tokens:
+            numbers = f"{count.minimum}, {count.typical}, {count.maximum}"
+            return f"counts.{stage}: {numbers} do not rise up to the {manifest.spec.tokens} tokens that there are"
+    return None
+
+
+def _crop_fault(manifest: Manifest) -> str | None:
     crop, size = manifest.preprocessing.crop, manifest.spec.size
     if crop is None:
-        return
+        return None
     if manifest.task != "classification" or manifest.preprocessing.stride is not None:
-        raise ManifestInvalid("manifest.json: preprocessing.crop: only a classifier crops, and it slides no window")
+        return "preprocessing.crop: only a classifier crops, and it slides no window"
     if crop.shorter < max(size):
-        raise ManifestInvalid(
-            f"manifest.json: preprocessing.crop.shorter: {crop.shorter}, the model takes {size[0]}x{size[1]} of it"
-        )
+        return f"preprocessing.crop.shorter: {crop.shorter}, the model takes {size[0]}x{size[1]} of it"
+    return None
+
+
+def _stride_fault(manifest: Manifest) -> str | None:
+    stride, size = manifest.preprocessing.stride, manifest.spec.size
+    if stride is None or all(1 <= step <= side for step, side in zip(stride, size, strict=True)):
+        return None
+    # Larger ones would leave gaps between the windows.
+    return f"stride {stride[0]}x{stride[1]}: each side must be between 1 and the window's {size[0]}x{size[1]}"
+
+
+def _excess_fault(manifest: Manifest) -> str | None:
+    excess = excess_of(manifest.spec)
+    return None if excess is None else f"spec: {excess}"
+
+
+_FAULTS = (_excess_fault, _number_fault, _task_fault, _count_fault, _crop_fault, _stride_fault)
 
 
 def digest_of(body: dict[str, object]) -> str:
@@ -222,8 +271,8 @@ def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
         raise InputError(f"no class list at {path}")
     try:
         text = read_text(path)
-        parsed: object = json.loads(text) if path.suffix == ".json" else _names_from_lines(text)
-    except (ValueError, PermissionError) as error:
+        parsed = data_from_json(text) if path.suffix == ".json" else _names_from_lines(text)
+    except (ValueError, OSError) as error:
         raise InputError(f"the class list {path} cannot be read: {error}") from error
     contents = parsed if isinstance(parsed, dict) else {"classes": parsed}
     names, colors = contents.get("classes", _names_from_index(contents)), contents.get("palette")
@@ -283,7 +332,7 @@ def entries_from_lists(
         if values is not None and len(values) != count:
             raise kind(f"{len(values)} {what} for a network of {count} classes; give one for each (--classes FILE)")
     painted = generated_palette(count) if colors is None else [_color(value, kind) for value in colors]
-    named = [f"class_{number}" for number in range(count)] if names is None else [str(name) for name in names]
+    named = [f"class_{number}" for number in range(count)] if names is None else [_name(name, kind) for name in names]
     return tuple(ClassEntry(name=name, color=color) for name, color in zip(named, painted, strict=True))
 
 
@@ -301,10 +350,17 @@ def renamed(manifest: Manifest, given: Sequence[ClassEntry]) -> Manifest:
     return manifest.model_copy(update={"classes": check_number(given, len(manifest.classes))})
 
 
+def _name(value: object, kind: type[ConfigError] | type[InputError]) -> str:
+    try:
+        return _NAME.validate_python(str(value))
+    except ValidationError as error:
+        raise kind(f"{shown(value, quoted=True)} is no name of a class: {fault_of(error)}") from error
+
+
 def _color(value: object, kind: type[ConfigError] | type[InputError]) -> tuple[int, int, int]:
     if isinstance(value, list | tuple) and len(value) == 3 and all(_byte(part) for part in value):
         return int(value[0]), int(value[1]), int(value[2])
-    raise kind(f"{value!r} is no colour; red, green and blue of 0 to 255 are needed")
+    raise kind(f"{shown(value, quoted=True)} is no colour; red, green and blue of 0 to 255 are needed")
 
 
 def _byte(value: object) -> bool:

@@ -7,13 +7,11 @@ checkpoints carry in their meta. Python text is parsed and read as data, never e
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dovit_deploy import packages
+from dovit_deploy.documents import NotData, check_extent, data_from_json, data_from_yaml
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.files import read_text
 
@@ -145,26 +143,13 @@ def configuration_from_file(path: Path) -> Configuration:
 def _parsed(text: str, path: Path) -> object:
     if path.suffix == ".py":
         return settings_from_text(text, path.name)
-    if path.suffix in (".yml", ".yaml"):
-        return _yaml(text, path)
     try:
-        parsed: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration {path.name} is not JSON: {error}") from error
-    return parsed
-
-
-def _yaml(text: str, path: Path) -> object:
-    """Plain YAML, and the tuples that Segmenter writes (`image_size: !!python/tuple`), as lists; no other objects."""
-    yaml = packages.load("yaml")
-    # A class of its own, because constructors are registered on the class and would change every other safe loader.
-    loader: Any = type("TupleLoader", (yaml.SafeLoader,), {})
-    loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
-    try:
-        parsed: object = yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration {path.name} is not YAML: {str(error).splitlines()[0]}") from error
-    return parsed
+        if path.suffix in (".yml", ".yaml"):
+            return data_from_yaml(text)
+        return data_from_json(text)
+    except NotData as error:
+        kind = "YAML" if path.suffix in (".yml", ".yaml") else "JSON"
+        raise ConfigError(f"the configuration {path.name} is not {kind} that is read here: {error}") from error
 
 
 def configuration_from_meta(meta: Mapping[str, object]) -> Configuration | None:
@@ -215,6 +200,11 @@ def settings_from_text(text: str, source: str) -> dict[str, object]:
                 ) from error
             # Its earlier value is no longer what the following lines would see.
             names.pop(target.id, None)
+    try:
+        # A name may stand for a list of other names, and so on.
+        check_extent(names)
+    except NotData as error:
+        raise ConfigError(f"the configuration text of {source} is not read: {error}") from error
     return names
 
 

@@ -69,7 +69,7 @@ def mean_and_std(
 def _checked(mean: Sequence[float], std: Sequence[float], wrong: Exception) -> tuple[Triple, Triple]:
     # False for NaN, too. Even 16-bit pixels stay below the limit.
     finite = all(abs(value) < 1e6 for value in (*mean, *std))
-    if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0:
+    if len(mean) != 3 or len(std) != 3 or not finite or min(std) < 1e-6:
         raise wrong
     return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
 

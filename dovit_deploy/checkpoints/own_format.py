@@ -6,7 +6,6 @@ The weights carry our own names, in training form (batch norms apart) or in depl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,16 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.torch import save
 from torch import Tensor
 
+from dovit_deploy.bounds import MOST_CLASSES, MOST_STAGES, Note, Share
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.keys import COUNTER, not_finite, refuse_faults, shapes_of
 from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
-from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError
+from dovit_deploy.documents import NotData, data_from_json, fault_of
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, shown
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.cost import excess_of
 from dovit_deploy.families.folding import deployed
-from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.families.spec import ModelSpec, Size
 from dovit_deploy.files import first_foreign, written_aside
 from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
@@ -40,13 +42,13 @@ class OwnConfig(Record):
     spec: AnySpec
     """At the training size."""
     preprocessing: Preprocessing
-    classes: tuple[ClassEntry, ...]
-    thresholds: tuple[float, ...] = ()
+    classes: tuple[ClassEntry, ...] = Field(max_length=MOST_CLASSES)
+    thresholds: tuple[Share, ...] = Field(default=(), max_length=MOST_STAGES)
     """One per gate, each in [0, 1]."""
-    floor: float = Field(default=0.0, ge=0.0, le=1.0)
-    slide_size: tuple[int, int] | None = None
+    floor: Share = 0.0
+    slide_size: Size | None = None
     """Window of sliding inference, in pixels."""
-    license: str = ""
+    license: Note = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> OwnConfig:
@@ -56,16 +58,17 @@ class OwnConfig(Record):
             )
         if len(self.thresholds) != len(self.spec.gates):
             raise ValueError(f"{plural(len(self.thresholds), 'threshold')} for {plural(len(self.spec.gates), 'gate')}")
-        if not all(0.0 <= value <= 1.0 for value in self.thresholds):
-            raise ValueError("thresholds must lie between 0 and 1")
+        excess = excess_of(self.spec)
+        if excess is not None:
+            raise ValueError(f"spec: {excess}")
         return self
 
 
 def is_own_format(folder: Path) -> bool:
     """`folder` is, or is meant to be, a checkpoint of ours: its `config.json` says so."""
     try:
-        contents = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
+        contents = data_from_json((folder / CONFIG).read_bytes())
+    except (OSError, NotData):
         return False
     # Many tools write a file of that name.
     return isinstance(contents, dict) and contents.get("format") == FORMAT
@@ -132,18 +135,15 @@ def config_from_text(text: str | bytes, source: str) -> OwnConfig:
         ConfigError: not JSON, another version, or wrong fields.
     """
     try:
-        contents = json.loads(text)
+        contents = data_from_json(text)
         # Before the fields, so that a newer file is called newer and not wrong.
         if isinstance(contents, dict) and contents.get("version") != VERSION:
-            raise ConfigError(
-                f"{source}: checkpoint format version {contents.get('version')!r}; this one reads {VERSION}"
-            )
+            given = shown(contents.get("version"), quoted=True)
+            raise ConfigError(f"{source}: checkpoint format version {given}; this one reads {VERSION}")
         return OwnConfig.model_validate(contents)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}/{CONFIG}: {field or 'contents'}: {first['msg']}") from error
-    except ValueError as error:
+        raise ConfigError(f"{source}/{CONFIG}: {fault_of(error, with_value=True)}") from error
+    except NotData as error:
         raise ConfigError(f"{source}/{CONFIG} is not JSON: {error}") from error
 
 

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from dovit_deploy.checkpoints.configuration import refuse_unknown
 from dovit_deploy.checkpoints.keys import KeyFacts
-from dovit_deploy.errors import ConfigError, UsageError
+from dovit_deploy.documents import fault_of
+from dovit_deploy.errors import ConfigError, UsageError, shown
 from dovit_deploy.printing import plural
 
 T = TypeVar("T")
@@ -43,7 +44,9 @@ class Section:
     def wrong(self, key: str, wanted: str) -> ConfigError:
         """The error for a value that is not what it must be."""
         # `get`, because a fault that the keys show need not be stated anywhere.
-        return ConfigError(f"the configuration: '{self.name(key)}' is {self.values.get(key)!r}; {wanted}")
+        return ConfigError(
+            f"the configuration: '{self.name(key)}' is {shown(self.values.get(key), quoted=True)}; {wanted}"
+        )
 
     def section(self, key: str) -> Section | None:
         value = self.values.get(key)
@@ -249,10 +252,7 @@ def _as_text(value: object) -> str:
 
 def invalid_as_config_error(error: ValidationError, source: str) -> ConfigError:
     """The first complaint of a spec as an error of the configuration."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"the configuration of {source} makes no network: {field}{': ' if field else ''}{message}")
+    return ConfigError(f"the configuration of {source} makes no network: {fault_of(error, with_value=True)}")
 
 
 # What the entries show, for `SpecValue.shown`.

@@ -7,7 +7,6 @@ The classes are the folders in the order of their names, unless a list at ROOT g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Split, read_rgb
 from dovit_deploy.datasets.layouts import images_in, lines_of
+from dovit_deploy.documents import data_from_json
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import read_text
 
@@ -153,7 +153,7 @@ def _classes_from_json(path: Path) -> list[FolderClass]:
         '{"0": ["n01440764", "tench"], ...}; without the file the folders count in the order of their names'
     )
     try:
-        content = json.loads(read_text(path))
+        content = data_from_json(read_text(path))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of classes ({error})") from error
     if isinstance(content, dict):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import GateDefaults, Manifest, Preprocessing, Provenance, TokenCount
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import ConfigError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.registry import spec_at_size
 from dovit_deploy.families.spec import SMALLEST_SIDE
@@ -50,8 +50,9 @@ class ExportPlan:
             overwrite: replace `output` where it exists.
 
         Raises:
-            UsageError: a size that the network cannot have, a stride where no window can slide, or thresholds out of
-                range or of the wrong number.
+            UsageError: a size that the network cannot have, a stride where no window can slide, thresholds out of range
+                or of the wrong number, or anything else that every run would refuse.
+            ConfigError: the checkpoint states something of that kind itself.
         """
         spec = _spec_at(checkpoint, size or checkpoint.slide_size or checkpoint.spec.size)
         manifest = Manifest(
@@ -70,8 +71,13 @@ class ExportPlan:
             ),
             files={},
         )
-        defaults = _defaults(checkpoint, manifest)
-        return cls(checkpoint, output, manifest.model_copy(update={"defaults": defaults}), overwrite)
+        manifest = manifest.model_copy(update={"defaults": _defaults(checkpoint, manifest)})
+        fault = manifest.disagreement()
+        if fault is not None:
+            # What the checkpoint says of itself is no wrong use of the command.
+            kind = ConfigError if size is None and stride is None else UsageError
+            raise kind(f"no run would take this bundle: {fault}")
+        return cls(checkpoint, output, manifest, overwrite)
 
 
 def full_counts(spec: AnySpec) -> tuple[TokenCount, ...]:

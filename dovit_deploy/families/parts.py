@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import Channels, Epsilon, Heads, Layers
 from dovit_deploy.record import Record
 
 
@@ -22,18 +23,18 @@ class FcnHead(Record):
     """Per token: linear -> batch norm -> ReLU -> linear (mmsegmentation's FCNHead with 1x1 kernels)."""
 
     kind: Literal["fcn"] = "fcn"
-    channels: int = Field(gt=0)
+    channels: Channels
 
 
 class SetrHead(Record):
     """LayerNorm, then `convs` x [convolution, batch norm, ReLU, bilinear x `up_scale`], then 1x1 (SETRUPHead)."""
 
     kind: Literal["setr"] = "setr"
-    channels: int = Field(gt=0)
-    convs: int = Field(default=1, ge=1)
-    up_scale: int = Field(default=4, ge=1)
+    channels: Channels
+    convs: int = Field(default=1, ge=1, le=16)
+    up_scale: int = Field(default=4, ge=1, le=16)
     kernel: Literal[1, 3] = 1
-    norm_eps: float = 1e-6
+    norm_eps: Epsilon = 1e-6
 
     @property
     def scale(self) -> int:
@@ -45,10 +46,10 @@ class MaskHead(Record):
     """Segmenter's mask transformer: class embeddings attend with the patches, then a normalised product."""
 
     kind: Literal["mask"] = "mask"
-    width: int = Field(gt=0)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(gt=0)
-    norm_eps: float = 1e-5
+    width: Channels
+    layers: Layers = 2
+    heads: Heads
+    norm_eps: Epsilon = 1e-5
 
     @model_validator(mode="after")
     def _divisible(self) -> MaskHead:
@@ -95,7 +96,7 @@ class ConvStem(Record):
     """
 
     kind: Literal["conv"] = "conv"
-    widths: tuple[int, ...] = (24, 48, 96)
+    widths: tuple[Channels, ...] = Field(default=(24, 48, 96), min_length=1, max_length=9)
 
 
 Stem = Annotated[PatchStem | ConvStem, Field(discriminator="kind")]
@@ -104,7 +105,7 @@ Stem = Annotated[PatchStem | ConvStem, Field(discriminator="kind")]
 class GateSpec(Record):
     """An auxiliary head that looks at every running token before `layer` runs and stops the certain ones."""
 
-    layer: int = Field(ge=1)
+    layer: Layers
     head: GateHead
 
 

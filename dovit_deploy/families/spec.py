@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
+from dovit_deploy.bounds import PixelSide
 from dovit_deploy.families.parts import GateSpec
 from dovit_deploy.record import Record
 
 Task = Literal["segmentation", "classification", "features"]
 """A class per position, a class per image, or feature maps."""
-Size = tuple[int, int]
+Size = tuple[PixelSide, PixelSide]
 """Height and width, in pixels."""
 Grid = tuple[int, int]
 """Rows and columns, in tokens."""
 
 SMALLEST_SIDE = 16
-"""Pixels; an image smaller than a patch is padded to one."""
+"""PixelSide; an image smaller than a patch is padded to one."""
 
 
 class ModelSpec(Record):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import reprlib
-import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dovit_deploy import packages
+from dovit_deploy.documents import NotData, data_from_toml, data_from_yaml, fault_of
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.files import read_text
@@ -18,8 +16,6 @@ from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, cro
 from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
 
 
 class PhaseChoice(Record):
@@ -71,18 +67,13 @@ def recipe_from_file(path: Path) -> Recipe:
     return recipe_from_contents(_parsed(text, path), path.name)
 
 
-def _parsed(text: str, path: Path) -> Any:  # noqa: ANN401  whatever the file holds
-    if path.suffix.lower() in (".yaml", ".yml"):
-        yaml = packages.load("yaml")
-        try:
-            contents = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
-        return {} if contents is None else contents
+def _parsed(text: str, path: Path) -> object:
+    yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+        contents = data_from_yaml(text) if yaml else data_from_toml(text)
+    except NotData as error:
+        raise ConfigError(f"{path}: not {'YAML' if yaml else 'TOML'} that is read here: {error}") from error
+    return {} if contents is None else contents
 
 
 def recipe_from_contents(contents: object, source: str) -> Recipe:
@@ -95,12 +86,7 @@ def recipe_from_contents(contents: object, source: str) -> Recipe:
 
 def config_error(error: ValidationError, source: str) -> ConfigError:
     """The first complaint of a validation, with the key's name."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    # `reprlib`, because aliases of YAML make a value that fills the memory when it is written out.
-    given = f" ({_SHORT.repr(first['input'])} given)" if key and not isinstance(first["input"], dict) else ""
-    return ConfigError(f"{source}: {key}{': ' if key else ''}{message}{given}")
+    return ConfigError(f"{source}: {fault_of(error, with_value=True)}")
 
 
 def run_config(

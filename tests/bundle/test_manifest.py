@@ -26,8 +26,8 @@ CHANGES = {
     "no counts": {"counts": ()},
     "a gate without thresholds": {"defaults": GateDefaults(thresholds=((0.9,) * 5,))},
     "a class without a threshold": {"defaults": GateDefaults(thresholds=((0.9,) * 5, (0.9,) * 4))},
-    "a threshold above 1": {"defaults": GateDefaults(thresholds=((0.9,) * 5, (1.5,) * 5))},
-    "a floor below 0": {"defaults": GateDefaults(thresholds=((0.9,) * 5,) * 2, floor=-0.1)},
+    "a threshold above 1": {"defaults": GateDefaults.model_construct(thresholds=((0.9,) * 5, (1.5,) * 5))},
+    "a floor below 0": {"defaults": GateDefaults.model_construct(thresholds=((0.9,) * 5,) * 2, floor=-0.1)},
 }
 
 

@@ -170,7 +170,7 @@ def test_damaged_weights_are_refused(folder: Path, fault: str) -> None:
     [
         ({"version": 9}, "version 9"),
         ({"thresholds": [0.5]}, "1 threshold for 2 gates"),
-        ({"thresholds": [0.5, 1.5]}, "between 0 and 1"),
+        ({"thresholds": [0.5, 1.5]}, "less than or equal to 1"),
         ({"classes": []}, "0 classes"),
         ({"floor": 2}, "floor"),
         ({"typo": 1}, "typo"),

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from dovit_deploy.bundle.bundle import ENGINES, PACKAGE_FOLDERS, Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.claims import PARTIAL, claimed, remove
+from dovit_deploy.documents import fault_of
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.errors import EngineInvalid, UsageError
@@ -131,9 +132,7 @@ def _read(path: Path, kind: type[R]) -> R:
     except OSError as error:
         raise EngineInvalid(f"{path}: {error.strerror or error}; {REBUILD}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "text"
-        raise EngineInvalid(f"{path}: {field}: {first['msg']}; {REBUILD}") from error
+        raise EngineInvalid(f"{path}: {fault_of(error)}; {REBUILD}") from error
 
 
 def _check_record(path: Path, record: EngineRecord, graph: str, key: EngineKey) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import MOST_STAGES, Channels, Classes, Epsilon, GridSide, Heads, Layers, Name, PatchSide, Share
 from dovit_deploy.families.parts import (
     LinearHead,
     MaskHead,
@@ -34,11 +35,11 @@ class TokenSelection(Record):
     image is seen.
     """
 
-    first: int = Field(ge=1)
+    first: Layers
     """The first layer has no scores to choose by yet."""
-    last: int
+    last: Layers
     """One past the last layer that only the chosen run through."""
-    ratio: float = Field(ge=0.0, le=1.0)
+    ratio: Share
 
     @model_validator(mode="after")
     def _rising(self) -> TokenSelection:
@@ -103,22 +104,22 @@ class EvoDeitSpec(FixedCountSpec):
     """
 
     architecture: Literal["evovit-deit"] = "evovit-deit"
-    family: str = "evovit-deit"
+    family: Name = "evovit-deit"
     size: Size
     """Height and width of `pixels`, in pixels; for segmentation padded right and bottom to whole patches."""
-    patch: int = Field(default=16, gt=0)
+    patch: PatchSide = 16
     stem: Stem = PatchStem()
-    width: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    hidden: int = Field(gt=0)
+    width: Channels
+    depth: Layers
+    heads: Heads
+    hidden: Channels
     """Width of the MLP's inner layer."""
     extra_tokens: Literal[1, 2] = 1
     """1: class token; 2: class and distillation token (plain distilled DeiT)."""
-    norm_eps: float = 1e-6
-    classes: int = Field(gt=0)
-    selections: tuple[TokenSelection, ...] = ()
-    tradeoffs: tuple[float, ...] = ()
+    norm_eps: Epsilon = 1e-6
+    classes: Classes
+    selections: tuple[TokenSelection, ...] = Field(default=(), max_length=MOST_STAGES - 1)
+    tradeoffs: tuple[Share, ...] = Field(default=(), max_length=MOST_STAGES - 1)
     """Per layer: how much of a token's score is this layer's class attention; the rest is the score so far."""
     rejoin_last: bool = True
     """False (`prunecls`): tokens that the last layer did not run on take no part in the mean."""
@@ -176,25 +177,25 @@ class EvoDeitSpec(FixedCountSpec):
 class LevitStage(Record):
     """Layers of attention and MLP on one grid."""
 
-    width: int = Field(gt=0)
-    depth: int = Field(ge=1)
-    heads: int = Field(gt=0)
-    key: int = Field(gt=0)
+    width: Channels
+    depth: Layers
+    heads: Heads
+    key: Channels
     """Width of a query and a key of one head."""
-    value: int = Field(gt=0)
+    value: Channels
     """Width of a value of one head."""
-    hidden: int = Field(gt=0)
+    hidden: Channels
     """Width of the MLP's inner layer."""
 
 
 class LevitSubsample(Record):
     """Attention whose queries are every second row and column of the grid, then an MLP at the next stage's width."""
 
-    heads: int = Field(gt=0)
-    key: int = Field(gt=0)
-    value: int = Field(gt=0)
-    hidden: int = Field(gt=0)
-    stride: int = Field(default=2, ge=1)
+    heads: Heads
+    key: Channels
+    value: Channels
+    hidden: Channels
+    stride: GridSide = 2
 
 
 class LevitPyramid(FixedCountSpec):
@@ -207,10 +208,10 @@ class LevitPyramid(FixedCountSpec):
     """Height and width of `pixels`, in pixels."""
     patch: Literal[16] = 16
     """Four convolutions of stride 2."""
-    stages: tuple[LevitStage, ...] = Field(min_length=1)
-    subsamples: tuple[LevitSubsample, ...]
+    stages: tuple[LevitStage, ...] = Field(min_length=1, max_length=16)
+    subsamples: tuple[LevitSubsample, ...] = Field(max_length=16)
     """Between one stage and the next."""
-    classes: int = Field(gt=0)
+    classes: Classes
     distilled: bool
     """Two linear heads whose mean is taken."""
 
@@ -269,7 +270,7 @@ class LevitSpec(LevitPyramid):
     """LeViT itself, the dense baseline: attention biases instead of class token and position embeddings."""
 
     architecture: Literal["levit"] = "levit"
-    family: str = "levit"
+    family: Name = "levit"
 
     @property
     def extra_tokens(self) -> Literal[0]:
@@ -284,10 +285,10 @@ class EvoLevitSpec(LevitPyramid):
     """Evo-ViT on LeViT: a pyramid whose `selections` let a representative token stand for the patches not chosen."""
 
     architecture: Literal["evovit-levit"] = "evovit-levit"
-    family: str = "evovit-levit"
-    selections: tuple[TokenSelection, ...] = ()
+    family: Name = "evovit-levit"
+    selections: tuple[TokenSelection, ...] = Field(default=(), max_length=MOST_STAGES - 1)
     """Layers are numbered over all stages; no selection crosses a stage."""
-    tradeoff: float | None = Field(default=None, ge=0.0, le=1.0)
+    tradeoff: Share | None = None
     """How much of a token's score is one layer's class attention; None: learned, one number a layer."""
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import Channels, Classes, Epsilon, GridSide, Heads, LayerNumber, Layers, PatchSide
 from dovit_deploy.families.parts import Head, backbone_text, check_heads, head_text, logits_grid
 from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 from dovit_deploy.families.stvit.swin_spec import PATCH, SwinShape
@@ -82,7 +83,7 @@ class StvitSwinSpec(ReducedShape):
     """Classification at one square size that windows and patches fit (`fitting_sides`)."""
 
     architecture: Literal["stvit-r-swin"] = "stvit-r-swin"
-    classes: int = Field(gt=0)
+    classes: Classes
     pooled_residual: bool = False
     """Semantic tokens are what attention adds to the pooled tokens, instead of what it gives alone (`shortcut`)."""
     global_tokens: bool = False
@@ -106,9 +107,9 @@ class StvitSwinSpec(ReducedShape):
 class AnySizeShape(ReducedShape):
     """What backbone and segmenter have in common: they take any size, and pad it to whole windows."""
 
-    neighbourhoods: tuple[int, int] = (14, 21)
+    neighbourhoods: tuple[GridSide, GridSide] = (14, 21)
     """Sides of the squares of image tokens that semantic tokens look at, first and second (`k_window_size_1`, `_2`)."""
-    recovery_neighbourhood: int = Field(default=27, ge=SAMPLES)
+    recovery_neighbourhood: int = Field(default=27, ge=SAMPLES, le=1_024)
     """Side of the square of semantic tokens that image tokens look at (`restore_k_window_size`)."""
     padding_mask: Literal["released", "exact", "none"] = "released"
     """Which padding attention does not see. `released`: what the released weights were trained with (`pad_mask`), only
@@ -153,7 +154,7 @@ class StvitSegmenterSpec(AnySizeShape):
 
     architecture: Literal["stvit-r-segmenter"] = "stvit-r-segmenter"
     padding_mask: Literal["released", "exact", "none"] = "exact"
-    classes: int = Field(gt=0)
+    classes: Classes
     head: Head
 
     @property
@@ -210,18 +211,18 @@ class StvitDeitSpec(FixedCountSpec):
     family: Literal["stvit"] = "stvit"
     size: Size
     """Height and width of `pixels`, in pixels; whole patches."""
-    patch: int = Field(default=16, gt=0)
-    width: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    hidden: int = Field(gt=0)
+    patch: PatchSide = 16
+    width: Channels
+    depth: Layers
+    heads: Heads
+    hidden: Channels
     """Width of the MLP's inner layer."""
-    norm_eps: float = 1e-5
-    reduced_from: int = Field(ge=0)
+    norm_eps: Epsilon = 1e-5
+    reduced_from: LayerNumber
     """The first of the two blocks that make semantic tokens (`stgm_start`)."""
-    samples: int = Field(default=4, gt=0)
+    samples: GridSide = 4
     """Semantic tokens per side of the image."""
-    classes: int = Field(gt=0)
+    classes: Classes
 
     @model_validator(mode="after")
     def _consistent(self) -> StvitDeitSpec:

@@ -10,10 +10,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import Channels, Classes, Epsilon, Heads, Layers
 from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 
 PATCH = 4
-"""Pixels of a side of a token of the first grid; each stage halves the grid once more."""
+"""PixelSide of a side of a token of the first grid; each stage halves the grid once more."""
 
 
 class SwinShape(FixedCountSpec):
@@ -23,16 +24,16 @@ class SwinShape(FixedCountSpec):
     """Height and width of `pixels`, in pixels."""
     stem: Literal["conv", "patch"] = "conv"
     """`conv`: two 3x3 convolutions of stride 2 with batch norm and Hardswish; `patch`: one of 4x4, then LayerNorm."""
-    width: int = Field(gt=0, multiple_of=2)
+    width: Channels = Field(multiple_of=2)
     """Of the first stage."""
-    depths: tuple[int, ...] = Field(min_length=3, max_length=4)
+    depths: tuple[Layers, ...] = Field(min_length=3, max_length=4)
     """Blocks of each stage."""
-    heads: tuple[int, ...] = Field(min_length=3, max_length=4)
-    window: int = Field(default=7, gt=1)
+    heads: tuple[Heads, ...] = Field(min_length=3, max_length=4)
+    window: int = Field(default=7, ge=2, le=1_024)
     """Side of a window, in tokens."""
-    hidden_ratio: float = Field(default=4.0, gt=0)
+    hidden_ratio: float = Field(default=4.0, gt=0, le=64)
     """Width of an MLP's inner layer over that of its stage."""
-    norm_eps: float = 1e-5
+    norm_eps: Epsilon = 1e-5
 
     @model_validator(mode="after")
     def _consistent(self) -> SwinShape:
@@ -92,7 +93,7 @@ class SwinSpec(SwinShape):
     architecture: Literal["swin"] = "swin"
     family: Literal["swin"] = "swin"
     stem: Literal["conv", "patch"] = "patch"
-    classes: int = Field(gt=0)
+    classes: Classes
 
     @model_validator(mode="after")
     def _whole_windows(self) -> SwinSpec:

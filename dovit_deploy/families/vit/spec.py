@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import MOST_STAGES, Channels, Classes, Epsilon, Heads, Layers, Name, PatchSide, Share
 from dovit_deploy.families.parts import (
     ConvStem,
     GateSpec,
@@ -28,23 +29,23 @@ class VisionTransformerSpec(ModelSpec):
     DoViT is this with gates; Segmenter and SETR are this without.
     """
 
-    family: str
+    family: Name
     size: Size
     """Height and width of `pixels`, in pixels; padded right and bottom to whole patches inside the network."""
-    patch: int = Field(default=16, gt=0)
+    patch: PatchSide = 16
     stem: Stem = PatchStem()
-    width: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    hidden: int = Field(gt=0)
+    width: Channels
+    depth: Layers
+    heads: Heads
+    hidden: Channels
     """Width of the MLP's inner layer."""
     extra_tokens: Literal[0, 1, 2] = 1
     """1: class token; 2: class and distillation token; 0: mmsegmentation's `with_cls_token=False`, never with gates."""
-    norm_eps: float = 1e-6
+    norm_eps: Epsilon = 1e-6
     final_norm: bool = True
-    classes: int = Field(gt=0)
-    gates: tuple[GateSpec, ...] = ()
-    aggregate_rate: float = 0.1
+    classes: Classes
+    gates: tuple[GateSpec, ...] = Field(default=(), max_length=MOST_STAGES - 1)
+    aggregate_rate: Share = 0.1
     """The class token takes in the stopped tokens' mean when more than this share of all tokens has stopped."""
     position_mode: PositionMode = "bicubic"
     head: Head
