@@ -46,6 +46,7 @@ from dovit_deploy.errors import (
     UntrustedError,
     UsageError,
     VersionUnknown,
+    WeightsInvalid,
 )
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ __all__ = [
     "UntrustedError",
     "UsageError",
     "VersionUnknown",
+    "WeightsInvalid",
     "__version__",
     "predictor_for",
 ]

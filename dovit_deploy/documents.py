@@ -18,9 +18,9 @@ from dovit_deploy.errors import shown
 
 DEEPEST = 50
 """Levels inside each other; no file of ours or of other projects goes deeper than ten."""
-MOST_VALUES = 1_000_000
+MOST_VALUES = 500_000
 """Numbers, texts and containers, each counted as often as it would be written out."""
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 2**23
 """Of a text; the largest that are read, lists of all of ImageNet's classes, have one or two million."""
 MOST_BYTES_OF_YAML = 2**20
 """Its parser is a hundred times slower than JSON's."""
@@ -137,6 +137,9 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 class _Extent:
     """Counts what a value would be when written out; what is referred to twice is looked at once."""
 
@@ -157,12 +160,18 @@ class _Extent:
             return known
         count, height = 1, 0
         for part in self._parts(value):
+            # Most values hold no others, and there may be a million of them.
+            if type(part) in _PLAIN:
+                count += 1
+                continue
             if left == 0:
                 raise NotData(_too_deep())
             below = self._measured(part, left - 1)
             count, height = count + below[0], max(height, below[1] + 1)
             if count > MOST_VALUES:
-                raise NotData(f"written out it holds more than {MOST_VALUES:,} values")
+                break
+        if count > MOST_VALUES:
+            raise NotData(f"written out it holds more than {MOST_VALUES:,} values")
         if height:
             self._seen[id(value)] = (count, height)
         return count, height

@@ -29,7 +29,8 @@
     │       ├── FileUnlisted                    there, not listed
     │       ├── DigestMismatch                  bytes differ from the manifest
     │       ├── PathEscapes                     absolute, "..", or a link out
-    │       └── GraphMismatch                   a graph's inputs or outputs are not what the manifest promises
+    │       ├── GraphMismatch                   a graph's inputs or outputs are not what the manifest promises
+    │       └── WeightsInvalid                  no safetensors file, or NaN or Inf in it
     ├── PartialFailure                  7   finished, but some inputs failed
     └── Interrupted                   130   the user stopped it
 
@@ -74,6 +75,7 @@ __all__ = [
     "UntrustedError",
     "UsageError",
     "VersionUnknown",
+    "WeightsInvalid",
 ]
 
 
@@ -248,6 +250,10 @@ class PathEscapes(BundleError):
 
 class GraphMismatch(BundleError):
     """A graph's inputs or outputs are not what the manifest promises."""
+
+
+class WeightsInvalid(BundleError):
+    """`weights.safetensors` is no safetensors file, contradicts itself, or holds NaN or Inf."""
 
 
 class PartialFailure(DovitError):

@@ -16,6 +16,7 @@ from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
+from dovit_deploy.bundle.weights import NotWeights, first_not_finite, spans_from_file
 from dovit_deploy.claims import real_path
 from dovit_deploy.documents import NotData, data_from_json
 from dovit_deploy.errors import (
@@ -27,6 +28,8 @@ from dovit_deploy.errors import (
     PathEscapes,
     UsageError,
     VersionUnknown,
+    WeightsInvalid,
+    shown,
 )
 from dovit_deploy.files import first_foreign, reported_writes, written_aside
 
@@ -76,13 +79,14 @@ class Bundle:
             raise ManifestInvalid(f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish")
         manifest = Manifest.from_json(manifest_path.read_bytes())
         _check_files(root, manifest)
+        _check_weights(root, manifest)
         return cls(root.resolve(), manifest)
 
     def graph(self, name: str, *, fast: bool = False) -> Path:
         """Path of the graph `name` (stage0, ..., merged, dense), portable or in the fast form for ONNX Runtime."""
         file = graph_file(name, fast=fast)
         if file not in self.manifest.files:
-            raise InputError(f"{self.path.name} holds no graph '{file}'")
+            raise FileMissing(f"{self.path.name} holds no graph '{file}'; export the checkpoint again")
         return self.path / file
 
     def content(self, name: str) -> bytes:
@@ -159,6 +163,18 @@ def _check_files(root: Path, manifest: Manifest) -> None:
     for path in root.iterdir():
         if path.name not in manifest.files and path.name not in (MANIFEST, ENGINES):
             raise FileUnlisted(f"{root.name}: '{path.name}' is not listed in the manifest; take it out")
+
+
+def _check_weights(root: Path, manifest: Manifest) -> None:
+    """Raise WeightsInvalid unless the weights are whole and finite: with NaN every pixel gets the first class."""
+    if WEIGHTS not in manifest.files:
+        return
+    try:
+        bad = first_not_finite(root / WEIGHTS, spans_from_file(root / WEIGHTS))
+    except NotWeights as error:
+        raise WeightsInvalid(f"{root.name}: {WEIGHTS} is no file of weights: {error}") from error
+    if bad is not None:
+        raise WeightsInvalid(f"{root.name}: the weight '{shown(bad)}' holds NaN or Inf; export the checkpoint again")
 
 
 def foreign_in_bundle(folder: Path) -> str | None:

@@ -8,11 +8,11 @@ Colours may be left out, and are made then. Ids count from 0; from 1 where 0 is 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
+from dovit_deploy.documents import data_from_json
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.files import read_text
 
@@ -31,7 +31,7 @@ def labelling_from_file(path: Path) -> Labelling:
     """
     try:
         text = read_text(path)
-        content = json.loads(text) if _is_json(path, text) else [line for line in text.splitlines() if line.strip()]
+        content = data_from_json(text) if _is_json(path, text) else [line for line in text.splitlines() if line.strip()]
         ignore = content.get("ignore") if isinstance(content, dict) else None
         listed = content["classes"] if isinstance(content, dict) else content
         classes = [_class(number, entry) for number, entry in enumerate(listed)]

@@ -10,10 +10,10 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
-from dovit_deploy.bundle.interface import stage_name
+from dovit_deploy.bundle.interface import Port, graph_interfaces, stage_name
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
-from dovit_deploy.errors import GraphMismatch, ProviderMissing
+from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
 
 PROVIDER = "CPUExecutionProvider"
 IN_MEMORY = "add_external_initializers_from_files_in_memory"
@@ -77,6 +77,7 @@ class OnnxRuntimeBackend:
                 raise GraphMismatch(f"ONNX Runtime cannot load {bundle.path.name}/{path.name}: {first}") from error
         if session.get_providers() != [PROVIDER]:
             raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
+        check_interface(session, bundle, graph)
         return OnnxRuntimeEngine(session)
 
     def upload(self, array: Array) -> Buffer:
@@ -123,6 +124,40 @@ class WeightsInMemory:
         if self._held is None or self._held[0] is not bundle:
             self._held = (bundle, bundle.content(WEIGHTS))
         return self._held[1]
+
+
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def check_interface(session: Any, bundle: Bundle, graph: str) -> None:  # noqa: ANN401
+    """Raise GraphMismatch unless the graph in `session` is the one, and takes and gives what the manifest promises.
+
+    Stages of equal width have equal inputs and outputs: only the name within the file tells them apart.
+    """
+    found = session.get_modelmeta().custom_metadata_map.get("dovit.graph", graph)
+    if found != graph:
+        raise GraphMismatch(f"{bundle.path.name}: the file of graph '{graph}' holds '{shown(found)}'; export again")
+    promised = graph_interfaces(bundle.manifest.spec)[graph]
+    for wanted, given in ((promised.takes, session.get_inputs()), (promised.gives, session.get_outputs())):
+        ports = tuple(Port(one.name, _DTYPES.get(one.type, one.type), tuple(one.shape)) for one in given)
+        fits = len(ports) == len(wanted) and all(map(_fits, ports, wanted))
+        if not fits:
+            raise GraphMismatch(
+                f"{bundle.path.name}: graph '{graph}' has {shown(_in_words(ports))}",
+                f"the manifest promises {shown(_in_words(wanted))}; export the checkpoint again",
+            )
+
+
+def _fits(port: Port, wanted: Port) -> bool:
+    """Equal but for sides that the graph leaves open."""
+    if (port.name, port.dtype) != (wanted.name, wanted.dtype) or len(port.shape) != len(wanted.shape):
+        return False
+    sides = zip(port.shape, wanted.shape, strict=True)
+    return all(one == other for one, other in sides if isinstance(one, int) and isinstance(other, int))
+
+
+def _in_words(ports: tuple[Port, ...]) -> str:
+    return ", ".join(f"{port.name} {port.dtype} {'x'.join(map(str, port.shape)) or 'scalar'}" for port in ports)
 
 
 def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401

@@ -7,8 +7,6 @@ serves as external data as it is: a tensor's offset in the file is 8 + header le
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from dovit_deploy import packages
+from dovit_deploy.bundle.weights import spans_from_file
 from dovit_deploy.graphs.passes import result
 
 if TYPE_CHECKING:
@@ -50,15 +49,8 @@ class SharedWeights:
 
     @classmethod
     def read(cls, path: Path) -> SharedWeights:
-        """Read the header of the file at `path`, by hand: the package `safetensors` does not give offsets away."""
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(length))
-        # The format's one key that is no tensor.
-        header.pop("__metadata__", None)
-        start = 8 + length
-        offsets = {name: entry["data_offsets"] for name, entry in header.items()}
-        return cls(path, {name: (start + first, end - first) for name, (first, end) in offsets.items()})
+        """Read the header of the file at `path`; the package `safetensors` does not give offsets away."""
+        return cls(path, {name: (span.start, span.length) for name, span in spans_from_file(path).items()})
 
     def __call__(self, model: ir.Model) -> ir.passes.PassResult:
         """Let every initializer that is one of the weights point into the file, under the tensor's own name.
