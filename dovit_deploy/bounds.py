@@ -22,7 +22,7 @@ LayerNumber = Annotated[int, Field(ge=0, le=1_024)]
 Heads = Annotated[int, Field(ge=1, le=1_024)]
 GridSide = Annotated[int, Field(ge=1, le=1_024)]
 """Of a window, a neighbourhood or a grid, in tokens."""
-Classes = Annotated[int, Field(ge=1, le=65_536)]
+ClassCount = Annotated[int, Field(ge=1, le=65_536)]
 Tokens = Annotated[int, Field(ge=1, le=2**28)]
 Bytes = Annotated[int, Field(ge=0, le=2**44)]
 Share = Annotated[float, Field(ge=0, le=1)]

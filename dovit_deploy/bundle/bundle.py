@@ -23,7 +23,6 @@ from dovit_deploy.errors import (
     DigestMismatch,
     FileMissing,
     FileUnlisted,
-    InputError,
     ManifestInvalid,
     PathEscapes,
     UsageError,

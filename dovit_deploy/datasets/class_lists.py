@@ -31,7 +31,8 @@ def labelling_from_file(path: Path) -> Labelling:
     """
     try:
         text = read_text(path)
-        content = data_from_json(text) if _is_json(path, text) else [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
+        content: Any = data_from_json(text) if _is_json(path, text) else lines
         ignore = content.get("ignore") if isinstance(content, dict) else None
         listed = content["classes"] if isinstance(content, dict) else content
         classes = [_class(number, entry) for number, entry in enumerate(listed)]

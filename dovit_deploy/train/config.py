@@ -8,7 +8,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from dovit_deploy.bounds import Deviation, Mean, Note, PixelSide, Share
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.cost import excess_of
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.record import Record
 
@@ -26,8 +28,8 @@ VIEW_STREAM, ORDER_STREAM, PLAN_STREAM, THRESHOLD_STREAM = 1, 2, 3, 4
 class Scaling(Record):
     """From 0..255 to what the network takes: mean and standard deviation of red, green and blue."""
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Deviation, Deviation, Deviation] = IMAGENET_STD
 
 
 class Phase(Record):
@@ -35,11 +37,15 @@ class Phase(Record):
 
     until: float = Field(gt=0, le=1)
     """Where the phase ends, as a share of the whole run."""
-    crop: tuple[int, int]
+    crop: tuple[PixelSide, PixelSide]
     """Height and width in pixels, whole patches, no larger than the padded input."""
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=65_536)
     rendered: float = Field(default=0.0, ge=0, le=1)
     """Share of the images that are rendered scenes; 1 makes the phase a pre-training on them."""
+
+
+MOST_CHANGE = 100
+"""Times; a view is made this much larger, brighter or more saturated at most."""
 
 
 class Augmentation(Record):
@@ -55,8 +61,8 @@ class Augmentation(Record):
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         for name, (lowest, highest) in self:
-            if not 0 < lowest <= highest:
-                raise ValueError(f"{name} ({lowest}, {highest}): lowest and highest, both above 0")
+            if not 0 < lowest <= highest <= MOST_CHANGE:
+                raise ValueError(f"{name} ({lowest}, {highest}): lowest and highest, above 0 and at most {MOST_CHANGE}")
         return self
 
 
@@ -93,36 +99,36 @@ class Distillation(Record):
     teacher: Literal["off", "init", "average", "current"] = "off"
     """init: the network that the run starts from. average: the moving average when tokens are first stopped, frozen.
     current: the moving average as it is at each step."""
-    features: float = Field(default=0.5, ge=0)
+    features: float = Field(default=0.5, ge=0, le=1e6)
     """Weight of the mean squared difference of the last features."""
-    pixels: float = Field(default=1.0, ge=0)
+    pixels: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the Kullback-Leibler divergence of the class probabilities."""
 
 
 class Settings(Record):
     """What a user may set and what travels unchanged into the run."""
 
-    steps: int | None = Field(default=None, ge=1)
-    minutes: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    minutes: float | None = Field(default=None, gt=0, le=1e6)
     clock: Literal["wall", "processor"] = "wall"
     """How `minutes` are counted; processor: of this process alone, so that others on the machine do not matter."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     augmentation: Augmentation = Augmentation()
     passing: TokenPassing = TokenPassing()
     distillation: Distillation = Distillation()
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e3)
     final_rate: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate that is left at the end: above 0 for a run that another one goes on from."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.05, ge=0, le=1e3)
     """On matrices and kernels only."""
     warm_up: float = Field(default=0.04, ge=0, lt=1)
     """Share of the run."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0, le=1e9)
     """Largest norm of the whole gradient."""
     average_decay: float = Field(default=0.995, ge=0, lt=1)
     """Of the exponential moving average of the weights, which is what the run yields."""
-    auxiliary_weight: float = Field(default=0.4, ge=0)
+    auxiliary_weight: float = Field(default=0.4, ge=0, le=1e6)
     detach_aux: bool = True
     """Gates do not train the layers below them: otherwise the first layers become the final classifier."""
     trained: Literal["all", "gates"] = "all"
@@ -130,26 +136,26 @@ class Settings(Record):
     freeze_norms: bool = False
     """Batch norms use the statistics that the run starts with, in training as at inference, so that steps that stop
     tokens and steps that do not see the same network; for runs from `--init`."""
-    class_weight_power: float = Field(default=0.5, ge=0)
+    class_weight_power: float = Field(default=0.5, ge=0, le=10)
     """Class weights are (1 / frequency) to this power; 0 weighs all pixels alike."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: whichever a short trial finds faster when the run is made."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1_024)
     """Of PyTorch; 0 leaves it to PyTorch."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1_024)
     """Processes that decode, render and augment ahead; 0: the training process does it. Results do not change."""
-    scenes: int = Field(default=0, ge=0)
+    scenes: int = Field(default=0, ge=0, le=10**7)
     """How many different rendered scenes there are, kept in the run's folder; 0: every one is new."""
     fullness: tuple[float, float] = (1.0, 1.0)
     """Lowest and highest of the rendered streets: 0 is a bare road, 1 a street with all that stands and moves there."""
-    save_seconds: float = Field(default=120.0, gt=0)
+    save_seconds: float = Field(default=120.0, gt=0, le=1e6)
     """Between two states on the disk."""
-    validations: int = Field(default=8, ge=0)
+    validations: int = Field(default=8, ge=0, le=10_000)
     """How many times during the run the validation images are evaluated."""
-    max_drop: float = Field(default=0.8, ge=0)
+    max_drop: float = Field(default=0.8, ge=0, le=100)
     """Points of mIoU that the chosen threshold may cost on the validation images."""
-    license: str = ""
+    license: Note = ""
     """Note that travels with the weights."""
 
 
@@ -175,6 +181,9 @@ class TrainConfig(Settings):
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
+        excess = excess_of(self.spec)
+        if excess is not None:
+            raise ValueError(f"network: {excess}")
         if not 0 <= self.fullness[0] <= self.fullness[1] <= 1:
             raise ValueError(f"fullness {self.fullness}: lowest and highest, within [0, 1]")
         ends = [phase.until for phase in self.phases]

@@ -6,11 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from dovit_deploy.bounds import MOST_STAGES, Channels, Heads, LayerNumber, Layers
 from dovit_deploy.checkpoints.settings import invalid_as_config_error
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, TokenSelection
 from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, MaskHead, PatchStem, SetrHead
+from dovit_deploy.families.spec import Size
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.record import Record
@@ -32,26 +34,26 @@ class NetworkChoice(Record):
 
     family: FamilyName = "dovit"
     """dovit: gates decide how many tokens run on. evovit: a fixed share. stvit: a few semantic tokens a window."""
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     """Height and width of the input in pixels; default: those of the first image."""
     stem: Literal["conv", "patch"] = "conv"
-    width: int = Field(default=192, gt=0)
+    width: Channels = 192
     """Of stvit at its third stage, where the decode head reads: four times that of the first."""
-    depth: int = Field(default=12, gt=0)
+    depth: Layers = 12
     """With `--init`, up to the checkpoint's: so many of its first layers, all of them by default."""
-    depths: tuple[int, int, int] = (2, 2, 6)
+    depths: tuple[Layers, Layers, Layers] = (2, 2, 6)
     """Of stvit: blocks of each stage, the third a multiple of 6."""
-    heads: int | None = Field(default=None, gt=0)
+    heads: Heads | None = None
     """Default: one for every 64 of the width (stvit: for every 32)."""
-    window: int = Field(default=7, gt=1)
+    window: int = Field(default=7, ge=2, le=1_024)
     """Of stvit: tokens on a side of a window."""
     head: Literal["setr", "mask", "linear"] = "setr"
-    head_channels: int = Field(default=96, gt=0)
+    head_channels: Channels = 96
     """Of the setr head."""
-    gates: tuple[int, ...] | None = None
+    gates: tuple[LayerNumber, ...] | None = Field(default=None, max_length=MOST_STAGES - 1)
     """Layers before which a gate stands; none: a dense network. Default: a quarter, half and three quarters of the
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
-    gate_channels: int = Field(default=128, ge=0)
+    gate_channels: int = Field(default=128, ge=0, le=65_536)
     """Inner width of a gate's head; 0: one linear layer."""
     ratio: float = Field(default=0.5, gt=0, le=1)
     """Of evovit: share of the patches that run in the second and third thirds of the layers."""

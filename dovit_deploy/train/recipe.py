@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from dovit_deploy.documents import NotData, data_from_toml, data_from_yaml, fault_of
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.spec import Size
 from dovit_deploy.files import read_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
@@ -22,8 +23,8 @@ class PhaseChoice(Record):
     """A phase as a user writes it; without `crop` it sees whole inputs."""
 
     until: float = Field(gt=0, le=1)
-    crop: tuple[int, int] | None = None
-    batch: int = Field(default=4, ge=1)
+    crop: Size | None = None
+    batch: int = Field(default=4, ge=1, le=65_536)
     rendered: float | None = Field(default=None, ge=0, le=1)
 
 

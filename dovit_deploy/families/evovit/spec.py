@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bounds import MOST_STAGES, Channels, Classes, Epsilon, GridSide, Heads, Layers, Name, PatchSide, Share
+from dovit_deploy.bounds import (
+    MOST_STAGES,
+    Channels,
+    ClassCount,
+    Epsilon,
+    GridSide,
+    Heads,
+    Layers,
+    Name,
+    PatchSide,
+    Share,
+)
 from dovit_deploy.families.parts import (
     LinearHead,
     MaskHead,
@@ -117,7 +128,7 @@ class EvoDeitSpec(FixedCountSpec):
     extra_tokens: Literal[1, 2] = 1
     """1: class token; 2: class and distillation token (plain distilled DeiT)."""
     norm_eps: Epsilon = 1e-6
-    classes: Classes
+    classes: ClassCount
     selections: tuple[TokenSelection, ...] = Field(default=(), max_length=MOST_STAGES - 1)
     tradeoffs: tuple[Share, ...] = Field(default=(), max_length=MOST_STAGES - 1)
     """Per layer: how much of a token's score is this layer's class attention; the rest is the score so far."""
@@ -211,7 +222,7 @@ class LevitPyramid(FixedCountSpec):
     stages: tuple[LevitStage, ...] = Field(min_length=1, max_length=16)
     subsamples: tuple[LevitSubsample, ...] = Field(max_length=16)
     """Between one stage and the next."""
-    classes: Classes
+    classes: ClassCount
     distilled: bool
     """Two linear heads whose mean is taken."""
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bounds import Channels, Classes, Epsilon, GridSide, Heads, LayerNumber, Layers, PatchSide
+from dovit_deploy.bounds import Channels, ClassCount, Epsilon, GridSide, Heads, LayerNumber, Layers, PatchSide
 from dovit_deploy.families.parts import Head, backbone_text, check_heads, head_text, logits_grid
 from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 from dovit_deploy.families.stvit.swin_spec import PATCH, SwinShape
@@ -83,7 +83,7 @@ class StvitSwinSpec(ReducedShape):
     """Classification at one square size that windows and patches fit (`fitting_sides`)."""
 
     architecture: Literal["stvit-r-swin"] = "stvit-r-swin"
-    classes: Classes
+    classes: ClassCount
     pooled_residual: bool = False
     """Semantic tokens are what attention adds to the pooled tokens, instead of what it gives alone (`shortcut`)."""
     global_tokens: bool = False
@@ -154,7 +154,7 @@ class StvitSegmenterSpec(AnySizeShape):
 
     architecture: Literal["stvit-r-segmenter"] = "stvit-r-segmenter"
     padding_mask: Literal["released", "exact", "none"] = "exact"
-    classes: Classes
+    classes: ClassCount
     head: Head
 
     @property
@@ -222,7 +222,7 @@ class StvitDeitSpec(FixedCountSpec):
     """The first of the two blocks that make semantic tokens (`stgm_start`)."""
     samples: GridSide = 4
     """Semantic tokens per side of the image."""
-    classes: Classes
+    classes: ClassCount
 
     @model_validator(mode="after")
     def _consistent(self) -> StvitDeitSpec:

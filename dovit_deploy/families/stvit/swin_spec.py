@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bounds import Channels, Classes, Epsilon, Heads, Layers
+from dovit_deploy.bounds import Channels, ClassCount, Epsilon, Heads, Layers
 from dovit_deploy.families.spec import FixedCountSpec, Grid, Size
 
 PATCH = 4
@@ -93,7 +93,7 @@ class SwinSpec(SwinShape):
     architecture: Literal["swin"] = "swin"
     family: Literal["swin"] = "swin"
     stem: Literal["conv", "patch"] = "patch"
-    classes: Classes
+    classes: ClassCount
 
     @model_validator(mode="after")
     def _whole_windows(self) -> SwinSpec:

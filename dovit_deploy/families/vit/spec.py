@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dovit_deploy.bounds import MOST_STAGES, Channels, Classes, Epsilon, Heads, Layers, Name, PatchSide, Share
+from dovit_deploy.bounds import MOST_STAGES, Channels, ClassCount, Epsilon, Heads, Layers, Name, PatchSide, Share
 from dovit_deploy.families.parts import (
     ConvStem,
     GateSpec,
@@ -43,7 +43,7 @@ class VisionTransformerSpec(ModelSpec):
     """1: class token; 2: class and distillation token; 0: mmsegmentation's `with_cls_token=False`, never with gates."""
     norm_eps: Epsilon = 1e-6
     final_norm: bool = True
-    classes: Classes
+    classes: ClassCount
     gates: tuple[GateSpec, ...] = Field(default=(), max_length=MOST_STAGES - 1)
     aggregate_rate: Share = 0.1
     """The class token takes in the stopped tokens' mean when more than this share of all tokens has stopped."""
