@@ -62,7 +62,7 @@ def test_ids_count_from_one_where_zero_is_ignored(tmp_path):
         (b'{"classes": 5}', "cannot be read"),
         (b'{"classes": [{"id": 0}]}', "'name' is missing"),
         (b'{"classes": ["a"], "ignore": 300}', "'ignore' is 300"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000, "nests more than 50 levels"),
         ("road\ncar".encode("utf-16"), "UTF-16"),
         ("road\ncar".encode("utf-16-le"), "UTF-16"),
     ],
