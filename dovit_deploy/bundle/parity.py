@@ -61,6 +61,26 @@ class FormParity(Record):
     runs: tuple[RunParity, ...]
 
 
+class PrecisionParity(Record):
+    """One engine at one precision below fp32: what its answers lose against fp32, thresholds and all."""
+
+    engine: str
+    precision: str
+    agreement: float
+    """Share of the pixels whose class is the one that fp32 finds, both dynamic, at the bundle's own thresholds; 0..1."""
+    drop: float | None
+    """mIoU of fp32 minus its own, in points; None: the images had no labels, and `agreement` alone was measured."""
+    confidence_error: tuple[float, ...]
+    """Of each gate, the largest |difference| of a token's confidence, the decisions of fp32 replayed."""
+    images: int
+    """On how many images it was measured."""
+
+    @property
+    def lost(self) -> float:
+        """Points lost: of mIoU with labels, else of pixels that find another class."""
+        return 100 * (1 - self.agreement) if self.drop is None else self.drop
+
+
 class ParityReport(Record):
     """The contents of `parity.json`."""
 
@@ -68,6 +88,8 @@ class ParityReport(Record):
     precision: str
     forms: tuple[FormParity, ...]
     versions: dict[str, str]
+    precisions: tuple[PrecisionParity, ...] = ()
+    """What other precisions lose, where they were measured at export."""
 
     @property
     def failures(self) -> tuple[str, ...]:
