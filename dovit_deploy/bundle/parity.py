@@ -67,7 +67,7 @@ class PrecisionParity(Record):
     engine: str
     precision: str
     agreement: float
-    """Share of the pixels whose class is the one that fp32 finds, both dynamic, at the bundle's own thresholds; 0..1."""
+    """Share, 0..1, of the pixels whose class is the one that fp32 finds: both dynamic, at the bundle's thresholds."""
     drop: float | None
     """mIoU of fp32 minus its own, in points; None: the images had no labels, and `agreement` alone was measured."""
     confidence_error: tuple[float, ...]
