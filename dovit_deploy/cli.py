@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from typing import Annotated
 
@@ -24,7 +25,7 @@ from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
-from dovit_deploy.errors import DovitError, Interrupted, OutputFailed
+from dovit_deploy.errors import DovitError, InputError, Interrupted, OutputFailed
 from dovit_deploy.files import NO_ROOM
 from dovit_deploy.interruption import interruptible
 from dovit_deploy.printing import prepare_streams, print_remarks, print_results, print_traceback, shortened
@@ -107,20 +108,11 @@ def _code(app: typer.Typer, arguments: list[str]) -> int:
             # Not `app()`: it would print what is wrong in its own way, with a box around it.
             code = typer.main.get_command(app).main(arguments, standalone_mode=False, obj=flags)
     except DovitError as error:
-        if flags.verbose:
-            print_traceback(type(error), error, error.__traceback__)
-        # What a reader was given may be a line of megabytes.
-        first, *others = map(shortened, error.lines or ("",))
-        print_remarks(f"error: {first}", *others)
-        return error.exit_code
+        return _say_error(error, error.lines, flags)
     except _WrongUsage as error:
         return _say_usage(error)
     except OSError as error:
-        # What a verb writes reports itself; this is the folder of temporary files, wherever it was needed.
-        if error.errno not in NO_ROOM:
-            raise
-        print_remarks(f"error: cannot write {error.filename or tempfile.gettempdir()}: {error.strerror}; make room")
-        return OutputFailed.exit_code
+        return _say_refusal(error, flags)
     except KeyboardInterrupt:
         code = Interrupted.exit_code
     finally:
@@ -130,6 +122,27 @@ def _code(app: typer.Typer, arguments: list[str]) -> int:
         print_remarks("interrupted")
     # Click gives what an early end was given, as of `--help`; a verb itself gives nothing.
     return code if isinstance(code, int) else 0
+
+
+def _say_error(error: DovitError, lines: tuple[str, ...], flags: CommonFlags) -> int:
+    if flags.verbose:
+        print_remarks(*traceback.format_exc().splitlines())
+    # What a reader was given may be a line of megabytes.
+    first, *others = map(shortened, lines or ("",))
+    print_remarks(f"error: {first}", *others)
+    return error.exit_code
+
+
+def _say_refusal(error: OSError, flags: CommonFlags) -> int:
+    """What a file system refuses where nobody expected it: a folder that may not be searched, a name too long for it.
+
+    What a verb writes reports itself, so that no room can only be that of the folder of temporary files.
+    """
+    if error.errno in NO_ROOM:
+        where = error.filename or tempfile.gettempdir()
+        return _say_error(OutputFailed(), (f"cannot write {where}: {error.strerror}; make room",), flags)
+    reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return _say_error(InputError(), (reason,), flags)
 
 
 def _say_usage(error: typer.BadParameter) -> int:

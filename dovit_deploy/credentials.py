@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
+# With a single slash too, which is what is left of an address that was taken for a path.
+_COLLAPSED = r"\b(?:https?|rtsps?|rtmps?|ftps?|rtp|srt|tcp|udp):/"
+_ADDRESS = re.compile(rf"(?:[A-Za-z][A-Za-z0-9+.-]*://|{_COLLAPSED})[^\s'\"]+", re.IGNORECASE)
 # "user:pass@" as the rules have it; then with a "/", "?" or "#" in the password, which should be escaped and often is
 # not. A number behind the colon is a port.
-_USER = re.compile(r"(?<=://)(?:[^/?#]*@|[^/?#@:]*:(?!\d+(?:[/?#]|$)).*@)")
+_USER = re.compile(r"(?<=:/)(/?)(?:[^/?#]*@|[^/?#@:]*:(?!\d+(?:[/?#]|$)).*@)")
 _SECRET = r"token|key|passw|passwd|pwd|\bpass|secret|signature|\bsig|auth|credential|\buser|login"
 _FIELD = re.compile(rf"([?&;][^=&;#]*(?:{_SECRET})[^=&;#]*=)[^&;#]+", re.IGNORECASE)
 MASK = "***"
@@ -23,4 +25,4 @@ def masked(text: str) -> str:
 
 
 def _masked_address(address: str) -> str:
-    return _FIELD.sub(rf"\g<1>{MASK}", _USER.sub(f"{MASK}@", address))
+    return _FIELD.sub(rf"\g<1>{MASK}", _USER.sub(rf"\g<1>{MASK}@", address))

@@ -38,7 +38,7 @@ _LONGEST_WORD = 200
 
 
 def shortened(text: str) -> str:
-    """`text` with the middle of every word left out that is longer than 200 characters."""
+    """`text` with the middle left out of every word that has more than 200 characters."""
     half = _LONGEST_WORD // 2 - 2
     return re.sub(rf"(\S{{{half}}})\S{{5,}}(\S{{{half}}})", r"\1...\2", text)
 

@@ -18,6 +18,8 @@ from dovit_deploy.credentials import masked
         ("https://h/a.mp4?X-Amz-Signature=ab12&Expires=3", "https://h/a.mp4?X-Amz-Signature=***&Expires=3"),
         ("http://h/a?sig=1;access_token=2;API_KEY=3", "http://h/a?sig=***;access_token=***;API_KEY=***"),
         ("error: 'rtsp://a:b@c/d': no", "error: 'rtsp://***@c/d': no"),
+        ("no bundle at rtsp:/admin:secret@10.0.0.5/live", "no bundle at rtsp:/***@10.0.0.5/live"),
+        ("http:/h/a?token=1", "http:/h/a?token=***"),
         ("rtsp://a:b@c/d and http://e:f@g", "rtsp://***@c/d and http://***@g"),
     ],
 )

@@ -94,7 +94,8 @@ def _refuse_other_archives(path: Path) -> None:
     try:
         with path.open("rb") as file:
             records = torch._C.PyTorchFileReader(file).get_all_records()
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
+        # The latter where the name of an entry is damaged.
         raise InputError(f"{path} {_unreadable_archive(path)}") from error
     if "constants.pkl" in records:
         raise PickleRefused(

@@ -9,8 +9,10 @@ caller's to refuse.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import IO, Any, ClassVar
@@ -195,6 +197,11 @@ class Unpickler(pickle._Unpickler):
 
     stack: list[Any]
 
+    def __init__(self, file: IO[bytes], *, encoding: str = "utf-8") -> None:
+        super().__init__(file, encoding=encoding)
+        self._values_left = _bytes_of(file)
+        self._sized: set[object] = set()
+
     def find_class(self, module: str, name: str) -> object:
         """Named by GLOBAL, STACK_GLOBAL and INST."""
         return looked_up(module, name)
@@ -257,9 +264,26 @@ class Unpickler(pickle._Unpickler):
         if kind in ("module", b"module"):
             self.stack.append(identity[1])
         elif kind in ("storage", b"storage") or isinstance(kind, int):
+            self._check_size(identity)
             self.stack.append(self.persistent_load(identity))
         else:
             raise pickle.UnpicklingError("a persistent object that is no storage")
+
+    def _check_size(self, identity: object) -> None:
+        """Refuse an older file that states more values than it has bytes, before memory is taken for them."""
+        if self._values_left is None or not isinstance(identity, tuple) or len(identity) < 5:
+            return
+        key, values = identity[2], identity[4]
+        if isinstance(values, int) and isinstance(key, str) and key not in self._sized:
+            self._sized.add(key)
+            self._values_left -= values
+            if values < 0 or self._values_left < 0:
+                raise EOFError("it states more values than it has bytes")
+
+    def _byte_array(self) -> None:
+        # Read first: Python's own fills an array of the stated size with zeros before it looks whether the file has it.
+        content = self.read(struct.unpack("<Q", self.read(8))[0])  # type: ignore[attr-defined]
+        self.append(bytearray(content))  # type: ignore[attr-defined]
 
     def _refused(self) -> None:
         raise pickle.UnpicklingError("an instruction that no checkpoint needs")
@@ -281,7 +305,16 @@ class Unpickler(pickle._Unpickler):
         pickle.EXT1[0]: _refused,
         pickle.EXT2[0]: _refused,
         pickle.EXT4[0]: _refused,
+        pickle.BYTEARRAY8[0]: _byte_array,
     }
+
+
+def _bytes_of(file: IO[bytes]) -> int | None:
+    """The size of a file on the disk; None for a part of an archive, of which torch checks the sizes."""
+    try:
+        return os.fstat(file.fileno()).st_size
+    except OSError:
+        return None
 
 
 def load(file: IO[bytes], *, encoding: str = "utf-8") -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,15 @@ PRECISION_LINE = f"{_precision_lines()}; an engine's first is its default"
 
 
 class VerbCommand(typer.core.TyperCommand):
-    """A verb whose help also names the engines of other distributions, searched for only when it is shown."""
+    """A verb that takes no text which no file can be called, and whose help also names engines of other distributions.
+
+    Those are searched for only when the help is shown.
+    """
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  as above it
+        for parameter in self.params:
+            refuse_impossible(ctx.params.get(parameter.name), option=parameter.opts[0])
+        return super().invoke(ctx)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401  Typer's versions differ in the types
         others = [name for name in engine_names() if name not in ENGINES]
@@ -153,6 +162,22 @@ def bundle_and_dataset(first: Path, second: Path | None) -> tuple[Path | None, P
 
 
 # Text of an option -> value, with one-line errors.
+
+
+def refuse_impossible(value: object, *, option: str) -> None:
+    """Refuse text that no system call takes, so that no reader or writer of a path has to think of it.
+
+    Raises:
+        UsageError: it holds a NUL, or a half of a pair of surrogates, which is no character.
+    """
+    if not isinstance(value, str | Path):
+        return
+    try:
+        possible = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise UsageError(f"{option}: '{value}' holds a character that no name of a file or other thing can have")
 
 
 def numbers(text: str, *, option: str) -> tuple[float, ...]:

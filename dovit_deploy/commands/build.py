@@ -93,7 +93,7 @@ def _counts(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
         raise UsageError(f"--buckets: '{text}' given; token counts separated by commas are needed, as in 128,256,512")
     return tuple(sorted({int(part) for part in parts}))
 

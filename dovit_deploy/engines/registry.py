@@ -7,6 +7,7 @@ its own adds an engine through the entry point group `dovit.engines`, whose entr
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -91,10 +92,6 @@ def engine_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ENGINES, *(found.name for found in _entry_points()))))
 
 
-MOST_THREADS = 1024
-"""Of one operator; an engine would try to make any number of them."""
-
-
 def engine_entry(name: str) -> EngineEntry:
     """The engine called `name`.
 
@@ -162,6 +159,11 @@ def options_for(engine: str, given: EngineOptions, *, among: Sequence[str]) -> E
     return EngineOptions(**own)
 
 
+def most_threads() -> int:
+    """What an engine may be given: every stage has threads of its own, and hundreds of them stop a small machine."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
 def backend_from_name(
     engine: str,
     *,
@@ -187,8 +189,10 @@ def backend_from_name(
         raise UsageError(f"engine {engine} does not run precision {shown}; it runs: {', '.join(entry.precisions)}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise UsageError(f"threads: {type(threads).__name__} given, a whole number is needed")
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"threads: {str(threads)[:20]} given, at least 1 is needed and at most {MOST_THREADS}")
+    if threads is not None and not 1 <= threads <= most_threads():
+        raise UsageError(
+            f"threads: {str(threads)[:20]} given, at least 1 is needed and at most {most_threads()} on this machine"
+        )
     for name in options.given():
         if name not in entry.options:
             _refuse(name, engine)
