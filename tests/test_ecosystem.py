@@ -48,12 +48,12 @@ PROMISES = (
         {"torch": ("export", "train")},
         imported_in=TORCH_WINGS,
         # Only to say early what is missing, or whether it works.
-        loaded_in=("measure/inspect.py", "commands/smaller_input.py"),
+        loaded_in=("measure/inspect_checkpoint.py", "commands/smaller_input.py"),
         tests=(("tests/families/test_eager.py", "EagerBackend"), ("tests/test_torch_free.py", "export_without_torch")),
     ),
     Promise(
         "onnx",
-        {"onnx": ("export", "train", "tensorrt", "tensorrt-rtx")},
+        {"onnx": ("export", "train", "openvino", "tensorrt", "tensorrt-rtx")},
         imported_in=("export/to_onnx.py",),
         tests=(
             ("tests/export/test_pipeline.py", "export"),
@@ -67,6 +67,11 @@ PROMISES = (
             ("tests/runtime/test_session.py", "onnxruntime"),
             ("tests/engines/test_onnxruntime_cuda.py", "session_on_gpu"),
         ),
+    ),
+    Promise(
+        "openvino",
+        {"openvino": ("openvino",)},
+        tests=(("tests/engines/test_openvino.py", "OpenVinoBackend"),),
     ),
     Promise(
         "tensorrt",
