@@ -94,8 +94,8 @@ def _refuse_other_archives(path: Path) -> None:
     try:
         with path.open("rb") as file:
             records = torch._C.PyTorchFileReader(file).get_all_records()
-    except (RuntimeError, UnicodeDecodeError) as error:
-        # The latter where the name of an entry is damaged.
+    except (RuntimeError, UnicodeDecodeError, OSError) as error:
+        # The others where the name of an entry, or where its content begins, is damaged.
         raise InputError(f"{path} {_unreadable_archive(path)}") from error
     if "constants.pkl" in records:
         raise PickleRefused(
