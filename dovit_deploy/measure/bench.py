@@ -5,6 +5,8 @@
 
 A pair is run back to back, so that whatever else the machine does falls on both of its halves; the speed-up is the
 median of the pairs' ratios. Times are those of a whole session run: the model step, without reading and painting.
+Before, every frame is run once: an engine may compile what a frame needs when it first sees one of its kind. How long
+these first runs took is reported apart, and is in no other figure.
 A bundle without a dense form is run dynamically alone, and what compares the two is None.
 """
 
@@ -32,7 +34,7 @@ from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame
 
 WARM_UP_RUNS = 2
-"""Of each side: the first run allocates, the second finds the memory there."""
+"""Of each side, at least: the first run allocates, the second finds the memory there."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,16 @@ class Side(Record):
     """Median of processor time."""
 
 
+class FirstRuns(Record):
+    """The first dynamic run of each frame, before anything was warm: wall time in milliseconds."""
+
+    p50: float
+    p99: float
+    most: float
+    compiled_ms: float
+    """What all of them took beyond as many warm runs: memory taken, and parts compiled at their first use."""
+
+
 class FrameResult(Record):
     """One frame of the benchmark: how easy it was."""
 
@@ -125,6 +137,8 @@ class BenchResult(Record):
     coarse."""
     engine_factor: float
     """Median of (first engine's dense) / (this engine's dense): what the engine gives. Without dense, of dynamic."""
+    first_runs: FirstRuns
+    """In none of the other figures."""
     per_frame: tuple[FrameResult, ...]
 
     @property
@@ -178,7 +192,7 @@ def benchmark(
             runner.run_pair(frame, frames[frame], dense_first=dense_first)
         if progress is not None:
             progress(done, len(turns))
-    return tuple(_result(runner.contestant, runner.pairs, first=runners[0].pairs, labels=labels) for runner in runners)
+    return tuple(_result(runner, first=runners[0].pairs, labels=labels) for runner in runners)
 
 
 class _Runner:
@@ -187,6 +201,8 @@ class _Runner:
     def __init__(self, contestant: Contestant, clock: Clock, *, dense: bool) -> None:
         self.contestant = contestant
         self.pairs: list[Pair] = []
+        self.first_ms: list[float] = []
+        """Wall time of the first dynamic run of each frame."""
         self._clock = clock
         manifest = contestant.session.bundle.manifest
         # By whether the run is dense; resolved once, so that resolving is no part of what is timed.
@@ -195,9 +211,12 @@ class _Runner:
         }
 
     def warm_up(self, frames: Sequence[Pixels]) -> None:
-        for number in range(WARM_UP_RUNS):
-            for settings in self._settings.values():
-                self.contestant.session.run_one(frames[number % len(frames)], settings)
+        # Every frame: its token counts may need parts of a lazily compiled engine that no other frame needs.
+        self.first_ms = [self._timed(pixels, False)[0].wall for pixels in frames]
+        for way in self._settings:
+            done = 0 if way else len(frames)
+            for number in range(done, WARM_UP_RUNS):
+                self._timed(frames[number % len(frames)], way)
 
     def run_pair(self, frame: int, pixels: Pixels, *, dense_first: bool) -> None:
         """Run a frame both ways, back to back."""
@@ -213,9 +232,8 @@ class _Runner:
         return Timing(wall=1e3 * (self._clock.wall() - wall), cpu=1e3 * (self._clock.cpu() - cpu)), report
 
 
-def _result(
-    contestant: Contestant, pairs: Sequence[Pair], *, first: Sequence[Pair], labels: Sequence[str]
-) -> BenchResult:
+def _result(runner: _Runner, *, first: Sequence[Pair], labels: Sequence[str]) -> BenchResult:
+    contestant, pairs = runner.contestant, runner.pairs
     dense = [pair.dense for pair in pairs if pair.dense is not None]
     # A frame's tokens are the same in every round, so one report of each frame is enough.
     reports = [pair.report for pair in pairs[: len(labels)]]
@@ -235,6 +253,7 @@ def _result(
         kept=tuple(float(np.mean(column)) for column in zip(*(report.kept for report in reports), strict=True)),
         cpu_speedup=_cpu_speedup(pairs),
         engine_factor=median_ratio([pair.reference.wall for pair in first], [pair.reference.wall for pair in pairs]),
+        first_runs=_first_runs(runner.first_ms, pairs),
         per_frame=tuple(_frame_result(number, label, pairs) for number, label in enumerate(labels)),
     )
 
@@ -243,6 +262,13 @@ def _side(timings: Sequence[Timing]) -> Side:
     return Side(
         latency_ms=percentiles([timing.wall for timing in timings]), cpu_ms=median([timing.cpu for timing in timings])
     )
+
+
+def _first_runs(first_ms: Sequence[float], pairs: Sequence[Pair]) -> FirstRuns:
+    found = percentiles(first_ms)
+    warm = [median([pair.dynamic.wall for pair in pairs if pair.frame == frame]) for frame in range(len(first_ms))]
+    beyond = max(0.0, sum(first_ms) - sum(warm))
+    return FirstRuns(p50=found.p50, p99=found.p99, most=max(first_ms), compiled_ms=beyond)
 
 
 def _speedup(pairs: Sequence[Pair]) -> float | None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.commands.bench import factor_lines
+from dovit_deploy.commands.bench import factor_lines, first_line
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.measure.bench import BenchResult, FrameResult, Percentiles, Side
+from dovit_deploy.measure.bench import BenchResult, FirstRuns, FrameResult, Percentiles, Side
 
 LATENCY = {"mean", "p50", "p90", "p99"}
 
@@ -43,7 +43,9 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
         assert result[side]["latency_ms"].keys() == LATENCY and min(result[side]["latency_ms"].values()) > 0
     assert result["realised_efficiency"] == pytest.approx(result["speedup"] / result["predicted_speedup"])
     assert result["flops_saved"] == pytest.approx(1 - 1 / result["predicted_speedup"])
+    assert result["first_runs"].keys() == {"p50", "p99", "most", "compiled_ms"}
     assert "tokens per stage" in done.stdout and "dynamic" in done.stdout
+    assert "first run of each frame, left out above: p50" in done.stdout
     assert f"next: dovit run YOUR_IMAGE_OR_VIDEO --bundle {tiny_bundle_path}" in done.stderr
 
 
@@ -82,7 +84,7 @@ def test_a_bad_image_among_good_ones(dovit, tiny_bundle_path, images):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--engine", "warp"), 2, "allowed: onnxruntime, cuda, torch"),
+        (("--engine", "warp"), 2, "allowed: onnxruntime, openvino, cuda, torch"),
         (("--engine", "onnxruntime,onnxruntime"), 2, "names one twice"),
         (("--precision", "fp8"), 2, "allowed: fp32"),
         (("--repeat", "0"), 2, "repeat"),
@@ -118,10 +120,12 @@ def test_the_factors_multiply():
         kept=(9.0, 3.0),
         cpu_speedup=None,
         engine_factor=1.5,
+        first_runs=FirstRuns(p50=6.0, p99=150.0, most=151.0, compiled_ms=400.0),
         per_frame=(frame,),
     )
     first, second = factor_lines(result, first=result.model_copy(update={"engine": "a"}))
     assert math.isclose(result.total_factor, 2.7)
+    assert first_line(result).endswith("p50 6.00, p99 150.00 ms; 400 ms in all beyond warm runs")
     assert first == "b fp32: 2.70x against a fp32 dense = tokens 1.80x * engine 1.50x"
     assert "predicted from FLOPs 2.00x, realised 90.0% of it" in second and second.endswith("9 -> 3")
 
@@ -140,6 +144,7 @@ def test_without_a_dense_form_only_engines_are_compared():
         kept=(9.0, 3.0),
         cpu_speedup=None,
         engine_factor=1.5,
+        first_runs=FirstRuns(p50=6.0, p99=150.0, most=151.0, compiled_ms=400.0),
         per_frame=(FrameResult(frame="a", kept=(9, 3), flops_saved=0.2, speedup=None),),
     )
     first, second = factor_lines(result, first=result.model_copy(update={"engine": "a"}))

@@ -48,6 +48,8 @@ FRAMES = tuple(np.full((1, 3, 32, 48), number, dtype=np.float32) for number in r
 LABELS = ("a", "b", "c")
 KEPT = ((7, 7), (7, 4), (7, 1))
 """Tokens that the scripted session keeps of each frame."""
+WARM_UP = len(FRAMES) + WARM_UP_RUNS
+"""Runs before the first that counts: every frame dynamically, and some dense ones."""
 
 
 class Time:
@@ -90,7 +92,7 @@ def run(time, sessions, *, repeat=4):
 def one(**options):
     time, log = Time(), []
     (result,) = run(time, [ScriptedSession(time, log, name="one", **options)])
-    return result, log[2 * WARM_UP_RUNS :]
+    return result, log[WARM_UP:]
 
 
 def test_latency_and_speedup_come_from_the_clock():
@@ -125,14 +127,22 @@ def test_every_frame_is_run_both_ways_in_both_orders():
 def test_a_load_that_comes_and_goes_does_not_move_the_speedup():
     calm, _ = one(speedup=2.0)
     # Five-fold load from the middle of the measurement on; whole pairs, so each ratio stays what it is.
-    loaded, _ = one(speedup=2.0, load=lambda number: 5.0 if number >= 2 * WARM_UP_RUNS + 12 else 1.0)
+    loaded, _ = one(speedup=2.0, load=lambda number: 5.0 if number >= WARM_UP + 12 else 1.0)
     assert loaded.speedup == pytest.approx(calm.speedup)
     assert loaded.dense.latency_ms.p90 == pytest.approx(5 * calm.dense.latency_ms.p90)
 
 
 def test_the_warm_up_is_not_counted():
-    result, _ = one(load=lambda number: 100.0 if number < 2 * WARM_UP_RUNS else 1.0)
-    assert result.dense.latency_ms.p99 == pytest.approx(10.0)
+    result, _ = one(load=lambda number: 100.0 if number < WARM_UP else 1.0)
+    assert result.dense.latency_ms.p99 == pytest.approx(10.0) and result.dynamic.latency_ms.p99 == pytest.approx(5.0)
+
+
+def test_what_a_frame_costs_when_it_is_new_is_reported_apart():
+    """An engine that compiles what a frame needs when the first frame of its kind comes: here the last one's."""
+    result, _ = one(load=lambda number: 30.0 if number == len(FRAMES) - 1 else 1.0)
+    assert (result.first_runs.p50, result.first_runs.most) == pytest.approx((5.0, 150.0))
+    assert result.first_runs.compiled_ms == pytest.approx(145.0)
+    assert result.dynamic.latency_ms.p99 == pytest.approx(5.0) and result.speedup == pytest.approx(2.0)
 
 
 def test_engines_take_turns_and_are_compared_with_the_first():
@@ -143,7 +153,7 @@ def test_engines_take_turns_and_are_compared_with_the_first():
     assert (first.engine, second.engine) == ("slow", "fast")
     assert first.engine_factor == 1.0 and second.engine_factor == pytest.approx(3.0)
     assert second.total_factor == pytest.approx(6.0)
-    turns = [log[number : number + 4] for number in range(4 * WARM_UP_RUNS, len(log), 4)]
+    turns = [log[number : number + 4] for number in range(2 * WARM_UP, len(log), 4)]
     assert all({entry[0] for entry in turn} == {"slow", "fast"} for turn in turns)
     leaders = [turn[0][0] for turn in turns]
     assert leaders.count("slow") == leaders.count("fast")
@@ -168,7 +178,7 @@ def test_without_a_dense_form_the_dynamic_run_alone_is_timed():
     fast = ScriptedSession(time, log, name="fast", dense_ms=10.0, speedup=2.0)
     contestants = [Contestant(session.name, "fp32", session) for session in (slow, fast)]
     first, second = benchmark(contestants, FRAMES, labels=LABELS, repeat=2, dense=False, clock=time.clock())
-    assert not any(dense for _, _, dense in log) and len(log) == 2 * (WARM_UP_RUNS + 2 * len(FRAMES))
+    assert not any(dense for _, _, dense in log) and len(log) == 2 * 3 * len(FRAMES)
     for result in (first, second):
         assert result.dense is result.speedup is result.realised_efficiency is result.cpu_speedup is None
         assert result.predicted_speedup > 1 and all(entry.speedup is None for entry in result.per_frame)
