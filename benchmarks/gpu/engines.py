@@ -21,19 +21,12 @@ from dovit_deploy.engines.base import Backend
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import DovitError, EngineBuildFailed
 from dovit_deploy.export.plan import ExportPlan
-from dovit_deploy.export.verify import (
-    TOLERANCE,
-    ReferenceRun,
-    float_parity,
-    gate_parity,
-    reference_runs,
-    settings_from_images,
-    trace_from_session,
-)
+from dovit_deploy.export.verify import ReferenceRun, reference_runs
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.trace import TOLERANCE, float_parity, gate_parity, settings_from_images, trace_from_session
 from gpu.latency import latency, paired
 from gpu.models import CLASSES, random_model, random_pixels, vit_spec
 from gpu.parity import HALF_TOLERANCE

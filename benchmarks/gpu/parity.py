@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dovit_deploy.bundle.parity import RunParity
-from dovit_deploy.export.verify import TOLERANCE, Setting, Trace, float_parity, gate_parity
 from dovit_deploy.families.vit.network import VisionTransformer, stages_from_model
+from dovit_deploy.runtime.trace import TOLERANCE, Setting, Trace, float_parity, gate_parity
 from gpu.packed_runner import StagedRunner
 
 HALF_TOLERANCE = 0.02

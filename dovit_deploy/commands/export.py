@@ -18,7 +18,7 @@ from dovit_deploy.printing import plural
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.bundle.parity import ParityReport
-    from dovit_deploy.export.verify import Image
+    from dovit_deploy.runtime.trace import Image
     from dovit_deploy.sources.source import RGB
 
 PARITY_IMAGES = 2

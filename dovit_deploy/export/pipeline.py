@@ -17,13 +17,14 @@ from dovit_deploy.errors import ParityError
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
-from dovit_deploy.export.verify import Image, parity_report
+from dovit_deploy.export.verify import parity_report
 from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.files import reported_writes, written_aside
 from dovit_deploy.graphs.forms import FAST, PORTABLE
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.runtime.trace import Image
 
 FORMS = {False: PORTABLE, True: FAST}
 """Whether it is the fast form for ONNX Runtime -> the passes that make it."""

@@ -17,9 +17,9 @@ from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArr
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
 from dovit_deploy.engines.square import SQUARE_MODEL
 from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
-from dovit_deploy.export.verify import settings_from_images, trace_from_session
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.trace import settings_from_images, trace_from_session
 from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime
 from tests.graphs.test_half_precision import close, explained
 from tests.tiny import tiny_pixels

@@ -20,8 +20,9 @@ from dovit_deploy.engines.openvino import (
     padded,
 )
 from dovit_deploy.errors import GraphMismatch, ProviderMissing
-from dovit_deploy.export.verify import gated_parity, reference_runs, settings_from_images
+from dovit_deploy.export.verify import gated_parity, reference_runs
 from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.trace import settings_from_images
 from tests.tiny import tiny_pixels
 
 openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")

@@ -9,11 +9,11 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt.record import graph_names
-from dovit_deploy.export.verify import halving_setting, settings_from_images, trace_from_session
 from dovit_deploy.graphs.forms import derive_graphs, half_passes
 from dovit_deploy.graphs.half_precision import half_precision
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.trace import halving_setting, settings_from_images, trace_from_session
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels
 

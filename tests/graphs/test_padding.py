@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.export.verify import settings_from_images, trace_from_session
 from dovit_deploy.graphs.padding import VALID, padding, weighted_sums
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.trace import settings_from_images, trace_from_session
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels
 

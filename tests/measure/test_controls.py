@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.export.verify import Setting, Trace, trace_from_session
 from dovit_deploy.measure.controls import (
     first_gate_keep,
     gate_efficiency,
@@ -22,6 +21,7 @@ from dovit_deploy.measure.controls import (
 )
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import index_from_keep
+from dovit_deploy.runtime.trace import Setting, Trace, trace_from_session
 from tests.tiny import tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(gates=(1, 2, 3))
