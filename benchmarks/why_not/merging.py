@@ -22,7 +22,7 @@ import torch.nn.functional as functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dovit_deploy.bundle.bundle import Bundle, file_entry
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
@@ -35,6 +35,7 @@ from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.graphs.forms import FAST
 from dovit_deploy.graphs.passes import applied
+from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from dovit_deploy.runtime.settings import RunSettings
 
@@ -201,13 +202,15 @@ class MergingSession:
     def __init__(self, bundle: Bundle, count: int, *, folder: Path) -> None:
         self.bundle, self.count = bundle, count
         spec = bundle.manifest.spec
-        self.module = MergingNetwork(model_from_spec(spec, safetensors.torch.load_file(bundle.weights)), count)
+        state = safetensors.torch.load(bundle.content(WEIGHTS))
+        self.module = MergingNetwork(model_from_spec(spec, state), count)
         graph = onnx_from_module(self.module.eval(), graph_interfaces(spec)["dense"])
         graphs = folder / f"{bundle.path.stem}-{count}"
         graphs.mkdir()
-        path = graphs / "dense.ort.onnx"
-        ir.save(applied(graph, FAST).model, path)
-        manifest = bundle.manifest.model_copy(update={"files": {path.name: file_entry(path)}})
+        weights = SharedWeights.write(graphs / WEIGHTS, {name: tensor.numpy() for name, tensor in state.items()})
+        ir.save(applied(graph, (*FAST, weights)).model, graphs / "dense.ort.onnx")
+        files = {path.name: file_entry(path) for path in sorted(graphs.iterdir())}
+        manifest = bundle.manifest.model_copy(update={"files": files})
         self.engine = OnnxRuntimeBackend(threads=1).load(Bundle(graphs, manifest), "dense")
         self.gmacs = merging_macs(spec, count) / 1e9
         self.gmacs_dense = cost_model(spec).dense().total / 1e9

@@ -249,7 +249,7 @@ def test_every_verb_ends_in_order(workplace: Path, monkeypatch, capsys, verb: st
     for name in ("bundle.bundle.Bundle.content", "measure.doctor.examination", "train.job.training_images"):
         monkeypatch.setattr(f"dovit_deploy.{name}", lambda *rest, **named: ask(number))
     if verb == "inspect":
-        monkeypatch.setattr("dovit_deploy.measure.inspect.contents_of", lambda path: ask(number))
+        monkeypatch.setattr("dovit_deploy.measure.inspect.contents_of", lambda *rest, **named: ask(number))
     assert dovit(*CALLS[verb]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "interrupted"
     assert entries(workplace) == before

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Preprocessing, Provenance
 from dovit_deploy.families import folding, registry
 from dovit_deploy.families.cost import cost_model
@@ -124,7 +124,7 @@ def _session(chosen: Case, folder: Path) -> Session:
         defaults=GateDefaults(thresholds=tuple(tuple(row) for row in chosen.thresholds.tolist()), floor=chosen.floor),
         counts=(),
         provenance=Provenance(tool="tests", source="none", source_sha256="0" * 64),
-        files={},
+        files={WEIGHTS: file_entry(folder / WEIGHTS)},
     )
     return Session(Bundle(folder, manifest), backend=EagerBackend())
 
