@@ -22,6 +22,11 @@ _ARCHIVE = b"PK\x03\x04"
 _BINARY_PICKLE = b"\x80"
 _MOST_HEADER = 100_000_000
 """Bytes that safetensors allows for its header."""
+MOST_UNPACKED = 16
+"""Times the file's own size. torch.save stores as it is; compressed by another tool, weights lose a tenth, and the
+zeros of a state that was never trained nearly all."""
+LEAST_REFUSED = 2**24
+"""Bytes that may be unpacked of any file."""
 _UNPACK = "unpack it, and give the checkpoint in it"
 _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them; give the PyTorch checkpoint"),
@@ -46,7 +51,7 @@ def format_of(path: Path) -> Format:
 
     Raises:
         InputError: it is empty, a pointer or page left in place of the file, or of a format that is no checkpoint.
-        PickleRefused: it is a TorchScript program.
+        PickleRefused: it is a TorchScript program, or unpacks to far more than it holds.
         OSError: it cannot be read.
     """
     placeholder = placeholder_for(path)
@@ -89,11 +94,13 @@ def _other_format(head: bytes) -> str | None:
 
 
 def _refuse_other_archives(path: Path) -> None:
-    """Refuse a zip archive that torch.save did not write."""
+    """Refuse a zip archive that torch.save did not write, or that unpacks to far more than it holds."""
     # Asked of torch's own reader, because another one may see other names in a file that was made to deceive.
     try:
         with path.open("rb") as file:
-            records = torch._C.PyTorchFileReader(file).get_all_records()
+            reader = torch._C.PyTorchFileReader(file)
+            records = reader.get_all_records()
+            unpacked = sum(map(reader.get_record_size, records))
     except (RuntimeError, UnicodeDecodeError, OSError) as error:
         # The others where the name of an entry, or where its content begins, is damaged.
         raise InputError(f"{path} {_unreadable_archive(path)}") from error
@@ -101,6 +108,13 @@ def _refuse_other_archives(path: Path) -> None:
         raise PickleRefused(
             f"{path} is a TorchScript program, not a state dict.",
             "Give the checkpoint, or save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')",
+        )
+
+    stored = path.stat().st_size
+    if unpacked > max(MOST_UNPACKED * stored, LEAST_REFUSED):
+        raise PickleRefused(
+            f"{path} unpacks from {stored:,} bytes to {unpacked:,}, as no weights do; nothing was unpacked.",
+            "Where it was made, save it again with torch.save, which does not compress.",
         )
 
 

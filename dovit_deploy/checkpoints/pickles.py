@@ -99,8 +99,24 @@ def _empty_array(*rest: object) -> np.ndarray[Any, Any]:
     return np.zeros(0)
 
 
+def _within_storage(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One of torch's functions that make a tensor of a storage; torch itself would enlarge a storage that is short."""
+
+    def made(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:  # noqa: ANN401
+        numbers = (offset, *size, *stride)
+        if len(size) != len(stride) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise ValueError("a tensor's sizes and strides are no whole numbers that can be")
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        width = torch._utils._element_size(storage.dtype)
+        if 0 not in size and (last + 1) * width > storage._untyped_storage.nbytes():
+            raise ValueError("a tensor reaches beyond the bytes stored for it")
+        return function(storage, offset, size, stride, *rest)
+
+    return made
+
+
 _TENSORS: dict[str, Callable[..., object]] = {
-    f"torch._utils.{function.__name__}": function
+    f"torch._utils.{function.__name__}": _within_storage(function)
     for function in (
         torch._utils._rebuild_tensor,
         torch._utils._rebuild_tensor_v2,
@@ -189,6 +205,11 @@ def _with_state(made: Any, state: Any) -> None:  # noqa: ANN401  whatever the fi
             made.__setstate__((3, order, None, None, None, -1, -1, 0))  # type: ignore[attr-defined]
 
 
+MOST_REPEATS, FREE_VALUES = 16, 2**24
+"""How often a file's tensors together may repeat what is stored, and how many values may at all: a step of 0 makes any
+number of them of a single one. Tensors that share a storage count each time."""
+
+
 class Unpickler(pickle._Unpickler):
     """Python's own machine for pickles, with every instruction replaced that could run or change something.
 
@@ -196,10 +217,12 @@ class Unpickler(pickle._Unpickler):
     """
 
     stack: list[Any]
+    _values = _stored = 0
+    """In all tensors so far, and in all storages."""
 
     def __init__(self, file: IO[bytes], *, encoding: str = "utf-8") -> None:
         super().__init__(file, encoding=encoding)
-        self._values_left = _bytes_of(file)
+        self._bytes_left = _bytes_of(file)
         self._sized: set[object] = set()
 
     def find_class(self, module: str, name: str) -> object:
@@ -217,7 +240,11 @@ class Unpickler(pickle._Unpickler):
 
     def _reduce(self) -> None:
         arguments = self.stack.pop()
-        self.stack[-1] = _called(self.stack[-1], arguments)
+        self.stack[-1] = made = _called(self.stack[-1], arguments)
+        if isinstance(made, Tensor):
+            self._values += made.numel()
+            if self._values > MOST_REPEATS * self._stored + FREE_VALUES:
+                raise ValueError("its tensors repeat what is stored until no memory holds them")
 
     def _new_object_with_keywords(self) -> None:
         self.stack.pop()
@@ -270,15 +297,19 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("a persistent object that is no storage")
 
     def _check_size(self, identity: object) -> None:
-        """Refuse an older file that states more values than it has bytes, before memory is taken for them."""
-        if self._values_left is None or not isinstance(identity, tuple) or len(identity) < 5:
+        """Count what is stored; refuse an older file that states more than it has, before memory is taken for it."""
+        if not isinstance(identity, tuple) or len(identity) < 5:
             return
-        key, values = identity[2], identity[4]
+        kind, key, values = identity[1], identity[2], identity[4]
         if isinstance(values, int) and isinstance(key, str) and key not in self._sized:
             self._sized.add(key)
-            self._values_left -= values
-            if values < 0 or self._values_left < 0:
-                raise EOFError("it states more values than it has bytes")
+            self._stored += values
+            if values < 0:
+                raise EOFError("it states a negative number of values")
+            if self._bytes_left is not None:
+                self._bytes_left -= values * torch._utils._element_size(getattr(kind, "dtype", torch.uint8))
+                if self._bytes_left < 0:
+                    raise EOFError("it states more values than it has bytes")
 
     def _byte_array(self) -> None:
         # Read first: Python's own fills an array of the stated size with zeros before it looks whether the file has it.

@@ -14,7 +14,7 @@ from torch import Tensor
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
-from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, UsageError
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, OutputFailed, UsageError
 from dovit_deploy.families.folding import folded
 from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, SetrHead
 from dovit_deploy.families.vit.network import VisionTransformer
@@ -133,7 +133,7 @@ def test_a_failed_rename_puts_the_old_one_back(folder: Path, monkeypatch: pytest
     # As on a system that cannot exchange two names in one step.
     monkeypatch.setattr("dovit_deploy.files._renamed", lambda first, second, flag: False)
     monkeypatch.setattr(Path, "rename", broken)
-    with pytest.raises(OSError, match="device lost"):
+    with pytest.raises(OutputFailed, match="device lost"):
         save_checkpoint(folder, CONFIG, trained(), overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]

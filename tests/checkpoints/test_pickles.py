@@ -202,3 +202,88 @@ def test_arrays_of_objects_and_odd_encodings(tmp_path: Path) -> None:
     (tmp_path / "odd.pth").write_bytes(_archive(b"c_codecs\nencode\n(X\x01\x00\x00\x00bX\x05\x00\x00\x00zlib_tR."))
     with pytest.raises(PickleRefused, match="encoding 'zlib_'"):
         weights_from_file(tmp_path / "odd.pth", allow_pickle=False)
+
+
+class _Rebuilt:
+    """Pickled as a call of torch's that makes a tensor of four stored values."""
+
+    def __init__(self, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.arguments = (torch.ones(4)._typed_storage(), offset, size, stride, False, {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "words"),
+    [
+        (0, (10**9,), (1,), "reaches beyond"),
+        (10**12, (2,), (1,), "reaches beyond"),
+        (1, (4,), (1,), "reaches beyond"),
+        (0, (10**6, 10**6), (0, 0), "repeat what is stored"),
+        (0, (2**31, 2**31), (2**62, 1), "reaches beyond"),
+        (0, (-1,), (1,), "no whole numbers"),
+        (1, (2,), (-1,), "no whole numbers"),
+        (-1, (2,), (1,), "no whole numbers"),
+        (0, (2, 2), (1,), "no whole numbers"),
+    ],
+)
+def test_a_tensor_lies_within_what_is_stored(tmp_path: Path, legacy: bool, offset, size, stride, words: str) -> None:
+    path = tmp_path / "m.pth"
+    torch.save({"a": _Rebuilt(offset, size, stride)}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InputError, match=words):
+        contents_of_pickle(path, allow_pickle=False)
+
+
+def test_views_that_tools_store_are_read(tmp_path: Path) -> None:
+    base = torch.arange(12.0)
+    views = {"a": base[3:], "b": base.reshape(3, 4).T, "c": base[:1].expand(5), "d": base[:0], "e": base[2]}
+    path = tmp_path / "m.pth"
+    torch.save(views, path)
+    read = contents_of_pickle(path, allow_pickle=False)
+    assert isinstance(read, dict)
+    assert all(torch.equal(read[name], view) for name, view in views.items())
+
+
+def test_an_older_file_that_states_more_bytes_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    torch.save({"a": torch.ones(1000, dtype=torch.float64)}, path, _use_new_zipfile_serialization=False)
+    # 3,000 values are fewer than the file has bytes, but take eight bytes each.
+    path.write_bytes(path.read_bytes().replace(b"M\xe8\x03", b"M\xb8\x0b"))
+    with pytest.raises(InputError, match="more values than it has bytes"):
+        contents_of_pickle(path, allow_pickle=False)
+
+
+def _rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes], *, method: int) -> None:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_holds(tmp_path: Path) -> None:
+    plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
+    torch.save({"a": torch.zeros(2**23)}, plain)
+    _rewritten(plain, bomb, lambda _, content: content, method=zipfile.ZIP_DEFLATED)
+    for allowed in (False, True):
+        with pytest.raises(PickleRefused, match="nothing was unpacked"):
+            contents_of_pickle(bomb, allow_pickle=allowed)
+
+
+def test_weights_that_another_tool_compressed_are_read(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed.pth"
+    torch.save({"a": torch.arange(1000.0)}, plain)
+    _rewritten(plain, packed, lambda _, content: content, method=zipfile.ZIP_DEFLATED)
+    read = contents_of_pickle(packed, allow_pickle=False)
+    assert isinstance(read, dict)
+    assert read["a"].sum() == 499_500
+
+
+def test_a_storage_larger_than_its_entry(tmp_path: Path) -> None:
+    plain, short = tmp_path / "plain.pth", tmp_path / "short.pth"
+    torch.save({"a": torch.arange(1000.0)}, plain)
+    _rewritten(
+        plain, short, lambda name, content: content[:100] if "data/0" in name else content, method=zipfile.ZIP_STORED
+    )
+    with pytest.raises(InputError, match="cut short or damaged"):
+        contents_of_pickle(short, allow_pickle=False)
