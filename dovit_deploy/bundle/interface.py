@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dovit_deploy.errors import GraphMismatch, shown
 from dovit_deploy.families.spec import ModelSpec
 
 MERGED = "merged"
@@ -128,3 +129,29 @@ def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
         stage_name(gates): GraphInterface(later, answers),
         MERGED: GraphInterface((pixels, *all_limits), (*answers, Port(KEPT, "int64", (gates + 1,)))),
     }
+
+
+def check_ports(bundle: str, graph: str, promised: GraphInterface, found: GraphInterface) -> None:
+    """Compare what the file of `graph` in the bundle called `bundle` takes and gives with what is promised.
+
+    Raises:
+        GraphMismatch: it is something else; sides that the file leaves open fit any.
+    """
+    for wanted, given in ((promised.takes, found.takes), (promised.gives, found.gives)):
+        if len(given) != len(wanted) or not all(map(_fits, given, wanted)):
+            raise GraphMismatch(
+                f"{bundle}: graph '{graph}' has {shown(_in_words(given))}",
+                f"the manifest promises {shown(_in_words(wanted))}; export the checkpoint again",
+            )
+
+
+def _fits(port: Port, wanted: Port) -> bool:
+    """Equal but for sides that the graph leaves open."""
+    if (port.name, port.dtype) != (wanted.name, wanted.dtype) or len(port.shape) != len(wanted.shape):
+        return False
+    sides = zip(port.shape, wanted.shape, strict=True)
+    return all(one == other for one, other in sides if isinstance(one, int) and isinstance(other, int))
+
+
+def _in_words(ports: tuple[Port, ...]) -> str:
+    return ", ".join(f"{port.name} {port.dtype} {'x'.join(map(str, port.shape)) or 'scalar'}" for port in ports)

@@ -107,7 +107,7 @@ def _within_storage(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if len(size) != len(stride) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
             raise ValueError("a tensor's sizes and strides are no whole numbers that can be")
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
-        width = torch._utils._element_size(storage.dtype)
+        width = storage.dtype.itemsize
         if 0 not in size and (last + 1) * width > storage._untyped_storage.nbytes():
             raise ValueError("a tensor reaches beyond the bytes stored for it")
         return function(storage, offset, size, stride, *rest)
@@ -307,7 +307,7 @@ class Unpickler(pickle._Unpickler):
             if values < 0:
                 raise EOFError("it states a negative number of values")
             if self._bytes_left is not None:
-                self._bytes_left -= values * torch._utils._element_size(getattr(kind, "dtype", torch.uint8))
+                self._bytes_left -= values * getattr(kind, "dtype", torch.uint8).itemsize
                 if self._bytes_left < 0:
                     raise EOFError("it states more values than it has bytes")
 

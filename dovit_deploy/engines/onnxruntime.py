@@ -10,7 +10,7 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
-from dovit_deploy.bundle.interface import Port, graph_interfaces, stage_name
+from dovit_deploy.bundle.interface import GraphInterface, Port, check_ports, graph_interfaces, stage_name
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
@@ -23,12 +23,20 @@ IN_MEMORY = "add_external_initializers_from_files_in_memory"
 class OnnxRuntimeEngine:
     """One ONNX graph in one inference session."""
 
-    def __init__(self, session: Any) -> None:  # noqa: ANN401  onnxruntime has no types
-        self._session = session
+    def __init__(self, session: Any, errors: tuple[type[Exception], ...]) -> None:  # noqa: ANN401  it has no types
+        self._session, self._errors = session, errors
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        values = self._session.run(self._outputs, dict(inputs))
+        """Run the graph.
+
+        Raises:
+            GraphMismatch: it cannot be run, as when one of its nodes asks for more memory than there is.
+        """
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except self._errors as error:
+            raise GraphMismatch(f"ONNX Runtime cannot run a graph: {shown(str(error).splitlines()[0])}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
@@ -78,7 +86,7 @@ class OnnxRuntimeBackend:
         if session.get_providers() != [PROVIDER]:
             raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
         check_interface(session, bundle, graph)
-        return OnnxRuntimeEngine(session)
+        return OnnxRuntimeEngine(session, errors)
 
     def upload(self, array: Array) -> Buffer:
         return array
@@ -127,9 +135,11 @@ class WeightsInMemory:
 
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+# The stages' form in fp16 hands over what the manifest promises in float32.
+_HALF_DTYPES = {**_DTYPES, "tensor(float16)": "float32"}
 
 
-def check_interface(session: Any, bundle: Bundle, graph: str) -> None:  # noqa: ANN401
+def check_interface(session: Any, bundle: Bundle, graph: str, *, half: bool = False) -> None:  # noqa: ANN401
     """Raise GraphMismatch unless the graph in `session` is the one, and takes and gives what the manifest promises.
 
     Stages of equal width have equal inputs and outputs: only the name within the file tells them apart.
@@ -137,27 +147,12 @@ def check_interface(session: Any, bundle: Bundle, graph: str) -> None:  # noqa: 
     found = session.get_modelmeta().custom_metadata_map.get("dovit.graph", graph)
     if found != graph:
         raise GraphMismatch(f"{bundle.path.name}: the file of graph '{graph}' holds '{shown(found)}'; export again")
-    promised = graph_interfaces(bundle.manifest.spec)[graph]
-    for wanted, given in ((promised.takes, session.get_inputs()), (promised.gives, session.get_outputs())):
-        ports = tuple(Port(one.name, _DTYPES.get(one.type, one.type), tuple(one.shape)) for one in given)
-        fits = len(ports) == len(wanted) and all(map(_fits, ports, wanted))
-        if not fits:
-            raise GraphMismatch(
-                f"{bundle.path.name}: graph '{graph}' has {shown(_in_words(ports))}",
-                f"the manifest promises {shown(_in_words(wanted))}; export the checkpoint again",
-            )
-
-
-def _fits(port: Port, wanted: Port) -> bool:
-    """Equal but for sides that the graph leaves open."""
-    if (port.name, port.dtype) != (wanted.name, wanted.dtype) or len(port.shape) != len(wanted.shape):
-        return False
-    sides = zip(port.shape, wanted.shape, strict=True)
-    return all(one == other for one, other in sides if isinstance(one, int) and isinstance(other, int))
-
-
-def _in_words(ports: tuple[Port, ...]) -> str:
-    return ", ".join(f"{port.name} {port.dtype} {'x'.join(map(str, port.shape)) or 'scalar'}" for port in ports)
+    dtypes = _HALF_DTYPES if half else _DTYPES
+    takes, gives = (
+        tuple(Port(one.name, dtypes.get(one.type, one.type), tuple(one.shape)) for one in ports)
+        for ports in (session.get_inputs(), session.get_outputs())
+    )
+    check_ports(bundle.path.name, graph, graph_interfaces(bundle.manifest.spec)[graph], GraphInterface(takes, gives))
 
 
 def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401

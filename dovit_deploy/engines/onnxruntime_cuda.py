@@ -25,7 +25,7 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.cuda.driver import gpu_device
-from dovit_deploy.engines.onnxruntime import load_errors
+from dovit_deploy.engines.onnxruntime import check_interface, load_errors
 from dovit_deploy.engines.registry import CUDA_INSTALL
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
@@ -220,12 +220,11 @@ class OnnxRuntimeCudaBackend:
         with tempfile.TemporaryDirectory(prefix="dovit-") as folder, tempfile.TemporaryDirectory() as half:
             # A copy of what was checked: the bundle's own files may change at any moment.
             path = bundle.copied_graph(graph, Path(folder), fast=True)
-            if self.precision == "fp32":
-                return self._engine(path, described)
-            return self._engine(write_half_precision(path, path.with_name(WEIGHTS), Path(half)), f"{described} in fp16")
-
-    def _engine(self, path: Path, described: str) -> OnnxRuntimeCudaEngine:
-        session = session_on_gpu(self._runtime, path, described=described)
+            if self.precision == "fp16":
+                path = write_half_precision(path, path.with_name(WEIGHTS), Path(half))
+                described += " in fp16"
+            session = session_on_gpu(self._runtime, path, described=described)
+        check_interface(session, bundle, graph, half=self.precision == "fp16")
         return OnnxRuntimeCudaEngine(session, load_errors(self._runtime))
 
     def upload(self, array: Array) -> Buffer:

@@ -26,6 +26,7 @@ import numpy as np
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.interface import GraphInterface, Port, check_ports, graph_interfaces
 from dovit_deploy.graphs.attention import attention_count, fused_attention, standard_attention
 from dovit_deploy.graphs.exported import shared_tables, vector_products, without_traces
 from dovit_deploy.graphs.half_precision import HALF_SUFFIX, half_precision
@@ -107,18 +108,34 @@ def derive_graphs(
 
     Raises:
         PackageMissing: `onnx` or `onnx_ir` is not installed.
+        GraphMismatch: a graph takes or gives what the manifest does not promise.
         OSError: the folder cannot be written.
     """
     passes = engine_passes(precision=precision, plugins=plugins)
     # From a copy of what was checked: the bundle's own files may change at any moment.
     with TemporaryDirectory(prefix="dovit-") as copies:
         paths = {name: bundle.copied_graph(name, Path(copies)) for name in names}
+        for name, path in paths.items():
+            _check_graph(bundle, name, path)
         models = write_derived(list(paths.values()), folder, weights=Path(copies) / WEIGHTS, passes=passes)
     graphs = [
         DerivedGraph(name, folder / path.name, attention_count(models[path]), plugin_calls(models[path]))
         for name, path in paths.items()
     ]
     return graphs, folder / WEIGHTS
+
+
+def _check_graph(bundle: Bundle, name: str, path: Path) -> None:
+    """Raise GraphMismatch unless the graph at `path` takes and gives what the manifest promises of `name`."""
+    graph = packages.onnx_ir().load(path).graph
+    takes, gives = (tuple(map(_port, values)) for values in (graph.inputs, graph.outputs))
+    check_ports(bundle.path.name, name, graph_interfaces(bundle.manifest.spec)[name], GraphInterface(takes, gives))
+
+
+def _port(value: ir.Value) -> Port:
+    sides = () if value.shape is None else value.shape
+    shape = tuple(side if isinstance(side, int) else str(side.value) for side in sides)
+    return Port(str(value.name), "unknown" if value.dtype is None else value.dtype.numpy().name, shape)
 
 
 def write_derived(

@@ -67,9 +67,10 @@ class VideoReader(Closing):
         self._address = address
         self._path = path
         self._selection = selection
+        self._max_pixels = max_pixels
         self._decoder = self._opened()
         try:
-            self._first = self._first_frame(max_pixels)
+            self._first = self._first_frame()
         except BaseException:
             self.close()
             raise
@@ -109,15 +110,16 @@ class VideoReader(Closing):
         self._frames: Iterator[Any] = iter(())
 
     def _opened(self) -> VideoDecoder:
-        return VideoDecoder(self._av, self._address, name=self.name, path=self._path)
+        return VideoDecoder(self._av, self._address, name=self.name, path=self._path, max_pixels=self._max_pixels)
 
-    def _first_frame(self, max_pixels: int) -> Any:  # noqa: ANN401
-        context = self._decoder.stream.codec_context
+    def _first_frame(self) -> Any:  # noqa: ANN401
+        context, max_pixels = self._decoder.stream.codec_context, self._max_pixels
         check_pixels(self.name, width=context.width, height=context.height, max_pixels=max_pixels)
         self._frames = self._decoder.frames()
         first = next(self._frames, None)
         if first is None:
-            raise SourceError(f"{self.name}: not one frame of this video can be decoded")
+            why = self._decoder.too_large or "not one frame of this video can be decoded"
+            raise SourceError(f"{self.name}: {why}")
         # Some formats state their size only with the first frame.
         self._size = size_as_seen(first.height, first.width, self._decoder.pixel_aspect)
         check_pixels(self.name, width=self._size[1], height=self._size[0], max_pixels=max_pixels)
@@ -198,7 +200,7 @@ class VideoDecoder:
         SourceError: it does not open in time, or holds no video.
     """
 
-    def __init__(self, av: Any, address: str, *, name: str, path: Path | None) -> None:  # noqa: ANN401
+    def __init__(self, av: Any, address: str, *, name: str, path: Path | None, max_pixels: int) -> None:  # noqa: ANN401
         self.name = name
         self._av = av
         self._is_stream = path is None
@@ -215,6 +217,11 @@ class VideoDecoder:
         if self.stream.codec_context is None:
             self.container.close()
             raise SourceError(f"{name}: its video is in a codec that FFmpeg does not know")
+        # FFmpeg itself refuses larger frames, before it takes memory for them.
+        self.stream.codec_context.options = {"max_pixels": str(max_pixels)}
+        self._max_pixels = max_pixels
+        self.too_large: str | None = None
+        """Why a frame was refused for its size."""
         self.stream.codec_context.thread_type = "AUTO"
         self.stream.codec_context.thread_count = _DECODER_THREADS
         self.damaged = 0
@@ -282,6 +289,8 @@ class VideoDecoder:
             try:
                 frames = self.stream.codec_context.decode(packet)
             except self._av.FFmpegError:
+                if self._refused_size():
+                    return
                 self.damaged += 1
                 continue
             for frame in frames:
@@ -292,6 +301,18 @@ class VideoDecoder:
                 if frame.pts is not None:
                     self._end = frame.pts + (frame.duration or 0)
                 yield frame
+
+    def _refused_size(self) -> bool:
+        """Whether the packet that failed just now holds a frame of more pixels than allowed; that ends the video."""
+        # FFmpeg forgets the size when it refuses one.
+        if self.stream.codec_context.width:
+            return False
+        self.too_large = (
+            f"a frame has more than the {self._max_pixels} pixels allowed; "
+            "make it smaller, or add a larger --max-pixels where the command has that option"
+        )
+        self._fault = f"after {self._decoded} frames {self.too_large}"
+        return True
 
     def seek(self, stamp: int) -> None:
         """Go to the last key frame at or before `stamp` (in ticks of the stream).

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 import safetensors.numpy
 
@@ -18,6 +21,7 @@ from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.manifest import digest_of
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.errors import BundleError, GraphMismatch, ManifestInvalid, PathEscapes, WeightsInvalid
+from dovit_deploy.graphs.forms import derive_graphs
 from dovit_deploy.runtime.session import Session
 
 Change = Callable[[dict[str, Any]], object]
@@ -221,6 +225,35 @@ def test_graphs_that_do_not_fit_the_spec(bundle_copy: Path, change: Change) -> N
 
     signed(bundle_copy, changed)
     with pytest.raises(GraphMismatch, match="promises"):
+        Session(Bundle.open(bundle_copy))
+    # What TensorRT's engines are made of.
+    with pytest.raises(GraphMismatch, match="promises"):
+        derive_graphs(Bundle.open(bundle_copy), ["stage0"], bundle_copy.parent, precision="fp32", plugins=False)
+
+
+def test_a_graph_that_asks_for_more_memory_than_there_is(bundle_copy: Path) -> None:
+    path = bundle_copy / "stage0.ort.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**50], np.int64), "side"))
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["side"], ["much"]))
+    path.write_bytes(model.SerializeToString())
+    listed_again(bundle_copy)
+    bundle = Bundle.open(bundle_copy)
+    with Session(bundle) as session, pytest.raises(GraphMismatch, match="cannot run"):
+        session.run(np.zeros((1, 3, *bundle.manifest.spec.size), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("offset", str(10**15)), ("offset", "-1"), ("length", str(10**15)), ("location", "/etc/passwd")]
+)
+def test_weights_that_a_graph_looks_for_elsewhere(bundle_copy: Path, key: str, value: str) -> None:
+    path = bundle_copy / "stage0.ort.onnx"
+    model = onnx.load(path, load_external_data=False)
+    first = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in first.external_data if entry.key == key).value = value
+    path.write_bytes(model.SerializeToString())
+    listed_again(bundle_copy)
+    with pytest.raises(GraphMismatch, match="cannot load"):
         Session(Bundle.open(bundle_copy))
 
 

@@ -20,6 +20,7 @@ from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import settings_from_images, trace_from_session
+from tests.bundle.test_hostile_bundle import signed
 from tests.engines.cuda.fake_cuda_runtime import FakeCudaRuntime
 from tests.graphs.test_half_precision import close, explained
 from tests.tiny import tiny_pixels
@@ -180,6 +181,15 @@ def test_what_onnxruntime_refuses_to_put_on_the_cpu_is_refused(runtime, tmp_path
 def test_a_graph_that_is_none_is_refused(runtime) -> None:
     with pytest.raises(GraphMismatch, match=r"cannot load x\.onnx"):
         onnxruntime_cuda.session_on_gpu(runtime, b"none", described="x.onnx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_graph_that_does_not_fit_the_manifest_is_refused(runtime, bundle_copy, precision) -> None:
+    one = {"minimum": 1, "typical": 1, "maximum": 1}
+    counts = [one] * len(Bundle.open(bundle_copy).manifest.counts)
+    signed(bundle_copy, lambda body: (body["spec"].update(size=[64, 72]), body.update(counts=counts)))
+    with pytest.raises(GraphMismatch, match="promises"):
+        OnnxRuntimeCudaBackend(precision=precision).load(Bundle.open(bundle_copy), "stage0")
 
 
 def test_too_little_memory_is_said(runtime, gated) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
 import itertools
 import os
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dovit_deploy.errors import SourceError
 from dovit_deploy.sources.open import open_source
@@ -321,3 +324,42 @@ def test_after_a_reset_the_steps_are_kept():
     clock = FrameClock(tick=Fraction(1, 100), first=500, rate=Fraction(25), constant_rate=False)
     times = [clock.time(stamp, index=0) for stamp in (500, 504, 508, 0, 4, 8)]
     assert times == [Fraction(4 * n, 100) for n in range(6)]
+
+
+def _jpeg(width: int, height: int) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _clip_of_jpegs(path: Path, sizes: list[tuple[int, int]], *, stated: tuple[int, int]) -> Path:
+    """A video whose header states one size, and whose frames have any; (width, height) each."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height = stated
+        stream.pix_fmt = "yuvj420p"
+        for number, size in enumerate(sizes):
+            packet = av.Packet(_jpeg(*size))
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            packet.is_keyframe = True
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi"])
+def test_later_frames_that_are_too_large_end_the_video(tmp_path: Path, name: str) -> None:
+    small, large = (64, 48), (640, 480)
+    path = _clip_of_jpegs(tmp_path / name, [small, small, large, small], stated=small)
+    with open_source(str(path), max_pixels=10_000) as source:
+        assert [frame.rgb.shape for frame in source] == [(48, 64, 3)] * 2
+        assert "after 2 frames a frame has more than the 10000 pixels allowed" in str(source.ended_early)
+    with open_source(str(path), max_pixels=640 * 480) as source:
+        assert len(list(source)) == 4
+        assert source.ended_early is None
+
+
+def test_a_first_frame_larger_than_the_header_states_is_refused(tmp_path: Path) -> None:
+    path = _clip_of_jpegs(tmp_path / "a.avi", [(640, 480)], stated=(64, 48))
+    with pytest.raises(SourceError, match="more than the 10000 allowed"):
+        open_source(str(path), max_pixels=10_000)
