@@ -7,16 +7,16 @@ the token grid to its own size in one step.
 
 Every pixel is thus a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot
 win whose largest node is below the smallest node of some other class, or of the mean of two: it need not be
-interpolated there, and a tile in which one class is left is filled. The rest is interpolated in bands that stay in
-the cache. Nothing is approximated: a class is left out only when it is behind by more than float32 rounding.
+interpolated there, and a tile in which one class is left is filled. In the others the open classes are interpolated
+one after another, many tiles at a time. Nothing is approximated: a class is left out only when it is behind by more
+than float32 rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +24,19 @@ import numpy.typing as npt
 from dovit_deploy.runtime.results import ClassMap, Logits
 
 Nodes = npt.NDArray[np.intp]
+IsOpen = npt.NDArray[np.bool_]
+"""(K, bands, tiles): whether a class can win somewhere in a tile."""
 
-BAND = 48
-"""Rows decided together: two float32 planes of 1280 columns stay in the second-level cache."""
+BAND = 24
+"""Rows of a tile."""
 TILE = 64
-"""Columns of a tile in which classes are ruled out."""
-STARTING_COST = 400
-"""What starting another run costs, in columns of a band; measured."""
-FILLING_COST = 40
-"""What filling a run with one class costs, in the same unit."""
+"""Columns of a tile, in which classes are ruled out together."""
+CHUNK = 40 * BAND * TILE
+"""Pixels decided together, at least one tile: their two float32 planes stay in the second-level cache."""
+HARDLY = 0.8
+"""Share of classes that is open in a tile from which narrow tiles gain nothing."""
 MARGIN = 1e-5
 """Of the largest logit: more than the rounding error of two interpolated float32 values, which is below 1e-6."""
-
-
-class _Run(NamedTuple):
-    """Neighbouring tiles of a band, decided together: columns start..stop-1, classes as the bits of a number."""
-
-    start: int
-    stop: int
-    classes: int
 
 
 def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
@@ -57,14 +51,23 @@ def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
         (rows.size, columns.size) uint8.
     """
     bands, tiles = spans(rows, BAND), spans(columns, TILE)
-    wide = _stretch_columns(logits, tiles, columns.size)
-    result = np.empty((rows.size, columns.size), dtype=np.uint8)
-    scratch = _Scratch(min(BAND, rows.size) * columns.size)
-    for band, masks in zip(bands, _open_classes(logits, bands, tiles), strict=True):
-        for run in _runs(masks, tiles):
-            out = result[band.start : band.stop, run.start : run.stop]
-            _decide(run, band, wide[:, band.first : band.last, run.start : run.stop], out, scratch)
-    return result
+    is_open, width = _open_classes(logits, bands, tiles), TILE
+    if is_open.mean() > HARDLY:
+        # Noise: where hardly a class is ruled out, one tile that is as wide as the image has the fewest steps.
+        is_open, width = np.logical_or.reduce(is_open, axis=2, keepdims=True), len(tiles) * TILE
+    decider = _Decider(_stretched_columns(logits, tiles, width), padded_bands(rows, BAND))
+    # Tiles in which as many classes are open come together: then a chunk has few steps, and none of them for nothing.
+    counts = is_open.sum(axis=0)
+    order = np.argsort(-counts, axis=None, kind="stable")
+    # Of each tile the open classes first, in rising order.
+    candidates = np.argsort(~is_open, axis=0, kind="stable").astype(np.uint8)
+    canvas = np.empty((len(bands), BAND, is_open.shape[2], width), dtype=np.uint8)
+    by_tile = canvas.transpose(0, 2, 1, 3)
+    for start in range(0, len(order), decider.chunk):
+        band, tile = np.unravel_index(order[start : start + decider.chunk], counts.shape)
+        by_tile[band, tile] = decider.winners(band, tile, candidates[:, band, tile], counts[band, tile])
+    whole = canvas.reshape(len(bands) * BAND, -1)
+    return np.ascontiguousarray(whole[: rows.size, : columns.size])
 
 
 def class_map(logits: Logits) -> ClassMap:
@@ -81,38 +84,83 @@ def class_map(logits: Logits) -> ClassMap:
     return result
 
 
-class _Scratch:
-    """Memory for one run, taken once per image: fresh pages cost more than the arithmetic."""
+class _Decider:
+    """Finds the winners of a few tiles at a time, in memory that is taken once: fresh pages cost more than arithmetic.
 
-    def __init__(self, pixels: int) -> None:
-        self.best = np.empty(pixels, dtype=np.float32)
-        self.value = np.empty(pixels, dtype=np.float32)
-        self.ahead = np.empty(pixels, dtype=np.bool_)
-        self.number = np.empty(pixels, dtype=np.uint8)
-        self.winner = np.empty(pixels, dtype=np.uint8)
+    Args:
+        stretched: (tiles, K, grid rows, columns): logits stretched along the columns.
+        bands: how their rows are stretched.
+    """
+
+    def __init__(self, stretched: Logits, bands: PaddedBands) -> None:
+        self._bands = bands
+        tiles, self._classes, self._height, width = stretched.shape
+        self._rows = stretched.reshape(-1, width)
+        self.chunk = min(max(1, CHUNK // (BAND * width)), tiles * len(bands.first))
+        """Tiles at a time."""
+        shape = (self.chunk, BAND, width)
+        self._nodes = np.empty((self.chunk, bands.matrices.shape[2], width), dtype=np.float32)
+        self._best, self._value = (np.empty(shape, dtype=np.float32) for _ in range(2))
+        self._ahead = np.empty(shape, dtype=np.bool_)
+        self._winner, self._number = (np.empty(shape, dtype=np.uint8) for _ in range(2))
+
+    def winners(self, band: Nodes, tile: Nodes, candidates: ClassMap, counts: Nodes) -> ClassMap:
+        """The winners (n, BAND, columns) of the tiles at (band, tile), valid until the next call.
+
+        Args:
+            band, tile: (n,), n at most `chunk`.
+            candidates: (K, n), the open classes of each first, in rising order.
+            counts: (n,), how many are open, falling.
+        """
+        winner = self._winner[: len(band)]
+        winner[:] = candidates[0, :, None, None]
+        # Row of the stretched logits that a tile's band begins with: (K, n, nodes), by candidate.
+        first = (tile * self._classes + candidates) * self._height + self._bands.first[band]
+        rows = first[:, :, None] + np.arange(self._nodes.shape[1])
+        matrices = self._bands.matrices[band]
+        # Where one class is open alone, there is nothing to compute.
+        alive = np.count_nonzero(np.where(counts == 1, 0, counts) > np.arange(counts[0])[:, None], axis=1).tolist()
+        for rank, live in enumerate(alive):
+            nodes, value = self._nodes[:live], (self._value if rank else self._best)[:live]
+            # With `out`, any other mode would copy once more; all rows exist.
+            np.take(self._rows, rows[rank, :live], axis=0, out=nodes, mode="clip")
+            np.matmul(matrices[:live], nodes, out=value)
+            if rank:
+                self._raise(winner[:live], value, candidates[rank, :live, None, None])
+        return winner
+
+    def _raise(self, winner: ClassMap, value: Logits, numbers: ClassMap) -> None:
+        live = len(value)
+        best, ahead, number = self._best[:live], self._ahead[:live], self._number[:live]
+        np.greater(value, best, out=ahead)
+        # Candidates come in rising order, so the later of two winners is the larger number.
+        np.multiply(ahead.view(np.uint8), numbers, out=number)
+        np.maximum(winner, number, out=winner)
+        np.maximum(best, value, out=best)
 
 
-def _stretch_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Logits:
+def _stretched_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Logits:
+    """(columns / width, K, grid rows, width), `width` a multiple of TILE; beyond the last column zeros."""
     classes, height, grid = logits.shape
-    wide = np.empty((classes * height, width), dtype=np.float32)
+    stretched = np.empty((len(tiles) * TILE // width, classes * height, width), dtype=np.float32)
     flat = np.ascontiguousarray(logits).reshape(classes * height, grid)
     for tile in tiles:
-        np.matmul(flat[:, tile.first : tile.last], tile.matrix.T, out=wide[:, tile.start : tile.stop])
-    return wide.reshape(classes, height, width)
+        number, start = divmod(tile.start, width)
+        out = stretched[number, :, start : start + TILE]
+        np.matmul(flat[:, tile.first : tile.last], tile.matrix.T, out=out[:, : tile.stop - tile.start])
+        out[:, tile.stop - tile.start :] = 0
+    return stretched.reshape(-1, classes, height, width)
 
 
-def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) -> list[list[int]]:
-    """Per band and tile, the classes that can win there, as the bits of a number."""
+def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) -> IsOpen:
+    """The classes that can win in each tile."""
     rows, columns = _nodes(bands), _nodes(tiles)
     most = _reduce(np.maximum, _reduce(np.maximum, logits, rows, axis=1), columns, axis=2)
     least = _reduce(np.minimum, _reduce(np.minimum, logits, rows, axis=1), columns, axis=2)
     beaten = np.maximum(least.max(axis=0), _leaders_mean(logits, most, rows, columns))
     margin = np.float32(MARGIN) * np.abs(logits).max()
     # Written so that NaN rules nothing out.
-    possible = ~(most < beaten - margin)
-    # Up to 256 classes: too many for the bits of an int64, so a mask is an integer of Python.
-    packed = np.packbits(possible, axis=0, bitorder="little").transpose(1, 2, 0)
-    return [[int.from_bytes(tile.tobytes(), "little") for tile in band] for band in packed]
+    return np.asarray(~(most < beaten - margin))
 
 
 def _leaders_mean(logits: Logits, most: Logits, rows: Nodes, columns: Nodes) -> Logits:
@@ -138,49 +186,6 @@ def _reduce(ufunc: np.ufunc, values: Logits, nodes: Nodes, *, axis: int) -> Logi
     for step in range(1, nodes.shape[1]):
         ufunc(result, values.take(nodes[:, step], axis=axis), out=result)
     return result
-
-
-def _runs(masks: Sequence[int], tiles: Sequence[Span]) -> Iterator[_Run]:
-    """Join neighbouring tiles while that is cheaper than deciding them apart."""
-    start, stop, classes = tiles[0].start, tiles[0].stop, masks[0]
-    cost = _cost(stop - start, classes)
-    for tile, mask in zip(tiles[1:], masks[1:], strict=True):
-        alone = _cost(tile.stop - tile.start, mask)
-        together = _cost(tile.stop - start, classes | mask)
-        if together <= cost + alone:
-            stop, classes, cost = tile.stop, classes | mask, together
-        else:
-            yield _Run(start, stop, classes)
-            start, stop, classes, cost = tile.start, tile.stop, mask, alone
-    yield _Run(start, stop, classes)
-
-
-def _cost(width: int, classes: int) -> int:
-    """What a run takes, in columns of a band."""
-    count = classes.bit_count()
-    return FILLING_COST if count == 1 else count * (width + STARTING_COST)
-
-
-def _decide(run: _Run, band: Span, nodes: Logits, out: ClassMap, scratch: _Scratch) -> None:
-    """Fill `out` (rows, columns) with the winners among the run's classes; `nodes`: (K, band's nodes, columns)."""
-    classes = [number for number in range(len(nodes)) if run.classes >> number & 1]
-    if len(classes) == 1:
-        out.fill(classes[0])
-        return
-    best, value = (memory[: out.size].reshape(out.shape) for memory in (scratch.best, scratch.value))
-    ahead, number, winner = scratch.ahead[: out.size], scratch.number[: out.size], scratch.winner[: out.size]
-    np.matmul(band.matrix, nodes[classes[0]], out=best)
-    winner.fill(classes[0])
-    for candidate in classes[1:]:
-        np.matmul(band.matrix, nodes[candidate], out=value)
-        np.greater(value.reshape(-1), best.reshape(-1), out=ahead)
-        # Candidates come in rising order, so the later of two winners is the larger number.
-        np.multiply(ahead.view(np.uint8), np.uint8(candidate), out=number)
-        np.maximum(winner, number, out=winner)
-        # What the last candidate reached is compared with nothing.
-        if candidate != classes[-1]:
-            np.maximum(best, value, out=best)
-    out[...] = winner.reshape(out.shape)
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,29 @@ def spans(axis: Axis, step: int) -> tuple[Span, ...]:
     """The whole of `axis` in runs of `step` outputs, in order; the last may be shorter."""
     whole = composed(taps(axis.grid, axis.canvas), taps(axis.visible, axis.size))
     return tuple(_span(whole, start, min(start + step, axis.size)) for start in range(0, axis.size, step))
+
+
+@dataclass(frozen=True)
+class PaddedBands:
+    """The spans of an axis with equally many outputs and nodes each, so that they are products of one shape."""
+
+    first: npt.NDArray[np.intp]
+    """(spans,): the first node."""
+    matrices: npt.NDArray[np.float32]
+    """(spans, step, nodes), zeros where a span is shorter."""
+
+
+@lru_cache(maxsize=32)
+def padded_bands(axis: Axis, step: int) -> PaddedBands:
+    """`spans(axis, step)`, padded."""
+    parts = spans(axis, step)
+    nodes = max(part.last - part.first for part in parts)
+    # The last ones end with the axis.
+    first = np.array([min(part.first, axis.grid - nodes) for part in parts], dtype=np.intp)
+    matrices = np.zeros((len(parts), step, nodes), dtype=np.float32)
+    for part, begin, matrix in zip(parts, first, matrices, strict=True):
+        matrix[: part.stop - part.start, part.first - begin : part.last - begin] = part.matrix
+    return PaddedBands(first, matrices)
 
 
 def _span(whole: Taps, start: int, stop: int) -> Span:
