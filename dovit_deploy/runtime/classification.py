@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,11 @@ class ClassificationResult:
         return {
             "top": [{"id": entry.id, "name": entry.name, "probability": entry.probability} for entry in self.classes]
         }
+
+    def repeated(self, decode_ms: float) -> Self:
+        """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
+        tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
+        return replace(self, tokens=tokens, timing=timing)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the image that `plot` gives, as PNG."""

@@ -220,6 +220,7 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
         "tokens": {"total": tokens.total, "kept": list(tokens.kept)},
         "gmacs": {"dense": tokens.gmacs_dense, "actual": tokens.gmacs_actual},
         "flops_saved": tokens.flops_saved,
+        "still": tokens.still,
     }
 
 

@@ -89,6 +89,8 @@ class FrameTokens:
     """Side of a patch in those pixels."""
     region: Region | None = None
     """The part of the image that the windows saw; None: all of it."""
+    still: bool = False
+    """Nothing was computed: the image equals the one before, and the windows are those of the former."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -108,7 +110,7 @@ class FrameTokens:
     @property
     def gmacs_actual(self) -> float:
         """10^9 MACs that were computed."""
-        return sum(w.report.gmacs_actual for w in self.windows)
+        return 0.0 if self.still else sum(w.report.gmacs_actual for w in self.windows)
 
     @property
     def flops_saved(self) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +35,7 @@ from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
+from dovit_deploy.sources.stills import with_stills_marked
 
 Summary = dict[str, Any]
 """What `summary.json` holds."""
@@ -140,13 +141,10 @@ def _work_through(
     advance: Advance,
     failed: Callable[[str], None],
 ) -> _Work:
-    predictor = predictor_for(session)
+    predict = _Predicting(session, plan.settings)
     failures: list[FailedFrame] = []
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
-
-    def predict(frame: Frame) -> ImageResult:
-        return predictor.run(frame.rgb, plan.settings, decode_ms=frame.decode_ms)
 
     def write(frame: Frame, result: ImageResult) -> None:
         outputs.write(frame, result)
@@ -160,7 +158,9 @@ def _work_through(
     full = None
     try:
         with report, outputs:
-            Pipeline(source, predict=predict, write=write, failed=note_failure, stop=stop).run()
+            # Frames of a video alone: images that equal each other may be anywhere in a folder.
+            frames = source if source.video is None else with_stills_marked(source)
+            Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop).run()
     except OutputFailed as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.
         full = OutputFailed(str(error).replace(str(folder), str(plan.folder)))
@@ -170,6 +170,20 @@ def _work_through(
         outputs.keep_whole(report.frames)
     # The writers complete their warnings when they are closed.
     return _Work(report, failures, outputs.warnings, full)
+
+
+class _Predicting:
+    """The answer to each frame; one that repeats the frame before takes the former's, bit for bit."""
+
+    def __init__(self, session: Session, settings: RunSettings) -> None:
+        self._predictor, self._settings = predictor_for(session), settings
+        self._former: ImageResult | None = None
+
+    def __call__(self, frame: Frame) -> ImageResult:
+        if frame.still and self._former is not None:
+            return self._former.repeated(frame.decode_ms)
+        self._former = self._predictor.run(frame.rgb, self._settings, decode_ms=frame.decode_ms)
+        return self._former
 
 
 def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool) -> Summary:
@@ -220,7 +234,7 @@ class Pipeline(Generic[_Result]):
 
     def __init__(
         self,
-        source: Source,
+        source: Iterable[Frame | FailedFrame],
         *,
         predict: Callable[[Frame], _Result],
         write: Callable[[Frame, _Result], None],

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,11 @@ class SegmentationResult:
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""
         return {}
+
+    def repeated(self, decode_ms: float) -> Self:
+        """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
+        tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
+        return replace(self, tokens=tokens, timing=timing)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the image that `plot` gives, as PNG."""

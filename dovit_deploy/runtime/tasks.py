@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
@@ -47,6 +47,9 @@ class ImageResult(Protocol):
 
     def save(self, path: str | Path) -> None:
         """Write the answer to a file."""
+
+    def repeated(self, decode_ms: float) -> Self:
+        """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
 
 
 class ImagePredictor(Protocol):

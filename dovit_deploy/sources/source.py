@@ -45,6 +45,8 @@ class Frame:
     time_s: Fraction
     """Presentation time in seconds, exact; 0 for images."""
     decode_ms: float = 0.0
+    still: bool = False
+    """Equal to the frame given before it, bit for bit."""
 
 
 @dataclass(frozen=True)

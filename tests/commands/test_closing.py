@@ -39,7 +39,7 @@ def run(tiny_bundle_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
     return called
 
 
-def figures(frames: int, *, dense: bool = False) -> dict[str, object]:
+def figures(frames: int, *, dense: bool = False, stills: int = 0) -> dict[str, object]:
     """A summary as `run` writes it."""
     column = {"mean": 2.0, "p50": 3.0, "p90": 4.0, "p99": 5.0}
     parts = ("decode", "preprocess", "model", "postprocess", "total")
@@ -52,6 +52,7 @@ def figures(frames: int, *, dense: bool = False) -> dict[str, object]:
         "tokens": {"kept": [column, column]},
         "gmacs": {"dense": {**column, "mean": 4.0}, "actual": column},
         "flops_saved": {**column, "mean": 0.5},
+        "still": {**column, "mean": stills / frames},
     }
 
 
@@ -71,6 +72,8 @@ def test_what_was_gained_and_whether_that_is_known():
     first, second = gain_lines(figures(2), has_dense=True)
     assert first == "FLOPs saved: 50.0% (2.00 of 4.00 GMACs); tokens per stage: 2 -> 2" and second == NOT_COMPARED
     assert gain_lines(figures(2), has_dense=False) == [first]
+    lines = gain_lines(figures(30, stills=11), has_dense=True)
+    assert lines[1] == "11 frames repeated the one before, bit for bit, and took its answer"
     assert gain_lines(figures(2, dense=True), has_dense=True)[1] == "nothing was stopped (--dense)"
 
 
@@ -158,7 +161,7 @@ def test_overlays_of_images_carry_legend_and_figures_unless_they_are_not_wanted(
         assert (folder / "with" / path).read_bytes() == (folder / "without" / path).read_bytes()
     rows = [json.loads(line) for line in (folder / "with/frames.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [
-        {"index", "source", "time_s", "windows", "latency_ms", "tokens", "gmacs", "flops_saved"}
+        {"index", "source", "time_s", "windows", "latency_ms", "tokens", "gmacs", "flops_saved", "still"}
     ] * 2
 
 
