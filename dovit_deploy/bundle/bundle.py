@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.installed import chosen_bundle
-from dovit_deploy.bundle.interface import graph_file
+from dovit_deploy.bundle.interface import FP32, graph_file, graph_interfaces, weights_file
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
 from dovit_deploy.bundle.weights import NotWeights, first_not_finite, spans_from_file
 from dovit_deploy.claims import real_path
@@ -33,7 +33,7 @@ from dovit_deploy.errors import (
 from dovit_deploy.files import first_foreign, reported_writes, written_aside
 
 MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
+WEIGHTS = weights_file()
 PARITY = "parity.json"
 CALIBRATION = "calibration.json"
 ENGINES = "engines"
@@ -78,12 +78,23 @@ class Bundle:
             raise ManifestInvalid(f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish")
         manifest = Manifest.from_json(manifest_path.read_bytes())
         _check_files(root, manifest)
+        _check_precisions(root, manifest)
         _check_weights(root, manifest)
         return cls(root.resolve(), manifest)
 
-    def graph(self, name: str, *, fast: bool = False) -> Path:
-        """Path of the graph `name` (stage0, ..., merged, dense), portable or in the fast form for ONNX Runtime."""
-        file = graph_file(name, fast=fast)
+    def graph(self, name: str, *, fast: bool = False, precision: str = FP32) -> Path:
+        """Path of the graph `name` (stage0, ..., merged, dense), portable or in the fast form for ONNX Runtime.
+
+        Raises:
+            UsageError: the bundle was not exported in `precision`.
+            FileMissing: the manifest does not list it.
+        """
+        if precision not in self.manifest.precisions:
+            raise UsageError(
+                f"{self.path.name} holds no {precision} form, only {', '.join(self.manifest.precisions)}; export it: "
+                f"dovit export CHECKPOINT --precision fp32,{precision} --calibration IMAGES"
+            )
+        file = graph_file(name, fast=fast, precision=precision)
         if file not in self.manifest.files:
             raise FileMissing(f"{self.path.name} holds no graph '{file}'; export the checkpoint again")
         return self.path / file
@@ -109,13 +120,17 @@ class Bundle:
             raise DigestMismatch(f"{self.path.name}: '{name}' has changed since the bundle was opened; {OPEN_AGAIN}")
         return content
 
-    def copied_graph(self, name: str, folder: Path, *, fast: bool = False) -> Path:
-        """The graph `name` and the weights, checked as `content` does, copied into `folder`; path of the graph's copy.
+    def weights_files(self, precision: str = FP32) -> tuple[str, ...]:
+        """Names of the files that the graphs of `precision` point into."""
+        return tuple(dict.fromkeys((WEIGHTS, weights_file(precision))))
+
+    def copied_graph(self, name: str, folder: Path, *, fast: bool = False, precision: str = FP32) -> Path:
+        """The graph `name` and its weights, checked as `content` does, copied into `folder`; path of the graph's copy.
 
         For readers that take files alone.
         """
-        path = self.graph(name, fast=fast)
-        for file in (path.name, WEIGHTS):
+        path = self.graph(name, fast=fast, precision=precision)
+        for file in (path.name, *self.weights_files(precision)):
             if not (folder / file).exists():
                 (folder / file).write_bytes(self.content(file))
         return folder / path.name
@@ -166,14 +181,35 @@ def _check_files(root: Path, manifest: Manifest) -> None:
 
 def _check_weights(root: Path, manifest: Manifest) -> None:
     """Raise WeightsInvalid unless the weights are whole and finite: with NaN every pixel gets the first class."""
-    if WEIGHTS not in manifest.files:
-        return
-    try:
-        bad = first_not_finite(root / WEIGHTS, spans_from_file(root / WEIGHTS))
-    except NotWeights as error:
-        raise WeightsInvalid(f"{root.name}: {WEIGHTS} is no file of weights: {error}") from error
-    if bad is not None:
-        raise WeightsInvalid(f"{root.name}: the weight '{shown(bad)}' holds NaN or Inf; export the checkpoint again")
+    for name in map(weights_file, dict.fromkeys((FP32, *manifest.precisions))):
+        if name not in manifest.files:
+            continue
+        try:
+            bad = first_not_finite(root / name, spans_from_file(root / name))
+        except NotWeights as error:
+            raise WeightsInvalid(f"{root.name}: {name} is no file of weights: {error}") from error
+        if bad is not None:
+            raise WeightsInvalid(
+                f"{root.name}: the weight '{shown(bad)}' holds NaN or Inf; export the checkpoint again"
+            )
+
+
+def _check_precisions(root: Path, manifest: Manifest) -> None:
+    """Raise ManifestInvalid where a precision is stated of which a file is not listed."""
+    for precision in manifest.precisions:
+        # An fp32 graph that is missing is reported where it is asked for: the reference needs the weights alone.
+        if precision == FP32:
+            continue
+        graphs = [
+            graph_file(graph, fast=fast, precision=precision)
+            for graph in graph_interfaces(manifest.spec)
+            for fast in (False, True)
+        ]
+        for name in (weights_file(precision), *graphs):
+            if name not in manifest.files:
+                raise ManifestInvalid(
+                    f"{root.name}: its manifest states the precision {shown(precision)} and lists no '{shown(name)}'"
+                )
 
 
 def foreign_in_bundle(folder: Path) -> str | None:

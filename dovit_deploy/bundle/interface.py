@@ -64,9 +64,22 @@ def stage_number(graph: str) -> int | None:
     return int(number) if graph.startswith(_STAGE) and number.isdecimal() else None
 
 
-def graph_file(graph: str, *, fast: bool = False) -> str:
+FP32 = "fp32"
+"""The precision that every bundle has; files of others carry their names."""
+
+
+def graph_file(graph: str, *, fast: bool = False, precision: str = FP32) -> str:
     """The file of a graph in its portable form, or in the one for ONNX Runtime, which has operators of its own."""
-    return f"{graph}.ort.onnx" if fast else f"{graph}.onnx"
+    return f"{_of_precision(graph, precision)}.ort.onnx" if fast else f"{_of_precision(graph, precision)}.onnx"
+
+
+def weights_file(precision: str = FP32) -> str:
+    """The file of the weights in fp32, or of what another precision has beside them."""
+    return f"{_of_precision('weights', precision)}.safetensors"
+
+
+def _of_precision(name: str, precision: str) -> str:
+    return name if precision == FP32 else f"{name}.{precision}"
 
 
 def tokens_output(stage: int) -> str:

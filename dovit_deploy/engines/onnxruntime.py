@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
-from dovit_deploy.bundle.interface import GraphInterface, Port, check_ports, graph_interfaces, stage_name
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import FP32, GraphInterface, Port, check_ports, graph_interfaces, stage_name
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
@@ -50,34 +50,30 @@ class OnnxRuntimeBackend:
     Args:
         threads: of one operator; None leaves it to ONNX Runtime (one per physical core).
         fast: use the graphs with contrib operators, made for this runtime; otherwise the portable ones.
+        precision: "fp32" or "int8".
     """
 
     name = "onnxruntime"
-    precision = "fp32"
 
-    def __init__(self, *, threads: int | None = None, fast: bool = True) -> None:
+    def __init__(self, *, threads: int | None = None, fast: bool = True, precision: str = FP32) -> None:
         self._runtime = packages.onnxruntime()
         self._threads = threads
         self._fast = fast
-        self._weights = WeightsInMemory()
+        self.precision = precision
+        self._weights = WeightsInMemory(fast=fast, precision=precision)
 
     def load(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """Load `graph` and its share of the weights.
 
         Raises:
+            UsageError: the bundle was not exported in this precision.
             GraphMismatch: ONNX Runtime refuses the graph.
             ProviderMissing: ONNX Runtime would use another provider than the CPU's.
         """
-        options = self._runtime.SessionOptions()
-        # 3: errors, not warnings.
-        options.log_severity_level = 3
-        # Otherwise the threads of one stage keep spinning while the next stage, or the code after the model, runs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        path = bundle.graph(graph, fast=self._fast)
+        options = session_options(self._runtime, threads=self._threads)
+        path = bundle.graph(graph, fast=self._fast, precision=self.precision)
         errors = load_errors(self._runtime)
-        with self._weights.of_graph(bundle, graph, options, fast=self._fast) as source:
+        with self._weights.of_graph(bundle, graph, options) as source:
             try:
                 session = self._runtime.InferenceSession(source, options, providers=[PROVIDER])
             except errors as error:
@@ -99,17 +95,30 @@ class OnnxRuntimeBackend:
         return buffer[:count]
 
 
+def session_options(runtime: Any, *, threads: int | None) -> Any:  # noqa: ANN401
+    """ONNX Runtime's defaults, but for `threads` of one operator and two things that would disturb others."""
+    options = runtime.SessionOptions()
+    # 3: errors, not warnings.
+    options.log_severity_level = 3
+    # Otherwise the threads of one stage keep spinning while the next stage, or the code after the model, runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
 class WeightsInMemory:
     """Gives ONNX Runtime a bundle's graphs and weights as the bytes that were checked, rather than as files.
 
     It would map a file into memory: one that is cut short meanwhile would end the process.
     """
 
-    def __init__(self) -> None:
-        self._held: tuple[Bundle, bytes] | None = None
+    def __init__(self, *, fast: bool, precision: str) -> None:
+        self._fast, self._precision = fast, precision
+        self._held: tuple[Bundle, dict[str, bytes]] | None = None
 
     @contextmanager
-    def of_graph(self, bundle: Bundle, graph: str, options: Any, *, fast: bool) -> Iterator[bytes | str]:  # noqa: ANN401
+    def of_graph(self, bundle: Bundle, graph: str, options: Any) -> Iterator[bytes | str]:  # noqa: ANN401
         """What to make the session of, within the block: the graph's bytes; `options` get the weights.
 
         Raises:
@@ -118,19 +127,20 @@ class WeightsInMemory:
         if not hasattr(options, IN_MEMORY):
             # From a copy that nobody else knows.
             with TemporaryDirectory(prefix="dovit-") as folder:
-                yield str(bundle.copied_graph(graph, Path(folder), fast=fast))
+                yield str(bundle.copied_graph(graph, Path(folder), fast=self._fast, precision=self._precision))
             return
         weights = self._of(bundle)
-        getattr(options, IN_MEMORY)([WEIGHTS], [weights], [len(weights)])
-        yield bundle.content(bundle.graph(graph, fast=fast).name)
+        contents = list(weights.values())
+        getattr(options, IN_MEMORY)(list(weights), contents, [len(content) for content in contents])
+        yield bundle.content(bundle.graph(graph, fast=self._fast, precision=self._precision).name)
         # A session loads all stages at once, in order; afterwards ONNX Runtime has copies of what it needs.
         if graph == stage_name(bundle.stages - 1):
             self._held = None
 
-    def _of(self, bundle: Bundle) -> bytes:
-        """The weights of `bundle`, read once for all of its stages."""
+    def _of(self, bundle: Bundle) -> dict[str, bytes]:
+        """The files of weights of `bundle`, read once for all of its stages."""
         if self._held is None or self._held[0] is not bundle:
-            self._held = (bundle, bundle.content(WEIGHTS))
+            self._held = (bundle, {name: bundle.content(name) for name in bundle.weights_files(self._precision)})
         return self._held[1]
 
 
@@ -165,8 +175,7 @@ def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
 
 def backend(*, precision: str, threads: int | None) -> OnnxRuntimeBackend:
     """Entry point of the registry, which has checked `precision`."""
-    del precision
-    return OnnxRuntimeBackend(threads=threads)
+    return OnnxRuntimeBackend(threads=threads, precision=precision)
 
 
 def probe() -> str:

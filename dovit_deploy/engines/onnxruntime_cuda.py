@@ -240,7 +240,7 @@ class OnnxRuntimeCudaBackend:
 
 def write_half_precision(path: Path, weights: Path, folder: Path) -> Path:
     """Write the fp16 form of the graph at `path`, whose large tensors are in `weights`, to `folder`."""
-    write_derived([path], folder, weights=weights, passes=half_passes())
+    write_derived([path], folder, weights=[weights], passes=half_passes())
     return folder / path.name
 
 

@@ -5,6 +5,8 @@ a stage of the default model, a quarter of its time, and half a megabyte for eve
 compiled for a few counts (buckets), and a frame runs in the smallest that holds its tokens; the rest of `index` is
 padding, which the graph masks (graphs/padding.py). docs/decisions/0010 has the figures.
 
+In int8 it runs the graphs that were quantised at export (graphs/quantised.py), and computes the rest in bf16 or fp32.
+
 In bf16 OpenVINO computes products of matrices in bfloat16 and everything between the last of them and an output in
 float32. A gate's softmax and its comparison with the threshold lie there, so a threshold of 0.98, which bfloat16 cannot
 express, stays what it is; `tests/engines/test_openvino.py` holds that.
@@ -12,7 +14,7 @@ express, stays what it is; `tests/engines/test_openvino.py` holds that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
-from dovit_deploy.bundle.interface import INDEX, graph_interfaces
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import FP32, INDEX, graph_interfaces
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing
@@ -32,10 +34,10 @@ from dovit_deploy.graphs.forms import padded_passes, write_derived
 from dovit_deploy.graphs.padding import VALID
 
 DEVICE = "CPU"
-TYPES = {"fp32": "f32", "bf16": "bf16"}
-"""Precision -> what OpenVINO calls it."""
-CAPABILITIES = {"fp32": "FP32", "bf16": "BF16"}
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 """Precision -> what OpenVINO lists of a CPU that computes in it; others would only imitate it."""
+GRAPHS = {"int8": "int8"}
+"""Precision -> that of the bundle's graphs, where it is not fp32: bf16 is made of them when they are compiled."""
 STEPS = 16
 """Buckets of a stage: at most a sixteenth of all tokens is computed for nothing."""
 SMALLEST = 16
@@ -101,7 +103,7 @@ class OpenVinoBackend:
     """Compiles a bundle's graphs for the CPU; buffers are NumPy arrays, those of outputs in OpenVINO's memory.
 
     Args:
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "int8"; what is not in 8 bits there is in bf16 where the CPU computes in it.
         threads: of one graph; None leaves it to OpenVINO (one per physical core).
 
     Raises:
@@ -119,23 +121,25 @@ class OpenVinoBackend:
                 f"this CPU does not compute in {precision}; OpenVINO finds {', '.join(capabilities)}; "
                 "use --precision fp32"
             )
-        self._properties = compile_properties(precision, threads)
+        self._properties = compile_properties(arithmetic(precision, capabilities), threads)
 
     def load(self, bundle: Bundle, graph: str) -> FixedGraph | BucketedGraph:
         """Read `graph` and its share of the weights, and compile it where its sizes are known.
 
         Raises:
+            UsageError: the bundle was not exported in this precision.
             GraphMismatch: OpenVINO refuses the graph.
             PackageMissing: `onnx_ir` is not installed, which makes the padded form.
         """
-        spec = bundle.manifest.spec
+        spec, precision = bundle.manifest.spec, GRAPHS.get(self.precision, FP32)
         # A copy of what was checked: the bundle's own files may change at any moment. OpenVINO reads all of it here.
         with TemporaryDirectory(prefix="dovit-") as copies, TemporaryDirectory(prefix="dovit-") as derived:
-            path = bundle.copied_graph(graph, Path(copies))
+            path = bundle.copied_graph(graph, Path(copies), precision=precision)
             described = f"{bundle.path.name}/{path.name}"
             if INDEX not in graph_interfaces(spec)[graph].inputs:
                 return FixedGraph(self.compiled(self._read(path, described), described))
-            write_derived([path], Path(derived), weights=path.with_name(WEIGHTS), passes=padded_passes())
+            weights = [path.with_name(name) for name in bundle.weights_files(precision)]
+            write_derived([path], Path(derived), weights=weights, passes=padded_passes())
             model = self._read(Path(derived) / path.name, described)
             return BucketedGraph(partial(self.compiled, described=described), model, total=spec.tokens)
 
@@ -160,10 +164,16 @@ class OpenVinoBackend:
             return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
 
 
-def compile_properties(precision: str, threads: int | None) -> dict[str, Any]:
+def arithmetic(precision: str, capabilities: Sequence[str]) -> str:
+    """What OpenVINO is to compute in where it has the choice: "f32" or "bf16"."""
+    fast = precision == "bf16" or (precision == "int8" and CAPABILITIES["bf16"] in capabilities)
+    return "bf16" if fast else "f32"
+
+
+def compile_properties(hint: str, threads: int | None) -> dict[str, Any]:
     """What OpenVINO is told. Nothing that changes results is left to its defaults, which differ between CPUs."""
     properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": TYPES[precision],
+        "INFERENCE_PRECISION_HINT": hint,
         # Else activations may be quantised as they come, in groups of a size that depends on the CPU.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         # One frame at a time, as fast as can be.
@@ -230,6 +240,6 @@ def probe() -> str:
     core = openvino.Core()
     capabilities = _capabilities(core)
     model = core.read_model(SQUARE_MODEL, b"")
-    compiled = core.compile_model(model, DEVICE, compile_properties("fp32", 1))
+    compiled = core.compile_model(model, DEVICE, compile_properties("f32", 1))
     check_square(compiled.create_infer_request().infer({"x": MATRIX})[0])
     return f"{openvino.__version__.partition('-')[0]}, computes in: {', '.join(capabilities)}"

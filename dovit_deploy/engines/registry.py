@@ -54,10 +54,10 @@ CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 
 ENGINES = {
     "onnxruntime": EngineEntry(
-        "dovit_deploy.engines.onnxruntime", ("onnxruntime",), ("fp32",), "ONNX Runtime on the CPU"
+        "dovit_deploy.engines.onnxruntime", ("onnxruntime",), ("fp32", "int8"), "ONNX Runtime on the CPU"
     ),
     "openvino": EngineEntry(
-        "dovit_deploy.engines.openvino", ("openvino", "onnx_ir"), ("fp32", "bf16"), "OpenVINO on the CPU"
+        "dovit_deploy.engines.openvino", ("openvino", "onnx_ir"), ("fp32", "bf16", "int8"), "OpenVINO on the CPU"
     ),
     # The module of onnxruntime from another distribution: only the engine itself can say whether it has CUDA.
     "cuda": EngineEntry(

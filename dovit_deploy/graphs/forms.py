@@ -4,6 +4,8 @@
 |---|---|---|
 | portable | any ONNX runtime | into the bundle, `<graph>.onnx` |
 | fast | ONNX Runtime | into the bundle, `<graph>.ort.onnx` |
+| int8 | OpenVINO, any ONNX runtime | into the bundle where asked for, `<graph>.int8.onnx` |
+| fast int8 | ONNX Runtime | likewise, `<graph>.int8.ort.onnx` |
 | half | ONNX Runtime on a GPU | into a temporary folder, when a graph is loaded |
 | padded | OpenVINO | into a temporary folder, when a graph is loaded |
 | engine | TensorRT | beside the engine that is built of it |
@@ -33,6 +35,7 @@ from dovit_deploy.graphs.half_precision import HALF_SUFFIX, half_precision
 from dovit_deploy.graphs.padding import padding, weighted_sums
 from dovit_deploy.graphs.passes import Pass, applied, forget_types
 from dovit_deploy.graphs.plugins import plugin_calls, plugin_form
+from dovit_deploy.graphs.quantised import QuantisationTable
 from dovit_deploy.graphs.weights import SharedWeights
 
 if TYPE_CHECKING:
@@ -49,6 +52,11 @@ FAST: tuple[Pass, ...] = (fused_attention,)
 def half_passes() -> tuple[Pass, ...]:
     """From the fast form to the half form."""
     return (half_precision, _unused_nodes(), forget_types)
+
+
+def quantised_passes(table: QuantisationTable, *, fast: bool) -> tuple[Pass, ...]:
+    """From the portable or the fast form to the one of the same kind that computes in 8 bits."""
+    return (table.fast if fast else table.portable, _unused_nodes())
 
 
 def padded_passes() -> tuple[Pass, ...]:
@@ -117,7 +125,7 @@ def derive_graphs(
         paths = {name: bundle.copied_graph(name, Path(copies)) for name in names}
         for name, path in paths.items():
             _check_graph(bundle, name, path)
-        models = write_derived(list(paths.values()), folder, weights=Path(copies) / WEIGHTS, passes=passes)
+        models = write_derived(list(paths.values()), folder, weights=[Path(copies) / WEIGHTS], passes=passes)
     graphs = [
         DerivedGraph(name, folder / path.name, attention_count(models[path]), plugin_calls(models[path]))
         for name, path in paths.items()
@@ -139,12 +147,12 @@ def _port(value: ir.Value) -> Port:
 
 
 def write_derived(
-    graphs: Sequence[Path], folder: Path, *, weights: Path, passes: Sequence[Pass]
+    graphs: Sequence[Path], folder: Path, *, weights: Sequence[Path], passes: Sequence[Pass]
 ) -> dict[Path, ir.Model]:
     """Write what `passes` make of the files `graphs` to `folder`, under the same names, over one weights file.
 
     Args:
-        weights: the safetensors file that the graphs point into.
+        weights: the safetensors files that the graphs point into.
 
     Returns:
         The derived models by the path that they were read from.
@@ -152,19 +160,20 @@ def write_derived(
     onnx_ir = packages.onnx_ir()
     models = {path: applied(onnx_ir.load(path), passes).model for path in graphs}
     # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
-    shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, SharedWeights.read(weights)))
+    shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, weights))
     for path, model in models.items():
         shared(model)
         onnx_ir.save(model, folder / path.name)
     return models
 
 
-def _weights_of(models: Mapping[Path, ir.Model], portable: SharedWeights) -> dict[str, np.ndarray[Any, Any]]:
-    """What the models read of the portable weights, by name, in the precision in which they read it."""
+def _weights_of(models: Mapping[Path, ir.Model], files: Sequence[Path]) -> dict[str, np.ndarray[Any, Any]]:
+    """What the models read of the weights in `files`, by name, in the precision in which they read it."""
+    known = {name for file in files for name in SharedWeights.read(file).spans}
     tensors = {
         str(value.name): value.const_value
         for model in models.values()
         for value in model.graph.initializers.values()
-        if str(value.name).removesuffix(HALF_SUFFIX) in portable.spans
+        if str(value.name).removesuffix(HALF_SUFFIX) in known
     }
     return {name: tensor.numpy() for name, tensor in sorted(tensors.items()) if tensor is not None}

@@ -68,6 +68,9 @@ class SharedWeights:
             assert tensor is not None
             name = self._name_of(old)
             if name is None:
+                # One that points into another file already is not in the graph.
+                if isinstance(tensor, packages.onnx_ir().ExternalTensor):
+                    continue
                 if tensor.nbytes > INLINE_LIMIT and tensor.dtype.is_floating_point() and not _is_mask(tensor):
                     raise RuntimeError(f"initializer '{old}' of {tensor.nbytes} bytes is not a weight of the model")
                 continue

@@ -1,0 +1,185 @@
+"""Which scales does a bundle get, and which layers stay in float32? Made once, on the dense graph, for all forms.
+
+Statistics are those of all tokens (dense) and of the tokens that run at the bundle's thresholds. What one channel has
+larger than the others is moved into the weights where the network allows it (smoothing): out of a norm into the layers
+that read it, out of attention's values into its output layer. The fp32 tensors are never changed: folded copies are
+part of the table.
+
+Where all layers together lose more than is allowed, each part of a block is tried alone in 8 bits, and the worst stay
+in float32, twice as many each time, until enough is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import safetensors.numpy
+
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.interface import DENSE, graph_file, graph_interfaces, stage_name, weights_file
+from dovit_deploy.errors import CheckError
+from dovit_deploy.export.statistics import InputStatistics, Observed, ObservingBackend
+from dovit_deploy.graphs.forms import quantised_passes
+from dovit_deploy.graphs.passes import applied, source
+from dovit_deploy.graphs.quantised import Product, QuantisationTable, QuantisedLayer, inner_products
+from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.runtime.session import Session
+
+PRECISION = "int8"
+BALANCE = 0.5
+"""How much of a channel's size is moved from inputs to weights: 0 nothing, 1 all of it."""
+SMALLEST = 1e-5
+"""Below this a channel counts as silent, and no quotient of it is trusted."""
+
+Float32 = npt.NDArray[np.float32]
+State = Mapping[str, Float32]
+"""The fp32 weights by name."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A vector (in,) that is taken out of what the layers `readers` read and put into their weights."""
+
+    readers: tuple[str, ...]
+    """Names of their weights."""
+    vectors: tuple[str, ...]
+    """What is divided by it: scale and bias of a norm, or the bias of the layer `writer`."""
+    writer: str | None = None
+    """The weight whose rows are divided, too: attention's values, which reach the output channel by channel."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers that are in 8 bits together or not at all, since smoothing joins them: attention of a block, a layer."""
+
+    layers: tuple[str, ...]
+    smoothings: tuple[Smoothing, ...]
+
+
+def units_of(model: ir.Model) -> tuple[Unit, ...]:
+    """The units of a graph in fast form, in its order."""
+    found = {one.weight: one for one in inner_products(model)}
+    smoothings = _smoothings(model, found)
+    joined = {weight: frozenset([weight]) for weight in found}
+    for smoothing in smoothings:
+        writers = () if smoothing.writer is None else (smoothing.writer,)
+        together = frozenset[str]().union(*(joined[weight] for weight in (*smoothing.readers, *writers)))
+        joined.update(dict.fromkeys(together, together))
+    groups = dict.fromkeys(joined.values())
+    return tuple(
+        Unit(
+            tuple(weight for weight in found if weight in group),
+            tuple(one for one in smoothings if one.readers[0] in group),
+        )
+        for group in groups
+    )
+
+
+def _smoothings(model: ir.Model, found: Mapping[str, Product]) -> list[Smoothing]:
+    made = []
+    layers = {one.node: weight for weight, one in found.items()}
+    for node in model.graph:
+        users = [user for user, _ in node.outputs[0].uses()]
+        if node.op_type == "LayerNormalization" and users and all(user in layers for user in users):
+            vectors = tuple(str(value.name) for value in node.inputs[1:] if value is not None)
+            made.append(Smoothing(tuple(layers[user] for user in users), vectors))
+        if node.op_type == "MultiHeadAttention":
+            made += _smoothed_values(node, found, layers)
+    return made
+
+
+def _smoothed_values(node: ir.Node, found: Mapping[str, Product], layers: Mapping[ir.Node, str]) -> list[Smoothing]:
+    """Of one attention in fast form: values -> Unsqueeze -> attention -> Squeeze -> output layer."""
+    value = source(node.inputs[2], "Unsqueeze")
+    writer = value.producer() if value is not None else None
+    squeezes = [user for user, _ in node.outputs[0].uses() if user.op_type == "Squeeze"]
+    users = [user for squeeze in squeezes for user, _ in squeeze.outputs[0].uses()]
+    if writer is None or writer not in layers or len(users) != 1 or users[0] not in layers:
+        return []
+    bias = found[layers[writer]].bias
+    return [Smoothing((layers[users[0]],), () if bias is None else (bias,), layers[writer])]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """A bundle whose products can be computed in 8 bits: its units, statistics and weights."""
+
+    units: tuple[Unit, ...]
+    biases: Mapping[str, str | None]
+    """Weight of each layer -> name of its bias."""
+    divisors: Mapping[Smoothing, Float32]
+    inputs: Mapping[str, InputStatistics]
+    state: State
+
+    @classmethod
+    def observed(cls, bundle: Bundle, drive: Callable[[Session], None]) -> Quantisation:
+        """Run what `drive` runs, twice: the sizes of channels decide the smoothing, and smoothing the ranges.
+
+        Raises:
+            CheckError: the network has no product that could be computed in 8 bits.
+        """
+        model = ir.load(bundle.graph(reference_graph(bundle), fast=True))
+        units = units_of(model)
+        weights = [weight for unit in units for weight in unit.layers]
+        if not weights:
+            raise CheckError(f"{bundle.manifest.name}: no layer of this network can be computed in int8; leave it out")
+        state: State = safetensors.numpy.load(bundle.content(WEIGHTS))
+        first = _seen(bundle, weights, Observed(), drive)
+        divisors = {one: _divisor(one, first, state) for unit in units for one in unit.smoothings}
+        shared = {weight: divisors[one] for unit in units for one in unit.smoothings for weight in one.readers}
+        second = _seen(bundle, weights, Observed(shared), drive)
+        return cls(units, {one.weight: one.bias for one in inner_products(model)}, divisors, second, state)
+
+    def table(self, units: Collection[Unit]) -> QuantisationTable:
+        """The scales of `units`; layers of all others stay in float32."""
+        state, vectors = dict(self.state), dict[str, Float32]()
+        for smoothing in (one for unit in units for one in unit.smoothings):
+            divisor = self.divisors[smoothing]
+            for name in smoothing.vectors:
+                state[name] = vectors[name] = state[name] / divisor
+            for weight in smoothing.readers:
+                state[weight] = state[weight] * divisor
+            if smoothing.writer is not None:
+                state[smoothing.writer] = state[smoothing.writer] / divisor[:, None]
+        return QuantisationTable(
+            {weight: self._layer(weight, state) for unit in units for weight in unit.layers}, vectors
+        )
+
+    def _layer(self, weight: str, state: State) -> QuantisedLayer:
+        bias, seen = self.biases[weight], self.inputs[weight]
+        return QuantisedLayer.of(state[weight], None if bias is None else state[bias], low=seen.low, high=seen.high)
+
+
+def write_quantised(bundle: Bundle, table: QuantisationTable) -> None:
+    """Write the forms in 8 bits of every graph, and the tensors that they share, into the folder of `bundle`."""
+    weights = SharedWeights.write(bundle.path / weights_file(PRECISION), table.tensors(), {"format": "dovit-weights"})
+    for name in graph_interfaces(bundle.manifest.spec):
+        for fast in (False, True):
+            model = ir.load(bundle.graph(name, fast=fast))
+            finished = applied(model, (*quantised_passes(table, fast=fast), weights)).model
+            ir.save(finished, bundle.path / graph_file(name, fast=fast, precision=PRECISION))
+
+
+def reference_graph(bundle: Bundle) -> str:
+    """The graph whose layers are quantised: dense, which has no gates; of a model without gates the whole."""
+    return DENSE if bundle.manifest.spec.has_dense else stage_name(0)
+
+
+def _seen(
+    bundle: Bundle, weights: Collection[str], observed: Observed, drive: Callable[[Session], None]
+) -> dict[str, InputStatistics]:
+    with Session(bundle, backend=ObservingBackend(weights, observed)) as session:
+        drive(session)
+    return observed.layers
+
+
+def _divisor(smoothing: Smoothing, inputs: Mapping[str, InputStatistics], state: State) -> Float32:
+    """(in,), geometric mean 1: channels that are large in the input and small in the weights are divided by more."""
+    seen = np.maximum(inputs[smoothing.readers[0]].largest, SMALLEST)
+    columns = np.max([np.abs(state[weight]).max(axis=0) for weight in smoothing.readers], axis=0)
+    divisor = seen**BALANCE / np.maximum(columns, SMALLEST) ** (1 - BALANCE)
+    return np.asarray(divisor / np.exp(np.log(divisor).mean()), dtype=np.float32)

@@ -1,0 +1,96 @@
+"""Which layers must stay in float32? All are in 8 bits where that costs little enough, else the worst are left out.
+
+How much a unit costs is measured with it alone in 8 bits, on a few images, by the classes of the dense logits: those of
+float32 against those of ONNX Runtime's form. Twice as many of the worst are left out each time, until enough is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import LOGITS, PIXELS
+from dovit_deploy.engines.base import Array
+from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
+from dovit_deploy.errors import CheckError
+from dovit_deploy.export.quantise import Quantisation, Unit, reference_graph
+from dovit_deploy.graphs.forms import quantised_passes
+from dovit_deploy.graphs.passes import Pass, applied
+from dovit_deploy.runtime.results import Pixels
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some units in 8 bits cost."""
+
+    differing: float
+    """Share of the positions of the logits whose class changes."""
+    distance: float
+    """Root mean square of the logits' change: it ranks where no class changes."""
+
+
+def units_within(
+    bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, allowed: float, step: Callable[[str], None]
+) -> tuple[Unit, ...]:
+    """The units that can be in 8 bits together.
+
+    Args:
+        bundle: in fp32.
+        quantisation: of it.
+        pixels: a few images (1, 3, H, W), normalised.
+        allowed: share of the positions whose class may change.
+        step: called with the name of each step as it begins.
+
+    Raises:
+        CheckError: not even one unit can.
+    """
+    trial = _Trial(bundle, quantisation, pixels)
+    units = quantisation.units
+    if trial.cost(units).differing <= allowed:
+        return units
+    step("measure each layer in int8")
+    costs = {unit: trial.cost([unit]) for unit in units}
+    worst = sorted(units, key=lambda unit: (costs[unit].differing, costs[unit].distance), reverse=True)
+    left_out = 1
+    while left_out < len(units):
+        kept = tuple(unit for unit in units if unit not in worst[:left_out])
+        if trial.cost(kept).differing <= allowed:
+            return kept
+        left_out *= 2
+    raise CheckError(
+        f"{bundle.manifest.name}: int8 changes the class of more than {allowed:.2%} of the pixels, whichever layers "
+        "stay in fp32; leave it out, or allow more with --max-drop"
+    )
+
+
+class _Trial:
+    """The dense network with any of its units in 8 bits, against float32."""
+
+    def __init__(self, bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels]) -> None:
+        self._model = ir.load(bundle.graph(reference_graph(bundle), fast=True))
+        self._quantisation, self._pixels = quantisation, pixels
+        self._wanted = self._answers(())
+
+    def cost(self, units: Collection[Unit]) -> Cost:
+        """Of `units` alone in 8 bits."""
+        passes = quantised_passes(self._quantisation.table(units), fast=True)
+        pairs = list(zip(self._wanted, self._answers(passes), strict=True))
+        differing = [float((want.argmax(1) != got.argmax(1)).mean()) for want, got in pairs]
+        distances = [float(np.square(want - got).mean()) for want, got in pairs]
+        return Cost(float(np.mean(differing)), float(np.sqrt(np.mean(distances))))
+
+    def _answers(self, passes: Sequence[Pass]) -> list[Array]:
+        runtime = packages.onnxruntime()
+        options = session_options(runtime, threads=None)
+        with TemporaryDirectory(prefix="dovit-") as folder:
+            path = Path(folder) / "graph.onnx"
+            ir.save(applied(self._model, passes).model, path, external_data="graph.data")
+            session = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
+            return [session.run([LOGITS], {PIXELS: image})[0] for image in self._pixels]

@@ -1,0 +1,128 @@
+"""What goes into every layer while the model runs? The ranges and channels that 8 bits are made for.
+
+The observing backend speaks the engine protocol: whatever drives a session (a predictor with its windows, dense or with
+thresholds) drives it, too. So the tokens that are seen are those that will run: all of them in the dense graph, and in
+the stages what the gates leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
+from dovit_deploy.graphs.forms import write_derived
+from dovit_deploy.graphs.passes import result
+from dovit_deploy.graphs.quantised import products
+
+CUT = 0.005
+"""Percent of the values at either end of an image's range that may be cut off: the few largest would cost all others
+their accuracy."""
+
+SAMPLED = 2**18
+"""Values of an image that a range is taken of; of larger grids every n-th row."""
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass
+class InputStatistics:
+    """What went into one layer, over all images so far."""
+
+    largest: Float32
+    """(in,): the largest absolute value of each channel, before anything is divided."""
+    low: float = 0.0
+    high: float = 0.0
+    """The range, `CUT` of its values cut off, divided by what smooths the input."""
+
+
+@dataclass
+class Observed:
+    """The statistics of all layers, filled while images run."""
+
+    divisors: Mapping[str, Float32] = field(default_factory=dict)
+    """Weight of a layer -> what its input will be divided by, channel by channel, once it is smoothed."""
+    layers: dict[str, InputStatistics] = field(default_factory=dict)
+    """By the names of their weights; layers that read one value share theirs."""
+
+    def add(self, readers: Sequence[str], values: Array) -> None:
+        """Count `values`, tokens (n, in) or a grid (1, in, h, w), which go into the layers `readers`."""
+        rows = values if values.ndim == 2 else np.moveaxis(values[0], 0, -1).reshape(-1, values.shape[1])
+        seen = self.layers.setdefault(readers[0], InputStatistics(np.zeros(rows.shape[1], np.float32)))
+        self.layers.update(dict.fromkeys(readers, seen))
+        # Without extra tokens no token at all may be left.
+        if not len(rows):
+            return
+        seen.largest = np.maximum(seen.largest, np.abs(rows).max(axis=0))
+        sample = rows[:: -(-rows.size // SAMPLED)]
+        if readers[0] in self.divisors:
+            sample = sample / self.divisors[readers[0]]
+        low, high = np.percentile(sample, [CUT, 100 - CUT])
+        seen.low, seen.high = min(seen.low, float(low)), max(seen.high, float(high))
+
+
+class ObservedGraph:
+    """One graph that also gives away what goes into its layers."""
+
+    def __init__(self, path: Path, readers: Mapping[str, Sequence[str]], observed: Observed) -> None:
+        runtime = packages.onnxruntime()
+        options = session_options(runtime, threads=None)
+        self._session = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._readers, self._observed = readers, observed
+
+    def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        outputs = dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
+        for name, readers in self._readers.items():
+            self._observed.add(readers, outputs[name])
+        return outputs
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+class ObservingBackend:
+    """ONNX Runtime that fills `observed` with what goes into the layers `weights`; buffers are NumPy arrays."""
+
+    name, precision = "observing", "fp32"
+
+    def __init__(self, weights: Collection[str], observed: Observed) -> None:
+        self._weights, self._observed = weights, observed
+
+    def load(self, bundle: Bundle, graph: str) -> ObservedGraph:
+        """The fast form of `graph` with more outputs."""
+        readers: dict[str, list[str]] = {}
+
+        def give_away(model: ir.Model) -> ir.passes.PassResult:
+            for product in products(model):
+                if product.weight in self._weights:
+                    readers.setdefault(str(product.reads.name), []).append(product.weight)
+            given = {str(value.name) for value in model.graph.outputs}
+            values = {str(value.name): value for node in model.graph for value in node.outputs}
+            model.graph.outputs.extend(values[name] for name in readers if name not in given)
+            return result(model, modified=True)
+
+        with TemporaryDirectory(prefix="dovit-") as copies, TemporaryDirectory(prefix="dovit-") as folder:
+            path = bundle.copied_graph(graph, Path(copies), fast=True)
+            write_derived([path], Path(folder), weights=[path.with_name(WEIGHTS)], passes=(give_away,))
+            return ObservedGraph(Path(folder) / path.name, readers, self._observed)
+
+    def upload(self, array: Array) -> Buffer:
+        return array
+
+    def download(self, buffer: Buffer) -> Array:
+        array: Array = buffer
+        return array
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        return buffer[:count]

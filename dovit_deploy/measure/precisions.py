@@ -1,0 +1,163 @@
+"""What does each precision lose against fp32? Measured on images, dynamic, at the bundle's own thresholds.
+
+Both run the same images: the share of pixels whose class agrees, the drop of mIoU where there are labels, and of every
+gate how far the confidences are apart while the decisions of fp32 are replayed. `parity.json` keeps the answers, and
+whoever chooses an engine reads them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.parity import PrecisionParity
+from dovit_deploy.errors import EnvironmentProblem
+from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.runtime.classification import ClassificationResult
+from dovit_deploy.runtime.results import Answer, ClassMap, Pixels, TokenReport
+from dovit_deploy.runtime.segmentation import SegmentationResult
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings, index_from_keep
+from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+from dovit_deploy.sources.source import RGB
+
+CPU_PRECISIONS = (("onnxruntime", "int8"), ("openvino", "bf16"), ("openvino", "int8"))
+"""Engines and precisions of the CPU that are not fp32."""
+
+
+class ComparedImage(Protocol):
+    """An image that answers are compared on."""
+
+    @property
+    def rgb(self) -> RGB: ...
+    @property
+    def label(self) -> ClassMap | None: ...
+
+
+def measured_precisions(
+    bundle: Bundle, images: Callable[[], Iterable[ComparedImage]], *, step: Callable[[str], None]
+) -> tuple[PrecisionParity, ...]:
+    """One entry for every precision of `CPU_PRECISIONS` that bundle, installed packages and this CPU have.
+
+    Args:
+        bundle: any.
+        images: gives them, at every call.
+        step: called with the name of each step as it begins.
+
+    Raises:
+        CheckError: an answer is not finite.
+    """
+    found = []
+    reference: list[_Found] | None = None
+    for engine, precision in CPU_PRECISIONS:
+        if precision == "int8" and precision not in bundle.manifest.precisions:
+            continue
+        try:
+            session = Session(bundle, engine=engine, precision=precision)
+        except EnvironmentProblem:
+            # Not installed, or this CPU does not compute in it: nothing can be said of it here.
+            continue
+        with session:
+            if reference is None:
+                step("run fp32")
+                reference = _reference(bundle, images())
+            step(f"measure {engine} {precision}")
+            found.append(_compared(session, reference, images()))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What fp32 finds in one image."""
+
+    classes: npt.NDArray[np.integer]
+    """(H, W), or (1,) of a classifier."""
+    reports: tuple[TokenReport, ...]
+    """Of its windows."""
+
+
+def _found(result: ImageResult) -> _Found:
+    if isinstance(result, SegmentationResult):
+        classes: npt.NDArray[np.integer] = result.class_map
+    else:
+        assert isinstance(result, ClassificationResult)
+        classes = np.array([result.classes[0].id])
+    return _Found(classes, tuple(window.report for window in result.tokens.windows))
+
+
+class _Replaying:
+    """A session that runs each window twice: as its gates decide, and with the decisions of fp32 replayed."""
+
+    def __init__(self, session: Session) -> None:
+        self.bundle, self._session = session.bundle, session
+        self.expected: list[TokenReport] = []
+        """Of the windows that are still to come."""
+        self.errors = np.zeros(len(session.bundle.manifest.spec.gates))
+        """(gates,): the largest difference of a confidence so far."""
+
+    def run_one(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
+        expected = self.expected.pop(0)
+        if len(self.errors):
+            replay = index_from_keep(list(expected.keep), self.bundle.manifest.spec)
+            _, replayed = self._session.run_one(pixels, RunSettings(settings.thresholds, settings.floor, replay))
+            pairs = zip(expected.confidence, replayed.confidence, strict=True)
+            self.errors = np.maximum(self.errors, [_largest(want - got) for want, got in pairs])
+        return self._session.run_one(pixels, settings)
+
+
+def _largest(difference: npt.NDArray[np.float32]) -> float:
+    """NaN where a head was not evaluated."""
+    return float(np.abs(difference[np.isfinite(difference)]).max(initial=0.0))
+
+
+def _reference(bundle: Bundle, images: Iterable[ComparedImage]) -> list[_Found]:
+    settings = RunSettings.resolve(bundle.manifest)
+    with Session(bundle) as session:
+        predictor = predictor_for(session)
+        return [_found(predictor.run(image.rgb, settings)) for image in images]
+
+
+def _compared(session: Session, reference: Sequence[_Found], images: Iterable[ComparedImage]) -> PrecisionParity:
+    manifest, replaying = session.bundle.manifest, _Replaying(session)
+    settings, predictor = RunSettings.resolve(manifest), predictor_for(replaying)
+    agreements, counts = [], _Scores(len(manifest.classes))
+    for image, want in zip(images, reference, strict=True):
+        replaying.expected = list(want.reports)
+        got = _found(predictor.run(image.rgb, settings))
+        agreements.append(float((want.classes == got.classes).mean()))
+        if image.label is not None:
+            counts.add(image.label, want.classes, got.classes)
+    return PrecisionParity(
+        engine=session.backend.name,
+        precision=session.backend.precision,
+        agreement=float(np.mean(agreements)),
+        drop=counts.drop,
+        confidence_error=tuple(float(error) for error in replaying.errors),
+        images=len(agreements),
+    )
+
+
+class _Scores:
+    """Pixels of labelled images, as fp32 and as another precision classify them."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self._before: list[ClassCounts] = []
+        self._after: list[ClassCounts] = []
+
+    def add(self, label: ClassMap, before: ClassMap, after: ClassMap) -> None:
+        """Count one image."""
+        self._before.append(ClassCounts.of(label, before, classes=self._classes))
+        self._after.append(ClassCounts.of(label, after, classes=self._classes))
+
+    @property
+    def drop(self) -> float | None:
+        """Points of mIoU; None without labels."""
+        if not self._before:
+            return None
+        return ClassCounts.stacked(self._before).miou - ClassCounts.stacked(self._after).miou
