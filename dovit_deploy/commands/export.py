@@ -37,7 +37,19 @@ def export(
     classes: Annotated[Path | None, typer.Option(help="Class names: JSON, or one name a line.")] = None,
     stride: Annotated[str | None, typer.Option(metavar="HxW", help="Slide over larger images by this step.")] = None,
     parity_images: Annotated[str | None, typer.Option(metavar="SRC", help="Images to verify with.")] = None,
-    precision: Annotated[str, typer.Option(help="Number format of the weights: fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32[,int8]", help="Number formats of the graphs; fp32 is always among them.")
+    ] = "fp32",
+    calibration: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Images or a labelled data set that int8 is made and judged with.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="What int8 may lose, default 1: of mIoU with labels, else of the pixels, in percent.",
+        ),
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
     overwrite: arguments.Overwrite = False,
     json_file: arguments.JsonFile = None,
@@ -46,18 +58,18 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: staged ONNX graphs with dynamic token counts, verified."""
     start = perf_counter()
-    if precision != "fp32":
-        raise UsageError(f"--precision: '{precision}' given; this version exports: fp32")
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; give both or neither")
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+    from dovit_deploy.commands.precisions import PrecisionRequest
     from dovit_deploy.export.pipeline import bundle_from_plan
     from dovit_deploy.export.plan import ExportPlan
 
-    inputs = (checkpoint, config, classes, parity_images)
+    request = PrecisionRequest.from_flags(precision, calibration, max_drop)
+    inputs = (checkpoint, config, classes, parity_images, calibration)
     target = _target(output, checkpoint, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, output=target)
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
@@ -76,10 +88,19 @@ def export(
         console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
     plan = ExportPlan.resolve(source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite)
     images = _parity_pixels(plan.manifest, parity_images)
+    calibrated = request.images(plan.manifest)
     with console.progress("export", quiet=quiet) as display:
-        bundle, report = bundle_from_plan(plan, images=images, step=display.begin)
+        bundle, report = bundle_from_plan(
+            plan,
+            images=images,
+            step=display.begin,
+            int8=request.plan(calibrated),
+            losses=lambda draft: request.losses(
+                draft, calibrated, step=display.begin, remark=lambda line: console.remark(line, quiet=quiet)
+            ),
+        )
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
-    console.result(str(bundle.path), _summary(report, perf_counter() - start))
+    console.result(str(bundle.path), _summary(report, perf_counter() - start), *_losses(report))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
@@ -138,3 +159,14 @@ def _summary(report: ParityReport, seconds: float) -> str:
         f"verified against PyTorch: {plural(len(runs), 'run')}, largest difference {report.answers_error or 0:.1e}, "
         f"{plural(flips, 'explained decision flip')}; {seconds:.0f} s"
     )
+
+
+def _losses(report: ParityReport) -> list[str]:
+    """A line for each precision that was measured."""
+    return [
+        f"{one.engine} {one.precision}: {one.agreement:.2%} of the pixels as in fp32"
+        + ("" if one.drop is None else f", mIoU drop {one.drop:.2f}")
+        + (f", confidences within {max(one.confidence_error):.1g}" if one.confidence_error else "")
+        + f" ({plural(one.images, 'image')})"
+        for one in report.precisions
+    ]

@@ -12,9 +12,11 @@ from torch import nn
 from dovit_deploy.bundle.bundle import MANIFEST, PARITY, WEIGHTS, Bundle, file_entry, foreign_in_bundle
 from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, graph_interfaces, stage_name
 from dovit_deploy.bundle.manifest import FileEntry, Manifest, TokenCount
-from dovit_deploy.bundle.parity import ParityReport
+from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
 from dovit_deploy.errors import ParityError
 from dovit_deploy.export.plan import ExportPlan
+from dovit_deploy.export.quantise import QuantisePlan
+from dovit_deploy.export.sensitivity import quantised_bundle
 from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import parity_report
@@ -33,17 +35,31 @@ Step = Callable[[str], None]
 """Called with the name of each step as it begins."""
 
 
-def bundle_from_plan(plan: ExportPlan, *, images: list[Image], step: Step) -> tuple[Bundle, ParityReport]:
+Losses = Callable[[Bundle], tuple[PrecisionParity, ...]]
+"""Measures what the further precisions of a bundle lose; refuses one that loses too much."""
+
+
+def bundle_from_plan(
+    plan: ExportPlan,
+    *,
+    images: list[Image],
+    step: Step,
+    int8: QuantisePlan | None = None,
+    losses: Losses = lambda bundle: (),
+) -> tuple[Bundle, ParityReport]:
     """Export what is planned, check it, and open it.
 
     Args:
         plan: from `ExportPlan.resolve`.
         images: names and normalised pixels (1, 3, H, W) to verify with, at the bundle's size.
         step: called with the name of each step as it begins.
+        int8: what forms in 8 bits are made with; None: fp32 alone.
+        losses: called with the bundle in all its precisions; its answer becomes part of the report.
 
     Raises:
         UsageError: the output exists and may not be replaced, or another run writes there.
         ParityError: the graphs differ from PyTorch by more than rounding; nothing is left behind.
+        CheckError: int8 loses too much; nothing is left behind.
     """
     spec, manifest = plan.manifest.spec, plan.manifest
     state = state_at_size(plan.checkpoint.state, plan.checkpoint.spec, spec.size)
@@ -53,14 +69,17 @@ def bundle_from_plan(plan: ExportPlan, *, images: list[Image], step: Step) -> tu
         model = model_from_spec(spec, state)
         write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), step=step)
         # The sessions that verify want a bundle, which is complete only with their report.
-        draft = Bundle(folder, manifest.model_copy(update={"files": _files(folder)}))
+        draft = _listed(Bundle(folder, manifest))
         report = parity_report(draft, images, step=step)
+        _refuse_failures(report, plan.output)
+        if int8 is not None:
+            draft = _listed(quantised_bundle(draft, int8, step=step))
+        report = report.model_copy(update={"precisions": losses(draft)})
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        final = manifest.model_copy(update={"files": _files(folder), "counts": _counts(manifest, report)})
+        final = _listed(draft).manifest.model_copy(update={"counts": _counts(manifest, report)})
         (folder / MANIFEST).write_text(final.to_json(), encoding="utf-8")
         # A failure leaves the block with an error, and then the folder is removed.
         checked = Bundle.open(folder)
-        _refuse_failures(report, plan.output)
     # Checked a moment ago under its other name: hashing every file again would say nothing new.
     return Bundle(plan.output.resolve(), checked.manifest), report
 
@@ -123,6 +142,11 @@ def _metadata(manifest: Manifest) -> dict[str, str]:
         "dovit.classes": ",".join(entry.name for entry in manifest.classes),
         "dovit.tool": manifest.provenance.tool,
     }
+
+
+def _listed(bundle: Bundle) -> Bundle:
+    """The bundle with the files that lie in its folder now."""
+    return Bundle(bundle.path, bundle.manifest.model_copy(update={"files": _files(bundle.path)}))
 
 
 def _files(folder: Path) -> dict[str, FileEntry]:

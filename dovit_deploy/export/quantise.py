@@ -11,7 +11,7 @@ in float32, twice as many each time, until enough is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ from dovit_deploy.graphs.passes import applied, source
 from dovit_deploy.graphs.quantised import Product, QuantisationTable, QuantisedLayer, inner_products
 from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.tasks import predictor_for
+from dovit_deploy.sources.source import RGB
 
 PRECISION = "int8"
 BALANCE = 0.5
@@ -38,6 +41,26 @@ SMALLEST = 1e-5
 Float32 = npt.NDArray[np.float32]
 State = Mapping[str, Float32]
 """The fp32 weights by name."""
+
+
+@dataclass(frozen=True)
+class QuantisePlan:
+    """What forms in 8 bits are made with."""
+
+    images: Callable[[], Iterable[RGB]]
+    """Gives the images, (H, W, 3) uint8, whose ranges count; at every call the same."""
+    allowed: float
+    """Share of the pixels whose class may change in the dense network."""
+
+    def drive(self, session: Session) -> None:
+        """Run every image, dense and at the bundle's own thresholds."""
+        manifest, predictor = session.bundle.manifest, predictor_for(session)
+        settings = [RunSettings.resolve(manifest)]
+        if manifest.spec.has_dense:
+            settings.append(RunSettings.resolve(manifest, dense=True))
+        for rgb in self.images():
+            for each in settings:
+                predictor.run(rgb, each)
 
 
 @dataclass(frozen=True)
@@ -154,14 +177,20 @@ class Quantisation:
         return QuantisedLayer.of(state[weight], None if bias is None else state[bias], low=seen.low, high=seen.high)
 
 
-def write_quantised(bundle: Bundle, table: QuantisationTable) -> None:
-    """Write the forms in 8 bits of every graph, and the tensors that they share, into the folder of `bundle`."""
+def write_quantised(bundle: Bundle, table: QuantisationTable) -> Bundle:
+    """Write the forms in 8 bits of every graph, and the tensors that they share, into the folder of `bundle`.
+
+    Returns:
+        The bundle with this precision; its manifest does not list the files yet.
+    """
     weights = SharedWeights.write(bundle.path / weights_file(PRECISION), table.tensors(), {"format": "dovit-weights"})
     for name in graph_interfaces(bundle.manifest.spec):
         for fast in (False, True):
             model = ir.load(bundle.graph(name, fast=fast))
             finished = applied(model, (*quantised_passes(table, fast=fast), weights)).model
             ir.save(finished, bundle.path / graph_file(name, fast=fast, precision=PRECISION))
+    precisions = (*bundle.manifest.precisions, PRECISION)
+    return Bundle(bundle.path, bundle.manifest.model_copy(update={"precisions": precisions}))
 
 
 def reference_graph(bundle: Bundle) -> str:

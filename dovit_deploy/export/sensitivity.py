@@ -6,6 +6,7 @@ float32 against those of ONNX Runtime's form. Twice as many of the worst are lef
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,34 @@ from dovit_deploy.bundle.interface import LOGITS, PIXELS
 from dovit_deploy.engines.base import Array
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import CheckError
-from dovit_deploy.export.quantise import Quantisation, Unit, reference_graph
+from dovit_deploy.export.quantise import Quantisation, QuantisePlan, Unit, reference_graph, write_quantised
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import Pass, applied
 from dovit_deploy.runtime.results import Pixels
+from dovit_deploy.runtime.transforms import to_input
+
+TRIED = 4
+"""Images on which units are tried."""
+
+
+def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, step: Callable[[str], None]) -> Bundle:
+    """`bundle` with forms in 8 bits written into its folder; its manifest does not list the files yet.
+
+    Raises:
+        CheckError: no layer can be computed in 8 bits within what is allowed.
+    """
+    step("measure ranges for int8")
+    quantisation = Quantisation.observed(bundle, plan.drive)
+    step("try int8")
+    units = units_within(bundle, quantisation, _pixels(bundle, plan), allowed=plan.allowed, step=step)
+    step("write int8")
+    return write_quantised(bundle, quantisation.table(units))
+
+
+def _pixels(bundle: Bundle, plan: QuantisePlan) -> list[Pixels]:
+    """A few of the plan's images as the dense network takes them: whole, though windows may slide over them later."""
+    whole = bundle.manifest.preprocessing.model_copy(update={"stride": None})
+    return [to_input(rgb, whole, bundle.manifest.spec.size) for rgb in itertools.islice(plan.images(), TRIED)]
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.bundle.parity import PrecisionParity
-from dovit_deploy.errors import EnvironmentProblem
+from dovit_deploy.errors import CheckError, DatasetError, EnvironmentProblem
 from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.printing import plural
 from dovit_deploy.runtime.classification import ClassificationResult
 from dovit_deploy.runtime.results import Answer, ClassMap, Pixels, TokenReport
 from dovit_deploy.runtime.segmentation import SegmentationResult
@@ -28,6 +30,9 @@ from dovit_deploy.sources.source import RGB
 
 CPU_PRECISIONS = (("onnxruntime", "int8"), ("openvino", "bf16"), ("openvino", "int8"))
 """Engines and precisions of the CPU that are not fp32."""
+
+NEARLY_ALL = 0.995
+"""Share of all pixels: of images that a model knows nothing of, it often finds one class everywhere."""
 
 
 class ComparedImage(Protocol):
@@ -40,7 +45,11 @@ class ComparedImage(Protocol):
 
 
 def measured_precisions(
-    bundle: Bundle, images: Callable[[], Iterable[ComparedImage]], *, step: Callable[[str], None]
+    bundle: Bundle,
+    images: Callable[[], Iterable[ComparedImage]],
+    *,
+    step: Callable[[str], None],
+    remark: Callable[[str], None],
 ) -> tuple[PrecisionParity, ...]:
     """One entry for every precision of `CPU_PRECISIONS` that bundle, installed packages and this CPU have.
 
@@ -48,9 +57,11 @@ def measured_precisions(
         bundle: any.
         images: gives them, at every call.
         step: called with the name of each step as it begins.
+        remark: called with what the user should know of the images.
 
     Raises:
         CheckError: an answer is not finite.
+        DatasetError: the images are labelled, and fp32 knows less of them than somebody who does not look at them.
     """
     found = []
     reference: list[_Found] | None = None
@@ -66,16 +77,28 @@ def measured_precisions(
             if reference is None:
                 step("run fp32")
                 reference = _reference(bundle, images())
+                check_domain(bundle.manifest, reference, images(), remark=remark)
             step(f"measure {engine} {precision}")
             found.append(_compared(session, reference, images()))
     return tuple(found)
+
+
+def refuse_losses(found: Sequence[PrecisionParity], *, asked: Sequence[str], max_drop: float) -> None:
+    """Raise CheckError for a precision among `asked` that loses more than `max_drop` points in some engine."""
+    for one in found:
+        if one.precision in asked and one.lost > max_drop:
+            what = "of the pixels get another class" if one.drop is None else "of mIoU"
+            raise CheckError(
+                f"{one.precision} in {one.engine} loses {one.lost:.2f} points ({what}) on "
+                f"{plural(one.images, 'image')}, --max-drop allows {max_drop:g}; allow more, or leave {one.precision} out"
+            )
 
 
 @dataclass(frozen=True)
 class _Found:
     """What fp32 finds in one image."""
 
-    classes: npt.NDArray[np.integer]
+    classes: npt.NDArray[Any]
     """(H, W), or (1,) of a classifier."""
     reports: tuple[TokenReport, ...]
     """Of its windows."""
@@ -83,11 +106,43 @@ class _Found:
 
 def _found(result: ImageResult) -> _Found:
     if isinstance(result, SegmentationResult):
-        classes: npt.NDArray[np.integer] = result.class_map
+        classes: npt.NDArray[Any] = result.class_map
     else:
         assert isinstance(result, ClassificationResult)
         classes = np.array([result.classes[0].id])
     return _Found(classes, tuple(window.report for window in result.tokens.windows))
+
+
+def check_domain(
+    manifest: Manifest,
+    found: Sequence[_Found],
+    images: Iterable[ComparedImage],
+    *,
+    remark: Callable[[str], None],
+) -> None:
+    """Are these images of the kind that the model knows? Ranges of others would not fit what it will see.
+
+    Raises:
+        DatasetError: with labels, and it is right less often than the most frequent class everywhere would be.
+    """
+    classes = len(manifest.classes)
+    seen = np.sum([np.bincount(one.classes.ravel(), minlength=classes) for one in found], axis=0)
+    common = int(np.argmax(seen))
+    if manifest.task == "segmentation" and seen[common] > NEARLY_ALL * seen.sum():
+        remark(
+            f"--calibration: the model finds '{manifest.classes[common].name}' in {seen[common] / seen.sum():.1%} of "
+            "all pixels; are these images of the kind that it was trained on?"
+        )
+    scores = _Scores(classes)
+    for image, one in zip(images, found, strict=True):
+        if image.label is not None:
+            scores.add(image.label, one.classes, one.classes)
+    if scores.right is not None and scores.right < scores.most_frequent:
+        raise DatasetError(
+            f"--calibration: the model is right on {scores.right:.1f} % of the labelled pixels, and the most frequent "
+            f"class alone on {scores.most_frequent:.1f} %; give images of the kind that it was trained on, with its "
+            "classes"
+        )
 
 
 class _Replaying:
@@ -154,6 +209,17 @@ class _Scores:
         """Count one image."""
         self._before.append(ClassCounts.of(label, before, classes=self._classes))
         self._after.append(ClassCounts.of(label, after, classes=self._classes))
+
+    @property
+    def right(self) -> float | None:
+        """Percent of the labelled pixels that fp32 classifies as their label says; None without labels."""
+        return ClassCounts.stacked(self._before).pixel_accuracy if self._before else None
+
+    @property
+    def most_frequent(self) -> float:
+        """Percent of the labelled pixels that one class has."""
+        true = ClassCounts.stacked(self._before).total().true
+        return 100.0 * int(true.max()) / max(1, int(true.sum()))
 
     @property
     def drop(self) -> float | None:

@@ -15,6 +15,7 @@ from dovit_deploy.engines.openvino import (
     STEPS,
     BucketedGraph,
     OpenVinoBackend,
+    arithmetic,
     bucket_for_count,
     compile_properties,
     padded,
@@ -153,12 +154,13 @@ def test_padding_is_what_does_not_run(data: st.DataObject) -> None:
 
 
 def test_all_that_changes_results_is_set() -> None:
-    for precision, name in (("fp32", "f32"), ("bf16", "bf16")):
-        properties = compile_properties(precision, 2)
+    for precision, name in (("fp32", "f32"), ("bf16", "bf16"), ("int8", "bf16")):
+        properties = compile_properties(arithmetic(precision, ["FP32", "BF16", "INT8"]), 2)
         assert properties["INFERENCE_PRECISION_HINT"] == name
         assert properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 0
         assert properties["INFERENCE_NUM_THREADS"] == 2
-        assert "INFERENCE_NUM_THREADS" not in compile_properties(precision, None)
+        assert "INFERENCE_NUM_THREADS" not in compile_properties(name, None)
+    assert arithmetic("int8", ["FP32", "INT8"]) == "f32"
 
 
 class OldCore:

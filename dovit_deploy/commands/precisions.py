@@ -1,0 +1,179 @@
+"""What do `--precision`, `--calibration` and `--max-drop` of `export` ask for, and with which images is it done?
+
+SRC is a labelled data set, a folder of images, an image pattern or a video. Ranges are taken of one part of the images,
+and what a precision loses is measured on the other; of a data set with both, ranges come from `train` and losses from
+`val`. Few images are used for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.bundle.parity import PrecisionParity
+from dovit_deploy.calibrate.images import CalibrationImage, FolderImages, SplitImages, image_files
+from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
+from dovit_deploy.errors import DatasetError, SourceError, UsageError, shown
+from dovit_deploy.export.quantise import QuantisePlan
+from dovit_deploy.measure.evaluate import check_classes
+from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
+from dovit_deploy.printing import plural
+from dovit_deploy.runtime.tasks import takes_images
+from dovit_deploy.sources.open import open_source
+from dovit_deploy.sources.source import RGB, FailedFrame
+
+FEWEST = 8
+"""Ranges of fewer images are those of these images."""
+RANGED, COMPARED = 32, 64
+"""Images at most that ranges are taken of, and that losses are measured on."""
+
+
+MAX_DROP = 1.0
+"""Points that a precision may lose unless the user allows another number."""
+FORMS = ("fp32", "int8")
+"""Precisions that have graphs of their own."""
+
+
+@dataclass(frozen=True)
+class PrecisionRequest:
+    """Which precisions a bundle gets, checked as far as the flags alone can be."""
+
+    precisions: tuple[str, ...]
+    calibration: str | None
+    max_drop: float
+
+    @classmethod
+    def from_flags(cls, precision: str, calibration: str | None, max_drop: float | None) -> PrecisionRequest:
+        """Raises UsageError for what `export` cannot do."""
+        wanted = tuple(part.strip() for part in precision.split(","))
+        wrong = [name for name in wanted if name not in FORMS]
+        if wrong:
+            own = "; bf16 needs no form of its own: --engine openvino --precision bf16" if "bf16" in wrong else ""
+            raise UsageError(f"--precision: {shown(wrong[0], quoted=True)} given; forms: {', '.join(FORMS)}{own}")
+        if "int8" in wanted and calibration is None:
+            raise UsageError(
+                f"--precision {precision}: int8 needs images to take ranges of; give --calibration SRC, {FEWEST} or "
+                "more images of the kind that the model will see, or a labelled data set"
+            )
+        if max_drop is not None and calibration is None:
+            raise UsageError("--max-drop is measured on the images of --calibration SRC; give both")
+        if max_drop is not None and not 0 <= max_drop <= 100:
+            raise UsageError(f"--max-drop: {max_drop:g} given; points from 0 to 100 are allowed")
+        return cls(tuple(dict.fromkeys(("fp32", *wanted))), calibration, MAX_DROP if max_drop is None else max_drop)
+
+    def images(self, manifest: Manifest) -> GivenImages | None:
+        """Of `--calibration`, for a bundle of `manifest`; None without.
+
+        Raises:
+            UsageError: the model gives no classes, which precisions are judged by.
+            DatasetError, SourceError: as `calibration_images`.
+        """
+        if self.calibration is None:
+            return None
+        if not takes_images(manifest):
+            raise UsageError(f"--calibration: {manifest.name} is a backbone without a head: fp32 alone is exported")
+        return calibration_images(self.calibration, manifest)
+
+    def plan(self, images: GivenImages | None) -> QuantisePlan | None:
+        """What int8 is made with; None where it is not asked for."""
+        if images is None or "int8" not in self.precisions:
+            return None
+        # Half of what may be lost is left for the gates, whose decisions differ in the end.
+        return QuantisePlan(images.ranged, allowed=self.max_drop / 200)
+
+    def losses(
+        self, bundle: Bundle, images: GivenImages | None, *, step: Callable[[str], None], remark: Callable[[str], None]
+    ) -> tuple[PrecisionParity, ...]:
+        """What each precision of this bundle and machine loses.
+
+        Raises:
+            CheckError: more than is allowed, of one that is asked for.
+        """
+        if images is None:
+            return ()
+        found = measured_precisions(bundle, images.compared, step=step, remark=remark)
+        refuse_losses(found, asked=self.precisions, max_drop=self.max_drop)
+        return found
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """The images of both parts; each is decoded when it is asked for."""
+
+    ranged: Callable[[], Iterable[RGB]]
+    compared: Callable[[], Iterable[CalibrationImage]]
+
+
+def calibration_images(given: str, manifest: Manifest) -> GivenImages:
+    """The images that `given` names.
+
+    Args:
+        given: of `--calibration`.
+        manifest: of the bundle that is exported.
+
+    Raises:
+        DatasetError: fewer than `FEWEST` images, or labels of other classes than the model's.
+        SourceError: nothing to read there.
+    """
+    splits = [split for split in ("train", "val") if is_rendered(given) or has_split(given, split)]
+    if manifest.task == "segmentation" and splits:
+        parts = [_split(given, split, manifest) for split in splits]
+    else:
+        parts = [_folder(Path(given)) if Path(given).is_dir() else _frames(given)]
+    count = len(parts[0].numbers)
+    if count < FEWEST:
+        raise DatasetError(
+            f"--calibration {given}: {plural(count, 'image')}; ranges for int8 need at least {FEWEST}, better "
+            f"{RANGED} or more, of the kind that the model will see"
+        )
+    first, second = parts if len(parts) == 2 else _halves(parts[0])
+    return GivenImages(
+        lambda: (first.image(number).rgb for number in first.spread(RANGED)),
+        lambda: (second.image(number) for number in second.spread(COMPARED)),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images of a set."""
+
+    image: Callable[[int], CalibrationImage]
+    numbers: Sequence[int]
+
+    def spread(self, most: int) -> Sequence[int]:
+        """At most `most` of the numbers, evenly over all of them."""
+        return self.numbers[:: -(-len(self.numbers) // most)]
+
+
+def _halves(whole: _Part) -> tuple[_Part, _Part]:
+    """Every other image, so that both see the whole recording; where they are few, all of them twice."""
+    if len(whole.numbers) < 2 * FEWEST:
+        return whole, whole
+    return _Part(whole.image, whole.numbers[::2]), _Part(whole.image, whole.numbers[1::2])
+
+
+def _split(given: str, split: str, manifest: Manifest) -> _Part:
+    data = dataset_from_path(given, split)
+    check_classes(data, manifest)
+    images = SplitImages(data, name=given, split=split)
+    return _Part(images.image, range(len(data)))
+
+
+def _folder(path: Path) -> _Part:
+    # A classifier's images lie in folders of their own.
+    images = FolderImages(path, recursive=not image_files(path).taken)
+    return _Part(images.image, range(len(images.paths)))
+
+
+def _frames(given: str) -> _Part:
+    """The first images of a pattern or a video, kept in memory."""
+    frames = []
+    with open_source(given, max_frames=RANGED + COMPARED) as source:
+        for frame in source:
+            if isinstance(frame, FailedFrame):
+                raise SourceError(f"--calibration: {frame.message}")
+            frames.append(frame.rgb)
+    return _Part(lambda number: CalibrationImage(frames[number], None), range(len(frames)))
