@@ -60,6 +60,8 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._fast = fast
         self.precision = precision
+        # Of the graphs: whoever derives from this class may compute in another precision from those of fp32.
+        self._form = precision
         self._weights = WeightsInMemory(fast=fast, precision=precision)
 
     def load(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
@@ -71,7 +73,7 @@ class OnnxRuntimeBackend:
             ProviderMissing: ONNX Runtime would use another provider than the CPU's.
         """
         options = session_options(self._runtime, threads=self._threads)
-        path = bundle.graph(graph, fast=self._fast, precision=self.precision)
+        path = bundle.graph(graph, fast=self._fast, precision=self._form)
         errors = load_errors(self._runtime)
         with self._weights.of_graph(bundle, graph, options) as source:
             try:

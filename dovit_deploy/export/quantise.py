@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import safetensors.numpy
 
@@ -25,7 +24,7 @@ from dovit_deploy.errors import CheckError
 from dovit_deploy.export.statistics import InputStatistics, Observed, ObservingBackend
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import applied, source
-from dovit_deploy.graphs.quantised import Product, QuantisationTable, QuantisedLayer, inner_products
+from dovit_deploy.graphs.quantised import Float32, Product, QuantisationTable, QuantisedLayer, inner_products
 from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -38,8 +37,7 @@ BALANCE = 0.5
 SMALLEST = 1e-5
 """Below this a channel counts as silent, and no quotient of it is trusted."""
 
-Float32 = npt.NDArray[np.float32]
-State = Mapping[str, Float32]
+FullWeights = Mapping[str, Float32]
 """The fp32 weights by name."""
 
 
@@ -136,7 +134,7 @@ class Quantisation:
     """Weight of each layer -> name of its bias."""
     divisors: Mapping[Smoothing, Float32]
     inputs: Mapping[str, InputStatistics]
-    state: State
+    state: FullWeights
 
     @classmethod
     def observed(cls, bundle: Bundle, drive: Callable[[Session], None]) -> Quantisation:
@@ -150,7 +148,7 @@ class Quantisation:
         weights = [weight for unit in units for weight in unit.layers]
         if not weights:
             raise CheckError(f"{bundle.manifest.name}: no layer of this network can be computed in int8; leave it out")
-        state: State = safetensors.numpy.load(bundle.content(WEIGHTS))
+        state: FullWeights = safetensors.numpy.load(bundle.content(WEIGHTS))
         first = _seen(bundle, weights, Observed(), drive)
         divisors = {one: _divisor(one, first, state) for unit in units for one in unit.smoothings}
         shared = {weight: divisors[one] for unit in units for one in unit.smoothings for weight in one.readers}
@@ -172,7 +170,7 @@ class Quantisation:
             {weight: self._layer(weight, state) for unit in units for weight in unit.layers}, vectors
         )
 
-    def _layer(self, weight: str, state: State) -> QuantisedLayer:
+    def _layer(self, weight: str, state: FullWeights) -> QuantisedLayer:
         bias, seen = self.biases[weight], self.inputs[weight]
         return QuantisedLayer.of(state[weight], None if bias is None else state[bias], low=seen.low, high=seen.high)
 
@@ -206,7 +204,7 @@ def _seen(
     return observed.layers
 
 
-def _divisor(smoothing: Smoothing, inputs: Mapping[str, InputStatistics], state: State) -> Float32:
+def _divisor(smoothing: Smoothing, inputs: Mapping[str, InputStatistics], state: FullWeights) -> Float32:
     """(in,), geometric mean 1: channels that are large in the input and small in the weights are divided by more."""
     seen = np.maximum(inputs[smoothing.readers[0]].largest, SMALLEST)
     columns = np.max([np.abs(state[weight]).max(axis=0) for weight in smoothing.readers], axis=0)

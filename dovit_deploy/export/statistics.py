@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from dovit_deploy import packages
@@ -22,7 +21,7 @@ from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.graphs.forms import write_derived
 from dovit_deploy.graphs.passes import result
-from dovit_deploy.graphs.quantised import products
+from dovit_deploy.graphs.quantised import Float32, products
 
 CUT = 0.005
 """Percent of the values at either end of an image's range that may be cut off: the few largest would cost all others
@@ -30,8 +29,6 @@ their accuracy."""
 
 SAMPLED = 2**18
 """Values of an image that a range is taken of; of larger grids every n-th row."""
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass

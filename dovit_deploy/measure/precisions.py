@@ -90,7 +90,7 @@ def refuse_losses(found: Sequence[PrecisionParity], *, asked: Sequence[str], max
             what = "of the pixels get another class" if one.drop is None else "of mIoU"
             raise CheckError(
                 f"{one.precision} in {one.engine} loses {one.lost:.2f} points ({what}) on "
-                f"{plural(one.images, 'image')}, --max-drop allows {max_drop:g}; allow more, or leave {one.precision} out"
+                f"{plural(one.images, 'image')}, --max-drop allows {max_drop:g}; allow more, or leave it out"
             )
 
 
