@@ -47,7 +47,7 @@ def chosen_bundle(given: str | Path | None) -> ChosenBundle:
     models = _entries()
     if str(given) in models:
         return _loaded(models[str(given)])
-    raise InputError(f"no bundle at {given}{_near(str(given), tuple(models))}")
+    raise InputError(f"no bundle at {given}{_near(str(given), installed_names())}")
 
 
 def default_bundle() -> ChosenBundle:
@@ -97,6 +97,6 @@ def _near(given: str, models: tuple[str, ...]) -> str:
     """What to say of a name that is not installed, after "no bundle at ..."."""
     if not models:
         return f", and no model is installed that has this name; install one: {INSTALL}"
-    near = difflib.get_close_matches(Path(given).stem, models, n=1)
+    near = difflib.get_close_matches(Path(given).stem.lower(), models, n=1)
     guess = f"; did you mean {near[0]}?" if near else ""
     return f", and no installed model has this name (installed: {', '.join(models)}){guess}"

@@ -233,5 +233,5 @@ def _unmet(budget: Budget, measured: Sequence[MeasuredPoint], where: str) -> str
     values = ", ".join(f"{value:g}" for value in best.thresholds)
     return (
         f"{budget.entry.text}: not reached on the {where}; nearest: {best.judged:.4g} at thresholds {values}, "
-        f"where {best.flops_saved:.1%} of the MACs are saved. Allow more, or give more images"
+        f"where {best.flops_saved:z.1%} of the MACs are saved. Allow more, or give more images"
     )

@@ -195,7 +195,7 @@ def _numbers(side: Side) -> tuple[str, ...]:
 def factor_lines(result: BenchResult, *, first: BenchResult) -> tuple[str, ...]:
     """Two lines: what the tokens give and what the engine gives, and whether saved FLOPs became saved time."""
     kept = " -> ".join(f"{count:.0f}" for count in result.kept)
-    tokens = f"FLOPs saved {result.flops_saved:.1%}; tokens per stage {kept}"
+    tokens = f"FLOPs saved {result.flops_saved:z.1%}; tokens per stage {kept}"
     if result.speedup is None or result.realised_efficiency is None:
         return (
             f"{result.engine} {result.precision}: engine {result.engine_factor:.2f}x against {first.engine} "
@@ -226,7 +226,7 @@ def _show_frames(result: BenchResult) -> None:
         (
             entry.frame,
             " -> ".join(map(str, entry.kept)),
-            f"{entry.flops_saved:.1%}",
+            f"{entry.flops_saved:z.1%}",
             "-" if entry.speedup is None else f"{entry.speedup:.2f}x",
         )
         for entry in result.per_frame

@@ -246,11 +246,11 @@ def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
     chosen = calibration.chosen
     values = ", ".join(f"{value:g}" for value in chosen.thresholds)
     console.result(
-        f"thresholds {values}: {chosen.flops_saved:.1%} of the MACs saved{_drop_text(chosen)}, "
+        f"thresholds {values}: {chosen.flops_saved:z.1%} of the MACs saved{_drop_text(chosen)}, "
         f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-out images"
     )
     whole = calibration.chosen_on_all
-    console.result(f"on all {plural(whole.images, 'image')}: {whole.flops_saved:.1%} saved{_drop_text(whole)}")
+    console.result(f"on all {plural(whole.images, 'image')}: {whole.flops_saved:z.1%} saved{_drop_text(whole)}")
     if calibration.controls is not None and calibration.controls.left_out is not None:
         console.remark(f"dense at smaller inputs is left out: {calibration.controls.left_out}", quiet=quiet)
 
@@ -260,11 +260,11 @@ def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
     return (
         PART_NAMES[point.part],
         ", ".join(f"{value:g}" for value in point.thresholds),
-        f"{point.flops_saved:.1%}",
+        f"{point.flops_saved:z.1%}",
         f"{point.differing:.2%}",
         "-" if point.miou is None else f"{point.miou:.2f}",
-        "-" if point.drop is None else f"{point.drop:.2f}",
-        "-" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
+        "-" if point.drop is None else f"{point.drop:z.2f}",
+        "-" if interval is None else f"{interval.low:z.2f} to {interval.high:z.2f}",
         f"{point.model_ms:.1f}",
         "chosen" if chosen else "met" if point.met else "not met",
     )
@@ -283,11 +283,11 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
         (
             PART_NAMES["check"],
             name,
-            f"{point.flops_saved:.1%}",
+            f"{point.flops_saved:z.1%}",
             "-",
             f"{point.miou:.2f}",
-            f"{point.drop:.2f}",
-            f"{point.drop_interval.low:.2f} to {point.drop_interval.high:.2f}",
+            f"{point.drop:z.2f}",
+            f"{point.drop_interval.low:z.2f} to {point.drop_interval.high:z.2f}",
             "-",
             "control",
         )
@@ -298,7 +298,7 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
 def _drop_text(point: MeasuredPoint) -> str:
     if point.drop is None or point.drop_interval is None:
         return ""
-    return f", mIoU drop {point.drop:.2f} ({point.drop_interval.low:.2f} to {point.drop_interval.high:.2f})"
+    return f", mIoU drop {point.drop:z.2f} ({point.drop_interval.low:z.2f} to {point.drop_interval.high:z.2f})"
 
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> Path | None:

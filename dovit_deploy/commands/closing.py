@@ -20,8 +20,7 @@ NOT_COMPARED = "speed against dense: not measured by run; dovit bench measures i
 
 def closing_lines(outcome: RunOutcome, plan: RunPlan, source: Source, manifest: Manifest) -> list[str]:
     """The results of a run, as lines for stdout."""
-    summary = outcome.summary
-    noun = "image" if source.kind == "images" else "frame"
+    summary, noun = outcome.summary, noun_of(source)
     if not summary["frames"]:
         return [plural(0, noun), files_line(plan, source)]
     return [
@@ -29,6 +28,11 @@ def closing_lines(outcome: RunOutcome, plan: RunPlan, source: Source, manifest: 
         *gain_lines(summary, has_dense=manifest.spec.has_dense),
         files_line(plan, source),
     ]
+
+
+def noun_of(source: Source) -> str:
+    """What the source gives, in the singular."""
+    return "image" if source.kind == "images" else "frame"
 
 
 def speed_lines(summary: dict[str, Any], *, noun: str, seconds: float) -> list[str]:
@@ -57,7 +61,7 @@ def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
     kept = " -> ".join(f"{stage['mean']:.0f}" for stage in summary["tokens"]["kept"])
     macs = summary["gmacs"]
     lines = [
-        f"FLOPs saved: {summary['flops_saved']['mean']:.1%} "
+        f"FLOPs saved: {summary['flops_saved']['mean']:z.1%} "
         f"({macs['actual']['mean']:.2f} of {macs['dense']['mean']:.2f} GMACs); tokens per stage: {kept}"
     ]
     stills = round(summary["still"]["mean"] * summary["frames"])

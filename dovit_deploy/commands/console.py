@@ -81,7 +81,7 @@ class ProgressDisplay:
         self.note = f"{rate:.1f} {self.unit}/s"
         if saved is not None:
             self._saved += saved
-            self.note += f"  FLOPs saved {self._saved / self.done:.0%}"
+            self.note += f"  FLOPs saved {self._saved / self.done:z.0%}"
         self._changed(new_step=False)
 
     def reach(self, done: float, *, total: float | None = None, note: str = "") -> None:

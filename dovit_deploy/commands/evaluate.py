@@ -203,10 +203,10 @@ def _row(name: str, entry: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[
     return (
         name,
         *(f"{entry[key]:.2f}" for key in scores),
-        "" if drop is None else f"{drop:.2f}",
+        "" if drop is None else f"{drop:z.2f}",
         "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
         f"{entry['gmacs']:.3f}",
-        "" if saved is None else f"{saved:.1%}",
+        "" if saved is None else f"{saved:z.1%}",
     )
 
 
@@ -218,8 +218,8 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
     lines = [NO_DENSE]
     if dynamic.drop is not None:
         lines = [
-            f"largest drop of a class: {dynamic.worst_class} {dynamic.worst_class_drop:.2f}; "
-            f"boundary drop {dynamic.boundary_drop:.2f}"
+            f"largest drop of a class: {dynamic.worst_class} {dynamic.worst_class_drop:z.2f}; "
+            f"boundary drop {dynamic.boundary_drop:z.2f}"
         ]
     lines += [
         f"FLOPs saved per image: {_spread(saved, percent=True)}",
@@ -262,7 +262,7 @@ def _show_classes(report: SegmentationReport) -> None:
     rows = []
     for name, dynamic in report.dynamic.iou.items():
         dense = before.get(name)
-        drop = "" if dense is None or dynamic is None else f"{dense - dynamic:.2f}"
+        drop = "" if dense is None or dynamic is None else f"{dense - dynamic:z.2f}"
         rows.append((name, _number(dense), _number(dynamic), drop))
     console.result("")
     show_table("IoU per class", ("class", "dense", "dynamic", "drop"), rows, right=range(1, 4))
@@ -273,7 +273,7 @@ def _show_segmentations(report: SegmentationReport) -> None:
         (
             row.image,
             " -> ".join(map(str, row.tokens.kept)),
-            f"{row.flops_saved:.1%}",
+            f"{row.flops_saved:z.1%}",
             _number(row.miou_dense),
             _number(row.miou_dynamic),
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import arguments, console, targets
-from dovit_deploy.commands.closing import bench_command, closing_lines
+from dovit_deploy.commands.closing import bench_command, closing_lines, noun_of
 from dovit_deploy.credentials import masked
 from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
 from dovit_deploy.printing import plural
@@ -91,7 +91,7 @@ def run(
         with (
             Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
             stop_requests() as stop,
-            console.progress(total=frames.count, unit="frames", quiet=quiet) as shown,
+            console.progress(total=frames.count, unit=f"{noun_of(frames)}s", quiet=quiet) as shown,
         ):
             failed = partial(console.remark, quiet=False)
             outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
@@ -100,7 +100,7 @@ def run(
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
     measured = bench_command(bundle, source, recursive=recursive, engine=engine, precision=precision)
     console.next_command(measured, quiet=quiet)
-    _raise_unless_complete(outcome, folder, ended_early=frames.ended_early)
+    _raise_unless_complete(outcome, folder, frames)
 
 
 def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:
@@ -148,9 +148,9 @@ def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source) ->
     return task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
 
 
-def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: str | None) -> None:
+def _raise_unless_complete(outcome: RunOutcome, folder: Path, source: Source) -> None:
     """Raise Interrupted or PartialFailure unless everything was done."""
-    done = plural(outcome.summary["frames"], "frame")
+    done = plural(outcome.summary["frames"], noun_of(source))
     # First, since an interrupt explains whatever else is missing.
     if outcome.summary["interrupted"] and outcome.full is None:
         raise Interrupted(f"stopped after {done}; what was done is in {folder}")
@@ -160,5 +160,5 @@ def _raise_unless_complete(outcome: RunOutcome, folder: Path, *, ended_early: st
         raise PartialFailure(
             f"{plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"
         )
-    if ended_early:
-        raise PartialFailure(f"{ended_early}; done until then: {done}, in {folder}")
+    if source.ended_early:
+        raise PartialFailure(f"{source.ended_early}; done until then: {done}, in {folder}")

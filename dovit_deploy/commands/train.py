@@ -125,8 +125,8 @@ def _show(result: TrainingResult) -> None:
         (
             "dense" if point.threshold is None else f"{point.threshold:g}",
             f"{point.miou:.1f}",
-            f"{point.drop:+.2f}",
-            f"{point.flops_saved:.1%}",
+            f"{point.drop:+z.2f}",
+            f"{point.flops_saved:z.1%}",
             " -> ".join(f"{count:.0f}" for count in point.kept),
         )
         for point in result.curve

@@ -86,6 +86,8 @@ def colour_of_number(number: int) -> Colour:
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

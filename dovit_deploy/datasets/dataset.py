@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dovit_deploy.datasets.label_values import stored_values
 from dovit_deploy.errors import DatasetError, SourceError
-from dovit_deploy.sources.images import read_image
+from dovit_deploy.sources.images import opened_image, read_image
 
 IGNORE = 255
 """Pixel value of labels that count nowhere, whatever the files call it."""
@@ -188,6 +188,13 @@ def _unknown_value(values: NDArray[Any], codes: LabelCodes) -> int | None:
     return None if known.all() else int(present[~known][0])
 
 
+def _turned(path: Path, shape: tuple[int, ...]) -> str:
+    """What to say of an image of that shape (H, W) in its file, that is seen otherwise."""
+    with opened_image(path) as image:
+        stored = (image.height, image.width)
+    return " once its EXIF has turned it upright; turn the label likewise" if stored == shape else ""
+
+
 @dataclass(frozen=True)
 class LabelledFile:
     """An image file and the file of its label map."""
@@ -240,6 +247,7 @@ class LabelledFiles(Dataset):
         if rgb.shape[:2] != label.shape:
             raise DatasetError(
                 f"{file.label}: {label.shape[1]}x{label.shape[0]} pixels, its image has {rgb.shape[1]}x{rgb.shape[0]}"
+                f"{_turned(file.image, label.shape)}"
             )
         return Sample(file.stem, rgb, label)
 

@@ -56,19 +56,33 @@ def own_files(root: Path, split: str) -> Listing:
     stems = lines_of(text, listing="image")
     images, labels = images_in(root / "images" / split), labels_in(root / "labels" / split)
     image_of, label_of = _by_stem(images.taken), _by_stem(labels.taken)
-    files = tuple(_own_file(root, split, stem, image_of, label_of) for stem in stems)
+    ignored = images.ignored + labels.ignored
+    files = tuple(_own_file(root, split, stem, image_of, label_of, ignored) for stem in stems)
     twice = next((stem for stem, times in Counter(stems).items() if times > 1), None)
     if twice is not None:
         raise DatasetError(f"{text}: lists '{twice}' twice")
-    return Listing(files, images.ignored + labels.ignored)
+    return Listing(files, ignored)
 
 
-def _own_file(root: Path, split: str, stem: str, images: dict[str, Path], labels: dict[str, Path]) -> LabelledFile:
+def _own_file(
+    root: Path, split: str, stem: str, images: dict[str, Path], labels: dict[str, Path], ignored: Sequence[Path]
+) -> LabelledFile:
     if stem not in images:
-        raise DatasetError(f"{root / 'images' / split}: no image for '{stem}' of {split}.txt")
+        folder = root / "images" / split
+        raise DatasetError(f"{folder}: no image for '{stem}' of {split}.txt{_near(folder, stem, ignored)}")
     if stem not in labels:
-        raise DatasetError(f"{root / 'labels' / split / f'{stem}.png'}: missing label of '{stem}' in {split}.txt")
+        folder = root / "labels" / split
+        where = folder / f"{stem}.png"
+        raise DatasetError(f"{where}: missing label of '{stem}' in {split}.txt{_near(folder, stem, ignored)}")
     return LabelledFile(stem, images[stem], labels[stem])
+
+
+def _own_labelling(root: Path) -> Labelling:
+    """Raises DatasetError where the list of classes is absent or faulty."""
+    path = root / CLASSES
+    if not path.exists():
+        raise DatasetError(f"{path}: missing; list the classes of the label maps there, or give a list with --classes")
+    return labelling_from_file(path)
 
 
 def own_splits(root: Path) -> set[str]:
@@ -302,10 +316,10 @@ ADE20K = "ADE20K"
 LAYOUTS = (
     Layout(
         "classes.json with images/ and labels/",
-        lambda root: (root / CLASSES).is_file() and (root / "labels").is_dir(),
+        lambda root: (root / "labels").is_dir() and ((root / CLASSES).is_file() or (root / "images").is_dir()),
         own_splits,
         own_files,
-        lambda root: labelling_from_file(root / CLASSES),
+        _own_labelling,
     ),
     Layout(
         "Cityscapes",
@@ -387,7 +401,8 @@ def lines_of(path: Path, *, listing: str) -> list[str]:
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DatasetError(f"{path}: cannot be read ({why})") from error
     if not lines:
         raise DatasetError(f"{path}: lists no {listing}")
     return lines
@@ -397,10 +412,20 @@ def _paired(images: FolderFiles, labels: FolderFiles) -> Listing:
     """Images and labels of the same stems; raises DatasetError naming a file that has no partner."""
     image_of, label_of = _by_stem(images.taken), _by_stem(labels.taken)
     for stem in sorted(image_of.keys() ^ label_of.keys()):
-        path, missing = (image_of[stem], "label") if stem in image_of else (label_of[stem], "image")
-        raise DatasetError(f"{path}: there is no {missing} named '{stem}'")
+        path, missing, others = (
+            (image_of[stem], "label", labels) if stem in image_of else (label_of[stem], "image", images)
+        )
+        raise DatasetError(f"{path}: there is no {missing} named '{stem}'{_near(None, stem, others.ignored)}")
     files = tuple(LabelledFile(stem, image_of[stem], label_of[stem]) for stem in sorted(image_of))
     return Listing(files, images.ignored + labels.ignored)
+
+
+def _near(folder: Path | None, stem: str, ignored: Sequence[Path]) -> str:
+    """What to say of a file of this stem (in `folder`) that was passed over for its suffix."""
+    for path in ignored:
+        if path.stem == stem and folder in (None, path.parent):
+            return f"; {path.name} is not read for its suffix '{path.suffix}': save it as PNG"
+    return ""
 
 
 def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:

@@ -54,10 +54,8 @@ class DataSummary(Record):
         parts = [self.layout, f"{self.images} image{'' if self.images == 1 else 's'}"]
         parts += [] if self.classes is None else [self._classes(self.classes)]
         if self.void is not None:
-            values = ", ".join(map(str, self.void_values[:_NAMED])) + (
-                ", ..." if len(self.void_values) > _NAMED else ""
-            )
-            parts.append(f"void {self.void:.1%}" + (f" (value {values})" if values else ""))
+            values = f" (value {_few(self.void_values)})" if self.void_values else ""
+            parts.append(f"void {self.void:.1%}{values}")
         if 0 < self.labels_read < self.images:
             parts[-1] += f", in {self.labels_read} of the label maps"
         if self.first_ignored is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dovit_deploy.credentials import masked
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.sources.images import read_image, rgb_from_pillow
 from dovit_deploy.sources.source import RGB
@@ -36,6 +37,8 @@ def image_from(given: Image) -> tuple[RGB, float]:
     """
     start = perf_counter()
     if isinstance(given, str | os.PathLike):
+        if "://" in str(given):
+            raise InputError(f"image: {masked(str(given))} is an address; give a file, or open it with `dovit run`")
         rgb = read_image(Path(given))
     elif _comes_from(given, "PIL"):
         rgb = rgb_from_pillow(given)
@@ -55,8 +58,12 @@ def check_rgb(given: object) -> None:
 def check_pixels_array(given: object, shape: str) -> None:
     """Raise InputError unless it is float32 of four axes, all finite; `shape` says in messages which are meant."""
     if not isinstance(given, np.ndarray) or given.dtype != np.float32 or given.ndim != 4:
-        tensor = "; give tensor.detach().cpu().numpy()" if _comes_from(given, "torch") else ""
-        raise InputError(f"pixels: {described(given)} given, float32 of shape {shape} needed{tensor}")
+        if _comes_from(given, "torch"):
+            remedy = "; give tensor.detach().cpu().numpy()"
+        else:
+            other_type = isinstance(given, np.ndarray) and given.ndim == 4
+            remedy = "; give pixels.astype(numpy.float32)" if other_type else ""
+        raise InputError(f"pixels: {described(given)} given, float32 of shape {shape} needed{remedy}")
     # The sum is finite exactly if every value is: cheaper than asking each.
     if not np.isfinite(given.sum(dtype=np.float64)):
         raise InputError("pixels hold NaN or infinite values; they are (image - mean) / std of an image in 0..255")
@@ -101,6 +108,13 @@ def _remedy(given: object) -> str:
     """The line that makes an image of what was given; "" where there is none."""
     tensor = _comes_from(given, "torch")
     shape: Sequence[int] = tuple(getattr(given, "shape", ()))
+    if isinstance(given, bytes | bytearray) or hasattr(given, "read"):
+        return f"; give PIL.Image.open({'io.BytesIO(data)' if isinstance(given, bytes | bytearray) else 'file'})"
+    if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.size:
+        if given.ndim == 2:
+            return "; give numpy.stack([image] * 3, axis=-1)"
+        if given.ndim == 3 and given.shape[2] == 4:
+            return "; give image[:, :, :3]"
     if not (tensor or isinstance(given, np.ndarray)) or len(shape) != 3:
         return "; several images are given as a list" if len(shape) == 4 else ""
     first = shape[0] == 3 != shape[2]

@@ -97,7 +97,7 @@ def draw_figures(painted: RGB, tokens: FrameTokens, speed: str) -> None:
     line = letter_height(painted)
     margin = line // 2
     room = painted.shape[1] - 4 * margin
-    saved = f"{tokens.flops_saved:.0%}"
+    saved = f"{tokens.flops_saved:z.0%}"
     forms = (
         (f"{speed}   FLOPs saved {saved}   tokens {tokens.kept[-1]}/{tokens.total}",),
         (f"{speed}   FLOPs saved {saved}",),

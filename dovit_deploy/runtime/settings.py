@@ -105,7 +105,8 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
     if gates == 0:
         raise UsageError(f"{manifest.name} is a model without gates; it takes no thresholds")
     # In float32, as the graph compares: a threshold must not change its side by rounding later.
-    given = _numbers(value, f"one number, {gates} numbers, or ({gates}, {classes})")
+    allowed = f"one number, {plural(gates, 'number')}, or ({gates}, {classes})"
+    given = _numbers(value, allowed)
     if given.ndim == 0:
         full = np.full((gates, classes), given, dtype=np.float32)
     elif given.shape == (gates,):
@@ -115,7 +116,7 @@ def thresholds_from(value: Thresholds | None, manifest: Manifest) -> npt.NDArray
     else:
         raise UsageError(
             f"thresholds of shape {given.shape} for {plural(gates, 'gate')} and {plural(classes, 'class', 'classes')}; "
-            f"allowed: one number, {plural(gates, 'number')}, or ({gates}, {classes})"
+            f"allowed: {allowed}"
         )
     _check_range(full, spec)
     return np.ascontiguousarray(full)

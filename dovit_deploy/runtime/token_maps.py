@@ -287,7 +287,7 @@ def _key_texts(
         for field in fields
     ]
     note = ("FLOPs saved", "FLOPs saved", "saved")[form]
-    texts.append((f"{note} {saved:.0%}", f"{note} 100%", None))
+    texts.append((f"{note} {saved:z.0%}", f"{note} 100%", None))
     if counts:
         steps = " -> ".join(map(str, counts if form == 0 else (counts[0], counts[-1])))
         texts.append((f"tokens {steps}", f"tokens {steps}", None))

@@ -130,6 +130,9 @@ def opened_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> I
             f"{path}: cannot be decoded as an image; formats that are read: {', '.join(FORMATS)}"
         ) from error
     except _UNDECODABLE as error:
+        # What the system refuses has a number; what Pillow says of the content has none.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
         raise SourceError(f"{path}: cannot be decoded as an image ({_first_line(error)})") from error
 
 

@@ -108,6 +108,16 @@ def test_own_classes_in_the_folders_of_ade20k(evaluated: Callable, tmp_path: Pat
     assert report["data"]["empty"] == ["class 3", "class 4"]
 
 
+def test_own_folders_take_their_classes_from_the_flag_too(evaluated: Callable, tmp_path: Path) -> None:
+    root = write_labelled(tmp_path / "set", images=2)
+    (root / "classes.json").rename(tmp_path / "own.json")
+    code, error, _ = evaluated()
+    assert code == 3 and "set/classes.json: missing" in error and "--classes" in error
+    code, error, report = evaluated("--classes", "own.json")
+    assert code == 0, error
+    assert report["data"]["layout"].endswith("classes of own.json") and report["data"]["void"] > 0
+
+
 def test_the_next_command_keeps_the_classes(
     evaluated: Callable, tiny_bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -137,6 +147,13 @@ def broken_link(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
+def lying_by_exif(path: Path) -> None:
+    """Stored turned by a quarter, with the note that says so; the label is as it was."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -145,8 +162,17 @@ def broken_link(path: Path) -> None:
         (lambda root: (root / "val.txt").write_text("drive_000\n", "utf-16"), ("val.txt", "UTF-16")),
         (lambda root: (root / "classes.json").write_text("{}", "utf-16"), ("classes.json", "UTF-16")),
         (lambda root: (root / "labels/val/drive_001.png").unlink(), ("drive_001.png", "missing label")),
+        (
+            lambda root: (root / "labels/val/drive_001.png").rename(root / "labels/val/drive_001.gif"),
+            ("missing label", "drive_001.gif is not read", "save it as PNG"),
+        ),
+        (
+            lambda root: (root / "images/val/drive_001.png").rename(root / "images/val/drive_001.npy"),
+            ("no image for 'drive_001'", "drive_001.npy is not read", "save it as PNG"),
+        ),
+        (lambda root: lying_by_exif(root / "images/val/drive_001.png"), ("drive_001.png", "EXIF has turned")),
     ],
-    ids=["image", "label", "list", "classes", "missing"],
+    ids=["image", "label", "list", "classes", "missing", "other label", "other image", "turned"],
 )
 def test_faults_are_named(evaluated: Callable, tmp_path: Path, harm: Callable[[Path], None], words) -> None:
     harm(write_labelled(tmp_path / "set", images=3))

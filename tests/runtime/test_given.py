@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,11 @@ def test_a_list_gives_a_list(predictor: Predictor, answer: str, turned: Path) ->
         (np.full((4, 4, 3), np.nan), "with NaN or infinite values given"),
         (RGB.transpose(2, 0, 1), r"give image\.transpose\(1, 2, 0\)"),
         (RGB[None], "several images are given as a list"),
-        (RGB[:, :, 0], r"uint8 of shape \(40, 60\) given"),
+        (RGB[:, :, 0], r"uint8 of shape \(40, 60\) given.*numpy\.stack\(\[image\] \* 3, axis=-1\)"),
+        (np.zeros((4, 6, 4), np.uint8), r"give image\[:, :, :3\]"),
+        (b"\xff\xd8", r"bytes given.*PIL\.Image\.open\(io\.BytesIO\(data\)\)"),
+        (io.BytesIO(), r"BytesIO given.*PIL\.Image\.open\(file\)"),
+        ("rtsp://user:word@host/a", r"rtsp://\*\*\*@host/a is an address"),
         (RGB[:0], r"shape \(0, 60, 3\)"),
         (None, "NoneType given"),
         ({"a": 1}, "dict given"),
@@ -95,7 +100,7 @@ def test_pixels_must_be_finite_float32(tiny_bundle_path: Path) -> None:
         assert session.run(pixels)[0].shape[0] == 1
         for wrong, words in (
             (torch.zeros(1, 3, *size), r"give tensor\.detach\(\)\.cpu\(\)\.numpy\(\)"),
-            (pixels.astype(np.float64), "float64 of shape"),
+            (pixels.astype(np.float64), r"float64 of shape.*give pixels\.astype\(numpy\.float32\)"),
             (pixels[0], "float32 of shape"),
             (np.where(np.arange(pixels.size).reshape(pixels.shape) == 7, np.float32(np.nan), pixels), "NaN"),
             (pixels + np.float32(np.inf), "infinite"),
