@@ -47,7 +47,7 @@ def chosen_bundle(given: str | Path | None) -> ChosenBundle:
     models = _entries()
     if str(given) in models:
         return _loaded(models[str(given)])
-    raise InputError(f"no bundle at {given}{_near(str(given), installed_names())}")
+    raise InputError(f"no bundle at {given}{_near(str(given), tuple(models))}")
 
 
 def default_bundle() -> ChosenBundle:

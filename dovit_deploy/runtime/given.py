@@ -109,7 +109,7 @@ def _remedy(given: object) -> str:
     tensor = _comes_from(given, "torch")
     shape: Sequence[int] = tuple(getattr(given, "shape", ()))
     if isinstance(given, bytes | bytearray) or hasattr(given, "read"):
-        return f"; give PIL.Image.open({'io.BytesIO(data)' if isinstance(given, bytes | bytearray) else 'file'})"
+        return "; open it with Pillow, or save it and give the path"
     if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.size:
         if given.ndim == 2:
             return "; give numpy.stack([image] * 3, axis=-1)"

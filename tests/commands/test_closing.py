@@ -75,6 +75,8 @@ def test_what_was_gained_and_whether_that_is_known():
     lines = gain_lines(figures(30, stills=11), has_dense=True)
     assert lines[1] == "11 frames repeated the one before, bit for bit, and took its answer"
     assert gain_lines(figures(2, dense=True), has_dense=True)[1] == "nothing was stopped (--dense)"
+    unsaved = figures(2) | {"flops_saved": {"mean": -1e-6}}
+    assert gain_lines(unsaved, has_dense=True)[0].startswith("FLOPs saved: 0.0% (")
 
 
 def test_durations():
