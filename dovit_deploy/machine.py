@@ -11,13 +11,13 @@ from pathlib import Path
 from dovit_deploy.record import Record
 
 COMPUTING = (
-    *("numpy", "onnxruntime", "onnxruntime-gpu", "opencv-python-headless", "opencv-python", "av", "torch"),
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "opencv-python-headless", "opencv-python", "av", "torch"),
     *("tensorrt-rtx-cu13", "tensorrt-cu13", "tensorrt", "cuda-bindings", "pycuda"),
 )
 """Distributions whose version can change a figure."""
 
 FEATURES = (
-    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16"),
 )
 """Instruction sets that change how fast a transformer runs, by their names in /proc/cpuinfo (x86, then Arm)."""

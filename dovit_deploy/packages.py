@@ -7,6 +7,7 @@ onnxruntime-gpu) is the user's choice.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
@@ -76,6 +77,15 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
             f"the package '{module}' is installed and its libraries do not load: {str(error).splitlines()[0]}; "
             f"reinstall it with: {package.install} --force-reinstall"
         ) from error
+
+
+def is_there(module: str) -> bool:
+    """Whether `module`, perhaps inside a package, can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # A package above it is missing.
+        return False
 
 
 def opencv() -> Any:  # noqa: ANN401

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from dovit_deploy.commands import console
-from dovit_deploy.engines.registry import ENGINES, engine_names
+from dovit_deploy.engines.registry import AUTO, ENGINES, engine_names
 from dovit_deploy.errors import UsageError
 from dovit_deploy.printing import quote
 
@@ -99,6 +99,9 @@ class VerbCommand(typer.core.TyperCommand):
 
 
 EngineName = Annotated[str, typer.Option("--engine", help=f"{ENGINE_LINE}.")]
+EngineOrAuto = Annotated[
+    str, typer.Option("--engine", help=f"{AUTO} (the fastest here within the bundle's accuracy), {ENGINE_LINE}.")
+]
 Precision = Annotated[
     str | None, typer.Option("--precision", help=f"Number format of weights and arithmetic. {PRECISION_LINE}.")
 ]

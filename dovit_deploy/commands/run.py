@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.closing import bench_command, closing_lines, noun_of
 from dovit_deploy.credentials import masked
+from dovit_deploy.engines.registry import AUTO, engine_entry
 from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.runtime.auto import Chosen, Wanted
     from dovit_deploy.runtime.run import RunOutcome
+    from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.source import Source
 
 
@@ -27,7 +31,7 @@ def run(
     source: Annotated[str, typer.Argument(help="Image, folder, glob, video, camera index or stream URL.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder; default: runs/<stem>.")] = None,
     bundle: arguments.OptionalBundle = None,
-    engine: arguments.EngineName = "onnxruntime",
+    engine: arguments.EngineOrAuto = AUTO,
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
     classes: Annotated[
@@ -56,10 +60,11 @@ def run(
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.files import refuse_inputs
     from dovit_deploy.interruption import stop_requests
+    from dovit_deploy.runtime.auto import Wanted
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import RunPlan, run_source
-    from dovit_deploy.runtime.session import Session
     from dovit_deploy.runtime.settings import RunSettings
+    from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
     from dovit_deploy.sources.open import open_source
 
@@ -86,21 +91,39 @@ def run(
         opened = _renamed(Bundle.open(path), classes)
         kinds = _kinds(named, opened.manifest, frames)
         settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
-        plan = RunPlan(folder, overwrite, kinds, settings, every, legend=not no_legend)
-        options = EngineOptions(cuda_memory, trust_engine)
+        ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
+        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, options)
+        chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
+        plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, legend=not no_legend)
         with (
-            Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
+            chosen.session as session,
             stop_requests() as stop,
             console.progress(total=frames.count, unit=f"{noun_of(frames)}s", quiet=quiet) as shown,
         ):
             failed = partial(console.remark, quiet=False)
-            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed)
+            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed, frames=ahead)
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
-    measured = bench_command(bundle, source, recursive=recursive, engine=engine, precision=precision)
+    ran = _as_bench_takes_it(outcome.summary)
+    measured = bench_command(bundle, source, recursive=recursive, engine=ran[0], precision=ran[1])
     console.next_command(measured, quiet=quiet)
     _raise_unless_complete(outcome, folder, frames)
+
+
+def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool) -> Chosen:
+    """The engine named, or the one that is chosen for `--engine auto`."""
+    from dovit_deploy.runtime.auto import Chosen, chosen_session, named_session
+
+    if engine != AUTO:
+        return Chosen(named_session(bundle, engine, wanted), wanted.settings)
+    return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
+
+
+def _as_bench_takes_it(summary: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The engine and the precision that ran; None where the engine has it by default."""
+    engine, precision = summary["engine"], summary["precision"]
+    return engine, None if precision == engine_entry(engine).precisions[0] else precision
 
 
 def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:

@@ -86,6 +86,11 @@ ENGINES = {
 }
 """Our own, in the order in which they are listed; the first is the default."""
 
+AUTO = "auto"
+"""What `run` is told instead of an engine: the fastest of `AUTOMATIC` (`runtime/auto.py`)."""
+AUTOMATIC = ("onnxruntime", "openvino", "cuda")
+"""Those that run a bundle as it is, with nothing built before; the first is what the others must beat."""
+
 
 def engine_names() -> tuple[str, ...]:
     """All engines, our own first; those of other distributions are not imported."""

@@ -28,10 +28,10 @@ from dovit_deploy.record import Record
 from dovit_deploy.runtime.outputs import distribution
 from dovit_deploy.runtime.results import Pixels, TokenReport
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
-from dovit_deploy.runtime.transforms import to_input
+from dovit_deploy.runtime.transforms import whole_input
 from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
 from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.source import RGB, FailedFrame
+from dovit_deploy.sources.source import FailedFrame
 
 WARM_UP_RUNS = 2
 """Of each side, at least: the first run allocates, the second finds the memory there."""
@@ -347,7 +347,7 @@ def rendered_frames(manifest: Manifest) -> BenchFrames:
     for density in DENSITIES:
         for number in range(SCENES_PER_DENSITY):
             (rgb,) = street_images(1, seed=SCENE_SEED + number, density=density)
-            pixels.append(_pixels(rgb, manifest))
+            pixels.append(whole_input(rgb, manifest))
             labels.append(f"street {number + 1}, density {density:g}")
     return BenchFrames(tuple(pixels), tuple(labels))
 
@@ -371,15 +371,8 @@ def frames_from_source(
             if isinstance(frame, FailedFrame):
                 failures.append(frame.message)
                 continue
-            pixels.append(_pixels(frame.rgb, manifest))
+            pixels.append(whole_input(frame.rgb, manifest))
             labels.append(f"{Path(frame.source).name} {frame.index}")
     if not pixels:
         raise SourceError(failures[0] if failures else f"{source}: no frame could be read")
     return BenchFrames(tuple(pixels), tuple(labels), tuple(failures), count if every > 1 else None)
-
-
-def _pixels(rgb: RGB, manifest: Manifest) -> Pixels:
-    """(1, 3, H, W) at the model's size, also for models whose larger images would slide."""
-    # Without a stride `to_input` resizes: one frame is one run, so that frames can be compared.
-    whole = manifest.preprocessing.model_copy(update={"stride": None})
-    return to_input(rgb, whole, manifest.spec.size)

@@ -7,7 +7,6 @@ does not end the examination.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from pydantic import Field
 
 import dovit_deploy
-from dovit_deploy import __version__
+from dovit_deploy import __version__, packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import default_bundle, installed_names
 from dovit_deploy.engines.registry import engine_entry, engine_names
@@ -263,7 +262,7 @@ def package_states(modules: Iterable[str] = tuple(OPTIONAL)) -> tuple[PackageSta
 
 def _state(module: str, distributions: list[str]) -> PackageState:
     package = OPTIONAL[module]
-    installed = _is_there(module)
+    installed = packages.is_there(module)
     return PackageState(
         module=module,
         purpose=package.purpose,
@@ -272,15 +271,6 @@ def _state(module: str, distributions: list[str]) -> PackageState:
         version=importlib.metadata.version(distributions[0]) if installed and distributions else None,
         install=package.install,
     )
-
-
-def _is_there(module: str) -> bool:
-    """`module`, perhaps inside a package, can be found."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        # A package above it is missing.
-        return False
 
 
 # Probes, in processes of their own, several at once.

@@ -39,6 +39,8 @@ from dovit_deploy.sources.stills import with_stills_marked
 
 Summary = dict[str, Any]
 """What `summary.json` holds."""
+Frames = Iterable[Frame | FailedFrame]
+"""All frames of a source, in order; iterated once."""
 Advance = Callable[[float], None]
 """Called after each frame with the fraction of its FLOPs that was saved."""
 
@@ -101,6 +103,7 @@ def run_source(
     stop: threading.Event,
     advance: Advance,
     failed: Callable[[str], None],
+    frames: Frames | None = None,
 ) -> RunOutcome:
     """Work through `source` and write what `plan` names.
 
@@ -110,6 +113,7 @@ def run_source(
         stop: when set, no further frame is begun; those begun are finished and written.
         advance: called after each frame that is written.
         failed: called with a line for the user for each frame that could not be read.
+        frames: those of `source`, where somebody iterates it already.
 
     Raises:
         SourceError: not one frame could be read; nothing is left behind.
@@ -121,7 +125,8 @@ def run_source(
         # Room for the summary, so that also on a disk that is full by then the work is kept.
         (folder / SUMMARY).write_bytes(bytes(SUMMARY_ROOM))
         start = perf_counter()
-        work = _work_through(session, source, plan, folder, stop, advance, failed)
+        frames = source if frames is None else frames
+        work = _work_through(session, source, frames, plan, folder, stop, advance, failed)
         seconds = perf_counter() - start
         summary = _summary(session, plan, work, interrupted=stop.is_set() or work.full is not None)
         # A run that is interrupted before its first frame has not failed: its report has 0 frames.
@@ -135,6 +140,7 @@ def run_source(
 def _work_through(
     session: Session,
     source: Source,
+    frames: Frames,
     plan: RunPlan,
     folder: Path,
     stop: threading.Event,
@@ -159,7 +165,7 @@ def _work_through(
     try:
         with report, outputs:
             # Frames of a video alone: images that equal each other may be anywhere in a folder.
-            frames = source if source.video is None else with_stills_marked(source)
+            frames = frames if source.video is None else with_stills_marked(frames)
             Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop).run()
     except OutputFailed as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.
@@ -225,7 +231,7 @@ class Pipeline(Generic[_Result]):
     """One pass over a source: two threads around the caller's own.
 
     Args:
-        source: of the frames; read in a thread of its own.
+        frames: read in a thread of their own.
         predict: called in the caller's thread, frame by frame.
         write: called in a thread of its own, in the order of the frames.
         failed: called in the caller's thread for a frame that could not be read.
@@ -234,14 +240,14 @@ class Pipeline(Generic[_Result]):
 
     def __init__(
         self,
-        source: Iterable[Frame | FailedFrame],
+        frames: Frames,
         *,
         predict: Callable[[Frame], _Result],
         write: Callable[[Frame, _Result], None],
         failed: Callable[[FailedFrame], None],
         stop: threading.Event,
     ) -> None:
-        self._source, self._predict, self._write, self._failed = source, predict, write, failed
+        self._frames, self._predict, self._write, self._failed = frames, predict, write, failed
         self._stop = stop
         self._given_up = threading.Event()
         self._decoded: queue.Queue[Frame | FailedFrame | _End] = queue.Queue(QUEUED_FRAMES)
@@ -268,7 +274,7 @@ class Pipeline(Generic[_Result]):
     def _read(self) -> None:
         error: BaseException | None = None
         try:
-            for item in self._source:
+            for item in self._frames:
                 if not self._put_decoded(item):
                     return
         except BaseException as caught:  # noqa: BLE001  handed to the caller's thread, which raises it

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.manifest import Preprocessing
+from dovit_deploy.bundle.manifest import Manifest, Preprocessing
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime.class_map import Axis, class_map, stretched_class_map
@@ -57,6 +57,13 @@ def to_input(rgb: RGB, preprocessing: Preprocessing, size: Size) -> Pixels:
         table = (values - preprocessing.mean[channel]) / preprocessing.std[channel]
         cv2.LUT(plane, table.astype(np.float32), dst=pixels[0, channel])
     return pixels
+
+
+def whole_input(rgb: RGB, manifest: Manifest) -> Pixels:
+    """(1, 3, H, W) at the model's size, also for models whose larger images would slide: one frame is one run."""
+    # Without a stride `to_input` resizes.
+    whole = manifest.preprocessing.model_copy(update={"stride": None})
+    return to_input(rgb, whole, manifest.spec.size)
 
 
 def _fitted(rgb: RGB, preprocessing: Preprocessing, size: Size) -> RGB:
