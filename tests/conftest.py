@@ -19,9 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where locks lie meanwhile, rather than in the developer's own folder."""
+    """Where locks and caches lie meanwhile, rather than in the developer's own folders."""
     folder = tmp_path_factory.mktemp("state")
     os.environ["XDG_STATE_HOME"] = str(folder)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     return folder
 
 

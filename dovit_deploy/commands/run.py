@@ -105,9 +105,7 @@ def run(
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
-    ran = _as_bench_takes_it(outcome.summary)
-    measured = bench_command(bundle, source, recursive=recursive, engine=ran[0], precision=ran[1])
-    console.next_command(measured, quiet=quiet)
+    console.next_command(_next(outcome.summary, bundle, source, recursive=recursive), quiet=quiet)
     _raise_unless_complete(outcome, folder, frames)
 
 
@@ -120,10 +118,11 @@ def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahea
     return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
 
 
-def _as_bench_takes_it(summary: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The engine and the precision that ran; None where the engine has it by default."""
+def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, *, recursive: bool) -> str:
+    """The command that measures what ran; a precision is named where the engine would take another by itself."""
     engine, precision = summary["engine"], summary["precision"]
-    return engine, None if precision == engine_entry(engine).precisions[0] else precision
+    named = None if precision == engine_entry(engine).precisions[0] else precision
+    return bench_command(bundle, source, recursive=recursive, engine=engine, precision=named)
 
 
 def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:

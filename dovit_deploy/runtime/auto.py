@@ -21,7 +21,7 @@ from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
 from dovit_deploy.engines.base import NONE_GIVEN, EngineOptions
 from dovit_deploy.engines.registry import AUTOMATIC, engine_entry
 from dovit_deploy.errors import UsageError
-from dovit_deploy.runtime.choices import Choice, ChoiceCache, Here, Situation, bundle_digest
+from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Here, Situation, bundle_digest
 from dovit_deploy.runtime.contest import (
     FAILURES,
     FP32,
@@ -195,7 +195,7 @@ def stated_losses(bundle: Bundle) -> dict[Candidate, PrecisionParity]:
     return {Candidate(entry.engine, entry.precision): entry for entry in report.precisions}
 
 
-def choice_line(choice: Choice) -> str:
+def choice_line(choice: EngineChoice) -> str:
     """The line that says what runs, and why."""
     if choice.name == choice.over:
         runner_up = f" (the next: {choice.runner_up})" if choice.runner_up else ""
@@ -227,7 +227,7 @@ def _situation(bundle: Bundle, here: Here, wanted: Wanted) -> Situation:
     )
 
 
-def _still_works(choice: Choice, allowed: tuple[Candidate, ...], contestants: Contestants) -> bool:
+def _still_works(choice: EngineChoice, allowed: tuple[Candidate, ...], contestants: Contestants) -> bool:
     """A former choice is among what may be chosen now, and loads."""
     candidate = Candidate(choice.engine, choice.precision)
     if candidate not in allowed:
@@ -284,10 +284,10 @@ def _seconds_of_a_frame(standard: Session, pixels: Pixels, wanted: Wanted) -> fl
     return perf_counter() - begun
 
 
-def _choice(winner: Timed | None, results: list[Timed], standard: Candidate, bundle: Bundle) -> Choice:
+def _choice(winner: Timed | None, results: list[Timed], standard: Candidate, bundle: Bundle) -> EngineChoice:
     others = [entry for entry in results if entry != winner]
     chosen = winner or Timed(standard, dense=False, ratio=1.0, pairs=0, agreement=1.0)
-    return Choice(
+    return EngineChoice(
         engine=chosen.candidate.engine,
         precision=chosen.candidate.precision,
         dense=chosen.dense,

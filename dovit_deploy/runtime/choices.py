@@ -64,7 +64,7 @@ class Situation(Record):
     """As given; None: the bundle's own."""
 
 
-class Choice(Record):
+class EngineChoice(Record):
     """What was chosen, and why."""
 
     engine: str
@@ -96,10 +96,10 @@ class Remembered(Record):
     """One entry of the file."""
 
     situation: Situation
-    choice: Choice
+    choice: EngineChoice
 
 
-class Contents(Record):
+class ChoiceFile(Record):
     """The contents of `choices.json`."""
 
     version: Literal[1] = 1
@@ -120,11 +120,11 @@ class ChoiceCache:
         """All that is remembered, the oldest first; nothing where the file is missing or damaged."""
         return self._contents().choices
 
-    def recall(self, situation: Situation) -> Choice | None:
+    def recall(self, situation: Situation) -> EngineChoice | None:
         """What was chosen in `situation`."""
         return next((entry.choice for entry in self.entries() if entry.situation == situation), None)
 
-    def remember(self, situation: Situation, choice: Choice) -> None:
+    def remember(self, situation: Situation, choice: EngineChoice) -> None:
         """Keep `choice`; where the file cannot be written, it is measured again at the next run."""
         others = [entry for entry in self.entries() if entry.situation != situation]
         self._write((*others, Remembered(situation=situation, choice=choice))[-MOST_CHOICES:])
@@ -142,17 +142,17 @@ class ChoiceCache:
         """Of the file; 0 where there is none."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
-    def _contents(self) -> Contents:
+    def _contents(self) -> ChoiceFile:
         try:
-            return Contents.model_validate(data_from_json(self.path.read_bytes()))
+            return ChoiceFile.model_validate(data_from_json(self.path.read_bytes()))
         except (OSError, NotData, ValidationError):
-            return Contents()
+            return ChoiceFile()
 
     def _write(self, entries: tuple[Remembered, ...]) -> None:
         # Two runs at once: the later one wins, and what the other had found is measured again.
         with optional_writes("the choice of an engine is not remembered"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, Contents(choices=entries).model_dump_json(indent=1) + "\n")
+            write_text(self.path, ChoiceFile(choices=entries).model_dump_json(indent=1) + "\n")
 
 
 def bundle_digest(bundle: Bundle) -> str:

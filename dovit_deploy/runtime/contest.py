@@ -163,7 +163,7 @@ def contest(
         try:
             contestants.session(candidate)
             started = clock()
-            limits = Limits(started - begun, started + (end - started) / (len(entrants) - number), end)
+            limits = TimeLimits(started - begun, started + (end - started) / (len(entrants) - number), end)
             ways = _ways(candidate, standard, terms, results)
             timed = _timed(candidate, standard, ways, contestants, terms, limits, clock)
         except FAILURES as error:
@@ -216,7 +216,7 @@ def _ways(candidate: Candidate, standard: Candidate, terms: Terms, results: Sequ
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """Of one candidate, in seconds of the clock."""
 
     start: float
@@ -233,7 +233,7 @@ def _timed(
     ways: Sequence[RunSettings],
     contestants: Contestants,
     terms: Terms,
-    limits: Limits,
+    limits: TimeLimits,
     clock: Callable[[], float],
 ) -> list[Timed]:
     session, standard_session = contestants.session(candidate), contestants.session(standard)
@@ -297,7 +297,7 @@ def paired_rounds(
     others: Sequence[Callable[[int], None]],
     *,
     frames: int,
-    limits: Limits,
+    limits: TimeLimits,
     clock: Callable[[], float],
 ) -> Rounds:
     """Run all of them on frame after frame, at least one round; a round that has begun is finished.

@@ -9,11 +9,11 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.runtime import choices
-from dovit_deploy.runtime.choices import Choice, ChoiceCache, Here, Situation, bundle_digest, why_outdated
+from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Here, Situation, bundle_digest, why_outdated
 
 HERE = Here(cpu="a CPU", features=("avx2",), cores=2, gpu="", versions={"dovit-deploy": "1", "openvino": "2026.4"})
 SITUATION = Situation(here=HERE, bundle="abc", threads=None, precision=None, dense=False, thresholds=None)
-CHOICE = Choice(
+CHOICE = EngineChoice(
     engine="openvino",
     precision="bf16",
     dense=False,
