@@ -6,9 +6,11 @@ conversion takes minutes. What passes here is safe to walk, to copy and to print
 
 from __future__ import annotations
 
+import io
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,6 +32,40 @@ MOST_DIGITS = 400
 
 class NotData(ValueError):
     """The text is not of its format, or goes beyond the bounds; the message is one short line."""
+
+
+def bytes_of_document(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """The content of a file that is no longer than `most` bytes; of a longer one no more than that is read.
+
+    Raises:
+        OSError: it cannot be read.
+        NotData: it is longer.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise NotData(f"it is longer than the {most:,} bytes that are read")
+    return content
+
+
+def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
+    """The UTF-8 text of a file, with or without the byte order mark that Windows writes; lines end in "\\n".
+
+    Args:
+        path: the file.
+        most: bytes that are read.
+
+    Raises:
+        OSError: it cannot be read.
+        NotData: it is longer.
+        UnicodeDecodeError: it is no UTF-8; UTF-16 and UTF-32 are called so.
+    """
+    content = bytes_of_document(path, most=most)
+    start = content[:4]
+    # Also without a mark, every second byte of plain text is zero in UTF-16.
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+        raise UnicodeDecodeError("utf-8", start, 0, len(start), "the text is UTF-16 or UTF-32; save it as UTF-8")
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
 
 
 def data_from_json(text: str | bytes) -> object:

@@ -266,21 +266,6 @@ def _renamed(first: Path, second: Path, flag: int) -> bool:
     return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(flag))) == 0
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, with or without the byte order mark that Windows writes; lines end in "\\n".
-
-    Raises:
-        OSError: it cannot be read.
-        UnicodeDecodeError: it is no UTF-8; UTF-16 and UTF-32 are called so.
-    """
-    with path.open("rb") as file:
-        start = file.read(4)
-    # Also without a mark, every second byte of plain text is zero in UTF-16.
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-        raise UnicodeDecodeError("utf-8", start, 0, len(start), "the text is UTF-16 or UTF-32; save it as UTF-8")
-    return path.read_text(encoding="utf-8-sig")
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` by one with this content; see `write_bytes`."""
     write_bytes(path, text.encode())

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from dovit_deploy.bundle.bundle import Bundle, foreign_in_bundle
 from dovit_deploy.bundle.manifest import classes_from_file
 from dovit_deploy.checkpoints.configuration import configuration_from_file
-from dovit_deploy.checkpoints.own_format import config_from_text
+from dovit_deploy.checkpoints.folders import foreign_model
+from dovit_deploy.checkpoints.own_format import config_from_text, is_own_format
 from dovit_deploy.documents import NotData, check_extent, data_from_json, data_from_toml, data_from_yaml
-from dovit_deploy.errors import LONGEST_SHOWN, ConfigError, InputError, shown
+from dovit_deploy.errors import LONGEST_SHOWN, ConfigError, InputError, ManifestInvalid, shown
 from dovit_deploy.train.recipe import recipe_from_contents, recipe_from_file
 
 LISTS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -146,3 +148,25 @@ def test_a_checkpoints_configuration_of_odd_values() -> None:
 def test_a_message_repeats_little_of_a_value(value: object) -> None:
     assert len(shown(value)) <= LONGEST_SHOWN
     assert len(shown(value, quoted=True)) <= LONGEST_SHOWN
+
+
+def test_no_more_of_a_file_is_read_than_a_document_can_be(tmp_path: Path) -> None:
+    for name in ("manifest.json", "config.json", "names.txt", "recipe.toml"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(b"{")
+            file.seek(2**36)
+            # Sparse: nothing is on the disk, and whoever reads it whole needs 64 GB.
+            file.truncate()
+    start = time.monotonic()
+    with pytest.raises(ManifestInvalid, match="longer than"):
+        Bundle.open(tmp_path)
+    with pytest.raises(InputError):
+        configuration_from_file(tmp_path / "config.json")
+    with pytest.raises(InputError):
+        classes_from_file(tmp_path / "names.txt")
+    with pytest.raises(InputError):
+        recipe_from_file(tmp_path / "recipe.toml")
+    assert foreign_in_bundle(tmp_path) is not None
+    assert foreign_model(tmp_path) is None
+    assert not is_own_format(tmp_path)
+    assert time.monotonic() - start < 5

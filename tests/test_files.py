@@ -9,8 +9,9 @@ import pytest
 
 from dovit_deploy import files
 from dovit_deploy.bundle.manifest import classes_from_file
+from dovit_deploy.documents import read_text
 from dovit_deploy.errors import InputError, OutputFailed, UsageError
-from dovit_deploy.files import file_written_aside, first_foreign, read_text, refuse_inputs, write_text, written_aside
+from dovit_deploy.files import file_written_aside, first_foreign, refuse_inputs, write_text, written_aside
 
 
 def ours(folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from dovit_deploy.bundle.interface import FP32, graph_file, graph_interfaces, we
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
 from dovit_deploy.bundle.weights import NotWeights, first_not_finite, spans_from_file
 from dovit_deploy.claims import real_path
-from dovit_deploy.documents import NotData, data_from_json
+from dovit_deploy.documents import NotData, bytes_of_document, data_from_json
 from dovit_deploy.errors import (
     DigestMismatch,
     FileMissing,
@@ -76,7 +76,11 @@ class Bundle:
         manifest_path = root / MANIFEST
         if not manifest_path.is_file():
             raise ManifestInvalid(f"{root} has no {MANIFEST}; it is not a bundle, or the export did not finish")
-        manifest = Manifest.from_json(manifest_path.read_bytes())
+        try:
+            text = bytes_of_document(manifest_path)
+        except NotData as error:
+            raise ManifestInvalid(f"{manifest_path} is no manifest: {error}") from error
+        manifest = Manifest.from_json(text)
         _check_files(root, manifest)
         _check_precisions(root, manifest)
         _check_weights(root, manifest)
@@ -218,7 +222,7 @@ def foreign_in_bundle(folder: Path) -> str | None:
     Files are known by their names: a damaged bundle can be replaced by a new export.
     """
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = bytes_of_document(folder / MANIFEST)
         listed = set(Manifest.from_json(text).files)
     except OSError:
         return f"it has no {MANIFEST} of a bundle"
@@ -227,7 +231,7 @@ def foreign_in_bundle(folder: Path) -> str | None:
         body = data_from_json(text)
         files = body.get("files") if isinstance(body, dict) else None
         listed = set(files) if isinstance(files, dict) else set()
-    except ManifestInvalid as error:
+    except (NotData, ManifestInvalid) as error:
         return f"its {MANIFEST} is not that of a bundle ({error})"
 
     def expected(path: str) -> bool:
@@ -243,7 +247,7 @@ def refuse_inside_bundle(path: Path, *, option: str) -> None:
     """Raise UsageError when `path` lies in a bundle: a file that its manifest does not list would spoil it."""
     for folder in real_path(path).parents:
         try:
-            body = data_from_json((folder / MANIFEST).read_bytes())
+            body = data_from_json(bytes_of_document(folder / MANIFEST))
         except (OSError, NotData):
             continue
         if isinstance(body, dict) and body.get("format") == FORMAT:

@@ -29,12 +29,11 @@ from dovit_deploy.bounds import (
     Tokens,
 )
 from dovit_deploy.bundle.palette import generated_palette
-from dovit_deploy.documents import NotData, data_from_json, fault_of
+from dovit_deploy.documents import NotData, data_from_json, fault_of, read_text
 from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown, shown
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import excess_of
 from dovit_deploy.families.spec import ModelSpec, Task
-from dovit_deploy.files import read_text
 from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 

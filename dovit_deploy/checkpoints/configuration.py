@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dovit_deploy.documents import NotData, check_extent, data_from_json, data_from_yaml
+from dovit_deploy.documents import NotData, check_extent, data_from_json, data_from_yaml, read_text
 from dovit_deploy.errors import ConfigError, InputError
-from dovit_deploy.files import read_text
 
 CONTAINERS = ("config", "model", "kwargs", "model_kwargs", "net_kwargs")
 """Keys under which projects nest the settings of a model."""
@@ -130,7 +129,7 @@ def configuration_from_file(path: Path) -> Configuration:
         raise InputError(f"no configuration at {path}")
     try:
         text = read_text(path)
-    except (UnicodeDecodeError, PermissionError) as error:
+    except (ValueError, PermissionError) as error:
         raise InputError(f"the configuration {path} cannot be read: {error}") from error
     contents = _parsed(text, path)
     if not isinstance(contents, dict):

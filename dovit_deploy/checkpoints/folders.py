@@ -5,8 +5,9 @@ Only names of files and the text of `config.json` are looked at; PyTorch is not 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from dovit_deploy.documents import NotData, bytes_of_document, data_from_json
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _SHOWN = 4
@@ -16,8 +17,8 @@ _SHOWN = 4
 def foreign_model(folder: Path) -> str | None:
     """The model of another library that `config.json` describes, as "a timm ViT (vit_tiny)"; None for anything else."""
     try:
-        settings = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        settings = data_from_json(bytes_of_document(folder / "config.json"))
+    except (OSError, NotData):
         return None
     if not isinstance(settings, dict):
         return None

@@ -19,7 +19,7 @@ from dovit_deploy.bounds import MOST_CLASSES, MOST_STAGES, Note, Share
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.keys import COUNTER, not_finite, refuse_faults, shapes_of
 from dovit_deploy.checkpoints.weights_file import tensors_from_safetensors
-from dovit_deploy.documents import NotData, data_from_json, fault_of
+from dovit_deploy.documents import NotData, bytes_of_document, data_from_json, fault_of
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, InputError, shown
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import excess_of
@@ -67,7 +67,7 @@ class OwnConfig(Record):
 def is_own_format(folder: Path) -> bool:
     """`folder` is, or is meant to be, a checkpoint of ours: its `config.json` says so."""
     try:
-        contents = data_from_json((folder / CONFIG).read_bytes())
+        contents = data_from_json(bytes_of_document(folder / CONFIG))
     except (OSError, NotData):
         return False
     # Many tools write a file of that name.
@@ -124,7 +124,11 @@ def load_own_format(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
     """
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}")
-    config = config_from_text((folder / CONFIG).read_bytes(), folder.name)
+    try:
+        text = bytes_of_document(folder / CONFIG)
+    except NotData as error:
+        raise ConfigError(f"{folder / CONFIG} cannot be read: {error}") from error
+    config = config_from_text(text, folder.name)
     return config, _deployed(tensors_from_safetensors(folder / WEIGHTS), config.spec, folder.name)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from dovit_deploy.claims import claimed, claimed_free, real_path
 from dovit_deploy.errors import UsageError
 from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs, refuse_unwritable
+from dovit_deploy.signatures import head_of
 
 Inputs = Iterable[str | Path | None]
 """What a verb reads: paths, or addresses and globs, which are no paths; None where a flag was not given."""
@@ -58,12 +59,13 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
         output: the folder that it writes.
 
     Raises:
-        UsageError: it could not be written after a long run, it is an input, lies in the output or in a bundle, or
-            another run writes there.
+        UsageError: it could not be written after a long run, it is an input, holds something else than a report, lies
+            in the output or in a bundle, or another run writes there.
     """
     if path is None:
         return
-    if not path.absolute().parent.is_dir() or path.is_dir():
+    real = real_path(path)
+    if not real.parent.is_dir() or path.is_dir():
         raise UsageError(f"--json {path}: a file in an existing folder is needed")
     if path.exists() and not path.is_file():
         return
@@ -71,12 +73,19 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
 
     given = [entry for entry in inputs if entry is not None]
     refuse_inputs(path, given, option="--json")
-    real = real_path(path)
     # A new file beside the images of an input does no harm; one of them may not be replaced.
     if path.exists() and any(real_path(entry) in real.parents for entry in given):
         raise UsageError(f"--json {path}: this file belongs to the input; choose another")
+    # Whatever else is read, behind a glob, a link or a list, is of another kind.
+    if not _may_be_report(path):
+        raise UsageError(f"--json {path}: this file is no JSON, and is not replaced; choose another, or move it away")
     if output is not None and real_path(output) in (real, *real.parents):
         raise UsageError(f"--json {path}: this is the output folder {output}, or lies in it; choose another")
     refuse_inside_bundle(path, option="--json")
     refuse_unwritable(path)
     _until_the_end.enter_context(claimed(path, option="--json"))
+
+
+def _may_be_report(path: Path) -> bool:
+    """Nothing is there, or something that begins as our reports do, or is empty."""
+    return head_of(path).strip()[:1] in (b"", b"{")

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
-from dovit_deploy.documents import data_from_json
+from dovit_deploy.documents import data_from_json, read_text
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.files import read_text
 
 CLASSES = "classes.json"
 """In the folder of a data set: its own classes, whatever its layout."""

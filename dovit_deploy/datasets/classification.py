@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Split, read_rgb
 from dovit_deploy.datasets.layouts import images_in, lines_of
-from dovit_deploy.documents import data_from_json
+from dovit_deploy.documents import data_from_json, read_text
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.files import read_text
 
 LISTS = ("classes.json", "imagenet_class_index.json", "synsets.txt", "synset_words.txt", "LOC_synset_mapping.txt")
 """Files at ROOT that give the classes their numbers; the first that is there counts."""

@@ -31,13 +31,15 @@ from dovit_deploy.datasets.dataset import (
     Listing,
     plain_codes,
 )
+from dovit_deploy.documents import read_text
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.files import read_text
 from dovit_deploy.sources.folders import walked_files
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 """Of label files, in any case; JPEG among them so that it is refused by its name and not called missing."""
+MOST_BYTES_OF_LIST = 2**28
+"""Of a list of a data set; that of ImageNet's 1.3 million images has 50 MB."""
 
 
 # Our own: classes.json says what the pixel values mean, a list gives the order and may leave out files that are there.
@@ -399,8 +401,8 @@ def _folder_names(parent: Path) -> set[str]:
 def lines_of(path: Path, *, listing: str) -> list[str]:
     """The lines of a list that are not blank; raises DatasetError where all are. `listing`: what an entry is called."""
     try:
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(path, most=MOST_BYTES_OF_LIST).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise DatasetError(f"{path}: cannot be read ({why})") from error
     if not lines:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dovit_deploy.claims import name_that_fits
+from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.files import first_foreign, reported_writes
 from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
 from dovit_deploy.runtime.paint import save_image
@@ -165,7 +166,7 @@ _SUMMARY_TYPES = {"frames": int, "interrupted": bool, "engine": str, "precision"
 def foreign_in_run(folder: Path) -> str | None:
     """Why `folder` is no result of a run that a new one may replace; None: a run wrote all of it."""
     try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
+        summary = json.loads(bytes_of_document(folder / SUMMARY))
         if not all(isinstance(summary[key], kind) for key, kind in _SUMMARY_TYPES.items()):
             return f"its {SUMMARY} is not that of dovit run"
         sources = [entry["source"] for entry in summary.get("failed", [])]

@@ -7,11 +7,10 @@ from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dovit_deploy.documents import NotData, data_from_toml, data_from_yaml, fault_of
+from dovit_deploy.documents import NotData, data_from_toml, data_from_yaml, fault_of, read_text
 from dovit_deploy.errors import ConfigError, InputError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.spec import Size
-from dovit_deploy.files import read_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
 from dovit_deploy.train.network import NetworkChoice
@@ -63,7 +62,7 @@ def recipe_from_file(path: Path) -> Recipe:
     """
     try:
         text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"--config {path}: cannot be read ({error})") from error
     return recipe_from_contents(_parsed(text, path), path.name)
 

@@ -18,6 +18,7 @@ import torch
 from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
+from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.errors import DatasetError, InputError, UsageError
 from dovit_deploy.files import reported_writes, write_bytes, written_aside
 from dovit_deploy.record import Record
@@ -185,7 +186,7 @@ class RunFolder:
     def open(cls, path: Path) -> tuple[RunFolder, RunRecord]:
         """A folder made by `create`; InputError when it holds no readable record."""
         try:
-            record = RunRecord.model_validate_json((path / RECORD).read_bytes())
+            record = RunRecord.model_validate_json(bytes_of_document(path / RECORD))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
             raise InputError(f"{path}: no run to resume, {RECORD} cannot be read ({reason})") from error

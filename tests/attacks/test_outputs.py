@@ -202,7 +202,7 @@ def test_export_replaces_a_bundle_alone(dovit: Run, bundle_copy: Path, dense_bun
 
 
 def test_a_report_goes_through_a_link_and_into_a_device(dovit: Run, bundle_copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "real.json").write_text("{}")
     (tmp_path / "link.json").symlink_to("real.json")
     (tmp_path / "real.json.partial").symlink_to("victim")
     assert dovit("inspect", bundle_copy, "--json", "link.json").returncode == 0
@@ -239,4 +239,11 @@ def test_a_report_is_no_input_and_lies_in_none(dovit: Run, bundle_copy: Path, im
     for verb in (("eval", bundle_copy, images), ("calibrate", bundle_copy, images, "--flops", 0.1)):
         refused(dovit(*verb, "--json", images / "a.png"), 2, "--json")
     refused(dovit("train", images, "--json", images / "a.png"), 2, "--json")
+    # Inputs that no path names: behind a glob, and behind a link in a folder.
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "b.png").symlink_to(images / "a.png")
+    before = contents(tmp_path)
+    for source in ("images/*.png", "linked"):
+        refused(dovit("run", source, *run[2:], images / "a.png"), 2, "--json", "no JSON")
+    refused(dovit("bench", bundle_copy, "--frames", "images/*.png", "--json", images / "a.png"), 2, "no JSON")
     assert contents(tmp_path) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_frame_that_repeats_takes_the_former_answer(clip, tiny_bundle_path, tm
     assert len(asked) == 3
     assert [row["still"] for row in rows] == [False, True, True, False, True, False]
     assert "3 frames repeated the one before" in capfd.readouterr().out
-    for former, row in zip(rows, rows[1:], strict=False):
+    for former, row in itertools.pairwise(rows):
         if row["still"]:
             assert row["gmacs"] == {"dense": former["gmacs"]["dense"], "actual": 0.0} and row["flops_saved"] == 1.0
             assert row["tokens"] == former["tokens"] and row["windows"] == former["windows"]

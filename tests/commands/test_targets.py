@@ -28,3 +28,22 @@ def test_a_report_that_would_replace_an_input_is_refused(tmp_path, monkeypatch):
 def test_a_report_inside_a_bundle_is_refused(bundle_copy):
     with pytest.raises(UsageError, match="lies in the bundle"):
         claim_report(bundle_copy / "manifest.json")
+
+
+def test_what_is_no_report_is_not_replaced_by_one(tmp_path):
+    path = tmp_path / "x.json"
+    for content in ("", '{"frames": 3}', " {"):
+        path.write_text(content)
+        claim_report(path)
+        release()
+    for content in ("notes", "[1]", "\ufeffname"):
+        path.write_text(content)
+        with pytest.raises(UsageError, match="is no JSON"):
+            claim_report(path)
+        assert path.read_text() == content
+
+
+def test_a_report_behind_a_link_whose_folder_is_not_there(tmp_path):
+    (tmp_path / "x.json").symlink_to(tmp_path / "gone" / "x.json")
+    with pytest.raises(UsageError, match="existing folder"):
+        claim_report(tmp_path / "x.json")
