@@ -1,14 +1,14 @@
 """How fast is it on this CPU, and against what? Engines, precisions, tokens and peers on the same frames, in turns.
 
     python benchmarks/cpu.py --quick -o quick.json
-    python benchmarks/cpu.py --dataset CAMVID --split val -o benchmarks/results/cpu.json \\
-        --docs docs/benchmarks.md --readme README.md
+    python benchmarks/cpu.py --dataset CAMVID -o results/cpu.json --docs docs/benchmarks.md --readme README.md
     python benchmarks/cpu.py --tables benchmarks/results/cpu.json benchmarks/results/cpus/*.json \\
         --docs docs/benchmarks.md --readme README.md
 
-The first takes less than three minutes, the second hours; it may be interrupted and started again with the same words:
-what is in the output stays. Each cell runs in a process of its own and is given up after `--limit` seconds. The third
-writes the tables again, those of the first result and one line for every other machine. docs/benchmarks.md explains them.
+The first takes less than three minutes, the second hours (`--models default` half of one); it may be interrupted and
+started again with the same words: what is in the output stays. Each cell runs in a process of its own and is given
+up after `--limit` seconds. The third writes the tables again, those of the first result and one line for every other
+machine. docs/benchmarks.md explains them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from on_cpu.cells import all_cells, quick_cells
+from on_cpu.cells import MODELS, all_cells, quick_cells
 from on_cpu.models import CaseFiles, FrameChoice
-from on_cpu.result import Cell, CpuReport, Effort, Row, Settings, Undone
+from on_cpu.result import DEFAULT, Cell, CpuReport, Effort, Row, Settings, Undone
 from on_cpu.tables import write_tables
 from report import circumstances, command_text
 
@@ -59,8 +59,7 @@ def started(arguments: argparse.Namespace, command: str, settings: Settings) -> 
     for name in ("machine", "versions", "settings"):
         if getattr(old, name) != getattr(fresh, name):
             raise SystemExit(f"{arguments.output} was measured with other {name}; give another -o, or remove it")
-    # What failed is tried again: perhaps a package has been installed meanwhile.
-    return fresh.model_copy(update={"rows": old.rows})
+    return fresh.model_copy(update={"rows": old.rows, "undone": old.undone})
 
 
 def measure(
@@ -70,6 +69,8 @@ def measure(
     for number, cell in enumerate(cells, start=1):
         if report.row(cell) is not None:
             continue
+        # What failed is tried again: perhaps a package has been installed meanwhile.
+        report = report.model_copy(update={"undone": tuple(old for old in report.undone if old.cell != cell)})
         if time.monotonic() > end:
             done: Row | Undone = Undone(cell=cell, why="no time was left")
         else:
@@ -146,6 +147,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--timed-frames", type=int, default=6, help="of these, frames that are timed")
     result.add_argument("--seconds", type=float, default=15.0, help="of pairs in each cell")
     result.add_argument("--limit", type=float, default=300.0, help="seconds after which a cell is given up")
+    names = (DEFAULT, *MODELS)
+    result.add_argument("--models", nargs="+", choices=names, default=names, help="default: all of them")
     result.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells whose label contains it")
     result.add_argument("--quick", action="store_true", help="a first impression in less than three minutes")
     result.add_argument("-o", "--output", type=Path)
@@ -158,6 +161,11 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def wanted(cell: Cell, only: Sequence[str]) -> bool:
+    """Whether the label of `cell` holds one of the texts; no text leaves nothing out."""
+    return not only or any(text in cell.label for text in only)
+
+
 def run(arguments: argparse.Namespace, command: str) -> CpuReport:
     """Measure what is asked for."""
     bundle = Bundle.open(arguments.bundle if arguments.bundle else chosen_bundle(None).path)
@@ -167,7 +175,7 @@ def run(arguments: argparse.Namespace, command: str) -> CpuReport:
     if arguments.quick:
         cells, end, effort = quick_cells(spec.size, gates=bool(spec.gates)), time.monotonic() + QUICK_S, QUICK
         arguments.frame_count = min(arguments.frame_count, QUICK_FRAMES)
-    cells = [cell for cell in cells if not arguments.only or any(text in cell.label for text in arguments.only)]
+    cells = [cell for cell in cells if cell.case.model in arguments.models and wanted(cell, arguments.only)]
     choice = choice_of(arguments)
     settings = Settings(bundle=bundle.path.name, frames=choice.described(), count=choice.count, effort=effort)
     report = started(arguments, command, settings)

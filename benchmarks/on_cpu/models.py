@@ -167,7 +167,7 @@ def bench_spec(case: Case) -> VisionTransformerSpec:
 
 
 def decisions(profile: str, session: Session, pixels: list[Pixels]) -> list[Keep]:
-    """For each frame the tokens that run after each gate: what the gates decided in fp32, or as the profile forces it."""
+    """For each frame the tokens that run after each gate: decided by the gates in fp32, or forced by the profile."""
     if profile == OWN:
         settings = RunSettings.resolve(session.bundle.manifest)
         return [session.run_one(frame, settings)[1].keep for frame in pixels]

@@ -34,8 +34,8 @@ class Way(Record):
     """One way to run it."""
 
     runs: Runs
-    """dense, tokens: this project's session. Peers: plain (the export everybody makes), nncf (the dense graph, quantised by
-    NNCF), eager and compiled (PyTorch), merging (similar tokens merged, in ONNX Runtime)."""
+    """dense, tokens: this project's session. Peers: plain (the export that all make), nncf (the dense graph, quantised
+    by NNCF), eager and compiled (PyTorch), merging (similar tokens merged, in ONNX Runtime)."""
     engine: str
     precision: str
     profile: str = ""
@@ -75,7 +75,7 @@ class Accuracy(Record):
 
 
 class Row(Record):
-    """What was measured in a cell. Times of one image in milliseconds, without what comes before and after the model."""
+    """What was measured in a cell. Times are of one image's model step, in milliseconds."""
 
     cell: Cell
     p50: float

@@ -47,7 +47,7 @@ def _as_accurate(other: Row, row: Row) -> bool:
 
 
 def factors(report: CpuReport, row: Row) -> tuple[float, float] | None:
-    """Token factor and engine factor: over the dense run of the same engine and precision, and of that over the baseline."""
+    """Token factor: over dense of the same engine and precision; engine factor: of that over the baseline."""
     way = row.cell.way
     same = Way(runs="dense", engine=way.engine, precision=way.precision)
     dense = report.row(row.cell.model_copy(update={"way": same}))
@@ -171,7 +171,7 @@ def mark(name: str = "") -> str:
 
 
 def write_tables(reports: Sequence[CpuReport], *, readme: Path | None, docs: Path | None) -> None:
-    """Put the tables of the first report, and the line of each, into the pages; ValueError before anything is written."""
+    """Put the tables of the first report and a line of each into the pages; ValueError before anything is written."""
     pages: dict[Path, str] = {}
     if readme is not None:
         pages[readme] = between_marks(readme.read_text(encoding="utf-8"), mark(), readme_table(reports[0]))
@@ -245,7 +245,8 @@ def _origin(report: CpuReport) -> str:
     found = next((row.accuracy for row in report.rows if row.accuracy is not None), None)
     frames = "" if found is None else f" ({found.frames} frames)"
     return (
-        f"{report.settings.bundle} on {report.settings.frames}{frames}, one thread, CPU time, medians of interleaved pairs; "
+        f"{report.settings.bundle} on {report.settings.frames}{frames}, one thread, CPU time, "
+        "medians of interleaved pairs; "
         f"{report.machine['cpu']} ({', '.join(report.features)}), {report.date}; `{report.command}`."
     )
 

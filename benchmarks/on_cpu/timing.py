@@ -53,7 +53,7 @@ def paired(baseline: Unit, other: Unit, *, frames: int, effort: Effort) -> Pairs
     while len(times[0]) < max(effort.fewest, frames) or time.monotonic() < end:
         number = len(times[0])
         # Not in step with the frames: each frame is run in both orders.
-        order = (0, 1) if (number + number // frames) % 2 == 0 else (1, 0)
+        order = (0, 1) if (number % frames + number // frames) % 2 == 0 else (1, 0)
         for which in order:
             times[which].append(timed((baseline, other)[which], number % frames))
     return Pairs(tuple(times[0]), tuple(times[1]), first)
