@@ -23,7 +23,7 @@ from pathlib import Path
 
 from on_cpu.cells import MODELS, all_cells, quick_cells
 from on_cpu.models import CaseFiles, FrameChoice
-from on_cpu.result import DEFAULT, Cell, CpuReport, Effort, Row, Settings, Undone
+from on_cpu.result import DEFAULT, CellEffort, CellRow, CpuCell, CpuReport, CpuSettings, UndoneCell
 from on_cpu.tables import write_tables
 from report import circumstances, command_text
 
@@ -33,7 +33,7 @@ from dovit_deploy.errors import DovitError
 from dovit_deploy.files import write_text
 from dovit_deploy.machine import this_machine
 
-QUICK = Effort(seconds=2.0, fewest=6, timed_frames=3, limit_s=40.0)
+QUICK = CellEffort(seconds=2.0, fewest=6, timed_frames=3, limit_s=40.0)
 QUICK_FRAMES, QUICK_S = 6, 150.0
 PREPARE_S = 900.0
 """What making the files of a case may take: exporting ViT-B on a slow machine."""
@@ -44,7 +44,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def started(arguments: argparse.Namespace, command: str, settings: Settings) -> CpuReport:
+def started(arguments: argparse.Namespace, command: str, settings: CpuSettings) -> CpuReport:
     """What is in the output already, or an empty result.
 
     Raises:
@@ -63,7 +63,7 @@ def started(arguments: argparse.Namespace, command: str, settings: Settings) -> 
 
 
 def measure(
-    report: CpuReport, cells: Sequence[Cell], work: Path, bundle: Path, choice: FrameChoice, output: Path, end: float
+    report: CpuReport, cells: Sequence[CpuCell], work: Path, bundle: Path, choice: FrameChoice, output: Path, end: float
 ) -> CpuReport:
     """Measure every cell that is not in `report` yet; the output is written after each."""
     for number, cell in enumerate(cells, start=1):
@@ -72,11 +72,11 @@ def measure(
         # What failed is tried again: perhaps a package has been installed meanwhile.
         report = report.model_copy(update={"undone": tuple(old for old in report.undone if old.cell != cell)})
         if time.monotonic() > end:
-            done: Row | Undone = Undone(cell=cell, why="no time was left")
+            done: CellRow | UndoneCell = UndoneCell(cell=cell, why="no time was left")
         else:
             say(f"{number} of {len(cells)}: {cell.label}")
             done = in_process(cell, work, bundle, choice, report.settings.effort)
-        if isinstance(done, Row):
+        if isinstance(done, CellRow):
             say(f"  {done.ratio:.2f}x, {done.p50:.1f} ms")
             report = report.model_copy(update={"rows": (*report.rows, done)})
         else:
@@ -86,7 +86,9 @@ def measure(
     return report
 
 
-def in_process(cell: Cell, work: Path, bundle: Path, choice: FrameChoice, effort: Effort) -> Row | Undone:
+def in_process(
+    cell: CpuCell, work: Path, bundle: Path, choice: FrameChoice, effort: CellEffort
+) -> CellRow | UndoneCell:
     """Measure `cell` in a process of its own: what ends or hangs there costs one cell."""
     answer = work / "answer.json"
     answer.unlink(missing_ok=True)
@@ -106,12 +108,12 @@ def in_process(cell: Cell, work: Path, bundle: Path, choice: FrameChoice, effort
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Undone(cell=cell, why=f"took more than {limit:.0f} s")
+        return UndoneCell(cell=cell, why=f"took more than {limit:.0f} s")
     if not answer.exists():
         lines = done.stderr.strip().splitlines()
-        return Undone(cell=cell, why=f"ended with code {done.returncode}: {lines[-1] if lines else 'no message'}")
+        return UndoneCell(cell=cell, why=f"ended with code {done.returncode}: {lines[-1] if lines else 'no message'}")
     text = answer.read_text(encoding="utf-8")
-    return Row.model_validate_json(text) if '"ratio"' in text else Undone.model_validate_json(text)
+    return CellRow.model_validate_json(text) if '"ratio"' in text else UndoneCell.model_validate_json(text)
 
 
 def one_cell(arguments: argparse.Namespace) -> None:
@@ -120,14 +122,14 @@ def one_cell(arguments: argparse.Namespace) -> None:
     from on_cpu.measuring import measured
     from on_cpu.runners import Unavailable
 
-    cell = Cell.model_validate_json(arguments.cell)
+    cell = CpuCell.model_validate_json(arguments.cell)
     files = CaseFiles(cell.case, work=arguments.work, bundle=arguments.bundle)
     if not files.ready:
         files.prepare(choice_of(arguments))
     try:
-        done: Row | Undone = measured(cell, files, Effort.model_validate_json(arguments.effort))
+        done: CellRow | UndoneCell = measured(cell, files, CellEffort.model_validate_json(arguments.effort))
     except (DovitError, Unavailable) as error:
-        done = Undone(cell=cell, why=str(error).replace("\n", " "))
+        done = UndoneCell(cell=cell, why=str(error).replace("\n", " "))
     write_text(arguments.output, done.model_dump_json() + "\n")
 
 
@@ -161,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def wanted(cell: Cell, only: Sequence[str]) -> bool:
+def wanted(cell: CpuCell, only: Sequence[str]) -> bool:
     """Whether the label of `cell` holds one of the texts; no text leaves nothing out."""
     return not only or any(text in cell.label for text in only)
 
@@ -170,14 +172,16 @@ def run(arguments: argparse.Namespace, command: str) -> CpuReport:
     """Measure what is asked for."""
     bundle = Bundle.open(arguments.bundle if arguments.bundle else chosen_bundle(None).path)
     spec = bundle.manifest.spec
-    effort = Effort(seconds=arguments.seconds, fewest=8, timed_frames=arguments.timed_frames, limit_s=arguments.limit)
+    effort = CellEffort(
+        seconds=arguments.seconds, fewest=8, timed_frames=arguments.timed_frames, limit_s=arguments.limit
+    )
     cells, end = all_cells(spec.size, gates=bool(spec.gates)), float("inf")
     if arguments.quick:
         cells, end, effort = quick_cells(spec.size, gates=bool(spec.gates)), time.monotonic() + QUICK_S, QUICK
         arguments.frame_count = min(arguments.frame_count, QUICK_FRAMES)
     cells = [cell for cell in cells if cell.case.model in arguments.models and wanted(cell, arguments.only)]
     choice = choice_of(arguments)
-    settings = Settings(bundle=bundle.path.name, frames=choice.described(), count=choice.count, effort=effort)
+    settings = CpuSettings(bundle=bundle.path.name, frames=choice.described(), count=choice.count, effort=effort)
     report = started(arguments, command, settings)
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         return measure(report, cells, Path(folder), bundle.path, choice, arguments.output, end)

@@ -18,12 +18,12 @@ from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Keep, RunSettings, RunsOne
 from on_cpu.models import CaseFiles, decisions
-from on_cpu.result import DEFAULT, Accuracy, Cell, Effort, Row
+from on_cpu.result import DEFAULT, CellAccuracy, CellEffort, CellRow, CpuCell
 from on_cpu.runners import runner
-from on_cpu.timing import BLOCK, Unit, in_streams, milliseconds, paired
+from on_cpu.timing import BLOCK, FrameRun, in_streams, milliseconds, paired
 
 
-def measured(cell: Cell, files: CaseFiles, effort: Effort) -> Row:
+def measured(cell: CpuCell, files: CaseFiles, effort: CellEffort) -> CellRow:
     """What is to be known of `cell`; the files are there.
 
     Raises:
@@ -49,7 +49,7 @@ def measured(cell: Cell, files: CaseFiles, effort: Effort) -> Row:
     return row
 
 
-def others(cell: Cell) -> range:
+def others(cell: CpuCell) -> range:
     """Streams beyond the first."""
     return range(cell.streams - 1)
 
@@ -63,7 +63,7 @@ def mean_gmacs(bundle: Bundle, keep: Sequence[Keep] | None) -> float:
     return float(np.mean([cost.actual(kept).total for kept in counts])) / 1e9
 
 
-def unit(way: RunsOne, pixels: Sequence[Pixels], keep: Sequence[Keep] | None) -> Unit:
+def unit(way: RunsOne, pixels: Sequence[Pixels], keep: Sequence[Keep] | None) -> FrameRun:
     """Runs frame i: replaying decisions, or dense."""
     manifest = way.bundle.manifest
     settings = [
@@ -73,7 +73,9 @@ def unit(way: RunsOne, pixels: Sequence[Pixels], keep: Sequence[Keep] | None) ->
     return lambda frame: way.run_one(pixels[frame], settings[frame])
 
 
-def timed_row(cell: Cell, baselines: Sequence[Unit], ways: Sequence[Unit], frames: int, effort: Effort) -> Row:
+def timed_row(
+    cell: CpuCell, baselines: Sequence[FrameRun], ways: Sequence[FrameRun], frames: int, effort: CellEffort
+) -> CellRow:
     """The row of `cell` without accuracy."""
     images = 1 if cell.streams == 1 else cell.streams * BLOCK
     with ThreadPoolExecutor(cell.streams) as pool:
@@ -84,7 +86,7 @@ def timed_row(cell: Cell, baselines: Sequence[Unit], ways: Sequence[Unit], frame
     ratios = pairs.ratios(wall=(cell.threads, cell.streams) != (1, 1))
     walls = [timed.wall / images for timed in pairs.other]
     low, middle, high = (float(np.percentile(ratios, percent)) for percent in (25, 50, 75))
-    return Row(
+    return CellRow(
         cell=cell,
         p50=milliseconds(walls, 50),
         p99=milliseconds(walls, 99),
@@ -98,7 +100,7 @@ def timed_row(cell: Cell, baselines: Sequence[Unit], ways: Sequence[Unit], frame
     )
 
 
-def accuracy(baseline: Session, way: RunsOne, files: CaseFiles, *, dense: bool) -> Accuracy:
+def accuracy(baseline: Session, way: RunsOne, files: CaseFiles, *, dense: bool) -> CellAccuracy:
     """The answers of `way`, by its own decisions, beside those of dense fp32, on all frames of the case."""
     reference, candidate = Predictor(baseline), Predictor(way)
     samples = files.samples()
@@ -112,11 +114,13 @@ def accuracy(baseline: Session, way: RunsOne, files: CaseFiles, *, dense: bool) 
         if label is not None:
             for tally, answer in zip(tallies, (want, got), strict=True):
                 tally.add(Sample(name, rgb, label), answer)
-    found = Accuracy(frames=len(samples), agreement=same / pixels)
+    found = CellAccuracy(frames=len(samples), agreement=same / pixels)
     return found if samples[0][2] is None else labelled(found, *tallies, [name for name, _, _ in samples])
 
 
-def labelled(found: Accuracy, dense: SegmentationTally, own: SegmentationTally, stems: Sequence[str]) -> Accuracy:
+def labelled(
+    found: CellAccuracy, dense: SegmentationTally, own: SegmentationTally, stems: Sequence[str]
+) -> CellAccuracy:
     """`found` with what the labels say, the drops as paired differences from `dense`."""
     blocks = SegmentationTally.blocks(stems)
     return found.model_copy(

@@ -26,7 +26,7 @@ from dovit_deploy.runtime.transforms import to_input
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame
 from on_cpu.cells import MODELS
-from on_cpu.result import DEFAULT, OWN, Case
+from on_cpu.result import DEFAULT, OWN, CpuCase
 
 READY = "ready"
 """A file that is written when all others of a case are there."""
@@ -84,7 +84,7 @@ class CaseFiles:
         bundle: the default model's folder.
     """
 
-    def __init__(self, case: Case, *, work: Path, bundle: Path) -> None:
+    def __init__(self, case: CpuCase, *, work: Path, bundle: Path) -> None:
         self.case, self.folder = case, work / case.name
         self.bundle_path = bundle if case.model == DEFAULT else self.folder / "bench.dovit"
 
@@ -148,7 +148,7 @@ class CaseFiles:
         plain_session(spec.model_copy(update={"gates": ()}), self.folder)
 
 
-def bench_spec(case: Case) -> VisionTransformerSpec:
+def bench_spec(case: CpuCase) -> VisionTransformerSpec:
     """The bench model: a plain ViT with linear gates before every quarter, and a linear head."""
     from dovit_deploy.families.parts import GateSpec, LinearHead
 

@@ -16,7 +16,7 @@ BASELINE = ("dense", "onnxruntime", "fp32")
 Runs = Literal["dense", "tokens", "plain", "nncf", "eager", "compiled", "merging"]
 
 
-class Case(Record):
+class CpuCase(Record):
     """A network at an input size."""
 
     model: str
@@ -30,7 +30,7 @@ class Case(Record):
         return f"{self.model}-{self.size[0]}x{self.size[1]}"
 
 
-class Way(Record):
+class CpuWay(Record):
     """One way to run it."""
 
     runs: Runs
@@ -42,11 +42,11 @@ class Way(Record):
     """Of tokens and merging: whose token counts; else empty."""
 
 
-class Cell(Record):
+class CpuCell(Record):
     """One way on one case: what is measured, and resumed, as a whole."""
 
-    case: Case
-    way: Way
+    case: CpuCase
+    way: CpuWay
     threads: int = 1
     """Of one operator."""
     streams: int = 1
@@ -59,7 +59,7 @@ class Cell(Record):
         return f"{self.case.name} {' '.join(filter(None, words))}, threads {self.threads}, streams {self.streams}"
 
 
-class Accuracy(Record):
+class CellAccuracy(Record):
     """The answers of one way against those of dense fp32, and against labels where there are any."""
 
     frames: int
@@ -74,10 +74,10 @@ class Accuracy(Record):
     boundary_drop_interval: tuple[float, float] | None = None
 
 
-class Row(Record):
+class CellRow(Record):
     """What was measured in a cell. Times are of one image's model step, in milliseconds."""
 
-    cell: Cell
+    cell: CpuCell
     p50: float
     """Wall time; with several streams the time of a block of images over their number."""
     p99: float
@@ -92,37 +92,37 @@ class Row(Record):
     """Quartiles of the same."""
     pairs: int
     macs_saved: float
-    accuracy: Accuracy | None = None
+    accuracy: CellAccuracy | None = None
     """None of random weights."""
 
 
-class Undone(Record):
+class UndoneCell(Record):
     """A cell that was not measured."""
 
-    cell: Cell
+    cell: CpuCell
     why: str
 
 
-class Effort(Record):
+class CellEffort(Record):
     """How much is measured in each cell."""
 
     seconds: float
     """Of pairs, unless these are too few."""
     fewest: int
-    """Pairs at least."""
+    """At least so many pairs."""
     timed_frames: int
     limit_s: float
     """A cell that takes longer is given up."""
 
 
-class Settings(Record):
+class CpuSettings(Record):
     """What a result is of: only rows with equal settings stand in one file."""
 
     bundle: str
     frames: str
     """Where the default model's images come from."""
     count: int
-    effort: Effort
+    effort: CellEffort
 
 
 class CpuReport(Record):
@@ -134,15 +134,15 @@ class CpuReport(Record):
     features: tuple[str, ...]
     """Instruction sets of the processor that matter here."""
     versions: dict[str, str]
-    settings: Settings
-    rows: tuple[Row, ...] = ()
-    undone: tuple[Undone, ...] = ()
+    settings: CpuSettings
+    rows: tuple[CellRow, ...] = ()
+    undone: tuple[UndoneCell, ...] = ()
 
-    def row(self, cell: Cell) -> Row | None:
+    def row(self, cell: CpuCell) -> CellRow | None:
         """What was measured in `cell`."""
         return next((row for row in self.rows if row.cell == cell), None)
 
-    def like(self, cell: Cell, *, runs: tuple[Runs, ...]) -> list[Row]:
+    def like(self, cell: CpuCell, *, runs: tuple[Runs, ...]) -> list[CellRow]:
         """The rows of the same case, threads and streams that run in one of these ways."""
         same = (cell.case, cell.threads, cell.streams)
         return [

@@ -22,7 +22,7 @@ from dovit_deploy.runtime.results import Pixels, RunTiming, TokenReport
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
 from on_cpu.models import CaseFiles, bench_spec
-from on_cpu.result import DEFAULT, Cell
+from on_cpu.result import DEFAULT, CpuCell
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """One of them compiles what `torch.compile` writes."""
@@ -50,7 +50,7 @@ class PeerRunner:
         return logits, TokenReport(tokens, self._gmacs, self._gmacs, (), (), RunTiming(0.0, ()))
 
 
-def runner(cell: Cell, files: CaseFiles, *, actual_gmacs: float) -> RunsOne:
+def runner(cell: CpuCell, files: CaseFiles, *, actual_gmacs: float) -> RunsOne:
     """The way of `cell`; merging saves as much as `actual_gmacs` leave.
 
     Raises:
@@ -138,7 +138,7 @@ def merging_runner(bundle: Bundle, folder: Path, gmacs: float) -> RunsOne:
     return MergingSession(bundle, count, folder=merged)
 
 
-def in_pytorch(cell: Cell, files: CaseFiles, bundle: Bundle) -> Callable[[Pixels], Any]:
+def in_pytorch(cell: CpuCell, files: CaseFiles, bundle: Bundle) -> Callable[[Pixels], Any]:
     """PyTorch's eager mode, or `torch.compile`: of the default model its dense network, else the plain ViT."""
     if importlib.util.find_spec("torch") is None:
         raise Unavailable("torch is not installed: pip install 'dovit-deploy[export]'")

@@ -13,7 +13,7 @@ from pathlib import Path
 from report import between_marks
 
 from on_cpu.cells import PROFILES, is_baseline
-from on_cpu.result import BASELINE, DEFAULT, Case, Cell, CpuReport, Row, Way
+from on_cpu.result import BASELINE, DEFAULT, CellRow, CpuCase, CpuCell, CpuReport, CpuWay
 
 DENSE_WAYS = ("dense", "plain", "nncf", "eager", "compiled")
 NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
@@ -29,7 +29,7 @@ SHOWN = {
 }
 
 
-def best_dense(report: CpuReport, row: Row) -> Row | None:
+def best_dense(report: CpuReport, row: CellRow) -> CellRow | None:
     """The fastest dense way of the same case that is at least as accurate: in mIoU, or in agreement with dense fp32.
 
     Of random weights, for which accuracy means nothing, the fastest of all.
@@ -38,7 +38,7 @@ def best_dense(report: CpuReport, row: Row) -> Row | None:
     return max((other for other in rivals if _as_accurate(other, row)), key=lambda other: other.ratio, default=None)
 
 
-def _as_accurate(other: Row, row: Row) -> bool:
+def _as_accurate(other: CellRow, row: CellRow) -> bool:
     theirs, ours = other.accuracy, row.accuracy
     if theirs is None or ours is None:
         return True
@@ -46,10 +46,10 @@ def _as_accurate(other: Row, row: Row) -> bool:
     return by_labels or theirs.agreement >= ours.agreement
 
 
-def factors(report: CpuReport, row: Row) -> tuple[float, float] | None:
+def factors(report: CpuReport, row: CellRow) -> tuple[float, float] | None:
     """Token factor: over dense of the same engine and precision; engine factor: of that over the baseline."""
     way = row.cell.way
-    same = Way(runs="dense", engine=way.engine, precision=way.precision)
+    same = CpuWay(runs="dense", engine=way.engine, precision=way.precision)
     dense = report.row(row.cell.model_copy(update={"way": same}))
     return None if dense is None or way.runs != "tokens" else (row.ratio / dense.ratio, dense.ratio)
 
@@ -108,14 +108,14 @@ def _kinds(report: CpuReport) -> list[tuple[str, str]]:
     return list(dict.fromkeys((cell.way.engine, cell.way.precision) for cell in ways))
 
 
-def _bench_line(report: CpuReport, case: Case, profile: str) -> Sequence[str]:
-    def found(way: Way) -> Row | None:
-        return report.row(Cell(case=case, way=way))
+def _bench_line(report: CpuReport, case: CpuCase, profile: str) -> Sequence[str]:
+    def found(way: CpuWay) -> CellRow | None:
+        return report.row(CpuCell(case=case, way=way))
 
-    def way(runs: str, engine: str, precision: str) -> Way:
-        return Way.model_validate({"runs": runs, "engine": engine, "precision": precision})
+    def way(runs: str, engine: str, precision: str) -> CpuWay:
+        return CpuWay.model_validate({"runs": runs, "engine": engine, "precision": precision})
 
-    tokens = [found(Way(runs="tokens", engine=one, precision=two, profile=profile)) for one, two in _kinds(report)]
+    tokens = [found(CpuWay(runs="tokens", engine=one, precision=two, profile=profile)) for one, two in _kinds(report)]
     fastest = max((row for row in tokens if row is not None), key=lambda row: row.ratio, default=None)
     baseline, plain = found(way(*BASELINE)), found(way("plain", "onnxruntime", "fp32"))
     rival = None if fastest is None else best_dense(report, fastest)
@@ -184,7 +184,7 @@ def write_tables(reports: Sequence[CpuReport], *, readme: Path | None, docs: Pat
         path.write_text(text, encoding="utf-8")
 
 
-def _default_rows(report: CpuReport, *, threads: int, streams: int) -> list[Row]:
+def _default_rows(report: CpuReport, *, threads: int, streams: int) -> list[CellRow]:
     return [
         row
         for row in report.rows
@@ -192,14 +192,14 @@ def _default_rows(report: CpuReport, *, threads: int, streams: int) -> list[Row]
     ]
 
 
-def _accuracy_table(report: CpuReport, rows: Sequence[Row]) -> str:
+def _accuracy_table(report: CpuReport, rows: Sequence[CellRow]) -> str:
     labelled = any(row.accuracy is not None and row.accuracy.miou is not None for row in rows)
     head = ("", "engine", "precision", *(("mIoU", "drop (95 %)") if labelled else ()), "agreement", "ms p50 / p99")
     head += ("tokens * engine", "over dense fp32", "over the best dense as accurate")
     return _table(head, [_accuracy_line(report, row, labelled=labelled) for row in rows])
 
 
-def _accuracy_line(report: CpuReport, row: Row, *, labelled: bool) -> Sequence[str]:
+def _accuracy_line(report: CpuReport, row: CellRow, *, labelled: bool) -> Sequence[str]:
     rival, both = best_dense(report, row), factors(report, row)
     own = row.cell.way.runs in ("tokens", "merging")
     over = f"{row.ratio / rival.ratio:.2f}x ({_short(rival)})" if own and rival is not None else ""
@@ -214,18 +214,18 @@ def _accuracy_line(report: CpuReport, row: Row, *, labelled: bool) -> Sequence[s
     )
 
 
-def _named(row: Row) -> tuple[str, str, str]:
+def _named(row: CellRow) -> tuple[str, str, str]:
     way = row.cell.way
     return SHOWN[way.runs], NAMES.get(way.engine, way.engine), way.precision
 
 
-def _short(row: Row) -> str:
+def _short(row: CellRow) -> str:
     """The way of a dense row in few words."""
     peer = "" if row.cell.way.runs == "dense" else f"{row.cell.way.runs}, "
     return f"{peer}{NAMES.get(row.cell.way.engine, row.cell.way.engine)} {row.cell.way.precision}"
 
 
-def _labels(row: Row) -> tuple[str, str]:
+def _labels(row: CellRow) -> tuple[str, str]:
     found = row.accuracy
     if found is None or found.miou is None or found.drop is None:
         return "-", "-"
@@ -233,11 +233,11 @@ def _labels(row: Row) -> tuple[str, str]:
     return f"{found.miou:.1f}", f"{found.drop:.2f}{limits}"
 
 
-def _agreement(row: Row) -> str:
+def _agreement(row: CellRow) -> str:
     return "-" if row.accuracy is None else f"{row.accuracy.agreement:.4f}"
 
 
-def _ratio(row: Row | None) -> str:
+def _ratio(row: CellRow | None) -> str:
     return "-" if row is None else f"{row.ratio:.2f}x"
 
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from on_cpu.result import Effort
+from on_cpu.result import CellEffort
 
-Unit = Callable[[int], object]
+FrameRun = Callable[[int], object]
 """Runs frame number i."""
 BLOCK = 4
 """Images of each stream that are timed together: threads that wait for each other after every image would idle."""
 
 
 @dataclass(frozen=True)
-class Timed:
+class RunTime:
     """Seconds of a run."""
 
     wall: float
@@ -29,12 +29,12 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairTimes:
     """Runs of baseline and other, pair by pair, and the first runs of the other."""
 
-    baseline: tuple[Timed, ...]
-    other: tuple[Timed, ...]
-    first: tuple[Timed, ...]
+    baseline: tuple[RunTime, ...]
+    other: tuple[RunTime, ...]
+    first: tuple[RunTime, ...]
 
     def ratios(self, *, wall: bool) -> list[float]:
         """Baseline / other of each pair."""
@@ -42,13 +42,13 @@ class Pairs:
         return [one.wall / two.wall if wall else one.cpu / two.cpu for one, two in pairs]
 
 
-def paired(baseline: Unit, other: Unit, *, frames: int, effort: Effort) -> Pairs:
+def paired(baseline: FrameRun, other: FrameRun, *, frames: int, effort: CellEffort) -> PairTimes:
     """Run both on frames 0 to `frames` - 1 in turns, the order alternating, for about `effort.seconds`."""
     for frame in range(frames):
         baseline(frame)
     # Every frame, so that nothing that one of them needs is compiled while pairs are timed.
     first = tuple(timed(other, frame) for frame in range(frames))
-    times: tuple[list[Timed], list[Timed]] = ([], [])
+    times: tuple[list[RunTime], list[RunTime]] = ([], [])
     end = time.monotonic() + effort.seconds
     while len(times[0]) < max(effort.fewest, frames) or time.monotonic() < end:
         number = len(times[0])
@@ -56,20 +56,20 @@ def paired(baseline: Unit, other: Unit, *, frames: int, effort: Effort) -> Pairs
         order = (0, 1) if (number % frames + number // frames) % 2 == 0 else (1, 0)
         for which in order:
             times[which].append(timed((baseline, other)[which], number % frames))
-    return Pairs(tuple(times[0]), tuple(times[1]), first)
+    return PairTimes(tuple(times[0]), tuple(times[1]), first)
 
 
-def timed(unit: Unit, frame: int) -> Timed:
+def timed(unit: FrameRun, frame: int) -> RunTime:
     """One run."""
     wall, cpu = time.perf_counter(), time.process_time()
     unit(frame)
-    return Timed(time.perf_counter() - wall, time.process_time() - cpu)
+    return RunTime(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def in_streams(units: Sequence[Unit], pool: ThreadPoolExecutor) -> Unit:
+def in_streams(units: Sequence[FrameRun], pool: ThreadPoolExecutor) -> FrameRun:
     """All `units` at the same time, each on `BLOCK` images in a thread of its own."""
 
-    def stream(unit: Unit, frame: int) -> None:
+    def stream(unit: FrameRun, frame: int) -> None:
         for _ in range(BLOCK):
             unit(frame)
 

@@ -9,7 +9,19 @@ import pytest
 from on_cpu import cells, models, runners
 from on_cpu.measuring import measured
 from on_cpu.models import CaseFiles, FrameChoice, spread
-from on_cpu.result import DEFAULT, OWN, Accuracy, Case, Cell, CpuReport, Effort, Row, Settings, Undone, Way
+from on_cpu.result import (
+    DEFAULT,
+    OWN,
+    CellAccuracy,
+    CellEffort,
+    CellRow,
+    CpuCase,
+    CpuCell,
+    CpuReport,
+    CpuSettings,
+    CpuWay,
+    UndoneCell,
+)
 from on_cpu.tables import TABLES, best_dense, factors, machines_table, mark, readme_table, write_tables
 from on_cpu.timing import paired
 from report import END, between_marks, circumstances
@@ -18,23 +30,23 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.errors import UsageError
 from tests.paths import ROOT
 
-LITTLE = Effort(seconds=0.0, fewest=2, timed_frames=2, limit_s=60.0)
+LITTLE = CellEffort(seconds=0.0, fewest=2, timed_frames=2, limit_s=60.0)
 FRAMES = FrameChoice(frames=None, dataset=None, split="val", count=2)
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 
 
 @pytest.fixture(scope="module")
 def files(tiny_bundle_path, tmp_path_factory) -> CaseFiles:
-    case = Case(model=DEFAULT, size=Bundle.open(tiny_bundle_path).manifest.spec.size)
+    case = CpuCase(model=DEFAULT, size=Bundle.open(tiny_bundle_path).manifest.spec.size)
     found = CaseFiles(case, work=tmp_path_factory.mktemp("work"), bundle=tiny_bundle_path)
     found.prepare(FRAMES)
     return found
 
 
-def cell_of(files: CaseFiles, runs: str, engine: str = "onnxruntime", precision: str = "fp32", **more) -> Cell:
+def cell_of(files: CaseFiles, runs: str, engine: str = "onnxruntime", precision: str = "fp32", **more) -> CpuCell:
     profile = OWN if runs in ("tokens", "merging") else ""
-    way = Way(runs=runs, engine=engine, precision=precision, profile=profile)
-    return Cell(case=files.case, way=way, **more)
+    way = CpuWay(runs=runs, engine=engine, precision=precision, profile=profile)
+    return CpuCell(case=files.case, way=way, **more)
 
 
 def test_the_baseline_agrees_with_itself(files) -> None:
@@ -92,13 +104,13 @@ def test_the_bench_model_is_forced_to_its_profile(monkeypatch, tmp_path) -> None
     monkeypatch.setattr(models, "MODELS", {"Ti": (16, 2)})
     monkeypatch.setattr(models, "DEPTH", 4)
     monkeypatch.setattr(models, "GATES", (1, 2, 3))
-    bench = CaseFiles(Case(model="Ti", size=(64, 96)), work=tmp_path, bundle=tmp_path)
+    bench = CaseFiles(CpuCase(model="Ti", size=(64, 96)), work=tmp_path, bundle=tmp_path)
     bench.prepare(FRAMES)
-    way = Way(runs="tokens", engine="onnxruntime", precision="fp32", profile="p12")
-    row = measured(Cell(case=bench.case, way=way), bench, LITTLE)
+    way = CpuWay(runs="tokens", engine="onnxruntime", precision="fp32", profile="p12")
+    row = measured(CpuCell(case=bench.case, way=way), bench, LITTLE)
     assert row.accuracy is None and row.macs_saved > 0.2
-    plain = Way(runs="plain", engine="onnxruntime", precision="fp32")
-    assert measured(Cell(case=bench.case, way=plain), bench, LITTLE).macs_saved == 0
+    plain = CpuWay(runs="plain", engine="onnxruntime", precision="fp32")
+    assert measured(CpuCell(case=bench.case, way=plain), bench, LITTLE).macs_saved == 0
 
 
 def test_every_frame_runs_once_before_pairs_and_in_both_orders() -> None:
@@ -127,17 +139,19 @@ def test_cells_are_distinct_and_begin_with_the_default_model() -> None:
     assert spread(10, 4) == [0, 2, 5, 7] and spread(2, 4) == [0, 1]
 
 
-def row_of(runs: str, engine: str, precision: str, ratio: float, agreement: float, miou: float | None = None) -> Row:
+def row_of(
+    runs: str, engine: str, precision: str, ratio: float, agreement: float, miou: float | None = None
+) -> CellRow:
     profile = OWN if runs == "tokens" else ""
-    way = Way(runs=runs, engine=engine, precision=precision, profile=profile)
-    cell = Cell(case=Case(model=DEFAULT, size=(32, 48)), way=way)
-    found = Accuracy(frames=3, agreement=agreement, miou=miou, drop=None if miou is None else 62.0 - miou)
+    way = CpuWay(runs=runs, engine=engine, precision=precision, profile=profile)
+    cell = CpuCell(case=CpuCase(model=DEFAULT, size=(32, 48)), way=way)
+    found = CellAccuracy(frames=3, agreement=agreement, miou=miou, drop=None if miou is None else 62.0 - miou)
     times = {"p50": 5.0, "p99": 6.0, "first": 50.0, "cpu": 5.0, "low": ratio, "high": ratio, "pairs": 4}
-    return Row(cell=cell, ratio=ratio, accuracy=found, macs_saved=0.0, **times)
+    return CellRow(cell=cell, ratio=ratio, accuracy=found, macs_saved=0.0, **times)
 
 
-def report_of(*rows: Row) -> CpuReport:
-    settings = Settings(bundle="x.dovit", frames="rendered streets", count=3, effort=LITTLE)
+def report_of(*rows: CellRow) -> CpuReport:
+    settings = CpuSettings(bundle="x.dovit", frames="rendered streets", count=3, effort=LITTLE)
     return CpuReport.model_validate(
         {**circumstances("python benchmarks/cpu.py"), "features": ("avx2",), "settings": settings, "rows": rows}
     )
@@ -192,7 +206,7 @@ def test_tables_go_between_their_marks_or_nowhere(tmp_path) -> None:
     readme, docs = tmp_path / "README.md", tmp_path / "benchmarks.md"
     readme.write_text(page_with_marks([""]))
     docs.write_text(page_with_marks([*TABLES]))
-    report = report_of(*ROWS).model_copy(update={"undone": (Undone(cell=ROWS[0].cell, why="it broke"),)})
+    report = report_of(*ROWS).model_copy(update={"undone": (UndoneCell(cell=ROWS[0].cell, why="it broke"),)})
     with pytest.raises(ValueError, match="machines"):
         write_tables([report], readme=readme, docs=docs)
     assert "of yesterday" in readme.read_text()
@@ -208,14 +222,14 @@ def test_the_pages_of_the_project_have_the_marks() -> None:
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[Cell]:
+def asked(monkeypatch) -> list[CpuCell]:
     """The cells that would be measured, each of which gives a row, but for those in PyTorch."""
-    seen: list[Cell] = []
+    seen: list[CpuCell] = []
 
     def fake(cell, work, bundle, choice, effort):
         seen.append(cell)
         if cell.way.engine == "torch":
-            return Undone(cell=cell, why="no")
+            return UndoneCell(cell=cell, why="no")
         return ROWS[0].model_copy(update={"cell": cell})
 
     monkeypatch.setattr(cpu, "in_process", fake)
@@ -255,9 +269,9 @@ def test_no_time_left_leaves_cells_out_and_says_so(asked, monkeypatch, tiny_bund
 def test_a_cell_runs_in_a_process_of_its_own_and_may_fail_there(files, tmp_path) -> None:
     work = files.folder.parent
     row = cpu.in_process(cell_of(files, "dense"), work, files.bundle_path, FRAMES, LITTLE)
-    assert isinstance(row, Row) and row.accuracy is not None
+    assert isinstance(row, CellRow) and row.accuracy is not None
     gone = cpu.in_process(cell_of(files, "dense"), work, tmp_path / "gone.dovit", FRAMES, LITTLE)
-    assert isinstance(gone, Undone) and "gone.dovit" in gone.why
+    assert isinstance(gone, UndoneCell) and "gone.dovit" in gone.why
     hasty = LITTLE.model_copy(update={"limit_s": 0.01})
     late = cpu.in_process(cell_of(files, "dense"), work, files.bundle_path, FRAMES, hasty)
-    assert isinstance(late, Undone) and late.why == "took more than 0 s"
+    assert isinstance(late, UndoneCell) and late.why == "took more than 0 s"
