@@ -16,18 +16,22 @@ END = "<!-- end of table -->"
 
 def publish(figures: dict[str, object], *, command: str, output: Path | None) -> dict[str, object]:
     """Print the report as JSON, write it to `output` too where that is given, and return it."""
-    report: dict[str, object] = {
-        "command": command,
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": machine_facts(),
-        "versions": package_versions(),
-        **figures,
-    }
+    report = {**circumstances(command), **figures}
     text = json.dumps(report, indent=1)
     print(text)
     if output is not None:
         output.write_text(text + "\n")
     return report
+
+
+def circumstances(command: str) -> dict[str, object]:
+    """What stands beside the figures of every result."""
+    return {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine_facts(),
+        "versions": package_versions(),
+    }
 
 
 def command_text(script: str, words: Sequence[str]) -> str:

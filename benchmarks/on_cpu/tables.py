@@ -1,0 +1,256 @@
+"""The tables of docs/benchmarks.md and README.md from the JSON of `cpu.py`, written between their marks.
+
+<!-- table: benchmarks/cpu.py NAME -->      README's has no NAME
+...
+<!-- end of table -->
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from report import between_marks
+
+from on_cpu.cells import PROFILES, is_baseline
+from on_cpu.result import BASELINE, DEFAULT, CellRow, CpuCase, CpuCell, CpuReport, CpuWay
+
+DENSE_WAYS = ("dense", "plain", "nncf", "eager", "compiled")
+NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+NOT_MEASURED = "Not measured yet."
+SHOWN = {
+    "dense": "dense",
+    "tokens": "token passing",
+    "plain": "the dense ONNX file as it is",
+    "nncf": "dense, quantised by NNCF",
+    "eager": "dense, eager",
+    "compiled": "dense, torch.compile",
+    "merging": "merging as many tokens",
+}
+
+
+def best_dense(report: CpuReport, row: CellRow) -> CellRow | None:
+    """The fastest dense way of the same case that is at least as accurate: in mIoU, or in agreement with dense fp32.
+
+    Of random weights, for which accuracy means nothing, the fastest of all.
+    """
+    rivals = report.like(row.cell, runs=DENSE_WAYS)
+    return max((other for other in rivals if _as_accurate(other, row)), key=lambda other: other.ratio, default=None)
+
+
+def _as_accurate(other: CellRow, row: CellRow) -> bool:
+    theirs, ours = other.accuracy, row.accuracy
+    if theirs is None or ours is None:
+        return True
+    by_labels = theirs.miou is not None and ours.miou is not None and theirs.miou >= ours.miou
+    return by_labels or theirs.agreement >= ours.agreement
+
+
+def factors(report: CpuReport, row: CellRow) -> tuple[float, float] | None:
+    """Token factor: over dense of the same engine and precision; engine factor: of that over the baseline."""
+    way = row.cell.way
+    same = CpuWay(runs="dense", engine=way.engine, precision=way.precision)
+    dense = report.row(row.cell.model_copy(update={"way": same}))
+    return None if dense is None or way.runs != "tokens" else (row.ratio / dense.ratio, dense.ratio)
+
+
+def readme_table(report: CpuReport) -> str:
+    """The default model alone: dense fp32, the best dense ways, the default engine and the fastest."""
+    rows = _default_rows(report, threads=1, streams=1)
+    if not rows:
+        return NOT_MEASURED
+    tokens = [row for row in rows if row.cell.way.runs == "tokens"]
+    dense = sorted((row for row in rows if row.cell.way.runs in DENSE_WAYS), key=lambda row: -row.ratio)[:3]
+    chosen = [row for row in rows if is_baseline(row.cell)] + [row for row in dense if not is_baseline(row.cell)][::-1]
+    chosen += sorted(tokens, key=lambda row: row.ratio)
+    return f"{_accuracy_table(report, chosen)}\n\n{_origin(report)}"
+
+
+def default_table(report: CpuReport) -> str:
+    """Every way of the default model, one thread."""
+    rows = _default_rows(report, threads=1, streams=1)
+    return f"{_accuracy_table(report, rows)}\n\n{_origin(report)}" if rows else NOT_MEASURED
+
+
+def cores_table(report: CpuReport) -> str:
+    """The default model with two threads, and with two streams."""
+    body = []
+    for threads, streams in ((1, 1), (2, 1), (1, 2)):
+        for row in _default_rows(report, threads=threads, streams=streams):
+            if row.cell.way.runs in ("dense", "tokens"):
+                found = (f"{row.p50:.1f} / {row.p99:.1f}", f"{row.first:.0f}", f"{row.ratio:.2f}x")
+                body.append((f"{threads}", f"{streams}", *_named(row), *found))
+    head = (
+        "threads",
+        "streams",
+        "",
+        "engine",
+        "precision",
+        "ms an image p50 / p99",
+        "first, slowest",
+        "over dense fp32",
+    )
+    return _table(head, body) if body else NOT_MEASURED
+
+
+def bench_table(report: CpuReport) -> str:
+    """The bench model: a line for every size of model and image and every profile."""
+    cases = dict.fromkeys(row.cell.case for row in report.rows if row.cell.case.model != DEFAULT)
+    body = [_bench_line(report, case, profile) for case in cases for profile in PROFILES]
+    kinds = [f"{NAMES[engine]} {precision}" for engine, precision in _kinds(report)]
+    head = ("model", "profile", "dense ms", "plain export", "best dense", *kinds, "best, over best dense")
+    return _table(head, body) if body else NOT_MEASURED
+
+
+def _kinds(report: CpuReport) -> list[tuple[str, str]]:
+    """Engines and precisions in which the bench model's tokens ran."""
+    ways = (row.cell for row in report.rows if row.cell.way.runs == "tokens" and row.cell.case.model != DEFAULT)
+    return list(dict.fromkeys((cell.way.engine, cell.way.precision) for cell in ways))
+
+
+def _bench_line(report: CpuReport, case: CpuCase, profile: str) -> Sequence[str]:
+    def found(way: CpuWay) -> CellRow | None:
+        return report.row(CpuCell(case=case, way=way))
+
+    def way(runs: str, engine: str, precision: str) -> CpuWay:
+        return CpuWay.model_validate({"runs": runs, "engine": engine, "precision": precision})
+
+    tokens = [found(CpuWay(runs="tokens", engine=one, precision=two, profile=profile)) for one, two in _kinds(report)]
+    fastest = max((row for row in tokens if row is not None), key=lambda row: row.ratio, default=None)
+    baseline, plain = found(way(*BASELINE)), found(way("plain", "onnxruntime", "fp32"))
+    rival = None if fastest is None else best_dense(report, fastest)
+    over = "-" if fastest is None or rival is None else f"{fastest.ratio / rival.ratio:.2f}x"
+    best = "-" if rival is None else f"{rival.ratio:.2f}x ({rival.cell.way.engine} {rival.cell.way.precision})"
+    return (
+        f"{case.model} {case.size[0]}x{case.size[1]}",
+        profile,
+        "-" if baseline is None else f"{baseline.cpu:.0f}",
+        _ratio(plain),
+        best,
+        *(_ratio(row) for row in tokens),
+        over,
+    )
+
+
+def undone_table(report: CpuReport) -> str:
+    """What was not measured, and why."""
+    reasons: dict[str, list[str]] = {}
+    for entry in report.undone:
+        reasons.setdefault(entry.why, []).append(entry.cell.label)
+    lines = [f"- {why}: {'; '.join(labels[:3])}{_more(labels)}" for why, labels in reasons.items()]
+    return "\n".join(lines) if lines else "Everything was measured."
+
+
+def _more(labels: Sequence[str]) -> str:
+    return f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+
+
+def machines_table(reports: Sequence[CpuReport]) -> str:
+    """A line for every machine: the default model, one thread."""
+    body = []
+    for report in reports:
+        rows = [row for row in _default_rows(report, threads=1, streams=1) if row.cell.way.runs == "tokens"]
+        plain = next((row for row in rows if (row.cell.way.engine, row.cell.way.precision) == BASELINE[1:]), None)
+        fastest = max(rows, key=lambda row: row.ratio, default=None)
+        named = "-" if fastest is None else " ".join(_named(fastest)[1:])
+        rival = None if fastest is None else best_dense(report, fastest)
+        over = "-" if fastest is None or rival is None else f"{fastest.ratio / rival.ratio:.2f}x"
+        facts = (f"{report.machine['cpu']}", ", ".join(report.features), report.date)
+        agreement = "-" if fastest is None else _agreement(fastest)
+        body.append((*facts, _ratio(plain), f"{named} {_ratio(fastest)}", agreement, over))
+    head = ("processor", "has", "date", "ONNX Runtime fp32", "fastest", "agreement", "over the best dense as accurate")
+    return _table(head, body)
+
+
+TABLES = {"default": default_table, "cores": cores_table, "bench": bench_table, "undone": undone_table}
+
+
+def mark(name: str = "") -> str:
+    """The line before a table."""
+    return f"<!-- table: {' '.join(filter(None, ('benchmarks/cpu.py', name)))} -->"
+
+
+def write_tables(reports: Sequence[CpuReport], *, readme: Path | None, docs: Path | None) -> None:
+    """Put the tables of the first report and a line of each into the pages; ValueError before anything is written."""
+    pages: dict[Path, str] = {}
+    if readme is not None:
+        pages[readme] = between_marks(readme.read_text(encoding="utf-8"), mark(), readme_table(reports[0]))
+    if docs is not None:
+        text = docs.read_text(encoding="utf-8")
+        for name, table in TABLES.items():
+            text = between_marks(text, mark(name), table(reports[0]))
+        pages[docs] = between_marks(text, mark("machines"), machines_table(reports))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def _default_rows(report: CpuReport, *, threads: int, streams: int) -> list[CellRow]:
+    return [
+        row
+        for row in report.rows
+        if row.cell.case.model == DEFAULT and (row.cell.threads, row.cell.streams) == (threads, streams)
+    ]
+
+
+def _accuracy_table(report: CpuReport, rows: Sequence[CellRow]) -> str:
+    labelled = any(row.accuracy is not None and row.accuracy.miou is not None for row in rows)
+    head = ("", "engine", "precision", *(("mIoU", "drop (95 %)") if labelled else ()), "agreement", "ms p50 / p99")
+    head += ("tokens * engine", "over dense fp32", "over the best dense as accurate")
+    return _table(head, [_accuracy_line(report, row, labelled=labelled) for row in rows])
+
+
+def _accuracy_line(report: CpuReport, row: CellRow, *, labelled: bool) -> Sequence[str]:
+    rival, both = best_dense(report, row), factors(report, row)
+    own = row.cell.way.runs in ("tokens", "merging")
+    over = f"{row.ratio / rival.ratio:.2f}x ({_short(rival)})" if own and rival is not None else ""
+    return (
+        *_named(row),
+        *(_labels(row) if labelled else ()),
+        _agreement(row),
+        f"{row.p50:.1f} / {row.p99:.1f}",
+        "" if both is None else f"{both[0]:.2f} * {both[1]:.2f}",
+        _ratio(row),
+        over,
+    )
+
+
+def _named(row: CellRow) -> tuple[str, str, str]:
+    way = row.cell.way
+    return SHOWN[way.runs], NAMES.get(way.engine, way.engine), way.precision
+
+
+def _short(row: CellRow) -> str:
+    """The way of a dense row in few words."""
+    peer = "" if row.cell.way.runs == "dense" else f"{row.cell.way.runs}, "
+    return f"{peer}{NAMES.get(row.cell.way.engine, row.cell.way.engine)} {row.cell.way.precision}"
+
+
+def _labels(row: CellRow) -> tuple[str, str]:
+    found = row.accuracy
+    if found is None or found.miou is None or found.drop is None:
+        return "-", "-"
+    limits = "" if found.drop_interval is None else f" ({found.drop_interval[0]:.2f} to {found.drop_interval[1]:.2f})"
+    return f"{found.miou:.1f}", f"{found.drop:.2f}{limits}"
+
+
+def _agreement(row: CellRow) -> str:
+    return "-" if row.accuracy is None else f"{row.accuracy.agreement:.4f}"
+
+
+def _ratio(row: CellRow | None) -> str:
+    return "-" if row is None else f"{row.ratio:.2f}x"
+
+
+def _origin(report: CpuReport) -> str:
+    found = next((row.accuracy for row in report.rows if row.accuracy is not None), None)
+    frames = "" if found is None else f" ({found.frames} frames)"
+    return (
+        f"{report.settings.bundle} on {report.settings.frames}{frames}, one thread, CPU time, "
+        "medians of interleaved pairs; "
+        f"{report.machine['cpu']} ({', '.join(report.features)}), {report.date}; `{report.command}`."
+    )
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
