@@ -1,4 +1,4 @@
-"""`dovit cache ls|prune`: the engines that were built on this machine, and removing those that cannot be used."""
+"""`dovit cache ls|prune`: engines built and choices of engines made on this machine, and removing what is of no use."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
+    from dovit_deploy.runtime.choices import ChoiceCache
 
 HEADERS = ("key", "bundle", "engine", "precision", "graphs", "built", "MB", "")
+CHOICE_HEADERS = ("bundle", "chosen", "speed", "over", "threads", "measured", "")
 
 
 class Action(StrEnum):
@@ -26,36 +28,50 @@ class Action(StrEnum):
 
 
 def cache(
-    action: Annotated[Action, typer.Argument(help="ls: list the engines. prune: remove what cannot be used any more.")],
-    everything: Annotated[bool, typer.Option("--all", help="prune: remove usable engines as well.")] = False,
+    action: Annotated[Action, typer.Argument(help="ls: list what is kept. prune: remove what is of no use any more.")],
+    everything: Annotated[bool, typer.Option("--all", help="prune: remove what is usable as well.")] = False,
     json_file: arguments.JsonFile = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """List or prune the cache of built engines.
+    """List or prune the cache of built engines, and of the choices that `run --engine auto` made.
 
-    `prune` removes what killed builds left, damaged engines, and engines of another version of TensorRT or of this
-    package, which are never taken again.
+    `prune` removes what killed builds left, damaged engines, engines of another version of TensorRT or of this
+    package, which are never taken again, and choices made on another machine or with other versions.
     """
     from dovit_deploy.engines.tensorrt.store import EngineCache
+    from dovit_deploy.runtime.choices import ChoiceCache
 
     targets.claim_report(json_file)
-    store = EngineCache()
+    store, choices = EngineCache(), ChoiceCache()
     if action is Action.ls:
-        _list(store, json_file)
+        _list(store, choices, json_file)
         console.next_command("dovit cache prune", quiet=quiet)
         return
     # Looked up once: it reads the metadata of every installed package.
     versions = _installed_versions()
     removed, freed = store.prune(lambda folder: everything or _examined(folder, versions)[1] is not None)
-    console.write_json(json_file, {"removed": [folder.name for folder in removed], "freed_bytes": freed})
+    forgotten = _forget(choices, everything=everything)
+    report = {"removed": [folder.name for folder in removed], "freed_bytes": freed, "choices_removed": forgotten}
+    console.write_json(json_file, report)
     for folder in removed:
         console.result(f"removed {folder.name}")
     console.result(f"{plural(len(removed), 'entry', 'entries')} removed from {store.root}, {freed / 1e6:.1f} MB freed")
+    console.result(f"{plural(forgotten, 'choice')} of engines removed from {choices.path}")
     console.next_command("dovit cache ls", quiet=quiet)
 
 
-def _list(store: EngineCache, json_file: Path | None) -> None:
+def _forget(choices: ChoiceCache, *, everything: bool) -> int:
+    """Drop the choices that will not be recalled, or all; how many there were."""
+    from dovit_deploy.runtime.choices import Here, why_outdated
+
+    here = Here.now()
+    gone = tuple(entry for entry in choices.entries() if everything or why_outdated(entry.situation, here) is not None)
+    choices.forget(gone)
+    return len(gone)
+
+
+def _list(store: EngineCache, choices: ChoiceCache, json_file: Path | None) -> None:
     from dovit_deploy.engines.tensorrt.store import folder_bytes
 
     versions, rows, entries = _installed_versions(), [], []
@@ -66,8 +82,26 @@ def _list(store: EngineCache, json_file: Path | None) -> None:
         size = folder_bytes(folder)
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
-    console.write_json(json_file, {"root": str(store.root), "entries": entries})
+    chosen, chosen_rows = _choices(choices)
+    report = {"root": str(store.root), "entries": entries, "choices_file": str(choices.path), "choices": chosen}
+    console.write_json(json_file, report)
     console.show_table(f"{plural(len(rows), 'entry', 'entries')} in {store.root}", HEADERS, rows, right=(6,))
+    title = f"{plural(len(chosen_rows), 'choice')} of engines in {choices.path}"
+    console.show_table(title, CHOICE_HEADERS, chosen_rows, right=(2, 4))
+
+
+def _choices(choices: ChoiceCache) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
+    """What `--engine auto` chose, as JSON and as rows of the table."""
+    from dovit_deploy.runtime.choices import Here, why_outdated
+
+    here, entries, rows = Here.now(), [], []
+    for situation, choice in ((entry.situation, entry.choice) for entry in choices.entries()):
+        outdated = why_outdated(situation, here)
+        threads = "all" if situation.threads is None else str(situation.threads)
+        facts = (choice.bundle, choice.name, f"{choice.ratio:.2f}x", choice.over, threads, choice.date[:10])
+        rows.append((*facts, outdated or "usable"))
+        entries.append({**choice.model_dump(mode="json"), "threads": situation.threads, "outdated": outdated})
+    return entries, rows
 
 
 def _examined(folder: Path, versions: dict[str, str | None]) -> tuple[EngineSet | None, str | None]:

@@ -9,6 +9,8 @@ import pytest
 
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.tensorrt import package as tensorrt_package
+from dovit_deploy.runtime.choices import ChoiceCache, Here
+from tests.runtime.test_choices import CHOICE, SITUATION
 
 
 def command(*arguments: object) -> int:
@@ -52,4 +54,40 @@ def test_reports_name_the_engines(faked: Path, single_copy: Path, tmp_path: Path
     (entry,) = json.loads(report.read_text())["entries"]
     assert (Path(entry["folder"]), entry["unusable"]) == (faked / entry["key"], None)
     assert command("cache", "prune", "--all", "--json", report) == 0
-    assert json.loads(report.read_text()) == {"removed": [entry["key"]], "freed_bytes": entry["bytes"]}
+    assert json.loads(report.read_text()) == {
+        "removed": [entry["key"]],
+        "freed_bytes": entry["bytes"],
+        "choices_removed": 0,
+    }
+
+
+def test_choices_are_listed_and_those_of_other_versions_pruned(faked: Path, tmp_path: Path, capsys) -> None:
+    del faked
+    now = Here.now()
+    situation = SITUATION.model_copy(update={"here": now})
+    old = SITUATION.model_copy(
+        update={"here": now.model_copy(update={"versions": {**now.versions, "dovit-deploy": "0.0"}})}
+    )
+    cache, report = ChoiceCache(), tmp_path / "report.json"
+    cache.remember(situation, CHOICE)
+    cache.remember(old, CHOICE)
+    assert command("cache", "ls", "--json", report) == 0
+    printed = capsys.readouterr().out
+    assert "2 choices of engines" in printed
+    assert "dovit-deploy was 0.0" in printed
+    assert [entry["outdated"] is None for entry in json.loads(report.read_text())["choices"]] == [True, False]
+    assert command("cache", "prune", "--json", report) == 0
+    assert json.loads(report.read_text())["choices_removed"] == 1
+    assert [entry.situation for entry in cache.entries()] == [situation]
+    assert command("cache", "prune", "--all") == 0
+    assert not cache.path.exists()
+
+
+def test_a_damaged_file_of_choices_is_pruned(faked: Path, capsys) -> None:
+    path = ChoiceCache().path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{")
+    assert command("cache", "ls") == 0
+    assert "0 choices" in capsys.readouterr().out
+    assert command("cache", "prune") == 0
+    assert not path.exists()

@@ -1,0 +1,213 @@
+"""What `--engine auto` may choose among, on machines of all kinds, and when it measures at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dovit_deploy import packages
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
+from dovit_deploy.errors import GraphMismatch, UsageError
+from dovit_deploy.runtime import auto
+from dovit_deploy.runtime import contest as rules
+from dovit_deploy.runtime.auto import Wanted, candidates_for, chosen_session, standard_for
+from dovit_deploy.runtime.choices import ChoiceCache
+from dovit_deploy.runtime.contest import STANDARD, Candidate
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.sources.ahead import FramesAhead
+from tests.runtime.recorded import Machine, Recorded, standard
+from tests.runtime.test_choices import HERE
+
+BF16 = Candidate("openvino", "bf16")
+MACHINES = {
+    "AMD Zen 5": (("avx2", "avx512f", "avx512_vnni", "avx512_bf16"), "", "openvino bf16, openvino fp32"),
+    "Intel without AVX-512": (("avx2", "avx_vnni"), "", "openvino fp32"),
+    "Graviton 3": (("asimd", "asimddp", "i8mm", "bf16"), "", "openvino bf16, openvino fp32"),
+    "unknown": ((), "", "openvino fp32"),
+    "with a GPU": (("avx2",), "NVIDIA H200", "cuda fp16, openvino fp32, cuda fp32"),
+}
+
+
+@pytest.fixture
+def bundle(tiny_bundle_path) -> Bundle:
+    return Bundle.open(tiny_bundle_path)
+
+
+def stating(bundle: Bundle, *, drop: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the bundle say what bf16 loses."""
+    entry = PrecisionParity(
+        engine="openvino", precision="bf16", agreement=0.99, drop=drop, confidence_error=(0.01, 0.01), images=9
+    )
+    report = ParityReport(reference="torch", precision="fp32", forms=(), versions={}, precisions=(entry,))
+    monkeypatch.setattr(Bundle, "content", lambda self, name: report.model_dump_json().encode())
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_candidates_of_a_machine(name: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, gpu, expected = MACHINES[name]
+    monkeypatch.setattr(packages, "is_there", lambda module: True)
+    here = HERE.model_copy(update={"features": features, "gpu": gpu})
+    assert ", ".join(map(str, candidates_for(bundle, here, None))) == expected
+
+
+def test_int8_is_a_candidate_where_the_bundle_has_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "is_there", lambda module: True)
+    monkeypatch.setattr(auto, "engine_entry", lambda name: ENTRY[name])
+    ENTRY = {
+        name: SimpleNamespace(packages=(), on_gpu=name == "cuda", precisions=("fp32", "int8"))
+        for name in auto.AUTOMATIC
+    }
+    here = HERE.model_copy(update={"features": ("avx512_vnni",)})
+    assert "int8" not in str(candidates_for(bundle, here, None))
+    files = {**bundle.manifest.files, "stage0.int8.onnx": bundle.manifest.files["stage0.onnx"]}
+    quantised = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
+    names = [str(candidate) for candidate in candidates_for(quantised, here, None)]
+    assert names == ["onnxruntime int8", "openvino int8", "openvino fp32"]
+    assert "int8" not in str(candidates_for(quantised, HERE, None))
+
+
+def test_an_engine_that_is_not_installed_is_none(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "is_there", lambda module: module != "onnx_ir")
+    assert candidates_for(bundle, HERE, None) == ()
+
+
+@pytest.mark.parametrize(("drop", "offered"), [(0.4, True), (1.0, True), (1.2, False)])
+def test_what_the_bundle_says_loses_too_much_is_none(bundle: Bundle, drop, offered, monkeypatch) -> None:
+    monkeypatch.setattr(packages, "is_there", lambda module: True)
+    stating(bundle, drop=drop, monkeypatch=monkeypatch)
+    here = HERE.model_copy(update={"features": ("avx512_bf16",)})
+    assert (BF16 in candidates_for(bundle, here, None)) == offered
+
+
+def test_a_precision_that_is_named_restricts() -> None:
+    assert standard_for(None) == STANDARD
+    assert standard_for("bf16") == BF16
+    assert standard_for("fp16") == Candidate("cuda", "fp16")
+    with pytest.raises(UsageError, match=r"'fp8' given; --engine auto chooses among: fp32, .*bf16"):
+        standard_for("fp8")
+
+
+# A whole choice, on engines whose timings were recorded.
+
+
+class Video:
+    kind = "video"
+
+    def __init__(self, count: int | None, *, kind: str = "video") -> None:
+        self.count, self.kind = count, kind
+
+    def __iter__(self):
+        from dovit_deploy.sources.source import Frame
+
+        for number in range(self.count or 100):
+            yield Frame(np.zeros((56, 72, 3), np.uint8), number, "clip", number)
+
+
+@pytest.fixture
+def choose(bundle: Bundle, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Choose on a machine; gives what ran, and the lines."""
+
+    def chosen(machine: Machine, source: Video, **asked):
+        monkeypatch.setattr(auto, "candidates_for", lambda *given: tuple(set(machine.engines) - {STANDARD}))
+        monkeypatch.setattr(auto, "perf_counter", machine.clock)
+        monkeypatch.setattr(
+            auto, "contest", lambda *given, **named: rules.contest(*given, **named, clock=machine.clock)
+        )
+        monkeypatch.setattr(rules, "why_distrusted", lambda *given: None)
+        monkeypatch.setattr(
+            auto,
+            "named_session",
+            lambda bundle, engine, wanted, *, precision: machine.opened(Candidate(engine, precision)),
+        )
+        wanted = Wanted(RunSettings.resolve(bundle.manifest, dense=asked.pop("dense", False)), **asked)
+        lines: list[str] = []
+        found = chosen_session(
+            bundle, source, FramesAhead(source), wanted, remark=lines.append, cache=ChoiceCache(tmp_path)
+        )
+        return str(found.session._candidate), found.settings.dense, lines
+
+    return chosen
+
+
+def machine() -> Machine:
+    return Machine({**standard(80, 150), BF16: Recorded(40, 90, start=900)})
+
+
+def test_a_long_source_is_measured_once_and_remembered(choose) -> None:
+    first = machine()
+    name, dense, lines = choose(first, Video(200))
+    assert (name, dense) == ("openvino bf16", False)
+    assert lines == [
+        "engine: openvino bf16, 2.00x as fast as onnxruntime fp32 on the first frames; 100.00% of the answers are the same"
+    ]
+    assert first.open == [BF16]
+    again = machine()
+    name, dense, lines = choose(again, Video(200))
+    assert name == "openvino bf16"
+    assert "remembered from 20" in lines[0]
+    assert again.seconds == 0.9, "nothing but the start"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Video(1), "30 frames and more"),
+        (Video(29), "30 frames and more"),
+        (Video(None, kind="live"), "live source"),
+    ],
+)
+def test_what_is_not_measured_runs_in_the_standard(choose, source: Video, words: str) -> None:
+    alone = machine()
+    name, _, lines = choose(alone, source)
+    assert (name, alone.seconds) == ("onnxruntime fp32", 0.0)
+    assert words in lines[0]
+
+
+def test_a_run_that_is_soon_over_is_not_measured(choose) -> None:
+    name, _, lines = choose(Machine({**standard(10), BF16: Recorded(1)}), Video(150))
+    assert name == "onnxruntime fp32"
+    assert "over before" in lines[0]
+    assert choose(Machine({**standard(10), BF16: Recorded(1)}), Video(250))[0] == "openvino bf16"
+
+
+def test_a_short_source_is_spared_the_start_of_what_was_remembered(choose) -> None:
+    choose(machine(), Video(200))
+    name, _, lines = choose(machine(), Video(5))
+    assert name == "onnxruntime fp32"
+    assert lines == ["engine: onnxruntime fp32; openvino bf16, 2.00x, pays from 23 frames on"]
+    assert choose(machine(), Video(25))[0] == "openvino bf16"
+    assert choose(machine(), Video(None, kind="live"))[0] == "openvino bf16"
+
+
+def test_dense_where_it_is_faster_unless_thresholds_are_named(choose) -> None:
+    name, dense, lines = choose(Machine(standard(80, 60)), Video(200))
+    assert (name, dense) == ("onnxruntime fp32", True)
+    assert "onnxruntime fp32 dense, 1.33x" in lines[0]
+    name, dense, lines = choose(Machine(standard(80, 60)), Video(200), thresholds=(0.9,))
+    assert (name, dense) == ("onnxruntime fp32", False)
+
+
+def test_the_standard_stays_where_nothing_is_clearly_faster(choose) -> None:
+    name, _, lines = choose(Machine({**standard(80), BF16: Recorded(78)}), Video(200))
+    assert name == "onnxruntime fp32"
+    assert lines == ["engine: onnxruntime fp32; nothing else here is clearly faster (the next: openvino bf16, 1.03x)"]
+
+
+def test_a_remembered_engine_that_is_broken_since_is_measured_without(choose) -> None:
+    choose(machine(), Video(200))
+    broken = Machine({**standard(80), BF16: Recorded(40, fails=GraphMismatch("broken since"))})
+    name, _, lines = choose(broken, Video(200))
+    assert name == "onnxruntime fp32"
+    assert "broken since" in lines[0]
+
+
+def test_an_interrupt_leaves_no_session_open(choose) -> None:
+    interrupted = machine()
+    interrupted.engines[BF16].fails = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        choose(interrupted, Video(200))
+    assert interrupted.open == []
