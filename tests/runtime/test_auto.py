@@ -142,7 +142,8 @@ def test_a_long_source_is_measured_once_and_remembered(choose) -> None:
     name, dense, lines = choose(first, Video(200))
     assert (name, dense) == ("openvino bf16", False)
     assert lines == [
-        "engine: openvino bf16, 2.00x as fast as onnxruntime fp32 on the first frames; 100.00% of the answers are the same"
+        "engine: openvino bf16, 2.00x as fast as onnxruntime fp32 on the first frames; "
+        "100.00% of the answers are the same"
     ]
     assert first.open == [BF16]
     again = machine()
