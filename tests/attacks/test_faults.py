@@ -153,7 +153,7 @@ def test_a_training_that_the_disk_refuses_goes_on_later(workplace: Path, refusin
 @pytest.mark.parametrize("part", ["masks/c", "overlay/c"])
 def test_a_run_keeps_what_it_did_until_the_disk_was_full(workplace: Path, refusing: Refusing, capsys, part) -> None:
     refusing(lambda path: f".partial/{part}" in path.as_posix(), errno.ENOSPC)
-    failed(capsys, dovit(*CALLS["run"]), f"out/{part}.png", "No space left", "done until then: 2 frames, in out")
+    failed(capsys, dovit(*CALLS["run"]), f"out/{part}.png", "No space left", "done until then: 2 images, in out")
     summary = json.loads((workplace / "out" / "summary.json").read_text())
     assert (summary["frames"], summary["interrupted"]) == (2, True)
     assert len((workplace / "out" / "frames.jsonl").read_text().splitlines()) == 2
