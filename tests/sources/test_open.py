@@ -151,6 +151,12 @@ def test_an_empty_folder_says_where_images_were_seen(folder, tmp_path):
         open_source(str(clips), recursive=True)
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 30, "9" * 200])
+def test_a_number_that_no_camera_has(number):
+    with pytest.raises(SourceError, match="no camera has such a number"):
+        open_source(number)
+
+
 def test_a_folder_that_cannot_be_read_below_the_one_given(tmp_path, monkeypatch):
     def locked(self):
         if self.name == "locked":
