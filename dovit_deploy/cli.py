@@ -25,7 +25,7 @@ from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
-from dovit_deploy.errors import DovitError, InputError, Interrupted, OutputFailed
+from dovit_deploy.errors import DovitError, InputError, Interrupted, OutputFailed, shown
 from dovit_deploy.files import NO_ROOM
 from dovit_deploy.interruption import interruptible
 from dovit_deploy.printing import prepare_streams, print_remarks, print_results, print_traceback, shortened
@@ -148,10 +148,22 @@ def _say_refusal(error: OSError, flags: CommonFlags) -> int:
 def _say_usage(error: typer.BadParameter) -> int:
     # Raised where no argument at all was given; the help is printed by then.
     if type(error).__name__ != "NoArgsIsHelpError":
-        print_remarks(f"error: {shortened(error.format_message())}")
+        print_remarks(f"error: {_with_value(error)}")
         if error.ctx is not None:
             print_remarks(f"see: {error.ctx.command_path} --help")
     return error.exit_code
+
+
+def _with_value(error: typer.BadParameter) -> str:
+    """The message in one line, with the value given: where Typer checks it with Pydantic, most messages lack it."""
+    from pydantic import ValidationError
+
+    # Choices are listed in lines of their own.
+    message = shortened(error.format_message().replace("\n\t", " ").replace(": Value error, ", ": "))
+    if not isinstance(error.__cause__, ValidationError):
+        return message
+    given = f"'{shown(error.__cause__.errors(include_url=False)[0]['input'])}'"
+    return message if given in message else f"{message}; {given} was given"
 
 
 def main() -> None:

@@ -69,7 +69,8 @@ def refuse_unwritable(path: Path) -> None:
     real = real_path(path)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in real.parts):
         raise _write_failure(path, OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)))
-    folder = next(parent for parent in real.parents if parent.exists())
+    # The root has no parent.
+    folder = next((parent for parent in real.parents if parent.exists()), real)
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise _write_failure(path, OSError(errno.EACCES, f"the folder {folder} cannot be written"))
 

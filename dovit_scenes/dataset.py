@@ -18,7 +18,7 @@ from dovit_scenes.clip import Progress
 from dovit_scenes.errors import SceneArgumentError
 from dovit_scenes.render import SceneFrame, render
 from dovit_scenes.things import CLASS_NAMES, IGNORE_ID, PALETTE
-from dovit_scenes.world import world_from_seed
+from dovit_scenes.world import refuse_negative, world_from_seed
 
 LATEST = 1500
 """Frames into a drive beyond which no image is taken."""
@@ -27,7 +27,12 @@ LATEST = 1500
 def scene_sample(
     seed: int, number: int, *, size: tuple[int, int], density: float | None = None, share: float = 1.0
 ) -> SceneFrame:
-    """Image `number` of data set `seed`: its street, moment and (unless given) density are drawn from the two."""
+    """Image `number` of data set `seed`: its street, moment and (unless given) density are drawn from the two.
+
+    Raises:
+        SceneArgumentError: a negative seed, or a density or share outside 0..1.
+    """
+    refuse_negative(seed)
     # Both numbers and a constant of this file: no other draw shares the sequence.
     rng = np.random.default_rng([seed, number, 9])
     street, moment = int(rng.integers(2**31)), int(rng.integers(LATEST))

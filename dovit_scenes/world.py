@@ -52,14 +52,19 @@ def world_from_seed(seed: int, *, density: float = 0.5, share: float = 1.0) -> W
     Raises:
         SceneArgumentError: a negative seed, or a density or share outside 0..1.
     """
-    if seed < 0:
-        raise SceneArgumentError(f"seed {seed} is negative; take 0 or more")
+    refuse_negative(seed)
     if not 0.0 <= density <= 1.0:
         raise SceneArgumentError(f"density {density} is outside 0..1 (0 is an empty road, 1 a crowded one)")
     if not 0.0 <= share <= 1.0:
         raise SceneArgumentError(f"share {share} is outside 0..1 (0 is a bare road, at 1 nothing is left out)")
     rng = np.random.default_rng([seed, 0])
     return World(seed, float(density), street_from_seed(rng), light_from_seed(rng), float(share))
+
+
+def refuse_negative(seed: int) -> None:
+    """Raises SceneArgumentError for a seed that NumPy does not take."""
+    if seed < 0:
+        raise SceneArgumentError(f"seed {seed} is negative; take 0 or more")
 
 
 def camera_at(world: World, time_s: float, *, size: tuple[int, int]) -> Camera:

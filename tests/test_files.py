@@ -11,7 +11,14 @@ from dovit_deploy import files
 from dovit_deploy.bundle.manifest import classes_from_file
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import InputError, OutputFailed, UsageError
-from dovit_deploy.files import file_written_aside, first_foreign, refuse_inputs, write_text, written_aside
+from dovit_deploy.files import (
+    file_written_aside,
+    first_foreign,
+    refuse_inputs,
+    refuse_unwritable,
+    write_text,
+    written_aside,
+)
 
 
 def ours(folder: Path) -> str | None:
@@ -230,3 +237,11 @@ def test_a_device_and_a_pipe_are_written_through(tmp_path: Path) -> None:
     os.close(reader)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
     assert pipe.is_fifo()
+
+
+def test_the_root_of_the_disk_may_be_asked_about() -> None:
+    # Whether it can be written depends on who asks.
+    try:
+        refuse_unwritable(Path("/"))
+    except OutputFailed as error:
+        assert "/" in str(error)

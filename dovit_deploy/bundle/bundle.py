@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from dovit_deploy.bundle.calibration import Calibration
@@ -152,8 +153,9 @@ class Bundle:
 
 def _check_links(root: Path) -> None:
     home = root.resolve()
-    # Engines too, which are not listed: a link among them could reach any file of the user's.
-    for path in root.rglob("*"):
+    # Engines too, which are not listed: a link among them could reach any file of the user's. No other folder is
+    # searched, since none belongs to a bundle, and what was given may be the whole disk.
+    for path in chain(root.iterdir(), (root / ENGINES).rglob("*")):
         if path.is_symlink() and not _resolved(path).is_relative_to(home):
             raise PathEscapes(f"{path.relative_to(root)} is a link that leaves the bundle {root.name}")
 

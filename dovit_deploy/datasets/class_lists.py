@@ -13,7 +13,7 @@ from typing import Any
 
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
 from dovit_deploy.documents import data_from_json, read_text
-from dovit_deploy.errors import DatasetError
+from dovit_deploy.errors import DatasetError, shown
 
 CLASSES = "classes.json"
 """In the folder of a data set: its own classes, whatever its layout."""
@@ -38,14 +38,15 @@ def labelling_from_file(path: Path) -> Labelling:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read as a list of classes ({_reason(error)})") from error
     if not (ignore is None or (type(ignore) is int and 0 <= ignore <= IGNORE)):
-        raise DatasetError(f"{path}: 'ignore' is {ignore!r}; it must be a pixel value, 0 to {IGNORE}")
+        raise DatasetError(f"{path}: 'ignore' is {shown(ignore, quoted=True)}; it must be a pixel value, 0 to {IGNORE}")
     classes = sorted((entry for entry in classes if entry[0] != ignore), key=lambda entry: entry[0])
     first = 1 if ignore == 0 else 0
     ids = [entry[0] for entry in classes]
     # 255 must stay free: it is what "ignore" becomes in label maps.
     if not ids or ids != list(range(first, first + len(ids))) or ids[-1] >= IGNORE:
         raise DatasetError(
-            f"{path}: class ids are {_few(ids)}; they must be {first}, {first + 1}, ... without gaps, below {IGNORE}"
+            f"{path}: class ids are {shown(str(ids))}; "
+            f"they must be {first}, {first + 1}, ... without gaps, below {IGNORE}"
         )
     names = tuple(name for _, name, _ in classes)
     colours = tuple(colour for _, _, colour in classes)
@@ -62,7 +63,7 @@ def _class(number: int, entry: Any) -> tuple[int, str, Colour]:  # noqa: ANN401 
         return number, entry.strip(), colour_of_number(number + 1)
     label_id = entry["id"]
     if type(label_id) is not int:
-        raise TypeError(f"id {label_id!r} is no whole number")
+        raise TypeError(f"id {shown(label_id, quoted=True)} is no whole number")
     colour = entry.get("color")
     return label_id, str(entry["name"]), colour_of_number(label_id + 1) if colour is None else _colour(colour)
 
@@ -70,7 +71,7 @@ def _class(number: int, entry: Any) -> tuple[int, str, Colour]:  # noqa: ANN401 
 def _colour(values: Any) -> Colour:  # noqa: ANN401  parsed JSON
     red, green, blue = (int(value) for value in values)
     if not all(0 <= value <= 255 for value in (red, green, blue)):
-        raise ValueError(f"colour {values} is not RGB in 0..255")
+        raise ValueError(f"colour {shown(values, quoted=True)} is not RGB in 0..255")
     return red, green, blue
 
 
@@ -87,8 +88,4 @@ def _reason(error: Exception) -> str:
         return f"{error} is missing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _few(ids: list[int]) -> str:
-    return str(ids) if len(ids) <= 20 else f"{str(ids[:20])[:-1]}, ...]"
+    return "nested too deeply" if isinstance(error, RecursionError) else shown(str(error))

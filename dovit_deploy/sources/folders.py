@@ -7,6 +7,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dovit_deploy.errors import SourceError
@@ -107,11 +108,13 @@ def seen_instead(folder: Path) -> str | None:
     """What to use instead of a folder without images: those in folders below it, or videos; None where it has none."""
     images: Counter[str] = Counter()
     videos = []
-    for path in itertools.islice(walked_files(folder, recursive=True), MOST_LOOKED_AT):
-        if path.parent != folder and looks_like_image(path):
-            images[path.parent.relative_to(folder).as_posix()] += 1
-        elif path.parent == folder and path.suffix.lower() in VIDEO_SUFFIXES:
-            videos.append(path.name)
+    # What cannot be read here is no error: nobody asked for it.
+    with suppress(OSError):
+        for path in itertools.islice(walked_files(folder, recursive=True), MOST_LOOKED_AT):
+            if path.parent != folder and looks_like_image(path):
+                images[path.parent.relative_to(folder).as_posix()] += 1
+            elif path.parent == folder and path.suffix.lower() in VIDEO_SUFFIXES:
+                videos.append(path.name)
     if images:
         named = [f"{count} {'image' if count == 1 else 'images'} in {name}/" for name, count in images.items()]
         more = [f"{len(named) - MOST_NAMED} more folders"] if len(named) > MOST_NAMED else []

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from dovit_deploy import packages, signatures
 from dovit_deploy.credentials import masked
-from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.errors import SourceError, UsageError, shown
 from dovit_deploy.sources.folders import VIDEO_SUFFIXES, images_matching, images_of_folder
 from dovit_deploy.sources.images import (
     DEFAULT_MAX_PIXELS,
@@ -26,6 +26,7 @@ from dovit_deploy.sources.source import FrameSelection, Source
 from dovit_deploy.sources.video import VideoReader
 
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt", "rtp")
+MOST_CAMERA_DIGITS = 9
 
 
 def open_source(
@@ -58,6 +59,9 @@ def open_source(
         paths = images_of_folder(path, recursive=recursive)
         return ImageSource(paths, name=text, selection=selection, max_pixels=max_pixels, root=path)
     if text.isdecimal():
+        # More digits are more than OpenCV takes.
+        if len(text) > MOST_CAMERA_DIGITS:
+            raise SourceError(f"{shown(text)}: no file or folder, and no camera has such a number")
         return CameraSource(int(text), selection=selection, max_pixels=max_pixels)
     # The letters that RFC 3986 allows in a scheme.
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, ValidationError, model_validator
 
 from dovit_deploy.documents import NotData, data_from_toml, data_from_yaml, fault_of, read_text
-from dovit_deploy.errors import ConfigError, InputError
+from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.spec import Size
 from dovit_deploy.record import Record
@@ -133,11 +133,18 @@ def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
 
 
 def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None) -> Recipe:
-    """`recipe` with what flags say instead; `minutes` also instead of steps."""
+    """`recipe` with what flags say instead; `minutes` also instead of steps.
+
+    Raises:
+        UsageError: a flag is outside the bounds that recipes have.
+    """
     # Only what was stated, so that a default never counts as the user's word when a run is resumed.
     stated = {name: getattr(recipe, name) for name in recipe.model_fields_set}
     if minutes is not None:
         stated = {name: value for name, value in stated.items() if name != "steps"} | {"minutes": minutes}
     if seed is not None:
         stated["seed"] = seed
-    return Recipe.model_validate(stated)
+    try:
+        return Recipe.model_validate(stated)
+    except ValidationError as error:
+        raise UsageError(f"--{fault_of(error, with_value=True)}") from error

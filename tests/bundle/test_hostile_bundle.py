@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -263,6 +264,21 @@ def test_links_in_a_circle(bundle_copy: Path) -> None:
     (bundle_copy / "engines" / "b").symlink_to("a")
     with pytest.raises(PathEscapes):
         Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("given", ["the root", "no bundle", "a bundle"])
+def test_folders_that_are_no_part_of_a_bundle_are_not_searched(
+    bundle_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    folder = {"the root": Path("/"), "no bundle": tmp_path / "project", "a bundle": bundle_copy}[given]
+    if folder != Path("/"):
+        (folder / "modules" / "deep").mkdir(parents=True)
+    looked: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(Path(path)) or scandir(path))
+    with pytest.raises(BundleError, match=r"modules|no manifest\.json"):
+        Bundle.open(folder)
+    assert [path for path in looked if folder in path.parents and path != folder / "engines"] == []
 
 
 def test_finite_numbers_of_every_kind_pass(bundle_copy: Path) -> None:

@@ -84,6 +84,17 @@ def test_what_other_tools_write_is_called_by_its_name(tmp_path: Path, words: str
         weights_from_file(path, allow_pickle=False)
 
 
+def test_an_archive_whose_table_of_contents_begins_nowhere(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.pth", STATE)
+    data = bytearray(path.read_bytes())
+    # Where the table begins, in the end record of an archive for large files: torch seeks to a negative place.
+    begins = data.rindex(b"PK\x06\x06") + 48
+    data[begins : begins + 8] = (2**64 - 256).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        format_of(path)
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_program_is_called_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"m.{suffix}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dovit_deploy.commands import arguments as parse
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import UsageError, shown
 from tests.conftest import Run
 
 
@@ -53,3 +53,19 @@ def test_bad_names(text: str) -> None:
 def test_numbers_beyond_reason_are_refused(dovit: Run, flag: str, value: str) -> None:
     done = dovit("run", "nothing.png", flag, value)
     assert done.returncode == 2 and flag in done.stderr and "Traceback" not in done.stderr
+    assert value in done.stderr
+
+
+@pytest.mark.parametrize("value", ["x", "²", "0", "9" * 4000, "9" * 5000])
+def test_a_whole_number_that_is_refused_is_repeated_and_shortened(dovit: Run, value: str) -> None:
+    done = dovit("run", "nothing.png", "--every", value)
+    assert done.returncode == 2
+    message = done.stderr.splitlines()[0]
+    assert f"'{shown(value)}' was given" in message and len(message) < 400
+
+
+@pytest.mark.parametrize("given", [(), ("remove",)], ids=["none", "unknown"])
+def test_choices_are_listed_in_the_line_of_the_error(dovit: Run, given: tuple[str, ...]) -> None:
+    message = dovit("cache", *given).stderr.splitlines()[0]
+    assert message.startswith("error: ") and "ls" in message and "prune" in message
+    assert "\\n" not in message and message.count("remove") == len(given)

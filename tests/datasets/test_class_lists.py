@@ -75,6 +75,26 @@ def test_what_is_no_list_is_refused_by_name(tmp_path, content, words):
     assert str(caught.value).startswith(f"{tmp_path / 'names'}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"classes": ["a"], "ignore": "x" * 5000},
+        {"classes": ["a"], "ignore": [300] * 5000},
+        {"classes": [{"id": number, "name": "a"} for number in range(1, 5000)]},
+        {"classes": [{"id": -(10**4000), "name": "a"}]},
+        {"classes": [{"id": "x" * 5000, "name": "a"}]},
+        {"classes": [{"id": 0, "name": "a", "color": [10**4000, 0, 0]}]},
+        {"classes": [{"id": 0, "name": "a", "color": ["x" * 5000, 0, 0]}]},
+    ],
+    ids=["ignore", "list", "many ids", "id", "text as id", "colour", "text as colour"],
+)
+def test_values_are_shortened_where_a_message_repeats_them(tmp_path, content):
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(DatasetError) as caught:
+        labelling_from_file(tmp_path / "classes.json")
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 400
+
+
 @pytest.mark.parametrize("where", ["in the folder", "given"])
 def test_own_classes_in_the_folders_of_ade20k(tmp_path, where):
     root = ade20k_folder(tmp_path / "set", values=(0, 1, 2))

@@ -43,9 +43,9 @@ def odd(text: bytes, seed: int) -> bytes | None:
     if not isinstance(value, Container) or not value:
         return None
     draw = random.Random(seed)
-    for _ in range(draw.randint(1, 2)):
-        _change(value, draw)
     try:
+        for _ in range(draw.randint(1, 2)):
+            _change(value, draw)
         return json.dumps(value).encode()
     except (ValueError, RecursionError):
         return None

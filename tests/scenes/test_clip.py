@@ -85,6 +85,62 @@ def test_what_cannot_be_written_is_refused_with_a_reason(tmp_path, capsys, name,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(
+            ("--fps", value)
+            for value in ("1/0", "1e300", "1" + "0" * 30, "1001", "0", "nan", "1e999999999", "x" * 5000)
+        ),
+        *(("--size", value) for value in ("²x64", "9" * 5000 + "x2", "99998x99998", "\x1b[31mx")),
+        *(("--seed", value) for value in ("-1", "\x1b[31m", "9" * 5000)),
+        *(("--frames", value) for value in ("-1", "1e3", "nan")),
+        ("--no\x1b[31m", "\n"),
+    ],
+)
+@pytest.mark.parametrize("images", [False, True], ids=["clip", "data set"])
+def test_odd_values_are_refused_in_a_line(tmp_path, capsys, images, flag, value):
+    target = [str(tmp_path / "set"), "--images", "1"] if images else [str(tmp_path / "street.mp4")]
+    if images and flag in ("--frames", "--fps") and value in ("-1", "0", "1001"):
+        pytest.skip("a number that a data set does not use")
+    try:
+        code = main([*target, "--size", "64x48", "--quiet", f"{flag}={value}"])
+    except SystemExit as error:
+        code = error.code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and "error: " in last and last.isprintable() and len(last) < 700
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"], ids=["long", "deep", "NUL"])
+@pytest.mark.parametrize("ending", [[".mp4"], ["", "--images", "1"]], ids=["clip", "data set"])
+def test_a_name_that_the_file_system_refuses(tmp_path, monkeypatch, capsys, name, ending):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([name + ending[0], *ending[1:], "--size", "64x48", "--quiet"])
+    except SystemExit as error:
+        code = error.code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code in (2, 5) and "error: " in last and last.isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred.mp4", "a\nb.mp4", "\udce4.mp4", "\u202egpj.mp4"])
+def test_names_are_printed_escaped(tmp_path, monkeypatch, capsys, name):
+    def written(path, *_, **__):
+        path.write_bytes(b"")
+
+    monkeypatch.setattr("dovit_scenes.__main__.write_clip", written)
+    assert main([str(tmp_path / name), "--quiet"]) == 0
+    assert (tmp_path / name).is_file()
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    monkeypatch.undo()
+    assert main([str(tmp_path / name), *ARGUMENTS]) == 2
+    out, err = capsys.readouterr()
+    assert all(len(text.splitlines()) == 1 and text.strip().isprintable() for text in (out, err))
+
+
 def test_a_data_set_has_camvids_layout(tmp_path):
     root = tmp_path / "scenes"
     assert main([str(root), "--images", "2", "--val", "1", "--size", "96x64", "--seed", "5", "--quiet"]) == 0

@@ -4,6 +4,7 @@ import socket
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +149,25 @@ def test_an_empty_folder_says_where_images_were_seen(folder, tmp_path):
         open_source(str(clips))
     with pytest.raises(SourceError, match="no image in this folder or below it; "):
         open_source(str(clips), recursive=True)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 30, "9" * 200])
+def test_a_number_that_no_camera_has(number):
+    with pytest.raises(SourceError, match="no camera has such a number"):
+        open_source(number)
+
+
+def test_a_folder_that_cannot_be_read_below_the_one_given(tmp_path, monkeypatch):
+    def locked(self):
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied", str(self))
+        return iterdir(self)
+
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", locked)
+    (tmp_path / "locked").mkdir()
+    with pytest.raises(SourceError, match="no image in this folder"):
+        open_source(str(tmp_path))
 
 
 def test_images_have_no_time(folder):

@@ -129,6 +129,12 @@ def test_flags_have_the_say():
     assert with_flags(Recipe(steps=9), minutes=None, seed=None) == Recipe(steps=9)
 
 
+@pytest.mark.parametrize(("minutes", "seed", "flag"), [(1e300, None, "--minutes"), (1.0, 10**30, "--seed")])
+def test_flags_are_bounded_as_recipes_are(minutes, seed, flag):
+    with pytest.raises(UsageError, match=f"^{flag}: .* given"):
+        with_flags(Recipe(), minutes=minutes, seed=seed)
+
+
 def test_the_network_is_built_from_the_choice():
     default = spec_from_choice(NetworkChoice(), (360, 480), 11)
     assert [gate.layer for gate in default.gates] == [3, 6, 9]
