@@ -64,9 +64,8 @@ def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
         f"FLOPs saved: {summary['flops_saved']['mean']:z.1%} "
         f"({macs['actual']['mean']:.2f} of {macs['dense']['mean']:.2f} GMACs); tokens per stage: {kept}"
     ]
-    stills = round(summary["still"]["mean"] * summary["frames"])
-    if stills:
-        lines.append(f"{plural(stills, 'frame')} repeated the one before, bit for bit, and took its answer")
+    if summary["still"]:
+        lines.append(f"{plural(summary['still'], 'frame')} repeated the one before, bit for bit, and took its answer")
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines

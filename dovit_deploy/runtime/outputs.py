@@ -32,8 +32,8 @@ ROWS, SUMMARY = "frames.jsonl", "summary.json"
 FrameRow = dict[str, Any]
 
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_NOT_NUMBERS = ("index", "source", "time_s", "top")
-"""Fields of a row that have no distribution: what identifies the frame, and the answer."""
+_NOT_NUMBERS = ("index", "source", "time_s", "top", "still")
+"""Fields of a row that have no distribution: what identifies the frame, the answer, and that it was taken over."""
 
 
 class RunOutputs(Closing):
@@ -206,7 +206,7 @@ def _folders_within(path: Path) -> set[str]:
 
 def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> FrameRow:
     """One row of `frames.jsonl`: times in ms, MACs in 10^9, `flops_saved` a fraction."""
-    return {
+    row: FrameRow = {
         "index": frame.index,
         "source": frame.source,
         "time_s": float(frame.time_s),
@@ -221,8 +221,9 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
         "tokens": {"total": tokens.total, "kept": list(tokens.kept)},
         "gmacs": {"dense": tokens.gmacs_dense, "actual": tokens.gmacs_actual},
         "flops_saved": tokens.flops_saved,
-        "still": tokens.still,
     }
+    # Only where it is so: rows of other frames are what they always were.
+    return {**row, "still": True} if tokens.still else row
 
 
 class RunReport(Closing):
@@ -237,7 +238,7 @@ class RunReport(Closing):
         with reported_writes(path):
             self._file = path.open("w", encoding="utf-8")
         self._columns: dict[tuple[str, ...], array[float]] = {}
-        self.frames = 0
+        self.frames = self.stills = 0
 
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
@@ -246,6 +247,7 @@ class RunReport(Closing):
             # So that the rows of a run that is killed can be read.
             self._file.flush()
         self.frames += 1
+        self.stills += row.get("still", False)
         for name, value in row.items():
             if name not in _NOT_NUMBERS:
                 self._collect((name,), value)

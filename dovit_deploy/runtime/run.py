@@ -195,6 +195,7 @@ class _Predicting:
 def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool) -> Summary:
     return {
         "frames": work.report.frames,
+        "still": work.report.stills,
         "interrupted": interrupted,
         "engine": session.backend.name,
         "precision": session.backend.precision,
