@@ -94,7 +94,9 @@ def _choices(choices: ChoiceCache) -> tuple[list[dict[str, object]], list[tuple[
     """What `--engine auto` chose, as JSON and as rows of the table."""
     from dovit_deploy.runtime.choices import Here, why_outdated
 
-    here, entries, rows = Here.now(), [], []
+    here = Here.now()
+    entries: list[dict[str, object]] = []
+    rows: list[tuple[str, ...]] = []
     for situation, choice in ((entry.situation, entry.choice) for entry in choices.entries()):
         outdated = why_outdated(situation, here)
         threads = "all" if situation.threads is None else str(situation.threads)
