@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 from torch import Tensor
 
-from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
+from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle
+from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
+from dovit_deploy.export import pipeline, sensitivity
 from dovit_deploy.export.pipeline import bundle_from_plan
 from dovit_deploy.export.plan import ExportPlan
+from dovit_deploy.export.quantise import QuantisePlan
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.graphs.weights import SharedWeights
+from tests.datasets.labelled_folder import noise
 from tests.golden import Case
 from tests.tiny import tiny_pixels, tiny_state
 
@@ -44,6 +51,22 @@ def export_tiny(
 ) -> tuple[Bundle, ParityReport]:
     """Export a tiny model of `spec` to `output`, verified as always."""
     return export(tiny_checkpoint(spec, seed=seed, threshold=threshold, stride=stride), output)
+
+
+def int8_copy(source: Path, output: Path, *, changed: Mapping[str, np.ndarray] | None = None) -> Bundle:
+    """The bundle at `source` in fp32 and int8, at `output`: its graphs, over weights of which some may be `changed`."""
+    shutil.copytree(source, output)
+    weights = safetensors.numpy.load_file(output / WEIGHTS) | dict(changed or {})
+    # Names and shapes are the same, and so every tensor lies where the graphs say.
+    SharedWeights.write(output / WEIGHTS, weights, {"format": "dovit-weights"})
+    manifest = Manifest.from_json((output / MANIFEST).read_bytes())
+    images = [noise(manifest.spec.size, classes=5, seed=seed)[0] for seed in range(8)]
+    draft = pipeline._listed(Bundle(output, manifest))
+    plan = QuantisePlan(lambda: images, allowed=1.0)
+    made = pipeline._listed(sensitivity.quantised_bundle(draft, plan, step=lambda step: None))
+    files = {name: entry for name, entry in made.manifest.files.items() if name != MANIFEST}
+    (output / MANIFEST).write_text(made.manifest.model_copy(update={"files": files}).to_json())
+    return Bundle.open(output)
 
 
 def export_case(case: Case, output: Path, *, size: tuple[int, int] | None) -> Bundle:

@@ -86,6 +86,14 @@ def pooling_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def int8_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with forms in 8 bits."""
+    from tests.bundles import int8_copy
+
+    return int8_copy(tiny_bundle_path, tmp_path_factory.mktemp("bundles") / "whole.dovit").path
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle to do harm to."""

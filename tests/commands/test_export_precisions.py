@@ -1,0 +1,81 @@
+"""`dovit export --precision fp32,int8`, through the command line in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.cli import _application, _run
+from tests.datasets.labelled_folder import noise, write_labelled
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = _run(_application(), [str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, " ".join(printed.err.split())
+
+    return run
+
+
+def folder(root: Path, count: int) -> Path:
+    root.mkdir()
+    for seed in range(count):
+        Image.fromarray(noise((56, 72), classes=5, seed=seed)[0]).save(root / f"{seed}.png")
+    return root
+
+
+def test_the_bundle_runs_in_int8_and_says_what_it_loses(command, tiny_bundle_path: Path, tmp_path: Path) -> None:
+    calibration = folder(tmp_path / "images", 8)
+    words = ("--precision", "fp32,int8", "--calibration", calibration, "--max-drop", 100, "--quiet")
+    code, out, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--json", "new.json")
+    assert code == 0, err
+    bundle = Bundle.open("new.dovit")
+    assert bundle.manifest.precisions == ("fp32", "int8")
+    assert {"weights.int8.safetensors", "stage0.int8.onnx", "merged.int8.ort.onnx"} <= set(bundle.manifest.files)
+    entries = json.loads((bundle.path / "parity.json").read_text())["precisions"]
+    assert entries == json.loads(Path("new.json").read_text())["parity"]["precisions"]
+    first = entries[0]
+    assert (first["engine"], first["precision"], first["images"], first["drop"]) == ("onnxruntime", "int8", 8, None)
+    assert "onnxruntime int8: " in out and "of the pixels as in fp32" in out
+    run = ("run", calibration / "0.png", "--bundle", "new.dovit", "-o", "out", "--precision", "int8", "--quiet")
+    assert command(*run, "--engine", "onnxruntime")[0] == 0
+    assert json.loads(Path("out/summary.json").read_text())["precision"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--precision", "int8"), 2, "give --calibration SRC, 8 or more images"),
+        (("--precision", "fp32,int4"), 2, "'int4' given; forms: fp32, int8"),
+        (("--precision", "bf16"), 2, "--engine openvino --precision bf16"),
+        (("--max-drop", "1"), 2, "--max-drop is measured on the images of --calibration"),
+        (("--calibration", "few", "--max-drop", "nan"), 2, "points from 0 to 100"),
+        (("--calibration", "few", "--precision", "int8"), 3, "3 images; ranges for int8 need at least 8"),
+        (("--calibration", "nothing", "--precision", "int8"), 3, "nothing: no such file or folder"),
+        (("--calibration", "other", "--precision", "int8"), 3, "gives 4 classes"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    command, tiny_bundle_path: Path, tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    folder(tmp_path / "few", 3)
+    write_labelled(tmp_path / "other", images=2, classes=4)
+    given, _, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--quiet")
+    assert given == code and message in err
+    assert not Path("new.dovit").exists()
+
+
+def test_a_bundle_without_int8_is_refused_with_the_line_that_makes_it(command, tiny_bundle_path, tmp_path) -> None:
+    image = folder(tmp_path / "images", 1) / "0.png"
+    words = ("--engine", "onnxruntime", "--precision", "int8", "-o", "out")
+    code, _, err = command("run", image, "--bundle", tiny_bundle_path, *words)
+    assert code == 2 and "dovit export CHECKPOINT --precision fp32,int8 --calibration IMAGES" in err
+    assert not Path("out").exists()
