@@ -119,10 +119,12 @@ def chosen_session(
             if isinstance(terms, str):
                 remark(f"engine: {standard}; {terms}")
                 return Chosen(contestants.session(standard), wanted.settings)
-            results = contest(candidates, contestants, terms, standard=standard)
+            results, complete = contest(candidates, contestants, terms, standard=standard)
             winner = winner_of(results, contestants, terms, standard=standard)
             choice = _choice(winner, results, standard, bundle)
-            cache.remember(situation, choice)
+            # Where the time was too short to find one, the next run has another try.
+            if complete or winner is not None:
+                cache.remember(situation, choice)
             remark(choice_line(choice))
         final = Candidate(choice.engine, choice.precision)
         contestants.close_all_but(final)
@@ -213,7 +215,7 @@ def _rank(precision: str) -> int:
 
 def _carried(bundle: Bundle, precision: str) -> bool:
     """The bundle has what the engines need for `precision`: of int8 graphs of its own; others are made of fp32's."""
-    return precision != "int8" or any(name.endswith(".int8.onnx") for name in bundle.manifest.files)
+    return precision != "int8" or precision in bundle.manifest.precisions
 
 
 def _situation(bundle: Bundle, here: Here, wanted: Wanted) -> Situation:

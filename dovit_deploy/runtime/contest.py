@@ -2,7 +2,7 @@
 
 Each candidate is run beside the standard one, interleaved, and its speed is the median of the ratios of pairs:
 
-    round, frame:   standard, candidate, candidate dense   candidate dense, candidate, standard   ...
+    round, frame:   standard, candidate   candidate, standard   ...
 
 The winner is checked before it is trusted: the standard one's decisions are replayed in it, and by the rule of
 runtime/trace.py it may decide otherwise only where its precision explains that.
@@ -11,6 +11,7 @@ runtime/trace.py it may decide otherwise only where its precision explains that.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -41,8 +42,8 @@ MARGIN_OF_FEW = 1.25
 """... over fewer, as a large model leaves time for, so many times: one pair is easily 10 % wrong."""
 MOST_ROUNDS = 6
 DENSE_NEAR = 0.7
-"""Dense runs of other CPU engines are timed where the standard's is at least so many times as fast as its dynamic one:
-elsewhere no engine turns that round, and the time is better spent on another candidate."""
+"""A dense run of the fastest is timed where the standard's is at least so many times as fast as its dynamic one:
+elsewhere no CPU engine turns that round."""
 LEEWAY = 2.0
 """Of a stated confidence error: another image may be worse than those it was measured on."""
 UNSTATED = 0.1
@@ -148,35 +149,49 @@ def contest(
     *,
     standard: Candidate = STANDARD,
     clock: Callable[[], float] = perf_counter,
-) -> list[Timed]:
-    """Time the standard's dense run and every candidate for which there is time; the fastest first.
+) -> tuple[list[Timed], bool]:
+    """Time every candidate while there is time, then the standard's dense run, and where that is near the fastest's.
 
     Only the sessions of the standard and of the fastest stay open: those of all might not fit into memory.
+
+    Returns:
+        What was timed, the fastest first; and whether there was time for everything.
     """
     end, slowest_start = clock() + terms.seconds, 0.0
     results: list[Timed] = []
-    entrants = [standard, *candidates] if terms.dense is not None else list(candidates)
-    for number, candidate in enumerate(entrants):
+    turns = deque((candidate, terms.settings) for candidate in candidates)
+    if terms.dense is not None:
+        turns.append((standard, terms.dense))
+    while turns:
         begun = clock()
         if begun + slowest_start >= end:
-            break
+            return results, False
+        candidate, settings = turns.popleft()
         try:
             contestants.session(candidate)
             started = clock()
-            limits = TimeLimits(started - begun, started + (end - started) / (len(entrants) - number), end)
-            ways = _ways(candidate, standard, terms, results)
-            timed = _timed(candidate, standard, ways, contestants, terms, limits, clock)
+            limits = TimeLimits(started - begun, started + (end - started) / (len(turns) + 1), end)
+            timed = _timed(candidate, standard, settings, contestants, terms, limits, clock)
         except FAILURES as error:
             if candidate == standard:
                 raise
             contestants.leave_out(candidate, error)
             continue
         slowest_start = max(slowest_start, started - begun)
-        results = sorted((*results, *_accurate(timed, contestants, terms)), key=lambda entry: -entry.ratio)
+        if _accurate(timed, contestants, terms):
+            results = sorted((*results, timed), key=lambda entry: -entry.ratio)
         for entry in results[1:]:
             if entry.candidate not in (standard, results[0].candidate):
                 contestants.close(entry.candidate)
-    return results
+        if candidate == standard and terms.dense is not None and _dense_is_near(timed, results[0]):
+            turns.append((results[0].candidate, terms.dense))
+    return results, True
+
+
+def _dense_is_near(standard: Timed, fastest: Timed) -> bool:
+    """The dense run of the fastest, which is not the standard, may be faster still."""
+    other = fastest.candidate != standard.candidate
+    return other and (standard.ratio >= DENSE_NEAR or engine_entry(fastest.candidate.engine).on_gpu)
 
 
 def winner_of(
@@ -204,17 +219,6 @@ def winner_of(
     return None
 
 
-def _ways(candidate: Candidate, standard: Candidate, terms: Terms, results: Sequence[Timed]) -> list[RunSettings]:
-    """How `candidate` is run: dynamic, dense, or both."""
-    if terms.dense is None:
-        return [terms.settings]
-    # The standard's dynamic run cannot be compared with itself.
-    if candidate == standard:
-        return [terms.dense]
-    near = any(entry.candidate == standard and entry.ratio >= DENSE_NEAR for entry in results)
-    return [terms.settings, terms.dense] if near or engine_entry(candidate.engine).on_gpu else [terms.settings]
-
-
 @dataclass(frozen=True)
 class TimeLimits:
     """Of one candidate, in seconds of the clock."""
@@ -230,102 +234,90 @@ class TimeLimits:
 def _timed(
     candidate: Candidate,
     standard: Candidate,
-    ways: Sequence[RunSettings],
+    settings: RunSettings,
     contestants: Contestants,
     terms: Terms,
     limits: TimeLimits,
     clock: Callable[[], float],
-) -> list[Timed]:
+) -> Timed:
     session, standard_session = contestants.session(candidate), contestants.session(standard)
-    answers: dict[int, dict[int, Answer]] = {}
+    wanted: dict[int, Answer] = {}
+    given: dict[int, Answer] = {}
 
-    def runner(number: int, of: Session, settings: RunSettings) -> Callable[[int], None]:
-        def run(frame: int) -> None:
-            answers.setdefault(number, {})[frame] = of.run_one(terms.pixels[frame], settings)[0]
+    def run_standard(frame: int) -> None:
+        wanted[frame] = standard_session.run_one(terms.pixels[frame], terms.settings)[0]
 
-        return run
+    def run(frame: int) -> None:
+        given[frame] = session.run_one(terms.pixels[frame], settings)[0]
 
-    runs = [runner(number, session, settings) for number, settings in enumerate(ways, start=1)]
-    first = runner(0, standard_session, terms.settings)
-    rounds = paired_rounds(first, runs, frames=len(terms.pixels), limits=limits, clock=clock)
-    timed = []
-    for number, settings in enumerate(ways, start=1):
-        # What the tokens cost is the bundle's to state; here a dense run is held to the standard's dense run.
-        wanted = answers[0]
-        if settings is terms.dense:
-            wanted = {frame: standard_session.run_one(terms.pixels[frame], settings)[0] for frame in answers[number]}
-        timed.append(
-            Timed(
-                candidate,
-                settings.dense,
-                rounds.ratio(number),
-                rounds.pairs,
-                agreement_of(wanted, answers[number]),
-                rounds.pays_from(number, limits.start),
-            )
-        )
-    return timed
+    rounds = paired_rounds(run_standard, run, frames=len(terms.pixels), limits=limits, clock=clock)
+    if settings is terms.dense:
+        # What stopping tokens costs is the bundle's to state; a dense run is held to the standard's dense run.
+        wanted = {frame: standard_session.run_one(terms.pixels[frame], settings)[0] for frame in given}
+    agreement, pays_from = agreement_of(wanted, given), rounds.pays_from(limits.start)
+    return Timed(candidate, settings.dense, rounds.ratio, len(rounds.pairs), agreement, pays_from)
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds of every run: number 0 is the standard, the others follow."""
+    """Seconds of a standard and of another, run by run."""
 
-    first: list[float]
-    """Of the first run of each."""
-    later: list[list[float]]
-    """Round by round, of each."""
+    first: float
+    """Of the other's first run."""
+    pairs: list[tuple[float, float]]
+    """Of both, round by round."""
 
     @property
-    def pairs(self) -> int:
-        """How many rounds there were."""
-        return len(self.later)
-
-    def ratio(self, number: int) -> float:
+    def ratio(self) -> float:
         """How many times as fast as the standard: median of the pairs."""
-        return float(np.median([row[0] / row[number] for row in self.later]))
+        return float(np.median([standard / other for standard, other in self.pairs]))
 
-    def pays_from(self, number: int, start: float) -> int:
-        """Frames from which `number`, which took `start` seconds to load, is done before the standard."""
-        standard, own = (float(np.median([row[position] for row in self.later])) for position in (0, number))
-        late = start + self.first[number] - own
-        return math.ceil(late / (standard - own)) if own < standard else 0
+    def pays_from(self, start: float) -> int:
+        """Frames from which the other, which took `start` seconds to load, is done before the standard."""
+        standard, other = (float(np.median(column)) for column in zip(*self.pairs, strict=True))
+        late = start + self.first - other
+        return math.ceil(late / (standard - other)) if other < standard else 0
 
 
 def paired_rounds(
     standard: Callable[[int], None],
-    others: Sequence[Callable[[int], None]],
+    other: Callable[[int], None],
     *,
     frames: int,
     limits: TimeLimits,
     clock: Callable[[], float],
 ) -> Rounds:
-    """Run all of them on frame after frame, at least one round; a round that has begun is finished.
+    """Run both on frame after frame, at least one round; a round that has begun is finished.
 
     Args:
-        standard, others: run the frame of a number, from 0 to `frames` - 1.
+        standard, other: run the frame of a number, from 0 to `frames` - 1.
+        frames: how many there are.
+        limits: when to stop.
         clock: in seconds.
     """
-    runs = [standard, *others]
-    first = [0.0] * len(runs)
-    later: list[list[float]] = []
+
+    def seconds(run: Callable[[int], None], frame: int) -> float:
+        begun = clock()
+        run(frame)
+        return max(clock() - begun, 1e-9)
+
+    first, pairs = 0.0, []
     for number in range(MOST_ROUNDS):
         if number and clock() >= (limits.until if number >= SURE_PAIRS else limits.end):
             break
-        frame, seconds = number % frames, [0.0] * len(runs)
+        frame = number % frames
+        # The first run of a frame allocates, and compiles what its number of tokens needs.
+        if number < frames:
+            standard(frame)
+            cold = seconds(other, frame)
+            first = first or cold
         # Every frame meets both orders.
-        order = range(len(runs)) if number // frames % 2 == 0 else range(len(runs) - 1, -1, -1)
-        for position in order:
-            # The first run of a frame allocates, and compiles what its number of tokens needs.
-            if number < frames:
-                begun = clock()
-                runs[position](frame)
-                first[position] = first[position] or clock() - begun
-            begun = clock()
-            runs[position](frame)
-            seconds[position] = max(clock() - begun, 1e-9)
-        later.append(seconds)
-    return Rounds(first, later)
+        if number // frames % 2 == 0:
+            before, after = seconds(standard, frame), seconds(other, frame)
+        else:
+            after, before = seconds(other, frame), seconds(standard, frame)
+        pairs.append((before, after))
+    return Rounds(first, pairs)
 
 
 def agreement_of(wanted: dict[int, Answer], given: dict[int, Answer]) -> float:
@@ -334,18 +326,17 @@ def agreement_of(wanted: dict[int, Answer], given: dict[int, Answer]) -> float:
     return float(np.concatenate(same).mean())
 
 
-def _accurate(timed: list[Timed], contestants: Contestants, terms: Terms) -> list[Timed]:
-    """`timed`, or nothing, where the candidate's answers on these frames differ by more than is allowed."""
-    for entry in timed:
-        if terms.most_lost is None or entry.candidate.precision == FP32:
-            continue
-        stated = terms.stated.get(entry.candidate)
-        # What the bundle states of it is within the budget; beyond that, other images differ as much again.
-        allowed = terms.most_lost + (0.0 if stated is None else 100 * (1 - stated.agreement))
-        if not 100 * (1 - entry.agreement) <= allowed:
-            contestants.leave_out(entry.candidate, f"only {entry.agreement:.1%} of its answers are the same")
-            return []
-    return timed
+def _accurate(timed: Timed, contestants: Contestants, terms: Terms) -> bool:
+    """The candidate's answers on these frames differ by no more than is allowed; else it is left out."""
+    if terms.most_lost is None or timed.candidate.precision == FP32:
+        return True
+    stated = terms.stated.get(timed.candidate)
+    # What the bundle states of it is within the budget; beyond that, other images differ as much again.
+    allowed = terms.most_lost + (0.0 if stated is None else 100 * (1 - stated.agreement))
+    if 100 * (1 - timed.agreement) <= allowed:
+        return True
+    contestants.leave_out(timed.candidate, f"only {timed.agreement:.1%} of its answers are the same")
+    return False
 
 
 # May the fastest be trusted?

@@ -63,8 +63,8 @@ def test_int8_is_a_candidate_where_the_bundle_has_it(bundle: Bundle, monkeypatch
     }
     here = HERE.model_copy(update={"features": ("avx512_vnni",)})
     assert "int8" not in str(candidates_for(bundle, here, None))
-    files = {**bundle.manifest.files, "stage0.int8.onnx": bundle.manifest.files["stage0.onnx"]}
-    quantised = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
+    both = {"precisions": ("fp32", "int8")}
+    quantised = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update=both))
     names = [str(candidate) for candidate in candidates_for(quantised, here, None)]
     assert names == ["onnxruntime int8", "openvino int8", "openvino fp32"]
     assert "int8" not in str(candidates_for(quantised, HERE, None))
@@ -196,6 +196,12 @@ def test_the_standard_stays_where_nothing_is_clearly_faster(choose) -> None:
     name, _, lines = choose(Machine({**standard(80), BF16: Recorded(78)}), Video(200))
     assert name == "onnxruntime fp32"
     assert lines == ["engine: onnxruntime fp32; nothing else here is clearly faster (the next: openvino bf16, 1.03x)"]
+
+
+def test_where_the_time_was_too_short_nothing_is_remembered(choose, tmp_path) -> None:
+    slow = Machine({**standard(80), BF16: Recorded(90, start=4500)})
+    assert choose(slow, Video(200))[0] == "onnxruntime fp32"
+    assert not ChoiceCache(tmp_path).path.exists()
 
 
 def test_a_remembered_engine_that_is_broken_since_is_measured_without(choose) -> None:
