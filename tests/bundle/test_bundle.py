@@ -297,3 +297,11 @@ def test_an_installed_bundle_is_refused(bundle_copy: Path, tmp_path: Path) -> No
     bundle_copy.rename(inside / "x.dovit")
     with pytest.raises(UsageError, match="-o NEW"):
         refuse_installed(Bundle.open(inside / "x.dovit"))
+
+
+def test_a_precision_of_which_a_file_is_not_listed(bundle_copy: Path) -> None:
+    manifest = Manifest.from_json((bundle_copy / "manifest.json").read_bytes())
+    stated = manifest.model_copy(update={"precisions": ("fp32", "int8")})
+    (bundle_copy / "manifest.json").write_text(stated.to_json())
+    with pytest.raises(ManifestInvalid, match=r"states the precision int8 and lists no 'weights\.int8\.safetensors'"):
+        Bundle.open(bundle_copy)
