@@ -33,6 +33,8 @@ from dovit_deploy.printing import prepare_streams, print_remarks, print_results,
 # NumPy's matrices are small here; more threads would only spin beside those of the engine (docs/decisions/0005).
 # Read when NumPy is imported, which no import above does.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# A call of OpenCV takes below a millisecond: a second thread saves nothing, and takes a core from the model.
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, build, cache, inspect, doctor)
 

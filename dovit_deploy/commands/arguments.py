@@ -114,7 +114,10 @@ TrustEngine = Annotated[
     typer.Option("--trust-engine", help="Run built engines that came with the bundle: they could run anything."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, max=1024, help="Threads of one operator; default: all cores.")
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=1024, help="Threads; default: all cores. `run` gives each image of a folder one."
+    ),
 ]
 Threshold = Annotated[
     str | None,

@@ -92,7 +92,8 @@ def run(
         kinds = _kinds(named, opened.manifest, frames)
         settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
-        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, options)
+        images = frames.count if frames.kind == "images" else None
+        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, images, options)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, legend=not no_legend)
         with (

@@ -175,8 +175,10 @@ def load_errors(runtime: Any) -> tuple[type[Exception], ...]:  # noqa: ANN401
     return (*(getattr(state, name) for name in names), RuntimeError)
 
 
-def backend(*, precision: str, threads: int | None) -> OnnxRuntimeBackend:
+def backend(*, precision: str, threads: int | None, callers: int = 1) -> OnnxRuntimeBackend:
     """Entry point of the registry, which has checked `precision`."""
+    # A session of ONNX Runtime runs in the threads that call it, as many as there are.
+    del callers
     return OnnxRuntimeBackend(threads=threads, precision=precision)
 
 

@@ -14,6 +14,7 @@ express, stays what it is; `tests/engines/test_openvino.py` holds that.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -46,20 +47,28 @@ SMALLEST = 16
 
 
 class FixedGraph:
-    """One graph whose sizes are all fixed, or whose one open size is decided inside of it (merged)."""
+    """One graph whose sizes are all fixed, or whose one open size is decided inside of it (merged).
+
+    Several threads may run it at once: each has a request, and with it the memory of its outputs, of its own.
+    """
 
     def __init__(self, compiled: Any) -> None:  # noqa: ANN401  a CompiledModel
-        self._request = compiled.create_infer_request()
+        self._compiled, self._of_thread = compiled, threading.local()
         self._outputs = [output.any_name for output in compiled.outputs]
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy.
-        values = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        values = self._request().infer(dict(inputs), share_inputs=True, share_outputs=True)
         return {name: values[position] for position, name in enumerate(self._outputs)}
 
     def close(self) -> None:
         """Drop the compiled graph, and with it its memory."""
-        self._request = None
+        self._compiled, self._of_thread = None, threading.local()
+
+    def _request(self) -> Any:  # noqa: ANN401  an InferRequest
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        return self._of_thread.request
 
 
 class BucketedGraph:
@@ -74,6 +83,7 @@ class BucketedGraph:
     def __init__(self, compiled: Callable[[Any], Any], model: Any, *, total: int) -> None:  # noqa: ANN401  an ov.Model
         self._compiled, self._model, self._total = compiled, model, total
         self._graphs: dict[int, FixedGraph] = {}
+        self._compiling = threading.Lock()
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         index = inputs[INDEX]
@@ -91,12 +101,14 @@ class BucketedGraph:
         self._graphs.clear()
 
     def _graph(self, bucket: int) -> FixedGraph:
-        if bucket not in self._graphs:
-            # A clone shares the weights of what was read.
-            model = self._model.clone()
-            model.reshape({INDEX: [bucket]})
-            self._graphs[bucket] = FixedGraph(self._compiled(model))
-        return self._graphs[bucket]
+        # Of several threads that need a bucket for the first time one compiles it, and the others wait for it.
+        with self._compiling:
+            if bucket not in self._graphs:
+                # A clone shares the weights of what was read.
+                model = self._model.clone()
+                model.reshape({INDEX: [bucket]})
+                self._graphs[bucket] = FixedGraph(self._compiled(model))
+            return self._graphs[bucket]
 
 
 class OpenVinoBackend:
@@ -104,7 +116,8 @@ class OpenVinoBackend:
 
     Args:
         precision: "fp32", "bf16" or "int8"; what is not in 8 bits there is in bf16 where the CPU computes in it.
-        threads: of one graph; None leaves it to OpenVINO (one per physical core).
+        threads: of one run of a graph; None leaves it to OpenVINO (one per physical core).
+        callers: threads that run graphs at once, each in a stream of OpenVINO's.
 
     Raises:
         ProviderMissing: OpenVINO has no CPU plugin, or the CPU does not compute in `precision`.
@@ -112,7 +125,7 @@ class OpenVinoBackend:
 
     name = "openvino"
 
-    def __init__(self, *, precision: str = "fp32", threads: int | None = None) -> None:
+    def __init__(self, *, precision: str = "fp32", threads: int | None = None, callers: int = 1) -> None:
         self.precision = precision
         self._core = packages.openvino().Core()
         capabilities = _capabilities(self._core)
@@ -121,7 +134,7 @@ class OpenVinoBackend:
                 f"this CPU does not compute in {precision}; OpenVINO finds {', '.join(capabilities)}; "
                 "use --precision fp32"
             )
-        self._properties = compile_properties(arithmetic(precision, capabilities), threads)
+        self._properties = compile_properties(arithmetic(precision, capabilities), threads, callers)
 
     def load(self, bundle: Bundle, graph: str) -> FixedGraph | BucketedGraph:
         """Read `graph` and its share of the weights, and compile it where its sizes are known.
@@ -170,20 +183,21 @@ def arithmetic(precision: str, capabilities: Sequence[str]) -> str:
     return "bf16" if fast else "f32"
 
 
-def compile_properties(hint: str, threads: int | None) -> dict[str, Any]:
+def compile_properties(hint: str, threads: int | None, callers: int = 1) -> dict[str, Any]:
     """What OpenVINO is told. Nothing that changes results is left to its defaults, which differ between CPUs."""
     properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         # Else activations may be quantised as they come, in groups of a size that depends on the CPU.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        # One frame at a time, as fast as can be.
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        # One frame at a time, as fast as can be; or as many side by side as there are callers.
+        "PERFORMANCE_HINT": "LATENCY" if callers == 1 else "THROUGHPUT",
+        "NUM_STREAMS": callers,
         # Every graph has threads of its own: pinned, those of all stages, and of other processes, share one core.
         "ENABLE_CPU_PINNING": False,
     }
     if threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = threads
+        # Of all streams together.
+        properties["INFERENCE_NUM_THREADS"] = threads * callers
     return properties
 
 
@@ -225,9 +239,9 @@ def _first_line(error: RuntimeError) -> str:
     return lines[0] if lines else str(error)
 
 
-def backend(*, precision: str, threads: int | None) -> OpenVinoBackend:
+def backend(*, precision: str, threads: int | None, callers: int = 1) -> OpenVinoBackend:
     """Entry point of the registry, which has checked `precision`."""
-    return OpenVinoBackend(precision=precision, threads=threads)
+    return OpenVinoBackend(precision=precision, threads=threads, callers=callers)
 
 
 def probe() -> str:

@@ -41,6 +41,8 @@ class EngineEntry:
     options: tuple[str, ...] = ()
     """Fields of `EngineOptions` that it understands."""
     on_gpu: bool = False
+    concurrent: bool = False
+    """Several threads may run one of its engines at once; its backend is called with `callers`, too."""
     backend: str = "backend"
     """Makes its backend; called with `precision` and `threads`, and `options` where it understands any."""
     probe: str = "probe"
@@ -54,10 +56,14 @@ CUDA_INSTALL = "pip uninstall -y onnxruntime && pip install 'dovit-deploy[gpu]'"
 
 ENGINES = {
     "onnxruntime": EngineEntry(
-        "dovit_deploy.engines.onnxruntime", ("onnxruntime",), ("fp32", "int8"), "ONNX Runtime on the CPU"
+        "dovit_deploy.engines.onnxruntime",
+        *(("onnxruntime",), ("fp32", "int8"), "ONNX Runtime on the CPU"),
+        concurrent=True,
     ),
     "openvino": EngineEntry(
-        "dovit_deploy.engines.openvino", ("openvino", "onnx_ir"), ("fp32", "bf16", "int8"), "OpenVINO on the CPU"
+        "dovit_deploy.engines.openvino",
+        *(("openvino", "onnx_ir"), ("fp32", "bf16", "int8"), "OpenVINO on the CPU"),
+        concurrent=True,
     ),
     # The module of onnxruntime from another distribution: only the engine itself can say whether it has CUDA.
     "cuda": EngineEntry(
@@ -175,11 +181,13 @@ def backend_from_name(
     precision: str | None = None,
     threads: int | None = None,
     options: EngineOptions | None = None,
+    callers: int = 1,
 ) -> Backend:
     """The backend called `engine`.
 
     Args:
         precision: one of the engine's; None: its first.
+        callers: threads that will run its engines at once; more than one only where the engine is `concurrent`.
 
     Raises:
         UsageError: unknown engine or precision, an option that the engine does not understand, or less than one thread.
@@ -202,7 +210,9 @@ def backend_from_name(
         if name not in entry.options:
             _refuse(name, engine)
     make = engine_function(entry, entry.backend)
-    extra = {"options": options} if entry.options else {}
+    extra: dict[str, Any] = {"options": options} if entry.options else {}
+    if entry.concurrent:
+        extra["callers"] = callers
     backend: Backend = make(precision=precision or entry.precisions[0], threads=threads, **extra)
     return backend
 

@@ -37,6 +37,7 @@ from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.transforms import whole_input
+from dovit_deploy.runtime.workers import workers_for
 from dovit_deploy.sources.ahead import FramesAhead
 from dovit_deploy.sources.source import Source
 
@@ -68,6 +69,8 @@ class Wanted:
     precision: str | None = None
     """As given: the choice is among engines that compute in it. None: it is chosen too."""
     threads: int | None = None
+    images: int | None = None
+    """How many there are, for they may be run side by side; None: frames of one stream."""
     options: EngineOptions = NONE_GIVEN
 
 
@@ -138,11 +141,13 @@ def chosen_session(
 
 def named_session(bundle: Bundle, engine: str, wanted: Wanted, *, precision: str | None = None) -> Session:
     """The session of an engine that is named, at `precision` or the one that is wanted."""
+    at_once = workers_for(engine, images=wanted.images, threads=wanted.threads)
     return Session(
         bundle,
         engine=engine,
         precision=precision or wanted.precision,
-        threads=wanted.threads,
+        threads=at_once.threads,
+        callers=at_once.count,
         options=wanted.options,
     )
 

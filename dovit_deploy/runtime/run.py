@@ -4,6 +4,8 @@ Decoding, the model and encoding work side by side, joined by bounded queues, so
 length of the source:
 
     reader thread -> queue -> caller: predict -> queue -> writer thread
+
+Images of a folder may be predicted several at a time (`workers`); rows and files come in the order of the images.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -166,7 +169,8 @@ def _work_through(
         with report, outputs:
             # Frames of a video alone: images that equal each other may be anywhere in a folder.
             frames = frames if source.video is None else with_stills_marked(frames)
-            Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop).run()
+            workers = session.callers
+            Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop, workers=workers).run()
     except OutputFailed as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.
         full = OutputFailed(str(error).replace(str(folder), str(plan.folder)))
@@ -233,10 +237,11 @@ class Pipeline(Generic[_Result]):
 
     Args:
         frames: read in a thread of their own.
-        predict: called in the caller's thread, frame by frame.
+        predict: called in the caller's thread, frame by frame; with several workers in threads of theirs.
         write: called in a thread of its own, in the order of the frames.
         failed: called in the caller's thread for a frame that could not be read.
         stop: when set, no further frame is begun; those begun are finished and written.
+        workers: frames that are predicted at once, each in a thread of its own.
     """
 
     def __init__(
@@ -247,13 +252,17 @@ class Pipeline(Generic[_Result]):
         write: Callable[[Frame, _Result], None],
         failed: Callable[[FailedFrame], None],
         stop: threading.Event,
+        workers: int = 1,
     ) -> None:
         self._frames, self._predict, self._write, self._failed = frames, predict, write, failed
         self._stop = stop
         self._given_up = threading.Event()
         self._decoded: queue.Queue[Frame | FailedFrame | _End] = queue.Queue(QUEUED_FRAMES)
-        self._finished: queue.Queue[tuple[Frame, _Result] | _End] = queue.Queue(QUEUED_FRAMES)
+        # Results that workers are still at come later; the order is that of the frames.
+        self._finished: queue.Queue[tuple[Frame, Future[_Result]] | _End] = queue.Queue(QUEUED_FRAMES)
         self._write_error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="dovit-worker") if workers > 1 else None
+        self._free = threading.Semaphore(workers)
 
     def run(self) -> None:
         """Work until the source ends or `stop` is set; raises what any of the three steps raised."""
@@ -269,6 +278,8 @@ class Pipeline(Generic[_Result]):
             # There will be room: the writer takes what comes, even after an error.
             self._finished.put(_End())
             writer.join()
+            if self._pool is not None:
+                self._pool.shutdown()
         if self._write_error is not None:
             raise self._write_error
 
@@ -294,10 +305,14 @@ class Pipeline(Generic[_Result]):
 
     def _infer(self) -> None:
         while not self._stop.is_set() and self._write_error is None:
-            # With a timeout, so that `stop` is seen while a slow source gives nothing.
+            # First a free worker, then a frame: what is not begun need not be finished after `stop`. Both with a
+            # timeout, so that `stop` is seen while a slow source gives nothing.
+            if not self._free.acquire(timeout=_POLL_S):
+                continue
             try:
                 item = self._decoded.get(timeout=_POLL_S)
             except queue.Empty:
+                self._free.release()
                 continue
             if isinstance(item, _End):
                 if item.error is not None:
@@ -305,8 +320,19 @@ class Pipeline(Generic[_Result]):
                 return
             if isinstance(item, FailedFrame):
                 self._failed(item)
+                self._free.release()
             else:
-                self._finished.put((item, self._predict(item)))
+                self._finished.put((item, self._begun(item)))
+
+    def _begun(self, frame: Frame) -> Future[_Result]:
+        """The result of a frame: there already, or to come from a worker."""
+        if self._pool is not None:
+            future = self._pool.submit(self._predict, frame)
+        else:
+            future = Future()
+            future.set_result(self._predict(frame))
+        future.add_done_callback(lambda _: self._free.release())
+        return future
 
     def _drain(self) -> None:
         """Write what comes; after an error go on taking, so that the caller never waits for room, and write nothing."""
@@ -316,6 +342,7 @@ class Pipeline(Generic[_Result]):
                 return
             if self._write_error is None:
                 try:
-                    self._write(*item)
+                    frame, result = item
+                    self._write(frame, result.result())
                 except BaseException as error:  # noqa: BLE001  raised in the caller's thread
                     self._write_error = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -49,8 +50,9 @@ class Session:
         engine: a name of `engines.registry`; "torch" is the reference.
         precision: one that engine and bundle both have; None: the engine's own, fp32 but for TensorRT.
         threads: of one operator; None leaves it to the engine.
+        callers: threads that will call `run_one` at once; more than one only of an engine that is `concurrent`.
         options: what only some engines use.
-        backend: instead of the four above, a backend made by the caller.
+        backend: instead of the five above, a backend made by the caller.
 
     Raises:
         UsageError: unknown engine or precision.
@@ -65,13 +67,18 @@ class Session:
         engine: str = "onnxruntime",
         precision: str | None = None,
         threads: int | None = None,
+        callers: int = 1,
         options: EngineOptions = NONE_GIVEN,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.backend = backend or backend_from_name(engine, precision=precision, threads=threads, options=options)
+        self.callers = callers
+        self.backend = backend or backend_from_name(
+            engine, precision=precision, threads=threads, options=options, callers=callers
+        )
         self._cost = cost_model(self.bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
+        self._loading = threading.Lock()
         self._closed = False
         try:
             # All stages at once: what an engine refuses is then known before the first frame.
@@ -158,9 +165,11 @@ class Session:
         """
         if self._closed:
             raise UsageError(f"this session of {self.bundle.path.name} is closed; make a new one: Session(bundle)")
-        if graph not in self._engines:
-            self._engines[graph] = self.backend.load(self.bundle, graph)
-        return self._engines[graph]
+        # Of several callers that need a graph for the first time one loads it.
+        with self._loading:
+            if graph not in self._engines:
+                self._engines[graph] = self.backend.load(self.bundle, graph)
+            return self._engines[graph]
 
     def stages(
         self,
