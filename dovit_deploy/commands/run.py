@@ -92,8 +92,7 @@ def run(
         kinds = _kinds(named, opened.manifest, frames)
         settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
-        images = frames.count if frames.kind == "images" else None
-        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, images, options)
+        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, _images(frames), options)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, legend=not no_legend)
         with (
@@ -108,6 +107,11 @@ def run(
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
     console.next_command(_next(outcome.summary, bundle, source, recursive=recursive), quiet=quiet)
     _raise_unless_complete(outcome, folder, frames)
+
+
+def _images(source: Source) -> int | None:
+    """How many images there are, of which several may be run at once; None: frames of one stream."""
+    return source.count if source.kind == "images" else None
 
 
 def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool) -> Chosen:
