@@ -418,7 +418,18 @@ def test_an_interrupt_leaves_a_playable_file_and_a_valid_report(
     tiny_bundle_path: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     make_clip(tmp_path / "long.mp4", count=3000, size=(240, 320))
-    arguments = ["run", "long.mp4", "--bundle", str(tiny_bundle_path), "-o", "out", "--threads", "1"]
+    arguments = [
+        "run",
+        "long.mp4",
+        "--bundle",
+        str(tiny_bundle_path),
+        "-o",
+        "out",
+        "--threads",
+        "1",
+        "--engine",
+        "onnxruntime",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "dovit_deploy", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

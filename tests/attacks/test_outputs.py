@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def long_run(tiny_bundle_path: Path, tmp_path: Path):
     """A run that has begun to write `out` and `report.json`, and is held there: alive, with its locks."""
     make_clip(tmp_path / "long.mp4", count=5000, size=(240, 320))
-    options = ("-o", "out", "--json", "report.json", "--threads", 1)
+    options = ("-o", "out", "--json", "report.json", "--threads", 1, "--engine", "onnxruntime")
     process = started(tmp_path, "run", "long.mp4", "--bundle", tiny_bundle_path, *options)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("out.*.partial/frames.jsonl")):
