@@ -1,0 +1,149 @@
+"""What surrounds the model: worst case, still frames, a folder on several threads, a video against its slowest part.
+
+python benchmarks/streams.py -o benchmarks/results/streams.json
+
+worst     nothing stopped, staged against dense: medians of ratios in process CPU time, one thread, interleaved
+stills    what comparing two frames of 1280x720 takes, equal, or differing in the first or last byte
+folder    images per second of a folder on 1, 2, ... threads; wall time, so on a quiet machine, beside CPU time
+video     seconds of a run against those of its slowest part (decode, model with pixels and classes); wall time
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from clip import write_clip
+from report import publish
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.registry import engine_entry
+from dovit_deploy.errors import DovitError
+from dovit_deploy.runtime.paint import save_image
+from dovit_deploy.runtime.run import RunPlan, run_source
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.workers import workers_for
+from dovit_deploy.sources.open import open_source
+from dovit_deploy.sources.stills import equal_pixels
+from dovit_scenes import street_frames
+
+SIZE = (720, 1280)
+
+
+def cpu_ms(step: Callable[[], object]) -> float:
+    """CPU time of the process, all threads."""
+    start = time.process_time()
+    step()
+    return 1e3 * (time.process_time() - start)
+
+
+def worst_case(bundle: Bundle, engine: str, precision: str, *, repeat: int) -> dict[str, float]:
+    """Noise, with thresholds above which no confidence is; dense / staged."""
+    manifest = bundle.manifest
+    pixels = np.random.default_rng(0).normal(size=(1, 3, *manifest.spec.size)).astype(np.float32)
+    staged, dense = RunSettings.stop_nothing(manifest.spec), RunSettings.resolve(manifest, dense=True)
+    with Session(bundle, engine=engine, precision=precision, threads=1) as session:
+        ratios = []
+        for number in range(repeat + 2):
+            order = (staged, dense) if number % 2 else (dense, staged)
+            found = {each.dense: cpu_ms(lambda each=each: session.run_one(pixels, each)) for each in order}
+            ratios.append(found[False] / found[True])
+        report = session.run_one(pixels, staged)[1]
+    # The first two pay for memory.
+    ratios = sorted(ratios[2:])
+    return {
+        "staged_over_dense": round(statistics.median(ratios), 4),
+        "low": round(ratios[len(ratios) // 4], 4),
+        "high": round(ratios[-1 - len(ratios) // 4], 4),
+        "macs_over_dense": round(report.gmacs_actual / report.gmacs_dense, 4),
+    }
+
+
+def comparing_ms(*, repeat: int) -> dict[str, float]:
+    """CPU time of comparing a frame with the one before."""
+    frame = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    figures = {}
+    for name, position in (("equal", None), ("first byte differs", 0), ("last byte differs", -1)):
+        other = frame.copy()
+        if position is not None:
+            other.reshape(-1)[position] ^= 1
+        times = [cpu_ms(lambda other=other: equal_pixels(frame, other)) for _ in range(10 * repeat)]
+        figures[name] = round(statistics.median(times), 4)
+    return figures
+
+
+def run_seconds(
+    bundle: Bundle, source: Path, out: Path, threads: int | None, kinds: tuple[str, ...]
+) -> dict[str, object]:
+    """A whole run, as the command line makes it, without its start."""
+    with open_source(str(source)) as frames:
+        images = frames.count if frames.kind == "images" else None
+        at_once = workers_for("onnxruntime", images=images, threads=threads)
+        plan = RunPlan(out, True, kinds, RunSettings.resolve(bundle.manifest))
+        with Session(bundle, threads=at_once.threads, callers=at_once.count) as session:
+            start = time.process_time()
+            outcome = run_source(
+                session, frames, plan, stop=threading.Event(), advance=lambda saved: None, failed=print
+            )
+            cpu = time.process_time() - start
+    count, latency = outcome.summary["frames"], outcome.summary["latency_ms"]
+    parts = {part: latency[part]["mean"] for part in ("decode", "preprocess", "model", "postprocess")}
+    slowest = max(parts["decode"], parts["preprocess"] + parts["model"] + parts["postprocess"]) * count / 1e3
+    return {
+        "frames": count,
+        "seconds": round(outcome.seconds, 3),
+        "per_second": round(count / outcome.seconds, 2),
+        "cpu_ms_a_frame": round(1e3 * cpu / count, 2),
+        "over_slowest_part": round(outcome.seconds / slowest, 3),
+    }
+
+
+def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, object]:
+    """All figures."""
+    figures: dict[str, object] = {"comparing_ms": comparing_ms(repeat=repeat)}
+    for engine in ("onnxruntime", "openvino"):
+        for precision in engine_entry(engine).precisions:
+            try:
+                figures[f"worst, {engine} {precision}"] = worst_case(bundle, engine, precision, repeat=repeat)
+            except DovitError as error:
+                figures[f"worst, {engine} {precision}"] = f"not measured: {error}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "folder"
+        folder.mkdir()
+        for number, frame in enumerate(street_frames(frames, seed=0, size=bundle.manifest.spec.size)):
+            save_image(folder / f"{number:03d}.png", frame.rgb)
+        write_clip(Path(name) / "clip.mp4", frames=frames, size=SIZE, rendered=8, seed=0)
+        for threads in range(1, (os.cpu_count() or 1) + 1):
+            figures[f"folder, {threads} threads"] = run_seconds(
+                bundle, folder, Path(name) / "out", threads, ("overlay", "masks")
+            )
+        figures["video, one thread"] = run_seconds(
+            bundle, Path(name) / "clip.mp4", Path(name) / "seen", 1, ("overlay",)
+        )
+    return figures
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", default="default")
+    parser.add_argument("--repeat", type=int, default=25)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    with Session(options.bundle, threads=1) as session:
+        bundle = session.bundle
+    figures = measure(bundle, repeat=options.repeat, frames=options.frames)
+    publish({"figures": figures}, command="python benchmarks/streams.py", output=options.output)
+
+
+if __name__ == "__main__":
+    main()
