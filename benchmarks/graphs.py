@@ -35,6 +35,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.export.pipeline import bundle_from_plan
 from dovit_deploy.export.plan import ExportPlan
+from dovit_deploy.export.quantise import QuantisePlan
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead
@@ -103,8 +104,8 @@ def spec_of(head: LinearHead | MaskHead, layers: tuple[int, ...], size: int) -> 
     )
 
 
-def bundle_of(spec: VisionTransformerSpec, folder: Path) -> Bundle:
-    """A bundle with random weights, exported as any other."""
+def bundle_of(spec: VisionTransformerSpec, folder: Path, int8: QuantisePlan | None = None) -> Bundle:
+    """A bundle with random weights, exported as any other; `int8` is what forms in 8 bits are made with."""
     torch.manual_seed(0)
     model = model_from_spec(spec)
     # Small weights keep activations finite through twelve layers; which values does not matter for time.
@@ -124,7 +125,7 @@ def bundle_of(spec: VisionTransformerSpec, folder: Path) -> Bundle:
         source_sha256="0" * 64,
     )
     plan = ExportPlan.resolve(checkpoint, folder, overwrite=True)
-    bundle, _ = bundle_from_plan(plan, images=[("noise", pixels_of(spec))], step=lambda step: None)
+    bundle, _ = bundle_from_plan(plan, images=[("noise", pixels_of(spec))], step=lambda step: None, int8=int8)
     return bundle
 
 
