@@ -5,7 +5,8 @@
 One session runs 10,000 frames; each keeps its own random share of the tokens at each gate. An engine that prepares
 something for every count it sees would grow for hours, and be slow whenever a count is new. After 300 frames resident
 memory, the number of mapped regions and the 99.9th percentile of a frame's CPU time are taken of ten parts of the run.
-memory, mapped regions and the 99.9th percentile of a frame's CPU time are taken of ten parts of the run.
+Exit code 4: the last part holds a tenth more memory or mappings than the first, or its slowest take twice as long.
+"""
 
 from __future__ import annotations
 
