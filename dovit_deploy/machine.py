@@ -12,7 +12,7 @@ from dovit_deploy.record import Record
 
 COMPUTING = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "opencv-python-headless", "opencv-python", "av", "torch"),
-    *("tensorrt-rtx-cu13", "tensorrt-cu13", "tensorrt", "cuda-bindings", "pycuda"),
+    *("nncf", "tensorrt-rtx-cu13", "tensorrt-cu13", "tensorrt", "cuda-bindings", "pycuda"),
 )
 """Distributions whose version can change a figure."""
 
