@@ -34,7 +34,8 @@ from dovit_deploy.files import write_text
 from dovit_deploy.machine import this_machine
 
 QUICK = CellEffort(seconds=2.0, fewest=6, timed_frames=3, limit_s=40.0)
-QUICK_FRAMES, QUICK_S = 6, 150.0
+QUICK_FRAMES, QUICK_S = 6, 130.0
+"""Seconds after which no further cell begins: with the limit of the last one still less than three minutes."""
 PREPARE_S = 900.0
 """What making the files of a case may take: exporting ViT-B on a slow machine."""
 
