@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,6 +27,7 @@ from dovit_deploy.errors import GraphMismatch, ProviderMissing
 from dovit_deploy.export.verify import gated_parity, reference_runs
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import settings_from_images
+from tests.paths import ROOT
 from tests.tiny import tiny_pixels
 
 openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")
@@ -85,14 +89,24 @@ def test_bf16_decides_as_its_own_confidence_says(gated: Bundle) -> None:
             assert int(outputs[COUNT]) == gated.manifest.spec.tokens - stopped
 
 
-def test_dense_and_models_without_gates(dense_bundle_path, gated: Bundle) -> None:
-    for bundle in (Bundle.open(dense_bundle_path), gated):
-        with Session(bundle) as reference, Session(bundle, engine="openvino", threads=1) as candidate:
-            for dense in (True, False):
-                want, expected = reference.run(pixels_of(bundle), dense=dense)
-                got, report = candidate.run(pixels_of(bundle), dense=dense)
-                np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
-                assert report.kept == expected.kept
+def compare_with_the_standard(path: str) -> None:
+    """Dense and own answers of the bundle at `path`, beside those of ONNX Runtime."""
+    bundle = Bundle.open(path)
+    with Session(bundle) as reference, Session(bundle, engine="openvino", threads=1) as candidate:
+        for dense in (True, False):
+            want, expected = reference.run(pixels_of(bundle), dense=dense)
+            got, report = candidate.run(pixels_of(bundle), dense=dense)
+            np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
+            assert report.kept == expected.kept
+
+
+@pytest.mark.parametrize("name", ["dense_bundle_path", "tiny_bundle_path", "setr_bundle_path"])
+def test_dense_and_models_without_gates(request: pytest.FixtureRequest, name: str) -> None:
+    # In a process of its own: PyTorch, used there afterwards, has ended it (OpenVINO 2026.4.1; cause not found yet).
+    code = "import sys; from tests.engines.test_openvino import compare_with_the_standard as f; f(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(request.getfixturevalue(name))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_count_runs_padding_or_not(tiny_bundle_path) -> None:
