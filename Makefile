@@ -51,12 +51,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(wildcard $(MODEL)/*/*.dovit/manifest.json)
-	$(PIP) -e '.[cpu,video]'
+	# OpenVINO has no wheels for some machines; the demo runs without it.
+	$(PIP) -e '.[cpu,video,openvino]' || $(PIP) -e '.[cpu,video]'
 	$(PIP) --force-reinstall --no-deps ./$(MODEL)
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraints.txt
-	$(PIP) -c constraints.txt -e '.[cpu,video,export,report]' -r requirements-dev.txt
+	$(PIP) -c constraints.txt -e '.[cpu,video,openvino,export,report]' -r requirements-dev.txt
 	@touch $@
 
 clean:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing
@@ -101,6 +102,17 @@ def onnxruntime(*, install: str | None = None) -> Any:  # noqa: ANN401
 def openvino() -> Any:  # noqa: ANN401
     """OpenVINO; only its converters report to Intel, and none of them is ever called."""
     return load("openvino")
+
+
+@cache
+def openvino_core() -> Any:  # noqa: ANN401
+    """OpenVINO's core, the one of this process, kept until its end.
+
+    Each core gives its thread a stack for signals, and at its end puts back the one from before: where cores end in
+    another order than the reverse of their making, that is freed memory, and the next signal ends the process with
+    SIGSEGV (OpenVINO 2026.4.1, its CPU plugin).
+    """
+    return openvino().Core()
 
 
 def onnx() -> Any:  # noqa: ANN401

@@ -83,7 +83,7 @@ def plain_onnxruntime(path: Path, precision: str, threads: int) -> Callable[[Pix
 
 def plain_openvino(path: Path, precision: str, threads: int) -> Callable[[Pixels], Any]:
     """The ONNX file as it is, in OpenVINO."""
-    core = packages.openvino().Core()
+    core = packages.openvino_core()
     require_precision(core, precision)
     return compiled(core, core.read_model(str(path)), precision, threads)
 
@@ -98,7 +98,7 @@ def quantised_by_nncf(files: CaseFiles, threads: int) -> Callable[[Pixels], Any]
     import nncf
 
     openvino = packages.openvino()
-    core, path = openvino.Core(), files.folder / NNCF_MODEL
+    core, path = packages.openvino_core(), files.folder / NNCF_MODEL
     if not path.exists():
         images = files.pixels(32)
         data = nncf.Dataset([{"pixels": pixels} if files.case.model == DEFAULT else pixels for pixels in images])

@@ -127,7 +127,7 @@ class OpenVinoBackend:
 
     def __init__(self, *, precision: str = "fp32", threads: int | None = None, callers: int = 1) -> None:
         self.precision = precision
-        self._core = packages.openvino().Core()
+        self._core = packages.openvino_core()
         capabilities = _capabilities(self._core)
         if CAPABILITIES[precision] not in capabilities:
             raise ProviderMissing(
@@ -251,7 +251,7 @@ def probe() -> str:
         ProviderMissing: OpenVINO has no CPU plugin that works.
     """
     openvino = packages.openvino()
-    core = openvino.Core()
+    core = packages.openvino_core()
     capabilities = _capabilities(core)
     model = core.read_model(SQUARE_MODEL, b"")
     compiled = core.compile_model(model, DEVICE, compile_properties("f32", 1))
