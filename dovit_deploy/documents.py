@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,8 @@ def data_from_json(text: str | bytes) -> object:
         NotData: it is no JSON, or beyond the bounds above.
     """
     _check_length(text, MOST_BYTES)
-    try:
+    with _faults(ValueError):
         value: object = json.loads(text, parse_int=_whole_number)
-    except NotData:
-        raise
-    except RecursionError as error:
-        raise NotData(_too_deep()) from error
-    except ValueError as error:
-        raise NotData(_one_line(error)) from error
     check_extent(value)
     return value
 
@@ -94,12 +89,8 @@ def data_from_toml(text: str) -> dict[str, object]:
         NotData: it is no TOML, or beyond the bounds above.
     """
     _check_length(text, MOST_BYTES_OF_YAML)
-    try:
+    with _faults(ValueError):
         value = tomllib.loads(text)
-    except RecursionError as error:
-        raise NotData(_too_deep()) from error
-    except ValueError as error:
-        raise NotData(_one_line(error)) from error
     check_extent(value)
     return value
 
@@ -116,7 +107,8 @@ def data_from_yaml(text: str) -> object:
     # A class of its own, because constructors are registered on the class and would change every other safe loader.
     kind: Any = type("TupleLoader", (yaml.SafeLoader,), {})
     kind.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_sequence)
-    try:
+    # PyYAML's own constructors stumble over odd dates, numbers and keys.
+    with _faults(yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         loader = kind(text)
         node = loader.get_single_node()
         if node is None:
@@ -124,11 +116,6 @@ def data_from_yaml(text: str) -> object:
         # Before values are made of it: merge keys (`<<: *a`) copy what they name.
         _Extent(_parts_of_node).check(node)
         value: object = loader.construct_document(node)
-    except RecursionError as error:
-        raise NotData(_too_deep()) from error
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        # PyYAML's own constructors stumble over odd dates, numbers and keys.
-        raise NotData(_one_line(error)) from error
     return value
 
 
@@ -157,6 +144,19 @@ def fault_of(error: ValidationError, *, with_value: bool = False) -> str:
 def _check_length(text: str | bytes, most: int) -> None:
     if len(text) > most:
         raise NotData(f"it is {len(text):,} bytes long; at most {most:,} are read")
+
+
+@contextmanager
+def _faults(*kinds: type[Exception]) -> Iterator[None]:
+    """What a parser raises for a text, of these kinds or for its depth, as NotData."""
+    try:
+        yield
+    except NotData:
+        raise
+    except RecursionError as error:
+        raise NotData(_too_deep()) from error
+    except kinds as error:
+        raise NotData(_one_line(error)) from error
 
 
 def _too_deep() -> str:

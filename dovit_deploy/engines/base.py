@@ -64,6 +64,20 @@ class Backend(Protocol):
         """The first `count` entries, without a copy."""
 
 
+class HostMemory:
+    """The half of a backend that holds its tensors as NumPy arrays: nothing is copied."""
+
+    def upload(self, array: Array) -> Buffer:
+        return array
+
+    def download(self, buffer: Buffer) -> Array:
+        array: Array = buffer
+        return array
+
+    def narrow(self, buffer: Buffer, count: int) -> Buffer:
+        return buffer[:count]
+
+
 def as_float32(array: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """`array` as contiguous float32, copied only where it is not that already."""
     return np.ascontiguousarray(array, dtype=np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import FP32, GraphInterface, Port, check_ports, graph_interfaces, stage_name
-from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.base import Buffer, HostMemory
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
 
@@ -44,7 +44,7 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(HostMemory):
     """Loads a bundle's graphs; buffers are NumPy arrays.
 
     Args:
@@ -85,16 +85,6 @@ class OnnxRuntimeBackend:
             raise ProviderMissing(f"{path.name} runs on {session.get_providers()}, not on the CPU provider")
         check_interface(session, bundle, graph)
         return OnnxRuntimeEngine(session, errors)
-
-    def upload(self, array: Array) -> Buffer:
-        return array
-
-    def download(self, buffer: Buffer) -> Array:
-        array: Array = buffer
-        return array
-
-    def narrow(self, buffer: Buffer, count: int) -> Buffer:
-        return buffer[:count]
 
 
 def session_options(runtime: Any, *, threads: int | None) -> Any:  # noqa: ANN401

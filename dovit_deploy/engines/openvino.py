@@ -28,7 +28,7 @@ import numpy.typing as npt
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import FP32, INDEX, graph_interfaces
-from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.base import Array, Buffer, HostMemory
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing
 from dovit_deploy.graphs.forms import padded_passes, write_derived
@@ -111,7 +111,7 @@ class BucketedGraph:
             return self._graphs[bucket]
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(HostMemory):
     """Compiles a bundle's graphs for the CPU; buffers are NumPy arrays, those of outputs in OpenVINO's memory.
 
     Args:
@@ -161,15 +161,9 @@ class OpenVinoBackend:
         with _refusals(described):
             return self._core.compile_model(model, DEVICE, self._properties)
 
-    def upload(self, array: Array) -> Buffer:
-        return array
-
     def download(self, buffer: Buffer) -> Array:
         # OpenVINO's memory holds the next frame's values soon.
         return np.array(buffer)
-
-    def narrow(self, buffer: Buffer, count: int) -> Buffer:
-        return buffer[:count]
 
     def _read(self, path: Path, described: str) -> Any:  # noqa: ANN401  an ov.Model
         with _refusals(described):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
-from dovit_deploy.engines.base import Array, Buffer
+from dovit_deploy.engines.base import Array, Buffer, HostMemory
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.graphs.forms import write_derived
 from dovit_deploy.graphs.passes import result
@@ -88,7 +88,7 @@ class ObservedGraph:
         self._session = None
 
 
-class ObservingBackend:
+class ObservingBackend(HostMemory):
     """ONNX Runtime that fills `observed` with what goes into the layers `weights`; buffers are NumPy arrays."""
 
     name, precision = "observing", "fp32"
@@ -113,13 +113,3 @@ class ObservingBackend:
             path = bundle.copied_graph(graph, Path(copies), fast=True)
             write_derived([path], Path(folder), weights=[path.with_name(WEIGHTS)], passes=(give_away,))
             return ObservedGraph(Path(folder) / path.name, readers, self._observed)
-
-    def upload(self, array: Array) -> Buffer:
-        return array
-
-    def download(self, buffer: Buffer) -> Array:
-        array: Array = buffer
-        return array
-
-    def narrow(self, buffer: Buffer, count: int) -> Buffer:
-        return buffer[:count]

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
-from dovit_deploy.runtime.given import SEVERAL, Image, check_pixels_array, described, image_from, path_from
+from dovit_deploy.runtime.given import check_pixels_array, described, path_from
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.paint import paint_label, png_from_rgb, save_image
+from dovit_deploy.runtime.predict import Predicts
 from dovit_deploy.runtime.results import (
     TOP,
     ClassScore,
@@ -103,7 +104,7 @@ class ClassificationResult:
         write_text(target, json.dumps(self.facts(), indent=1) + "\n")
 
 
-class Classifier:
+class Classifier(Predicts[ClassificationResult]):
     """A session of a classifier and what comes before and after the model; `Predictor` does this for segmentation.
 
     Args:
@@ -125,56 +126,6 @@ class Classifier:
         self.session, self.top = session, top
         self.spec, self.preprocessing = manifest.spec, manifest.preprocessing
         self.names = tuple(entry.name for entry in manifest.classes)
-
-    @overload
-    def predict(
-        self,
-        rgb: list[Image] | tuple[Image, ...],
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> list[ClassificationResult]: ...
-    @overload
-    def predict(
-        self,
-        rgb: Image,
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> ClassificationResult: ...
-    def predict(
-        self,
-        rgb: Image | list[Image] | tuple[Image, ...],
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> ClassificationResult | list[ClassificationResult]:
-        """What `rgb` shows, and what its tokens did.
-
-        Args:
-            rgb: (H, W, 3) uint8, upright; a path; a Pillow image; or a list of these, which gives a list.
-            decode_ms: what decoding it took, to be reported with the rest.
-            thresholds, floor, dense: as `Session.run` takes them.
-
-        Raises:
-            InputError: something else; or a file that cannot be read (SourceError).
-            UsageError: thresholds or floor of a model without gates, or given together with `dense`.
-            CheckError: the logits are not finite.
-        """
-        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
-        if isinstance(rgb, SEVERAL):
-            return [self._predicted(image, settings, decode_ms) for image in rgb]
-        return self._predicted(rgb, settings, decode_ms)
-
-    def _predicted(self, given: Image, settings: RunSettings, decode_ms: float) -> ClassificationResult:
-        rgb, decoded_ms = image_from(given)
-        return self.run(rgb, settings, decode_ms=decode_ms + decoded_ms)
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ClassificationResult:
         """`predict` with settings that are resolved already."""

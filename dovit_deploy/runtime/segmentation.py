@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,10 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
-from dovit_deploy.runtime.given import SEVERAL, Image, check_pixels_array, image_from, number_within, path_from
+from dovit_deploy.runtime.given import check_pixels_array, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
 from dovit_deploy.runtime.paint import paint_overlay, png_from_rgb, save_mask
+from dovit_deploy.runtime.predict import Predicts
 from dovit_deploy.runtime.results import ClassMap, FrameTiming, FrameTokens, Logits, Palette, Pixels, Window
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
@@ -103,7 +104,7 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-class Predictor:
+class Predictor(Predicts[SegmentationResult]):
     """A session of a segmentation bundle and what comes before and after the model; `Classifier` does this for classes.
 
     Raises:
@@ -126,55 +127,6 @@ class Predictor:
         colors = np.array([entry.color for entry in manifest.classes], dtype=np.uint8).reshape(-1, 3)
         self.palette = Palette(tuple(entry.name for entry in manifest.classes), colors)
         self.gates = tuple(gate.layer for gate in self.spec.gates)
-
-    @overload
-    def predict(
-        self,
-        rgb: list[Image] | tuple[Image, ...],
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> list[SegmentationResult]: ...
-    @overload
-    def predict(
-        self,
-        rgb: Image,
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> SegmentationResult: ...
-    def predict(
-        self,
-        rgb: Image | list[Image] | tuple[Image, ...],
-        *,
-        decode_ms: float = 0.0,
-        thresholds: Thresholds | None = None,
-        floor: float | None = None,
-        dense: bool = False,
-    ) -> SegmentationResult | list[SegmentationResult]:
-        """The class of every pixel of `rgb`, and what its tokens did.
-
-        Args:
-            rgb: (H, W, 3) uint8, upright; a path; a Pillow image; or a list of these, which gives a list.
-            decode_ms: what decoding it took, to be reported with the rest.
-            thresholds, floor, dense: as `Session.run` takes them.
-
-        Raises:
-            InputError: something else; or a file that cannot be read (SourceError).
-            UsageError: thresholds or floor out of range, or given together with `dense`.
-        """
-        settings = RunSettings.resolve(self.session.bundle.manifest, thresholds=thresholds, floor=floor, dense=dense)
-        if isinstance(rgb, SEVERAL):
-            return [self._predicted(image, settings, decode_ms) for image in rgb]
-        return self._predicted(rgb, settings, decode_ms)
-
-    def _predicted(self, given: Image, settings: RunSettings, decode_ms: float) -> SegmentationResult:
-        rgb, decoded_ms = image_from(given)
-        return self.run(rgb, settings, decode_ms=decode_ms + decoded_ms)
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> SegmentationResult:
         """`predict` with settings that are resolved already."""

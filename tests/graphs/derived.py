@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.base import HostMemory
 from dovit_deploy.engines.tensorrt.record import graph_names
 from dovit_deploy.graphs.forms import derive_graphs
 
@@ -47,7 +48,7 @@ def padded_index(index, total: int, bucket: int | None):
     return np.concatenate([index, others[: size - len(index)]])
 
 
-class DerivedBackend:
+class DerivedBackend(HostMemory):
     """Loads the derived graphs of one bundle, written to `folder`."""
 
     name = "derived"
@@ -62,12 +63,3 @@ class DerivedBackend:
 
     def load(self, bundle: Bundle, graph: str) -> DerivedEngine:
         return DerivedEngine(self.graphs[graph].path, total=self.total, bucket=self.bucket)
-
-    def upload(self, array):
-        return array
-
-    def download(self, buffer):
-        return buffer
-
-    def narrow(self, buffer, count: int):
-        return buffer[:count]
