@@ -89,7 +89,11 @@ def _open_file(path: Path, text: str, *, selection: FrameSelection, max_pixels: 
 def _open_stream(text: str, scheme: str, *, selection: FrameSelection, max_pixels: int) -> Source:
     if scheme not in STREAM_SCHEMES:
         raise SourceError(f"{masked(text)}: streams are read from {', '.join(STREAM_SCHEMES)}, not from {scheme}://")
-    if urlsplit(text).path.lower().endswith(HEIF_SUFFIXES):
+    try:
+        path = urlsplit(text).path
+    except ValueError as error:
+        raise SourceError(f"{masked(text)}: no address that can be read ({error})") from error
+    if path.lower().endswith(HEIF_SUFFIXES):
         raise SourceError(heif_refusal(masked(text)))
     return _open_video(text, None, selection=selection, max_pixels=max_pixels)
 

@@ -215,6 +215,11 @@ def test_a_schema_that_is_none():
         open_source("ftp://example.org/a.mp4")
 
 
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(SourceError, match="no address that can be read"):
+        open_source("rtsp://[::1/live")
+
+
 @pytest.mark.parametrize("with_pyav", [True, False])
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 def test_a_refused_stream(monkeypatch, with_pyav, scheme):
