@@ -1,8 +1,7 @@
-"""What surrounds the model: worst case, still frames, a folder on several threads, a video against its slowest part.
+"""What surrounds the model: still frames, a folder on several threads, a video against its slowest part.
 
 python benchmarks/streams.py -o benchmarks/results/streams.json
 
-worst     nothing stopped, staged against dense: medians of ratios in process CPU time, one thread, interleaved
 stills    what comparing two frames of 1280x720 takes, equal, or differing in the first or last byte
 folder    images per second of a folder on 1, 2, ... threads; wall time, so on a quiet machine, beside CPU time
 video     seconds of a run against those of its slowest part (decode, model with pixels and classes); wall time
@@ -24,8 +23,6 @@ from clip import write_clip
 from report import publish
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.engines.registry import engine_entry
-from dovit_deploy.errors import DovitError
 from dovit_deploy.runtime.paint import save_image
 from dovit_deploy.runtime.run import RunPlan, run_source
 from dovit_deploy.runtime.session import Session
@@ -43,28 +40,6 @@ def cpu_ms(step: Callable[[], object]) -> float:
     start = time.process_time()
     step()
     return 1e3 * (time.process_time() - start)
-
-
-def worst_case(bundle: Bundle, engine: str, precision: str, *, repeat: int) -> dict[str, float]:
-    """Noise, with thresholds above which no confidence is; dense / staged."""
-    manifest = bundle.manifest
-    pixels = np.random.default_rng(0).normal(size=(1, 3, *manifest.spec.size)).astype(np.float32)
-    staged, dense = RunSettings.stop_nothing(manifest.spec), RunSettings.resolve(manifest, dense=True)
-    with Session(bundle, engine=engine, precision=precision, threads=1) as session:
-        ratios = []
-        for number in range(repeat + 2):
-            order = (staged, dense) if number % 2 else (dense, staged)
-            found = {each.dense: cpu_ms(lambda each=each: session.run_one(pixels, each)) for each in order}
-            ratios.append(found[False] / found[True])
-        report = session.run_one(pixels, staged)[1]
-    # The first two pay for memory.
-    ratios = sorted(ratios[2:])
-    return {
-        "staged_over_dense": round(statistics.median(ratios), 4),
-        "low": round(ratios[len(ratios) // 4], 4),
-        "high": round(ratios[-1 - len(ratios) // 4], 4),
-        "macs_over_dense": round(report.gmacs_actual / report.gmacs_dense, 4),
-    }
 
 
 def comparing_ms(*, repeat: int) -> dict[str, float]:
@@ -109,12 +84,6 @@ def run_seconds(
 def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, object]:
     """All figures."""
     figures: dict[str, object] = {"comparing_ms": comparing_ms(repeat=repeat)}
-    for engine in ("onnxruntime", "openvino"):
-        for precision in engine_entry(engine).precisions:
-            try:
-                figures[f"worst, {engine} {precision}"] = worst_case(bundle, engine, precision, repeat=repeat)
-            except DovitError as error:
-                figures[f"worst, {engine} {precision}"] = f"not measured: {error}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "folder"
         folder.mkdir()
