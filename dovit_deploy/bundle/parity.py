@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from dovit_deploy.bundle.interface import KEPT, LOGITS, TOKENS, stage_name
 from dovit_deploy.record import Record
+
+MAX_DROP = 1.0
+"""Points that a precision may lose where nobody has allowed another number."""
 
 
 class GateParity(Record):
@@ -90,6 +95,8 @@ class ParityReport(Record):
     versions: dict[str, str]
     precisions: tuple[PrecisionParity, ...] = ()
     """What other precisions lose, where they were measured at export."""
+    max_drop: float = Field(default=MAX_DROP, ge=0, le=100)
+    """Points that a precision may lose, as `--max-drop` of the export allowed; `--engine auto` keeps to it."""
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ def export(
             losses=lambda draft: request.losses(
                 draft, calibrated, step=display.begin, remark=lambda line: console.remark(line, quiet=quiet)
             ),
+            max_drop=request.max_drop,
         )
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
     console.result(str(bundle.path), _summary(report, perf_counter() - start), *_losses(report))

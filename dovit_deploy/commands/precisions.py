@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
-from dovit_deploy.bundle.parity import PrecisionParity
+from dovit_deploy.bundle.parity import MAX_DROP, PrecisionParity
 from dovit_deploy.calibrate.images import CalibrationImage, FolderImages, SplitImages, image_files
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
 from dovit_deploy.errors import DatasetError, SourceError, UsageError, shown
@@ -30,9 +30,6 @@ FEWEST = 8
 RANGED, COMPARED = 32, 64
 """Images at most that ranges are taken of, and that losses are measured on."""
 
-
-MAX_DROP = 1.0
-"""Points that a precision may lose unless the user allows another number."""
 FORMS = ("fp32", "int8")
 """Precisions that have graphs of their own."""
 

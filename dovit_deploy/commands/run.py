@@ -116,8 +116,11 @@ def _images(source: Source) -> int | None:
 
 def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool) -> Chosen:
     """The engine named, or the one that is chosen for `--engine auto`."""
-    from dovit_deploy.runtime.auto import Chosen, chosen_session, named_session
+    from dovit_deploy.runtime.auto import Chosen, chosen_session, named_session, slow_precision
 
+    slow = slow_precision(wanted.precision, on_gpu=engine != AUTO and engine_entry(engine).on_gpu)
+    if slow is not None:
+        console.remark(slow, quiet=quiet)
     if engine != AUTO:
         return Chosen(named_session(bundle, engine, wanted), wanted.settings)
     return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))

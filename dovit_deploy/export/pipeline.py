@@ -12,7 +12,7 @@ from torch import nn
 from dovit_deploy.bundle.bundle import MANIFEST, PARITY, WEIGHTS, Bundle, file_entry, foreign_in_bundle
 from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, graph_interfaces, stage_name
 from dovit_deploy.bundle.manifest import FileEntry, Manifest, TokenCount
-from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
+from dovit_deploy.bundle.parity import MAX_DROP, ParityReport, PrecisionParity
 from dovit_deploy.errors import ParityError
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.quantise import QuantisePlan
@@ -46,6 +46,7 @@ def bundle_from_plan(
     step: Step,
     int8: QuantisePlan | None = None,
     losses: Losses = lambda bundle: (),
+    max_drop: float = MAX_DROP,
 ) -> tuple[Bundle, ParityReport]:
     """Export what is planned, check it, and open it.
 
@@ -55,6 +56,7 @@ def bundle_from_plan(
         step: called with the name of each step as it begins.
         int8: what forms in 8 bits are made with; None: fp32 alone.
         losses: called with the bundle in all its precisions; its answer becomes part of the report.
+        max_drop: points that each of them may lose, for the report.
 
     Raises:
         UsageError: the output exists and may not be replaced, or another run writes there.
@@ -74,7 +76,7 @@ def bundle_from_plan(
         _refuse_failures(report, plan.output)
         if int8 is not None:
             draft = _listed(quantised_bundle(draft, int8, step=step))
-        report = report.model_copy(update={"precisions": losses(draft)})
+        report = report.model_copy(update={"precisions": losses(draft), "max_drop": max_drop})
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         final = _listed(draft).manifest.model_copy(update={"counts": _counts(manifest, report)})
         (folder / MANIFEST).write_text(final.to_json(), encoding="utf-8")

@@ -8,8 +8,8 @@ The standard is ONNX Runtime in fp32: exact, and the same on every machine. A ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
 
@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import PARITY, Bundle
-from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
+from dovit_deploy.bundle.parity import MAX_DROP, ParityReport, PrecisionParity
 from dovit_deploy.engines.base import NONE_GIVEN, EngineOptions
 from dovit_deploy.engines.registry import AUTOMATIC, engine_entry
 from dovit_deploy.errors import UsageError
+from dovit_deploy.machine import this_machine
 from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Here, Situation, bundle_digest
 from dovit_deploy.runtime.contest import (
     FAILURES,
@@ -41,8 +42,6 @@ from dovit_deploy.runtime.workers import workers_for
 from dovit_deploy.sources.ahead import FramesAhead
 from dovit_deploy.sources.source import Source
 
-MOST_LOST = 1.0
-"""Points that a precision may lose, as its bundle states."""
 LONGEST_S, SHORTEST_S = 5.0, 2.0
 """Of the measurement, with loading the engines. It takes no longer than the run would, and in less nothing is found."""
 FOR_TRUST_S = 1.0
@@ -173,17 +172,17 @@ def candidates_for(bundle: Bundle, here: Here, precision: str | None) -> tuple[C
     Installed engines; precisions that the CPU computes in, and that the bundle has and does not say lose too much.
     """
     found = []
-    stated = stated_losses(bundle)
+    stated = stated_by(bundle)
     for name in AUTOMATIC:
         entry = engine_entry(name)
         if (entry.on_gpu and not here.gpu) or not all(map(packages.is_there, entry.packages)):
             continue
         for each in entry.precisions if precision is None else {precision} & set(entry.precisions):
             candidate = Candidate(name, each)
-            in_hardware = entry.on_gpu or each == FP32 or bool({*PRECISIONS.get(each, ())} & {*here.features})
-            known = stated.get(candidate)
+            in_hardware = entry.on_gpu or each == FP32 or computes_in(each, here.features)
+            known = stated.losses.get(candidate)
             # Who names a precision has decided on what it loses.
-            accurate = precision is not None or known is None or known.lost <= MOST_LOST
+            accurate = precision is not None or known is None or known.lost <= stated.max_drop
             if in_hardware and accurate and _carried(bundle, each):
                 found.append(candidate)
     return tuple(
@@ -191,15 +190,44 @@ def candidates_for(bundle: Bundle, here: Here, precision: str | None) -> tuple[C
     )
 
 
-def stated_losses(bundle: Bundle) -> dict[Candidate, PrecisionParity]:
-    """What the bundle says that its precisions lose; nothing where its report cannot be read."""
+def computes_in(precision: str, features: Sequence[str]) -> bool:
+    """A CPU with `features` has instructions for a precision below fp32."""
+    return not {*PRECISIONS.get(precision, ())}.isdisjoint(features)
+
+
+def slow_precision(precision: str | None, *, on_gpu: bool) -> str | None:
+    """A line for whoever names a precision that this CPU can run, only not fast; else None.
+
+    In bf16 such a CPU is refused by the engine, since it would imitate it.
+    """
+    features = this_machine().features
+    # Without any feature the system, which is not Linux, tells nothing of its CPU.
+    if precision != "int8" or on_gpu or not features or computes_in(precision, features):
+        return None
+    return (
+        "--precision int8: this CPU has no instructions for products in 8 bits (VNNI, AMX or Arm's dot products); "
+        "fp32 may be faster"
+    )
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a bundle says of precisions below fp32."""
+
+    losses: dict[Candidate, PrecisionParity] = field(default_factory=dict)
+    max_drop: float = MAX_DROP
+    """Points that each of them may lose."""
+
+
+def stated_by(bundle: Bundle) -> Stated:
+    """What `bundle` says that its precisions lose and may lose; nothing where its report cannot be read."""
     if PARITY not in bundle.manifest.files:
-        return {}
+        return Stated()
     try:
         report = ParityReport.model_validate_json(bundle.content(PARITY))
     except ValidationError:
-        return {}
-    return {Candidate(entry.engine, entry.precision): entry for entry in report.precisions}
+        return Stated()
+    return Stated({Candidate(entry.engine, entry.precision): entry for entry in report.precisions}, report.max_drop)
 
 
 def choice_line(choice: EngineChoice) -> str:
@@ -273,13 +301,14 @@ def _terms(
     seconds = min(LONGEST_S, expected)
     if seconds < SHORTEST_S:
         return "the run is over before the fastest would be found"
+    stated = stated_by(bundle)
     return Terms(
         pixels,
         wanted.settings,
         RunSettings.resolve(bundle.manifest, dense=True) if may_be_dense else None,
         seconds - FOR_TRUST_S,
-        MOST_LOST if wanted.precision is None else None,
-        stated_losses(bundle),
+        stated.max_drop if wanted.precision is None else None,
+        stated.losses,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
+from dovit_deploy.runtime import auto
 from tests.datasets.labelled_folder import noise, write_labelled
 
 
@@ -32,7 +34,9 @@ def folder(root: Path, count: int) -> Path:
     return root
 
 
-def test_the_bundle_runs_in_int8_and_says_what_it_loses(command, tiny_bundle_path: Path, tmp_path: Path) -> None:
+def test_the_bundle_runs_in_int8_and_says_what_it_loses(
+    command, tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibration = folder(tmp_path / "images", 8)
     words = ("--precision", "fp32,int8", "--calibration", calibration, "--max-drop", 100, "--quiet")
     code, out, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--json", "new.json")
@@ -42,12 +46,18 @@ def test_the_bundle_runs_in_int8_and_says_what_it_loses(command, tiny_bundle_pat
     assert {"weights.int8.safetensors", "stage0.int8.onnx", "merged.int8.ort.onnx"} <= set(bundle.manifest.files)
     entries = json.loads((bundle.path / "parity.json").read_text())["precisions"]
     assert entries == json.loads(Path("new.json").read_text())["parity"]["precisions"]
+    assert json.loads((bundle.path / "parity.json").read_text())["max_drop"] == 100
     first = entries[0]
     assert (first["engine"], first["precision"], first["images"], first["drop"]) == ("onnxruntime", "int8", 8, None)
     assert "onnxruntime int8: " in out and "of the pixels as in fp32" in out
-    run = ("run", calibration / "0.png", "--bundle", "new.dovit", "-o", "out", "--precision", "int8", "--quiet")
-    assert command(*run, "--engine", "onnxruntime")[0] == 0
+    monkeypatch.setattr(auto, "this_machine", lambda: SimpleNamespace(features=("avx2", "avx512_vnni")))
+    run = ("run", calibration / "0.png", "--bundle", "new.dovit", "-o", "out", "--precision", "int8")
+    code, _, err = command(*run, "--engine", "onnxruntime")
+    assert code == 0 and "no instructions for products in 8 bits" not in err
     assert json.loads(Path("out/summary.json").read_text())["precision"] == "int8"
+    monkeypatch.setattr(auto, "this_machine", lambda: SimpleNamespace(features=("avx2",)))
+    code, _, err = command(*run, "--overwrite")
+    assert code == 0 and "no instructions for products in 8 bits" in err
 
 
 @pytest.mark.parametrize(
