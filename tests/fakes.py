@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -72,6 +73,8 @@ class FakeSession:
     Blocks are as large as a cell of the spec's logits grid. A token stops at gate g when the absolute mean of its
     patch is below (g + 1) * `stop_below`. `calls` holds pixels and settings of every run.
     """
+
+    backend = SimpleNamespace(name="fake", precision="fp32")
 
     def __init__(self, manifest: Manifest | None = None, *, stop_below=0.1, seed=0) -> None:
         self.bundle = Bundle(Path("fake.dovit"), manifest or fake_manifest())

@@ -11,7 +11,7 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
-from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
 from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.datasets.classification import LabelledImages
     from dovit_deploy.datasets.dataset import Dataset
+    from dovit_deploy.measure.against import SegmentationAgainstFp32
+    from dovit_deploy.measure.eval_records import (
+        ClassificationReport,
+        SegmentationReport,
+        Spread,
+    )
     from dovit_deploy.measure.evaluate import EvalPlan
-    from dovit_deploy.measure.report import ClassificationReport, SegmentationReport, Spread
     from dovit_deploy.runtime.session import Session
 
     EitherReport = SegmentationReport | ClassificationReport
@@ -67,7 +72,8 @@ def evaluate(
     """Measure the accuracy of the deployed bundle on labelled images, dense against dynamic.
 
     Metrics are percent over the whole set, of label maps from one confusion matrix in which void counts nowhere. The
-    drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. Random and oracle stopping
+    drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. In another precision than
+    fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Random and oracle stopping
     (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or those first whose
     gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes,
     ADE20K, each with classes of its own where the folder holds a classes.json; for classifiers SPLIT/CLASS/image, as
@@ -97,9 +103,10 @@ def evaluate(
     with (
         Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
         _smaller(opened, plan, threads=threads, quiet=quiet) as smaller,
+        _exact(session, threads=threads, quiet=quiet) as exact,
         console.progress(total=len(data), quiet=quiet) as progress,
     ):
-        report = _measured_report(session, data, plan, smaller, progress)
+        report = _measured_report(session, data, plan, smaller, exact, progress)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, data, verbose=verbose)
@@ -143,27 +150,48 @@ def _smaller(bundle: Bundle, plan: EvalPlan, *, threads: int | None, quiet: bool
         yield inputs.sessions
 
 
+@contextmanager
+def _exact(session: Session, *, threads: int | None, quiet: bool) -> Iterator[Session | None]:
+    """Beside a session of another precision one in fp32, whose dense answers are what can be lost."""
+    from dovit_deploy.bundle.interface import FP32
+    from dovit_deploy.runtime.session import Session
+
+    if session.backend.precision == FP32 or not session.bundle.manifest.spec.has_dense:
+        yield None
+        return
+    try:
+        exact = Session(session.bundle, threads=threads)
+    except EnvironmentProblem as problem:
+        console.remark(f"the comparison with dense fp32 is left out: {problem}", quiet=quiet)
+        yield None
+        return
+    with exact:
+        yield exact
+
+
 def _measured_report(
     session: Session,
     data: Dataset | LabelledImages,
     plan: EvalPlan,
     smaller: tuple[Session, ...],
+    exact: Session | None,
     progress: console.ProgressDisplay,
 ) -> EitherReport:
     from dovit_deploy.measure.evaluate import ClassificationTally, SegmentationTally
     from dovit_deploy.measure.evaluate import evaluate as measured
     from dovit_deploy.measure.report import classification_report, segmentation_report
 
+    advance = progress.advance
     if session.bundle.manifest.task == "classification":
-        answers = measured(session, data, ClassificationTally, plan, smaller=smaller, advance=progress.advance)
+        answers = measured(session, data, ClassificationTally, plan, smaller=smaller, exact=exact, advance=advance)
         return classification_report(answers, session, plan)
-    maps = measured(session, data, SegmentationTally, plan, smaller=smaller, advance=progress.advance)
+    maps = measured(session, data, SegmentationTally, plan, smaller=smaller, exact=exact, advance=advance)
     return segmentation_report(maps, session, plan)
 
 
 def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, *, verbose: bool) -> None:
     from dovit_deploy.datasets.classification import LabelledImages
-    from dovit_deploy.measure.report import SegmentationReport
+    from dovit_deploy.measure.eval_records import SegmentationReport
 
     size, scores = bundle.manifest.spec.size, SCORES[bundle.manifest.task]
     images = plural(report.images, "image")
@@ -221,6 +249,8 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
             f"largest drop of a class: {dynamic.worst_class} {dynamic.worst_class_drop:z.2f}; "
             f"boundary drop {dynamic.boundary_drop:z.2f}"
         ]
+    if report.against_fp32 is not None:
+        lines += _against_lines(report.against_fp32)
     lines += [
         f"FLOPs saved per image: {_spread(saved, percent=True)}",
         f"tokens entering the last stage: {_spread(tokens[-1], percent=False)} of {tokens[0].mean:.0f}",
@@ -237,6 +267,26 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
     return lines
 
 
+def _against_lines(against: SegmentationAgainstFp32) -> list[str]:
+    """What is lost against dense fp32, and how many answers are other ones."""
+    from dovit_deploy.measure.metrics import BAND
+
+    shares = {name: share for name, share in against.agreement_by_class.items() if share is not None}
+    least = min(shares, key=lambda name: shares[name])
+    contours = against.agreement_at_boundaries
+    return [
+        f"against dense {against.engine} fp32: mIoU drop {_with_interval(against.drop, against.drop_interval)}, "
+        f"boundary drop {_with_interval(against.boundary_drop, against.boundary_drop_interval)}",
+        f"same class as there: {against.agreement:.2f} % of the pixels"
+        + ("" if contours is None else f", {contours:.2f} % within {BAND} pixels of a contour")
+        + f"; the least of a class: {least} {shares[least]:.2f} %",
+    ]
+
+
+def _with_interval(drop: float, interval: tuple[float, float] | None) -> str:
+    return f"{drop:z.2f}" + ("" if interval is None else f" ({interval[0]:z.2f} to {interval[1]:z.2f})")
+
+
 def _spread(values: Spread, *, percent: bool) -> str:
     parts = (("min", values.min), ("p10", values.p10), ("mean", values.mean), ("p90", values.p90), ("max", values.max))
     return ", ".join(f"{name} {value:.1%}" if percent else f"{name} {value:.0f}" for name, value in parts)
@@ -247,8 +297,14 @@ def classification_lines(report: ClassificationReport, order: str) -> list[str]:
     dynamic = report.dynamic
     kept = dynamic.spread["tokens"]
     assert isinstance(kept, tuple)
-    lines = [
-        NO_DENSE if dynamic.agreement is None else f"same class as dense: {dynamic.agreement:.1f} %",
+    against = report.against_fp32
+    lines = [NO_DENSE if dynamic.agreement is None else f"same class as dense: {dynamic.agreement:.1f} %"]
+    if against is not None:
+        lines.append(
+            f"against dense {against.engine} fp32: top-1 drop {_with_interval(against.drop, against.drop_interval)}, "
+            f"same class {against.agreement:.1f} %"
+        )
+    lines += [
         f"tokens: {' -> '.join(f'{entry.mean:.0f}' for entry in kept)}",
         f"classes numbered by {order}",
     ]
@@ -259,13 +315,15 @@ def classification_lines(report: ClassificationReport, order: str) -> list[str]:
 
 def _show_classes(report: SegmentationReport) -> None:
     before = {} if report.dense is None else report.dense.iou
+    same = {} if report.against_fp32 is None else report.against_fp32.agreement_by_class
     rows = []
     for name, dynamic in report.dynamic.iou.items():
         dense = before.get(name)
         drop = "" if dense is None or dynamic is None else f"{dense - dynamic:z.2f}"
-        rows.append((name, _number(dense), _number(dynamic), drop))
+        rows.append((name, _number(dense), _number(dynamic), drop, _number(same.get(name))))
     console.result("")
-    show_table("IoU per class", ("class", "dense", "dynamic", "drop"), rows, right=range(1, 4))
+    headers = ("class", "dense", "dynamic", "drop", "as dense fp32")
+    show_table("IoU per class, percent", headers, rows, right=range(1, 5))
 
 
 def _show_segmentations(report: SegmentationReport) -> None:

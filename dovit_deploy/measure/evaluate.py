@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.measure.agreement import Agreement
 from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_from_stems, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts, Hits, accuracy, boundary_counts, top_hits
@@ -139,6 +141,10 @@ class SegmentationTally(Tally):
         assert isinstance(dense, SegmentationTally)
         return miou_drop_interval(dense.counts, self.counts, blocks)
 
+    def boundary_drop_interval(self, dense: SegmentationTally, blocks: Blocks) -> tuple[float, float] | None:
+        """The same of the boundary IoU."""
+        return miou_drop_interval(dense.boundary_counts, self.boundary_counts, blocks)
+
 
 class ClassificationTally(Tally):
     """Scored by top-1 accuracy."""
@@ -198,6 +204,12 @@ class Measured(Generic[T]):
     controls: dict[str, T] | None
     """By the names of `CONTROLS`, empty for a model without gates; None: not asked for."""
     smaller: tuple[SmallerRun[T], ...]
+    exact: T | None
+    """The dense network in fp32: `dense` itself where that is its precision; None where it did not run."""
+    exact_engine: str
+    """In which it ran."""
+    agreement: Agreement
+    """Of the deployed bundle's classes with those of `exact`."""
     stems: list[str] = field(default_factory=list)
     dense_gmacs: list[float] = field(default_factory=list)
     """10^9 MACs of the dense network on each image, also where it cannot be run."""
@@ -210,6 +222,7 @@ def evaluate(
     plan: EvalPlan,
     *,
     smaller: Sequence[Session] = (),
+    exact: Session | None = None,
     advance: Callable[[float], None],
 ) -> Measured[T]:
     """Run every sample of `data` in every way that the bundle has.
@@ -220,6 +233,7 @@ def evaluate(
         tally: of the bundle's task.
         plan: how the dynamic run is set, and whether there are controls.
         smaller: sessions of the same network at other input sizes, run dense.
+        exact: of the same bundle in fp32, run dense, where `session` computes in another precision.
         advance: called after each image with the share of its MACs that was saved.
 
     Raises:
@@ -237,13 +251,18 @@ def evaluate(
     steered = tuple(plan.controls or ()) if manifest.spec.gates else ()
     # Every model with gates has a dense form, so that whatever is steered is compared.
     compared = {name: tally() for name in ("dense", *steered) if manifest.spec.has_dense}
+    own = session.backend.precision == FP32
     measured = Measured(
         dynamic=tally(),
         dense=compared.get("dense"),
+        exact=compared.get("dense") if own else tally() if exact is not None else None,
+        exact_engine=(session if exact is None else exact).backend.name,
+        agreement=Agreement(len(manifest.classes)),
         controls=None if plan.controls is None else {name: compared[name] for name in steered},
         smaller=tuple(SmallerRun(one.bundle.manifest.spec.size, one.backend.name, tally()) for one in smaller),
     )
     predictor, small, steering = predictor_for(session), [predictor_for(one) for one in smaller], Steering(session)
+    exactly = None if exact is None else predictor_for(exact)
     nothing_stopped = RunSettings.stop_nothing(manifest.spec, dense=True)
     for number in range(len(data)):
         sample = data.sample(number)
@@ -259,6 +278,11 @@ def evaluate(
             results = {"dense": predictor.run(sample.rgb, nothing_stopped)}
         for name, each in compared.items():
             each.add(sample, results[name])
+        found = results.get("dense") if exactly is None else exactly.run(sample.rgb, nothing_stopped)
+        if measured.exact is not None and found is not None:
+            measured.agreement.add(found, answer)
+            if measured.exact is not measured.dense:
+                measured.exact.add(sample, found)
         for one, run in zip(small, measured.smaller, strict=True):
             run.tally.add(sample, one.run(sample.rgb, nothing_stopped))
         advance(answer.tokens.flops_saved)

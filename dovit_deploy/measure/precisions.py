@@ -18,11 +18,10 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.bundle.parity import PrecisionParity
 from dovit_deploy.errors import CheckError, DatasetError, EnvironmentProblem
+from dovit_deploy.measure.agreement import classes_of
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.printing import plural
-from dovit_deploy.runtime.classification import ClassificationResult
 from dovit_deploy.runtime.results import Answer, ClassMap, Pixels, TokenReport
-from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, index_from_keep
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
@@ -99,18 +98,13 @@ class _Found:
     """What fp32 finds in one image."""
 
     classes: npt.NDArray[Any]
-    """(H, W), or (1,) of a classifier."""
+    """(H, W), or (1, 1) of a classifier."""
     reports: tuple[TokenReport, ...]
     """Of its windows."""
 
 
 def _found(result: ImageResult) -> _Found:
-    if isinstance(result, SegmentationResult):
-        classes: npt.NDArray[Any] = result.class_map
-    else:
-        assert isinstance(result, ClassificationResult)
-        classes = np.array([result.classes[0].id])
-    return _Found(classes, tuple(window.report for window in result.tokens.windows))
+    return _Found(classes_of(result), tuple(window.report for window in result.tokens.windows))
 
 
 def check_domain(

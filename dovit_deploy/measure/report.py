@@ -1,8 +1,4 @@
-"""The contents of `eval --json`: how right a deployed bundle is, dense and dynamic, with the controls beside it.
-
-One family of records: what every task reports stands in the base classes, and each task adds its metrics. Metrics are
-percent, drops are points of the task's score (mIoU, top-1) lost against the dense run, MACs are in 10^9.
-"""
+"""From what `evaluate` has counted to the report of `eval`, whose records are in eval_records.py."""
 
 from __future__ import annotations
 
@@ -12,13 +8,36 @@ from typing import TypeVar
 
 import numpy as np
 
-from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.machine import machine_facts, package_versions
+from dovit_deploy.measure.against import classification_against_fp32, segmentation_against_fp32
 from dovit_deploy.measure.controls import CONTROL_SEED, gate_efficiency
+from dovit_deploy.measure.eval_records import (
+    Bootstrap,
+    ClassificationControls,
+    ClassificationDynamic,
+    ClassificationReport,
+    ClassificationRow,
+    ClassificationScores,
+    Comparison,
+    EvalReport,
+    ImageMacs,
+    ImageRow,
+    ImageTokens,
+    SegmentationControl,
+    SegmentationControls,
+    SegmentationDynamic,
+    SegmentationQuality,
+    SegmentationReport,
+    SegmentationRow,
+    SegmentationScores,
+    SmallerClassification,
+    SmallerSegmentation,
+    Spread,
+    Spreads,
+)
 from dovit_deploy.measure.evaluate import ClassificationTally, EvalPlan, Measured, SegmentationTally, Tally
 from dovit_deploy.measure.intervals import RESAMPLES, SEED, Blocks
 from dovit_deploy.measure.metrics import ClassCounts, accuracy
-from dovit_deploy.record import Record
 from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.session import Session
 
@@ -26,219 +45,6 @@ TOP = 5
 """Classes among which the right one counts for `top5`."""
 
 T = TypeVar("T", bound=Tally)
-
-# What every task reports.
-
-
-class Spread(Record):
-    """How a number differs from image to image."""
-
-    mean: float
-    min: float
-    p10: float
-    p90: float
-    max: float
-
-
-class Comparison(Record):
-    """One way of running against the dense one; drops are None where the bundle has no dense form."""
-
-    flops_saved: float
-    """1 - actual / dense MACs of the whole set."""
-    drop: float | None
-    drop_interval: tuple[float, float] | None
-    """95 %, paired bootstrap; None also where there is only one block to draw."""
-
-
-class AtSize(Record):
-    """Which smaller input the same weights were run at, dense, and in which engine."""
-
-    size: tuple[int, int]
-    """Height and width in pixels."""
-    engine: str
-
-
-class ImageTokens(Record):
-    """Tokens of one image, as in `frames.jsonl`."""
-
-    total: int
-    kept: tuple[int, ...]
-
-
-class ImageMacs(Record):
-    """MACs of one image."""
-
-    dense: float
-    actual: float
-
-
-class ImageRow(Record):
-    """One image."""
-
-    image: str
-    tokens: ImageTokens
-    gmacs: ImageMacs
-    flops_saved: float
-
-
-class Bootstrap(Record):
-    """How the intervals were drawn."""
-
-    blocks: int
-    images_per_block: int
-    """Of the longest block."""
-    resamples: int
-    seed: int
-
-
-class EvalReport(Record):
-    """What was measured, and on what; each task adds `dense`, `dynamic`, `controls` and `per_image`."""
-
-    images: int
-    dataset: str
-    split: str
-    bundle: str
-    engine: str
-    precision: str
-    thresholds: list[float] | list[list[float]]
-    machine: dict[str, str | int]
-    versions: dict[str, str]
-    bootstrap: Bootstrap
-    data: DataSummary | None
-    """What was found in the data set when it was opened."""
-
-
-Spreads = dict[str, Spread | tuple[Spread, ...]]
-"""`flops_saved`, `gmacs`, and `tokens` with one entry per stage (or count of `kept`)."""
-
-
-# Segmentation.
-
-
-class SegmentationScores(Record):
-    """One way of running over the whole set."""
-
-    miou: float
-    boundary_iou: float
-    """Mean over the classes, of a band of 3 pixels inside their contours."""
-    pixel_accuracy: float
-    gmacs: float
-    """Mean over the images."""
-
-
-class SegmentationQuality(SegmentationScores):
-    """The same, class by class."""
-
-    iou: dict[str, float | None]
-    """None for a class that neither occurs nor is predicted."""
-
-
-class SegmentationDynamic(SegmentationQuality, Comparison):
-    """The bundle as it is deployed."""
-
-    boundary_drop: float | None
-    worst_class_drop: float | None
-    worst_class: str | None
-    spread: Spreads
-
-
-class SegmentationControl(SegmentationScores, Comparison):
-    """Other decisions on the same images."""
-
-
-class SmallerSegmentation(SegmentationControl, AtSize):
-    """The same weights, dense, at a smaller input size."""
-
-
-class SegmentationControls(Record):
-    """What the rule must beat."""
-
-    random: SegmentationControl
-    """The same number of tokens stopped at the same gates of each image, drawn."""
-    first_gate: SegmentationControl
-    """Everything stopped at the first gate."""
-    oracle: SegmentationControl
-    """The same number of tokens stopped at the same gates, those first that have the final dense class already."""
-    oracle_unlimited: SegmentationControl
-    """Every token stopped whose gate's class is the final dense class, at whatever cost that is."""
-    gate_efficiency: float | None
-    """(rule - random) / (oracle - random) in mIoU, three runs of equal cost; None where the oracle is no better than
-    chance."""
-    smaller_input: tuple[SmallerSegmentation, ...]
-    seed: int
-
-
-class SegmentationRow(ImageRow):
-    """mIoU of the image alone; None where it has no label, or was not run so."""
-
-    miou_dense: float | None
-    miou_dynamic: float | None
-
-
-class SegmentationReport(EvalReport):
-    """`eval --json` of a segmentation bundle."""
-
-    dense: SegmentationQuality | None
-    dynamic: SegmentationDynamic
-    controls: SegmentationControls | None
-    per_image: tuple[SegmentationRow, ...]
-
-
-# Classification.
-
-
-class ClassificationScores(Record):
-    """One way of running over the whole set."""
-
-    top1: float
-    """Images whose most probable class is theirs."""
-    top5: float
-    """Images whose class is among the five most probable."""
-    gmacs: float
-    """Mean over the images."""
-
-
-class ClassificationDynamic(ClassificationScores, Comparison):
-    """The bundle as it is deployed."""
-
-    top5_drop: float | None
-    agreement: float | None
-    """Percent of the images that get the dense run's class."""
-    spread: Spreads
-
-
-class SmallerClassification(ClassificationScores, Comparison, AtSize):
-    """The same weights, dense, at a smaller input size."""
-
-
-class ClassificationControls(Record):
-    """What the selection must beat: without gates there is nothing to replay, so the first four are always None."""
-
-    random: None = None
-    first_gate: None = None
-    oracle: None = None
-    gate_efficiency: None = None
-    smaller_input: tuple[SmallerClassification, ...]
-
-
-class ClassificationRow(ImageRow):
-    """The label and the answers: ids of the most probable classes, the most probable first."""
-
-    label: int
-    top_dense: tuple[int, ...] | None
-    top_dynamic: tuple[int, ...]
-
-
-class ClassificationReport(EvalReport):
-    """`eval --json` of a classifier."""
-
-    dense: ClassificationScores | None
-    dynamic: ClassificationDynamic
-    controls: ClassificationControls | None
-    per_image: tuple[ClassificationRow, ...]
-
-
-# From what was measured to the report.
 
 
 def segmentation_report(measured: Measured[SegmentationTally], session: Session, plan: EvalPlan) -> SegmentationReport:
@@ -250,6 +56,7 @@ def segmentation_report(measured: Measured[SegmentationTally], session: Session,
         **dict(_base(measured, session, plan, blocks)),
         dense=None if measured.dense is None else _segmentation_quality(measured.dense, names),
         dynamic=_segmentation_dynamic(measured, names, blocks),
+        against_fp32=segmentation_against_fp32(measured, unique_names(names), blocks),
         controls=None if measured.controls is None else _segmentation_controls(measured, measured.controls, blocks),
         per_image=_segmentation_rows(measured),
     )
@@ -264,6 +71,7 @@ def classification_report(
         **dict(_base(measured, session, plan, blocks)),
         dense=None if measured.dense is None else _classification_scores(measured.dense),
         dynamic=_classification_dynamic(measured, blocks),
+        against_fp32=classification_against_fp32(measured, blocks),
         controls=None if measured.controls is None else _classification_controls(measured, blocks),
         per_image=_classification_rows(measured),
     )
@@ -392,9 +200,12 @@ def _segmentation_rows(measured: Measured[SegmentationTally]) -> tuple[Segmentat
 
 def iou_by_name(counts: ClassCounts, names: Sequence[str]) -> dict[str, float | None]:
     """IoU of each class by its name; a name that occurs twice gets its number."""
-    # A key of JSON must be unique.
-    keys = [name if list(names).count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
-    return {key: number_or_none(value) for key, value in zip(keys, counts.total().iou, strict=True)}
+    return {key: number_or_none(value) for key, value in zip(unique_names(names), counts.total().iou, strict=True)}
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """As keys of JSON, which must be unique: a name that occurs twice gets its number."""
+    return [name if list(names).count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
 
 
 def number_or_none(value: float) -> float | None:

@@ -89,3 +89,19 @@ def test_a_bundle_without_int8_is_refused_with_the_line_that_makes_it(command, t
     code, _, err = command("run", image, "--bundle", tiny_bundle_path, *words)
     assert code == 2 and "dovit export CHECKPOINT --precision fp32,int8 --calibration IMAGES" in err
     assert not Path("out").exists()
+
+
+def test_eval_in_int8_says_what_is_lost_against_dense_fp32(command, int8_bundle_path: Path, tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "set", images=3)
+    words = ("eval", int8_bundle_path, data, "--threads", 1, "-v")
+    code, out, err = command(*words, "--precision", "int8", "--json", "int8.json")
+    assert code == 0, err
+    assert command(*words, "--json", "fp32.json")[0] == 0
+    int8, fp32 = (json.loads(Path(name).read_text()) for name in ("int8.json", "fp32.json"))
+    against = int8["against_fp32"]
+    assert (against["miou"], against["boundary_iou"]) == (fp32["dense"]["miou"], fp32["dense"]["boundary_iou"])
+    assert against["drop"] == pytest.approx(fp32["dense"]["miou"] - int8["dynamic"]["miou"])
+    assert fp32["against_fp32"]["drop_interval"] == fp32["dynamic"]["drop_interval"]
+    assert f"against dense onnxruntime fp32: mIoU drop {against['drop']:z.2f} (" in out
+    assert f"same class as there: {against['agreement']:.2f} % of the pixels" in out
+    assert "as dense fp32" in out

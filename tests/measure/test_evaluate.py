@@ -33,14 +33,16 @@ def data(tmp_path_factory):
     return dataset_from_path(write_labelled(tmp_path_factory.mktemp("data") / "set", images=IMAGES), "val")
 
 
-def measured_with(session, data, *, thresholds=None, controls=False, smaller=(), advance=lambda saved: None):
+def measured_with(
+    session, data, *, thresholds=None, controls=False, smaller=(), exact=None, advance=lambda saved: None
+):
     """What `evaluate` counts of a data set that suits the session's task, and the report on it."""
     manifest = session.bundle.manifest
     plan = EvalPlan("set", "val", RunSettings.resolve(manifest, thresholds=thresholds), CONTROLS if controls else None)
     if manifest.task == "classification":
-        measured = evaluate(session, data, ClassificationTally, plan, smaller=smaller, advance=advance)
+        measured = evaluate(session, data, ClassificationTally, plan, smaller=smaller, exact=exact, advance=advance)
         return measured, classification_report(measured, session, plan)
-    measured = evaluate(session, data, SegmentationTally, plan, smaller=smaller, advance=advance)
+    measured = evaluate(session, data, SegmentationTally, plan, smaller=smaller, exact=exact, advance=advance)
     return measured, segmentation_report(measured, session, plan)
 
 
@@ -83,6 +85,58 @@ def test_metrics_are_those_of_the_predictors_maps(request, fixture, data):
     losses = {name: report.dense.iou[name] - dynamic.iou[name] for name in dynamic.iou if dynamic.iou[name] is not None}
     assert dynamic.worst_class_drop == pytest.approx(max(losses.values()))
     assert losses[dynamic.worst_class] == max(losses.values())
+
+
+def plain_agreement(wanted, given, classes):
+    """Overall, along contours and by class, in percent, pixel by pixel."""
+    same, near = [], []
+    for first, second in zip(wanted, given, strict=True):
+        height, width = first.shape
+        for y in range(height):
+            for x in range(width):
+                around = first[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4]
+                same.append((first[y, x], first[y, x] == second[y, x]))
+                if (around != first[y, x]).any():
+                    near.append(first[y, x] == second[y, x])
+    by_class = [[equal for true, equal in same if true == number] for number in range(classes)]
+    overall = 100 * np.mean([equal for _, equal in same])
+    return overall, 100 * np.mean(near), [100 * np.mean(each) if each else None for each in by_class]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_is_lost_against_dense_fp32(int8_bundle_path, data, precision):
+    bundle = Bundle.open(int8_bundle_path)
+    with Session(bundle, threads=1) as full, Session(bundle, precision=precision, threads=1) as session:
+        measured, report = measured_with(session, data, exact=None if precision == "fp32" else full)
+        exactly, own = Predictor(full), Predictor(session)
+        wanted = [exactly.predict(data.sample(number).rgb, dense=True).class_map for number in range(IMAGES)]
+        given = [own.predict(data.sample(number).rgb).class_map for number in range(IMAGES)]
+    against = report.against_fp32
+    exact_iou, _ = plain_iou(data, wanted, 5)
+    assert (against.engine, against.miou) == ("onnxruntime", pytest.approx(np.nanmean(exact_iou)))
+    assert against.drop == pytest.approx(np.nanmean(exact_iou) - report.dynamic.miou)
+    assert against.boundary_drop == pytest.approx(against.boundary_iou - report.dynamic.boundary_iou)
+    overall, near, by_class = plain_agreement(wanted, given, 5)
+    assert against.agreement == pytest.approx(overall)
+    assert against.agreement_at_boundaries == pytest.approx(near)
+    assert list(against.agreement_by_class.values()) == pytest.approx(by_class)
+    for drop, interval in (
+        (against.drop, against.drop_interval),
+        (against.boundary_drop, against.boundary_drop_interval),
+    ):
+        assert interval[0] < interval[1]
+        assert interval[0] - 5 < drop < interval[1] + 5
+    if precision == "fp32":
+        assert (against.drop, against.drop_interval) == (report.dynamic.drop, report.dynamic.drop_interval)
+        assert measured.exact is measured.dense
+    else:
+        assert against.drop != report.dynamic.drop
+        assert against.boundary_drop_interval != against.drop_interval
+
+
+def test_without_fp32_beside_it_another_precision_is_compared_with_nothing(int8_bundle_path, data):
+    with Session(Bundle.open(int8_bundle_path), precision="int8", threads=1) as session:
+        assert measured_with(session, data)[1].against_fp32 is None
 
 
 def test_the_rows_and_their_spread(tiny_bundle_path, data):
@@ -330,7 +384,6 @@ def test_thresholds_of_a_classifier_without_gates_are_refused(labelled):
 
 def test_a_segmenter_without_a_dense_form_is_compared_with_nothing(data):
     session = FakeSession(without_dense(fake_manifest(gates=())))
-    session.backend = SimpleNamespace(name="fake", precision="fp32")
     _, report = measured_with(session, data)
     assert report.dense is None and not any(settings.dense for _, settings in session.calls)
     dynamic = report.dynamic
