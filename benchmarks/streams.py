@@ -61,9 +61,10 @@ def run_seconds(
     """A whole run, as the command line makes it, without its start."""
     with open_source(str(source)) as frames:
         images = frames.count if frames.kind == "images" else None
-        at_once = workers_for("onnxruntime", images=images, threads=threads)
-        plan = RunPlan(out, True, kinds, RunSettings.resolve(bundle.manifest))
-        with Session(bundle, threads=at_once.threads, callers=at_once.count) as session:
+        at_once = workers_for("onnxruntime", images=images, windows=1, threads=threads)
+        settings = RunSettings.resolve(bundle.manifest)
+        plan = RunPlan(out, True, kinds, settings, at_once=at_once)
+        with Session(bundle, threads=at_once.threads, callers=at_once.callers) as session:
             start = time.process_time()
             outcome = run_source(
                 session, frames, plan, stop=threading.Event(), advance=lambda saved: None, failed=print

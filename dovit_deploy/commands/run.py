@@ -92,16 +92,16 @@ def run(
         kinds = _kinds(named, opened.manifest, frames)
         settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
-        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, _images(frames), options)
+        sizes = _images(frames), _windows(opened.manifest, frames, ahead)
+        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, *sizes, options)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
-        plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, legend=not no_legend)
+        plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, not no_legend, chosen.at_once)
         with (
             chosen.session as session,
             stop_requests() as stop,
             console.progress(total=frames.count, unit=f"{noun_of(frames)}s", quiet=quiet) as shown,
         ):
-            failed = partial(console.remark, quiet=False)
-            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=failed, frames=ahead)
+            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=_failed, frames=ahead)
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
@@ -109,20 +109,36 @@ def run(
     _raise_unless_complete(outcome, folder, frames)
 
 
+def _failed(line: str) -> None:
+    """Report a frame that could not be read, also to who wants quiet."""
+    console.remark(line, quiet=False)
+
+
 def _images(source: Source) -> int | None:
     """How many images there are, of which several may be run at once; None: frames of one stream."""
     return source.count if source.kind == "images" else None
 
 
+def _windows(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:
+    """How many windows slide over an image, by the first that can be read: several may be run at once."""
+    from dovit_deploy.runtime.transforms import window_count
+
+    preprocessing, size = manifest.preprocessing, manifest.spec.size
+    if source.video is not None:
+        return window_count(source.video.size, preprocessing, size)
+    first = ahead.first(1) if preprocessing.stride is not None else []
+    return window_count((first[0].rgb.shape[0], first[0].rgb.shape[1]), preprocessing, size) if first else 1
+
+
 def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool) -> Chosen:
     """The engine named, or the one that is chosen for `--engine auto`."""
-    from dovit_deploy.runtime.auto import Chosen, chosen_session, named_session, slow_precision
+    from dovit_deploy.runtime.auto import chosen_session, named_session, slow_precision
 
     slow = slow_precision(wanted.precision, on_gpu=engine != AUTO and engine_entry(engine).on_gpu)
     if slow is not None:
         console.remark(slow, quiet=quiet)
     if engine != AUTO:
-        return Chosen(named_session(bundle, engine, wanted), wanted.settings)
+        return wanted.run_in(engine, named_session(bundle, engine, wanted))
     return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
 
 

@@ -38,7 +38,7 @@ from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.transforms import whole_input
-from dovit_deploy.runtime.workers import workers_for
+from dovit_deploy.runtime.workers import Workers, workers_for
 from dovit_deploy.sources.ahead import FramesAhead
 from dovit_deploy.sources.source import Source
 
@@ -70,7 +70,17 @@ class Wanted:
     threads: int | None = None
     images: int | None = None
     """How many there are, for they may be run side by side; None: frames of one stream."""
+    windows: int = 1
+    """How many an image has, for the same reason."""
     options: EngineOptions = NONE_GIVEN
+
+    def at_once(self, engine: str) -> Workers:
+        """What runs side by side in `engine`."""
+        return workers_for(engine, images=self.images, windows=self.windows, threads=self.threads)
+
+    def run_in(self, engine: str, session: Session, settings: RunSettings | None = None) -> Chosen:
+        """This in `session` of `engine`, which was made for it; `settings` instead of those wanted."""
+        return Chosen(session, settings or self.settings, self.at_once(engine))
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Chosen:
     session: Session
     settings: RunSettings
     """As wanted, or dense, where that is faster."""
+    at_once: Workers
 
 
 def chosen_session(
@@ -113,14 +124,14 @@ def chosen_session(
         choice = cache.recall(situation)
         if choice is not None and source.count is not None and source.count < choice.pays_from:
             remark(f"engine: {standard}; {choice.name}, {choice.ratio:.2f}x, pays from {choice.pays_from} frames on")
-            return Chosen(contestants.session(standard), wanted.settings)
+            return wanted.run_in(standard.engine, contestants.session(standard))
         if choice is not None and _still_works(choice, (standard, *candidates), contestants):
             remark(f"{choice_line(choice)} (remembered from {choice.date[:10]})")
         else:
             terms = _terms(bundle, source, ahead, wanted, candidates, contestants.session(standard))
             if isinstance(terms, str):
                 remark(f"engine: {standard}; {terms}")
-                return Chosen(contestants.session(standard), wanted.settings)
+                return wanted.run_in(standard.engine, contestants.session(standard))
             results, complete = contest(candidates, contestants, terms, standard=standard)
             winner = winner_of(results, contestants, terms, standard=standard)
             choice = _choice(winner, results, standard, bundle)
@@ -132,7 +143,7 @@ def chosen_session(
         contestants.close_all_but(final)
         dense = choice.dense and not wanted.settings.dense
         settings = RunSettings.resolve(bundle.manifest, dense=True) if dense else wanted.settings
-        return Chosen(contestants.session(final), settings)
+        return wanted.run_in(final.engine, contestants.session(final), settings)
     except BaseException:
         contestants.close_all_but(None)
         raise
@@ -140,13 +151,13 @@ def chosen_session(
 
 def named_session(bundle: Bundle, engine: str, wanted: Wanted, *, precision: str | None = None) -> Session:
     """The session of an engine that is named, at `precision` or the one that is wanted."""
-    at_once = workers_for(engine, images=wanted.images, threads=wanted.threads)
+    at_once = wanted.at_once(engine)
     return Session(
         bundle,
         engine=engine,
         precision=precision or wanted.precision,
         threads=at_once.threads,
-        callers=at_once.count,
+        callers=at_once.callers,
         options=wanted.options,
     )
 

@@ -37,6 +37,7 @@ from dovit_deploy.runtime.outputs import (
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+from dovit_deploy.runtime.workers import ONE_BY_ONE, Workers
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 from dovit_deploy.sources.stills import with_stills_marked
 
@@ -72,6 +73,8 @@ class RunPlan:
     """The source gives every n-th frame."""
     legend: bool = True
     """Letter classes and figures on what is painted."""
+    at_once: Workers = ONE_BY_ONE
+    """For which the session is made."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _work_through(
     advance: Advance,
     failed: Callable[[str], None],
 ) -> _Work:
-    predict = _Predicting(session, plan.settings)
+    predict = _Predicting(session, plan)
     failures: list[FailedFrame] = []
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
@@ -169,7 +172,7 @@ def _work_through(
         with report, outputs:
             # Frames of a video alone: images that equal each other may be anywhere in a folder.
             frames = frames if source.video is None else with_stills_marked(frames)
-            workers = session.callers
+            workers = plan.at_once.images
             Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop, workers=workers).run()
     except OutputFailed as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.
@@ -185,8 +188,9 @@ def _work_through(
 class _Predicting:
     """The answer to each frame; one that repeats the frame before takes the former's, bit for bit."""
 
-    def __init__(self, session: Session, settings: RunSettings) -> None:
-        self._predictor, self._settings = predictor_for(session), settings
+    def __init__(self, session: Session, plan: RunPlan) -> None:
+        self._predictor = predictor_for(session, windows_at_once=plan.at_once.windows)
+        self._settings = plan.settings
         self._former: ImageResult | None = None
 
     def __call__(self, frame: Frame) -> ImageResult:

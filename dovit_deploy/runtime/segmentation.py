@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -16,13 +17,24 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
-from dovit_deploy.runtime.given import check_pixels_array, number_within, path_from
+from dovit_deploy.runtime.given import check_pixels_array, described, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
 from dovit_deploy.runtime.paint import paint_overlay, png_from_rgb, save_mask
 from dovit_deploy.runtime.predict import Predicts
-from dovit_deploy.runtime.results import ClassMap, FrameTiming, FrameTokens, Logits, Palette, Pixels, Window
+from dovit_deploy.runtime.results import (
+    Answer,
+    ClassMap,
+    FrameTiming,
+    FrameTokens,
+    Logits,
+    Palette,
+    Pixels,
+    TokenReport,
+    Window,
+)
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
+from dovit_deploy.runtime.workers import MOST_WORKERS, in_order
 from dovit_deploy.sources.source import RGB
 
 MOST_CLASSES = 256
@@ -107,19 +119,29 @@ def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
 class Predictor(Predicts[SegmentationResult]):
     """A session of a segmentation bundle and what comes before and after the model; `Classifier` does this for classes.
 
+    Args:
+        session: what computes.
+        windows_at_once: how many windows of a larger image are run at the same time; the session is made for as many
+            `callers`. The answer is the same, bit for bit.
+
     Raises:
-        UsageError: the bundle's task is another one.
+        UsageError: the bundle's task is another one, or fewer than one window at once.
         InputError: the bundle has more classes than a class map can hold.
     """
 
-    def __init__(self, session: RunsOne) -> None:
+    def __init__(self, session: RunsOne, *, windows_at_once: int = 1) -> None:
         manifest = session_from(session, "Predictor").bundle.manifest
         if manifest.task != "segmentation":
             raise UsageError(
                 f"{manifest.name}: its task is {manifest.task}, Predictor makes class maps; "
                 "predictor_for(session) gives what fits a bundle"
             )
-        self.session = session
+        if isinstance(windows_at_once, bool) or not isinstance(windows_at_once, int) or windows_at_once < 1:
+            raise UsageError(f"windows_at_once: {described(windows_at_once)} given, a whole number from 1 on is needed")
+        self.session, self.windows_at_once = session, windows_at_once
+        # As many threads come to be as are needed: several images may be in work at once, each with so many windows.
+        pool = ThreadPoolExecutor(MOST_WORKERS * windows_at_once, thread_name_prefix="dovit-window")
+        self.pool = pool if windows_at_once > 1 else None
         self.spec = manifest.spec
         self.preprocessing = manifest.preprocessing
         if self.spec.classes > MOST_CLASSES:
@@ -182,9 +204,7 @@ class Predictor(Predicts[SegmentationResult]):
     def _class_map(self, run: _WindowRun, image_size: Size) -> ClassMap:
         patch, cover = self.spec.patch, self.preprocessing.logits_cover
         if len(run.corners) == 1:
-            return transforms.to_class_map(
-                run.window_logits(0, 0), run.input_size, image_size, cover=cover, patch=patch
-            )
+            return transforms.to_class_map(next(run.answers()), run.input_size, image_size, cover=cover, patch=patch)
         # An enlarged image: the mean belongs to the pixels of the input, so it is stretched as a whole.
         if run.input_size != image_size:
             merged = self._averaged(run)
@@ -212,7 +232,9 @@ class _WindowRun:
         self.input_size: Size = (pixels.shape[2], pixels.shape[3])
         stride = self.preprocessing.stride or self.spec.size
         self.corners = transforms.windows(*self.input_size, self.spec.size, stride)
+        self.pool, self.at_once = predictor.pool, predictor.windows_at_once
         self.model_ms = 0.0
+        """Of the model's own time what nothing else was done in."""
         self.done: list[Window] = []
 
     @property
@@ -220,22 +242,30 @@ class _WindowRun:
         """What the windows' tokens did."""
         return FrameTokens(tuple(self.done), self.input_size, self.spec.patch)
 
-    def window_logits(self, top: int, left: int) -> Logits:
-        """Logits (K, h, w) of one window as the head gives them."""
+    def answers(self) -> Iterator[Logits]:
+        """Logits (K, h, w) of window after window as the head gives them; several are computed at once."""
         height, width = self.spec.size
+        results: Iterator[tuple[Answer, TokenReport]] = map(self._answer, self.corners)
+        if self.pool is not None and len(self.corners) > 1:
+            results = in_order(self.pool, self._answer, self.corners, at_once=self.at_once)
+        for top, left in self.corners:
+            start = perf_counter()
+            logits, report = next(results)
+            self.model_ms += 1e3 * (perf_counter() - start)
+            self.done.append(Window(top, left, height, width, report))
+            yield np.asarray(logits[0], dtype=np.float32)
+
+    def _answer(self, corner: tuple[int, int]) -> tuple[Answer, TokenReport]:
+        """Logits (1, K, h, w) of one window, and its report."""
+        (top, left), (height, width) = corner, self.spec.size
         # Engines read plain memory, and a window is a view with gaps.
         pixels = np.ascontiguousarray(self.pixels[:, :, top : top + height, left : left + width])
-        start = perf_counter()
-        logits, report = self.session.run_one(pixels, self.settings)
-        self.model_ms += 1e3 * (perf_counter() - start)
-        self.done.append(Window(top, left, height, width, report))
-        return np.asarray(logits[0], dtype=np.float32)
+        return self.session.run_one(pixels, self.settings)
 
     def placed(self) -> Iterator[tuple[int, int, Logits]]:
         """Top, left and logits (K, *size) of each window, at the window's own size."""
         cover, patch = self.preprocessing.logits_cover, self.spec.patch
-        for top, left in self.corners:
-            logits = self.window_logits(top, left)
+        for (top, left), logits in zip(self.corners, self.answers(), strict=True):
             yield top, left, transforms.logits_at_input(logits, self.spec.size, cover=cover, patch=patch)
 
 

@@ -65,7 +65,8 @@ class ImageTask:
 
     verb: str
     """What its models do, for messages."""
-    predictor: Callable[[RunsOne], ImagePredictor]
+    predictor: Callable[[RunsOne, int], ImagePredictor]
+    """Of a session and how many windows of an image it may run at once."""
     kinds: tuple[str, ...]
     """What `--save` can name."""
     images_default: tuple[str, ...]
@@ -82,13 +83,17 @@ class ImageTask:
 TASKS: dict[str, ImageTask] = {
     "segmentation": ImageTask(
         "labels every pixel",
-        Predictor,
+        lambda session, at_once: Predictor(session, windows_at_once=at_once),
         kinds=("overlay", "masks", "tokens"),
         images_default=("overlay", "masks"),
     ),
     # A label has no map, so there are no masks.
     "classification": ImageTask(
-        "names whole images", Classifier, kinds=("overlay", "tokens"), images_default=("overlay",)
+        "names whole images",
+        # An image is one window.
+        lambda session, _: Classifier(session),
+        kinds=("overlay", "tokens"),
+        images_default=("overlay",),
     ),
 }
 
@@ -112,10 +117,16 @@ def takes_images(manifest: Manifest) -> bool:
     return manifest.task in TASKS
 
 
-def predictor_for(session: RunsOne) -> ImagePredictor:
+def predictor_for(session: RunsOne, *, windows_at_once: int = 1) -> ImagePredictor:
     """A `Predictor` or a `Classifier`, whichever fits the session's bundle.
 
+    Args:
+        session: made for as many `callers`.
+        windows_at_once: of an image, see `Predictor`.
+
     Raises:
+        UsageError: fewer than one window at once.
         InputError: the bundle is a backbone without a head, or has more classes than a class map can hold.
     """
-    return task_from_manifest(session_from(session, "predictor_for").bundle.manifest).predictor(session)
+    task = task_from_manifest(session_from(session, "predictor_for").bundle.manifest)
+    return task.predictor(session, windows_at_once)

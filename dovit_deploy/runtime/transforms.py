@@ -91,6 +91,17 @@ def sliding_size(image: Size, window: Size) -> Size:
     return min(wanted[0], longest[0]), min(wanted[1], longest[1])
 
 
+def window_count(image: Size, preprocessing: Preprocessing, size: Size) -> int:
+    """How many windows of `size` slide over an image of (height, width); 1 where images are resized.
+
+    Raises:
+        ConfigError: the stride leaves gaps, or is not positive.
+    """
+    if preprocessing.stride is None:
+        return 1
+    return len(windows(*sliding_size(image, size), size, preprocessing.stride))
+
+
 def windows(height: int, width: int, size: Size, stride: Size) -> tuple[tuple[int, int], ...]:
     """Top and left corner of each window over an input of (height, width), in raster order, by mmsegmentation's rule.
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dovit_deploy.errors import ConfigError, InputError, PackageMissing
+from dovit_deploy.errors import ConfigError, InputError, PackageMissing, UsageError
 from dovit_deploy.runtime import segmentation
 from dovit_deploy.runtime.paint import paint_overlay
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens, Palette
@@ -253,6 +253,25 @@ def test_pixels_of_another_shape_are_refused_and_the_right_one_named(stride, sha
 def test_pixels_of_another_type_are_refused():
     with pytest.raises(InputError, match=r"float64 .* float32"):
         predictor(size=(40, 56)).logits(np.zeros((1, 3, 40, 56)))
+
+
+def test_windows_at_once_change_nothing_but_who_computes_them():
+    one, several = (
+        Predictor(FakeSession(fake_manifest(size=(40, 56), stride=(32, 32))), windows_at_once=count) for count in (1, 4)
+    )
+    rgb = image(90, 96)
+    first, second = one.predict(rgb), several.predict(rgb)
+    np.testing.assert_array_equal(first.class_map, second.class_map)
+    assert [(window.top, window.left) for window in second.tokens.windows] == CORNERS
+    assert first.tokens.kept == second.tokens.kept and first.tokens.gmacs_actual == second.tokens.gmacs_actual
+    pixels = several.to_input(rgb)
+    np.testing.assert_array_equal(one.logits(pixels), several.logits(pixels))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "2"])
+def test_a_number_of_windows_that_is_none_is_refused(wrong):
+    with pytest.raises(UsageError, match="windows_at_once"):
+        Predictor(FakeSession(), windows_at_once=wrong)
 
 
 def test_a_stride_that_leaves_gaps_is_refused():
