@@ -58,6 +58,9 @@ def bench(
     resized to the model's size, also where `run` would slide a window. Latency is the model step alone. At most 16
     frames of a source are taken, evenly spread. A bundle without a dense form is run dynamically alone, and what
     compares the two is null.
+
+    Of a model with gates, 20 s then go into a latency model of each engine: what the tokens of each stage take here.
+    `run --deadline-ms` uses it.
     """
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
@@ -76,6 +79,7 @@ def bench(
         contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
         taken = _frames(frames, opened, recursive=recursive, quiet=quiet)
         results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
+        results = _with_latency_models(results, contestants, quiet=quiet)
     report = _report(opened, taken, results, threads=threads, repeat=repeat)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
@@ -147,6 +151,28 @@ def _results(
         )
 
 
+def _with_latency_models(
+    results: tuple[BenchResult, ...], contestants: Sequence[Contestant], *, quiet: bool
+) -> tuple[BenchResult, ...]:
+    """With the latency model of each engine, also kept for other commands."""
+    from dovit_deploy.runtime.latencies import LatencyCache, has_latency_model, timed_as
+    from dovit_deploy.runtime.latency_fit import fit_latency
+    from dovit_deploy.runtime.session import Session
+
+    cache, timed = LatencyCache(), []
+    # Timed, too.
+    with console.progress(quiet=quiet, timed=True) as display:
+        for result, contestant in zip(results, contestants, strict=True):
+            session = contestant.session
+            model = None
+            if isinstance(session, Session) and has_latency_model(session):
+                display.begin(f"latency model of {contestant.engine} {contestant.precision}")
+                model = fit_latency(session, advance=display.advance)
+                cache.remember(timed_as(session), model)
+            timed.append(result.model_copy(update={"latency_model": model}))
+    return tuple(timed)
+
+
 def _report(
     bundle: Bundle, frames: BenchFrames, results: tuple[BenchResult, ...], *, threads: int, repeat: int
 ) -> BenchReport:
@@ -180,8 +206,9 @@ def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
     show_table(title, headers, rows, right=range(3, 8))
     console.result("")
     for result in report.results:
-        for line in (*factor_lines(result, first=report.results[0]), first_line(result)):
-            console.result(line)
+        for line in (*factor_lines(result, first=report.results[0]), first_line(result), latency_line(result, bundle)):
+            if line:
+                console.result(line)
     if verbose:
         for result in report.results:
             _show_frames(result)
@@ -219,6 +246,21 @@ def first_line(result: BenchResult) -> str:
         f"  first run of each frame, left out above: p50 {first.p50:.2f}, p99 {first.p99:.2f} ms; "
         f"{first.compiled_ms:.0f} ms in all beyond warm runs"
     )
+
+
+def latency_line(result: BenchResult, bundle: Bundle) -> str:
+    """What the latency model is worth, and the least and the most that it predicts; "" without one."""
+    from dovit_deploy.runtime.latencies import accuracy
+
+    if result.latency_model is None:
+        return ""
+    spec = bundle.manifest.spec
+    ends = (
+        result.latency_model.milliseconds((spec.tokens, *[n] * len(spec.gates)))
+        for n in (spec.extra_tokens, spec.tokens)
+    )
+    least, most = (f"{milliseconds:.1f}" for milliseconds in ends)
+    return f"  latency model: {least} ms (all tokens stop) to {most} ms; {accuracy(result.latency_model)}"
 
 
 def _show_frames(result: BenchResult) -> None:

@@ -1,4 +1,4 @@
-"""`dovit cache ls|prune`: engines built and choices of engines made on this machine, and removing what is of no use."""
+"""`dovit cache ls|prune`: engines, choices and latency models of this machine, and removing what is of no use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from dovit_deploy.printing import plural
 if TYPE_CHECKING:
     from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
     from dovit_deploy.runtime.choices import ChoiceCache
+    from dovit_deploy.runtime.latencies import LatencyCache
+    from dovit_deploy.runtime.remembered import Found, RememberedFile, Situation
 
 HEADERS = ("key", "bundle", "engine", "precision", "graphs", "built", "MB", "")
+LATENCY_HEADERS = ("bundle", "engine", "precision", "threads", "error", "measured", "")
 CHOICE_HEADERS = ("bundle", "chosen", "speed", "over", "threads", "measured", "")
 
 
@@ -34,44 +37,52 @@ def cache(
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """List or prune the cache of built engines, and of the choices that `run --engine auto` made.
+    """List or prune the cache of built engines, of the choices that `run --engine auto` made, and of latency models.
 
     `prune` removes what killed builds left, damaged engines, engines of another version of TensorRT or of this
-    package, which are never taken again, and choices made on another machine or with other versions.
+    package, which are never taken again, and choices and latency models of another machine or of other versions.
     """
     from dovit_deploy.engines.tensorrt.store import EngineCache
     from dovit_deploy.runtime.choices import ChoiceCache
+    from dovit_deploy.runtime.latencies import LatencyCache
 
     targets.claim_report(json_file)
-    store, choices = EngineCache(), ChoiceCache()
+    store, choices, latencies = EngineCache(), ChoiceCache(), LatencyCache()
     if action is Action.ls:
-        _list(store, choices, json_file)
+        _list(store, choices, latencies, json_file)
         console.next_command("dovit cache prune", quiet=quiet)
         return
     # Looked up once: it reads the metadata of every installed package.
     versions = _installed_versions()
     removed, freed = store.prune(lambda folder: everything or _examined(folder, versions)[1] is not None)
     forgotten = _forget(choices, everything=everything)
-    report = {"removed": [folder.name for folder in removed], "freed_bytes": freed, "choices_removed": forgotten}
+    models = _forget(latencies, everything=everything)
+    report = {
+        "removed": [folder.name for folder in removed],
+        "freed_bytes": freed,
+        "choices_removed": forgotten,
+        "latency_models_removed": models,
+    }
     console.write_json(json_file, report)
     for folder in removed:
         console.result(f"removed {folder.name}")
     console.result(f"{plural(len(removed), 'entry', 'entries')} removed from {store.root}, {freed / 1e6:.1f} MB freed")
     console.result(f"{plural(forgotten, 'choice')} of engines removed from {choices.path}")
+    console.result(f"{plural(models, 'latency model')} removed from {latencies.path}")
     console.next_command("dovit cache ls", quiet=quiet)
 
 
-def _forget(choices: ChoiceCache, *, everything: bool) -> int:
-    """Drop the choices that will not be recalled, or all; how many there were."""
-    from dovit_deploy.runtime.choices import Here, why_outdated
+def _forget(findings: RememberedFile[Situation, Found], *, everything: bool) -> int:
+    """Drop those that will not be recalled, or all; how many there were."""
+    from dovit_deploy.runtime.remembered import Here
 
-    here = Here.now()
-    gone = tuple(entry for entry in choices.entries() if everything or why_outdated(entry.situation, here) is not None)
-    choices.forget(gone)
+    now = Here.now()
+    gone = tuple(entry for entry in findings.entries() if everything or entry.situation.here.why_outdated(now))
+    findings.forget(gone)
     return len(gone)
 
 
-def _list(store: EngineCache, choices: ChoiceCache, json_file: Path | None) -> None:
+def _list(store: EngineCache, choices: ChoiceCache, latencies: LatencyCache, json_file: Path | None) -> None:
     from dovit_deploy.engines.tensorrt.store import folder_bytes
 
     versions, rows, entries = _installed_versions(), [], []
@@ -83,26 +94,52 @@ def _list(store: EngineCache, choices: ChoiceCache, json_file: Path | None) -> N
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
     chosen, chosen_rows = _choices(choices)
-    report = {"root": str(store.root), "entries": entries, "choices_file": str(choices.path), "choices": chosen}
+    models, model_rows = _latencies(latencies)
+    report = {
+        "root": str(store.root),
+        "entries": entries,
+        "choices_file": str(choices.path),
+        "choices": chosen,
+        "latency_file": str(latencies.path),
+        "latency_models": models,
+    }
     console.write_json(json_file, report)
     console.show_table(f"{plural(len(rows), 'entry', 'entries')} in {store.root}", HEADERS, rows, right=(6,))
     title = f"{plural(len(chosen_rows), 'choice')} of engines in {choices.path}"
     console.show_table(title, CHOICE_HEADERS, chosen_rows, right=(2, 4))
+    title = f"{plural(len(model_rows), 'latency model')} in {latencies.path}"
+    console.show_table(title, LATENCY_HEADERS, model_rows, right=(3, 4))
 
 
 def _choices(choices: ChoiceCache) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
     """What `--engine auto` chose, as JSON and as rows of the table."""
-    from dovit_deploy.runtime.choices import Here, why_outdated
+    from dovit_deploy.runtime.remembered import Here
 
-    here = Here.now()
+    now = Here.now()
     entries: list[dict[str, object]] = []
     rows: list[tuple[str, ...]] = []
-    for situation, choice in ((entry.situation, entry.choice) for entry in choices.entries()):
-        outdated = why_outdated(situation, here)
+    for situation, choice in ((entry.situation, entry.found) for entry in choices.entries()):
+        outdated = situation.here.why_outdated(now)
         threads = "all" if situation.threads is None else str(situation.threads)
         facts = (choice.bundle, choice.name, f"{choice.ratio:.2f}x", choice.over, threads, choice.date[:10])
         rows.append((*facts, outdated or "usable"))
         entries.append({**choice.model_dump(mode="json"), "threads": situation.threads, "outdated": outdated})
+    return entries, rows
+
+
+def _latencies(latencies: LatencyCache) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
+    """What `bench` and `run --deadline-ms` measured, as JSON and as rows of the table."""
+    from dovit_deploy.runtime.remembered import Here
+
+    now = Here.now()
+    entries: list[dict[str, object]] = []
+    rows: list[tuple[str, ...]] = []
+    for situation, model in ((entry.situation, entry.found) for entry in latencies.entries()):
+        outdated = situation.here.why_outdated(now)
+        threads = "all" if model.threads is None else str(model.threads)
+        facts = (model.bundle, model.engine, model.precision, threads, f"{model.error:.1%}", model.date[:10])
+        rows.append((*facts, outdated or "usable"))
+        entries.append({**model.model_dump(mode="json"), "outdated": outdated})
     return entries, rows
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; it must not be used afterwards."""
+
+
+@runtime_checkable
+class PaddingEngine(Engine, Protocol):
+    """An engine that computes more tokens than it is given: it runs its stage in one of a few sizes."""
+
+    def size_for(self, count: int) -> int:
+        """Tokens that it computes where `count` run."""
 
 
 class Backend(Protocol):

@@ -87,9 +87,13 @@ class BucketedGraph:
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         index = inputs[INDEX]
-        bucket = bucket_for_count(len(index), self._total)
+        bucket = self.size_for(len(index))
         valid = np.asarray(len(index), dtype=np.int64)
         return self._graph(bucket).run({**inputs, INDEX: padded(index, bucket, self._total), VALID: valid})
+
+    def size_for(self, count: int) -> int:
+        """The size in which `count` tokens run."""
+        return bucket_for_count(count, self._total)
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -197,7 +201,7 @@ def compile_properties(hint: str, threads: int | None, callers: int = 1) -> dict
 
 def bucket_for_count(count: int, total: int) -> int:
     """The smallest bucket, one of `STEPS` even steps up to `total`, that holds `count` tokens."""
-    step = -(-max(count, min(SMALLEST, total)) * STEPS // total)
+    step = (max(count, min(SMALLEST, total)) - 1) * STEPS // total + 1
     return -(-total * step // STEPS)
 
 

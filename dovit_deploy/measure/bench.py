@@ -25,6 +25,7 @@ from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.scenes import street_images
 from dovit_deploy.errors import SourceError
 from dovit_deploy.record import Record
+from dovit_deploy.runtime.latency import LatencyModel
 from dovit_deploy.runtime.outputs import distribution
 from dovit_deploy.runtime.results import Pixels, TokenReport
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
@@ -140,6 +141,8 @@ class BenchResult(Record):
     first_runs: FirstRuns
     """In none of the other figures."""
     per_frame: tuple[FrameResult, ...]
+    latency_model: LatencyModel | None = None
+    """What the tokens of each stage take here; None of a model without gates, and on a GPU."""
 
     @property
     def total_factor(self) -> float:

@@ -22,7 +22,7 @@ from dovit_deploy.engines.base import NONE_GIVEN, EngineOptions
 from dovit_deploy.engines.registry import AUTOMATIC, engine_entry
 from dovit_deploy.errors import UsageError
 from dovit_deploy.machine import this_machine
-from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Here, Situation, bundle_digest
+from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Situation, bundle_digest
 from dovit_deploy.runtime.contest import (
     FAILURES,
     FP32,
@@ -34,6 +34,7 @@ from dovit_deploy.runtime.contest import (
     contest,
     winner_of,
 )
+from dovit_deploy.runtime.remembered import Here
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings

@@ -30,7 +30,7 @@ from dovit_deploy.bundle.interface import (
     stage_name,
     tokens_output,
 )
-from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, as_float32
+from dovit_deploy.engines.base import NONE_GIVEN, Backend, Buffer, Engine, EngineOptions, PaddingEngine, as_float32
 from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.cost import cost_model
@@ -72,7 +72,7 @@ class Session:
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.callers = callers
+        self.callers, self.threads = callers, threads
         self.backend = backend or backend_from_name(
             engine, precision=precision, threads=threads, options=options, callers=callers
         )
@@ -170,6 +170,11 @@ class Session:
             if graph not in self._engines:
                 self._engines[graph] = self.backend.load(self.bundle, graph)
             return self._engines[graph]
+
+    def size_run(self, number: int, count: int) -> int:
+        """Tokens that stage `number` computes for `count` tokens: more of them where its engine pads."""
+        engine = self.engine(stage_name(number))
+        return engine.size_for(count) if isinstance(engine, PaddingEngine) else count
 
     def stages(
         self,

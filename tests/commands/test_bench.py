@@ -43,6 +43,9 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
         assert result[side]["latency_ms"].keys() == LATENCY and min(result[side]["latency_ms"].values()) > 0
     assert result["realised_efficiency"] == pytest.approx(result["speedup"] / result["predicted_speedup"])
     assert result["flops_saved"] == pytest.approx(1 - 1 / result["predicted_speedup"])
+    model = result["latency_model"]
+    assert (model["clock"], model["threads"], len(model["stages"])) == ("cpu", 1, 3) and model["held_out"] == 10
+    assert "latency model: " in done.stdout and "patterns of tokens predicted to" in done.stdout
     assert result["first_runs"].keys() == {"p50", "p99", "most", "compiled_ms"}
     assert "tokens per stage" in done.stdout and "dynamic" in done.stdout
     assert "first run of each frame, left out above: p50" in done.stdout
@@ -71,6 +74,7 @@ def test_a_dense_model_saves_nothing(dovit, dense_bundle_path, images, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert (result["predicted_speedup"], result["flops_saved"]) == (1.0, 0.0)
+    assert result["latency_model"] is None
     assert len(result["kept"]) == 1
 
 

@@ -9,8 +9,12 @@ import pytest
 
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.tensorrt import package as tensorrt_package
-from dovit_deploy.runtime.choices import ChoiceCache, Here
+from dovit_deploy.runtime.choices import ChoiceCache
+from dovit_deploy.runtime.latencies import LatencyCache, TimedAs
+from dovit_deploy.runtime.latency import StageTime
+from dovit_deploy.runtime.remembered import Here
 from tests.runtime.test_choices import CHOICE, SITUATION
+from tests.runtime.test_latency import model_of
 
 
 def command(*arguments: object) -> int:
@@ -58,6 +62,7 @@ def test_reports_name_the_engines(faked: Path, single_copy: Path, tmp_path: Path
         "removed": [entry["key"]],
         "freed_bytes": entry["bytes"],
         "choices_removed": 0,
+        "latency_models_removed": 0,
     }
 
 
@@ -79,6 +84,26 @@ def test_choices_are_listed_and_those_of_other_versions_pruned(faked: Path, tmp_
     assert command("cache", "prune", "--json", report) == 0
     assert json.loads(report.read_text())["choices_removed"] == 1
     assert [entry.situation for entry in cache.entries()] == [situation]
+    assert command("cache", "prune", "--all") == 0
+    assert not cache.path.exists()
+
+
+def test_latency_models_are_listed_and_those_of_other_versions_pruned(faked: Path, tmp_path: Path, capsys) -> None:
+    del faked
+    now = Here.now()
+    fitted = TimedAs(here=now, bundle="abc", engine="onnxruntime", precision="fp32", threads=1)
+    old = fitted.model_copy(update={"here": now.model_copy(update={"cpu": "another"})})
+    cache, report = LatencyCache(), tmp_path / "report.json"
+    for situation in (fitted, old):
+        cache.remember(situation, model_of(StageTime(constant=1, linear=0, quadratic=0)))
+    assert command("cache", "ls", "--json", report) == 0
+    printed = capsys.readouterr().out
+    assert "2 latency models" in printed
+    assert "measured on another machine (another" in printed
+    assert [entry["outdated"] is None for entry in json.loads(report.read_text())["latency_models"]] == [True, False]
+    assert command("cache", "prune", "--json", report) == 0
+    assert json.loads(report.read_text())["latency_models_removed"] == 1
+    assert [entry.situation for entry in cache.entries()] == [fitted]
     assert command("cache", "prune", "--all") == 0
     assert not cache.path.exists()
 

@@ -54,13 +54,13 @@ def test_a_long_one_is_measured_on_all_that_is_installed_and_remembered(
     assert (code, summary["frames"]) == (0, 3)
     (entry,) = ChoiceCache().entries()
     assert (summary["engine"], summary["precision"], summary["dense"]) == (
-        entry.choice.engine,
-        entry.choice.precision,
-        entry.choice.dense,
+        entry.found.engine,
+        entry.found.precision,
+        entry.found.dense,
     )
-    assert f"engine: {entry.choice.name}" in capfd.readouterr().err
+    assert f"engine: {entry.found.name}" in capfd.readouterr().err
     monkeypatch.setattr(auto, "contest", None)
-    ChoiceCache().remember(entry.situation, entry.choice.model_copy(update={"pays_from": 0}))
+    ChoiceCache().remember(entry.situation, entry.found.model_copy(update={"pays_from": 0}))
     code, again = run(images, "--bundle", tiny_bundle_path)
     assert (code, again["engine"]) == (0, summary["engine"])
     assert "remembered from" in capfd.readouterr().err

@@ -15,8 +15,9 @@ from dovit_deploy.errors import GraphMismatch, UsageError
 from dovit_deploy.runtime import auto
 from dovit_deploy.runtime import contest as rules
 from dovit_deploy.runtime.auto import Wanted, candidates_for, chosen_session, standard_for
-from dovit_deploy.runtime.choices import ChoiceCache, Here
+from dovit_deploy.runtime.choices import ChoiceCache
 from dovit_deploy.runtime.contest import STANDARD, Candidate
+from dovit_deploy.runtime.remembered import Here
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.sources.ahead import FramesAhead
 from tests.runtime.recorded import Machine, Recorded, standard

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.runtime import choices
-from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Here, Situation, bundle_digest, why_outdated
+from dovit_deploy.runtime import remembered
+from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Situation, bundle_digest
+from dovit_deploy.runtime.remembered import Here
 
 HERE = Here(cpu="a CPU", features=("avx2",), cores=2, gpu="", versions={"dovit-deploy": "1", "openvino": "2026.4"})
 SITUATION = Situation(here=HERE, bundle="abc", threads=None, precision=None, dense=False, thresholds=None)
@@ -58,7 +59,7 @@ def test_another_situation_knows_nothing_of_it(cache: ChoiceCache, change: dict[
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[1]", b"\xff\xfe", b'{"version": 2, "choices": []}', b'{"version": 1, "choices": [{"engine": 1}]}'],
+    [b"", b"{", b"[1]", b"\xff\xfe", b'{"version": 2, "entries": []}', b'{"version": 1, "entries": [{"engine": 1}]}'],
 )
 def test_a_damaged_file_counts_as_not_there_and_is_replaced(cache: ChoiceCache, content: bytes) -> None:
     cache.path.parent.mkdir()
@@ -69,7 +70,7 @@ def test_a_damaged_file_counts_as_not_there_and_is_replaced(cache: ChoiceCache, 
 
 
 def test_of_one_situation_the_last_choice_stays_and_the_oldest_of_many_goes(cache: ChoiceCache, monkeypatch) -> None:
-    monkeypatch.setattr(choices, "MOST_CHOICES", 3)
+    monkeypatch.setattr(remembered, "MOST_ENTRIES", 3)
     for threads in (1, 2, 3, 4, 4):
         cache.remember(SITUATION.model_copy(update={"threads": threads}), CHOICE)
     assert [entry.situation.threads for entry in cache.entries()] == [2, 3, 4]
@@ -91,10 +92,10 @@ def test_forgetting(cache: ChoiceCache) -> None:
 
 
 def test_what_is_outdated() -> None:
-    assert why_outdated(SITUATION, HERE) is None
-    assert "another machine" in (why_outdated(SITUATION, HERE.model_copy(update={"cpu": "b"})) or "")
+    assert HERE.why_outdated(HERE) is None
+    assert "another machine" in (HERE.why_outdated(HERE.model_copy(update={"cpu": "b"})) or "")
     newer = HERE.model_copy(update={"versions": {"dovit-deploy": "1"}})
-    assert why_outdated(SITUATION, newer) == "openvino was 2026.4 and is missing"
+    assert HERE.why_outdated(newer) == "openvino was 2026.4 and is missing"
 
 
 def test_the_digest_of_a_bundle_follows_its_thresholds_and_not_its_names(tiny_bundle_path: Path) -> None:

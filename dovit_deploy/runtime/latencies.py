@@ -1,0 +1,97 @@
+"""Is there a latency model of this machine? Remembered in the user's cache, else fitted now.
+
+`dovit bench` fits one with care; whoever needs one and finds none fits a short one and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.registry import ENGINES
+from dovit_deploy.runtime.latency import LatencyModel
+from dovit_deploy.runtime.latency_fit import SHORT_SECONDS, fit_latency
+from dovit_deploy.runtime.remembered import Circumstances, Here, RememberedEntries, RememberedFile
+from dovit_deploy.runtime.session import Session
+
+GRAPH_SUFFIXES = (".onnx", ".safetensors")
+
+
+class TimedAs(Circumstances):
+    """What a latency model depends on: it holds for this alone."""
+
+    bundle: str
+    """`graphs_digest`."""
+    engine: str
+    precision: str
+    threads: int | None
+
+
+class LatencyCache(RememberedFile[TimedAs, LatencyModel]):
+    """The file of all latency models, `latency.json`.
+
+    Args:
+        home: the folder of it; default: the user's cache.
+    """
+
+    def __init__(self, home: Path | None = None) -> None:
+        lost = "the latency model is not remembered"
+        super().__init__("latency.json", RememberedEntries[TimedAs, LatencyModel], lost=lost, home=home)
+
+
+def timed_as(session: Session) -> TimedAs:
+    """What the latency model of `session` depends on."""
+    return TimedAs(
+        here=Here.now(),
+        bundle=graphs_digest(session.bundle),
+        engine=session.backend.name,
+        precision=session.backend.precision,
+        threads=session.threads,
+    )
+
+
+def has_latency_model(session: Session) -> bool:
+    """Whether its time depends on token counts, and is that of the CPU."""
+    entry = ENGINES.get(session.backend.name)
+    return bool(session.bundle.manifest.spec.gates) and not (entry is not None and entry.on_gpu)
+
+
+def latency_model_here(
+    session: Session, *, remark: Callable[[str], None], cache: LatencyCache | None = None
+) -> LatencyModel:
+    """The model of `session`, one that `has_latency_model`.
+
+    Args:
+        session: of the bundle, in the engine that is to be predicted.
+        remark: takes the line that says what is used.
+        cache: of former models; default: the user's.
+    """
+    cache, situation = cache or LatencyCache(), timed_as(session)
+    model = cache.recall(situation)
+    if model is not None:
+        remark(f"latency model of {model.date[:10]}: {accuracy(model)}")
+        return model
+    remark("no latency model of this machine yet: a short one is measured; dovit bench makes a better one")
+    model = fit_latency(session, seconds=SHORT_SECONDS)
+    cache.remember(situation, model)
+    remark(f"latency model: {accuracy(model)}")
+    return model
+
+
+def accuracy(model: LatencyModel) -> str:
+    """How well it predicts, in a few words."""
+    return (
+        f"{model.held_out} other patterns of tokens predicted to {model.error:.1%} (median, {CLOCK_NAMES[model.clock]})"
+    )
+
+
+CLOCK_NAMES = {"cpu": "CPU time", "wall": "wall time"}
+
+
+def graphs_digest(bundle: Bundle) -> str:
+    """SHA-256 of graphs and weights: what else is in a bundle, as its thresholds, takes no time."""
+    files = bundle.manifest.files.items()
+    graphs = sorted((name, entry.sha256) for name, entry in files if name.endswith(GRAPH_SUFFIXES))
+    return hashlib.sha256(str(graphs).encode()).hexdigest()
