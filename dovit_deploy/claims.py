@@ -7,7 +7,6 @@ left beside the target.
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from dovit_deploy.errors import EnvironmentProblem, UsageError
 
-# Locks are taken when a verb writes; the packages behind them take longer to import than `--help` takes to print.
+# Locks are taken when a verb writes; what is behind them, hashlib too, would keep `--help` waiting.
 if TYPE_CHECKING:
     import filelock
 
@@ -146,6 +145,8 @@ def _release(real: Path) -> None:
 
 def _locked(real: Path) -> filelock.BaseFileLock | None:
     """The lock of the target `real`, held; None when another process holds it."""
+    import hashlib
+
     import filelock
 
     name = hashlib.sha256(os.fsencode(real)).hexdigest()[:32]

@@ -6,10 +6,8 @@ A folder or file is written under a name of its own, `NAME.<random>.partial`, be
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -163,7 +161,7 @@ def first_foreign(folder: Path, expected: Callable[[str], bool]) -> str | None:
 
 def _working_path(target: Path, suffix: str = PARTIAL) -> Path:
     """A name beside `target` that nobody can guess, so that no link lies in wait under it."""
-    return target.with_name(name_that_fits(target.name, f".{secrets.token_hex(4)}{suffix}"))
+    return target.with_name(name_that_fits(target.name, f".{os.urandom(4).hex()}{suffix}"))
 
 
 @contextmanager
@@ -260,6 +258,9 @@ def _renamed(first: Path, second: Path, flag: int) -> bool:
     """Rename or exchange in one step, as Linux's `renameat2` can; False where the system cannot, or it failed."""
     if not sys.platform.startswith("linux"):
         return False
+    # Not at the top: `--help` needs no library.
+    import ctypes
+
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False

@@ -73,11 +73,11 @@ def evaluate(
 
     Metrics are percent over the whole set, of label maps from one confusion matrix in which void counts nowhere. The
     drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. In another precision than
-    fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Random and oracle stopping
-    (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or those first whose
-    gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes,
-    ADE20K, each with classes of its own where the folder holds a classes.json; for classifiers SPLIT/CLASS/image, as
-    ImageNet's.
+    fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Random and
+    oracle stopping (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or
+    those first whose gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's
+    CamVid, Cityscapes, ADE20K, each with classes of its own where the folder holds a classes.json; for classifiers
+    SPLIT/CLASS/image, as ImageNet's.
     """
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.datasets.summary import summary_of
