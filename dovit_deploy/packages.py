@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,6 +32,8 @@ class OptionalPackage:
     module: str
     purpose: str
     install: str
+    hidden: str | None = None
+    """A module that its import must not find."""
 
 
 OPTIONAL = {
@@ -43,7 +48,11 @@ OPTIONAL = {
         OptionalPackage("onnx_ir", "export and building engines", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("onnxscript", "export", "pip install 'dovit-deploy[export]'"),
         OptionalPackage("yaml", "Segmenter's variant.yml", "pip install 'dovit-deploy[export]'"),
-        OptionalPackage("openvino", "the engine openvino", "pip install 'dovit-deploy[openvino]'"),
+        OptionalPackage(
+            *("openvino", "the engine openvino", "pip install 'dovit-deploy[openvino]'"),
+            # Where OpenVINO finds it, the mere import writes to the home folder and starts a process that reports.
+            hidden="openvino_telemetry",
+        ),
         OptionalPackage("supervision", "handing results to supervision", "pip install supervision"),
         OptionalPackage("cuda.bindings.driver", "running kernels on an NVIDIA GPU", "pip install cuda-bindings"),
         OptionalPackage("cuda.bindings.nvrtc", "compiling kernels", "pip install cuda-bindings nvidia-cuda-nvrtc"),
@@ -64,7 +73,8 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
     """
     package = OPTIONAL[module]
     try:
-        return importlib.import_module(module)
+        with _hidden(package.hidden):
+            return importlib.import_module(module)
     except ImportError as error:
         # The module, or a package around it, is not there; otherwise something that it imports is missing.
         absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
@@ -78,6 +88,20 @@ def load(module: str, *, install: str | None = None) -> Any:  # noqa: ANN401  th
             f"the package '{module}' is installed and its libraries do not load: {str(error).splitlines()[0]}; "
             f"reinstall it with: {package.install} --force-reinstall"
         ) from error
+
+
+@contextmanager
+def _hidden(module: str | None) -> Iterator[None]:
+    """Within the block `module` cannot be imported; one that was imported before stays."""
+    if module is None or module in sys.modules:
+        yield
+        return
+    # What Python itself takes as "not there".
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
 
 
 def is_there(module: str) -> bool:
@@ -100,7 +124,7 @@ def onnxruntime(*, install: str | None = None) -> Any:  # noqa: ANN401
 
 
 def openvino() -> Any:  # noqa: ANN401
-    """OpenVINO; only its converters report to Intel, and none of them is ever called."""
+    """OpenVINO, with its telemetry switched off."""
     return load("openvino")
 
 

@@ -95,9 +95,10 @@ def quantised_by_nncf(files: CaseFiles, threads: int) -> Callable[[Pixels], Any]
     """
     if importlib.util.find_spec("nncf") is None:
         raise Unavailable("nncf is not installed: pip install nncf")
+    # Before nncf, which would import it with its telemetry.
+    openvino = packages.openvino()
     import nncf
 
-    openvino = packages.openvino()
     core, path = packages.openvino_core(), files.folder / NNCF_MODEL
     if not path.exists():
         images = files.pixels(32)

@@ -66,6 +66,8 @@ def stage_number(graph: str) -> int | None:
 
 FP32 = "fp32"
 """The precision that every bundle has; files of others carry their names."""
+GRAPH_NAME = "dovit.graph"
+"""Key of each file's metadata under which it says which graph it holds."""
 
 
 def graph_file(graph: str, *, fast: bool = False, precision: str = FP32) -> str:
@@ -142,6 +144,15 @@ def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
         stage_name(gates): GraphInterface(later, answers),
         MERGED: GraphInterface((pixels, *all_limits), (*answers, Port(KEPT, "int64", (gates + 1,)))),
     }
+
+
+def check_graph_name(bundle: str, graph: str, found: str) -> None:
+    """Raise GraphMismatch unless the file of `graph` in the bundle called `bundle` names itself so.
+
+    Stages of equal width have equal inputs and outputs: only the name within the file tells them apart.
+    """
+    if found != graph:
+        raise GraphMismatch(f"{bundle}: the file of graph '{graph}' holds '{shown(found)}'; export again")
 
 
 def check_ports(bundle: str, graph: str, promised: GraphInterface, found: GraphInterface) -> None:

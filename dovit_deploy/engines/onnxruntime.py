@@ -10,7 +10,16 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import FP32, GraphInterface, Port, check_ports, graph_interfaces, stage_name
+from dovit_deploy.bundle.interface import (
+    FP32,
+    GRAPH_NAME,
+    GraphInterface,
+    Port,
+    check_graph_name,
+    check_ports,
+    graph_interfaces,
+    stage_name,
+)
 from dovit_deploy.engines.base import Buffer, HostMemory
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
@@ -142,13 +151,8 @@ _HALF_DTYPES = {**_DTYPES, "tensor(float16)": "float32"}
 
 
 def check_interface(session: Any, bundle: Bundle, graph: str, *, half: bool = False) -> None:  # noqa: ANN401
-    """Raise GraphMismatch unless the graph in `session` is the one, and takes and gives what the manifest promises.
-
-    Stages of equal width have equal inputs and outputs: only the name within the file tells them apart.
-    """
-    found = session.get_modelmeta().custom_metadata_map.get("dovit.graph", graph)
-    if found != graph:
-        raise GraphMismatch(f"{bundle.path.name}: the file of graph '{graph}' holds '{shown(found)}'; export again")
+    """Raise GraphMismatch unless the graph in `session` is the one, and takes and gives what the manifest promises."""
+    check_graph_name(bundle.path.name, graph, session.get_modelmeta().custom_metadata_map.get(GRAPH_NAME, graph))
     dtypes = _HALF_DTYPES if half else _DTYPES
     takes, gives = (
         tuple(Port(one.name, dtypes.get(one.type, one.type), tuple(one.shape)) for one in ports)

@@ -27,10 +27,19 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import FP32, INDEX, graph_interfaces
+from dovit_deploy.bundle.interface import (
+    FP32,
+    GRAPH_NAME,
+    INDEX,
+    GraphInterface,
+    Port,
+    check_graph_name,
+    check_ports,
+    graph_interfaces,
+)
 from dovit_deploy.engines.base import Array, Buffer, HostMemory
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
-from dovit_deploy.errors import GraphMismatch, ProviderMissing
+from dovit_deploy.errors import EnvironmentProblem, GraphMismatch, ProviderMissing
 from dovit_deploy.graphs.forms import padded_passes, write_derived
 from dovit_deploy.graphs.padding import VALID
 
@@ -50,15 +59,29 @@ class FixedGraph:
     """One graph whose sizes are all fixed, or whose one open size is decided inside of it (merged).
 
     Several threads may run it at once: each has a request, and with it the memory of its outputs, of its own.
+
+    Args:
+        compiled: a CompiledModel.
+        described: what it is called in errors.
     """
 
-    def __init__(self, compiled: Any) -> None:  # noqa: ANN401  a CompiledModel
-        self._compiled, self._of_thread = compiled, threading.local()
+    def __init__(self, compiled: Any, described: str) -> None:  # noqa: ANN401
+        self._compiled, self._described, self._of_thread = compiled, described, threading.local()
         self._outputs = [output.any_name for output in compiled.outputs]
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy.
-        values = self._request().infer(dict(inputs), share_inputs=True, share_outputs=True)
+        """Run the graph.
+
+        Raises:
+            EnvironmentProblem: OpenVINO fails, as where memory ends.
+        """
+        try:
+            # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy.
+            values = self._request().infer(dict(inputs), share_inputs=True, share_outputs=True)
+        except (RuntimeError, MemoryError) as error:
+            raise EnvironmentProblem(
+                f"OpenVINO failed while it ran {self._described}: {_first_line(error)}; use --engine onnxruntime"
+            ) from error
         return {name: values[position] for position, name in enumerate(self._outputs)}
 
     def close(self) -> None:
@@ -80,7 +103,7 @@ class BucketedGraph:
         total: number of tokens of the model, extra tokens included.
     """
 
-    def __init__(self, compiled: Callable[[Any], Any], model: Any, *, total: int) -> None:  # noqa: ANN401  an ov.Model
+    def __init__(self, compiled: Callable[[Any], FixedGraph], model: Any, *, total: int) -> None:  # noqa: ANN401  ov.Model
         self._compiled, self._model, self._total = compiled, model, total
         self._graphs: dict[int, FixedGraph] = {}
         self._compiling = threading.Lock()
@@ -111,7 +134,7 @@ class BucketedGraph:
                 # A clone shares the weights of what was read.
                 model = self._model.clone()
                 model.reshape({INDEX: [bucket]})
-                self._graphs[bucket] = FixedGraph(self._compiled(model))
+                self._graphs[bucket] = self._compiled(model)
             return self._graphs[bucket]
 
 
@@ -145,25 +168,29 @@ class OpenVinoBackend(HostMemory):
 
         Raises:
             UsageError: the bundle was not exported in this precision.
-            GraphMismatch: OpenVINO refuses the graph.
+            GraphMismatch: OpenVINO refuses the graph, or it is not what the manifest promises.
             PackageMissing: `onnx_ir` is not installed, which makes the padded form.
         """
-        spec, precision = bundle.manifest.spec, GRAPHS.get(self.precision, FP32)
+        precision, promised = GRAPHS.get(self.precision, FP32), graph_interfaces(bundle.manifest.spec)[graph]
         # A copy of what was checked: the bundle's own files may change at any moment. OpenVINO reads all of it here.
         with TemporaryDirectory(prefix="dovit-") as copies, TemporaryDirectory(prefix="dovit-") as derived:
             path = bundle.copied_graph(graph, Path(copies), precision=precision)
             described = f"{bundle.path.name}/{path.name}"
-            if INDEX not in graph_interfaces(spec)[graph].inputs:
-                return FixedGraph(self.compiled(self._read(path, described), described))
+            if INDEX not in promised.inputs:
+                model = self._read(path, described)
+                check_interface(model, bundle, graph, promised)
+                return self.compiled(model, described)
             weights = [path.with_name(name) for name in bundle.weights_files(precision)]
             write_derived([path], Path(derived), weights=weights, passes=padded_passes())
             model = self._read(Path(derived) / path.name, described)
-            return BucketedGraph(partial(self.compiled, described=described), model, total=spec.tokens)
+            takes = (*promised.takes, Port(VALID, "int64", ()))
+            check_interface(model, bundle, graph, GraphInterface(takes, promised.gives))
+            return BucketedGraph(partial(self.compiled, described=described), model, total=bundle.manifest.spec.tokens)
 
-    def compiled(self, model: Any, described: str) -> Any:  # noqa: ANN401  OpenVINO's classes
+    def compiled(self, model: Any, described: str) -> FixedGraph:  # noqa: ANN401  an ov.Model
         """`model`, called `described` in errors, compiled with this backend's properties."""
         with _refusals(described):
-            return self._core.compile_model(model, DEVICE, self._properties)
+            return FixedGraph(self._core.compile_model(model, DEVICE, self._properties), described)
 
     def download(self, buffer: Buffer) -> Array:
         # OpenVINO's memory holds the next frame's values soon.
@@ -173,6 +200,25 @@ class OpenVinoBackend(HostMemory):
         with _refusals(described):
             # Not mapped: a disk that is full of temporary files ends in a message, not in a signal.
             return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
+
+
+_DTYPES = {"f32": "float32", "i64": "int64"}
+
+
+def check_interface(model: Any, bundle: Bundle, graph: str, promised: GraphInterface) -> None:  # noqa: ANN401  ov.Model
+    """Raise GraphMismatch unless `model` is the file of `graph`, and takes and gives what is promised."""
+    where = ["framework", GRAPH_NAME]
+    check_graph_name(
+        bundle.path.name, graph, model.get_rt_info(where).astype(str) if model.has_rt_info(where) else graph
+    )
+    takes, gives = (tuple(map(_port, ports)) for ports in (model.inputs, model.outputs))
+    check_ports(bundle.path.name, graph, promised, GraphInterface(takes, gives))
+
+
+def _port(found: Any) -> Port:  # noqa: ANN401  an input or output of an ov.Model
+    dtype = found.element_type.to_string()
+    shape = tuple(side.get_length() if side.is_static else str(side) for side in found.partial_shape)
+    return Port(found.any_name, _DTYPES.get(dtype, dtype), shape)
 
 
 def arithmetic(precision: str, capabilities: Sequence[str]) -> str:
@@ -231,7 +277,7 @@ def _refusals(described: str) -> Iterator[None]:
         raise GraphMismatch(f"OpenVINO cannot load {described}: {_first_line(error)}") from error
 
 
-def _first_line(error: RuntimeError) -> str:
+def _first_line(error: Exception) -> str:
     """What went wrong, without the places in OpenVINO's sources that come before it."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
     return lines[0] if lines else str(error)

@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import nn
 
 from dovit_deploy.bundle.bundle import MANIFEST, PARITY, WEIGHTS, Bundle, file_entry, foreign_in_bundle
-from dovit_deploy.bundle.interface import DENSE, MERGED, graph_file, graph_interfaces, stage_name
+from dovit_deploy.bundle.interface import DENSE, GRAPH_NAME, MERGED, graph_file, graph_interfaces, stage_name
 from dovit_deploy.bundle.manifest import FileEntry, Manifest, TokenCount
 from dovit_deploy.bundle.parity import MAX_DROP, ParityReport, PrecisionParity
 from dovit_deploy.errors import ParityError
@@ -108,7 +108,7 @@ def write_graphs(
     for name, graph in _exported_graphs(spec, model, step=step).items():
         for fast, passes in FORMS.items():
             finished = applied(graph, (*passes, weights)).model
-            finished.metadata_props.update({**metadata, "dovit.graph": name})
+            finished.metadata_props.update({**metadata, GRAPH_NAME: name})
             finished.graph.name = name
             ir.save(finished, folder / graph_file(name, fast=fast))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -9,14 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dovit_deploy import Session, packages
 from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, stage_name
+from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.openvino import (
     SMALLEST,
     STEPS,
     BucketedGraph,
+    FixedGraph,
     OpenVinoBackend,
     arithmetic,
     bucket_for_count,
@@ -29,7 +34,8 @@ from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import settings_from_images
 from tests.tiny import tiny_pixels
 
-openvino = pytest.importorskip("openvino", reason="the package openvino is not installed")
+if not packages.is_there("openvino"):
+    pytest.skip("the package openvino is not installed", allow_module_level=True)
 NO_BF16 = "BF16" not in packages.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -164,6 +170,13 @@ def test_all_that_changes_results_is_set() -> None:
         assert properties["INFERENCE_NUM_THREADS"] == 2
         assert "INFERENCE_NUM_THREADS" not in compile_properties(name, None)
     assert arithmetic("int8", ["FP32", "INT8"]) == "f32"
+    one, several = compile_properties("f32", 1), compile_properties("f32", 1, callers=3)
+    assert (one["PERFORMANCE_HINT"], one["NUM_STREAMS"], one["INFERENCE_NUM_THREADS"]) == ("LATENCY", 1, 1)
+    assert (several["PERFORMANCE_HINT"], several["NUM_STREAMS"], several["INFERENCE_NUM_THREADS"]) == (
+        "THROUGHPUT",
+        3,
+        3,
+    )
 
 
 class OldCore:
@@ -182,7 +195,10 @@ def test_bf16_is_refused_where_the_cpu_would_imitate_it(monkeypatch: pytest.Monk
 
 
 SIGNALS = """
-import gc, signal, sys
+import gc, os, signal, sys
+seen = []
+reporting = ("socket.", "urllib.", "subprocess.", "os.fork", "os.posix_spawn", "os.system", "os.exec")
+sys.addaudithook(lambda event, arguments: seen.append(event) if event.startswith(reporting) else None)
 from dovit_deploy import Session
 first, second = (Session(sys.argv[1], engine="openvino", threads=1) for _ in range(2))
 for session in (first, second):
@@ -194,13 +210,22 @@ del second
 gc.collect()
 signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
 signal.raise_signal(signal.SIGUSR1)
+numbers = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ()
+opened = [os.readlink(f"/proc/self/fd/{number}") for number in numbers if os.path.lexists(f"/proc/self/fd/{number}")]
+print(seen + [name for name in opened if name.startswith("socket:")])
 """
 
 
-def test_a_signal_is_handled_after_sessions_have_ended_in_any_order(tiny_bundle_path) -> None:
+def test_signals_are_handled_after_sessions_have_ended_in_any_order_and_nothing_is_reported(
+    tiny_bundle_path, tmp_path
+) -> None:
     command = [sys.executable, "-c", SIGNALS, str(tiny_bundle_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, **home})
+    # No process, no socket and no file of OpenVINO's telemetry.
+    assert (done.returncode, done.stdout) == (0, "handled\n[]\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path) -> None:
@@ -213,3 +238,43 @@ def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path)
         files = {name: file_entry(broken / name) for name in bundle.manifest.files}
         OpenVinoBackend().load(Bundle(broken, bundle.manifest.model_copy(update={"files": files})), "stage0")
     assert "\n" not in str(refused.value)
+
+
+def with_files(bundle: Bundle, files: dict[str, str]) -> Bundle:
+    """`bundle` in which some files are copies of others, all listed as they are."""
+    for name, source in files.items():
+        shutil.copyfile(bundle.path / source, bundle.path / name)
+    entries = {name: file_entry(bundle.path / name) for name in bundle.manifest.files}
+    return Bundle(bundle.path, bundle.manifest.model_copy(update={"files": entries}))
+
+
+@pytest.mark.parametrize("graph", ["stage1", "stage2", "dense"])
+def test_another_graph_in_a_file_is_refused_by_its_name(bundle_copy, graph: str) -> None:
+    harmed = with_files(Bundle.open(bundle_copy), {f"{graph}.onnx": "stage0.onnx"})
+    with pytest.raises(GraphMismatch, match=f"the file of graph '{graph}' holds 'stage0'; export again"):
+        OpenVinoBackend(threads=1).load(harmed, graph)
+
+
+@pytest.mark.parametrize("graph", ["stage0", "stage1", "merged"])
+def test_a_graph_of_other_sizes_than_the_manifest_promises_is_refused(tiny_bundle_path, graph: str) -> None:
+    bundle = Bundle.open(tiny_bundle_path)
+    spec = bundle.manifest.spec.model_copy(update={"classes": 4})
+    other = Bundle(bundle.path, bundle.manifest.model_copy(update={"spec": spec}))
+    with pytest.raises(GraphMismatch, match=f"graph '{graph}' has .*thresholds float32 .*\n.* promises .*thresholds"):
+        OpenVinoBackend(threads=1).load(other, graph)
+
+
+def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_path, monkeypatch, capfd) -> None:
+    """No traceback: one line, exit code 5, and no half of a result."""
+
+    class Failing:
+        def infer(self, *given: object, **named: object) -> None:
+            raise RuntimeError("Exception from src/plugins/intel_cpu/src/memory.cpp:12:\nno memory for 300 GB\n")
+
+    monkeypatch.setattr(FixedGraph, "_request", lambda self: Failing())
+    Image.fromarray(np.zeros((56, 72, 3), np.uint8)).save(tmp_path / "image.png")
+    words = ["run", str(tmp_path / "image.png"), "--bundle", str(tiny_bundle_path), "-o", str(tmp_path / "out")]
+    assert _run(_application(), [*words, "--engine", "openvino", "--threads", "1"]) == 5
+    said = capfd.readouterr().err
+    assert "error: OpenVINO failed while it ran tiny.dovit/stage0.onnx: no memory for 300 GB; use" in said
+    assert "Traceback" not in said and not (tmp_path / "out").exists()

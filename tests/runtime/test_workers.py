@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import MANIFEST, Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.runtime import auto, workers
@@ -98,8 +99,8 @@ def test_an_error_comes_in_its_turn_and_nothing_more_is_begun():
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_folder_on_several_threads_is_what_it_is_on_one(engine, tiny_bundle_path, tmp_path: Path) -> None:
-    if engine == "openvino":
-        pytest.importorskip("openvino")
+    if not packages.is_there(engine):
+        pytest.skip(f"the package {engine} is not installed")
     folder = tmp_path / "folder"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -138,8 +139,8 @@ def sliding_bundle(tiny_bundle_path, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_windows_side_by_side_give_the_bits_of_one_after_another(engine, sliding_bundle, tmp_path, monkeypatch) -> None:
-    if engine == "openvino":
-        pytest.importorskip("openvino")
+    if not packages.is_there(engine):
+        pytest.skip(f"the package {engine} is not installed")
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 260, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     words = ["run", str(tmp_path / "a.png"), "--bundle", str(sliding_bundle), "--engine", engine]
     running, most, lock = 0, 0, threading.Lock()
