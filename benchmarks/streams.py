@@ -3,7 +3,9 @@
 python benchmarks/streams.py -o benchmarks/results/streams.json
 
 stills    what comparing two frames of 1280x720 takes, equal, or differing in the first or last byte
-folder    images per second of a folder on 1, 2, ... threads; wall time, so on a quiet machine, beside CPU time
+folder    images per second of a folder on 1, 2, ... threads; wall time, so on a quiet machine, beside CPU time.
+          work_over_one_thread: CPU time an image over that of the first line, above 1 where threads hinder each other;
+          over_one_core: images per second over those of a core that does all of the first line's work alone
 video     seconds of a run against those of its slowest part (decode, model with pixels and classes); wall time
 """
 
@@ -57,7 +59,7 @@ def comparing_ms(*, repeat: int) -> dict[str, float]:
 
 def run_seconds(
     bundle: Bundle, source: Path, out: Path, threads: int | None, kinds: tuple[str, ...]
-) -> dict[str, object]:
+) -> dict[str, float]:
     """A whole run, as the command line makes it, without its start."""
     with open_source(str(source)) as frames:
         images = frames.count if frames.kind == "images" else None
@@ -91,10 +93,14 @@ def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, object]:
         for number, frame in enumerate(street_frames(frames, seed=0, size=bundle.manifest.spec.size)):
             save_image(folder / f"{number:03d}.png", frame.rgb)
         write_clip(Path(name) / "clip.mp4", frames=frames, size=SIZE, rendered=8, seed=0)
+        alone = 0.0
         for threads in range(1, (os.cpu_count() or 1) + 1):
-            figures[f"folder, {threads} threads"] = run_seconds(
+            figures[f"folder, {threads} threads"] = found = run_seconds(
                 bundle, folder, Path(name) / "out", threads, ("overlay", "masks")
             )
+            alone = found["cpu_ms_a_frame"] if threads == 1 else alone
+            found["work_over_one_thread"] = round(found["cpu_ms_a_frame"] / alone, 3)
+            found["over_one_core"] = round(found["per_second"] * alone / 1e3, 3)
         figures["video, one thread"] = run_seconds(
             bundle, Path(name) / "clip.mp4", Path(name) / "seen", 1, ("overlay",)
         )

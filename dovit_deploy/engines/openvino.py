@@ -128,6 +128,9 @@ class BucketedGraph:
         self._graphs.clear()
 
     def _graph(self, bucket: int) -> FixedGraph:
+        # Who needs what is compiled does not wait for who compiles another.
+        if bucket in self._graphs:
+            return self._graphs[bucket]
         # Of several threads that need a bucket for the first time one compiles it, and the others wait for it.
         with self._compiling:
             if bucket not in self._graphs:

@@ -17,7 +17,7 @@ from dovit_deploy.files import write_text
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.given import check_pixels_array, described, path_from
 from dovit_deploy.runtime.legend import ClassShare
-from dovit_deploy.runtime.paint import paint_label, png_from_rgb, save_image
+from dovit_deploy.runtime.paint import paint_label, png_from_rgb, write_image
 from dovit_deploy.runtime.predict import Predicts
 from dovit_deploy.runtime.results import (
     TOP,
@@ -81,9 +81,13 @@ class ClassificationResult:
         tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
         return replace(self, tokens=tokens, timing=timing)
 
+    def png(self) -> bytes:
+        """What `save` writes into a file called .png: a label has no map, so it is the painted image."""
+        return png_from_rgb(self.plot())
+
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the image that `plot` gives, as PNG."""
-        return png_from_rgb(self.plot())
+        return self.png()
 
     def save(self, path: str | Path) -> None:
         """Write the answer: `.json` the most probable classes, `.png` the image that `plot` gives.
@@ -97,9 +101,8 @@ class ClassificationResult:
             raise UsageError(f"{target.name}: an answer is written as {' or '.join(SUFFIXES)}; give such a name")
         if not target.parent.is_dir():
             raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
-        # A label has no map to be saved, so its image is the painted one.
         if target.suffix.lower() == ".png":
-            save_image(target, self.plot())
+            write_image(target, self.png())
             return
         write_text(target, json.dumps(self.facts(), indent=1) + "\n")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from time import perf_counter
@@ -19,7 +21,7 @@ from dovit_deploy.claims import name_that_fits
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.files import first_foreign, reported_writes
 from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
-from dovit_deploy.runtime.paint import save_image
+from dovit_deploy.runtime.paint import png_from_rgb, write_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
@@ -36,8 +38,20 @@ _NOT_NUMBERS = ("index", "source", "time_s", "top", "still")
 """Fields of a row that have no distribution: what identifies the frame, the answer, and that it was taken over."""
 
 
+@dataclass(frozen=True)
+class PaintedFrame:
+    """What is written of one frame, by kind."""
+
+    files: dict[str, bytes]
+    """Contents of image files."""
+    video: dict[str, RGB]
+    """Frames of the videos."""
+
+
 class RunOutputs(Closing):
-    """Writes the chosen kinds of images of each frame into a folder; a context manager.
+    """Paints the chosen kinds of images of each frame, and writes them into a folder; a context manager.
+
+    Painting is most of the work, and several threads may do it at once; writing is for one, in the order of the frames.
 
     Args:
         folder: exists; images go into it.
@@ -54,6 +68,7 @@ class RunOutputs(Closing):
         self._video = source.video
         # One image has a latency and no rate.
         self._rate = None if source.video is None and source.count == 1 else FrameRate()
+        self._rating = threading.Lock()
         self._names = names_from_paths(source.paths, source.root) if isinstance(source, ImageSource) else {}
         self._writers: dict[str, VideoWriter] = {}
         self._stack = ExitStack()
@@ -70,7 +85,21 @@ class RunOutputs(Closing):
         # Two videos of one run often warn of the same thing.
         return list(dict.fromkeys(line for writer in self._writers.values() for line in writer.warnings))
 
-    def write(self, frame: Frame, result: ImageResult) -> None:
+    def painted(self, result: ImageResult) -> PaintedFrame:
+        """Everything that is written of one frame."""
+        painted = PaintedFrame({}, {})
+        for kind in self._kinds:
+            if kind == "masks":
+                painted.files[kind] = result.png()
+                continue
+            rgb = self._overlay(result) if kind == "overlay" else result.plot_tokens(legend=self._legend)
+            if self._video is None:
+                painted.files[kind] = png_from_rgb(rgb)
+            else:
+                painted.video[kind] = rgb
+        return painted
+
+    def write(self, frame: Frame, painted: PaintedFrame) -> None:
         """Write one frame's images."""
         name = f"{frame.index:06d}" if self._video is not None else self._names[frame.source]
         self._begun += 1
@@ -79,12 +108,10 @@ class RunOutputs(Closing):
         for kind in self._kinds if "/" in name else ():
             # A folder below the source's has one of its own.
             (self._folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
-        if "masks" in self._kinds:
-            result.save(self._folder / "masks" / f"{name}.png")
-        if "overlay" in self._kinds:
-            self._image("overlay", self._overlay(result), frame, name)
-        if "tokens" in self._kinds:
-            self._image("tokens", result.plot_tokens(legend=self._legend), frame, name)
+        for kind, content in painted.files.items():
+            write_image(self._folder / kind / f"{name}.png", content)
+        for kind, rgb in painted.video.items():
+            self._into_video(kind, rgb, frame)
 
     def _overlay(self, result: ImageResult) -> RGB:
         painted = result.plot()
@@ -96,12 +123,11 @@ class RunOutputs(Closing):
     def _speed(self, timing: FrameTiming) -> str:
         if self._rate is None:
             return latency_text(timing.total)
-        return rate_text(self._rate.after(perf_counter(), latency_ms=timing.total))
+        with self._rating:
+            return rate_text(self._rate.after(perf_counter(), latency_ms=timing.total))
 
-    def _image(self, kind: str, rgb: RGB, frame: Frame, name: str) -> None:
-        if self._video is None:
-            save_image(self._folder / kind / f"{name}.png", rgb)
-            return
+    def _into_video(self, kind: str, rgb: RGB, frame: Frame) -> None:
+        assert self._video is not None
         # Opened at the first frame, which has the size of what is painted.
         if kind not in self._writers:
             writer = self._open(kind, self._video, (rgb.shape[0], rgb.shape[1]))

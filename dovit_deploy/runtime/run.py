@@ -29,6 +29,7 @@ from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.outputs import (
     ROWS,
     SUMMARY,
+    PaintedFrame,
     RunOutputs,
     RunReport,
     foreign_in_run,
@@ -153,13 +154,20 @@ def _work_through(
     advance: Advance,
     failed: Callable[[str], None],
 ) -> _Work:
-    predict = _Predicting(session, plan)
-    failures: list[FailedFrame] = []
+    answer = _Predicting(session, plan)
+    workers, failures = plan.at_once.images, list[FailedFrame]()
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
 
-    def write(frame: Frame, result: ImageResult) -> None:
-        outputs.write(frame, result)
+    def predict(frame: Frame) -> tuple[ImageResult, PaintedFrame | None]:
+        result = answer(frame)
+        # Workers paint what they predicted: one thread could not do it for all of them. A single one goes on to the
+        # next frame, and the writer paints beside it.
+        return result, outputs.painted(result) if workers > 1 else None
+
+    def write(frame: Frame, predicted: tuple[ImageResult, PaintedFrame | None]) -> None:
+        result, painted = predicted
+        outputs.write(frame, painted or outputs.painted(result))
         report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
         advance(result.tokens.flops_saved)
 
@@ -172,7 +180,6 @@ def _work_through(
         with report, outputs:
             # Frames of a video alone: images that equal each other may be anywhere in a folder.
             frames = frames if source.video is None else with_stills_marked(frames)
-            workers = plan.at_once.images
             Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop, workers=workers).run()
     except OutputFailed as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.

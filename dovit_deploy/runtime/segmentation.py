@@ -19,7 +19,7 @@ from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.given import check_pixels_array, described, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
-from dovit_deploy.runtime.paint import paint_overlay, png_from_rgb, save_mask
+from dovit_deploy.runtime.paint import paint_overlay, png_from_mask, png_from_rgb, save_mask
 from dovit_deploy.runtime.predict import Predicts
 from dovit_deploy.runtime.results import (
     Answer,
@@ -81,6 +81,10 @@ class SegmentationResult:
         """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
         tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
         return replace(self, tokens=tokens, timing=timing)
+
+    def png(self) -> bytes:
+        """What `save` writes."""
+        return png_from_mask(self.class_map, self.palette)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the image that `plot` gives, as PNG."""

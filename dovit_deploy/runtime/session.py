@@ -165,6 +165,9 @@ class Session:
         """
         if self._closed:
             raise UsageError(f"this session of {self.bundle.path.name} is closed; make a new one: Session(bundle)")
+        # Who needs what is loaded does not wait for who loads another.
+        if graph in self._engines:
+            return self._engines[graph]
         # Of several callers that need a graph for the first time one loads it.
         with self._loading:
             if graph not in self._engines:

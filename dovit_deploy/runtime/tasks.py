@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, Self
 
 from dovit_deploy.bundle.manifest import Manifest
@@ -45,8 +44,8 @@ class ImageResult(Protocol):
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`."""
 
-    def save(self, path: str | Path) -> None:
-        """Write the answer to a file."""
+    def png(self) -> bytes:
+        """The answer as the content of a PNG."""
 
     def repeated(self, decode_ms: float) -> Self:
         """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""

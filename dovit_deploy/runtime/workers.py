@@ -18,8 +18,8 @@ from dovit_deploy.engines.registry import engine_entry
 from dovit_deploy.machine import this_machine
 
 MOST_WORKERS = 16
-"""Images in memory at once, or windows of one: one thread writes or averages all of them, and more would only wait for
-it."""
+"""Images in memory at once, or windows of one: one thread decodes or averages for all of them, and more would only
+wait for it."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

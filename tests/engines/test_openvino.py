@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 
 from dovit_deploy import Session, packages
 from dovit_deploy.bundle.bundle import Bundle, file_entry
-from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, stage_name
+from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, INDEX, stage_name
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.openvino import (
     SMALLEST,
@@ -148,6 +150,37 @@ def test_a_bucket_holds_its_count_and_wastes_little(total: int, share: float) ->
     bucket = bucket_for_count(count, total)
     assert max(count, 1) <= bucket <= total
     assert bucket - max(count, SMALLEST) <= -(-total // STEPS)
+
+
+def test_who_needs_what_is_compiled_does_not_wait_for_who_compiles_another() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Model:
+        outputs = ()
+
+        def clone(self) -> Model:
+            return Model()
+
+        def reshape(self, sizes: dict[str, list[int]]) -> None:
+            self.large = sizes[INDEX] == [64]
+
+    def compiled(model: Model) -> Model:
+        if model.large:
+            begun.set()
+            assert go_on.wait(20)
+        return model
+
+    graph = BucketedGraph(compiled, Model(), total=64)
+    small = graph._graph(16)
+    with ThreadPoolExecutor(2) as pool:
+        large = pool.submit(graph._graph, 64)
+        assert begun.wait(20)
+        try:
+            assert pool.submit(graph._graph, 16).result(20) is small
+        finally:
+            go_on.set()
+        assert large.result(20) is graph._graph(64)
+    assert graph.buckets == (16, 64)
 
 
 @given(st.data())

@@ -20,6 +20,7 @@ from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import MANIFEST, Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.runtime import auto, workers
+from dovit_deploy.runtime.outputs import RunOutputs
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.workers import MOST_WORKERS, Workers, in_order, workers_for
 from dovit_deploy.sources.video_writer import open_video_writer
@@ -123,6 +124,24 @@ def test_a_folder_on_several_threads_is_what_it_is_on_one(engine, tiny_bundle_pa
         assert len(files) == 9
         for path in files:
             assert path.read_bytes() == (tmp_path / "3" / kind / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(("threads", "painter"), [(1, "dovit-writer"), (2, "dovit-worker")])
+def test_who_predicts_also_paints_where_there_are_several(threads, painter, tiny_bundle_path, tmp_path, monkeypatch):
+    folder, painters, painted = tmp_path / "folder", set(), RunOutputs.painted
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(np.full((60, 80, 3), 40 * number, dtype=np.uint8)).save(folder / f"{number}.png")
+
+    def noted(self, result):
+        painters.add(threading.current_thread().name.partition("_")[0])
+        return painted(self, result)
+
+    monkeypatch.setattr(RunOutputs, "painted", noted)
+    words = ["run", str(folder), "--bundle", str(tiny_bundle_path), "--engine", "onnxruntime"]
+    assert _run(_application(), [*words, "-o", str(tmp_path / "out"), "--threads", str(threads)]) == 0
+    assert painters == {painter}
+    assert len(list((tmp_path / "out/overlay").iterdir())) == len(list((tmp_path / "out/masks").iterdir())) == 4
 
 
 @pytest.fixture(scope="module")
