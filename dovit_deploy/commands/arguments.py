@@ -113,6 +113,10 @@ TrustEngine = Annotated[
     bool,
     typer.Option("--trust-engine", help="Run built engines that came with the bundle: they could run anything."),
 ]
+DeadlineMs = Annotated[
+    float | None,
+    typer.Option(metavar="D", help="Of a frame's model step: where it would take longer, the surest tokens stop, too."),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

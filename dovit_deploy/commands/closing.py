@@ -66,9 +66,20 @@ def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
     ]
     if summary["still"]:
         lines.append(f"{plural(summary['still'], 'frame')} repeated the one before, bit for bit, and took its answer")
+    if summary["deadline"]:
+        lines.append(deadline_line(summary["deadline"], frames=summary["frames"]))
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines
+
+
+def deadline_line(deadline: dict[str, Any], *, frames: int) -> str:
+    """What keeping it took."""
+    what = f"deadline {deadline['ms']:g} ms of the model step"
+    if not deadline["capped_frames"]:
+        return f"{what}: no token was stopped for it"
+    each = deadline["capped_tokens"] / deadline["capped_frames"]
+    return f"{what}: stopped {each:.0f} tokens more in {deadline['capped_frames']} of {frames}, the surest first"
 
 
 def files_line(plan: RunPlan, source: Source) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.runtime.auto import Chosen, Wanted
     from dovit_deploy.runtime.run import RunOutcome
+    from dovit_deploy.runtime.settings import RunSettings, Thresholds
     from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.source import Source
 
@@ -39,6 +41,7 @@ def run(
         typer.Option(help="Class names instead of the bundle's: a line each, or JSON, as a data set's."),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
+    deadline_ms: arguments.DeadlineMs = None,
     save: arguments.SaveKinds = None,
     no_legend: arguments.NoLegend = False,
     overwrite: arguments.Overwrite = False,
@@ -63,14 +66,12 @@ def run(
     from dovit_deploy.runtime.auto import Wanted
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import RunPlan, run_source
-    from dovit_deploy.runtime.settings import RunSettings
     from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
     from dovit_deploy.sources.open import open_source
 
     # What is wrong with the flags alone is found before anything is opened.
-    if dense and threshold is not None:
-        raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
+    _check_flags(dense=dense, threshold=threshold, deadline_ms=deadline_ms)
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
@@ -90,23 +91,44 @@ def run(
         refuse_inputs(folder, frames.paths if isinstance(frames, ImageSource) else ())
         opened = _renamed(Bundle.open(path), classes)
         kinds = _kinds(named, opened.manifest, frames)
-        settings = RunSettings.resolve(opened.manifest, thresholds=thresholds, dense=dense)
+        settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
         sizes = _images(frames), _windows(opened.manifest, frames, ahead)
-        wanted = Wanted(settings, arguments.thresholds(threshold), precision, threads, *sizes, options)
+        given = arguments.thresholds(threshold), precision, threads
+        wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
-        plan = RunPlan(folder, overwrite, kinds, chosen.settings, every, not no_legend, chosen.at_once)
-        with (
-            chosen.session as session,
-            stop_requests() as stop,
-            console.progress(total=frames.count, unit=f"{noun_of(frames)}s", quiet=quiet) as shown,
-        ):
-            outcome = run_source(session, frames, plan, stop=stop, advance=shown.advance, failed=_failed, frames=ahead)
+        with chosen.session as session:
+            settings = _within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
+            plan = RunPlan(folder, overwrite, kinds, settings, every, not no_legend, chosen.at_once)
+            unit = f"{noun_of(frames)}s"
+            with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
+                advance = shown.advance
+                outcome = run_source(session, frames, plan, stop=stop, advance=advance, failed=_failed, frames=ahead)
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
     console.next_command(_next(outcome.summary, bundle, source, recursive=recursive), quiet=quiet)
     _raise_unless_complete(outcome, folder, frames)
+
+
+def _check_flags(*, dense: bool, threshold: str | None, deadline_ms: float | None) -> None:
+    if dense and threshold is not None:
+        raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
+    if dense and deadline_ms is not None:
+        raise UsageError("--dense stops nothing, so --deadline-ms cannot be kept; give one of them")
+    # Written so that NaN is refused, too.
+    if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
+        raise UsageError(f"--deadline-ms {deadline_ms:g}: milliseconds above 0 are needed")
+
+
+def _settings(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:
+    """What the flags say of which tokens stop; a deadline only whether the model can have one."""
+    from dovit_deploy.runtime.deadline import refuse_fixed_counts
+    from dovit_deploy.runtime.settings import RunSettings
+
+    if deadline:
+        refuse_fixed_counts(manifest)
+    return RunSettings.resolve(manifest, thresholds=thresholds, dense=dense)
 
 
 def _failed(line: str) -> None:
@@ -140,6 +162,18 @@ def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahea
     if engine != AUTO:
         return wanted.run_in(engine, named_session(bundle, engine, wanted))
     return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
+
+
+def _within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: bool) -> RunSettings:
+    """The settings of the run, with its deadline, which a latency model of this machine keeps."""
+    from dovit_deploy.runtime.latencies import deadline_here
+
+    if deadline_ms is None:
+        return chosen.settings
+    rounds = math.ceil(windows / chosen.at_once.windows)
+    remark = partial(console.remark, quiet=quiet)
+    deadline = deadline_here(chosen.session, deadline_ms, rounds=rounds, remark=remark)
+    return dataclasses.replace(chosen.settings, deadline=deadline)
 
 
 def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, *, recursive: bool) -> str:

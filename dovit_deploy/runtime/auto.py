@@ -74,6 +74,8 @@ class Wanted:
     windows: int = 1
     """How many an image has, for the same reason."""
     options: EngineOptions = NONE_GIVEN
+    deadline: bool = False
+    """Tokens will be stopped to keep one: no dense run is a choice, and nothing on a GPU."""
 
     def at_once(self, engine: str) -> Workers:
         """What runs side by side in `engine`."""
@@ -118,7 +120,11 @@ def chosen_session(
         PackageMissing, EnvironmentProblem: the standard engine cannot run.
     """
     cache, here, standard = cache or ChoiceCache(), Here.now(), standard_for(wanted.precision)
-    candidates = candidates_for(bundle, here, wanted.precision)
+    candidates = tuple(
+        each
+        for each in candidates_for(bundle, here, wanted.precision)
+        if not (wanted.deadline and engine_entry(each.engine).on_gpu)
+    )
     situation = _situation(bundle, here, wanted)
     contestants = Contestants(lambda each: named_session(bundle, each.engine, wanted, precision=each.precision), remark)
     try:
@@ -270,6 +276,7 @@ def _situation(bundle: Bundle, here: Here, wanted: Wanted) -> Situation:
         threads=wanted.threads,
         precision=wanted.precision,
         dense=wanted.settings.dense,
+        deadline=wanted.deadline,
         thresholds=wanted.thresholds,
     )
 
@@ -297,7 +304,8 @@ def _terms(
 ) -> Terms | str:
     """What is measured and for how long; or why nothing is."""
     spec = bundle.manifest.spec
-    may_be_dense = bool(spec.gates) and spec.has_dense and wanted.thresholds is None and not wanted.settings.dense
+    decided = wanted.thresholds is not None or wanted.settings.dense or wanted.deadline
+    may_be_dense = bool(spec.gates) and spec.has_dense and not decided
     if not candidates and not may_be_dense:
         return "nothing else here may be faster"
     if source.kind == "live":

@@ -22,6 +22,8 @@ class Situation(Circumstances):
     """As given."""
     thresholds: tuple[float, ...] | None
     """As given; None: the bundle's own."""
+    deadline: bool = False
+    """One was given, so that a dense run is no choice."""
 
 
 class EngineChoice(Record):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import ENGINES
+from dovit_deploy.errors import UsageError
+from dovit_deploy.runtime.deadline import Deadline, refuse_fixed_counts
 from dovit_deploy.runtime.latency import LatencyModel
-from dovit_deploy.runtime.latency_fit import SHORT_SECONDS, fit_latency
+from dovit_deploy.runtime.latency_fit import SHORT_SECONDS, fit_latency, run_every_size
 from dovit_deploy.runtime.remembered import Circumstances, Here, RememberedEntries, RememberedFile
 from dovit_deploy.runtime.session import Session
 
@@ -78,6 +80,31 @@ def latency_model_here(
     cache.remember(situation, model)
     remark(f"latency model: {accuracy(model)}")
     return model
+
+
+def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark: Callable[[str], None]) -> Deadline:
+    """A deadline for frames in `session`, which is made ready to keep it from the first frame on.
+
+    Args:
+        session: what runs the frames.
+        milliseconds: of a frame's model step.
+        rounds: of windows that run one after another.
+        remark: takes lines about the latency model.
+
+    Raises:
+        UsageError: the model has no gates, or it runs on a GPU; or the deadline cannot be kept.
+    """
+    manifest = session.bundle.manifest
+    refuse_fixed_counts(manifest)
+    if not has_latency_model(session):
+        raise UsageError(
+            f"--deadline-ms is for engines on the CPU, {session.backend.name} is on a GPU; "
+            "use --engine onnxruntime or openvino"
+        )
+    model = latency_model_here(session, remark=remark)
+    deadline = Deadline.checked(milliseconds, model, manifest.spec, rounds=rounds)
+    run_every_size(session)
+    return deadline
 
 
 def accuracy(model: LatencyModel) -> str:

@@ -109,6 +109,14 @@ def fit_latency(
     return model.model_copy(update={"error": _error(model, for_check)})
 
 
+def run_every_size(session: Session) -> None:
+    """Run the stages of `session` in every size that its engine pads to, so that none is compiled for a frame later."""
+    measuring, spec = _Measuring(session, perf_counter), session.bundle.manifest.spec
+    sizes = {size for stage in measuring.padded for size in stage} or {spec.tokens}
+    for size in sorted(sizes):
+        measuring.warm_up(measuring.timed((spec.tokens, *[size] * len(spec.gates))))
+
+
 def patterns(spec: ModelSpec) -> tuple[list[Pattern], list[Pattern]]:
     """Patterns to fit with and patterns to check with, the same every time."""
     rng, gates = np.random.default_rng(SEED), len(spec.gates)
@@ -132,7 +140,7 @@ class _Measuring:
         spec, rng = session.bundle.manifest.spec, np.random.default_rng(SEED)
         self._spec = spec
         self._order = spec.extra_tokens + rng.permutation(spec.patches)
-        self._padded = [self._sizes(number) for number in range(len(spec.gates) + 1)]
+        self.padded = [self._sizes(number) for number in range(len(spec.gates) + 1)]
         self._warm: set[tuple[int, int]] = set()
         self._pixels: Pixels = rng.standard_normal((1, 3, *spec.size)).astype(np.float32)
 
@@ -143,7 +151,7 @@ class _Measuring:
         """Run it once if one of its sizes was not run before: the engine may compile it now, and allocates."""
         # An engine that runs every count as it is has nothing to prepare for each of them.
         sizes = {
-            (number, self._session.size_run(number, count) if self._padded[number] else 0)
+            (number, self._session.size_run(number, count) if self.padded[number] else 0)
             for number, count in enumerate(entry.pattern)
         }
         if not sizes <= self._warm:
@@ -173,7 +181,7 @@ class _Measuring:
 
     def _stage(self, number: int, timed: Sequence[_Timed], taken: npt.NDArray[np.float64]) -> StageTime:
         counts = [self._session.size_run(number, entry.pattern[number]) for entry in timed]
-        return fitted_stage(counts, taken.tolist(), padded=self._padded[number])
+        return fitted_stage(counts, taken.tolist(), padded=self.padded[number])
 
     def _sizes(self, number: int) -> tuple[int, ...]:
         """Those in which a stage is run, rising; empty where every count is."""

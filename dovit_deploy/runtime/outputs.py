@@ -34,8 +34,8 @@ ROWS, SUMMARY = "frames.jsonl", "summary.json"
 FrameRow = dict[str, Any]
 
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_NOT_NUMBERS = ("index", "source", "time_s", "top", "still")
-"""Fields of a row that have no distribution: what identifies the frame, the answer, and that it was taken over."""
+_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped")
+"""Fields of a row that have no distribution: what identifies the frame, the answer, and what only some rows have."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,8 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
         "flops_saved": tokens.flops_saved,
     }
     # Only where it is so: rows of other frames are what they always were.
+    if tokens.capped:
+        row["capped"] = tokens.capped
     return {**row, "still": True} if tokens.still else row
 
 
@@ -265,6 +267,8 @@ class RunReport(Closing):
             self._file = path.open("w", encoding="utf-8")
         self._columns: dict[tuple[str, ...], array[float]] = {}
         self.frames = self.stills = 0
+        self.capped_frames = self.capped_tokens = 0
+        """Frames of which a deadline cut tokens, and how many tokens it cut."""
 
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
@@ -274,6 +278,8 @@ class RunReport(Closing):
             self._file.flush()
         self.frames += 1
         self.stills += row.get("still", False)
+        self.capped_frames += "capped" in row
+        self.capped_tokens += row.get("capped", 0)
         for name, value in row.items():
             if name not in _NOT_NUMBERS:
                 self._collect((name,), value)

@@ -50,6 +50,8 @@ class TokenReport:
     confidence: tuple[npt.NDArray[np.float32], ...]
     """Per gate, (h, w), NaN where the head was not evaluated."""
     timing: RunTiming
+    capped: int = 0
+    """Tokens that the gates let on and a deadline stopped."""
 
     @property
     def flops_saved(self) -> float:
@@ -101,6 +103,11 @@ class FrameTokens:
     def total(self) -> int:
         """All tokens; equals `kept[0]`."""
         return self.kept[0]
+
+    @property
+    def capped(self) -> int:
+        """Tokens that the gates let on and a deadline stopped."""
+        return 0 if self.still else sum(w.report.capped for w in self.windows)
 
     @property
     def gmacs_dense(self) -> float:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from dovit_deploy.errors import OutputFailed, SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
+from dovit_deploy.runtime.deadline import Deadline
 from dovit_deploy.runtime.outputs import (
     ROWS,
     SUMMARY,
@@ -216,11 +217,26 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
         "precision": session.backend.precision,
         "thresholds": None if plan.settings.dense else short_thresholds(plan.settings.thresholds),
         "dense": plan.settings.dense,
+        "deadline": _deadline_facts(plan.settings.deadline, work.report),
         "bundle": str(session.bundle.path),
         "machine": machine_facts(),
         "versions": package_versions(),
         "failed": [{"source": frame.source, "message": frame.message} for frame in work.failures],
         **work.report.statistics(),
+    }
+
+
+def _deadline_facts(deadline: Deadline | None, report: RunReport) -> dict[str, Any] | None:
+    """What was asked for, by which model it was kept, and what it cut; None without one."""
+    if deadline is None:
+        return None
+    return {
+        "ms": deadline.milliseconds,
+        "least_ms": float(deadline.least),
+        "clock": deadline.model.clock,
+        "model_error": deadline.model.error,
+        "capped_frames": report.capped_frames,
+        "capped_tokens": report.capped_tokens,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -237,6 +238,10 @@ class _WindowRun:
         stride = self.preprocessing.stride or self.spec.size
         self.corners = transforms.windows(*self.input_size, self.spec.size, stride)
         self.pool, self.at_once = predictor.pool, predictor.windows_at_once
+        if settings.deadline is not None:
+            # All windows of the frame together: those that run at the same time have the time together.
+            rounds = math.ceil(len(self.corners) / self.at_once)
+            self.settings = replace(settings, deadline=settings.deadline.over(rounds))
         self.model_ms = 0.0
         """Of the model's own time what nothing else was done in."""
         self.done: list[Window] = []

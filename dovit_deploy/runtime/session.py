@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -35,6 +36,7 @@ from dovit_deploy.engines.registry import backend_from_name
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.runtime.deadline import Capping
 from dovit_deploy.runtime.given import check_pixels_array
 from dovit_deploy.runtime.results import Answer, Pixels, RunTiming, TokenReport
 from dovit_deploy.runtime.settings import Keep, RunSettings, Thresholds
@@ -212,7 +214,8 @@ class Session:
 
     def _run_stages(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
         backend, taken, confidence, times = self.backend, [], [], [perf_counter()]
-        for outputs, index in self.stages(pixels, settings):
+        capping = None if settings.deadline is None else Capping(settings.deadline, backend.download)
+        for outputs, index in self.stages(pixels, settings, decide=capping):
             if index is None:
                 # On a GPU the last stage is only enqueued: its time ends when its result is here.
                 answer = self._answer(outputs)
@@ -226,7 +229,8 @@ class Session:
         kept = (spec.tokens, *(len(index) for index in indices))
         keep = tuple(_grid_from_index(index, spec.extra_tokens, spec.grid) for index in indices)
         grids = tuple(as_float32(backend.download(values)).reshape(spec.grid) for values in confidence)
-        return answer, self._report(kept, keep, grids, times)
+        report = self._report(kept, keep, grids, times)
+        return answer, report if capping is None else replace(report, capped=capping.capped)
 
     def _run_whole(self, pixels: Pixels) -> tuple[Answer, TokenReport]:
         """A model whose token counts are fixed: the graph itself reports how many ran, and which ones it chose."""

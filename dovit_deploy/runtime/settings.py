@@ -15,6 +15,7 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.parts import SetrHead
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.printing import plural
+from dovit_deploy.runtime.deadline import Deadline
 from dovit_deploy.runtime.given import described, number_within
 from dovit_deploy.runtime.results import Answer, Pixels, TokenReport
 
@@ -36,6 +37,8 @@ class RunSettings:
     """Per gate, the index (kept,) of the tokens that run on, instead of the gate's own decision."""
     dense: bool = False
     """Run the dense network, which has no gates."""
+    deadline: Deadline | None = None
+    """Of each frame: where it needs more time, the gates' surest tokens stop too. Not of a replay or a dense run."""
 
     @classmethod
     def resolve(

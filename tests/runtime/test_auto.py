@@ -206,6 +206,13 @@ def test_dense_where_it_is_faster_unless_thresholds_are_named(choose) -> None:
     assert (name, dense) == ("onnxruntime fp32", False)
 
 
+def test_a_deadline_leaves_dense_runs_out(choose) -> None:
+    assert choose(Machine(standard(80, 60)), Video(200))[1]
+    name, dense, lines = choose(Machine(standard(80, 60)), Video(200), deadline=True)
+    assert (name, dense) == ("onnxruntime fp32", False), "also where a dense run is remembered for the same machine"
+    assert "nothing else here may be faster" in lines[0]
+
+
 def test_the_standard_stays_where_nothing_is_clearly_faster(choose) -> None:
     name, _, lines = choose(Machine({**standard(80), BF16: Recorded(78)}), Video(200))
     assert name == "onnxruntime fp32"
