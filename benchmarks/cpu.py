@@ -1,43 +1,56 @@
 """How fast is it on this CPU, and against what? Engines, precisions, tokens and peers on the same frames, in turns.
 
     python benchmarks/cpu.py --quick -o quick.json
-    python benchmarks/cpu.py --dataset CAMVID -o results/cpu.json --docs docs/benchmarks.md --readme README.md
+    python benchmarks/cpu.py --dataset CAMVID --work FOLDER --prepare
+    python benchmarks/cpu.py --dataset CAMVID --work FOLDER -o results/cpu.json --docs docs/benchmarks.md \\
+        --readme README.md
     python benchmarks/cpu.py --tables benchmarks/results/cpu.json benchmarks/results/cpus/*.json \\
         --docs docs/benchmarks.md --readme README.md
 
-The first takes less than three minutes, the second hours (`--models default` half of one); it may be interrupted and
-started again with the same words: what is in the output stays. Each cell runs in a process of its own and is given
-up after `--limit` seconds. The third writes the tables again, those of the first result and one line for every other
-machine. docs/benchmarks.md explains them.
+The first takes less than three minutes. The second exports the bench model, which takes long and needs no quiet; then
+the third measures everything in 20 to 25 minutes of a quiet machine (`--models default`: eight). It may be interrupted
+and started again with the same words: what is in the output stays. The cells of one engine and precision run in one
+process, which is given up after `--limit` seconds for each. The last writes the tables again, those of the first
+result and one line for every other machine. docs/benchmarks.md explains them.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from on_cpu.cells import MODELS, all_cells, quick_cells
-from on_cpu.models import CaseFiles, FrameChoice
-from on_cpu.result import DEFAULT, CellEffort, CellRow, CpuCell, CpuReport, CpuSettings, UndoneCell
-from on_cpu.tables import write_tables
+from on_cpu.cells import MODELS, all_cells, measured_together, quick_cells
+from on_cpu.frames import FrameChoice
+from on_cpu.processes import answer_in_this_process, done_in_process, made_ready
+from on_cpu.result import (
+    DEFAULT,
+    CellEffort,
+    CellsDone,
+    CellsWanted,
+    CpuCase,
+    CpuCell,
+    CpuReport,
+    CpuSettings,
+    UndoneCell,
+)
+from on_cpu.tables import check_pages, write_tables
+from pydantic import ValidationError
 from report import circumstances, command_text
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle
-from dovit_deploy.errors import DovitError
+from dovit_deploy.errors import DovitError, InputError, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.machine import this_machine
 
-QUICK = CellEffort(seconds=2.0, fewest=6, timed_frames=3, limit_s=40.0)
-QUICK_FRAMES, QUICK_S = 6, 130.0
-"""Seconds after which no further cell begins: with the limit of the last one still less than three minutes."""
-PREPARE_S = 900.0
-"""What making the files of a case may take: exporting ViT-B on a slow machine."""
+QUICK = CellEffort(seconds=4.0, fewest=2, timed_frames=3, limit_s=40.0)
+QUICK_FRAMES, QUICK_S = 6, 110.0
+"""Seconds after which no further process begins: with those of the last one still less than three minutes."""
 
 
 def say(text: str) -> None:
@@ -45,98 +58,100 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def started(arguments: argparse.Namespace, command: str, settings: CpuSettings) -> CpuReport:
+def started(output: Path, command: str, settings: CpuSettings) -> CpuReport:
     """What is in the output already, or an empty result.
 
     Raises:
-        SystemExit: the output is of another machine, other versions or other settings.
+        UsageError: the output is of another machine, other versions or other settings.
     """
     fresh = CpuReport.model_validate(
         {**circumstances(command), "features": this_machine().features, "settings": settings}
     )
-    if not arguments.output.exists():
+    if not output.exists():
         return fresh
-    old = CpuReport.model_validate_json(arguments.output.read_text(encoding="utf-8"))
-    for name in ("machine", "versions", "settings"):
-        if getattr(old, name) != getattr(fresh, name):
-            raise SystemExit(f"{arguments.output} was measured with other {name}; give another -o, or remove it")
+    old = stored(output)
+    # A package that was installed since then only adds to what can be measured.
+    known = {name: fresh.versions.get(name) for name in old.versions}
+    changed = {
+        "machine": old.machine != fresh.machine,
+        "versions": old.versions != known,
+        "settings": old.settings != fresh.settings,
+    }
+    for name, is_other in changed.items():
+        if is_other:
+            raise UsageError(f"{output} was measured with other {name}; give another -o, or remove it")
     return fresh.model_copy(update={"rows": old.rows, "undone": old.undone})
 
 
-def measure(
-    report: CpuReport, cells: Sequence[CpuCell], work: Path, bundle: Path, choice: FrameChoice, output: Path, end: float
-) -> CpuReport:
-    """Measure every cell that is not in `report` yet; the output is written after each."""
-    for number, cell in enumerate(cells, start=1):
-        if report.row(cell) is not None:
-            continue
-        # What failed is tried again: perhaps a package has been installed meanwhile.
-        report = report.model_copy(update={"undone": tuple(old for old in report.undone if old.cell != cell)})
+def stored(path: Path) -> CpuReport:
+    """A result that was written before.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return CpuReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(f"{path} is no result of benchmarks/cpu.py as it is now: {where}: {first['msg']}") from error
+
+
+class GrowingReport:
+    """A result that grows cell by cell, and is written after each process.
+
+    Args:
+        report: what is there already.
+        output: where it is kept.
+        template: what every process is asked, but for the cells.
+    """
+
+    def __init__(self, report: CpuReport, output: Path, template: CellsWanted) -> None:
+        self.report, self._output, self._template = report, output, template
+        # At once: an output that cannot be written must not be found out after the first measurement.
+        self._write()
+
+    def run(self, cells: Sequence[CpuCell], end: float) -> None:
+        """Measure every cell that is not in the report yet; none begins after `end`."""
+        left = [cell for cell in cells if self.report.row(cell) is None]
+        groups = measured_together(left)
+        for number, group in enumerate(groups, start=1):
+            # They differ in how they run alone.
+            more = f", and {len(group) - 1} more" if len(group) > 1 else ""
+            say(f"{number} of {len(groups)}: {group[0].label}{more}")
+            self._add(group, self._done(group, left, end))
+
+    def _done(self, group: list[CpuCell], left: Sequence[CpuCell], end: float) -> CellsDone:
         if time.monotonic() > end:
-            done: CellRow | UndoneCell = UndoneCell(cell=cell, why="no time was left")
-        else:
-            say(f"{number} of {len(cells)}: {cell.label}")
-            done = in_process(cell, work, bundle, choice, report.settings.effort)
-        if isinstance(done, CellRow):
-            say(f"  {done.ratio:.2f}x, {done.p50:.1f} ms")
-            report = report.model_copy(update={"rows": (*report.rows, done)})
-        else:
-            say(f"  not done: {done.why}")
-            report = report.model_copy(update={"undone": (*report.undone, done)})
-        write_text(output, report.model_dump_json(indent=1) + "\n")
-    return report
+            return all_undone(group, "no time was left")
+        case = group[0].case
+        of_case = tuple(cell for cell in left if cell.case == case)
+        missing = made_ready(self._template.model_copy(update={"cells": of_case}))
+        if missing is not None:
+            return all_undone(group, f"its files cannot be made: {missing}")
+        return done_in_process(self._template.model_copy(update={"cells": tuple(group)}))
 
-
-def in_process(
-    cell: CpuCell, work: Path, bundle: Path, choice: FrameChoice, effort: CellEffort
-) -> CellRow | UndoneCell:
-    """Measure `cell` in a process of its own: what ends or hangs there costs one cell."""
-    answer = work / "answer.json"
-    answer.unlink(missing_ok=True)
-    words = ["--cell", cell.model_dump_json(), "--work", str(work), "--bundle", str(bundle), "-o", str(answer)]
-    words += ["--frame-count", str(choice.count), "--split", choice.split, "--effort", effort.model_dump_json()]
-    words += ["--frames", choice.frames] if choice.frames is not None else []
-    words += ["--dataset", str(choice.dataset)] if choice.dataset is not None else []
-    ready = CaseFiles(cell.case, work=work, bundle=bundle).ready
-    limit = effort.limit_s + (0.0 if ready else PREPARE_S)
-    try:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), *words],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit,
-            check=False,
+    def _add(self, group: Sequence[CpuCell], done: CellsDone) -> None:
+        for row in done.rows:
+            say(f"  {row.cell.way.runs} {row.cell.way.profile}: {row.ratio:.2f}x, {row.cpu:.1f} ms of CPU time")
+        for entry in done.undone:
+            say(f"  not done: {entry.cell.way.runs} {entry.cell.way.profile}: {entry.why}")
+        # What failed is tried again: perhaps a package has been installed meanwhile.
+        before = tuple(old for old in self.report.undone if old.cell not in group)
+        self.report = self.report.model_copy(
+            update={"rows": (*self.report.rows, *done.rows), "undone": (*before, *done.undone)}
         )
-    except subprocess.TimeoutExpired:
-        return UndoneCell(cell=cell, why=f"took more than {limit:.0f} s")
-    if not answer.exists():
-        lines = done.stderr.strip().splitlines()
-        return UndoneCell(cell=cell, why=f"ended with code {done.returncode}: {lines[-1] if lines else 'no message'}")
-    text = answer.read_text(encoding="utf-8")
-    return CellRow.model_validate_json(text) if '"ratio"' in text else UndoneCell.model_validate_json(text)
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self._output, self.report.model_dump_json(indent=1) + "\n")
 
 
-def one_cell(arguments: argparse.Namespace) -> None:
-    """What runs in that process: measure the cell and write its row, or why there is none."""
-    # Not at the top: the parent process loads no engine.
-    from on_cpu.measuring import measured
-    from on_cpu.runners import Unavailable
-
-    cell = CpuCell.model_validate_json(arguments.cell)
-    files = CaseFiles(cell.case, work=arguments.work, bundle=arguments.bundle)
-    if not files.ready:
-        files.prepare(choice_of(arguments))
-    try:
-        done: CellRow | UndoneCell = measured(cell, files, CellEffort.model_validate_json(arguments.effort))
-    except (DovitError, Unavailable) as error:
-        done = UndoneCell(cell=cell, why=str(error).replace("\n", " "))
-    write_text(arguments.output, done.model_dump_json() + "\n")
-
-
-def choice_of(arguments: argparse.Namespace) -> FrameChoice:
-    """The default model's frames."""
-    return FrameChoice(arguments.frames, arguments.dataset, arguments.split, arguments.frame_count)
+def all_undone(cells: Sequence[CpuCell], why: str) -> CellsDone:
+    """None of `cells` was measured."""
+    return CellsDone(undone=tuple(UndoneCell(cell=cell, why=why) for cell in cells))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -146,64 +161,144 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--frames", metavar="SRC", help="images, a folder or a video; default: rendered streets")
     result.add_argument("--dataset", type=Path, help="labelled frames, as `dovit eval` takes them: gives mIoU too")
     result.add_argument("--split", default="val")
-    result.add_argument("--frame-count", type=int, default=30, help="frames on which answers are compared")
+    result.add_argument("--frame-count", type=int, default=101, help="frames on which answers are compared")
     result.add_argument("--timed-frames", type=int, default=6, help="of these, frames that are timed")
-    result.add_argument("--seconds", type=float, default=15.0, help="of pairs in each cell")
-    result.add_argument("--limit", type=float, default=300.0, help="seconds after which a cell is given up")
+    result.add_argument("--seconds", type=float, default=6.0, help="of rounds in each process, unless they are too few")
+    result.add_argument("--fewest", type=int, default=3, help="runs of each frame")
+    result.add_argument("--limit", type=float, default=300.0, help="seconds for each cell, after which it is given up")
     names = (DEFAULT, *MODELS)
     result.add_argument("--models", nargs="+", choices=names, default=names, help="default: all of them")
     result.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells whose label contains it")
     result.add_argument("--quick", action="store_true", help="a first impression in less than three minutes")
-    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("--work", type=Path, metavar="FOLDER", help="keeps the exported bench models for the next time")
+    result.add_argument("--prepare", action="store_true", help="make what is kept in --work; measure nothing")
+    result.add_argument("-o", "--output", type=Path, metavar="JSON")
     result.add_argument("--tables", type=Path, nargs="+", metavar="JSON", help="write tables; measure nothing")
     result.add_argument("--readme", type=Path)
     result.add_argument("--docs", type=Path)
-    # How the command calls itself for one cell.
-    for name in ("--cell", "--work", "--effort"):
-        result.add_argument(name, type=Path if name == "--work" else str, help=argparse.SUPPRESS)
+    # How the command calls itself for some cells.
+    result.add_argument("--wanted", type=Path, help=argparse.SUPPRESS)
     return result
 
 
-def wanted(cell: CpuCell, only: Sequence[str]) -> bool:
-    """Whether the label of `cell` holds one of the texts; no text leaves nothing out."""
-    return not only or any(text in cell.label for text in only)
+def checked(command_line: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what cannot be meant."""
+    for name in ("frame_count", "timed_frames", "fewest", "limit"):
+        if getattr(arguments, name) < 1:
+            command_line.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1 is needed")
+    if arguments.frames is not None and arguments.dataset is not None:
+        command_line.error("--frames and --dataset are two sources of images; give one of them")
+    if arguments.prepare and arguments.work is None:
+        command_line.error("--prepare needs --work FOLDER, where it keeps what it makes")
+    if arguments.output is None and not arguments.prepare:
+        command_line.error("-o OUTPUT.json is needed: what was measured is kept there, cell by cell")
 
 
-def run(arguments: argparse.Namespace, command: str) -> CpuReport:
-    """Measure what is asked for."""
-    bundle = Bundle.open(arguments.bundle if arguments.bundle else chosen_bundle(None).path)
+def cells_of(arguments: argparse.Namespace, bundle: Bundle) -> list[CpuCell]:
+    """What is to be measured.
+
+    Raises:
+        UsageError: nothing is.
+    """
     spec = bundle.manifest.spec
+    cells = (quick_cells if arguments.quick else all_cells)(spec.size, gates=bool(spec.gates))
+    wanted = [
+        cell
+        for cell in cells
+        if cell.case.model in arguments.models
+        and (not arguments.only or any(text in cell.label for text in arguments.only))
+    ]
+    if not wanted:
+        raise UsageError(f"no cell has a label with {arguments.only}; one of them is called '{cells[0].label}'")
+    return wanted
+
+
+def prepare(template: CellsWanted, cells: Sequence[CpuCell]) -> None:
+    """Make the files of all cases.
+
+    Raises:
+        InputError: those of some cannot be made.
+    """
+    cases: dict[CpuCase, list[CpuCell]] = {}
+    for cell in cells:
+        cases.setdefault(cell.case, []).append(cell)
+    failed = []
+    for number, (case, of_case) in enumerate(cases.items(), start=1):
+        say(f"{number} of {len(cases)}: {case.name}")
+        missing = made_ready(template.model_copy(update={"cells": tuple(of_case)}))
+        if missing is not None:
+            failed.append(f"{case.name}: {missing}")
+    if failed:
+        raise InputError("not everything could be made", *failed)
+
+
+def run(arguments: argparse.Namespace, command: str) -> CpuReport | None:
+    """Measure what is asked for, or only prepare."""
+    bundle = Bundle.open(arguments.bundle if arguments.bundle else chosen_bundle(None).path)
+    cells, end = cells_of(arguments, bundle), float("inf")
     effort = CellEffort(
-        seconds=arguments.seconds, fewest=8, timed_frames=arguments.timed_frames, limit_s=arguments.limit
+        seconds=arguments.seconds,
+        fewest=arguments.fewest,
+        timed_frames=arguments.timed_frames,
+        limit_s=arguments.limit,
     )
-    cells, end = all_cells(spec.size, gates=bool(spec.gates)), float("inf")
     if arguments.quick:
-        cells, end, effort = quick_cells(spec.size, gates=bool(spec.gates)), time.monotonic() + QUICK_S, QUICK
+        end, effort = time.monotonic() + QUICK_S, QUICK
         arguments.frame_count = min(arguments.frame_count, QUICK_FRAMES)
-    cells = [cell for cell in cells if cell.case.model in arguments.models and wanted(cell, arguments.only)]
-    choice = choice_of(arguments)
-    settings = CpuSettings(bundle=bundle.path.name, frames=choice.described(), count=choice.count, effort=effort)
-    report = started(arguments, command, settings)
-    with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        return measure(report, cells, Path(folder), bundle.path, choice, arguments.output, end)
+    frames = FrameChoice(
+        frames=arguments.frames, dataset=arguments.dataset, split=arguments.split, count=arguments.frame_count
+    )
+    frames.check()
+    settings = CpuSettings(bundle=bundle.path.name, frames=frames.described(), count=frames.count, effort=effort)
+    with work_folder(arguments.work) as work:
+        template = CellsWanted(cells=(), bundle=bundle.path, work=work, frames=frames, effort=effort)
+        if arguments.prepare:
+            prepare(template, cells)
+            return None
+        begun, report = time.monotonic(), started(arguments.output, command, settings)
+        growing = GrowingReport(report, arguments.output, template)
+        growing.run(cells, end)
+        say(f"{(time.monotonic() - begun) / 60:.1f} minutes; {arguments.output}")
+        return growing.report
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Command line."""
+@contextmanager
+def work_folder(given: Path | None) -> Iterator[Path]:
+    """The folder that was given, or one for this time."""
+    if given is None:
+        with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+            yield Path(folder)
+        return
+    given.mkdir(parents=True, exist_ok=True)
+    yield given.resolve()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
     given = list(sys.argv[1:] if words is None else words)
     command_line = parser()
     arguments = command_line.parse_args(given)
-    if arguments.cell is not None:
-        one_cell(arguments)
-        return
-    if arguments.tables is not None:
-        reports = [CpuReport.model_validate_json(path.read_text(encoding="utf-8")) for path in arguments.tables]
-    elif arguments.output is None:
-        command_line.error("-o OUTPUT.json is needed: what was measured is kept there, cell by cell")
-    else:
-        reports = [run(arguments, command_text("cpu.py", given))]
-    write_tables(reports, readme=arguments.readme, docs=arguments.docs)
+    if arguments.wanted is not None:
+        answer_in_this_process(arguments.wanted, arguments.output)
+        return 0
+    try:
+        check_pages(readme=arguments.readme, docs=arguments.docs)
+        if arguments.tables is not None:
+            reports = [stored(path) for path in arguments.tables]
+        else:
+            checked(command_line, arguments)
+            report = run(arguments, command_text("cpu.py", given))
+            reports = [report] if report is not None else []
+        if reports:
+            write_tables(reports, readme=arguments.readme, docs=arguments.docs)
+    except DovitError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; what is in the output stays, and the same command goes on with it")
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,6 +16,8 @@ ALONE, TWO_THREADS, TWO_STREAMS = (1, 1), (2, 1), (1, 2)
 """Threads and streams."""
 REFERENCE = "torch"
 """Named among the engines, but not made to be fast."""
+APART = ("nncf", "merging", "eager", "compiled")
+"""Peers that get a process of their own."""
 
 EXPORTED = (CpuWay(runs="plain", engine="onnxruntime", precision="fp32"),)
 IN_OPENVINO = tuple(CpuWay(runs="plain", engine="openvino", precision=precision) for precision in ("fp32", "bf16"))
@@ -71,6 +73,19 @@ def quick_cells(size: tuple[int, int], *, gates: bool = True) -> list[CpuCell]:
         for cell in default_cells(size, gates=gates)
         if cell.way.runs in ways and (cell.threads, cell.streams) == ALONE
     ]
+
+
+def measured_together(cells: Sequence[CpuCell]) -> list[list[CpuCell]]:
+    """The cells that one process measures in the same rounds: what one engine runs in one precision on a case.
+
+    Peers that load PyTorch stay apart: it has crashed beside OpenVINO, and would weigh on the others.
+    """
+    groups: dict[tuple[object, ...], list[CpuCell]] = {}
+    for cell in cells:
+        apart = cell.way.runs if cell.way.runs in APART else ""
+        key = (cell.case, cell.threads, cell.streams, cell.way.engine, cell.way.precision, apart)
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())
 
 
 def is_baseline(cell: CpuCell) -> bool:

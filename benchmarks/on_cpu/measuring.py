@@ -1,4 +1,4 @@
-"""One cell: the baseline and one way in turns on the same frames, then the way's answers against the baseline's."""
+"""Cells that one process measures: the baseline and their ways in turns on the same frames, then the ways' answers."""
 
 from __future__ import annotations
 
@@ -9,58 +9,127 @@ from contextlib import ExitStack
 import numpy as np
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.datasets.dataset import Sample
+from dovit_deploy.errors import DovitError
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.measure.evaluate import SegmentationTally
-from dovit_deploy.measure.intervals import miou_drop_interval
 from dovit_deploy.runtime.results import Pixels
-from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Keep, RunSettings, RunsOne
+from on_cpu.accuracy import Answers, compared
 from on_cpu.models import CaseFiles, decisions
-from on_cpu.result import DEFAULT, CellAccuracy, CellEffort, CellRow, CpuCell
-from on_cpu.runners import runner
-from on_cpu.timing import BLOCK, FrameRun, in_streams, milliseconds, paired
+from on_cpu.result import DEFAULT, CellAccuracy, CellEffort, CellRow, CellsDone, CpuCell, UndoneCell
+from on_cpu.runners import Unavailable, peer
+from on_cpu.timing import BLOCK, FrameRun, PairTimes, in_streams, in_turns, milliseconds
+
+ON_CORES = 2
+"""Frames that are timed with several threads or streams."""
 
 
-def measured(cell: CpuCell, files: CaseFiles, effort: CellEffort) -> CellRow:
-    """What is to be known of `cell`; the files are there.
+class Workbench:
+    """What the cells of one process have in common.
 
-    Raises:
-        Unavailable, DovitError: it cannot run here.
+    Args:
+        cell: one of them: all have its case, threads and streams.
+        files: of the case; they are there.
+        frames: how many to time.
+        stack: closes the sessions.
     """
-    bundle, pixels = Bundle.open(files.bundle_path), files.pixels(effort.timed_frames)
+
+    def __init__(self, cell: CpuCell, files: CaseFiles, frames: int, stack: ExitStack) -> None:
+        self.threads, self.streams, self.files = cell.threads, cell.streams, files
+        self.bundle, self._stack = Bundle.open(files.bundle_path), stack
+        self.pixels = files.pixels(frames if self.alone else min(frames, ON_CORES))
+        self._sessions: dict[tuple[str, str], list[Session]] = {}
+        self.baselines = [self._opened("onnxruntime", "fp32") for _ in range(self.streams)]
+        self._decisions: dict[str, list[Keep]] = {}
+
+    @property
+    def alone(self) -> bool:
+        """One thread and one stream."""
+        return (self.threads, self.streams) == (1, 1)
+
+    def ways(self, cell: CpuCell) -> list[RunsOne]:
+        """The way of `cell`, once for each stream; dense and with tokens in the same sessions.
+
+        Raises:
+            Unavailable, DovitError: it cannot run here.
+        """
+        way = cell.way
+        if way.runs not in ("dense", "tokens"):
+            return [peer(cell, self.files, actual_gmacs=self.gmacs(cell)) for _ in range(self.streams)]
+        key = (way.engine, way.precision)
+        if key not in self._sessions:
+            self._sessions[key] = [self._opened(*key) for _ in range(self.streams)]
+        return list(self._sessions[key])
+
+    def keep(self, cell: CpuCell) -> list[Keep] | None:
+        """The decisions of each frame that `cell` replays, or whose MACs it saves; None: nothing stops."""
+        profile = cell.way.profile
+        if not profile:
+            return None
+        if profile not in self._decisions:
+            self._decisions[profile] = decisions(profile, self.baselines[0], self.pixels)
+        return self._decisions[profile]
+
+    def gmacs(self, cell: CpuCell) -> float:
+        """10^9 MACs of a frame, mean over the frames."""
+        spec, cost, keep = self.bundle.manifest.spec, cost_model(self.bundle.manifest.spec), self.keep(cell)
+        if keep is None:
+            return cost.dense().total / 1e9
+        counts = [(spec.tokens, *(spec.extra_tokens + int(grid.sum()) for grid in frame)) for frame in keep]
+        return float(np.mean([cost.actual(kept).total for kept in counts])) / 1e9
+
+    def macs_saved(self, cell: CpuCell) -> float:
+        """Share of the dense MACs."""
+        return 1 - self.gmacs(cell) / (cost_model(self.bundle.manifest.spec).dense().total / 1e9)
+
+    def timed(self, computations: Sequence[tuple[CpuCell, list[RunsOne]]], effort: CellEffort) -> list[PairTimes]:
+        """The baseline and all `computations` in turns."""
+        with ThreadPoolExecutor(self.streams) as pool:
+            baseline = self._all_streams(self.baselines, None, pool)
+            others = [
+                self._all_streams(ways, self.keep(cell) if cell.way.runs == "tokens" else None, pool)
+                for cell, ways in computations
+            ]
+            return in_turns(baseline, others, frames=len(self.pixels), effort=effort, wall=not self.alone)
+
+    def accuracy(self, cell: CpuCell, way: RunsOne) -> CellAccuracy:
+        """The answers of `way`, by its own decisions, on all frames of the default model."""
+        files, samples = self.files, self.files.samples()
+        own = Answers.of(way, samples, dense=not cell.way.profile)
+        # Nothing in ONNX Runtime fp32 runs like merged tokens.
+        same = None if cell.way.runs == "merging" else files.answers(dense=not cell.way.profile)
+        classes = self.bundle.manifest.spec.classes
+        return compared(own, files.answers(dense=True), same, samples, classes=classes)
+
+    def _opened(self, engine: str, precision: str) -> Session:
+        return self._stack.enter_context(Session(self.bundle, engine=engine, precision=precision, threads=self.threads))
+
+    def _all_streams(self, ways: Sequence[RunsOne], keep: Sequence[Keep] | None, pool: ThreadPoolExecutor) -> FrameRun:
+        units = [unit(way, self.pixels, keep) for way in ways]
+        # One stream stays in this thread: a pool would add a hand-over to every run.
+        return units[0] if self.streams == 1 else in_streams(units, pool)
+
+
+def measured(cells: Sequence[CpuCell], files: CaseFiles, effort: CellEffort) -> CellsDone:
+    """What is to be known of `cells`, which have case, threads and streams in common; the files are there."""
+    undone: list[UndoneCell] = []
+    computations: list[tuple[CpuCell, list[RunsOne]]] = []
     with ExitStack() as stack:
-        first = stack.enter_context(Session(bundle, threads=cell.threads))
-        keep = decisions(cell.way.profile, first, pixels) if cell.way.profile else None
-        actual = mean_gmacs(bundle, keep)
-        baselines = [first, *(stack.enter_context(Session(bundle, threads=cell.threads)) for _ in others(cell))]
-        ways = [runner(cell, files, actual_gmacs=actual) for _ in range(cell.streams)]
-        replayed = keep if cell.way.runs == "tokens" else None
-        dense = [unit(session, pixels, None) for session in baselines]
-        row = timed_row(cell, dense, [unit(way, pixels, replayed) for way in ways], len(pixels), effort)
-        saved = 1 - actual / cost_model(bundle.manifest.spec).dense().total * 1e9 if keep else 0.0
-        row = row.model_copy(update={"macs_saved": saved})
-        if cell.case.model == DEFAULT and cell.streams == 1:
-            row = row.model_copy(update={"accuracy": accuracy(first, ways[0], files, dense=keep is None)})
-        for way in ways:
-            if isinstance(way, Session):
-                way.close()
-    return row
-
-
-def others(cell: CpuCell) -> range:
-    """Streams beyond the first."""
-    return range(cell.streams - 1)
-
-
-def mean_gmacs(bundle: Bundle, keep: Sequence[Keep] | None) -> float:
-    """10^9 MACs of a frame, mean over the frames; None: nothing stops."""
-    spec, cost = bundle.manifest.spec, cost_model(bundle.manifest.spec)
-    if keep is None:
-        return cost.dense().total / 1e9
-    counts = [(spec.tokens, *(spec.extra_tokens + int(grid.sum()) for grid in frame)) for frame in keep]
-    return float(np.mean([cost.actual(kept).total for kept in counts])) / 1e9
+        bench = Workbench(cells[0], files, effort.timed_frames, stack)
+        for cell in cells:
+            try:
+                computations.append((cell, bench.ways(cell)))
+            except (DovitError, Unavailable) as error:
+                undone.append(UndoneCell.because(cell, error))
+        if not computations:
+            return CellsDone(undone=tuple(undone))
+        rows = []
+        for (cell, ways), times in zip(computations, bench.timed(computations, effort), strict=True):
+            row = row_from_times(cell, times, bench.macs_saved(cell))
+            if cell.case.model == DEFAULT and bench.alone:
+                row = row.model_copy(update={"accuracy": bench.accuracy(cell, ways[0])})
+            rows.append(row)
+    return CellsDone(rows=tuple(rows), undone=tuple(undone))
 
 
 def unit(way: RunsOne, pixels: Sequence[Pixels], keep: Sequence[Keep] | None) -> FrameRun:
@@ -73,16 +142,9 @@ def unit(way: RunsOne, pixels: Sequence[Pixels], keep: Sequence[Keep] | None) ->
     return lambda frame: way.run_one(pixels[frame], settings[frame])
 
 
-def timed_row(
-    cell: CpuCell, baselines: Sequence[FrameRun], ways: Sequence[FrameRun], frames: int, effort: CellEffort
-) -> CellRow:
+def row_from_times(cell: CpuCell, pairs: PairTimes, macs_saved: float) -> CellRow:
     """The row of `cell` without accuracy."""
     images = 1 if cell.streams == 1 else cell.streams * BLOCK
-    with ThreadPoolExecutor(cell.streams) as pool:
-        # One stream stays in this thread: a pool would add a hand-over to every run.
-        one = baselines[0] if cell.streams == 1 else in_streams(baselines, pool)
-        other = ways[0] if cell.streams == 1 else in_streams(ways, pool)
-        pairs = paired(one, other, frames=frames, effort=effort)
     ratios = pairs.ratios(wall=(cell.threads, cell.streams) != (1, 1))
     walls = [timed.wall / images for timed in pairs.other]
     low, middle, high = (float(np.percentile(ratios, percent)) for percent in (25, 50, 75))
@@ -96,39 +158,5 @@ def timed_row(
         low=low,
         high=high,
         pairs=len(ratios),
-        macs_saved=0.0,
-    )
-
-
-def accuracy(baseline: Session, way: RunsOne, files: CaseFiles, *, dense: bool) -> CellAccuracy:
-    """The answers of `way`, by its own decisions, beside those of dense fp32, on all frames of the case."""
-    reference, candidate = Predictor(baseline), Predictor(way)
-    samples = files.samples()
-    tallies = SegmentationTally(), SegmentationTally()
-    same = pixels = 0
-    for name, rgb, label in samples:
-        want = reference.predict(rgb, dense=True)
-        got = candidate.predict(rgb, dense=dense)
-        same += int((want.class_map == got.class_map).sum())
-        pixels += want.class_map.size
-        if label is not None:
-            for tally, answer in zip(tallies, (want, got), strict=True):
-                tally.add(Sample(name, rgb, label), answer)
-    found = CellAccuracy(frames=len(samples), agreement=same / pixels)
-    return found if samples[0][2] is None else labelled(found, *tallies, [name for name, _, _ in samples])
-
-
-def labelled(
-    found: CellAccuracy, dense: SegmentationTally, own: SegmentationTally, stems: Sequence[str]
-) -> CellAccuracy:
-    """`found` with what the labels say, the drops as paired differences from `dense`."""
-    blocks = SegmentationTally.blocks(stems)
-    return found.model_copy(
-        update={
-            "miou": own.counts.miou,
-            "boundary_iou": own.boundary_counts.miou,
-            "drop": dense.counts.miou - own.counts.miou,
-            "drop_interval": miou_drop_interval(dense.counts, own.counts, blocks),
-            "boundary_drop_interval": miou_drop_interval(dense.boundary_counts, own.boundary_counts, blocks),
-        }
+        macs_saved=macs_saved,
     )

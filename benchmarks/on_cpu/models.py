@@ -1,80 +1,41 @@
 """What a cell runs on: a bundle, frames with their labels where there are any, and the decisions to replay.
 
-Made once for a case, in its folder: the default model's frames as arrays; the bench model as a bundle with random
-weights, exported like any other, and as the plain ONNX file that everybody makes.
+Made once for a case, in its folder: of the default model frames and answers in fp32, as arrays; the bench model as a
+bundle with random weights, exported like any other, and as the plain ONNX file that everybody makes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.datasets.dataset import Dataset
-from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.datasets.scenes import RenderedScenes, street_images
+from dovit_deploy.bundle.bundle import MANIFEST, Bundle
+from dovit_deploy.datasets.scenes import street_images
+from dovit_deploy.errors import UsageError
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.machine import package_versions
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Keep, RunSettings
 from dovit_deploy.runtime.transforms import to_input
-from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.source import RGB, FailedFrame
+from on_cpu.accuracy import Answers
 from on_cpu.cells import MODELS
+from on_cpu.frames import FrameChoice, NamedFrame, save_frames, saved_frames, spread
 from on_cpu.result import DEFAULT, OWN, CpuCase
 
-READY = "ready"
-"""A file that is written when all others of a case are there."""
+READY = "made-of.json"
+"""What the files of a case were made of; empty until all of them are there."""
+NNCF_MODEL = "nncf.xml"
+"""The dense graph as NNCF quantises it, where it does."""
 CLASSES = 19
-RANGED = 4
-"""Images of which the bench model's ranges are taken."""
+RANGED = 1
+"""Images of which the bench model's ranges are taken: of random weights any will do."""
 DEPTH, GATES = 12, (3, 6, 9)
 """Of the bench model: stages of three layers each."""
-
-
-NamedFrame = tuple[str, RGB, NDArray[np.uint8] | None]
-"""Name, image and label map; None: nothing is labelled."""
-
-
-@dataclass(frozen=True)
-class FrameChoice:
-    """Where the default model's frames come from: rendered, a source of images, or a labelled data set."""
-
-    frames: str | None
-    dataset: Path | None
-    split: str
-    count: int
-
-    def described(self) -> str:
-        """For the report."""
-        if self.dataset is not None:
-            return f"{self.dataset.name}, {self.split}"
-        return "rendered streets" if self.frames is None else Path(self.frames).name
-
-    def samples(self, classes: Sequence[str]) -> list[NamedFrame]:
-        """`count` frames, evenly spread; labels only where they are of the model's `classes`."""
-        if self.frames is not None:
-            with open_source(self.frames, max_frames=self.count) as source:
-                read = [frame for frame in source if not isinstance(frame, FailedFrame)]
-            return [(f"{Path(frame.source).stem}-{frame.index}", frame.rgb, None) for frame in read]
-        # Rendered from bare to full: how many tokens stop depends on how much there is to see.
-        data: Dataset = RenderedScenes("cpu", count=self.count, fullness=(0.0, 1.0))
-        if self.dataset is not None:
-            data = dataset_from_path(self.dataset, self.split)
-        labelled = data.classes.names == tuple(classes)
-        samples = (data.sample(number) for number in spread(len(data), self.count))
-        return [(sample.stem, sample.rgb, sample.label if labelled else None) for sample in samples]
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` numbers below `total`, evenly spread."""
-    taken = min(total, count)
-    return [number * total // taken for number in range(taken)]
 
 
 class CaseFiles:
@@ -90,19 +51,38 @@ class CaseFiles:
         self.case, self.folder = case, work / case.name
         self.bundle_path = bundle if case.model == DEFAULT else self.folder / "bench.dovit"
 
-    @property
-    def ready(self) -> bool:
-        """Whether they have been made."""
-        return (self.folder / READY).exists()
+    def is_ready(self, choice: FrameChoice) -> bool:
+        """Whether they have been made, of the same things."""
+        ready = self.folder / READY
+        return ready.exists() and ready.read_text(encoding="utf-8") == self._made_of(choice)
 
     def prepare(self, choice: FrameChoice) -> None:
-        """Make them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make them.
+
+        Raises:
+            UsageError: their folder is there and holds something else.
+        """
+        ready = self.folder / READY
+        if self.folder.exists() and not ready.exists():
+            raise UsageError(f"{self.folder} is not a folder of this benchmark; give another --work")
+        # What another model or other versions left is of no use.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        ready.touch()
         if self.case.model == DEFAULT:
             self._save_frames(choice)
         else:
             self._export()
-        (self.folder / READY).touch()
+        ready.write_text(self._made_of(choice), encoding="utf-8")
+
+    def _made_of(self, choice: FrameChoice) -> str:
+        """What they depend on."""
+        if self.case.model != DEFAULT:
+            versions = package_versions()
+            return json.dumps([versions.get(name) for name in ("dovit-deploy", "torch", "onnxruntime")])
+        manifest = (self.bundle_path / MANIFEST).read_bytes()
+        where = [choice.frames, str(choice.dataset), choice.split, choice.count]
+        return json.dumps([*where, hashlib.sha256(manifest).hexdigest()])
 
     def plain_graph(self) -> Path:
         """The dense graph in standard operators: of the default model its own, else what everybody exports."""
@@ -111,14 +91,13 @@ class CaseFiles:
         return self.folder / "plain.onnx"
 
     def samples(self) -> list[NamedFrame]:
-        """As `FrameChoice.samples`, of the default model."""
-        names = json.loads((self.folder / "frames.json").read_text())
-        found = []
-        for number, name in enumerate(names):
-            label = self.folder / f"{number}-label.npy"
-            rgb = np.load(self.folder / f"{number}-rgb.npy")
-            found.append((name, rgb, np.load(label) if label.exists() else None))
-        return found
+        """Frames of the default model."""
+        return saved_frames(self.folder)
+
+    def answers(self, *, dense: bool) -> Answers:
+        """Those of the default model in ONNX Runtime fp32, of all frames."""
+        kind = "dense" if dense else "tokens"
+        return Answers(tuple(np.load(self.folder / f"{number}-{kind}.npy") for number in range(len(self.samples()))))
 
     def pixels(self, count: int) -> list[Pixels]:
         """Up to `count` frames as the model takes them, evenly spread; of the bench model noise."""
@@ -133,13 +112,15 @@ class CaseFiles:
         return [to_input(rgb, whole, manifest.spec.size) for rgb in chosen]
 
     def _save_frames(self, choice: FrameChoice) -> None:
-        manifest = Bundle.open(self.bundle_path).manifest
-        samples = choice.samples([entry.name for entry in manifest.classes])
-        for number, (_, rgb, label) in enumerate(samples):
-            np.save(self.folder / f"{number}-rgb.npy", rgb)
-            if label is not None:
-                np.save(self.folder / f"{number}-label.npy", label)
-        (self.folder / "frames.json").write_text(json.dumps([name for name, _, _ in samples]))
+        bundle = Bundle.open(self.bundle_path)
+        samples = choice.samples([entry.name for entry in bundle.manifest.classes])
+        save_frames(samples, self.folder)
+        # With one thread, as all are compared: with more the sums differ in their last bits.
+        with Session(bundle, threads=1) as session:
+            for kind in ("dense", "tokens") if bundle.manifest.spec.gates else ("dense",):
+                answers = Answers.of(session, samples, dense=kind == "dense")
+                for number, answer in enumerate(answers.maps):
+                    np.save(self.folder / f"{number}-{kind}.npy", answer)
 
     def _export(self) -> None:
         # Not at the top: the default model needs no PyTorch.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from dovit_deploy.record import Record
+from on_cpu.frames import FrameChoice
 
 DEFAULT = "default"
 """Name of the case whose bundle is the default model, or the one that was given."""
@@ -72,6 +74,11 @@ class CellAccuracy(Record):
     drop_interval: tuple[float, float] | None = None
     """95 %, paired block bootstrap."""
     boundary_drop_interval: tuple[float, float] | None = None
+    same_agreement: float | None = None
+    """As `agreement`, but with the same run in ONNX Runtime fp32: dense with dense, tokens with tokens."""
+    same_drop: float | None = None
+    """Points of mIoU below that run: what engine and precision lose, apart from what tokens lose."""
+    same_drop_interval: tuple[float, float] | None = None
 
 
 class CellRow(Record):
@@ -91,6 +98,7 @@ class CellRow(Record):
     high: float
     """Quartiles of the same."""
     pairs: int
+    """Rounds in which both ran."""
     macs_saved: float
     accuracy: CellAccuracy | None = None
     """None of random weights."""
@@ -102,15 +110,28 @@ class UndoneCell(Record):
     cell: CpuCell
     why: str
 
+    @classmethod
+    def because(cls, cell: CpuCell, error: Exception) -> UndoneCell:
+        """With the message of `error`, in a line."""
+        return cls(cell=cell, why=str(error).replace("\n", " "))
+
+
+class CellsDone(Record):
+    """What a process that measures cells answers."""
+
+    rows: tuple[CellRow, ...] = ()
+    undone: tuple[UndoneCell, ...] = ()
+
 
 class CellEffort(Record):
     """How much is measured in each cell."""
 
     seconds: float
-    """Of pairs, unless these are too few."""
+    """After which no further round begins, for ways that are measured together."""
     fewest: int
-    """At least so many pairs."""
+    """At least so many runs of each frame."""
     timed_frames: int
+    """Of the default model alone; the bench model has one, and two threads or streams have two."""
     limit_s: float
     """A cell that takes longer is given up."""
 
@@ -123,6 +144,21 @@ class CpuSettings(Record):
     """Where the default model's images come from."""
     count: int
     effort: CellEffort
+
+
+class CellsWanted(Record):
+    """What such a process is asked."""
+
+    cells: tuple[CpuCell, ...]
+    """Of one case, with equal threads and streams."""
+    bundle: Path
+    """The default model."""
+    work: Path
+    """Folder of the files of all cases."""
+    frames: FrameChoice
+    effort: CellEffort
+    prepare: bool = False
+    """Make the files of the case; measure nothing."""
 
 
 class CpuReport(Record):

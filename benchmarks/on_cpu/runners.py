@@ -1,4 +1,4 @@
-"""One way to run, ready to run: this project's session, or a peer in the same shoes (`RunsOne`).
+"""Peers, ready to run in the place of this project's session (`RunsOne`).
 
 Every engine gets the same number of threads, and OpenVINO the properties that this project sets, explicitly.
 """
@@ -16,17 +16,15 @@ import numpy as np
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.engines.base import as_float32
-from dovit_deploy.engines.openvino import DEVICE, compile_properties
+from dovit_deploy.engines.openvino import DEVICE, arithmetic, compile_properties
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.results import Pixels, RunTiming, TokenReport
-from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
-from on_cpu.models import CaseFiles, bench_spec
+from on_cpu.models import NNCF_MODEL, CaseFiles, bench_spec
 from on_cpu.result import DEFAULT, CpuCell
 
 COMPILERS = ("c++", "g++", "clang++", "cl")
 """One of them compiles what `torch.compile` writes."""
-NNCF_MODEL = "nncf.xml"
 MATMUL = "medium"
 """PyTorch's float32 matmul precision: fp32-accurate here, and without it MKL takes a slow path on AMD."""
 
@@ -50,16 +48,14 @@ class PeerRunner:
         return logits, TokenReport(tokens, self._gmacs, self._gmacs, (), (), RunTiming(0.0, ()))
 
 
-def runner(cell: CpuCell, files: CaseFiles, *, actual_gmacs: float) -> RunsOne:
-    """The way of `cell`; merging saves as much as `actual_gmacs` leave.
+def peer(cell: CpuCell, files: CaseFiles, *, actual_gmacs: float) -> RunsOne:
+    """The way of `cell`, which is not one of this project's; merging saves as much as `actual_gmacs` leave.
 
     Raises:
-        Unavailable: a package or a compiler that the peer needs is not there.
-        DovitError: an engine or precision of this project that cannot run here, or that the bundle does not have.
+        Unavailable: a package, a compiler or an instruction set that the peer needs is not there.
+        DovitError: an engine that cannot run here.
     """
     bundle, way = Bundle.open(files.bundle_path), cell.way
-    if way.runs in ("dense", "tokens"):
-        return Session(bundle, engine=way.engine, precision=way.precision, threads=cell.threads)
     if way.runs == "plain":
         make = plain_onnxruntime if way.engine == "onnxruntime" else plain_openvino
         return PeerRunner(bundle, make(files.plain_graph(), way.precision, cell.threads))
@@ -84,14 +80,24 @@ def plain_onnxruntime(path: Path, precision: str, threads: int) -> Callable[[Pix
 def plain_openvino(path: Path, precision: str, threads: int) -> Callable[[Pixels], Any]:
     """The ONNX file as it is, in OpenVINO."""
     core = packages.openvino_core()
-    require_precision(core, precision)
+    if precision.upper() not in capabilities(core):
+        raise Unavailable(f"this CPU does not compute in {precision}")
     return compiled(core, core.read_model(str(path)), precision, threads)
 
 
 def quantised_by_nncf(files: CaseFiles, threads: int) -> Callable[[Pixels], Any]:
-    """The dense graph in 8 bits, by NNCF's recipe for transformers, calibrated on the very frames that are timed.
+    """The dense graph in 8 bits, by NNCF; the rest runs in bf16 where the CPU computes in it."""
+    core, path = packages.openvino_core(), files.folder / NNCF_MODEL
+    if not path.exists():
+        quantise_by_nncf(files)
+    return compiled(core, core.read_model(str(path)), "int8", threads)
 
-    The rest runs in bf16 where the CPU computes in it.
+
+def quantise_by_nncf(files: CaseFiles) -> None:
+    """Write the dense graph in 8 bits: NNCF's recipe for transformers, calibrated on frames that are timed.
+
+    Raises:
+        Unavailable: NNCF is not installed.
     """
     if importlib.util.find_spec("nncf") is None:
         raise Unavailable("nncf is not installed: pip install nncf")
@@ -99,32 +105,28 @@ def quantised_by_nncf(files: CaseFiles, threads: int) -> Callable[[Pixels], Any]
     openvino = packages.openvino()
     import nncf
 
-    core, path = packages.openvino_core(), files.folder / NNCF_MODEL
-    if not path.exists():
-        images = files.pixels(32)
-        data = nncf.Dataset([{"pixels": pixels} if files.case.model == DEFAULT else pixels for pixels in images])
-        model = core.read_model(str(files.plain_graph()))
-        quantised = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
-        openvino.save_model(quantised, str(path), compress_to_fp16=False)
-    rest = "bf16" if "BF16" in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES") else "fp32"
-    return compiled(core, core.read_model(str(path)), rest, threads)
+    images = files.pixels(32)
+    data = nncf.Dataset([{"pixels": pixels} if files.case.model == DEFAULT else pixels for pixels in images])
+    model = packages.openvino_core().read_model(str(files.plain_graph()))
+    quantised = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+    openvino.save_model(quantised, str(files.folder / NNCF_MODEL), compress_to_fp16=False)
 
 
 def compiled(core: Any, model: Any, precision: str, threads: int) -> Callable[[Pixels], Any]:  # noqa: ANN401
     """An OpenVINO model of one input and one output as a function."""
-    request = core.compile_model(model, DEVICE, compile_properties(precision, threads)).create_infer_request()
+    properties = compile_properties(arithmetic(precision, capabilities(core)), threads)
+    request = core.compile_model(model, DEVICE, properties).create_infer_request()
     return lambda pixels: request.infer([pixels], share_inputs=True)[0]
 
 
-def require_precision(core: Any, precision: str) -> None:  # noqa: ANN401  an ov.Core
-    """Raises Unavailable where the CPU would only imitate `precision`."""
-    known = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
-    if precision.upper() not in known and precision != "fp32":
-        raise Unavailable(f"this CPU does not compute in {precision}")
+def capabilities(core: Any) -> list[str]:  # noqa: ANN401  an ov.Core
+    """The precisions that the CPU computes in, as OpenVINO calls them."""
+    return list(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
 
 
 def merging_runner(bundle: Bundle, folder: Path, gmacs: float) -> RunsOne:
     """The weights dense, with so many similar tokens merged in every layer that `gmacs` are left."""
+    require_torch()
     from why_not.merging import MergingSession, merging_macs
 
     spec = bundle.manifest.spec
@@ -139,10 +141,15 @@ def merging_runner(bundle: Bundle, folder: Path, gmacs: float) -> RunsOne:
     return MergingSession(bundle, count, folder=merged)
 
 
-def in_pytorch(cell: CpuCell, files: CaseFiles, bundle: Bundle) -> Callable[[Pixels], Any]:
-    """PyTorch's eager mode, or `torch.compile`: of the default model its dense network, else the plain ViT."""
+def require_torch() -> None:
+    """Raises Unavailable without PyTorch."""
     if importlib.util.find_spec("torch") is None:
         raise Unavailable("torch is not installed: pip install 'dovit-deploy[export]'")
+
+
+def in_pytorch(cell: CpuCell, files: CaseFiles, bundle: Bundle) -> Callable[[Pixels], Any]:
+    """PyTorch's eager mode, or `torch.compile`: of the default model its dense network, else the plain ViT."""
+    require_torch()
     if cell.way.runs == "compiled" and not any(map(shutil.which, COMPILERS)):
         raise Unavailable("torch.compile needs a C++ compiler")
     import torch

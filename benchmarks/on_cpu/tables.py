@@ -1,6 +1,6 @@
 """The tables of docs/benchmarks.md and README.md from the JSON of `cpu.py`, written between their marks.
 
-<!-- table: benchmarks/cpu.py NAME -->      README's has no NAME
+<!-- table: benchmarks/cpu.py NAME -->      that of README.md has no NAME
 ...
 <!-- end of table -->
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report import between_marks
+from report import between_marks, write_table
 
-from on_cpu.cells import PROFILES, is_baseline
+from dovit_deploy.errors import InputError
+from on_cpu.cells import PROFILES, default_cells, is_baseline
 from on_cpu.result import BASELINE, DEFAULT, CellRow, CpuCase, CpuCell, CpuReport, CpuWay
 
 DENSE_WAYS = ("dense", "plain", "nncf", "eager", "compiled")
@@ -72,24 +73,46 @@ def default_table(report: CpuReport) -> str:
     return f"{_accuracy_table(report, rows, wall=True)}\n\n{_origin(report)}" if rows else NOT_MEASURED
 
 
+def precisions_table(report: CpuReport) -> str:
+    """What engine and precision gain, and what they lose against the same run in ONNX Runtime fp32."""
+    rows = {(row.cell.way.runs, *_kind(row)): row for row in _default_rows(report, threads=1, streams=1)}
+    body = []
+    for kind in dict.fromkeys(_kind(row) for row in rows.values()):
+        dense, tokens = rows.get(("dense", *kind)), rows.get(("tokens", *kind))
+        if dense is not None or tokens is not None:
+            body.append((NAMES.get(kind[0], kind[0]), kind[1], *_kept(dense), *_kept(tokens)))
+    half = ("over dense fp32", "agreement", "drop (95 %)")
+    head = ("engine", "precision", *(f"{runs}: {name}" for runs in ("dense", "tokens") for name in half))
+    return f"{_table(head, body)}\n\n{_origin(report)}" if body else NOT_MEASURED
+
+
+def _kind(row: CellRow) -> tuple[str, str]:
+    return row.cell.way.engine, row.cell.way.precision
+
+
+def _kept(row: CellRow | None) -> tuple[str, str, str]:
+    """Ratio, and agreement and drop from the same run in ONNX Runtime fp32."""
+    if row is None or row.accuracy is None:
+        return _ratio(row), "-", "-"
+    same, drop = row.accuracy.same_agreement, row.accuracy.same_drop
+    agreement = "-" if same is None else f"{same:.4f}"
+    return _ratio(row), agreement, "-" if drop is None else _with_interval(drop, row.accuracy.same_drop_interval)
+
+
 def cores_table(report: CpuReport) -> str:
     """The default model with two threads, and with two streams."""
     body = []
     for threads, streams in ((1, 1), (2, 1), (1, 2)):
         for row in _default_rows(report, threads=threads, streams=streams):
             if row.cell.way.runs in ("dense", "tokens"):
-                found = (f"{row.p50:.1f} / {row.p99:.1f}", f"{row.first:.0f}", f"{row.ratio:.2f}x")
-                body.append((f"{threads}", f"{streams}", *_named(row), *found))
-    head = (
-        "threads",
-        "streams",
-        "",
-        "engine",
-        "precision",
-        "ms an image p50 / p99",
-        "first, slowest",
-        "over dense fp32",
-    )
+                alone = report.row(row.cell.model_copy(update={"threads": 1, "streams": 1}))
+                gain = "-" if alone is None else f"{alone.p50 / row.p50:.2f}x"
+                found = (f"{row.p50:.1f} / {row.p99:.1f}", f"{row.first:.0f}", gain, _ratio(row))
+                body.append(
+                    (f"{threads}", f"{streams}", *_named(row), *found, "-" if alone is None else _agreement(alone))
+                )
+    head = ("threads", "streams", "", "engine", "precision", "ms an image p50 / p99", "first, slowest")
+    head += ("over one thread", "over dense fp32", "agreement")
     return _table(head, body) if body else NOT_MEASURED
 
 
@@ -155,14 +178,20 @@ def machines_table(reports: Sequence[CpuReport]) -> str:
         named = "-" if fastest is None else " ".join(_named(fastest)[1:])
         rival = None if fastest is None else best_dense(report, fastest)
         over = "-" if fastest is None or rival is None else f"{fastest.ratio / rival.ratio:.2f}x"
-        facts = (f"{report.machine['cpu']}", ", ".join(report.features), report.date)
+        facts = (f"{report.machine['cpu']}", _features(report), report.date)
         agreement = "-" if fastest is None else _agreement(fastest)
         body.append((*facts, _ratio(plain), f"{named} {_ratio(fastest)}", agreement, over))
     head = ("processor", "has", "date", "ONNX Runtime fp32", "fastest", "agreement", "over the best dense as accurate")
     return _table(head, body)
 
 
-TABLES = {"default": default_table, "cores": cores_table, "bench": bench_table, "undone": undone_table}
+TABLES = {
+    "default": default_table,
+    "precisions": precisions_table,
+    "cores": cores_table,
+    "bench": bench_table,
+    "undone": undone_table,
+}
 
 
 def mark(name: str = "") -> str:
@@ -170,32 +199,47 @@ def mark(name: str = "") -> str:
     return f"<!-- table: {' '.join(filter(None, ('benchmarks/cpu.py', name)))} -->"
 
 
+def check_pages(*, readme: Path | None, docs: Path | None) -> None:
+    """See that every table has its place: a run is too long to find out at its end.
+
+    Raises:
+        InputError: a page cannot be read, or lacks a mark.
+    """
+    for page, names in ((readme, ("",)), (docs, (*TABLES, "machines"))):
+        try:
+            for name in names if page is not None else ():
+                between_marks(page.read_text(encoding="utf-8"), mark(name), "")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{page} cannot take the tables: {error}") from error
+
+
 def write_tables(reports: Sequence[CpuReport], *, readme: Path | None, docs: Path | None) -> None:
-    """Put the tables of the first report and a line of each into the pages; ValueError before anything is written."""
-    pages: dict[Path, str] = {}
+    """Put the tables of the first report and a line of each into the pages, which `check_pages` has seen."""
     if readme is not None:
-        pages[readme] = between_marks(readme.read_text(encoding="utf-8"), mark(), readme_table(reports[0]))
+        write_table(readme, mark(), readme_table(reports[0]))
     if docs is not None:
-        text = docs.read_text(encoding="utf-8")
         for name, table in TABLES.items():
-            text = between_marks(text, mark(name), table(reports[0]))
-        pages[docs] = between_marks(text, mark("machines"), machines_table(reports))
-    for path, text in pages.items():
-        path.write_text(text, encoding="utf-8")
+            write_table(docs, mark(name), table(reports[0]))
+        write_table(docs, mark("machines"), machines_table(reports))
 
 
 def _default_rows(report: CpuReport, *, threads: int, streams: int) -> list[CellRow]:
-    return [
+    """In the order of the cells: what failed at first was measured last."""
+    rows = [
         row
         for row in report.rows
         if row.cell.case.model == DEFAULT and (row.cell.threads, row.cell.streams) == (threads, streams)
     ]
+    order = [cell for row in rows[:1] for cell in default_cells(row.cell.case.size)]
+    return sorted(rows, key=lambda row: order.index(row.cell) if row.cell in order else len(order))
 
 
 def _accuracy_table(report: CpuReport, rows: Sequence[CellRow], *, wall: bool) -> str:
     """CPU time as in the ratios; with `wall` also what a clock on the wall showed, which neighbours can lengthen."""
     labelled = any(row.accuracy is not None and row.accuracy.miou is not None for row in rows)
-    head = ("", "engine", "precision", *(("mIoU", "drop (95 %)") if labelled else ()), "agreement", "CPU ms")
+    head = ("", "engine", "precision", *(("mIoU", "drop (95 %)") if labelled else ()))
+    head += ("boundary IoU, drop (95 %)",) if labelled and wall else ()
+    head += ("agreement", "CPU ms")
     head += ("wall ms p50 / p99",) if wall else ()
     head += ("tokens * engine", "over dense fp32", "over the best dense as accurate")
     return _table(head, [_accuracy_line(report, row, labelled=labelled, wall=wall) for row in rows])
@@ -208,6 +252,7 @@ def _accuracy_line(report: CpuReport, row: CellRow, *, labelled: bool, wall: boo
     return (
         *_named(row),
         *(_labels(row) if labelled else ()),
+        *((_boundary(row),) if labelled and wall else ()),
         _agreement(row),
         f"{row.cpu:.0f}",
         *((f"{row.p50:.0f} / {row.p99:.0f}",) if wall else ()),
@@ -232,8 +277,20 @@ def _labels(row: CellRow) -> tuple[str, str]:
     found = row.accuracy
     if found is None or found.miou is None or found.drop is None:
         return "-", "-"
-    limits = "" if found.drop_interval is None else f" ({found.drop_interval[0]:.2f} to {found.drop_interval[1]:.2f})"
-    return f"{found.miou:.1f}", f"{found.drop:.2f}{limits}"
+    return f"{found.miou:.1f}", _with_interval(found.drop, found.drop_interval)
+
+
+def _boundary(row: CellRow) -> str:
+    """Boundary IoU, and the interval of how far it lies below that of dense fp32."""
+    found = row.accuracy
+    if found is None or found.boundary_iou is None:
+        return "-"
+    limits = found.boundary_drop_interval
+    return f"{found.boundary_iou:.1f}" + ("" if limits is None else f" ({limits[0]:.2f} to {limits[1]:.2f})")
+
+
+def _with_interval(drop: float, limits: tuple[float, float] | None) -> str:
+    return f"{drop:.2f}" + ("" if limits is None else f" ({limits[0]:.2f} to {limits[1]:.2f})")
 
 
 def _agreement(row: CellRow) -> str:
@@ -250,8 +307,12 @@ def _origin(report: CpuReport) -> str:
     return (
         f"{report.settings.bundle} on {report.settings.frames}{frames}, one thread, CPU time, "
         "medians of interleaved pairs; "
-        f"{report.machine['cpu']} ({', '.join(report.features)}), {report.date}; `{report.command}`."
+        f"{report.machine['cpu']} ({_features(report)}), {report.date}; `{report.command}`."
     )
+
+
+def _features(report: CpuReport) -> str:
+    return ", ".join(report.features) or "instruction sets not known"
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

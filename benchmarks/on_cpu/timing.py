@@ -1,4 +1,4 @@
-"""Two computations in turns: percentiles of each, and the median of paired ratios.
+"""Several computations in turns: the times of each, and the median of its paired ratios to the first.
 
 One thread is timed by the CPU time of the process, which is what one waits for on a quiet machine; several by the wall.
 """
@@ -19,6 +19,9 @@ FrameRun = Callable[[int], object]
 BLOCK = 4
 """Images of each stream that are timed together: threads that wait for each other after every image would idle."""
 
+SETTLED = 0.005
+"""Uncertainty of a ratio below which it is known well enough: half a percent of it."""
+
 
 @dataclass(frozen=True)
 class RunTime:
@@ -30,33 +33,53 @@ class RunTime:
 
 @dataclass(frozen=True)
 class PairTimes:
-    """Runs of baseline and other, pair by pair, and the first runs of the other."""
+    """Runs of baseline and other, round by round, and the first runs of the other."""
 
     baseline: tuple[RunTime, ...]
     other: tuple[RunTime, ...]
     first: tuple[RunTime, ...]
 
     def ratios(self, *, wall: bool) -> list[float]:
-        """Baseline / other of each pair."""
+        """Baseline / other of each round."""
         pairs = zip(self.baseline, self.other, strict=True)
         return [one.wall / two.wall if wall else one.cpu / two.cpu for one, two in pairs]
 
 
-def paired(baseline: FrameRun, other: FrameRun, *, frames: int, effort: CellEffort) -> PairTimes:
-    """Run both on frames 0 to `frames` - 1 in turns, the order alternating, for about `effort.seconds`."""
+def in_turns(
+    baseline: FrameRun, others: Sequence[FrameRun], *, frames: int, effort: CellEffort, wall: bool
+) -> list[PairTimes]:
+    """Run all of them on frames 0 to `frames` - 1 in rounds, forwards and backwards by turns.
+
+    Each frame is run at least `effort.fewest` times; then the rounds end as soon as every ratio is known well enough,
+    or `effort.seconds` are over.
+    """
     for frame in range(frames):
         baseline(frame)
-    # Every frame, so that nothing that one of them needs is compiled while pairs are timed.
-    first = tuple(timed(other, frame) for frame in range(frames))
-    times: tuple[list[RunTime], list[RunTime]] = ([], [])
+    # Every frame, so that nothing that one of them needs is compiled while rounds are timed.
+    firsts = [tuple(timed(other, frame) for frame in range(frames)) for other in others]
+    computations = (baseline, *others)
+    times: list[list[RunTime]] = [[] for _ in computations]
     end = time.monotonic() + effort.seconds
-    while len(times[0]) < max(effort.fewest, frames) or time.monotonic() < end:
+    while not _enough(times, frames * effort.fewest, end, wall=wall):
         number = len(times[0])
         # Not in step with the frames: each frame is run in both orders.
-        order = (0, 1) if (number % frames + number // frames) % 2 == 0 else (1, 0)
-        for which in order:
-            times[which].append(timed((baseline, other)[which], number % frames))
-    return PairTimes(tuple(times[0]), tuple(times[1]), first)
+        forwards = (number % frames + number // frames) % 2 == 0
+        for which in range(len(computations)) if forwards else reversed(range(len(computations))):
+            times[which].append(timed(computations[which], number % frames))
+    return [PairTimes(tuple(times[0]), tuple(other), first) for other, first in zip(times[1:], firsts, strict=True)]
+
+
+def _enough(times: Sequence[list[RunTime]], fewest: int, end: float, *, wall: bool) -> bool:
+    if len(times[0]) < fewest:
+        return False
+    pairs = (PairTimes(tuple(times[0]), tuple(other), ()) for other in times[1:])
+    return time.monotonic() >= end or all(uncertainty(each.ratios(wall=wall)) < SETTLED for each in pairs)
+
+
+def uncertainty(ratios: Sequence[float]) -> float:
+    """About the standard error of their median, as a share of it: of normal ones 0.93 quartile ranges over root n."""
+    low, middle, high = (float(np.percentile(ratios, percent)) for percent in (25, 50, 75))
+    return 0.93 * (high - low) / middle / len(ratios) ** 0.5
 
 
 def timed(unit: FrameRun, frame: int) -> RunTime:
