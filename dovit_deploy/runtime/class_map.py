@@ -8,8 +8,9 @@ the token grid to its own size in one step.
 Every pixel is thus a convex combination of a few nodes of the logits' grid. So within a tile of pixels a class cannot
 win whose largest node is below the smallest node of some other class, or of the mean of two: it need not be
 interpolated there, and a tile in which one class is left is filled. In the others the open classes are interpolated
-one after another, many tiles at a time. Nothing is approximated: a class is left out only when it is behind by more
-than float32 rounding.
+one after another, many tiles at a time. Where hardly a class is ruled out, as of noise, all of them are interpolated
+everywhere, some rows at a time. Nothing is approximated: a class is left out only when it is behind by more than
+float32 rounding, and both ways give the same bits.
 """
 
 from __future__ import annotations
@@ -33,8 +34,14 @@ TILE = 64
 """Columns of a tile, in which classes are ruled out together."""
 CHUNK = 40 * BAND * TILE
 """Pixels decided together, at least one tile: their two float32 planes stay in the second-level cache."""
-HARDLY = 0.8
-"""Share of classes that is open in a tile from which narrow tiles gain nothing."""
+SAMPLED = 8
+"""One of so many bands shows how many classes are open."""
+HARDLY = 0.45
+"""Share of classes that is open in a tile from which ruling out costs more than it saves."""
+AT_ONCE = 200_000
+"""Values of all classes that are compared together: with what is made of them they fit into the second-level cache."""
+FEWEST_ROWS = 4
+"""Compared together, however many classes there are: every step has a price of its own."""
 MARGIN = 1e-5
 """Of the largest logit: more than the rounding error of two interpolated float32 values, which is below 1e-6."""
 
@@ -51,17 +58,16 @@ def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
         (rows.size, columns.size) uint8.
     """
     bands, tiles = spans(rows, BAND), spans(columns, TILE)
-    is_open, width = _open_classes(logits, bands, tiles), TILE
-    if is_open.mean() > HARDLY:
-        # Noise: where hardly a class is ruled out, one tile that is as wide as the image has the fewest steps.
-        is_open, width = np.logical_or.reduce(is_open, axis=2, keepdims=True), len(tiles) * TILE
-    decider = _Decider(_stretched_columns(logits, tiles, width), padded_bands(rows, BAND))
+    if _open_classes(logits, bands[::SAMPLED], tiles).mean() > HARDLY:
+        return np.ascontiguousarray(_winners_of_all(logits, rows, tiles)[:, : columns.size])
+    is_open = _open_classes(logits, bands, tiles)
+    decider = _Decider(_stretched_columns(logits, tiles, TILE), padded_bands(rows, BAND))
     # Tiles in which as many classes are open come together: then a chunk has few steps, and none of them for nothing.
     counts = is_open.sum(axis=0)
     order = np.argsort(-counts, axis=None, kind="stable")
     # Of each tile the open classes first, in rising order.
     candidates = np.argsort(~is_open, axis=0, kind="stable").astype(np.uint8)
-    canvas = np.empty((len(bands), BAND, is_open.shape[2], width), dtype=np.uint8)
+    canvas = np.empty((len(bands), BAND, len(tiles), TILE), dtype=np.uint8)
     by_tile = canvas.transpose(0, 2, 1, 3)
     for start in range(0, len(order), decider.chunk):
         band, tile = np.unravel_index(order[start : start + decider.chunk], counts.shape)
@@ -82,6 +88,31 @@ def class_map(logits: Logits) -> ClassMap:
             np.maximum(winner, np.greater(value, best).view(np.uint8) * np.uint8(number), out=winner)
             np.maximum(best, value, out=best)
     return result
+
+
+def _winners_of_all(logits: Logits, rows: Axis, tiles: Sequence[Span]) -> ClassMap:
+    """The winner at each pixel (rows.size, len(tiles) * TILE), found by interpolating every class there."""
+    classes, width = len(logits), len(tiles) * TILE
+    (stretched,) = _stretched_columns(logits, tiles, width)
+    step = max(FEWEST_ROWS, min(BAND, AT_ONCE // (classes * width)))
+    values, best = np.empty((classes, step * width), dtype=np.float32), np.empty(step * width, dtype=np.float32)
+    leads = np.empty(values.shape, dtype=np.bool_)
+    # The lower the class the larger its code: of several that lead, the largest code is that of the lowest.
+    codes = ~np.arange(classes, dtype=np.uint8)[:, None]
+    winner = np.empty((rows.size, width), dtype=np.uint8)
+    for band in spans(rows, step):
+        height = band.stop - band.start
+        # Rows are strung together: the fewer and longer the runs that NumPy works on, the faster.
+        value, most, lead = values[:, : height * width], best[: height * width], leads[:, : height * width]
+        nodes = stretched[:, band.first : band.last]
+        np.matmul(band.matrix, nodes, out=value.reshape(classes, height, width))
+        np.maximum.reduce(value, axis=0, out=most)
+        coded = np.equal(value, most, out=lead).view(np.uint8)
+        np.multiply(coded, codes, out=coded)
+        np.maximum.reduce(coded, axis=0, out=winner[band.start : band.stop].reshape(-1))
+    # Nothing leads among values that are no numbers.
+    np.invert(winner, out=winner)
+    return np.minimum(winner, np.uint8(classes - 1), out=winner)
 
 
 class _Decider:
@@ -147,7 +178,9 @@ def _stretched_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Log
     for tile in tiles:
         number, start = divmod(tile.start, width)
         out = stretched[number, :, start : start + TILE]
-        np.matmul(flat[:, tile.first : tile.last], tile.matrix.T, out=out[:, : tile.stop - tile.start])
+        # Laid out anew: a product with a transposed matrix takes twice as long.
+        matrix = np.ascontiguousarray(tile.matrix.T)
+        np.matmul(flat[:, tile.first : tile.last], matrix, out=out[:, : tile.stop - tile.start])
         out[:, tile.stop - tile.start :] = 0
     return stretched.reshape(-1, classes, height, width)
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dovit_deploy.runtime import class_map as subject
 from dovit_deploy.runtime.class_map import (
     BAND,
     TILE,
@@ -54,7 +55,49 @@ def test_is_the_argmax_of_the_resized_logits(classes, grid, input_size, image_si
     assert_is_argmax(found, stretched(logits, input_size, image_size, canvas=canvas))
 
 
-@pytest.mark.parametrize("constants", [{"HARDLY": -1.0}, {"HARDLY": 2.0}, {"CHUNK": 1}, {"CHUNK": 10**9}])
+@given(
+    st.sampled_from([1, 2, 3, 19, 150, 256]),
+    st.tuples(st.integers(1, 12), st.integers(1, 14)),
+    st.tuples(st.integers(1, 60), st.integers(1, 200)),
+    st.sampled_from(["noise", "ties", "equal", "huge", "tiny", "sure"]),
+    st.sampled_from([1, 3000, 10**9]),
+)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_whether_classes_are_ruled_out_changes_no_pixel(classes, grid, size, kind, at_once):
+    random = np.random.default_rng(classes)
+    noise = random.normal(size=(classes, *grid)).astype(np.float32)
+    logits = {
+        "noise": noise,
+        "ties": np.round(noise),
+        "equal": np.full_like(noise, -0.25),
+        "huge": noise * np.float32(1e37),
+        "tiny": noise * np.float32(1e-37),
+        "sure": scene(classes, grid, seed=0, spread=0.5),
+    }[kind]
+    axes = plain_axes(grid, size)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subject, "HARDLY", 2.0)
+        ruled_out = stretched_class_map(logits, *axes)
+        patched.setattr(subject, "HARDLY", -1.0)
+        patched.setattr(subject, "AT_ONCE", at_once)
+        found = stretched_class_map(logits, *axes)
+    np.testing.assert_array_equal(found, ruled_out)
+    assert found.flags.c_contiguous and found.dtype == np.uint8 and found.shape == size
+
+
+def test_only_where_hardly_a_class_is_ruled_out_all_are_interpolated(monkeypatch):
+    taken, winners_of_all = [], subject._winners_of_all
+    monkeypatch.setattr(subject, "_winners_of_all", lambda *given: taken.append(given) or winners_of_all(*given))
+    axes = plain_axes((45, 80), (360, 640))
+    stretched_class_map(scene(11, (45, 80), seed=5, spread=0.5), *axes)
+    assert not taken
+    stretched_class_map(np.random.default_rng(0).normal(size=(11, 45, 80)).astype(np.float32), *axes)
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    "constants", [{"HARDLY": -1.0}, {"HARDLY": 2.0}, {"CHUNK": 1}, {"CHUNK": 10**9}, {"SAMPLED": 1}]
+)
 @pytest.mark.parametrize("spread", [0.5, 2.0, 50.0])
 def test_how_tiles_are_grouped_changes_nothing(monkeypatch, constants, spread):
     logits = scene(7, (9, 16), seed=3, spread=spread)
@@ -145,6 +188,13 @@ def test_a_nan_rules_nothing_out():
     logits[3, 0, 0] = np.nan
     found = stretched_class_map(logits, *plain_axes((6, 6), (96, 128)))
     np.testing.assert_array_equal(found[60:, 80:], clean[60:, 80:])
+
+
+def test_where_nothing_is_a_number_there_is_still_a_class(monkeypatch):
+    monkeypatch.setattr(subject, "HARDLY", -1.0)
+    logits = scene(4, (6, 6), seed=0, spread=0.1)
+    logits[:, :3] = np.nan
+    assert stretched_class_map(logits, *plain_axes((6, 6), (96, 128))).max() < 4
 
 
 lengths = st.integers(1, 70)
