@@ -44,6 +44,7 @@ from dovit_deploy.families.vit.network import MiddleStage
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.graphs.forms import FAST
 from dovit_deploy.graphs.passes import applied
+from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.session import Session
 
 PROFILES = {"p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
@@ -125,7 +126,7 @@ def bundle_of(spec: VisionTransformerSpec, folder: Path, int8: QuantisePlan | No
         source_sha256="0" * 64,
     )
     plan = ExportPlan.resolve(checkpoint, folder, overwrite=True)
-    bundle, _ = bundle_from_plan(plan, images=[("noise", pixels_of(spec))], step=lambda step: None, int8=int8)
+    bundle, _ = bundle_from_plan(plan, images=[("noise", pixels_of(spec))], progress=Unseen(), int8=int8)
     return bundle
 
 

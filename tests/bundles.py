@@ -21,6 +21,7 @@ from dovit_deploy.export.quantise import QuantisePlan
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.progress import Unseen
 from tests.datasets.labelled_folder import noise
 from tests.golden import Case
 from tests.tiny import tiny_pixels, tiny_state
@@ -62,8 +63,8 @@ def int8_copy(source: Path, output: Path, *, changed: Mapping[str, np.ndarray] |
     manifest = Manifest.from_json((output / MANIFEST).read_bytes())
     images = [noise(manifest.spec.size, classes=5, seed=seed)[0] for seed in range(8)]
     draft = pipeline._listed(Bundle(output, manifest))
-    plan = QuantisePlan(lambda: images, allowed=1.0)
-    made = pipeline._listed(sensitivity.quantised_bundle(draft, plan, step=lambda step: None))
+    plan = QuantisePlan(images, allowed=1.0)
+    made = pipeline._listed(sensitivity.quantised_bundle(draft, plan, progress=Unseen()))
     files = {name: entry for name, entry in made.manifest.files.items() if name != MANIFEST}
     (output / MANIFEST).write_text(made.manifest.model_copy(update={"files": files}).to_json())
     return Bundle.open(output)
@@ -87,7 +88,7 @@ def export(
     plan = ExportPlan.resolve(checkpoint, output, size=size, stride=stride)
     pixels = images or [tiny_pixels(plan.manifest.spec.size, seed=5)]
     named = [(f"pixels {number}", np.ascontiguousarray(image.numpy())) for number, image in enumerate(pixels)]
-    return bundle_from_plan(plan, images=named, step=lambda step: None)
+    return bundle_from_plan(plan, images=named, progress=Unseen())
 
 
 def naming_checkpoint(spec: AnySpec, state: dict[str, Tensor]) -> Checkpoint:

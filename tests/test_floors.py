@@ -17,7 +17,10 @@ EVERY_FILE = [*FILES, *sorted(SCENES.rglob("*.py"))]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("credentials", "errors", "record"),
-    ("bounds", "claims", "documents", "files", "interruption", "machine", "packages", "printing", "signatures"),
+    (
+        *("bounds", "claims", "documents", "files", "interruption", "machine", "packages", "printing"),
+        *("progress", "signatures"),
+    ),
     ("bundle", "families/spec"),
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),

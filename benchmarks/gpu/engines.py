@@ -25,6 +25,7 @@ from dovit_deploy.export.verify import ReferenceRun, reference_runs
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.eager import EagerBackend
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.trace import TOLERANCE, float_parity, gate_parity, settings_from_images, trace_from_session
 from gpu.latency import latency, paired
@@ -55,7 +56,7 @@ def random_bundle(spec: VisionTransformerSpec, folder: Path) -> Bundle:
         source_sha256="0" * 64,
     )
     plan = ExportPlan.resolve(checkpoint, folder / "random.dovit", overwrite=True)
-    bundle, _ = bundle_from_plan(plan, images=[("noise", random_pixels(spec, 1, cpu).numpy())], step=lambda step: None)
+    bundle, _ = bundle_from_plan(plan, images=[("noise", random_pixels(spec, 1, cpu).numpy())], progress=Unseen())
     return bundle
 
 

@@ -21,12 +21,13 @@ from dovit_deploy.calibrate.budgets import Budget, drop_with_interval
 from dovit_deploy.calibrate.images import CalibrationImages, Halves, halves
 from dovit_deploy.calibrate.predicted import Surrogate
 from dovit_deploy.calibrate.search import Judged, accepted, border, check_sequence, refined
-from dovit_deploy.calibrate.trial import DensePart, Runner, StepProgress, Trial, joined_parts, joined_trials
+from dovit_deploy.calibrate.trial import DensePart, Runner, Trial, joined_parts, joined_trials
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.measure.bench import median
 from dovit_deploy.measure.intervals import images_needed
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.printing import plural
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.session import Session
 
 SEED = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,22 +13,13 @@ from dovit_deploy.calibrate.images import CalibrationImage, CalibrationImages
 from dovit_deploy.calibrate.predicted import Recording, RecordingSession
 from dovit_deploy.measure.intervals import Blocks
 from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import ClassMap
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 
 Value = TypeVar("Value")
-
-
-class StepProgress(Protocol):
-    """Is notified of how far a calibration has come."""
-
-    def begin(self, step: str, total: float | None = None) -> None:
-        """The next step begins, counted in images from 0; of `total` images, if that is known."""
-
-    def advance(self) -> None:
-        """One more image is done."""
 
 
 @dataclass

@@ -91,11 +91,12 @@ class ProgressDisplay:
         self.done, self.total, self.note = done, self.total if total is None else total, note
         self._changed(new_step=False)
 
-    def begin(self, step: str, total: float | None = None) -> None:
-        """The next step of the work, counted from 0; of `total` units, if that is known yet."""
+    def begin(self, step: str, total: float | None = None, *, unit: str | None = None) -> None:
+        """The next step of the work, counted from 0; of `total` units, if that is known yet; `unit`: another one."""
         if self.step == step:
             return
-        self.step, self.total, self.done, self.note = step, None, 0.0, ""
+        self.step, self.total, self.done, self.note = step, total, 0.0, ""
+        self.unit = unit or self.unit
         self._start, self._saved, self._first = perf_counter(), 0.0, None
         self._changed(new_step=True)
 

@@ -93,10 +93,10 @@ def export(
         bundle, report = bundle_from_plan(
             plan,
             images=images,
-            step=display.begin,
+            progress=display,
             int8=request.plan(calibrated),
             losses=lambda draft: request.losses(
-                draft, calibrated, step=display.begin, remark=lambda line: console.remark(line, quiet=quiet)
+                draft, calibrated, progress=display, remark=lambda line: console.remark(line, quiet=quiet)
             ),
             max_drop=request.max_drop,
         )

@@ -7,9 +7,10 @@ and what a precision loses is measured on the other; of a data set with both, ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
@@ -21,9 +22,12 @@ from dovit_deploy.export.quantise import QuantisePlan
 from dovit_deploy.measure.evaluate import check_classes
 from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
 from dovit_deploy.printing import plural
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.tasks import takes_images
 from dovit_deploy.sources.open import open_source
-from dovit_deploy.sources.source import RGB, FailedFrame
+from dovit_deploy.sources.source import RGB, FailedFrame, ImageSet
+
+T = TypeVar("T")
 
 FEWEST = 8
 """Ranges of fewer images are those of these images."""
@@ -82,7 +86,7 @@ class PrecisionRequest:
         return QuantisePlan(images.ranged, allowed=self.max_drop / 200)
 
     def losses(
-        self, bundle: Bundle, images: GivenImages | None, *, step: Callable[[str], None], remark: Callable[[str], None]
+        self, bundle: Bundle, images: GivenImages | None, *, progress: StepProgress, remark: Callable[[str], None]
     ) -> tuple[PrecisionParity, ...]:
         """What each precision of this bundle and machine loses.
 
@@ -91,7 +95,7 @@ class PrecisionRequest:
         """
         if images is None:
             return ()
-        found = measured_precisions(bundle, images.compared, step=step, remark=remark)
+        found = measured_precisions(bundle, images.compared, progress=progress, remark=remark)
         refuse_losses(found, asked=self.precisions, max_drop=self.max_drop)
         return found
 
@@ -100,8 +104,8 @@ class PrecisionRequest:
 class GivenImages:
     """The images of both parts; each is decoded when it is asked for."""
 
-    ranged: Callable[[], Iterable[RGB]]
-    compared: Callable[[], Iterable[CalibrationImage]]
+    ranged: ImageSet[RGB]
+    compared: ImageSet[CalibrationImage]
 
 
 def calibration_images(given: str, manifest: Manifest) -> GivenImages:
@@ -128,9 +132,23 @@ def calibration_images(given: str, manifest: Manifest) -> GivenImages:
         )
     first, second = parts if len(parts) == 2 else _halves(parts[0])
     return GivenImages(
-        lambda: (first.image(number).rgb for number in first.spread(RANGED)),
-        lambda: (second.image(number) for number in second.spread(COMPARED)),
+        _Picked(first.spread(RANGED), lambda number: first.image(number).rgb),
+        _Picked(second.spread(COMPARED), second.image),
     )
+
+
+@dataclass(frozen=True)
+class _Picked(Generic[T]):
+    """Some images, each made of its number when its turn comes."""
+
+    numbers: Sequence[int]
+    image: Callable[[int], T]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.image, self.numbers)
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,11 @@ from dovit_deploy.files import reported_writes, written_aside
 from dovit_deploy.graphs.forms import FAST, PORTABLE
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.trace import Image
 
 FORMS = {False: PORTABLE, True: FAST}
 """Whether it is the fast form for ONNX Runtime -> the passes that make it."""
-
-Step = Callable[[str], None]
-"""Called with the name of each step as it begins."""
-
 
 Losses = Callable[[Bundle], tuple[PrecisionParity, ...]]
 """Measures what the further precisions of a bundle lose; refuses one that loses too much."""
@@ -43,7 +40,7 @@ def bundle_from_plan(
     plan: ExportPlan,
     *,
     images: list[Image],
-    step: Step,
+    progress: StepProgress,
     int8: QuantisePlan | None = None,
     losses: Losses = lambda bundle: (),
     max_drop: float = MAX_DROP,
@@ -53,7 +50,7 @@ def bundle_from_plan(
     Args:
         plan: from `ExportPlan.resolve`.
         images: names and normalised pixels (1, 3, H, W) to verify with, at the bundle's size.
-        step: called with the name of each step as it begins.
+        progress: is told of each step.
         int8: what forms in 8 bits are made with; None: fp32 alone.
         losses: called with the bundle in all its precisions; its answer becomes part of the report.
         max_drop: points that each of them may lose, for the report.
@@ -69,13 +66,13 @@ def bundle_from_plan(
         tensors = {name: tensor.detach().numpy() for name, tensor in state.items()}
         weights = SharedWeights.write(folder / WEIGHTS, tensors, {"format": "dovit-weights"})
         model = model_from_spec(spec, state)
-        write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), step=step)
+        write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), progress=progress)
         # The sessions that verify want a bundle, which is complete only with their report.
         draft = _listed(Bundle(folder, manifest))
-        report = parity_report(draft, images, step=step)
+        report = parity_report(draft, images, progress=progress)
         _refuse_failures(report, plan.output)
         if int8 is not None:
-            draft = _listed(quantised_bundle(draft, int8, step=step))
+            draft = _listed(quantised_bundle(draft, int8, progress=progress))
         report = report.model_copy(update={"precisions": losses(draft), "max_drop": max_drop})
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         final = _listed(draft).manifest.model_copy(update={"counts": _counts(manifest, report)})
@@ -93,7 +90,7 @@ def write_graphs(
     *,
     weights: SharedWeights,
     metadata: dict[str, str],
-    step: Step,
+    progress: StepProgress,
 ) -> None:
     """Write `stage0.onnx`, ..., `merged.onnx`, `dense.onnx` and their fast forms to `folder`.
 
@@ -103,9 +100,9 @@ def write_graphs(
         model: in deployment form.
         weights: the file that all of them point into.
         metadata: what other tools can read in each of them.
-        step: called with the name of each step as it begins.
+        progress: is told of each step.
     """
-    for name, graph in _exported_graphs(spec, model, step=step).items():
+    for name, graph in _exported_graphs(spec, model, progress=progress).items():
         for fast, passes in FORMS.items():
             finished = applied(graph, (*passes, weights)).model
             finished.metadata_props.update({**metadata, GRAPH_NAME: name})
@@ -113,7 +110,7 @@ def write_graphs(
             ir.save(finished, folder / graph_file(name, fast=fast))
 
 
-def _exported_graphs(spec: ModelSpec, model: nn.Module, *, step: Step) -> dict[str, ir.Model]:
+def _exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: StepProgress) -> dict[str, ir.Model]:
     """The graphs with attention not yet lowered, by name."""
     interfaces, family = graph_interfaces(spec), family_of(spec)
     modules = {stage_name(number): stage for number, stage in enumerate(family.stages(model))}
@@ -121,7 +118,7 @@ def _exported_graphs(spec: ModelSpec, model: nn.Module, *, step: Step) -> dict[s
         modules[DENSE] = family.dense(model)
     graphs = {}
     for name, module in modules.items():
-        step(f"export {name}")
+        progress.begin(f"export {name}")
         graphs[name] = onnx_from_module(module.eval(), interfaces[name])
     stages = [graph for name, graph in graphs.items() if name != DENSE]
     if len(stages) == 1:

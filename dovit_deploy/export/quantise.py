@@ -11,7 +11,7 @@ in float32, twice as many each time, until enough is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,13 @@ from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import predictor_for
-from dovit_deploy.sources.source import RGB
+from dovit_deploy.sources.source import RGB, ImageSet
 
 PRECISION = "int8"
 BALANCE = 0.5
 """How much of a channel's size is moved from inputs to weights: 0 nothing, 1 all of it."""
+PASSES = 2
+"""How often the images are run, in `Quantisation.observed`."""
 SMALLEST = 1e-5
 """Below this a channel counts as silent, and no quotient of it is trusted."""
 
@@ -45,20 +47,21 @@ FullWeights = Mapping[str, Float32]
 class QuantisePlan:
     """What forms in 8 bits are made with."""
 
-    images: Callable[[], Iterable[RGB]]
-    """Gives the images, (H, W, 3) uint8, whose ranges count; at every call the same."""
+    images: ImageSet[RGB]
+    """Those whose ranges count, (H, W, 3) uint8."""
     allowed: float
     """Share of the pixels whose class may change in the dense network."""
 
-    def drive(self, session: Session) -> None:
-        """Run every image, dense and at the bundle's own thresholds."""
+    def drive(self, session: Session, *, advance: Callable[[], None] = lambda: None) -> None:
+        """Run every image, dense and at the bundle's own thresholds; `advance` is called after each."""
         manifest, predictor = session.bundle.manifest, predictor_for(session)
         settings = [RunSettings.resolve(manifest)]
         if manifest.spec.has_dense:
             settings.append(RunSettings.resolve(manifest, dense=True))
-        for rgb in self.images():
+        for rgb in self.images:
             for each in settings:
                 predictor.run(rgb, each)
+            advance()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Quantisation:
 
     @classmethod
     def observed(cls, bundle: Bundle, drive: Callable[[Session], None]) -> Quantisation:
-        """Run what `drive` runs, twice: the sizes of channels decide the smoothing, and smoothing the ranges.
+        """Run what `drive` runs, `PASSES` times: the sizes of channels decide the smoothing, and smoothing the ranges.
 
         Raises:
             CheckError: the network has no product that could be computed in 8 bits.

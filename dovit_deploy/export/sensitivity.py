@@ -7,8 +7,9 @@ float32 against those of ONNX Runtime's form. Twice as many of the worst are lef
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,9 +22,10 @@ from dovit_deploy.bundle.interface import LOGITS, PIXELS
 from dovit_deploy.engines.base import Array
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import CheckError
-from dovit_deploy.export.quantise import Quantisation, QuantisePlan, Unit, reference_graph, write_quantised
+from dovit_deploy.export.quantise import PASSES, Quantisation, QuantisePlan, Unit, reference_graph, write_quantised
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import Pass, applied
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.transforms import to_input
 
@@ -31,24 +33,24 @@ TRIED = 4
 """Images on which units are tried."""
 
 
-def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, step: Callable[[str], None]) -> Bundle:
+def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, progress: StepProgress) -> Bundle:
     """`bundle` with forms in 8 bits written into its folder; its manifest does not list the files yet.
 
     Raises:
         CheckError: no layer can be computed in 8 bits within what is allowed.
     """
-    step("measure ranges for int8")
-    quantisation = Quantisation.observed(bundle, plan.drive)
-    step("try int8")
-    units = units_within(bundle, quantisation, _pixels(bundle, plan), allowed=plan.allowed, step=step)
-    step("write int8")
+    progress.begin("measure ranges for int8", PASSES * len(plan.images), unit="images")
+    quantisation = Quantisation.observed(bundle, partial(plan.drive, advance=progress.advance))
+    progress.begin("try int8")
+    units = units_within(bundle, quantisation, _pixels(bundle, plan), allowed=plan.allowed, progress=progress)
+    progress.begin("write int8")
     return write_quantised(bundle, quantisation.table(units))
 
 
 def _pixels(bundle: Bundle, plan: QuantisePlan) -> list[Pixels]:
     """A few of the plan's images as the dense network takes them: whole, though windows may slide over them later."""
     whole = bundle.manifest.preprocessing.model_copy(update={"stride": None})
-    return [to_input(rgb, whole, bundle.manifest.spec.size) for rgb in itertools.islice(plan.images(), TRIED)]
+    return [to_input(rgb, whole, bundle.manifest.spec.size) for rgb in itertools.islice(plan.images, TRIED)]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Cost:
 
 
 def units_within(
-    bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, allowed: float, step: Callable[[str], None]
+    bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, allowed: float, progress: StepProgress
 ) -> tuple[Unit, ...]:
     """The units that can be in 8 bits together.
 
@@ -71,7 +73,7 @@ def units_within(
         quantisation: of it.
         pixels: a few images (1, 3, H, W), normalised.
         allowed: share of the positions whose class may change.
-        step: called with the name of each step as it begins.
+        progress: is told of each step.
 
     Raises:
         CheckError: not even one unit can.
@@ -80,8 +82,12 @@ def units_within(
     units = quantisation.units
     if trial.cost(units).differing <= allowed:
         return units
-    step("measure each layer in int8")
-    costs = {unit: trial.cost([unit]) for unit in units}
+    progress.begin("measure each part in int8", len(units), unit="parts")
+    costs = {}
+    for unit in units:
+        costs[unit] = trial.cost([unit])
+        progress.advance()
+    progress.begin("leave out the worst parts")
     worst = sorted(units, key=lambda unit: (costs[unit].differing, costs[unit].distance), reverse=True)
     left_out = 1
     while left_out < len(units):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from dovit_deploy.bundle.interface import (
 from dovit_deploy.bundle.parity import FloatParity, FormParity, GateParity, ParityReport, RunParity
 from dovit_deploy.engines.base import Array
 from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.trace import (
@@ -43,28 +45,31 @@ from dovit_deploy.runtime.trace import (
 Outputs = dict[str, Array]
 
 
-def parity_report(bundle: Bundle, images: list[Image], *, step: Callable[[str], None]) -> ParityReport:
+def parity_report(bundle: Bundle, images: list[Image], *, progress: StepProgress) -> ParityReport:
     """Compare both forms of every graph, in ONNX Runtime, with PyTorch on `images`."""
-    step("verify reference")
+    progress.begin("verify reference")
     with Session(bundle, engine="torch") as reference:
-        compare = _comparison_with(reference, images)
+        comparisons = _comparisons_with(reference, images)
     forms = []
     for form, fast in (("portable", False), ("fast", True)):
-        step(f"verify {form}")
+        progress.begin(f"verify {form}", len(comparisons), unit="runs")
         with Session(bundle, backend=OnnxRuntimeBackend(fast=fast)) as candidate:
-            forms.append(FormParity(form=form, engine=candidate.backend.name, runs=compare(candidate)))
+            runs = []
+            for compare in comparisons:
+                runs.append(compare(candidate))
+                progress.advance()
+            forms.append(FormParity(form=form, engine=candidate.backend.name, runs=tuple(runs)))
     packages = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
     versions = {"dovit-deploy": __version__, **{package: _version(package) for package in packages}}
     return ParityReport(reference="torch", precision="fp32", forms=tuple(forms), versions=versions)
 
 
-def _comparison_with(reference: Session, images: list[Image]) -> Callable[[Session], tuple[RunParity, ...]]:
-    """Run `images` through the reference, once for all forms; gives the comparison of a session with it."""
+def _comparisons_with(reference: Session, images: list[Image]) -> list[Callable[[Session], RunParity]]:
+    """Run `images` through the reference, once for all forms; gives the comparison of a session with it, run by run."""
     if reference.bundle.manifest.spec.gates:
         gated = reference_runs(reference, settings_from_images(reference, images))
-        return lambda candidate: tuple(gated_parity(candidate, run) for run in gated)
-    whole = whole_runs(reference, images)
-    return lambda candidate: tuple(whole_parity(candidate, run) for run in whole)
+        return [partial(gated_parity, expected=run) for run in gated]
+    return [partial(whole_parity, expected=run) for run in whole_runs(reference, images)]
 
 
 def _version(package: str) -> str:

@@ -21,11 +21,12 @@ from dovit_deploy.errors import CheckError, DatasetError, EnvironmentProblem
 from dovit_deploy.measure.agreement import classes_of
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.printing import plural
+from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import Answer, ClassMap, Pixels, TokenReport
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, index_from_keep
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
-from dovit_deploy.sources.source import RGB
+from dovit_deploy.sources.source import RGB, ImageSet
 
 CPU_PRECISIONS = (("onnxruntime", "int8"), ("openvino", "bf16"), ("openvino", "int8"))
 """Engines and precisions of the CPU that are not fp32."""
@@ -45,17 +46,17 @@ class ComparedImage(Protocol):
 
 def measured_precisions(
     bundle: Bundle,
-    images: Callable[[], Iterable[ComparedImage]],
+    images: ImageSet[ComparedImage],
     *,
-    step: Callable[[str], None],
+    progress: StepProgress,
     remark: Callable[[str], None],
 ) -> tuple[PrecisionParity, ...]:
     """One entry for every precision of `CPU_PRECISIONS` that bundle, installed packages and this CPU have.
 
     Args:
         bundle: any.
-        images: gives them, at every call.
-        step: called with the name of each step as it begins.
+        images: answers are compared on.
+        progress: is told of each step.
         remark: called with what the user should know of the images.
 
     Raises:
@@ -74,11 +75,11 @@ def measured_precisions(
             continue
         with session:
             if reference is None:
-                step("run fp32")
-                reference = _reference(bundle, images())
-                check_domain(bundle.manifest, reference, images(), remark=remark)
-            step(f"measure {engine} {precision}")
-            found.append(_compared(session, reference, images()))
+                progress.begin("run fp32", len(images), unit="images")
+                reference = _reference(bundle, images, progress)
+                check_domain(bundle.manifest, reference, images, remark=remark)
+            progress.begin(f"measure {engine} {precision}", len(images), unit="images")
+            found.append(_compared(session, reference, images, progress))
     return tuple(found)
 
 
@@ -164,14 +165,19 @@ def _largest(difference: npt.NDArray[np.float32]) -> float:
     return float(np.abs(difference[np.isfinite(difference)]).max(initial=0.0))
 
 
-def _reference(bundle: Bundle, images: Iterable[ComparedImage]) -> list[_Found]:
-    settings = RunSettings.resolve(bundle.manifest)
+def _reference(bundle: Bundle, images: Iterable[ComparedImage], progress: StepProgress) -> list[_Found]:
+    settings, found = RunSettings.resolve(bundle.manifest), []
     with Session(bundle) as session:
         predictor = predictor_for(session)
-        return [_found(predictor.run(image.rgb, settings)) for image in images]
+        for image in images:
+            found.append(_found(predictor.run(image.rgb, settings)))
+            progress.advance()
+    return found
 
 
-def _compared(session: Session, reference: Sequence[_Found], images: Iterable[ComparedImage]) -> PrecisionParity:
+def _compared(
+    session: Session, reference: Sequence[_Found], images: Iterable[ComparedImage], progress: StepProgress
+) -> PrecisionParity:
     manifest, replaying = session.bundle.manifest, _Replaying(session)
     settings, predictor = RunSettings.resolve(manifest), predictor_for(replaying)
     agreements, counts = [], _Scores(len(manifest.classes))
@@ -181,6 +187,7 @@ def _compared(session: Session, reference: Sequence[_Found], images: Iterable[Co
         agreements.append(float((want.classes == got.classes).mean()))
         if image.label is not None:
             counts.add(image.label, want.classes, got.classes)
+        progress.advance()
     return PrecisionParity(
         engine=session.backend.name,
         precision=session.backend.precision,

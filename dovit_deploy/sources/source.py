@@ -27,9 +27,17 @@ RGB = npt.NDArray[np.uint8]
 CLOCK_TICK = Fraction(1, 1_000_000)
 """Seconds; frames of a camera are timed by the clock as they arrive."""
 _T = TypeVar("_T")
+_Given = TypeVar("_Given", covariant=True)
 SourceKind = Literal["images", "video", "live"]
 ASSUMED_RATE = Fraction(25)
 """Frames per second, where driver, file and stream state none."""
+
+
+class ImageSet(Protocol[_Given]):
+    """Several images that can be gone through again and again; each may be decoded when its turn comes."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[_Given]: ...
 
 
 @dataclass(frozen=True)

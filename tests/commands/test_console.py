@@ -107,3 +107,20 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch, timed):
     drawn = capsys.readouterr().err
     assert "reading" in drawn and "2/2 frames" in drawn and "FLOPs saved 38%" in drawn
     assert "writing" in drawn and "1 frames" in drawn
+
+
+def test_a_step_has_its_own_number_and_unit(capsys, monkeypatch):
+    clock = Clock(monkeypatch)
+    with progress("export", quiet=False, timed=True) as shown:
+        shown.begin("measure ranges for int8", 4)
+        clock.now = 20.0
+        shown.advance()
+        shown.begin("measure each part in int8", 2, unit="parts")
+        clock.now = 40.0
+        shown.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "   0.0 s  measure ranges for int8  0/4 images",
+        "  20.0 s  measure ranges for int8  1/4 images (25%)  0.1 images/s  about 60 s left",
+        "  20.0 s  measure each part in int8  0/2 parts",
+        "  40.0 s  measure each part in int8  1/2 parts (50%)  0.1 parts/s  about 20 s left",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
+from dovit_deploy.commands.console import ProgressDisplay
 from dovit_deploy.runtime import auto
 from tests.datasets.labelled_folder import noise, write_labelled
 
@@ -38,9 +40,13 @@ def test_the_bundle_runs_in_int8_and_says_what_it_loses(
     command, tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibration = folder(tmp_path / "images", 8)
-    words = ("--precision", "fp32,int8", "--calibration", calibration, "--max-drop", 100, "--quiet")
+    words = ("--precision", "fp32,int8", "--calibration", calibration, "--max-drop", 100)
     code, out, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--json", "new.json")
     assert code == 0, err
+    # Each long step with the number of what is to be done, in both passes over 8 images.
+    for step in ("verify fast 0/4 runs", "measure ranges for int8 0/16 images", "run fp32 0/8 images"):
+        assert step in err
+    assert "measure onnxruntime int8 0/8 images" in err and "write int8" in err
     bundle = Bundle.open("new.dovit")
     assert bundle.manifest.precisions == ("fp32", "int8")
     assert {"weights.int8.safetensors", "stage0.int8.onnx", "merged.int8.ort.onnx"} <= set(bundle.manifest.files)
@@ -81,6 +87,24 @@ def test_what_cannot_be_is_refused_in_a_line(
     given, _, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--quiet")
     assert given == code and message in err
     assert not Path("new.dovit").exists()
+
+
+@pytest.mark.parametrize("step", ["write int8"])
+def test_an_interrupt_in_a_long_step_leaves_nothing(
+    command, tiny_bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def begin(self: ProgressDisplay, name: str, total: float | None = None, *, unit: str | None = None) -> None:
+        if name == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressDisplay, "begin", begin)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    calibration = folder(tmp_path / "images", 8)
+    words = ("--precision", "fp32,int8", "--calibration", calibration, "--json", "new.json")
+    assert command("export", tiny_bundle_path, "-o", "new.dovit", *words)[0] == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "temporary"]
+    assert not any((tmp_path / "temporary").iterdir())
 
 
 def test_a_bundle_without_int8_is_refused_with_the_line_that_makes_it(command, tiny_bundle_path, tmp_path) -> None:

@@ -16,6 +16,7 @@ from dovit_deploy.errors import CheckError, UsageError
 from dovit_deploy.export import quantise, sensitivity
 from dovit_deploy.export.quantise import Quantisation, QuantisePlan, Unit
 from dovit_deploy.export.sensitivity import Cost, units_within
+from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
 from tests.bundles import int8_copy
@@ -167,7 +168,7 @@ def units(count: int) -> Quantisation:
 def test_the_worst_units_stay_in_fp32(tiny_bundle_path, monkeypatch, bad: tuple[str, ...], left: int) -> None:
     monkeypatch.setattr(sensitivity, "_Trial", FakeTrial)
     monkeypatch.setattr(FakeTrial, "bad", bad)
-    kept = units_within(Bundle.open(tiny_bundle_path), units(8), [], allowed=0.05, step=lambda step: None)
+    kept = units_within(Bundle.open(tiny_bundle_path), units(8), [], allowed=0.05, progress=Unseen())
     assert len(kept) == left
     assert not {unit.layers[0] for unit in kept} & set(bad)
 
@@ -176,7 +177,7 @@ def test_where_every_layer_costs_too_much_there_is_no_int8(tiny_bundle_path, mon
     monkeypatch.setattr(sensitivity, "_Trial", FakeTrial)
     monkeypatch.setattr(FakeTrial, "bad", tuple(f"layer{number}" for number in range(4)))
     with pytest.raises(CheckError, match="--max-drop"):
-        units_within(Bundle.open(tiny_bundle_path), units(4), [], allowed=0.05, step=lambda step: None)
+        units_within(Bundle.open(tiny_bundle_path), units(4), [], allowed=0.05, progress=Unseen())
 
 
 def test_layers_that_are_left_out_are_read_in_fp32(dense_bundle_path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -193,7 +194,7 @@ def test_layers_that_are_left_out_are_read_in_fp32(dense_bundle_path: Path, tmp_
 def test_what_a_unit_costs_is_measured(dense_bundle_path: Path) -> None:
     bundle = Bundle.open(dense_bundle_path)
     images = [noise(bundle.manifest.spec.size, classes=5, seed=seed)[0] for seed in range(3)]
-    made = Quantisation.observed(bundle, QuantisePlan(lambda: images, allowed=0.0).drive)
+    made = Quantisation.observed(bundle, QuantisePlan(images, allowed=0.0).drive)
     trial = sensitivity._Trial(bundle, made, [pixels_of(bundle)])
     one, every = trial.cost(made.units[:1]), trial.cost(made.units)
     assert trial.cost(()) == Cost(0.0, 0.0)

@@ -14,6 +14,7 @@ from dovit_deploy.calibrate.images import CalibrationImage
 from dovit_deploy.errors import CheckError, DatasetError
 from dovit_deploy.measure import precisions
 from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
+from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from tests.datasets.labelled_folder import noise
@@ -31,7 +32,7 @@ def measured(whole: Bundle, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     def measure(images: list[CalibrationImage]) -> tuple[PrecisionParity, list[str]]:
         remarks: list[str] = []
         monkeypatch.setattr(precisions, "CPU_PRECISIONS", (("onnxruntime", "int8"),))
-        found = measured_precisions(whole, lambda: images, step=lambda step: None, remark=remarks.append)
+        found = measured_precisions(whole, images, progress=Unseen(), remark=remarks.append)
         (entry,) = found
         return entry, remarks
 
