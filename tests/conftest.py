@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.fork_server import ForkServer
@@ -29,15 +30,26 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The bundle `name`, made by `make` in the first of the processes (`pytest -n`) that needs it."""
+    own = factory.getbasetemp()
+    # Each process has a folder of its own, in one that they share.
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "bundles"
+    folder.mkdir(exist_ok=True)
+    with filelock.FileLock(folder / f"{name}.lock"):
+        if not (folder / f"{name}.done").exists():
+            make(folder / name)
+            (folder / f"{name}.done").touch()
+    return folder / name
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DoViT of 56x72 pixels with two FCN gates and a mask head; read it, do not change it."""
     from tests.bundles import export_tiny
     from tests.tiny import tiny_spec
 
-    path = tmp_path_factory.mktemp("bundles") / "tiny.dovit"
-    export_tiny(tiny_spec(), path)
-    return path
+    return made_once(tmp_path_factory, "tiny.dovit", lambda path: export_tiny(tiny_spec(), path))
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +58,8 @@ def dense_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.bundles import export_tiny
     from tests.tiny import tiny_spec
 
-    path = tmp_path_factory.mktemp("bundles") / "dense.dovit"
-    export_tiny(tiny_spec(gates=(), head="linear", depth=2), path)
-    return path
+    spec = tiny_spec(gates=(), head="linear", depth=2)
+    return made_once(tmp_path_factory, "dense.dovit", lambda path: export_tiny(spec, path))
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +68,8 @@ def setr_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.bundles import export_tiny
     from tests.tiny import tiny_spec
 
-    path = tmp_path_factory.mktemp("bundles") / "setr.dovit"
-    export_tiny(tiny_spec(head="setr", gate="setr", gates=(2,), depth=3), path, stride=(40, 48))
-    return path
+    spec = tiny_spec(head="setr", gate="setr", gates=(2,), depth=3)
+    return made_once(tmp_path_factory, "setr.dovit", lambda path: export_tiny(spec, path, stride=(40, 48)))
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +78,9 @@ def classifier_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.bundles import export, naming_checkpoint
     from tests.tiny_evovit import tiny_deit_spec, tiny_evo_state
 
-    path = tmp_path_factory.mktemp("bundles") / "namer.dovit"
     spec = tiny_deit_spec(size=(64, 64))
-    export(naming_checkpoint(spec, tiny_evo_state(spec)), path)
-    return path
+    checkpoint = naming_checkpoint(spec, tiny_evo_state(spec))
+    return made_once(tmp_path_factory, "namer.dovit", lambda path: export(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
@@ -80,10 +89,9 @@ def pooling_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.bundles import export, naming_checkpoint
     from tests.tiny_stvit import deployed_state, tiny_deit
 
-    path = tmp_path_factory.mktemp("bundles") / "pooler.dovit"
     spec = tiny_deit()
-    export(naming_checkpoint(spec, deployed_state(spec)), path)
-    return path
+    checkpoint = naming_checkpoint(spec, deployed_state(spec))
+    return made_once(tmp_path_factory, "pooler.dovit", lambda path: export(checkpoint, path))
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +99,7 @@ def int8_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFa
     """The tiny bundle with forms in 8 bits."""
     from tests.bundles import int8_copy
 
-    return int8_copy(tiny_bundle_path, tmp_path_factory.mktemp("bundles") / "whole.dovit").path
+    return made_once(tmp_path_factory, "whole.dovit", lambda path: int8_copy(tiny_bundle_path, path))
 
 
 @pytest.fixture
