@@ -24,7 +24,14 @@ from dovit_deploy.errors import CheckError
 from dovit_deploy.export.statistics import InputStatistics, Observed, ObservingBackend
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import applied, source
-from dovit_deploy.graphs.quantised import Float32, Product, QuantisationTable, QuantisedLayer, inner_products
+from dovit_deploy.graphs.quantised import (
+    Float32,
+    Product,
+    QuantisationTable,
+    QuantisedLayer,
+    inner_products,
+    score_scale,
+)
 from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -137,6 +144,8 @@ class Quantisation:
     """Weight of each layer -> name of its bias."""
     divisors: Mapping[Smoothing, Float32]
     inputs: Mapping[str, InputStatistics]
+    results: Mapping[str, tuple[float, float]]
+    """The ranges of queries and keys, by the weights of the layers that make them."""
     state: FullWeights
 
     @classmethod
@@ -152,11 +161,12 @@ class Quantisation:
         if not weights:
             raise CheckError(f"{bundle.manifest.name}: no layer of this network can be computed in int8; leave it out")
         state: FullWeights = safetensors.numpy.load(bundle.content(WEIGHTS))
-        first = _seen(bundle, weights, Observed(), drive)
+        first = _seen(bundle, weights, Observed(), drive).layers
         divisors = {one: _divisor(one, first, state) for unit in units for one in unit.smoothings}
         shared = {weight: divisors[one] for unit in units for one in unit.smoothings for weight in one.readers}
         second = _seen(bundle, weights, Observed(shared), drive)
-        return cls(units, {one.weight: one.bias for one in inner_products(model)}, divisors, second, state)
+        biases = {one.weight: one.bias for one in inner_products(model)}
+        return cls(units, biases, divisors, second.layers, second.results, state)
 
     def table(self, units: Collection[Unit]) -> QuantisationTable:
         """The scales of `units`; layers of all others stay in float32."""
@@ -169,9 +179,9 @@ class Quantisation:
                 state[weight] = state[weight] * divisor
             if smoothing.writer is not None:
                 state[smoothing.writer] = state[smoothing.writer] / divisor[:, None]
-        return QuantisationTable(
-            {weight: self._layer(weight, state) for unit in units for weight in unit.layers}, vectors
-        )
+        layers = {weight: self._layer(weight, state) for unit in units for weight in unit.layers}
+        scores = {weight: score_scale(*self.results[weight]) for weight in layers if weight in self.results}
+        return QuantisationTable(layers, vectors, scores)
 
     def _layer(self, weight: str, state: FullWeights) -> QuantisedLayer:
         bias, seen = self.biases[weight], self.inputs[weight]
@@ -199,12 +209,10 @@ def reference_graph(bundle: Bundle) -> str:
     return DENSE if bundle.manifest.spec.has_dense else stage_name(0)
 
 
-def _seen(
-    bundle: Bundle, weights: Collection[str], observed: Observed, drive: Callable[[Session], None]
-) -> dict[str, InputStatistics]:
+def _seen(bundle: Bundle, weights: Collection[str], observed: Observed, drive: Callable[[Session], None]) -> Observed:
     with Session(bundle, backend=ObservingBackend(weights, observed)) as session:
         drive(session)
-    return observed.layers
+    return observed
 
 
 def _divisor(smoothing: Smoothing, inputs: Mapping[str, InputStatistics], state: FullWeights) -> Float32:

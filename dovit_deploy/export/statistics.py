@@ -1,4 +1,4 @@
-"""What goes into every layer while the model runs? The ranges and channels that 8 bits are made for.
+"""What goes into every layer while the model runs, and into attention? 8 bits are made for these ranges and channels.
 
 The observing backend speaks the engine protocol: whatever drives a session (a predictor with its windows, dense or with
 thresholds) drives it, too. So the tokens that are seen are those that will run: all of them in the dense graph, and in
@@ -21,7 +21,7 @@ from dovit_deploy.engines.base import Array, Buffer, HostMemory
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.graphs.forms import write_derived
 from dovit_deploy.graphs.passes import result
-from dovit_deploy.graphs.quantised import Float32, products
+from dovit_deploy.graphs.quantised import Float32, products, scored_products
 
 CUT = 0.005
 """Percent of the values at either end of an image's range that may be cut off: the few largest would cost all others
@@ -50,6 +50,8 @@ class Observed:
     """Weight of a layer -> what its input will be divided by, channel by channel, once it is smoothed."""
     layers: dict[str, InputStatistics] = field(default_factory=dict)
     """By the names of their weights; layers that read one value share theirs."""
+    results: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """The range of what came out of the layers that make queries and keys, by the names of their weights."""
 
     def add(self, readers: Sequence[str], values: Array) -> None:
         """Count `values`, tokens (n, in) or a grid (1, in, h, w), which go into the layers `readers`."""
@@ -63,24 +65,38 @@ class Observed:
         sample = rows[:: -(-rows.size // SAMPLED)]
         if readers[0] in self.divisors:
             sample = sample / self.divisors[readers[0]]
-        low, high = np.percentile(sample, [CUT, 100 - CUT])
-        seen.low, seen.high = min(seen.low, float(low)), max(seen.high, float(high))
+        seen.low, seen.high = _widened((seen.low, seen.high), sample)
+
+    def add_result(self, weight: str, values: Array) -> None:
+        """Count `values`, tokens (n, out), which come out of the layer `weight`."""
+        if len(values):
+            self.results[weight] = _widened(self.results.get(weight, (0.0, 0.0)), values)
+
+
+def _widened(known: tuple[float, float], values: Array) -> tuple[float, float]:
+    """The range `known`, and that of `values` with `CUT` of them cut off."""
+    low, high = np.percentile(values, [CUT, 100 - CUT])
+    return min(known[0], float(low)), max(known[1], float(high))
 
 
 class ObservedGraph:
     """One graph that also gives away what goes into its layers."""
 
-    def __init__(self, path: Path, readers: Mapping[str, Sequence[str]], observed: Observed) -> None:
+    def __init__(
+        self, path: Path, readers: Mapping[str, Sequence[str]], makers: Mapping[str, str], observed: Observed
+    ) -> None:
         runtime = packages.onnxruntime()
         options = session_options(runtime, threads=None)
         self._session = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
         self._names = [output.name for output in self._session.get_outputs()]
-        self._readers, self._observed = readers, observed
+        self._readers, self._makers, self._observed = readers, makers, observed
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         outputs = dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
         for name, readers in self._readers.items():
             self._observed.add(readers, outputs[name])
+        for name, weight in self._makers.items():
+            self._observed.add_result(weight, outputs[name])
         return outputs
 
     def close(self) -> None:
@@ -99,17 +115,21 @@ class ObservingBackend(HostMemory):
     def load(self, bundle: Bundle, graph: str) -> ObservedGraph:
         """The fast form of `graph` with more outputs."""
         readers: dict[str, list[str]] = {}
+        makers: dict[str, str] = {}
 
         def give_away(model: ir.Model) -> ir.passes.PassResult:
             for product in products(model):
                 if product.weight in self._weights:
                     readers.setdefault(str(product.reads.name), []).append(product.weight)
+            for product in scored_products(model):
+                if product.weight in self._weights:
+                    makers[str(product.node.outputs[0].name)] = product.weight
             given = {str(value.name) for value in model.graph.outputs}
             values = {str(value.name): value for node in model.graph for value in node.outputs}
-            model.graph.outputs.extend(values[name] for name in readers if name not in given)
+            model.graph.outputs.extend(values[name] for name in (*readers, *makers) if name not in given)
             return result(model, modified=True)
 
         with TemporaryDirectory(prefix="dovit-") as copies, TemporaryDirectory(prefix="dovit-") as folder:
             path = bundle.copied_graph(graph, Path(copies), fast=True)
             write_derived([path], Path(folder), weights=[path.with_name(WEIGHTS)], passes=(give_away,))
-            return ObservedGraph(Path(folder) / path.name, readers, self._observed)
+            return ObservedGraph(Path(folder) / path.name, readers, makers, self._observed)

@@ -29,6 +29,7 @@ import numpy as np
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, check_ports, graph_interfaces
+from dovit_deploy.errors import GraphMismatch
 from dovit_deploy.graphs.attention import attention_count, fused_attention, standard_attention
 from dovit_deploy.graphs.exported import shared_tables, vector_products, without_traces
 from dovit_deploy.graphs.half_precision import HALF_SUFFIX, half_precision
@@ -36,6 +37,7 @@ from dovit_deploy.graphs.padding import padding, weighted_sums
 from dovit_deploy.graphs.passes import Pass, applied, forget_types
 from dovit_deploy.graphs.plugins import plugin_calls, plugin_form
 from dovit_deploy.graphs.quantised import QuantisationTable
+from dovit_deploy.graphs.rewritten import rounded_norms, written_rows
 from dovit_deploy.graphs.weights import SharedWeights
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ def quantised_passes(table: QuantisationTable, *, fast: bool) -> tuple[Pass, ...
 
 
 def padded_passes() -> tuple[Pass, ...]:
-    """From the portable form to one that takes an `index` that is longer than what runs."""
-    return (padding, _unused_nodes(), forget_types)
+    """From the portable form, or its int8 form, to what OpenVINO compiles: its `index` is longer than what runs."""
+    return (padding, written_rows, rounded_norms, _unused_nodes(), forget_types)
 
 
 def engine_passes(*, precision: str, plugins: bool) -> tuple[Pass, ...]:
@@ -135,7 +137,7 @@ def derive_graphs(
 
 def _check_graph(bundle: Bundle, name: str, path: Path) -> None:
     """Raise GraphMismatch unless the graph at `path` takes and gives what the manifest promises of `name`."""
-    graph = packages.onnx_ir().load(path).graph
+    graph = _read(path).graph
     takes, gives = (tuple(map(_port, values)) for values in (graph.inputs, graph.outputs))
     check_ports(bundle.path.name, name, graph_interfaces(bundle.manifest.spec)[name], GraphInterface(takes, gives))
 
@@ -156,15 +158,26 @@ def write_derived(
 
     Returns:
         The derived models by the path that they were read from.
+
+    Raises:
+        GraphMismatch: a file holds no ONNX model.
     """
     onnx_ir = packages.onnx_ir()
-    models = {path: applied(onnx_ir.load(path), passes).model for path in graphs}
+    models = {path: applied(_read(path), passes).model for path in graphs}
     # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
     shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, weights))
     for path, model in models.items():
         shared(model)
         onnx_ir.save(model, folder / path.name)
     return models
+
+
+def _read(path: Path) -> ir.Model:
+    try:
+        model: ir.Model = packages.onnx_ir().load(path)
+    except packages.protobuf_decode_error() as error:
+        raise GraphMismatch(f"{path.name} is no ONNX graph ({error})") from error
+    return model
 
 
 def _weights_of(models: Mapping[Path, ir.Model], files: Sequence[Path]) -> dict[str, np.ndarray[Any, Any]]:

@@ -6,8 +6,9 @@
 | fast | ONNX Runtime | `com.microsoft.QGemm` where it was Gemm; a Conv stays as it was, in float32 |
 
 Weights are int8, symmetric, one scale for each output channel; what goes into them is uint8 with one scale and zero
-point for the tensor, fixed at export: no image changes the result of another, and zero rows need no range. All other
-arithmetic stays as it was: norms, attention's products, softmax, gates, the first and the last layer.
+point for the tensor, fixed at export: no image changes the result of another, and zero rows need no range. The portable
+form also multiplies attention's queries and keys in int8. All other arithmetic stays as it was: norms, softmax and what
+it weighs, gates, the first and the last layer.
 
 One table serves every graph of a bundle, so that staged, merged and dense have the same weights, byte for byte.
 """
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from dovit_deploy import packages
 from dovit_deploy.graphs.attention import CONTRIB
-from dovit_deploy.graphs.passes import constant, insert, present, result
+from dovit_deploy.graphs.passes import constant, insert, present, result, source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,6 +33,8 @@ INT8_SUFFIX = ".int8"
 """What names of tensors of these forms end in, where the fp32 form has others of the same name."""
 WEIGHT_BITS = 7
 """Of the 8: without VNNI, CPUs add two products of an unsigned and a signed byte in 16 bits, which 8 overflow."""
+HEADS_FIRST = ("Transpose", "Reshape", "Mul")
+"""What standard attention does to its operands: scale them and put heads first."""
 LARGEST_SUM = 2**30
 """Of a bias in units of its product's scale, far from where int32 ends."""
 
@@ -75,6 +78,29 @@ def _multiplies_weight(node: ir.Node) -> bool:
     given = {name: node.attributes[name].value for name in plain if name in node.attributes}
     assumed = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0, "group": 1}
     return all({**assumed, **given}[name] == value for name, value in plain.items())
+
+
+def scored_products(model: ir.Model) -> list[Product]:
+    """The products of `model` whose results are queries or keys of an attention, in either form."""
+    made = {one.node: one for one in products(model)}
+    found = []
+    for node in model.graph:
+        if node.op_type == "MultiHeadAttention":
+            operands = [source(value, "Unsqueeze") for value in node.inputs[:2]]
+        elif node.op_type == "Softmax" and (scores := present(node.inputs[0]).producer()) is not None:
+            operands = [_by_tokens(value) for value in scores.inputs] if scores.op_type == "MatMul" else []
+        else:
+            continue
+        makers = [value.producer() for value in operands if value is not None]
+        found += [made[maker] for maker in makers if maker in made]
+    return found
+
+
+def _by_tokens(value: ir.Value | None) -> ir.Value | None:
+    """What was scaled and laid out by heads, as standard attention does, to become `value`."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in HEADS_FIRST:
+        value = node.inputs[0]
+    return value
 
 
 def inner_products(model: ir.Model) -> list[Product]:
@@ -144,6 +170,11 @@ def rounded_weight(weight: Float32, *, bits: int = WEIGHT_BITS, least: npt.Array
     return np.clip(np.rint(weight / shaped), -limit, limit).astype(np.int8), scale
 
 
+def score_scale(low: float, high: float, *, bits: int = WEIGHT_BITS) -> np.float32:
+    """Scale of int8 queries or keys that reach from `low` to `high`: symmetric, since both are multiplied."""
+    return np.float32(max(-low, high, 1e-8) / (2 ** (bits - 1) - 1))
+
+
 def input_range(low: float, high: float) -> tuple[np.float32, np.uint8]:
     """Scale and zero point of uint8 values that reach from `low` to `high`, 0 included exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
@@ -158,6 +189,8 @@ class QuantisationTable:
     layers: Mapping[str, QuantisedLayer]
     vectors: Mapping[str, Float32] = field(default_factory=dict)
     """Norms and biases that take in what smoothing took out of the weights; the fp32 form keeps its own."""
+    scores: Mapping[str, np.float32] = field(default_factory=dict)
+    """Of queries and keys, by the weights of the layers that make them: the scale of their 8 bits."""
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """What the forms read beside the fp32 weights, by name."""
@@ -174,6 +207,9 @@ class QuantisationTable:
 
         Requires initializers named after the weights; ensures that of a layer in the table only its int8 form is read.
         """
+        for product in scored_products(model):
+            if product.weight in self.scores:
+                _round_result(model.graph, product, self.scores[product.weight])
         for product, layer in self._found(model):
             scale, zero = _range_of_input(model.graph, product, layer)
             rounded = _made_once(product, "DequantizeLinear", [_quantised(product, scale, zero), scale, zero])
@@ -230,6 +266,20 @@ class QuantisationTable:
                 if value is not None and value.is_initializer() and str(value.name) in self.vectors:
                     vector = constant(graph, f"{value.name}{INT8_SUFFIX}", self.vectors[str(value.name)])
                     node.replace_input_with(position, vector)
+
+
+def _round_result(graph: ir.Graph, product: Product, scale: np.float32) -> None:
+    """Let all that read what `product` makes read it in int8."""
+    made = product.node.outputs[0]
+    users = [(user, position) for user, position in made.uses()]
+    parts = [
+        constant(graph, f"{product.weight}.output_scale", np.asarray(scale)),
+        constant(graph, f"{product.weight}.output_zero_point", np.asarray(0, np.int8)),
+    ]
+    rounded = insert(users[0][0], "QuantizeLinear", [made, *parts], f"{made.name}.rounded")
+    restored = insert(users[0][0], "DequantizeLinear", [rounded, *parts], f"{made.name}.restored")
+    for user, position in users:
+        user.replace_input_with(position, restored)
 
 
 def _range_of_input(graph: ir.Graph, product: Product, layer: QuantisedLayer) -> tuple[ir.Value, ir.Value]:

@@ -149,7 +149,8 @@ def test_a_bucket_holds_its_count_and_wastes_little(total: int, share: float) ->
     count = round(total * share)
     bucket = bucket_for_count(count, total)
     assert max(count, 1) <= bucket <= total
-    assert bucket - max(count, SMALLEST) <= -(-total // STEPS)
+    assert bucket >= min(SMALLEST, total)
+    assert bucket - count < max(2 * SMALLEST, -(-total // STEPS) + 1)
 
 
 def test_who_needs_what_is_compiled_does_not_wait_for_who_compiles_another() -> None:
@@ -267,7 +268,7 @@ def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path)
     broken.mkdir()
     for name in bundle.manifest.files:
         (broken / name).write_bytes(b"no graph")
-    with pytest.raises(GraphMismatch, match=r"OpenVINO cannot load broken\.dovit/stage0\.onnx: ") as refused:
+    with pytest.raises(GraphMismatch, match=r"stage0\.onnx is no ONNX graph") as refused:
         files = {name: file_entry(broken / name) for name in bundle.manifest.files}
         OpenVinoBackend().load(Bundle(broken, bundle.manifest.model_copy(update={"files": files})), "stage0")
     assert "\n" not in str(refused.value)
@@ -301,7 +302,10 @@ def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_pat
     """No traceback: one line, exit code 5, and no half of a result."""
 
     class Failing:
-        def infer(self, *given: object, **named: object) -> None:
+        def set_input_tensor(self, position: int, tensor: object) -> None:
+            pass
+
+        def infer(self) -> None:
             raise RuntimeError("Exception from src/plugins/intel_cpu/src/memory.cpp:12:\nno memory for 300 GB\n")
 
     monkeypatch.setattr(FixedGraph, "_request", lambda self: Failing())

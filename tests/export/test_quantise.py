@@ -161,7 +161,7 @@ class FakeTrial:
 
 def units(count: int) -> Quantisation:
     made = tuple(Unit((f"layer{number}",), ()) for number in range(count))
-    return Quantisation(made, {}, {}, {}, {})
+    return Quantisation(made, {}, {}, {}, {}, {})
 
 
 @pytest.mark.parametrize(("bad", "left"), [((), 8), (("layer5",), 7), (("layer5", "layer1", "layer2"), 4)])

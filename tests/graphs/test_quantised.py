@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import graph_interfaces, weights_file
-from dovit_deploy.graphs.quantised import QuantisedLayer, inner_products, input_range, rounded_weight
+from dovit_deploy.graphs.quantised import (
+    QuantisedLayer,
+    inner_products,
+    input_range,
+    rounded_weight,
+    score_scale,
+    scored_products,
+)
 
 LARGEST_PAIR = 2**15 - 1
 """What a sum of two products of bytes may reach where CPUs add them in 16 bits."""
@@ -97,5 +104,23 @@ def test_the_portable_form_is_standard_and_the_fast_one_fused(int8_bundle_path: 
     fused = Counter(node.op_type for node in onnx.load(str(fast), load_external_data=False).graph.node)
     # Each product has a weight to read, and q, k and v one input.
     assert fused["QGemm"] + kinds["QuantizeLinear"] == kinds["DequantizeLinear"]
-    assert fused["QuantizeLinear"] == kinds["QuantizeLinear"] < fused["QGemm"]
+    assert fused["QuantizeLinear"] < fused["QGemm"]
     assert kinds["Gemm"] == fused["QGemm"] + fused["Gemm"]
+    # The portable form also rounds queries and keys.
+    attentions = sum(node.op_type == "MultiHeadAttention" for node in onnx.load(str(fast)).graph.node)
+    assert kinds["QuantizeLinear"] == fused["QuantizeLinear"] + 2 * attentions
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".ort.onnx"])
+def test_queries_and_keys_are_found_in_either_form_and_nothing_else(tiny_bundle_path: Path, ending: str) -> None:
+    found = [one.weight for one in scored_products(ir.load(tiny_bundle_path / f"dense{ending}"))]
+    blocks = [*(f"blocks.{number}" for number in range(4)), *(f"head.blocks.{number}" for number in range(2))]
+    assert found == [f"{block}.attention.{part}.weight" for block in blocks for part in ("query", "key")]
+
+
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_scores_fit_16_bits_two_by_two_whichever_end_is_farther(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    scale = float(score_scale(low, high))
+    assert scale > 0
+    assert 2 * 255 * round(max(abs(low), abs(high)) / scale - 0.01) <= LARGEST_PAIR
