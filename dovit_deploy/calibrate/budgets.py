@@ -5,15 +5,17 @@ Along the curve from cautious to bold an accuracy budget is met at the cautious 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from dovit_deploy.bundle.calibration import BudgetEntry, Interval
 from dovit_deploy.calibrate.trial import DensePart, Trial
-from dovit_deploy.errors import DatasetError, UsageError
+from dovit_deploy.errors import CheckError, DatasetError, UsageError
+from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.bench import median
 from dovit_deploy.measure.intervals import miou_drop_interval, upper_bound
 from dovit_deploy.measure.metrics import ClassCounts
+from dovit_deploy.runtime.latency import LatencyModel
 
 NO_INTERVAL = "no interval of the drop: too few images, or no labelled pixel in them"
 
@@ -45,8 +47,10 @@ class Budget(Protocol):
     limits_cost: bool
     """True: of the settings that meet it the most accurate is wanted; False: the cheapest."""
     needs_labels: bool
-    repeat: int
-    """Runs of each setting on each image: more than one only where time is judged."""
+
+    @property
+    def repeat(self) -> int:
+        """Runs of each setting on each image: more than one only where time is measured."""
 
     @property
     def entry(self) -> BudgetEntry:
@@ -123,25 +127,47 @@ class FlopsBudget:
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """The median model step takes at most `milliseconds` here."""
+    """The median model step takes at most `milliseconds` here, by a latency model or, without one, as measured."""
 
     milliseconds: float
+    model: LatencyModel | None = None
+    """Of the session that is calibrated: what it says of token counts is the same in every run of them."""
     limits_cost = True
     needs_labels = False
-    repeat = 3
 
     def __post_init__(self) -> None:
         if not 0 < self.milliseconds < float("inf"):
             raise UsageError(f"--latency-ms {self.milliseconds:g}: milliseconds above 0 are needed")
 
     @property
+    def repeat(self) -> int:
+        """More than one where the time itself is judged."""
+        return 3 if self.model is None else 1
+
+    def by(self, model: LatencyModel, spec: ModelSpec) -> Self:
+        """This, judged by `model`.
+
+        Raises:
+            CheckError: it takes longer even if every token of a window stops at the first gate.
+        """
+        least = model.milliseconds((spec.tokens, *[spec.extra_tokens] * len(spec.gates)))
+        if least > self.milliseconds:
+            raise CheckError(
+                f"{self.entry.text}: not reached even if every token stops at the first gate; that takes {least:.4g} ms"
+            )
+        return replace(self, model=model)
+
+    @property
     def entry(self) -> BudgetEntry:
-        text = f"median model step at most {self.milliseconds:g} ms on this machine"
+        by = "" if self.model is None else f", by a latency model that is {self.model.error:.1%} wrong (median)"
+        text = f"median model step at most {self.milliseconds:g} ms on this machine{by}"
         return BudgetEntry(kind="latency-ms", limit=self.milliseconds, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
         del dense
-        return median(trial.model_ms)
+        if self.model is None:
+            return median(trial.model_ms)
+        return median([sum(map(self.model.milliseconds, windows)) for windows in trial.windows])
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
         return self.met(self.judged(dense, trial))

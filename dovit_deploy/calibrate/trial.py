@@ -45,6 +45,8 @@ class Trial:
     differing: list[float] = field(default_factory=list)
     """Share of each image's pixels whose class is not the dense answer's."""
     kept: list[tuple[int, ...]] = field(default_factory=list)
+    windows: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
+    """Of each image, what `kept` is the sum of."""
     gmacs: list[float] = field(default_factory=list)
     gmacs_dense: list[float] = field(default_factory=list)
     model_ms: list[float] = field(default_factory=list)
@@ -110,6 +112,7 @@ class Runner:
             # Only the time differs from run to run.
             return
         trial.kept.append(result.tokens.kept)
+        trial.windows.append(tuple(window.report.kept for window in result.tokens.windows))
         trial.gmacs.append(result.tokens.gmacs_actual)
         trial.gmacs_dense.append(result.tokens.gmacs_dense)
         trial.differing.append(float(np.mean(result.class_map != _unpacked(dense, result.class_map.shape))))
@@ -151,6 +154,7 @@ def joined_trials(first: Trial, first_part: DensePart, second: Trial, second_par
         counts=_picked(first.counts, second.counts, order) if first.counts else [],
         differing=_picked(first.differing, second.differing, order),
         kept=_picked(first.kept, second.kept, order),
+        windows=_picked(first.windows, second.windows, order),
         gmacs=_picked(first.gmacs, second.gmacs, order),
         gmacs_dense=_picked(first.gmacs_dense, second.gmacs_dense, order),
         # Only the median of the times is used, so their order does not matter.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def calibrate(
         typer.Option(metavar="FRACTION", help="Save at least this fraction of the whole model's dense MACs."),
     ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="Median model step at most, measured here.")
+        float | None, typer.Option(metavar="MS", help="Median model step at most, by a latency model of this machine.")
     ] = None,
     max_disagree: Annotated[
         float | None,
@@ -93,6 +94,7 @@ def calibrate(
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
+        budget = _timed(budget, session, progress, quiet=quiet)
         calibration = calibrated(session, images, budget, progress=progress)
         if images.labelled:
             calibration = _with_controls(calibration, opened, session, images, progress)
@@ -168,6 +170,18 @@ def _budget(
     assert max_disagree is not None
     assert confidence is not None
     return DisagreeBudget(max_disagree, confidence)
+
+
+def _timed(budget: Budget, session: Session, progress: console.ProgressDisplay, *, quiet: bool) -> Budget:
+    """A budget of milliseconds with the latency model of this machine; others as they are."""
+    from dovit_deploy.calibrate.budgets import LatencyBudget
+    from dovit_deploy.runtime.latencies import latency_model_here
+
+    if not isinstance(budget, LatencyBudget):
+        return budget
+    progress.begin("latency model")
+    model = latency_model_here(session, remark=partial(console.remark, quiet=quiet))
+    return budget.by(model, session.bundle.manifest.spec)
 
 
 def _claim_output(output: Path | None, *, inputs: targets.Inputs, in_place: Path | None) -> None:

@@ -27,6 +27,9 @@ CARRIED_ON = 0.75
 """Share of the tokens that a later gate is taken to let on: at 1 the last stages get time that few tokens are left for,
 at 0 there is none left for them (docs/decisions/0014)."""
 
+MOST_MARGIN = 1.25
+"""A machine so busy that runs differ more from each other keeps no deadline, and need not waste time either."""
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -90,8 +93,8 @@ class Deadline:
 
     @property
     def _margin(self) -> float:
-        """Every prediction counts for as much more as the model is wrong by."""
-        return 1 + self.model.error
+        """Every prediction counts for what slow runs took when the model was measured, up to `MOST_MARGIN`."""
+        return min(max(1.0, self.model.slow), MOST_MARGIN)
 
 
 def refuse_fixed_counts(manifest: Manifest) -> None:

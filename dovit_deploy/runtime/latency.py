@@ -57,6 +57,8 @@ class LatencyModel(Record):
     stages: tuple[StageTime, ...]
     error: float
     """Median relative error on patterns of tokens that the fit did not see."""
+    slow: float = Field(gt=0)
+    """What 19 of 20 single runs of these took at most, over what is predicted of them."""
     held_out: int
     """How many of these there were."""
     runs: int

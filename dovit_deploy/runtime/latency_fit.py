@@ -33,6 +33,8 @@ SECONDS, SHORT_SECONDS = 20.0, 6.0
 """Of a whole measurement, and of one that somebody waits for."""
 WHOLE = 5
 """Of the patterns to fit with, every so many is also run as a whole."""
+SLOW = 95.0
+"""Percentile of single runs."""
 SEED = 0
 
 Pattern = tuple[int, ...]
@@ -101,12 +103,16 @@ def fit_latency(
         outside_ms=_outside(for_fit[::WHOLE], stages),
         stages=stages,
         error=0.0,
+        slow=1.0,
         held_out=len(for_check),
         runs=rounds * len(turns),
         seconds=perf_counter() - begun,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return model.model_copy(update={"error": _error(model, for_check)})
+    medians = [float(np.median(_ratios(model, entry))) for entry in for_check]
+    single = np.concatenate([_ratios(model, entry) for entry in for_check])
+    error, slow = np.median(np.abs(np.subtract(medians, 1))), np.percentile(single, SLOW)
+    return model.model_copy(update={"error": float(error), "slow": float(slow)})
 
 
 def run_every_size(session: Session) -> None:
@@ -203,7 +209,6 @@ def _outside(timed: Sequence[_Timed], stages: Sequence[StageTime]) -> float:
     return max(0.0, float(np.median(beyond)))
 
 
-def _error(model: LatencyModel, timed: Sequence[_Timed]) -> float:
-    """Median relative error of the model on whole runs."""
-    ratios = [model.milliseconds(entry.pattern) / float(np.median(entry.whole)) for entry in timed]
-    return float(np.median(np.abs(np.subtract(ratios, 1))))
+def _ratios(model: LatencyModel, entry: _Timed) -> npt.NDArray[np.float64]:
+    """What whole runs of a pattern took, over what the model says of it."""
+    return np.asarray(entry.whole, dtype=np.float64) / max(model.milliseconds(entry.pattern), 1e-6)

@@ -11,8 +11,10 @@ from dovit_deploy.calibrate.budgets import DisagreeBudget, DropBudget, FlopsBudg
 from dovit_deploy.calibrate.calibrate import calibrate
 from dovit_deploy.calibrate.images import halves
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
+from dovit_deploy.runtime.latency import StageTime
 from dovit_deploy.runtime.segmentation import Predictor
 from tests.calibrate.fake_gated import FormulaImages, GatedSession, Steps
+from tests.runtime.test_latency import model_of
 
 
 def run(budget, *, session=None, steps=None, **images):
@@ -61,6 +63,20 @@ def test_a_latency_budget_is_met_and_not_wasted(monkeypatch: pytest.MonkeyPatch)
     assert 4.5 <= result.chosen.model_ms <= 5.0
     with pytest.raises(CheckError, match="2 ms"):
         run(LatencyBudget(2.0), session=session, count=20, labelled=False)
+
+
+def test_a_latency_budget_is_judged_by_a_model_and_every_setting_runs_once() -> None:
+    # What the formula takes; a patch is one token of each stage.
+    stage = StageTime(constant=0, linear=0.1, quadratic=0)
+    spec = GatedSession().bundle.manifest.spec
+    budget = LatencyBudget(5.0).by(model_of(*[stage] * 3), spec)
+    assert (budget.repeat, LatencyBudget(5.0).repeat) == (1, 3)
+    result = run(budget, count=20, labelled=False)
+    assert 4.5 <= result.chosen.judged <= 5.0
+    assert result.chosen.judged == pytest.approx(0.1 * sum(result.chosen.kept), rel=0.1)
+    assert result.budget.text.endswith("5 ms on this machine, by a latency model that is 0.0% wrong (median)")
+    with pytest.raises(CheckError, match=r"at most 2 ms .*: not reached even if every token stops .* takes 2\.7 ms"):
+        LatencyBudget(2.0).by(model_of(*[stage] * 3), spec)
 
 
 def test_a_disagree_budget_is_a_bound_on_held_out_images() -> None:

@@ -42,6 +42,17 @@ def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) ->
         assert word in result.stderr, result.stderr
 
 
+def test_milliseconds_are_judged_by_a_latency_model(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    result = dovit(
+        "calibrate", bundle_copy, data / "images" / "val", "--latency-ms", 1000, "--dry-run", "--json", "report.json"
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "at most 1000 ms on this machine, by a latency model that is" in report["budget"]["text"]
+    assert 0 < report["chosen"]["judged"] < 1000
+    assert "other patterns of tokens predicted to" in result.stderr
+
+
 def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
     before = contents(bundle_copy)
     result = dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", "new.dovit", "--json", "report.json")

@@ -23,6 +23,7 @@ def model_of(*stages: StageTime, outside_ms: float = 0.0) -> LatencyModel:
         outside_ms=outside_ms,
         stages=stages,
         error=0.0,
+        slow=1.0,
         held_out=1,
         runs=1,
         seconds=1.0,

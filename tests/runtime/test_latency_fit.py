@@ -64,7 +64,7 @@ def test_known_times_are_found_again(tiny: Bundle) -> None:
     assert tokens == SIZES[-1]
     model = fit_latency(known, clock=known.clock)
     assert (model.clock, model.threads, model.held_out) == ("cpu", 1, latency_fit.HELD_OUT)
-    assert model.error < 1e-6
+    assert model.error < 1e-6 and model.slow == pytest.approx(1)
     assert [stage.sizes for stage in model.stages] == [(), (), SIZES]
     for kept in ((tokens, 1, 1), (tokens, 17, 3), (tokens, tokens, tokens)):
         assert model.milliseconds(kept) == pytest.approx(LAW.milliseconds(kept), rel=1e-6)
