@@ -98,7 +98,7 @@ class DeadlineReport(Record):
 
 
 @dataclass
-class Runs:
+class DeadlineRuns:
     """What the images did under one deadline."""
 
     deadline: Deadline | None
@@ -130,7 +130,7 @@ def measured(
     model = fit_latency(session, seconds=seconds)
     run_every_size(session)
     some = [data.sample(index) for index in indices[:: max(1, len(indices) // FOR_CHOICE)]]
-    runs = [Runs(None), *map(Runs, deadlines_between(predictor, model, some))]
+    runs = [DeadlineRuns(None), *map(DeadlineRuns, deadlines_between(predictor, model, some))]
     for turn, index in enumerate(track(indices, console=Console(stderr=True), disable=not show)):
         sample = data.sample(index)
         # No deadline always runs first, on cold caches, or last.
@@ -160,7 +160,7 @@ def deadlines_between(predictor: Predictor, model: LatencyModel, samples: Sequen
     return [Deadline(least + share * max(0.0, usual - least), model, predictor.spec) for share in SHARES]
 
 
-def row_of(entry: Runs, *, before: Runs, none: Runs, blocks: Blocks) -> DeadlineRow:
+def row_of(entry: DeadlineRuns, *, before: DeadlineRuns, none: DeadlineRuns, blocks: Blocks) -> DeadlineRow:
     """The figures of one deadline."""
     own, above, first = (ClassCounts.stacked(runs.counts) for runs in (entry, before, none))
     alone = entry is none
@@ -183,7 +183,7 @@ def row_of(entry: Runs, *, before: Runs, none: Runs, blocks: Blocks) -> Deadline
 def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> str:
     """The table of docs/benchmarks.md."""
     lines = [
-        "| deadline, ms | CPU ms p50 / p99 | hardest p50 / p99 | p99 of the hardest over D | tokens per stage | cut | mIoU "
+        "| deadline D, ms | CPU ms p50 / p99 | hardest p50 / p99 | hardest p99 over D | tokens per stage | cut | mIoU "
         "| drop (95 %) | drop from the row above (95 %) |",
         "|" + "---|" * 9,
     ]
@@ -198,9 +198,9 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
     model = report.model
     lines += [
         "",
-        f"{report.bundle} on {report.dataset}, {report.split} ({report.images} images), {model.engine} {model.precision}, "
-        f"one thread, CPU time; the latency model predicts {model.held_out} other patterns of tokens to "
-        f"{model.error:.1%} (median); {machine}, {date}; `{command}`.",
+        f"{report.bundle} on {report.dataset}, {report.split} ({report.images} images), {model.engine} "
+        f"{model.precision}, one thread, CPU time; the latency model predicts {model.held_out} other patterns of "
+        f"tokens to {model.error:.1%} (median); {machine}, {date}; `{command}`.",
     ]
     return "\n".join(lines)
 

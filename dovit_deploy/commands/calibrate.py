@@ -94,8 +94,7 @@ def calibrate(
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
-        budget = _timed(budget, session, progress, quiet=quiet)
-        calibration = calibrated(session, images, budget, progress=progress)
+        calibration = calibrated(session, images, _timed(budget, session, progress, quiet=quiet), progress=progress)
         if images.labelled:
             calibration = _with_controls(calibration, opened, session, images, progress)
     target = opened.path if output is None else output
