@@ -14,7 +14,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -283,7 +283,9 @@ class Pipeline(Generic[_Result]):
     ) -> None:
         self._frames, self._predict, self._write, self._failed = frames, predict, write, failed
         self._stop = stop
-        self._given_up = threading.Event()
+        self._given_up, self._abandoned = threading.Event(), threading.Event()
+        # Not `join`, which in Python 3.11 takes a thread for ended once it was interrupted in waiting for it.
+        self._written = threading.Event()
         self._decoded: queue.Queue[Frame | FailedFrame | _End] = queue.Queue(QUEUED_FRAMES)
         # Results that workers are still at come later; the order is that of the frames.
         self._finished: queue.Queue[tuple[Frame, Future[_Result]] | _End] = queue.Queue(QUEUED_FRAMES)
@@ -292,23 +294,42 @@ class Pipeline(Generic[_Result]):
         self._free = threading.Semaphore(workers)
 
     def run(self) -> None:
-        """Work until the source ends or `stop` is set; raises what any of the three steps raised."""
+        """Work until the source ends or `stop` is set; raises what any of the three steps raised.
+
+        After KeyboardInterrupt what was begun is left as it is, and nobody writes any more.
+        """
         reader = threading.Thread(target=self._read, name="dovit-reader", daemon=True)
-        writer = threading.Thread(target=self._drain, name="dovit-writer", daemon=True)
+        writer = threading.Thread(target=self._drain_all, name="dovit-writer", daemon=True)
         reader.start()
         writer.start()
         try:
+            self._infer_and_wait()
+        except KeyboardInterrupt:
+            self._abandoned.set()
+            raise
+        finally:
+            # Whoever takes the folder away next must not meet the writer in it.
+            self._written.wait()
+            if self._pool is not None:
+                self._pool.shutdown(wait=not self._abandoned.is_set(), cancel_futures=True)
+        if self._write_error is not None:
+            raise self._write_error
+
+    def _infer_and_wait(self) -> None:
+        """Predict what there is; all of it is written then, also that before an error."""
+        error: Exception | None = None
+        try:
             self._infer()
+        except Exception as caught:  # noqa: BLE001  raised below
+            error = caught
         finally:
             # The reader is not waited for: a camera or stream may block it for as long as its driver likes.
             self._given_up.set()
-            # There will be room: the writer takes what comes, even after an error.
-            self._finished.put(_End())
-            writer.join()
-            if self._pool is not None:
-                self._pool.shutdown()
-        if self._write_error is not None:
-            raise self._write_error
+        # There will be room: the writer takes what comes, even after an error.
+        self._finished.put(_End())
+        self._written.wait()
+        if error is not None:
+            raise error
 
     def _read(self) -> None:
         error: BaseException | None = None
@@ -361,15 +382,31 @@ class Pipeline(Generic[_Result]):
         future.add_done_callback(lambda _: self._free.release())
         return future
 
+    def _drain_all(self) -> None:
+        try:
+            self._drain()
+        finally:
+            self._written.set()
+
     def _drain(self) -> None:
         """Write what comes; after an error go on taking, so that the caller never waits for room, and write nothing."""
-        while True:
-            item = self._finished.get()
+        while not self._abandoned.is_set():
+            try:
+                item = self._finished.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
             if isinstance(item, _End):
                 return
-            if self._write_error is None:
+            frame, result = item
+            if self._write_error is None and self._is_there(result):
                 try:
-                    frame, result = item
                     self._write(frame, result.result())
                 except BaseException as error:  # noqa: BLE001  raised in the caller's thread
                     self._write_error = error
+
+    def _is_there(self, result: Future[_Result]) -> bool:
+        """Wait for a result; False when the caller left meanwhile."""
+        while not wait((result,), timeout=_POLL_S).done:
+            if self._abandoned.is_set():
+                return False
+        return True
