@@ -9,8 +9,8 @@
 
 The first takes less than three minutes. The second exports the bench model, which takes long and needs no quiet; then
 the third measures everything in 20 to 25 minutes of a quiet machine (`--models default`: eight). It may be interrupted
-and started again with the same words: what is in the output stays. The cells of one engine and precision run in one
-process, which is given up after `--limit` seconds for each. The last writes the tables again, those of the first
+and started again with the same words: what is in the output stays. The cells of one engine and case run in one
+process, which is given up after `--limit` seconds. The last writes the tables again, those of the first
 result and one line for every other machine. docs/benchmarks.md explains them.
 """
 
@@ -48,9 +48,9 @@ from dovit_deploy.errors import DovitError, InputError, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.machine import this_machine
 
-QUICK = CellEffort(seconds=4.0, fewest=2, timed_frames=3, limit_s=40.0)
-QUICK_FRAMES, QUICK_S = 6, 110.0
-"""Seconds after which no further process begins: with those of the last one still less than three minutes."""
+QUICK = CellEffort(seconds=6.0, fewest=2, timed_frames=3, limit_s=45.0)
+QUICK_FRAMES, QUICK_S = 6, 80.0
+"""Seconds after which nothing further begins: with what the last may take, twice, still less than three minutes."""
 
 
 def say(text: str) -> None:
@@ -163,9 +163,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--split", default="val")
     result.add_argument("--frame-count", type=int, default=101, help="frames on which answers are compared")
     result.add_argument("--timed-frames", type=int, default=6, help="of these, frames that are timed")
-    result.add_argument("--seconds", type=float, default=6.0, help="of rounds in each process, unless they are too few")
-    result.add_argument("--fewest", type=int, default=3, help="runs of each frame")
-    result.add_argument("--limit", type=float, default=300.0, help="seconds for each cell, after which it is given up")
+    result.add_argument(
+        "--seconds", type=float, default=20.0, help="of rounds in each process, unless they are too few"
+    )
+    result.add_argument("--fewest", type=int, default=2, help="runs of each frame")
+    result.add_argument("--limit", type=float, default=900.0, help="seconds after which a process is given up")
     names = (DEFAULT, *MODELS)
     result.add_argument("--models", nargs="+", choices=names, default=names, help="default: all of them")
     result.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells whose label contains it")

@@ -52,10 +52,13 @@ def default_cells(size: tuple[int, int], *, gates: bool = True) -> list[CpuCell]
 
 
 def bench_cells(model: str, size: tuple[int, int]) -> list[CpuCell]:
-    """A size of the bench model, one thread; the slow peers run beside S at its first size alone."""
-    peers: tuple[CpuWay, ...] = (*EXPORTED, *IN_OPENVINO, *QUANTISED)
+    """A size of the bench model, one thread; all peers beside S at its first size alone.
+
+    Elsewhere OpenVINO's dense fp32 and bf16 are those of our own dense graph, which is as fast as the plain export.
+    """
+    peers: tuple[CpuWay, ...] = (*EXPORTED, *QUANTISED)
     if model == "S" and size == SIZES[0]:
-        peers += (*IN_PYTORCH, merging(PROFILES[0]))
+        peers += (*IN_OPENVINO, *IN_PYTORCH, merging(PROFILES[0]))
     return [CpuCell(case=CpuCase(model=model, size=size), way=way) for way in (*own_ways(PROFILES), *peers)]
 
 
@@ -76,14 +79,15 @@ def quick_cells(size: tuple[int, int], *, gates: bool = True) -> list[CpuCell]:
 
 
 def measured_together(cells: Sequence[CpuCell]) -> list[list[CpuCell]]:
-    """The cells that one process measures in the same rounds: what one engine runs in one precision on a case.
+    """The cells that one process measures in the same rounds: what one engine runs on a case.
 
-    Peers that load PyTorch stay apart: it has crashed beside OpenVINO, and would weigh on the others.
+    The baseline is the slowest of them: measured again for each way it would take most of the time. Peers that load
+    PyTorch stay apart: it has crashed beside OpenVINO, and would weigh on the others.
     """
     groups: dict[tuple[object, ...], list[CpuCell]] = {}
     for cell in cells:
         apart = cell.way.runs if cell.way.runs in APART else ""
-        key = (cell.case, cell.threads, cell.streams, cell.way.engine, cell.way.precision, apart)
+        key = (cell.case, cell.threads, cell.streams, cell.way.engine, apart)
         groups.setdefault(key, []).append(cell)
     return list(groups.values())
 

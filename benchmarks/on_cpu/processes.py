@@ -19,13 +19,18 @@ PREPARE_S = 1800.0
 
 
 def done_in_process(wanted: CellsWanted) -> CellsDone:
-    """Do what is wanted in a process of its own; where that gives no answer, each cell in one of its own."""
+    """Do what is wanted in a process of its own; where that gives no answer, each cell in one of its own.
+
+    These take no longer together than the first might.
+    """
     whole = one_process(wanted)
     if isinstance(whole, CellsDone):
         return whole
     if len(wanted.cells) == 1:
         return CellsDone(undone=(UndoneCell(cell=wanted.cells[0], why=whole),))
-    single = [done_in_process(wanted.model_copy(update={"cells": (cell,)})) for cell in wanted.cells]
+    effort = wanted.effort.model_copy(update={"limit_s": wanted.effort.limit_s / len(wanted.cells)})
+    alone = wanted.model_copy(update={"effort": effort})
+    single = [done_in_process(alone.model_copy(update={"cells": (cell,)})) for cell in wanted.cells]
     return CellsDone(
         rows=tuple(row for done in single for row in done.rows),
         undone=tuple(entry for done in single for entry in done.undone),
@@ -34,7 +39,7 @@ def done_in_process(wanted: CellsWanted) -> CellsDone:
 
 def one_process(wanted: CellsWanted) -> CellsDone | str:
     """What one process answers, or why it does not."""
-    limit = PREPARE_S if wanted.prepare else wanted.effort.limit_s * len(wanted.cells)
+    limit = PREPARE_S if wanted.prepare else wanted.effort.limit_s
     with TemporaryDirectory(prefix="dovit-") as folder:
         question, answer = Path(folder) / "wanted.json", Path(folder) / "done.json"
         question.write_text(wanted.model_dump_json(), encoding="utf-8")

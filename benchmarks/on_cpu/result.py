@@ -133,7 +133,7 @@ class CellEffort(Record):
     timed_frames: int
     """Of the default model alone; the bench model has one, and two threads or streams have two."""
     limit_s: float
-    """A cell that takes longer is given up."""
+    """A process that takes longer is given up."""
 
 
 class CpuSettings(Record):
