@@ -49,7 +49,8 @@ CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
 GRAPHS = {"int8": "int8"}
 """Precision -> that of the bundle's graphs, where it is not fp32: bf16 is made of them when they are compiled."""
 STEPS = 32
-"""Buckets of a stage at most: a sixty-fourth of all tokens is computed for nothing, on average."""
+"""Even steps up to all tokens. Between a quarter and three quarters, where most counts lie, each is a bucket; beyond,
+every second one is, since each costs memory."""
 SMALLEST = 16
 """No bucket is smaller, and none closer to the next: compiling masked attention over 8 tokens or fewer ends the process
 where heads are narrow (OpenVINO 2026.4.1, 8 channels a head, fp32), and finer steps gain nothing."""
@@ -255,9 +256,11 @@ def compile_properties(hint: str, threads: int | None, callers: int = 1) -> dict
 
 
 def bucket_for_count(count: int, total: int) -> int:
-    """The smallest bucket, one of at most `STEPS` even steps up to `total`, that holds `count` tokens."""
+    """The smallest bucket that holds `count` of `total` tokens."""
     steps = min(STEPS, max(1, total // SMALLEST))
     step = (max(count, 1) - 1) * steps // total + 1
+    if not steps < 4 * step <= 3 * steps:
+        step = min(step + step % 2, steps)
     return -(-total * step // steps)
 
 
