@@ -128,7 +128,7 @@ def measured(
     """Fit the model, choose deadlines, run the images."""
     predictor = Predictor(TimedSession(session))
     model = fit_latency(session, seconds=seconds)
-    run_every_size(session)
+    run_every_size(session, session.bundle.manifest.spec.tokens)
     some = [data.sample(index) for index in indices[:: max(1, len(indices) // FOR_CHOICE)]]
     runs = [DeadlineRuns(None), *map(DeadlineRuns, deadlines_between(predictor, model, some))]
     for turn, index in enumerate(track(indices, console=Console(stderr=True), disable=not show)):

@@ -103,7 +103,10 @@ def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark:
         )
     model = latency_model_here(session, remark=remark)
     deadline = Deadline.checked(milliseconds, model, manifest.spec, rounds=rounds)
-    run_every_size(session)
+    most = deadline.cap([manifest.spec.tokens])
+    if model.stages[-1].sizes:
+        remark(f"{session.backend.name} compiles the sizes in which up to {most} tokens run")
+    run_every_size(session, most)
     return deadline
 
 

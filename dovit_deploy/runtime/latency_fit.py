@@ -24,13 +24,14 @@ from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 
-LEVELS = 8
-"""Numbers of tokens that patterns are made of, evenly spread from the fewest to all."""
+LEVELS, OTHERS = 8, 4
+"""Numbers of tokens that patterns are made of, evenly spread from the fewest to all; and others to check with. Few of
+both: an engine that pads compiles every size."""
 RANDOM, HELD_OUT = 7, 10
-"""Patterns that fall from stage to stage: of levels to fit with; of any numbers to check with."""
+"""Patterns that fall from stage to stage: to fit with, and to check with."""
 FEWEST_ROUNDS, MOST_ROUNDS = 2, 11
-SECONDS, SHORT_SECONDS = 20.0, 6.0
-"""Of a whole measurement, and of one that somebody waits for."""
+SECONDS, SHORT_SECONDS = 16.0, 5.0
+"""Of a whole measurement, and of one that somebody waits for; compiling comes on top."""
 WHOLE = 5
 """Of the patterns to fit with, every so many is also run as a whole."""
 SLOW = 95.0
@@ -74,7 +75,7 @@ def fit_latency(
 
     Args:
         session: its sizes are compiled by this.
-        seconds: no round is begun afterwards, but for the first two.
+        seconds: no round is begun so long after all is compiled, but for the first two.
         clock: seconds; default: that of `clock_for`.
         advance: called after every round.
     """
@@ -86,7 +87,8 @@ def fit_latency(
     turns = [partial(measuring.run_stages, entry) for entry in for_fit]
     turns += [partial(measuring.run_whole, entry) for entry in (*for_fit[::WHOLE], *for_check)]
     rounds, random = 0, np.random.default_rng(SEED)
-    while rounds < FEWEST_ROUNDS or (rounds < MOST_ROUNDS and perf_counter() - begun < seconds):
+    compiled = perf_counter()
+    while rounds < FEWEST_ROUNDS or (rounds < MOST_ROUNDS and perf_counter() - compiled < seconds):
         # In another order every time, so that what else the machine does falls on all patterns alike.
         for number in random.permutation(len(turns)):
             turns[number]()
@@ -115,12 +117,13 @@ def fit_latency(
     return model.model_copy(update={"error": float(error), "slow": float(slow)})
 
 
-def run_every_size(session: Session) -> None:
-    """Run the stages of `session` in every size that its engine pads to, so that none is compiled for a frame later."""
+def run_every_size(session: Session, most: int) -> None:
+    """Run the later stages in every size that the engine pads up to `most` tokens to: none is compiled for a frame."""
     measuring, spec = _Measuring(session, perf_counter), session.bundle.manifest.spec
-    sizes = {size for stage in measuring.padded for size in stage} or {spec.tokens}
-    for size in sorted(sizes):
-        measuring.warm_up(measuring.timed((spec.tokens, *[size] * len(spec.gates))))
+    sizes = {session.size_run(len(spec.gates), count) for count in range(spec.extra_tokens, most)}
+    counts = {min(size, most) for size in sizes} if measuring.padded[-1] else set()
+    for count in sorted(counts | {most}):
+        measuring.warm_up(measuring.timed((spec.tokens, *[count] * len(spec.gates))))
 
 
 def patterns(spec: ModelSpec) -> tuple[list[Pattern], list[Pattern]]:
@@ -134,8 +137,8 @@ def patterns(spec: ModelSpec) -> tuple[list[Pattern], list[Pattern]]:
     # All stages alike, so that the last ones see many tokens, too; and falling ones, as real images are.
     fit = [(spec.tokens, *([int(level)] * gates)) for level in levels]
     fit += [falling(rng.choice(levels, gates)) for _ in range(RANDOM)]
-    held_out = [falling(rng.integers(spec.extra_tokens, spec.tokens + 1, gates)) for _ in range(HELD_OUT)]
-    return fit, held_out
+    others = rng.integers(spec.extra_tokens, spec.tokens + 1, OTHERS)
+    return fit, [falling(rng.choice(others, gates)) for _ in range(HELD_OUT)]
 
 
 class _Measuring:

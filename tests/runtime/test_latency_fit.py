@@ -15,7 +15,7 @@ from dovit_deploy.bundle.interface import LOGITS
 from dovit_deploy.runtime import latencies, latency_fit
 from dovit_deploy.runtime.latencies import LatencyCache, graphs_digest, has_latency_model, latency_model_here, timed_as
 from dovit_deploy.runtime.latency import StageTime
-from dovit_deploy.runtime.latency_fit import clock_for, fit_latency, patterns
+from dovit_deploy.runtime.latency_fit import clock_for, fit_latency, patterns, run_every_size
 from dovit_deploy.runtime.session import Session
 from tests.runtime.test_latency import model_of
 
@@ -88,6 +88,17 @@ def test_a_real_session_is_measured_in_every_engine_that_pads_or_not(tiny: Bundl
         assert len(model.stages) == 3 and model.error < 1
         assert bool(model.stages[1].sizes) == (engine == "openvino")
         assert model.milliseconds((21, 21, 21)) >= model.milliseconds((21, 1, 1)) > 0
+
+
+def test_no_size_is_compiled_for_a_frame_once_all_were_run(tiny: Bundle) -> None:
+    pytest.importorskip("openvino")
+    with Session(tiny, engine="openvino", threads=1) as session:
+        run_every_size(session, 21)
+        compiled = [session.engine(graph).buckets for graph in ("stage1", "stage2")]
+        for count in range(1, 22):
+            assert [session.size_run(number, count) in sizes for number, sizes in enumerate(compiled, 1)] == [True] * 2
+        run_every_size(session, 3)
+        assert [session.engine(graph).buckets for graph in ("stage1", "stage2")] == compiled
 
 
 def test_one_thread_is_timed_in_processor_time_and_several_in_wall_time() -> None:
