@@ -123,9 +123,9 @@ class DeadlineRuns:
 
 
 def measured(
-    session: Session, data: Dataset, indices: Sequence[int], *, split: str, seconds: float, show: bool
+    session: Session, data: Dataset, indices: Sequence[int], *, name: str, split: str, seconds: float, show: bool
 ) -> DeadlineReport:
-    """Fit the model, choose deadlines, run the images."""
+    """Fit the model, choose deadlines, run the images; `name` and `split` of the data set are for the report."""
     predictor = Predictor(TimedSession(session))
     model = fit_latency(session, seconds=seconds)
     run_every_size(session, session.bundle.manifest.spec.tokens)
@@ -143,7 +143,7 @@ def measured(
     ]
     return DeadlineReport(
         bundle=session.bundle.path.name,
-        dataset=data.name,
+        dataset=name,
         split=split,
         images=len(indices),
         model=model,
@@ -238,8 +238,14 @@ def main(words: list[str] | None = None) -> int:
         indices = range(0, len(data), max(1, len(data) // (options.images or len(data))))[: options.images]
         bundle = Bundle.open(options.bundle or chosen_bundle(None).path)
         with Session(bundle, engine=options.engine, precision=options.precision, threads=1) as session:
-            show = sys.stderr.isatty()
-            found = measured(session, data, indices, split=options.split, seconds=options.seconds, show=show)
+            found = measured(
+                *(session, data, indices),
+                # As it is published: where it lies on this machine says nothing to others.
+                name=options.dataset.name,
+                split=options.split,
+                seconds=options.seconds,
+                show=sys.stderr.isatty(),
+            )
         figures = {**found.model_dump(mode="json"), "failures": found.failures}
         stored = publish(figures, command=command_text("deadline.py", given), output=options.output)
     else:

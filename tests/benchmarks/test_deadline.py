@@ -49,7 +49,9 @@ def test_the_whole_command(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: 
     page.write_text(f"{deadline.MARK}\n<!-- end of table -->\n")
     words = [str(tmp_path / "data"), "--bundle", str(tiny_bundle_path), "--seconds", "0", "-o", str(output)]
     assert deadline.main([*words, "--docs", str(page)]) in (0, 4)
-    rows = json.loads(output.read_text())["rows"]
+    report = json.loads(output.read_text())
+    rows = report["rows"]
+    assert report["dataset"] == "data" and str(tmp_path) not in page.read_text()
     assert [entry["ms"] is None for entry in rows] == [True] + [False] * len(deadline.SHARES)
     times = [entry["ms"] for entry in rows[1:]]
     assert times == sorted(times, reverse=True)
