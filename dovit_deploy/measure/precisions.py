@@ -31,6 +31,8 @@ from dovit_deploy.sources.source import RGB, ImageSet
 CPU_PRECISIONS = (("onnxruntime", "int8"), ("openvino", "bf16"), ("openvino", "int8"))
 """Engines and precisions of the CPU that are not fp32."""
 
+SHOWN = 4
+"""Classes that are named of images without labels."""
 NEARLY_ALL = 0.995
 """Share of all pixels: of images that a model knows nothing of, it often finds one class everywhere."""
 
@@ -117,27 +119,36 @@ def check_domain(
 ) -> None:
     """Are these images of the kind that the model knows? Ranges of others would not fit what it will see.
 
+    Labels can show that they are not; without, the user is told what the model finds in them.
+
     Raises:
         DatasetError: with labels, and it is right less often than the most frequent class everywhere would be.
     """
-    classes = len(manifest.classes)
-    seen = np.sum([np.bincount(one.classes.ravel(), minlength=classes) for one in found], axis=0)
-    common = int(np.argmax(seen))
-    if manifest.task == "segmentation" and seen[common] > NEARLY_ALL * seen.sum():
-        remark(
-            f"--calibration: the model finds '{manifest.classes[common].name}' in {seen[common] / seen.sum():.1%} of "
-            "all pixels; are these images of the kind that it was trained on?"
-        )
-    scores = _Scores(classes)
+    scores = _Scores(len(manifest.classes))
     for image, one in zip(images, found, strict=True):
         if image.label is not None:
             scores.add(image.label, one.classes, one.classes)
-    if scores.right is not None and scores.right < scores.most_frequent:
+    if scores.right is None:
+        remark(f"--calibration: {_what_is_found([entry.name for entry in manifest.classes], found)}")
+    elif scores.right < scores.most_frequent:
         raise DatasetError(
             f"--calibration: the model is right on {scores.right:.1f} % of the labelled pixels, and the most frequent "
             f"class alone on {scores.most_frequent:.1f} %; give images of the kind that it was trained on, with its "
             "classes"
         )
+    else:
+        remark(f"--calibration: the model is right on {scores.right:.1f} % of the labelled pixels")
+
+
+def _what_is_found(names: Sequence[str], found: Sequence[_Found]) -> str:
+    """The most frequent classes with their shares; with a question where there is hardly another."""
+    seen = np.sum([np.bincount(one.classes.ravel(), minlength=len(names)) for one in found], axis=0)
+    shares = seen / seen.sum()
+    most = [number for number in np.argsort(-shares, kind="stable")[:SHOWN] if seen[number]]
+    line = "the model finds " + ", ".join(f"{names[number]} {shares[number]:.1%}" for number in most)
+    several = len(found) > 1 or found[0].classes.size > 1
+    doubt = several and shares.max() > NEARLY_ALL
+    return f"{line}; are these images of the kind that it was trained on?" if doubt else line
 
 
 class _Replaying:
