@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -163,12 +164,16 @@ def write_derived(
         GraphMismatch: a file holds no ONNX model.
     """
     onnx_ir = packages.onnx_ir()
-    models = {path: applied(_read(path), passes).model for path in graphs}
+    read = {path: _read(path) for path in graphs}
+    tensors = [value.const_value for model in read.values() for value in model.graph.initializers.values()]
+    models = {path: applied(model, passes).model for path, model in read.items()}
     # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
     shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, weights))
     for path, model in models.items():
         shared(model)
         onnx_ir.save(model, folder / path.name)
+    for tensor in tensors:
+        _close_file(tensor)
     return models
 
 
@@ -178,6 +183,14 @@ def _read(path: Path) -> ir.Model:
     except packages.protobuf_decode_error() as error:
         raise GraphMismatch(f"{path.name} is no ONNX graph ({error})") from error
     return model
+
+
+def _close_file(tensor: ir.TensorProtocol | None) -> None:
+    """A tensor that was read keeps its file open and mapped, until Python some day collects what refers in circles."""
+    if isinstance(tensor, packages.onnx_ir().ExternalTensor):
+        # A view of it may be in use; then it closes with that.
+        with suppress(BufferError):
+            tensor.release()
 
 
 def _weights_of(models: Mapping[Path, ir.Model], files: Sequence[Path]) -> dict[str, np.ndarray[Any, Any]]:

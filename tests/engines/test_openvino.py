@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +276,23 @@ def test_a_graph_that_is_none_is_refused_in_one_line(tiny_bundle_path, tmp_path)
         files = {name: file_entry(broken / name) for name in bundle.manifest.files}
         OpenVinoBackend().load(Bundle(broken, bundle.manifest.model_copy(update={"files": files})), "stage0")
     assert "\n" not in str(refused.value)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files")
+def test_a_session_keeps_no_file_open(int8_bundle_path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_files()
+        with Session(int8_bundle_path, engine="openvino", precision="int8", threads=1):
+            # Weights are many tensors, each of which could keep their file open.
+            assert open_files() < before + 10
+    finally:
+        gc.enable()
 
 
 def with_files(bundle: Bundle, files: dict[str, str]) -> Bundle:
