@@ -36,7 +36,7 @@ CHUNK = 40 * BAND * TILE
 """Pixels decided together, at least one tile: their two float32 planes stay in the second-level cache."""
 SAMPLED = 8
 """One of so many bands shows how many classes are open."""
-HARDLY = 0.45
+HARDLY = 0.6
 """Share of classes that is open in a tile from which ruling out costs more than it saves."""
 AT_ONCE = 200_000
 """Values of all classes that are compared together: with what is made of them they fit into the second-level cache."""
@@ -58,9 +58,10 @@ def stretched_class_map(logits: Logits, rows: Axis, columns: Axis) -> ClassMap:
         (rows.size, columns.size) uint8.
     """
     bands, tiles = spans(rows, BAND), spans(columns, TILE)
-    if _open_classes(logits, bands[::SAMPLED], tiles).mean() > HARDLY:
+    of_bands, of_tiles = nodes_of_spans(rows, BAND), nodes_of_spans(columns, TILE)
+    if _open_classes(logits, of_bands[::SAMPLED], of_tiles).mean() > HARDLY:
         return np.ascontiguousarray(_winners_of_all(logits, rows, tiles)[:, : columns.size])
-    is_open = _open_classes(logits, bands, tiles)
+    is_open = _open_classes(logits, of_bands, of_tiles)
     decider = _Decider(_stretched_columns(logits, tiles, TILE), padded_bands(rows, BAND))
     # Tiles in which as many classes are open come together: then a chunk has few steps, and none of them for nothing.
     counts = is_open.sum(axis=0)
@@ -185,9 +186,8 @@ def _stretched_columns(logits: Logits, tiles: Sequence[Span], width: int) -> Log
     return stretched.reshape(-1, classes, height, width)
 
 
-def _open_classes(logits: Logits, bands: Sequence[Span], tiles: Sequence[Span]) -> IsOpen:
-    """The classes that can win in each tile."""
-    rows, columns = _nodes(bands), _nodes(tiles)
+def _open_classes(logits: Logits, rows: Nodes, columns: Nodes) -> IsOpen:
+    """The classes that can win in each tile, of bands and tiles with these nodes (`nodes_of_spans`)."""
     most = _reduce(np.maximum, _reduce(np.maximum, logits, rows, axis=1), columns, axis=2)
     least = _reduce(np.minimum, _reduce(np.minimum, logits, rows, axis=1), columns, axis=2)
     beaten = np.maximum(least.max(axis=0), _leaders_mean(logits, most, rows, columns))
@@ -205,12 +205,6 @@ def _leaders_mean(logits: Logits, most: Logits, rows: Nodes, columns: Nodes) -> 
     leaders = np.argpartition(-most, min(1, len(most) - 1), axis=0)[:2, :, :, None, None]
     values = logits[leaders, rows[:, None, :, None], columns[None, :, None, :]]
     return np.asarray(values.mean(axis=0).min(axis=(2, 3)), dtype=np.float32)
-
-
-def _nodes(parts: Sequence[Span]) -> Nodes:
-    """The nodes of each part, the last repeated so that all have as many: (parts, longest)."""
-    longest = max(part.last - part.first for part in parts)
-    return np.array([[min(part.first + step, part.last - 1) for step in range(longest)] for part in parts])
 
 
 def _reduce(ufunc: np.ufunc, values: Logits, nodes: Nodes, *, axis: int) -> Logits:
@@ -278,6 +272,14 @@ def spans(axis: Axis, step: int) -> tuple[Span, ...]:
     """The whole of `axis` in runs of `step` outputs, in order; the last may be shorter."""
     whole = composed(taps(axis.grid, axis.canvas), taps(axis.visible, axis.size))
     return tuple(_span(whole, start, min(start + step, axis.size)) for start in range(0, axis.size, step))
+
+
+@lru_cache(maxsize=32)
+def nodes_of_spans(axis: Axis, step: int) -> Nodes:
+    """The nodes of each of `spans(axis, step)`, the last repeated so that all have as many: (spans, longest)."""
+    parts = spans(axis, step)
+    longest = max(part.last - part.first for part in parts)
+    return np.array([[min(part.first + step, part.last - 1) for step in range(longest)] for part in parts])
 
 
 @dataclass(frozen=True)

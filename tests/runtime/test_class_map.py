@@ -15,6 +15,7 @@ from dovit_deploy.runtime.class_map import (
     _open_classes,
     class_map,
     composed,
+    nodes_of_spans,
     spans,
     stretched_class_map,
     taps,
@@ -136,7 +137,7 @@ def test_classes_that_cannot_win_are_left_out_and_no_other():
     logits = scene(9, (12, 20), seed=1, spread=0.5)
     rows, columns = plain_axes((12, 20), (240, 640))
     bands, tiles = spans(rows, BAND), spans(columns, TILE)
-    is_open = _open_classes(logits, bands, tiles)
+    is_open = _open_classes(logits, nodes_of_spans(rows, BAND), nodes_of_spans(columns, TILE))
     winners = stretched(logits, (240, 640), (240, 640), canvas=(240, 640)).argmax(axis=0)
     for row, band in enumerate(bands):
         for column, tile in enumerate(tiles):
@@ -151,7 +152,7 @@ def test_where_two_regions_meet_only_their_classes_are_open():
     logits[3, :, :4] += 6.0
     logits[7, :, 4:] += 6.0
     rows, columns = plain_axes((6, 8), (96, 256))
-    is_open = _open_classes(logits, spans(rows, BAND), spans(columns, TILE))
+    is_open = _open_classes(logits, nodes_of_spans(rows, BAND), nodes_of_spans(columns, TILE))
     sets = {tuple(np.flatnonzero(tile)) for tile in is_open.reshape(9, -1).T}
     assert sets == {(3,), (3, 7), (7,)}
 
@@ -160,7 +161,7 @@ def test_close_calls_are_not_ruled_out():
     # Behind everywhere, by less than rounding: it must stay open.
     logits = np.stack([np.full((4, 4), 1.0), np.full((4, 4), 1.0 - 1e-7)]).astype(np.float32)
     rows, columns = plain_axes((4, 4), (32, 64))
-    assert _open_classes(logits, spans(rows, 48), spans(columns, 64)).all()
+    assert _open_classes(logits, nodes_of_spans(rows, 48), nodes_of_spans(columns, 64)).all()
 
 
 def test_class_numbers_up_to_255():

@@ -35,6 +35,29 @@ def test_failed_frames_are_reported_and_the_others_go_on() -> None:
     assert [failure.source for failure in failures] == ["bad.png"]
 
 
+def test_reading_predicting_and_writing_go_on_at_the_same_time() -> None:
+    all_three = threading.Barrier(3)
+
+    def source():
+        for number in range(5):
+            # Each waits for the others: the third frame is read, the second predicted, the first written.
+            if number == 2:
+                all_three.wait(20)
+            yield frame(number)
+
+    def predict(item: Frame) -> int:
+        if item.index == 1:
+            all_three.wait(20)
+        return item.index
+
+    def write(item: Frame, result: int) -> None:
+        if item.index == 0:
+            all_three.wait(20)
+
+    pipeline(source(), predict=predict, write=write).run()
+    assert not all_three.broken
+
+
 def broken_source():
     yield frame(0)
     raise OSError("unplugged")
