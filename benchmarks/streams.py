@@ -42,8 +42,6 @@ from dovit_deploy.sources.stills import equal_pixels
 from dovit_scenes import street_frames
 
 SIZE = (720, 1280)
-
-
 WAYS = tuple(
     Candidate(engine, each) for engine in ("onnxruntime", "openvino") for each in engine_entry(engine).precisions
 )
