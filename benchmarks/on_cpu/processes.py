@@ -64,7 +64,9 @@ def answer_in_this_process(question: Path, answer: Path) -> None:
     try:
         done = prepared(wanted, files) if wanted.prepare else measured(wanted.cells, files, wanted.effort)
     except DovitError as error:
-        # Not of one of them: the frames, the bundle, the baseline.
+        # Of one of several, while it ran: each gets a process of its own.
+        if len(wanted.cells) > 1 and not wanted.prepare:
+            raise SystemExit(str(error)) from error
         done = CellsDone(undone=tuple(UndoneCell.because(cell, error) for cell in wanted.cells))
     write_text(answer, done.model_dump_json() + "\n")
 

@@ -209,7 +209,12 @@ class OpenVinoBackend(HostMemory):
     def _read(self, path: Path, described: str) -> Any:  # noqa: ANN401  an ov.Model
         with _refusals(described):
             # Not mapped: a disk that is full of temporary files ends in a message, not in a signal.
-            return self._core.read_model(str(path), config={"ENABLE_MMAP": False})
+            model = self._core.read_model(str(path), config={"ENABLE_MMAP": False})
+            # It leaves tensors of a megabyte and more in their file until they are asked for, and the file goes now.
+            for node in model.get_ops():
+                if node.get_type_name() == "Constant":
+                    _ = node.data
+            return model
 
 
 _DTYPES = {"f32": "float32", "i64": "int64"}

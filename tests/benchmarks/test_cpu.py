@@ -10,6 +10,7 @@ from on_cpu.processes import done_in_process, made_ready
 from on_cpu.result import DEFAULT, CellsDone, CellsWanted, CpuCase, CpuCell, CpuReport, UndoneCell
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.errors import InputError
 from tests.benchmarks.cpu_cells import FRAMES, LITTLE, ROWS, cell_of, report_of
 
 
@@ -176,6 +177,25 @@ def test_a_process_that_ends_costs_only_the_cell_that_ends_it(wanted, monkeypatc
     done = done_in_process(wanted.model_copy(update={"cells": (good, bad)}))
     assert [row.cell for row in done.rows] == [good]
     assert [(entry.cell, entry.why) for entry in done.undone] == [(bad, "ended with code -11: no message")]
+
+
+def test_a_way_that_fails_while_it_runs_is_found_by_running_each_alone(wanted, monkeypatch, tmp_path) -> None:
+    from on_cpu import measuring
+
+    question, answer = tmp_path / "wanted.json", tmp_path / "done.json"
+
+    def fails(cells, files, effort) -> CellsDone:
+        raise InputError("it broke")
+
+    monkeypatch.setattr(measuring, "measured", fails)
+    two = wanted.model_copy(update={"cells": wanted.cells * 2})
+    question.write_text(two.model_dump_json())
+    with pytest.raises(SystemExit, match="it broke"):
+        processes.answer_in_this_process(question, answer)
+    assert not answer.exists()
+    question.write_text(wanted.model_dump_json())
+    processes.answer_in_this_process(question, answer)
+    assert CellsDone.model_validate_json(answer.read_text()).undone[0].why == "it broke"
 
 
 def test_prepare_makes_the_files_and_measures_nothing(wanted, monkeypatch, tmp_path, asked, capsys) -> None:

@@ -336,3 +336,25 @@ def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_pat
     said = capfd.readouterr().err
     assert "error: OpenVINO failed while it ran tiny.dovit/stage0.onnx: no memory for 300 GB; use" in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_large_weights_outlive_their_file(tmp_path) -> None:
+    """OpenVINO leaves tensors of a megabyte and more in the file; a stage is compiled for a size long after that."""
+    ir = packages.load("onnx_ir")
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    tokens = ir.Value(name="tokens", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["kept", 512]))
+    weight = ir.Value(name="weight", const_value=ir.tensor(np.eye(512, dtype=np.float32), name="weight"))
+    product = ir.node("MatMul", [tokens, weight])
+    product.outputs[0].name = "answer"
+    graph = ir.Graph(
+        [tokens], product.outputs, nodes=[product], initializers=[weight], opset_imports={"": 20}, name="g"
+    )
+    ir.save(ir.Model(graph, ir_version=10), folder / "large.onnx", external_data="large.data")
+    backend = OpenVinoBackend(precision="fp32", threads=1)
+    model = backend._read(folder / "large.onnx", "large.onnx")
+    shutil.rmtree(folder)
+    sized = model.clone()
+    sized.reshape({"tokens": [3, 512]})
+    given = np.arange(3 * 512, dtype=np.float32).reshape(3, 512)
+    assert np.array_equal(backend.compiled(sized, "large.onnx").run({"tokens": given})["answer"], given)
