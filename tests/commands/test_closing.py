@@ -48,6 +48,7 @@ def figures(frames: int, *, dense: bool = False, stills: int = 0) -> dict[str, o
         "engine": "onnxruntime",
         "precision": "fp32",
         "dense": dense,
+        "deadline": None,
         "latency_ms": dict.fromkeys(parts, column),
         "tokens": {"kept": [column, column]},
         "gmacs": {"dense": {**column, "mean": 4.0}, "actual": column},
