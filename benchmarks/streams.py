@@ -6,6 +6,8 @@ stills    what comparing two frames of 1280x720 takes, equal, or differing in th
 folder    images per second of a folder on 1, 2, ... threads; wall time, so on a quiet machine, beside CPU time.
           work_over_one_thread: CPU time an image over that of the first line, above 1 where threads hinder each other;
           over_one_core: images per second over those of a core that does all of the first line's work alone
+windows   CPU time a window of an image of twice the model's height and width, its windows half apart: one after another
+          on one thread, on two threads an operator, and two side by side
 video     of each engine and precision: CPU time a frame of the three threads that share the work (decode; predict:
           pixels, model, classes; paint and encode), and the wall time of the run over that of the slowest of them;
           on a quiet machine with two cores, 1 is a perfect overlap
@@ -20,6 +22,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +38,10 @@ from dovit_deploy.errors import DovitError
 from dovit_deploy.runtime.contest import STANDARD, Candidate
 from dovit_deploy.runtime.paint import save_image
 from dovit_deploy.runtime.run import RunPlan, run_source
+from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
-from dovit_deploy.runtime.workers import workers_for
+from dovit_deploy.runtime.workers import Workers, workers_for
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 from dovit_deploy.sources.stills import equal_pixels
@@ -45,6 +51,7 @@ SIZE = (720, 1280)
 WAYS = tuple(
     Candidate(engine, each) for engine in ("onnxruntime", "openvino") for each in engine_entry(engine).precisions
 )
+AT_ONCE = {"one": Workers(1, 1, 1), "two threads": Workers(1, 1, 2), "two side by side": Workers(1, 2, 1)}
 THREADS = {"predict": "MainThread", "paint and encode": "dovit-writer"}
 """Of those that are still there when the last frame is written."""
 
@@ -67,6 +74,28 @@ def comparing_ms(*, repeat: int) -> dict[str, float]:
         times = [cpu_ms(lambda other=other: equal_pixels(frame, other)) for _ in range(10 * repeat)]
         figures[name] = round(statistics.median(times), 4)
     return figures
+
+
+def window_ms(bundle: Bundle, *, repeat: int) -> dict[str, float]:
+    """CPU ms a window, medians of interleaved images."""
+    manifest = bundle.manifest
+    height, width = manifest.spec.size
+    preprocessing = manifest.preprocessing.model_copy(update={"stride": (height // 2, width // 2)})
+    sliding = replace(bundle, manifest=manifest.model_copy(update={"preprocessing": preprocessing}))
+    (frame,) = street_frames(1, seed=0, size=(2 * height, 2 * width))
+    settings = RunSettings.resolve(manifest)
+    times: dict[str, list[float]] = {name: [] for name in AT_ONCE}
+    with ExitStack() as stack:
+        predictors = {}
+        for name, at_once in AT_ONCE.items():
+            session = stack.enter_context(Session(sliding, threads=at_once.threads, callers=at_once.callers))
+            predictors[name] = Predictor(session, windows_at_once=at_once.windows)
+        windows = len(predictors["one"].run(frame.rgb, settings).tokens.windows)
+        for _ in range(repeat):
+            for name, predictor in predictors.items():
+                times[name].append(cpu_ms(partial(predictor.run, frame.rgb, settings)) / windows)
+    # The first image of each allocates.
+    return {name: round(statistics.median(found[1:] or found), 2) for name, found in times.items()}
 
 
 def thread_seconds() -> dict[str, float]:
@@ -130,9 +159,10 @@ def video_figures(bundle: Bundle, clip: Path, out: Path, way: Candidate) -> dict
     return {**figures, "thread_ms_a_frame": threads_ms, "over_slowest_thread": round(over_slowest, 3)}
 
 
-def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, object]:
+def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, Any]:
     """All figures."""
-    figures: dict[str, object] = {"comparing_ms": comparing_ms(repeat=repeat)}
+    figures: dict[str, Any] = {"comparing_ms": comparing_ms(repeat=repeat)}
+    figures["window_ms"] = window_ms(bundle, repeat=max(2, repeat // 4))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "folder"
         folder.mkdir()

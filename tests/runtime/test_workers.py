@@ -160,7 +160,7 @@ def sliding_bundle(tiny_bundle_path, tmp_path_factory) -> Path:
 def test_windows_side_by_side_give_the_bits_of_one_after_another(engine, sliding_bundle, tmp_path, monkeypatch) -> None:
     if not packages.is_there(engine):
         pytest.skip(f"the package {engine} is not installed")
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 260, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (120, 150, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     words = ["run", str(tmp_path / "a.png"), "--bundle", str(sliding_bundle), "--engine", engine]
     running, most, lock = 0, 0, threading.Lock()
     run_one = Session.run_one
@@ -186,7 +186,7 @@ def test_windows_side_by_side_give_the_bits_of_one_after_another(engine, sliding
         (rows[threads],) = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
         assert rows[threads].pop("latency_ms")["total"] > 0
         reached[threads] = most
-    assert rows[1] == rows[3] and rows[1]["windows"] == 49
+    assert rows[1] == rows[3] and rows[1]["windows"] == 16
     assert reached == {1: 1, 3: 3}
     for kind in ("masks", "tokens"):
         assert (tmp_path / "1" / kind / "a.png").read_bytes() == (tmp_path / "3" / kind / "a.png").read_bytes()
