@@ -200,7 +200,7 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
         "",
         f"{report.bundle} on {report.dataset}, {report.split} ({report.images} images), {model.engine} "
         f"{model.precision}, one thread, CPU time; the latency model predicts {model.held_out} other patterns of "
-        f"tokens to {model.error:.1%} (median); {machine}, {date}; `{command}`.",
+        f"tokens within {model.error:.1%} (median); {machine}, {date}; `{command}`.",
     ]
     return "\n".join(lines)
 

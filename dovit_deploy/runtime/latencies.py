@@ -19,6 +19,7 @@ from dovit_deploy.runtime.remembered import Circumstances, Here, RememberedEntri
 from dovit_deploy.runtime.session import Session
 
 GRAPH_SUFFIXES = (".onnx", ".safetensors")
+CLOCK_NAMES = {"cpu": "CPU time", "wall": "wall time"}
 
 
 class TimedAs(Circumstances):
@@ -72,7 +73,7 @@ def latency_model_here(
     """
     cache, situation = cache or LatencyCache(), timed_as(session)
     model = cache.recall(situation)
-    if model is not None:
+    if model is not None and len(model.stages) == len(session.bundle.manifest.spec.counts):
         remark(f"latency model of {model.date[:10]}: {accuracy(model)}")
         return model
     remark("no latency model of this machine yet: a short one is measured; dovit bench makes a better one")
@@ -112,12 +113,8 @@ def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark:
 
 def accuracy(model: LatencyModel) -> str:
     """How well it predicts, in a few words."""
-    return (
-        f"{model.held_out} other patterns of tokens predicted to {model.error:.1%} (median, {CLOCK_NAMES[model.clock]})"
-    )
-
-
-CLOCK_NAMES = {"cpu": "CPU time", "wall": "wall time"}
+    clock = CLOCK_NAMES[model.clock]
+    return f"{model.held_out} other patterns of tokens predicted within {model.error:.1%} (median, {clock})"
 
 
 def graphs_digest(bundle: Bundle) -> str:

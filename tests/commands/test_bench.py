@@ -45,7 +45,7 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
     assert result["flops_saved"] == pytest.approx(1 - 1 / result["predicted_speedup"])
     model = result["latency_model"]
     assert (model["clock"], model["threads"], len(model["stages"])) == ("cpu", 1, 3) and model["held_out"] == 10
-    assert "latency model: " in done.stdout and "patterns of tokens predicted to" in done.stdout
+    assert "latency model: " in done.stdout and "patterns of tokens predicted within" in done.stdout
     assert result["first_runs"].keys() == {"p50", "p99", "most", "compiled_ms"}
     assert "tokens per stage" in done.stdout and "dynamic" in done.stdout
     assert "first run of each frame, left out above: p50" in done.stdout

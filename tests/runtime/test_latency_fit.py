@@ -116,6 +116,9 @@ def test_it_is_measured_once_and_said(tiny: Bundle, tmp_path: Path, monkeypatch:
         assert lines[-1].startswith(f"latency model of {first.date[:10]}: ")
         (entry,) = cache.entries()
         assert entry.situation == timed_as(session)
+        # A file that somebody edited is no reason to fail.
+        cache.remember(timed_as(session), first.model_copy(update={"stages": first.stages[:1]}))
+        assert len(latency_model_here(session, remark=lines.append, cache=cache).stages) == 3
     with Session(tiny, threads=2) as other:
         assert cache.recall(timed_as(other)) is None
 
