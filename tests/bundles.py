@@ -23,8 +23,11 @@ from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.progress import Unseen
 from tests.datasets.labelled_folder import noise
+from tests.exporter import gather_operators_once
 from tests.golden import Case
 from tests.tiny import tiny_pixels, tiny_state
+
+gather_operators_once()
 
 
 def tiny_checkpoint(spec: VisionTransformerSpec, *, seed: int = 0, threshold: float = 0.7, stride=None) -> Checkpoint:
