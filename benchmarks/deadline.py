@@ -7,8 +7,9 @@
 The second line writes the table again without measuring. A latency model is fitted first. Deadlines go from what half
 of the images take by themselves down to the least that is possible. Every image is run under every deadline, in turns:
 at the bundle's own thresholds, and, as the hardest there can be, with gates that stop nothing. Times are CPU time of
-one thread. Exit code 4: the 99th percentile of the hardest is above 1.05 of a deadline, the model is wrong by more than
-3 % (median, on patterns it did not see), or mIoU rises where the deadline falls, beyond the interval of the rise.
+one thread, of each image the median of its runs. Exit code 4: the 99th percentile of the hardest is above 1.05 of a
+deadline, the model is wrong by more than 3 % (median, on patterns it did not see), or mIoU rises where the deadline
+falls, beyond the interval of the rise.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dovit_deploy.record import Record
 from dovit_deploy.runtime.deadline import Deadline
 from dovit_deploy.runtime.latency import LatencyModel
 from dovit_deploy.runtime.latency_fit import SECONDS, fit_latency, run_every_size
-from dovit_deploy.runtime.segmentation import Predictor
+from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 
@@ -80,6 +81,8 @@ class DeadlineReport(Record):
     dataset: str
     split: str
     images: int
+    repeat: int
+    """Runs of each, whose median is its time."""
     model: LatencyModel
     rows: tuple[DeadlineRow, ...]
 
@@ -108,22 +111,31 @@ class DeadlineRuns:
     kept: list[tuple[int, ...]] = field(default_factory=list)
     capped: int = 0
 
-    def run(self, predictor: Predictor, sample: Sample) -> None:
-        """One image, twice: at the bundle's own thresholds, and with gates that stop nothing."""
+    def run(self, predictor: Predictor, sample: Sample, *, repeat: int) -> None:
+        """One image, at the bundle's own thresholds, and with gates that stop nothing."""
         manifest = predictor.session.bundle.manifest
-        own, nothing = RunSettings.resolve(manifest), RunSettings.stop_nothing(manifest.spec)
-        result = predictor.run(sample.rgb, dataclasses.replace(own, deadline=self.deadline))
-        self.hardest.append(
-            processor_ms(predictor.run(sample.rgb, dataclasses.replace(nothing, deadline=self.deadline)))
-        )
-        self.counts.append(ClassCounts.of(sample.label, result.class_map, classes=manifest.spec.classes))
-        self.times.append(processor_ms(result))
-        self.kept.append(result.tokens.kept)
-        self.capped += result.tokens.capped > 0
+        own = [self._run(predictor, sample, RunSettings.resolve(manifest)) for _ in range(repeat)]
+        hardest = [self._run(predictor, sample, RunSettings.stop_nothing(manifest.spec)) for _ in range(repeat)]
+        self.times.append(float(np.median(list(map(processor_ms, own)))))
+        self.hardest.append(float(np.median(list(map(processor_ms, hardest)))))
+        self.counts.append(ClassCounts.of(sample.label, own[0].class_map, classes=manifest.spec.classes))
+        self.kept.append(own[0].tokens.kept)
+        self.capped += own[0].tokens.capped > 0
+
+    def _run(self, predictor: Predictor, sample: Sample, settings: RunSettings) -> SegmentationResult:
+        return predictor.run(sample.rgb, dataclasses.replace(settings, deadline=self.deadline))
 
 
 def measured(
-    session: Session, data: Dataset, indices: Sequence[int], *, name: str, split: str, seconds: float, show: bool
+    session: Session,
+    data: Dataset,
+    indices: Sequence[int],
+    *,
+    name: str,
+    split: str,
+    seconds: float,
+    repeat: int,
+    show: bool,
 ) -> DeadlineReport:
     """Fit the model, choose deadlines, run the images; `name` and `split` of the data set are for the report."""
     predictor = Predictor(TimedSession(session))
@@ -135,7 +147,7 @@ def measured(
         sample = data.sample(index)
         # No deadline always runs first, on cold caches, or last.
         for number in range(len(runs)):
-            runs[(turn + number) % len(runs)].run(predictor, sample)
+            runs[(turn + number) % len(runs)].run(predictor, sample, repeat=repeat)
     blocks = blocks_from_stems([data.stems[index] for index in indices])
     above = [runs[0], *runs[:-1]]
     rows = [
@@ -146,6 +158,7 @@ def measured(
         dataset=name,
         split=split,
         images=len(indices),
+        repeat=repeat,
         model=model,
         rows=tuple(rows),
     )
@@ -199,7 +212,7 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
     lines += [
         "",
         f"{report.bundle} on {report.dataset}, {report.split} ({report.images} images), {model.engine} "
-        f"{model.precision}, one thread, CPU time; the latency model predicts {model.held_out} other patterns of "
+        f"{model.precision}, one thread, CPU time, medians of {report.repeat} runs of an image; the latency model predicts {model.held_out} other patterns of "
         f"tokens within {model.error:.1%} (median); {machine}, {date}; `{command}`.",
     ]
     return "\n".join(lines)
@@ -220,6 +233,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--precision")
     result.add_argument("--images", type=int, metavar="N", help="evenly spread; default: all of the split")
     result.add_argument("--seconds", type=float, default=SECONDS, help=f"for the latency model (default {SECONDS:g})")
+    result.add_argument("--repeat", type=int, default=3, help="runs of each image, of whose times the median counts")
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
     result.add_argument("-o", "--output", type=Path)
     result.add_argument("--docs", type=Path, help="page with the table's marks")
@@ -244,6 +258,7 @@ def main(words: list[str] | None = None) -> int:
                 name=options.dataset.name,
                 split=options.split,
                 seconds=options.seconds,
+                repeat=options.repeat,
                 show=sys.stderr.isatty(),
             )
         figures = {**found.model_dump(mode="json"), "failures": found.failures}

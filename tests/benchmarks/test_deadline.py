@@ -20,7 +20,9 @@ def row(ms: float | None, **changed) -> deadline.DeadlineRow:
 
 def report(*rows: deadline.DeadlineRow, error: float = 0.0) -> deadline.DeadlineReport:
     model = model_of().model_copy(update={"error": error})
-    return deadline.DeadlineReport(bundle="x.dovit", dataset="d", split="val", images=3, model=model, rows=rows)
+    return deadline.DeadlineReport(
+        bundle="x.dovit", dataset="d", split="val", images=3, repeat=1, model=model, rows=rows
+    )
 
 
 def test_what_does_not_hold_is_named() -> None:
@@ -47,7 +49,17 @@ def test_the_whole_command(tiny_bundle_path: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(deadline, "WRONG", 1000.0)
     output, page = tmp_path / "deadline.json", tmp_path / "page.md"
     page.write_text(f"{deadline.MARK}\n<!-- end of table -->\n")
-    words = [str(tmp_path / "data"), "--bundle", str(tiny_bundle_path), "--seconds", "0", "-o", str(output)]
+    words = [
+        str(tmp_path / "data"),
+        "--bundle",
+        str(tiny_bundle_path),
+        "--seconds",
+        "0",
+        "--repeat",
+        "1",
+        "-o",
+        str(output),
+    ]
     assert deadline.main([*words, "--docs", str(page)]) in (0, 4)
     report = json.loads(output.read_text())
     rows = report["rows"]
