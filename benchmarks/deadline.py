@@ -212,8 +212,9 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
     lines += [
         "",
         f"{report.bundle} on {report.dataset}, {report.split} ({report.images} images), {model.engine} "
-        f"{model.precision}, one thread, CPU time, of each image the median of {report.repeat}; the latency model predicts "
-        f"{model.held_out} other patterns of tokens within {model.error:.1%} (median); {machine}, {date}; `{command}`.",
+        f"{model.precision}, one thread, CPU time, of each image the median of {report.repeat}; the latency model "
+        f"predicts {model.held_out} other patterns of tokens within {model.error:.1%} (median); "
+        f"{machine}, {date}; `{command}`.",
     ]
     return "\n".join(lines)
 
