@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import numpy as np
@@ -17,7 +16,7 @@ TOLD_APART = 0.15
 
 
 def closest(colors):
-    return min(float(color_distances(colors)[pair]) for pair in itertools.combinations(range(len(colors)), 2))
+    return float(color_distances(colors)[np.triu_indices(len(colors), k=1)].min())
 
 
 def seen_without_green(colors):
