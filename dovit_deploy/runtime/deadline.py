@@ -53,7 +53,7 @@ class Deadline:
         if milliseconds < deadline.least:
             # Rounded up, so that the number in the message is enough.
             enough = np.ceil(10 * deadline.least) / 10
-            windows = "" if rounds == 1 else f" for {rounds} windows"
+            windows = "" if rounds == 1 else f" for {rounds} windows one after another"
             raise UsageError(
                 f"--deadline-ms {milliseconds:g}: {model.engine} {model.precision} takes {enough:.1f} ms here{windows} "
                 f"even if every token stops at the first gate; give at least {enough:.1f}"

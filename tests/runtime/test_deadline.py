@@ -87,7 +87,7 @@ def test_a_deadline_below_the_fixed_cost_is_refused_with_the_least() -> None:
         UsageError, match=r"--deadline-ms 9\.4: onnxruntime fp32 takes 9\.5 ms here even .* at least 9\.5"
     ):
         Deadline.checked(9.4, MODEL, SPEC)
-    with pytest.raises(UsageError, match=r"takes 19\.0 ms here for 2 windows"):
+    with pytest.raises(UsageError, match=r"takes 19\.0 ms here for 2 windows one after another even"):
         Deadline.checked(12, MODEL, SPEC, rounds=2)
 
 
