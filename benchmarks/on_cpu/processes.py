@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,19 +18,31 @@ SCRIPT = Path(__file__).resolve().parent.parent / "cpu.py"
 PREPARE_S = 1800.0
 """What making the files of a case may take: exporting ViT-B on a slow machine."""
 
+ALONE_S = 30.0
+"""What a cell needs at least in a process of its own."""
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """A process that gave none."""
+
+    why: str
+    late: bool = False
+    """It took too long."""
+
 
 def done_in_process(wanted: CellsWanted) -> CellsDone:
     """Do what is wanted in a process of its own; where that gives no answer, each cell in one of its own.
 
-    These take no longer together than the first might.
+    These take no longer together than the first might; what was late and would have too little time alone is given up.
     """
     whole = one_process(wanted)
     if isinstance(whole, CellsDone):
         return whole
-    if len(wanted.cells) == 1:
-        return CellsDone(undone=(UndoneCell(cell=wanted.cells[0], why=whole),))
-    effort = wanted.effort.model_copy(update={"limit_s": wanted.effort.limit_s / len(wanted.cells)})
-    alone = wanted.model_copy(update={"effort": effort})
+    share = wanted.effort.limit_s / len(wanted.cells)
+    if len(wanted.cells) == 1 or (whole.late and share < ALONE_S):
+        return CellsDone(undone=tuple(UndoneCell(cell=cell, why=whole.why) for cell in wanted.cells))
+    alone = wanted.model_copy(update={"effort": wanted.effort.model_copy(update={"limit_s": share})})
     single = [done_in_process(alone.model_copy(update={"cells": (cell,)})) for cell in wanted.cells]
     return CellsDone(
         rows=tuple(row for done in single for row in done.rows),
@@ -37,7 +50,7 @@ def done_in_process(wanted: CellsWanted) -> CellsDone:
     )
 
 
-def one_process(wanted: CellsWanted) -> CellsDone | str:
+def one_process(wanted: CellsWanted) -> CellsDone | NoAnswer:
     """What one process answers, or why it does not."""
     limit = PREPARE_S if wanted.prepare else wanted.effort.limit_s
     with TemporaryDirectory(prefix="dovit-") as folder:
@@ -47,11 +60,11 @@ def one_process(wanted: CellsWanted) -> CellsDone | str:
         try:
             ended = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=limit, check=False)
         except subprocess.TimeoutExpired:
-            return f"took more than {limit:.0f} s"
+            return NoAnswer(f"took more than {limit:.0f} s", late=True)
         if answer.exists():
             return CellsDone.model_validate_json(answer.read_text(encoding="utf-8"))
     lines = ended.stderr.strip().splitlines()
-    return f"ended with code {ended.returncode}: {lines[-1] if lines else 'no message'}"
+    return NoAnswer(f"ended with code {ended.returncode}: {lines[-1] if lines else 'no message'}")
 
 
 def answer_in_this_process(question: Path, answer: Path) -> None:
@@ -95,7 +108,7 @@ def made_ready(wanted: CellsWanted) -> str | None:
     # Whatever NNCF did: without its model a single cell has nothing to run.
     if files.is_ready(wanted.frames):
         return None
-    return done if isinstance(done, str) else "; ".join(dict.fromkeys(entry.why for entry in done.undone))
+    return done.why if isinstance(done, NoAnswer) else "; ".join(dict.fromkeys(entry.why for entry in done.undone))
 
 
 def nncf_cells(cells: Sequence[CpuCell]) -> list[CpuCell]:

@@ -6,7 +6,7 @@ import cpu
 import pytest
 from on_cpu import processes
 from on_cpu.models import CaseFiles
-from on_cpu.processes import done_in_process, made_ready
+from on_cpu.processes import NoAnswer, done_in_process, made_ready
 from on_cpu.result import DEFAULT, CellsDone, CellsWanted, CpuCase, CpuCell, CpuReport, UndoneCell
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -168,15 +168,31 @@ def test_a_process_that_ends_costs_only_the_cell_that_ends_it(wanted, monkeypatc
     good = wanted.cells[0]
     bad = good.model_copy(update={"threads": 7})
 
-    def one_process(asked: CellsWanted) -> CellsDone | str:
+    def one_process(asked: CellsWanted) -> CellsDone | NoAnswer:
         if bad in asked.cells:
-            return "ended with code -11: no message"
+            return NoAnswer("ended with code -11: no message")
         return CellsDone(rows=tuple(ROWS[0].model_copy(update={"cell": cell}) for cell in asked.cells))
 
     monkeypatch.setattr(processes, "one_process", one_process)
     done = done_in_process(wanted.model_copy(update={"cells": (good, bad)}))
     assert [row.cell for row in done.rows] == [good]
     assert [(entry.cell, entry.why) for entry in done.undone] == [(bad, "ended with code -11: no message")]
+
+
+def test_what_was_late_is_run_alone_only_where_there_is_time_for_it(wanted, monkeypatch) -> None:
+    limits: list[float] = []
+
+    def one_process(asked: CellsWanted) -> NoAnswer:
+        limits.append(asked.effort.limit_s)
+        return NoAnswer("late", late=True)
+
+    monkeypatch.setattr(processes, "one_process", one_process)
+    two = wanted.model_copy(update={"cells": wanted.cells * 2})
+    for limit, seen in ((50.0, [50.0]), (80.0, [80.0, 40.0, 40.0])):
+        limits.clear()
+        effort = LITTLE.model_copy(update={"limit_s": limit})
+        done = done_in_process(two.model_copy(update={"effort": effort}))
+        assert limits == seen and [entry.why for entry in done.undone] == ["late", "late"]
 
 
 def test_a_way_that_fails_while_it_runs_is_found_by_running_each_alone(wanted, monkeypatch, tmp_path) -> None:
