@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from clip import write_clip
-from report import publish
+from report import output_file, publish
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 SIZE = (720, 1280)
@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=150)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     figures = {
         "help_seconds": help_seconds(2 * arguments.repeat),

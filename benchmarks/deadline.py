@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from report import command_text, publish, write_table
+from report import at_least, command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 from rich.console import Console
 from rich.progress import track
 from timed_session import TimedSession, processor_ms
@@ -47,6 +46,8 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Deadlines, between the least that is possible and what half of the images take."""
 FOR_CHOICE = 20
 """Images by which deadlines are chosen."""
+CIRCUMSTANCES = ("machine", "date", "command")
+"""What the table says beside the figures."""
 LATE, WRONG = 1.05, 0.03
 """How far the slowest may be behind a deadline, and how wrong the model may be."""
 
@@ -232,15 +233,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--bundle", type=Path, help="instead of the installed default model")
     result.add_argument("--engine", default="onnxruntime")
     result.add_argument("--precision")
-    result.add_argument("--images", type=int, metavar="N", help="evenly spread; default: all of the split")
+    result.add_argument("--images", type=at_least(1), metavar="N", help="evenly spread; default: all of the split")
     result.add_argument("--seconds", type=float, default=SECONDS, help=f"for the latency model (default {SECONDS:g})")
     result.add_argument("--repeat", type=int, default=3, help="runs of each image, of whose times the median counts")
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
-    result.add_argument("-o", "--output", type=Path)
-    result.add_argument("--docs", type=Path, help="page with the table's marks")
+    result.add_argument("-o", "--output", type=output_file)
+    result.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
     return result
 
 
+@errors_in_a_line()
 def main(words: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = sys.argv[1:] if words is None else words
@@ -252,6 +254,8 @@ def main(words: list[str] | None = None) -> int:
         data = dataset_from_path(options.dataset, options.split)
         indices = range(0, len(data), max(1, len(data) // (options.images or len(data))))[: options.images]
         bundle = Bundle.open(options.bundle or chosen_bundle(None).path)
+        if not bundle.manifest.spec.gates:
+            command_line.error(f"{bundle.path.name} has no gates: a deadline has nothing to stop")
         with Session(bundle, engine=options.engine, precision=options.precision, threads=1) as session:
             found = measured(
                 *(session, data, indices),
@@ -265,7 +269,7 @@ def main(words: list[str] | None = None) -> int:
         figures = {**found.model_dump(mode="json"), "failures": found.failures}
         stored = publish(figures, command=command_text("deadline.py", given), output=options.output)
     else:
-        stored = json.loads(options.tables.read_text(encoding="utf-8"))
+        stored = read_figures(options.tables, names=(*DeadlineReport.model_fields, *CIRCUMSTANCES))
     report = DeadlineReport.model_validate({name: stored[name] for name in DeadlineReport.model_fields})
     if options.docs is not None:
         text = table(report, machine=stored["machine"]["cpu"], date=stored["date"], command=stored["command"])

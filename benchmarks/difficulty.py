@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from report import command_text, publish, write_table
+from report import command_text, errors_in_a_line, output_file, page_with, publish, write_table
 from rich.console import Console
 from rich.progress import track
 
@@ -164,6 +164,7 @@ def spearman_interval(
     return float(low), float(high)
 
 
+@errors_in_a_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -171,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=200, help="of each of the two sets (default 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--docs", type=Path, help="page with the table's marks")
+    parser.add_argument("-o", "--output", type=output_file)
+    parser.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
     options = parser.parse_args(arguments)
     if (options.bundle is None) == (options.tables is None):
         parser.error("a bundle to measure, or --tables JSON, is needed")

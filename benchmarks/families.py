@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report import command_text, publish, write_table
+from report import command_text, errors_in_a_line, output_file, page_with, publish, write_table
 from rich.console import Console
 from rich.progress import track
 from timed_session import TimedSession, processor_ms
@@ -186,6 +186,7 @@ def _predictor(path: Path) -> Predictor:
     return Predictor(TimedSession(Session(Bundle.open(path), threads=1)))
 
 
+@errors_in_a_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -194,8 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dense", type=Path, help="bundle of the network trained without saving any")
     parser.add_argument("--split", action="append", help="as `dovit eval` takes it; may be repeated; default: val")
     parser.add_argument("--tables", type=Path, metavar="JSON", help="write the table of this result; measure nothing")
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--docs", type=Path, help="page with the table's marks")
+    parser.add_argument("-o", "--output", type=output_file)
+    parser.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
     options = parser.parse_args(arguments)
     if options.tables is None and (options.dataset is None or not options.networks):
         parser.error("DATASET and bundles are needed, or --tables")

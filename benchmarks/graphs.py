@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as functional
-from report import publish
+from report import output_file, publish
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
@@ -300,7 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures = {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 from clip import write_clip
-from report import publish
+from report import output_file, publish
 
 
 def watch(command: list[str], report: Path) -> list[tuple[int, float]]:
@@ -43,7 +43,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     if arguments.frames < 300:
         parser.error(f"--frames {arguments.frames}: at least 300 are needed, the first hundred warm up")

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from report import publish
+from report import errors_in_a_line, output_file, publish
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
@@ -153,11 +153,12 @@ def measure_painting(scene: SceneFrame, *, repeat: int) -> dict[str, dict[str, f
         )
 
 
+@errors_in_a_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=40)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("-o", "--output", type=output_file)
     options = parser.parse_args()
     cv2 = packages.opencv()
     # OpenCV would use all cores, and CPU time would hide it.

@@ -22,13 +22,13 @@ from statistics import median
 
 import numpy as np
 import psutil
-from report import command_text, publish
+from report import command_text, errors_in_a_line, output_file, publish
 from rich.console import Console
 from rich.progress import track
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle
-from dovit_deploy.errors import DovitError, UsageError
+from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.session import Session
@@ -138,10 +138,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--engine", default="openvino")
     result.add_argument("--precision")
     result.add_argument("--frames", type=int, default=10_000)
-    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("-o", "--output", type=output_file)
     return result
 
 
+@errors_in_a_line()
 def main(words: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = sys.argv[1:] if words is None else words
@@ -149,11 +150,7 @@ def main(words: list[str] | None = None) -> int:
     arguments = command_line.parse_args(given)
     if arguments.frames < COLD + PARTS:
         command_line.error(f"--frames {arguments.frames}: at least {COLD + PARTS} are needed, {COLD} of them warm up")
-    try:
-        found, figures = measured_soak(arguments)
-    except DovitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    found, figures = measured_soak(arguments)
     publish(figures, command=command_text("soak.py", given), output=arguments.output)
     return 4 if found.failures else 0
 

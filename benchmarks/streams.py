@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from clip import write_clip
-from report import publish
+from report import at_least, errors_in_a_line, output_file, publish
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import engine_entry
@@ -182,13 +182,14 @@ def measure(bundle: Bundle, *, repeat: int, frames: int) -> dict[str, Any]:
     return figures
 
 
+@errors_in_a_line()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", default="default")
-    parser.add_argument("--repeat", type=int, default=25)
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--repeat", type=at_least(1), default=25)
+    parser.add_argument("--frames", type=at_least(1), default=60)
+    parser.add_argument("-o", "--output", type=output_file)
     options = parser.parse_args()
     with Session(options.bundle, threads=1) as session:
         bundle = session.bundle

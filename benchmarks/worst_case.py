@@ -20,7 +20,7 @@ import numpy as np
 from built_inputs import built_image
 from numpy.typing import NDArray
 from on_cpu.timing import FrameRun, timed
-from report import command_text, publish
+from report import at_least, command_text, errors_in_a_line, output_file, publish
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle
@@ -118,13 +118,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--bundle", type=Path, help="instead of the installed default model")
     result.add_argument("--engine", default="onnxruntime")
     result.add_argument("--precision")
-    result.add_argument("--pairs", type=int, default=60, help="of each of the four comparisons")
-    result.add_argument("--rounds", type=int, default=100, help="attempts to build an image that keeps everything")
-    result.add_argument("--image", type=Path, help="write the built image there")
-    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("--pairs", type=at_least(1), default=60, help="of each of the four comparisons")
+    result.add_argument("--rounds", type=at_least(0), default=100, help="attempts to build an image that keeps all")
+    result.add_argument("--image", type=output_file, help="write the built image there")
+    result.add_argument("-o", "--output", type=output_file)
     return result
 
 
+@errors_in_a_line()
 def main(words: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = sys.argv[1:] if words is None else words

@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 
 import torch
-from report import command_text, publish
+from report import command_text, errors_in_a_line, output_file, publish
 
 from dovit_deploy.engines.plugins.kernels import TokenKernels
 from dovit_deploy.errors import DovitError
@@ -152,12 +152,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     result.add_argument("--minutes", type=float, default=10, help="leave out what does not fit, and report it")
-    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; run nothing")
     result.add_argument("--docs", type=Path, help="the page with the marks of the tables")
     return result
 
 
+@errors_in_a_line()
 def main(words: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = list(sys.argv[1:] if words is None else words)

@@ -26,7 +26,7 @@ from rich.progress import track
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report import command_text, publish
+from report import command_text, errors_in_a_line, output_file, publish
 
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--shallower", type=Path, nargs="*", default=[], help="trained dense with fewer layers")
     result.add_argument("--merge", type=int, nargs="*", default=[], help="tokens merged per layer")
     result.add_argument("--every", type=int, default=1)
-    result.add_argument("-o", "--output", type=Path)
+    result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; measure nothing")
     result.add_argument("--readme", type=Path)
     result.add_argument("--docs", type=Path)
@@ -101,6 +101,7 @@ def measured(arguments: argparse.Namespace, command: str) -> Report:
     return Report.model_validate(publish(figures, command=command, output=arguments.output))
 
 
+@errors_in_a_line()
 def main() -> None:
     """Measure, or read what was measured, and write the tables."""
     command_line = parser()
