@@ -137,7 +137,7 @@ class LatencyBudget:
 
     def __post_init__(self) -> None:
         if not 0 < self.milliseconds < float("inf"):
-            raise UsageError(f"--latency-ms {self.milliseconds:g}: milliseconds above 0 are needed")
+            raise UsageError(f"--latency-ms {self.milliseconds:g}: a finite number of milliseconds above 0 is needed")
 
     @property
     def repeat(self) -> int:

@@ -25,7 +25,7 @@ def closing_lines(outcome: RunOutcome, plan: RunPlan, source: Source, manifest: 
         return [plural(0, noun), files_line(plan, source)]
     return [
         *speed_lines(summary, noun=noun, seconds=outcome.seconds),
-        *gain_lines(summary, has_dense=manifest.spec.has_dense),
+        *gain_lines(summary, noun=noun, has_dense=manifest.spec.has_dense),
         files_line(plan, source),
     ]
 
@@ -56,7 +56,7 @@ def speed_lines(summary: dict[str, Any], *, noun: str, seconds: float) -> list[s
     ]
 
 
-def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
+def gain_lines(summary: dict[str, Any], *, noun: str, has_dense: bool) -> list[str]:
     """What stopping tokens saved, and that only a measurement says how much time that is."""
     kept = " -> ".join(f"{stage['mean']:.0f}" for stage in summary["tokens"]["kept"])
     macs = summary["gmacs"]
@@ -67,19 +67,20 @@ def gain_lines(summary: dict[str, Any], *, has_dense: bool) -> list[str]:
     if summary["still"]:
         lines.append(f"{plural(summary['still'], 'frame')} repeated the one before, bit for bit, and took its answer")
     if summary["deadline"]:
-        lines.append(deadline_line(summary["deadline"], frames=summary["frames"]))
+        lines.append(deadline_line(summary["deadline"], frames=plural(summary["frames"], noun)))
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines
 
 
-def deadline_line(deadline: dict[str, Any], *, frames: int) -> str:
-    """What keeping it took."""
+def deadline_line(deadline: dict[str, Any], *, frames: str) -> str:
+    """What keeping it took; `frames`: "9 images"."""
     what = f"deadline {deadline['ms']:g} ms of the model step"
+    late = f"; too short for the windows of {deadline['late_frames']}" if deadline["late_frames"] else ""
     if not deadline["capped_frames"]:
-        return f"{what}: no token was stopped for it"
+        return f"{what}: no token was stopped for it{late}"
     each = deadline["capped_tokens"] / deadline["capped_frames"]
-    return f"{what}: stopped {each:.0f} tokens more in {deadline['capped_frames']} of {frames}, the surest first"
+    return f"{what}: stopped {each:.0f} tokens more in {deadline['capped_frames']} of {frames}, the surest first{late}"
 
 
 def files_line(plan: RunPlan, source: Source) -> str:

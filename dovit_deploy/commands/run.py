@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -118,7 +117,7 @@ def _check_flags(*, dense: bool, threshold: str | None, deadline_ms: float | Non
         raise UsageError("--dense stops nothing, so --deadline-ms cannot be kept; give one of them")
     # Written so that NaN is refused, too.
     if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
-        raise UsageError(f"--deadline-ms {deadline_ms:g}: milliseconds above 0 are needed")
+        raise UsageError(f"--deadline-ms {deadline_ms:g}: a finite number of milliseconds above 0 is needed")
 
 
 def _settings(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:
@@ -167,10 +166,11 @@ def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahea
 def _within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: bool) -> RunSettings:
     """The settings of the run, with its deadline, which a latency model of this machine keeps."""
     from dovit_deploy.runtime.latencies import deadline_here
+    from dovit_deploy.runtime.workers import rounds_of
 
     if deadline_ms is None:
         return chosen.settings
-    rounds = math.ceil(windows / chosen.at_once.windows)
+    rounds = rounds_of(windows, at_once=chosen.at_once.windows)
     remark = partial(console.remark, quiet=quiet)
     deadline = deadline_here(chosen.session, deadline_ms, rounds=rounds, remark=remark)
     return dataclasses.replace(chosen.settings, deadline=deadline)

@@ -43,20 +43,25 @@ class Deadline:
     """Windows of the frame that run one after another: each gets its share."""
 
     @classmethod
-    def checked(cls, milliseconds: float, model: LatencyModel, spec: ModelSpec, *, rounds: int = 1) -> Self:
-        """A deadline that can be kept.
+    def checked(
+        cls, milliseconds: float, model: LatencyModel, spec: ModelSpec, *, rounds: int = 1, remedy: str | None = None
+    ) -> Self:
+        """A deadline that can be kept; `remedy`: what measures the model anew.
 
         Raises:
             UsageError: it takes longer even if every token stops at the first gate.
         """
         deadline = cls(milliseconds, model, spec, rounds)
-        if milliseconds < deadline.least:
+        if not deadline.possible:
             # Rounded up, so that the number in the message is enough.
             enough = np.ceil(10 * deadline.least) / 10
             windows = "" if rounds == 1 else f" for {rounds} windows one after another"
+            # A model is kept for long, and the machine may have been busy when it was made.
+            anew = [] if remedy is None else [f"by a latency model of {model.date[:10]}; measured anew by {remedy}"]
             raise UsageError(
                 f"--deadline-ms {milliseconds:g}: {model.engine} {model.precision} takes {enough:.1f} ms here{windows} "
-                f"even if every token stops at the first gate; give at least {enough:.1f}"
+                f"even if every token stops at the first gate; give at least {enough:.1f}",
+                *anew,
             )
         return deadline
 
@@ -65,6 +70,11 @@ class Deadline:
         """The shortest deadline that can be kept, in milliseconds."""
         stopped = (self.spec.tokens, *[self.spec.extra_tokens] * len(self.spec.gates))
         return self.rounds * self._margin * self.model.milliseconds(stopped)
+
+    @property
+    def possible(self) -> bool:
+        """Whether it can be kept: an image may have more windows than the one that it was checked for."""
+        return self.milliseconds >= self.least
 
     def over(self, rounds: int) -> Self:
         """This for a frame of so many rounds of windows."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import ENGINES
 from dovit_deploy.errors import UsageError
+from dovit_deploy.machine import this_machine
+from dovit_deploy.printing import plural, quote
 from dovit_deploy.runtime.deadline import Deadline, refuse_fixed_counts
 from dovit_deploy.runtime.latency import LatencyModel
 from dovit_deploy.runtime.latency_fit import SHORT_SECONDS, fit_latency, run_every_size
@@ -76,7 +78,10 @@ def latency_model_here(
     if model is not None and len(model.stages) == len(session.bundle.manifest.spec.counts):
         remark(f"latency model of {model.date[:10]}: {accuracy(model)}")
         return model
-    remark("no latency model of this machine yet: a short one is measured; dovit bench makes a better one")
+    name = f"{session.backend.name} {session.backend.precision}"
+    # `bench` is always given a number of threads.
+    better = "" if session.threads is None else f"; {measured_anew(session)} makes a better one"
+    remark(f"no latency model of {name} on {threads_text(session)} yet: a short one is measured{better}")
     model = fit_latency(session, seconds=SHORT_SECONDS)
     cache.remember(situation, model)
     remark(f"latency model: {accuracy(model)}")
@@ -103,12 +108,25 @@ def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark:
             "use --engine onnxruntime or openvino"
         )
     model = latency_model_here(session, remark=remark)
-    deadline = Deadline.checked(milliseconds, model, manifest.spec, rounds=rounds)
+    deadline = Deadline.checked(milliseconds, model, manifest.spec, rounds=rounds, remedy=measured_anew(session))
     most = deadline.cap([manifest.spec.tokens])
     if model.stages[-1].sizes:
         remark(f"{session.backend.name} compiles the sizes in which up to {most} tokens run")
     run_every_size(session, most)
     return deadline
+
+
+def threads_text(session: Session) -> str:
+    """ "all threads", "2 threads"."""
+    return "all threads" if session.threads is None else plural(session.threads, "thread")
+
+
+def measured_anew(session: Session) -> str:
+    """The command that makes the model of `session` with care, and of which runs that is the model."""
+    backend, path = session.backend, quote(str(session.bundle.path))
+    threads = session.threads or this_machine().cores
+    line = f"dovit bench {path} --engine {backend.name} --precision {backend.precision} --threads {threads}"
+    return line if session.threads else f"{line}, for runs with --threads {threads}"
 
 
 def accuracy(model: LatencyModel) -> str:

@@ -269,6 +269,8 @@ class RunReport(Closing):
         self.frames = self.stills = 0
         self.capped_frames = self.capped_tokens = 0
         """Frames of which a deadline cut tokens, and how many tokens it cut."""
+        self.windows: Counter[int] = Counter()
+        """How many frames had so many."""
 
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
@@ -278,6 +280,7 @@ class RunReport(Closing):
             self._file.flush()
         self.frames += 1
         self.stills += row.get("still", False)
+        self.windows[row["windows"]] += 1
         self.capped_frames += "capped" in row
         self.capped_tokens += row.get("capped", 0)
         for name, value in row.items():

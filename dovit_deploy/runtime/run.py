@@ -26,7 +26,6 @@ import numpy.typing as npt
 from dovit_deploy.errors import OutputFailed, SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
-from dovit_deploy.runtime.deadline import Deadline
 from dovit_deploy.runtime.outputs import (
     ROWS,
     SUMMARY,
@@ -39,7 +38,7 @@ from dovit_deploy.runtime.outputs import (
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
-from dovit_deploy.runtime.workers import ONE_BY_ONE, Workers
+from dovit_deploy.runtime.workers import ONE_BY_ONE, Workers, rounds_of
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 from dovit_deploy.sources.stills import with_stills_marked
 
@@ -217,7 +216,7 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
         "precision": session.backend.precision,
         "thresholds": None if plan.settings.dense else short_thresholds(plan.settings.thresholds),
         "dense": plan.settings.dense,
-        "deadline": _deadline_facts(plan.settings.deadline, work.report),
+        "deadline": _deadline_facts(plan, work.report),
         "bundle": str(session.bundle.path),
         "machine": machine_facts(),
         "versions": package_versions(),
@@ -226,10 +225,16 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
     }
 
 
-def _deadline_facts(deadline: Deadline | None, report: RunReport) -> dict[str, Any] | None:
+def _deadline_facts(plan: RunPlan, report: RunReport) -> dict[str, Any] | None:
     """What was asked for, by which model it was kept, and what it cut; None without one."""
+    deadline, at_once = plan.settings.deadline, plan.at_once.windows
     if deadline is None:
         return None
+    late = (
+        frames
+        for windows, frames in report.windows.items()
+        if not deadline.over(rounds_of(windows, at_once=at_once)).possible
+    )
     return {
         "ms": deadline.milliseconds,
         "least_ms": float(deadline.least),
@@ -237,6 +242,7 @@ def _deadline_facts(deadline: Deadline | None, report: RunReport) -> dict[str, A
         "model_error": deadline.model.error,
         "capped_frames": report.capped_frames,
         "capped_tokens": report.capped_tokens,
+        "late_frames": sum(late),
     }
 
 

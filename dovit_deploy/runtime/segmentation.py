@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,7 @@ from dovit_deploy.runtime.results import (
 )
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
-from dovit_deploy.runtime.workers import MOST_WORKERS, in_order
+from dovit_deploy.runtime.workers import MOST_WORKERS, in_order, rounds_of
 from dovit_deploy.sources.source import RGB
 
 MOST_CLASSES = 256
@@ -240,7 +239,7 @@ class _WindowRun:
         self.pool, self.at_once = predictor.pool, predictor.windows_at_once
         if settings.deadline is not None:
             # All windows of the frame together: those that run at the same time have the time together.
-            rounds = math.ceil(len(self.corners) / self.at_once)
+            rounds = rounds_of(len(self.corners), at_once=self.at_once)
             self.settings = replace(settings, deadline=settings.deadline.over(rounds))
         self.model_ms = 0.0
         """Of the model's own time what nothing else was done in."""

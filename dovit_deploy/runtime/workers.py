@@ -42,6 +42,11 @@ class Workers:
         return self.images * self.windows
 
 
+def rounds_of(windows: int, *, at_once: int) -> int:
+    """How many times `at_once` windows run side by side until all are done."""
+    return -(-windows // at_once)
+
+
 ONE_BY_ONE = Workers(1, 1, None)
 """One image or window after another."""
 

@@ -70,14 +70,14 @@ def test_several_have_a_rate_and_many_a_99th_percentile():
 
 
 def test_what_was_gained_and_whether_that_is_known():
-    first, second = gain_lines(figures(2), has_dense=True)
+    first, second = gain_lines(figures(2), noun="frame", has_dense=True)
     assert first == "FLOPs saved: 50.0% (2.00 of 4.00 GMACs); tokens per stage: 2 -> 2" and second == NOT_COMPARED
-    assert gain_lines(figures(2), has_dense=False) == [first]
-    lines = gain_lines(figures(30, stills=11), has_dense=True)
+    assert gain_lines(figures(2), noun="frame", has_dense=False) == [first]
+    lines = gain_lines(figures(30, stills=11), noun="frame", has_dense=True)
     assert lines[1] == "11 frames repeated the one before, bit for bit, and took its answer"
-    assert gain_lines(figures(2, dense=True), has_dense=True)[1] == "nothing was stopped (--dense)"
+    assert gain_lines(figures(2, dense=True), noun="frame", has_dense=True)[1] == "nothing was stopped (--dense)"
     unsaved = figures(2) | {"flops_saved": {"mean": -1e-6}}
-    assert gain_lines(unsaved, has_dense=True)[0].startswith("FLOPs saved: 0.0% (")
+    assert gain_lines(unsaved, noun="frame", has_dense=True)[0].startswith("FLOPs saved: 0.0% (")
 
 
 def test_durations():

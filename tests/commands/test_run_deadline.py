@@ -13,8 +13,10 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.runtime import latencies
 from dovit_deploy.runtime.latencies import LatencyCache, timed_as
+from dovit_deploy.runtime.latency import StageTime
 from dovit_deploy.runtime.session import Session
 from tests.runtime.test_deadline import LEAST, MODEL
+from tests.runtime.test_latency import model_of
 
 
 @pytest.fixture
@@ -56,9 +58,10 @@ def test_rows_and_summary_say_what_was_cut(images: Path, tiny_bundle_path: Path,
         "model_error": 0.0,
         "capped_frames": 4,
         "capped_tokens": 44,
+        "late_frames": 0,
     }
     printed = capfd.readouterr()
-    assert "deadline 30 ms of the model step: stopped 11 tokens more in 4 of 4, the surest first" in printed.out
+    assert "deadline 30 ms of the model step: stopped 11 tokens more in 4 of 4 images, the surest first" in printed.out
     assert "latency model of 2026-11-30" in printed.err
 
 
@@ -84,8 +87,10 @@ def test_images_side_by_side_are_capped_alike(images: Path, tiny_bundle_path: Pa
     ("flags", "words"),
     [
         (("--deadline-ms", 9), "onnxruntime fp32 takes 9.5 ms here even if every token stops at the first gate"),
-        (("--deadline-ms", 0), "--deadline-ms 0: milliseconds above 0 are needed"),
-        (("--deadline-ms", "nan"), "--deadline-ms nan: milliseconds above 0 are needed"),
+        (("--deadline-ms", 0), "--deadline-ms 0: a finite number of milliseconds above 0 is needed"),
+        (("--deadline-ms", "nan"), "--deadline-ms nan: a finite number of milliseconds above 0 is needed"),
+        (("--deadline-ms", "inf"), "--deadline-ms inf: a finite number of milliseconds above 0 is needed"),
+        (("--deadline-ms", 9), "latency model of 2026-11-30; measured anew by dovit bench"),
         (("--deadline-ms", 30, "--dense"), "--dense stops nothing, so --deadline-ms cannot be kept"),
     ],
 )
@@ -94,6 +99,25 @@ def test_deadlines_that_cannot_be_kept(images: Path, tiny_bundle_path: Path, fla
     assert code == 2
     assert words in capfd.readouterr().err
     assert not folder.exists()
+
+
+def test_images_with_too_many_windows_are_counted(
+    images: Path, setr_bundle_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    height, width = Bundle.open(setr_bundle_path).manifest.spec.size
+    model = model_of(StageTime(constant=1, linear=0, quadratic=0), StageTime(constant=0, linear=1, quadratic=0))
+    with Session(setr_bundle_path, threads=1) as session:
+        LatencyCache().remember(timed_as(session), model)
+    for number in range(4):
+        # The last two are wide: windows slide over them.
+        pixels = np.zeros((height, width + (number > 1) * 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{number}.png")
+    monkeypatch.setattr(latencies, "run_every_size", lambda session, most: None)
+    code, folder = run(images, setr_bundle_path, "out", "--deadline-ms", 4)
+    assert code == 0
+    assert [row["windows"] > 2 for row in rows_of(folder)] == [False, False, True, True]
+    assert json.loads((folder / "summary.json").read_text())["deadline"]["late_frames"] == 2
+    assert "of 4 images, the surest first; too short for the windows of 2" in capfd.readouterr().out
 
 
 def test_fixed_token_counts_have_nothing_to_stop(images: Path, classifier_bundle_path: Path, capfd) -> None:
@@ -109,6 +133,6 @@ def test_without_a_model_a_short_one_is_measured_and_kept(
     cache = LatencyCache()
     cache.forget(cache.entries())
     assert run(images, tiny_bundle_path, "out", "--deadline-ms", 1000, "--engine", "auto")[0] == 0
-    assert "no latency model of this machine yet: a short one is measured" in capfd.readouterr().err
+    assert "no latency model of onnxruntime fp32 on 1 thread yet: a short one is measured" in capfd.readouterr().err
     (entry,) = cache.entries()
     assert (entry.found.engine, entry.found.bundle) == ("onnxruntime", Bundle.open(tiny_bundle_path).path.name)

@@ -13,7 +13,14 @@ import pytest
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import LOGITS
 from dovit_deploy.runtime import latencies, latency_fit
-from dovit_deploy.runtime.latencies import LatencyCache, graphs_digest, has_latency_model, latency_model_here, timed_as
+from dovit_deploy.runtime.latencies import (
+    LatencyCache,
+    graphs_digest,
+    has_latency_model,
+    latency_model_here,
+    measured_anew,
+    timed_as,
+)
 from dovit_deploy.runtime.latency import StageTime
 from dovit_deploy.runtime.latency_fit import clock_for, fit_latency, patterns, run_every_size
 from dovit_deploy.runtime.session import Session
@@ -111,7 +118,11 @@ def test_it_is_measured_once_and_said(tiny: Bundle, tmp_path: Path, monkeypatch:
     cache = LatencyCache(tmp_path)
     with Session(tiny, threads=1) as session:
         first = latency_model_here(session, remark=lines.append, cache=cache)
-        assert lines[0].startswith("no latency model of this machine yet: a short one is measured")
+        # Of as many threads: what `bench` makes without `--threads` may be of another number.
+        assert lines[0].startswith("no latency model of onnxruntime fp32 on 1 thread yet: a short one is measured; ")
+        assert lines[0].endswith(
+            f"dovit bench {tiny.path} --engine onnxruntime --precision fp32 --threads 1 makes a better one"
+        )
         assert latency_model_here(session, remark=lines.append, cache=cache) == first
         assert lines[-1].startswith(f"latency model of {first.date[:10]}: ")
         (entry,) = cache.entries()
@@ -121,6 +132,12 @@ def test_it_is_measured_once_and_said(tiny: Bundle, tmp_path: Path, monkeypatch:
         assert len(latency_model_here(session, remark=lines.append, cache=cache).stages) == 3
     with Session(tiny, threads=2) as other:
         assert cache.recall(timed_as(other)) is None
+    with Session(tiny) as other:
+        latency_model_here(other, remark=lines.append, cache=cache)
+        assert lines[-2] == "no latency model of onnxruntime fp32 on all threads yet: a short one is measured"
+        assert measured_anew(other).endswith(
+            f"--threads {(cores := latencies.this_machine().cores)}, for runs with --threads {cores}"
+        )
 
 
 def test_thresholds_take_no_time(tiny: Bundle) -> None:
