@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from clip import write_clip
-from report import output_file, publish
+from report import at_least, output_file, publish
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 SIZE = (720, 1280)
@@ -65,8 +65,8 @@ def overlap(frames: int, threads: int, repeat: int) -> dict[str, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--frames", type=at_least(2), default=150)
+    parser.add_argument("--repeat", type=at_least(1), default=5)
     parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     figures = {

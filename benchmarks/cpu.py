@@ -186,8 +186,11 @@ def parser() -> argparse.ArgumentParser:
 def checked(command_line: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse what cannot be meant."""
     for name in ("frame_count", "timed_frames", "fewest", "limit"):
-        if getattr(arguments, name) < 1:
+        # Written so that NaN is refused, too; likewise below.
+        if not getattr(arguments, name) >= 1:
             command_line.error(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1 is needed")
+    if not 0 <= arguments.seconds < float("inf"):
+        command_line.error(f"--seconds {arguments.seconds:g}: a finite number from 0 on is needed")
     if arguments.frames is not None and arguments.dataset is not None:
         command_line.error("--frames and --dataset are two sources of images; give one of them")
     if arguments.prepare and arguments.work is None:
@@ -211,7 +214,9 @@ def cells_of(arguments: argparse.Namespace, bundle: Bundle) -> list[CpuCell]:
         and (not arguments.only or any(text in cell.label for text in arguments.only))
     ]
     if not wanted:
-        raise UsageError(f"no cell has a label with {arguments.only}; one of them is called '{cells[0].label}'")
+        labels = f" has a label with {arguments.only}" if arguments.only else " is there"
+        of_these = f" of --models {' '.join(arguments.models)}{' with --quick' * arguments.quick}"
+        raise UsageError(f"no cell{of_these}{labels}; one of them all is called '{cells[0].label}'")
     return wanted
 
 
@@ -287,6 +292,8 @@ def main(words: Sequence[str] | None = None) -> int:
         check_pages(readme=arguments.readme, docs=arguments.docs)
         if arguments.tables is not None:
             reports = [stored(path) for path in arguments.tables]
+            if arguments.readme is None and arguments.docs is None:
+                raise UsageError("--tables writes into pages: give --readme, --docs or both")
         else:
             checked(command_line, arguments)
             report = run(arguments, command_text("cpu.py", given))

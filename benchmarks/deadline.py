@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--precision")
     result.add_argument("--images", type=at_least(1), metavar="N", help="evenly spread; default: all of the split")
     result.add_argument("--seconds", type=float, default=SECONDS, help=f"for the latency model (default {SECONDS:g})")
-    result.add_argument("--repeat", type=int, default=3, help="runs of each image, of whose times the median counts")
+    result.add_argument("--repeat", type=at_least(1), default=3, help="runs of each image; their median counts")
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
     result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")

@@ -27,7 +27,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 import torch.nn.functional as functional
-from report import output_file, publish
+from report import at_least, output_file, publish
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, graph_interfaces
@@ -298,8 +298,8 @@ def _session_of(module: torch.nn.Module, interface: GraphInterface, path: Path) 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--size", type=at_least(16), default=512)
+    parser.add_argument("--repeat", type=at_least(1), default=15)
     parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from report import errors_in_a_line, output_file, publish
+from report import at_least, errors_in_a_line, output_file, publish
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.manifest import Preprocessing
@@ -157,7 +157,7 @@ def measure_painting(scene: SceneFrame, *, repeat: int) -> dict[str, dict[str, f
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=40)
+    parser.add_argument("--repeat", type=at_least(1), default=40)
     parser.add_argument("-o", "--output", type=output_file)
     options = parser.parse_args()
     cv2 = packages.opencv()

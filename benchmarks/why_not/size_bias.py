@@ -27,7 +27,7 @@ import torch
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report import output_file, publish
+from report import at_least, output_file, publish
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
 from dovit_deploy.export.to_onnx import onnx_from_module
@@ -136,7 +136,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="*", default=[691, 500, 300])
-    parser.add_argument("--repeat", type=int, default=40)
+    parser.add_argument("--repeat", type=at_least(1), default=40)
     parser.add_argument("-o", "--output", type=output_file)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -84,7 +84,7 @@ def bench(
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, verbose=verbose)
-    console.next_command(_next(opened, frames, engines, json_file), quiet=quiet)
+    console.next_command(_next(opened, frames, engines, precisions, threads, json_file), quiet=quiet)
     if taken.failures:
         raise PartialFailure(
             f"{plural(len(taken.failures), 'input')} could not be read, the others were measured: {taken.failures[0]}"
@@ -277,12 +277,22 @@ def _show_frames(result: BenchResult) -> None:
     show_table(f"{result.engine} {result.precision}, frame by frame", headers, rows, right=(2, 3))
 
 
-def _next(bundle: Bundle, frames: str | None, engines: tuple[str, ...], json_file: Path | None) -> str:
-    """The command to run next: with the report written, using the model; without, writing it."""
+def _next(
+    bundle: Bundle,
+    frames: str | None,
+    engines: tuple[str, ...],
+    precisions: tuple[str | None, ...],
+    threads: int,
+    json_file: Path | None,
+) -> str:
+    """The command to run next: with the report written, using the model; without, writing it of the same runs."""
     path = bundle.path
     if json_file is not None:
         use = first_use(path, bundle.manifest)
         return use if frames is None else use.replace(PLACEHOLDER, quote(frames))
     source = "" if frames is None else f" --frames {quote(frames)}"
     names = "" if engines == ("onnxruntime",) else f" --engine {','.join(engines)}"
+    given = [precision for precision in precisions if precision is not None]
+    names += f" --precision {','.join(given)}" if given else ""
+    names += f" --threads {threads}" if threads != 1 else ""
     return f"dovit bench {quote(str(path))}{source}{names} --json bench.json"

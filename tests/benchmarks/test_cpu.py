@@ -114,7 +114,8 @@ def test_files_that_cannot_be_made_cost_only_their_case(asked, words, monkeypatc
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--only", "abacus"], 2, "no cell has a label with ['abacus']; one of them is called 'default-"),
+        (["--only", "abacus"], 2, "B has a label with ['abacus']; one of them all is called 'default-"),
+        (["--quick", "--models", "S"], 2, "no cell of --models S with --quick is there; one of them all is called"),
         (["--dataset", "nowhere"], 3, "nowhere: no such data set"),
         (["--frames", "nowhere.mp4"], 3, "nowhere.mp4"),
         (["-o", "no/such/folder/cpu.json"], 5, "no/such/folder/cpu.json"),
@@ -134,6 +135,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(asked, words, m
     [
         (["--fewest", "0"], "--fewest 0: at least 1"),
         (["--frame-count", "0"], "--frame-count 0"),
+        (["--limit", "nan"], "--limit nan: at least 1"),
+        (["--seconds", "nan"], "--seconds nan: a finite number"),
+        (["--seconds", "-1"], "--seconds -1: a finite number"),
         (["--dataset", "a", "--frames", "b"], "two sources"),
         (["--prepare"], "--work"),
     ],

@@ -30,6 +30,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(script: str, tmp_pa
         (deadline.main, ["data", "--bundle", "nowhere.dovit"], 3, "no bundle at"),
         (deadline.main, ["data", "--bundle", "BUNDLE", "--engine", "abacus"], 2, "unknown engine 'abacus'"),
         (deadline.main, ["data", "--bundle", "BUNDLE", "--images", "0"], 2, "0 given, at least 1 is needed"),
+        (deadline.main, ["data", "--bundle", "BUNDLE", "--repeat", "0"], 2, "0 given, at least 1 is needed"),
         (deadline.main, ["data", "--bundle", "DENSE"], 2, "no gates"),
         (deadline.main, ["--tables", "nowhere.json"], 3, "nowhere.json cannot be read"),
         (deadline.main, ["--tables", "other.json"], 3, "no result of this benchmark: it has no bundle, command"),

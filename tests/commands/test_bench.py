@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.commands.bench import _next as next_command
 from dovit_deploy.commands.bench import factor_lines, first_line
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.measure.bench import BenchResult, FirstRuns, FrameResult, Percentiles, Side
@@ -154,3 +155,13 @@ def test_without_a_dense_form_only_engines_are_compared():
     first, second = factor_lines(result, first=result.model_copy(update={"engine": "a"}))
     assert first == "b fp32: engine 1.50x against a fp32; no dense form to compare tokens with"
     assert second == "  predicted from FLOPs 1.25x; FLOPs saved 20.0%; tokens per stage 9 -> 3"
+
+
+def test_the_next_command_measures_the_same_again(tiny_bundle_path):
+    opened = Bundle.open(tiny_bundle_path)
+    shown = next_command(opened, "a b", ("openvino",), ("int8", "bf16"), 2, None)
+    flags = "--frames 'a b' --engine openvino --precision int8,bf16 --threads 2 --json bench.json"
+    assert shown == f"dovit bench {opened.path} {flags}"
+    assert (
+        next_command(opened, None, ("onnxruntime",), (None,), 1, None) == f"dovit bench {opened.path} --json bench.json"
+    )
