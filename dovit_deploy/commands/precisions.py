@@ -116,7 +116,7 @@ def calibration_images(given: str, manifest: Manifest) -> GivenImages:
         manifest: of the bundle that is exported.
 
     Raises:
-        DatasetError: fewer than `FEWEST` images, or labels of other classes than the model's.
+        DatasetError: fewer than `FEWEST` images in a part, or labels of other classes than the model's.
         SourceError: nothing to read there.
     """
     splits = [split for split in ("train", "val") if is_rendered(given) or has_split(given, split)]
@@ -124,11 +124,12 @@ def calibration_images(given: str, manifest: Manifest) -> GivenImages:
         parts = [_split(given, split, manifest) for split in splits]
     else:
         parts = [_folder(Path(given)) if Path(given).is_dir() else _frames(given)]
-    count = len(parts[0].numbers)
+    count = min(len(part.numbers) for part in parts)
     if count < FEWEST:
+        of_split = " in one of its splits" if len(parts) == 2 else ""
         raise DatasetError(
-            f"--calibration {given}: {plural(count, 'image')}; ranges for int8 need at least {FEWEST}, better "
-            f"{RANGED} or more, of the kind that the model will see"
+            f"--calibration {given}: {plural(count, 'image')}{of_split}; to take ranges for int8, and to measure what "
+            f"it loses, needs at least {FEWEST}, better {RANGED} or more, of the kind that the model will see"
         )
     first, second = parts if len(parts) == 2 else _halves(parts[0])
     return GivenImages(

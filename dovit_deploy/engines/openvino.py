@@ -80,10 +80,11 @@ class FixedGraph:
         """
         try:
             request = self._request()
+            # It takes no memory that is read-only or not in order: that is copied. It does not keep the copies, either.
+            arrays = [np.require(inputs[name], requirements=["C", "W"]) for name in self._inputs]
             # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy. Tensor
             # by tensor, since `infer` with a dictionary takes longer than all between two stages.
-            for position, name in enumerate(self._inputs):
-                array = np.asarray(inputs[name], order="C")
+            for position, array in enumerate(arrays):
                 request.set_input_tensor(position, self._tensor(array, shared_memory=True))
             request.infer()
             return {name: request.get_output_tensor(position).data for position, name in enumerate(self._outputs)}
@@ -288,11 +289,13 @@ def _capabilities(core: Any) -> list[str]:  # noqa: ANN401  an ov.Core
 
 @contextmanager
 def _refusals(described: str) -> Iterator[None]:
-    """OpenVINO's refusal of a graph as one of ours."""
+    """OpenVINO's refusal of a graph as one of ours, and the end of memory as what it is."""
     try:
         yield
     except RuntimeError as error:
         raise GraphMismatch(f"OpenVINO cannot load {described}: {_first_line(error)}") from error
+    except MemoryError as error:
+        raise EnvironmentProblem(f"there is not enough memory for OpenVINO to load {described}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -63,7 +63,8 @@ def measured_precisions(
 
     Raises:
         CheckError: an answer is not finite.
-        DatasetError: the images are labelled, and fp32 knows less of them than somebody who does not look at them.
+        DatasetError: the images are labelled, and fp32 knows less of them than somebody who does not look at them, or
+            the labels say nothing.
     """
     found = []
     reference: list[_Found] | None = None
@@ -88,7 +89,8 @@ def measured_precisions(
 def refuse_losses(found: Sequence[PrecisionParity], *, asked: Sequence[str], max_drop: float) -> None:
     """Raise CheckError for a precision among `asked` that loses more than `max_drop` points in some engine."""
     for one in found:
-        if one.precision in asked and one.lost > max_drop:
+        # Written so that NaN is refused.
+        if one.precision in asked and not one.lost <= max_drop:
             what = "of the pixels get another class" if one.drop is None else "of mIoU"
             raise CheckError(
                 f"{one.precision} in {one.engine} loses {one.lost:.2f} points ({what}) on "
@@ -122,7 +124,8 @@ def check_domain(
     Labels can show that they are not; without, the user is told what the model finds in them.
 
     Raises:
-        DatasetError: with labels, and it is right less often than the most frequent class everywhere would be.
+        DatasetError: with labels, and none of them says anything, or the model is right less often than the most
+            frequent class everywhere would be.
     """
     scores = _Scores(len(manifest.classes))
     for image, one in zip(images, found, strict=True):
@@ -130,6 +133,11 @@ def check_domain(
             scores.add(image.label, one.classes, one.classes)
     if scores.right is None:
         remark(f"--calibration: {_what_is_found([entry.name for entry in manifest.classes], found)}")
+    elif np.isnan(scores.right):
+        raise DatasetError(
+            f"--calibration: no pixel of the labels of {plural(len(found), 'image')} has a class, so that nothing can "
+            "be said of what is lost; give labels with classes, or the images alone"
+        )
     elif scores.right < scores.most_frequent:
         raise DatasetError(
             f"--calibration: the model is right on {scores.right:.1f} % of the labelled pixels, and the most frequent "
@@ -224,7 +232,8 @@ class _Scores:
 
     @property
     def right(self) -> float | None:
-        """Percent of the labelled pixels that fp32 classifies as their label says; None without labels."""
+        """Percent of the labelled pixels that fp32 classifies as their label says, NaN where no pixel has a label; None
+        without label maps."""
         return ClassCounts.stacked(self._before).pixel_accuracy if self._before else None
 
     @property

@@ -74,8 +74,9 @@ def test_the_bundle_runs_in_int8_and_says_what_it_loses(
         (("--precision", "bf16"), 2, "--engine openvino --precision bf16"),
         (("--max-drop", "1"), 2, "--max-drop is measured on the images of --calibration"),
         (("--calibration", "few", "--max-drop", "nan"), 2, "points from 0 to 100"),
-        (("--calibration", "few", "--precision", "int8"), 3, "3 images; ranges for int8 need at least 8"),
+        (("--calibration", "few", "--precision", "int8"), 3, "few: 3 images; to take ranges for int8"),
         (("--calibration", "nothing", "--precision", "int8"), 3, "nothing: no such file or folder"),
+        (("--calibration", "halves", "--precision", "int8"), 3, "1 image in one of its splits"),
         (("--calibration", "other", "--precision", "int8"), 3, "gives 4 classes"),
     ],
 )
@@ -84,6 +85,7 @@ def test_what_cannot_be_is_refused_in_a_line(
 ) -> None:
     folder(tmp_path / "few", 3)
     write_labelled(tmp_path / "other", images=2, classes=4)
+    write_labelled(write_labelled(tmp_path / "halves", images=8, split="train"), images=1)
     given, _, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--quiet")
     assert given == code and message in err
     assert not Path("new.dovit").exists()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dovit_deploy import Session, packages
 from dovit_deploy.bundle.bundle import Bundle, file_entry
-from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, INDEX, stage_name
+from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, FLOOR, INDEX, PIXELS, THRESHOLDS, TOKENS, stage_name
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.openvino import (
     SMALLEST,
@@ -32,7 +32,7 @@ from dovit_deploy.engines.openvino import (
     compile_properties,
     padded,
 )
-from dovit_deploy.errors import GraphMismatch, ProviderMissing
+from dovit_deploy.errors import EnvironmentProblem, GraphMismatch, ProviderMissing
 from dovit_deploy.export.verify import gated_parity, reference_runs
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import settings_from_images
@@ -124,6 +124,20 @@ def test_every_count_runs_padding_or_not(tiny_bundle_path) -> None:
         last = candidate.engine(stage_name(bundle.stages - 1))
         assert isinstance(last, BucketedGraph)
         assert len(last.buckets) <= 3 * STEPS // 4
+
+
+def test_any_memory_is_read(gated: Bundle) -> None:
+    """Read-only, as a mapped file or an array of JAX is, and in another order: OpenVINO takes neither."""
+    backend, pixels, settings = OpenVinoBackend(threads=1), pixels_of(gated), RunSettings.resolve(gated.manifest)
+    graph = backend.load(gated, stage_name(0))
+    others = {THRESHOLDS: settings.thresholds[0], FLOOR: np.asarray(settings.floor)}
+    want = graph.run({PIXELS: pixels, **others})[TOKENS].copy()
+    read_only = pixels.copy()
+    read_only.flags.writeable = False
+    for given_pixels in (read_only, np.asfortranarray(pixels)):
+        np.testing.assert_array_equal(graph.run({PIXELS: given_pixels, **others})[TOKENS], want)
+    with Session(gated, engine="openvino", threads=1) as session:
+        np.testing.assert_array_equal(session.run(read_only)[0], session.run(pixels)[0])
 
 
 def test_results_stay_when_the_next_image_runs(gated: Bundle) -> None:
@@ -336,6 +350,16 @@ def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_pat
     said = capfd.readouterr().err
     assert "error: OpenVINO failed while it ran tiny.dovit/stage0.onnx: no memory for 300 GB; use" in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_memory_that_ends_while_a_graph_is_loaded_is_named(tiny_bundle_path, monkeypatch) -> None:
+    class Full(OldCore):
+        def read_model(self, path: str, config: object) -> object:
+            raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(packages, "openvino_core", Full)
+    with pytest.raises(EnvironmentProblem, match=r"not enough memory for OpenVINO to load tiny\.dovit/stage0\.onnx"):
+        OpenVinoBackend(threads=1).load(Bundle.open(tiny_bundle_path), "stage0")
 
 
 def test_large_weights_outlive_their_file(tmp_path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.parity import PrecisionParity
 from dovit_deploy.calibrate.images import CalibrationImage
+from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.errors import CheckError, DatasetError
 from dovit_deploy.measure import precisions
 from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
@@ -74,6 +75,13 @@ def test_labels_that_the_model_knows_nothing_of_are_refused(measured) -> None:
         measured(wrong)
 
 
+def test_labels_that_say_nothing_are_refused(measured) -> None:
+    """A drop of NaN would keep to every budget."""
+    void = [CalibrationImage(rgb, np.full((60, 80), IGNORE, np.uint8)) for rgb in images(2)]
+    with pytest.raises(DatasetError, match=r"--calibration: no pixel of the labels of 2 images has a class"):
+        measured(void)
+
+
 def test_images_that_show_nothing_are_remarked_on(measured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precisions, "NEARLY_ALL", 0.3)
     _, remarks = measured([CalibrationImage(np.zeros((60, 80, 3), np.uint8), None)])
@@ -88,6 +96,8 @@ def parity(**given: object) -> PrecisionParity:
 def test_what_loses_too_much_is_refused_where_it_was_asked_for() -> None:
     with pytest.raises(CheckError, match=r"int8 in openvino loses 2\.00 points .*9 images, --max-drop allows 1"):
         refuse_losses([parity()], asked=("fp32", "int8"), max_drop=1)
+    with pytest.raises(CheckError, match=r"loses nan points"):
+        refuse_losses([parity(drop=float("nan"))], asked=("int8",), max_drop=100)
     with pytest.raises(CheckError, match="of mIoU"):
         refuse_losses([parity(drop=1.5, agreement=1)], asked=("int8",), max_drop=1)
     # With labels the drop counts, and bf16 has no form that could be left out.
