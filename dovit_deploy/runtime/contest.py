@@ -49,8 +49,9 @@ LEEWAY = 2.0
 UNSTATED = 0.1
 """The confidence error that is allowed to a precision below fp32 of which the bundle states none."""
 FP32 = "fp32"
-FAILURES = (DovitError, RuntimeError)
-"""What a candidate may fail with; runtimes raise RuntimeError of their own."""
+FAILURES = (DovitError, RuntimeError, OSError, MemoryError)
+"""What a candidate may fail with: runtimes raise RuntimeError of their own, and what one engine needs of the temporary
+folder or of memory another may not."""
 
 
 @dataclass(frozen=True)

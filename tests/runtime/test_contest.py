@@ -108,11 +108,14 @@ def test_the_next_wins_where_the_fastest_is_not_trusted(monkeypatch: pytest.Monk
     assert outcome(Machine({**standard(80), BF16: Recorded(40)}), monkeypatch, terms(), distrusted=(BF16,)) is None
 
 
-@pytest.mark.parametrize("error", [GraphMismatch("refused"), RuntimeError("ends\nbadly")])
+@pytest.mark.parametrize(
+    "error",
+    [GraphMismatch("refused"), RuntimeError("ends\nbadly"), OSError(28, "No space left on device"), MemoryError()],
+)
 def test_an_engine_that_fails_is_left_out(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine({**standard(80), BF16: Recorded(10, fails=error), FP32: Recorded(40)})
     assert str(outcome(machine, monkeypatch, terms())) == "openvino fp32"
-    assert machine.remarks == [f"openvino bf16 is left out: {str(error).splitlines()[0]}"]
+    assert machine.remarks == [f"openvino bf16 is left out: {(str(error) or 'MemoryError').splitlines()[0]}"]
 
 
 def test_it_ends_in_time_with_two_sessions_beside_the_standard_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
