@@ -161,7 +161,7 @@ def _with_latency_models(
 
     cache, timed = LatencyCache(), []
     # Timed, too.
-    with console.progress(quiet=quiet, timed=True) as display:
+    with console.progress(unit="steps", quiet=quiet, timed=True) as display:
         for result, contestant in zip(results, contestants, strict=True):
             session = contestant.session
             model = None

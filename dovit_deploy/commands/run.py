@@ -172,7 +172,9 @@ def _within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: b
         return chosen.settings
     rounds = rounds_of(windows, at_once=chosen.at_once.windows)
     remark = partial(console.remark, quiet=quiet)
-    deadline = deadline_here(chosen.session, deadline_ms, rounds=rounds, remark=remark)
+    # Timed, so nothing may be drawn by another thread meanwhile.
+    with console.progress("getting ready for the deadline", unit="steps", quiet=quiet, timed=True) as shown:
+        deadline = deadline_here(chosen.session, deadline_ms, rounds=rounds, remark=remark, advance=shown.advance)
     return dataclasses.replace(chosen.settings, deadline=deadline)
 
 

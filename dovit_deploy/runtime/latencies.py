@@ -64,7 +64,11 @@ def has_latency_model(session: Session) -> bool:
 
 
 def latency_model_here(
-    session: Session, *, remark: Callable[[str], None], cache: LatencyCache | None = None
+    session: Session,
+    *,
+    remark: Callable[[str], None],
+    cache: LatencyCache | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> LatencyModel:
     """The model of `session`, one that `has_latency_model`.
 
@@ -72,6 +76,7 @@ def latency_model_here(
         session: of the bundle, in the engine that is to be predicted.
         remark: takes the line that says what is used.
         cache: of former models; default: the user's.
+        advance: called now and then while one is measured.
     """
     cache, situation = cache or LatencyCache(), timed_as(session)
     model = cache.recall(situation)
@@ -82,13 +87,20 @@ def latency_model_here(
     # `bench` is always given a number of threads.
     better = "" if session.threads is None else f"; {measured_anew(session)} makes a better one"
     remark(f"no latency model of {name} on {threads_text(session)} yet: a short one is measured{better}")
-    model = fit_latency(session, seconds=SHORT_SECONDS)
+    model = fit_latency(session, seconds=SHORT_SECONDS, advance=advance)
     cache.remember(situation, model)
     remark(f"latency model: {accuracy(model)}")
     return model
 
 
-def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark: Callable[[str], None]) -> Deadline:
+def deadline_here(
+    session: Session,
+    milliseconds: float,
+    *,
+    rounds: int,
+    remark: Callable[[str], None],
+    advance: Callable[[], None] | None = None,
+) -> Deadline:
     """A deadline for frames in `session`, which is made ready to keep it from the first frame on.
 
     Args:
@@ -96,6 +108,7 @@ def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark:
         milliseconds: of a frame's model step.
         rounds: of windows that run one after another.
         remark: takes lines about the latency model.
+        advance: called now and then while one is measured, and while sizes are compiled.
 
     Raises:
         UsageError: the model has no gates, or it runs on a GPU; or the deadline cannot be kept.
@@ -107,12 +120,12 @@ def deadline_here(session: Session, milliseconds: float, *, rounds: int, remark:
             f"--deadline-ms is for engines on the CPU, {session.backend.name} is on a GPU; "
             "use --engine onnxruntime or openvino"
         )
-    model = latency_model_here(session, remark=remark)
+    model = latency_model_here(session, remark=remark, advance=advance)
     deadline = Deadline.checked(milliseconds, model, manifest.spec, rounds=rounds, remedy=measured_anew(session))
     most = deadline.cap([manifest.spec.tokens])
     if model.stages[-1].sizes:
         remark(f"{session.backend.name} compiles the sizes in which up to {most} tokens run")
-    run_every_size(session, most)
+    run_every_size(session, most, advance=advance)
     return deadline
 
 

@@ -77,13 +77,15 @@ def fit_latency(
         session: its sizes are compiled by this.
         seconds: no round is begun so long after all is compiled, but for the first two.
         clock: seconds; default: that of `clock_for`.
-        advance: called after every round.
+        advance: called after every round, and before them after every run that may compile.
     """
     begun, name = perf_counter(), clock_for(session.threads)
     measuring = _Measuring(session, clock or CLOCKS[name])
     for_fit, for_check = (list(map(measuring.timed, some)) for some in patterns(session.bundle.manifest.spec))
     for entry in (*for_fit, *for_check):
         measuring.warm_up(entry)
+        if advance is not None:
+            advance()
     turns = [partial(measuring.run_stages, entry) for entry in for_fit]
     turns += [partial(measuring.run_whole, entry) for entry in (*for_fit[::WHOLE], *for_check)]
     rounds, random = 0, np.random.default_rng(SEED)
@@ -117,13 +119,18 @@ def fit_latency(
     return model.model_copy(update={"error": float(error), "slow": float(slow)})
 
 
-def run_every_size(session: Session, most: int) -> None:
-    """Run the later stages in every size that the engine pads up to `most` tokens to: none is compiled for a frame."""
+def run_every_size(session: Session, most: int, *, advance: Callable[[], None] | None = None) -> None:
+    """Run the later stages in every size that the engine pads up to `most` tokens to: none is compiled for a frame.
+
+    `advance` is called after each.
+    """
     measuring, spec = _Measuring(session, perf_counter), session.bundle.manifest.spec
     sizes = {session.size_run(len(spec.gates), count) for count in range(spec.extra_tokens, most)}
     counts = {min(size, most) for size in sizes} if measuring.padded[-1] else set()
     for count in sorted(counts | {most}):
         measuring.warm_up(measuring.timed((spec.tokens, *[count] * len(spec.gates))))
+        if advance is not None:
+            advance()
 
 
 def patterns(spec: ModelSpec) -> tuple[list[Pattern], list[Pattern]]:

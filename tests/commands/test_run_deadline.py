@@ -11,6 +11,7 @@ from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
+from dovit_deploy.commands import console
 from dovit_deploy.runtime import latencies
 from dovit_deploy.runtime.latencies import LatencyCache, timed_as
 from dovit_deploy.runtime.latency import StageTime
@@ -112,7 +113,7 @@ def test_images_with_too_many_windows_are_counted(
         # The last two are wide: windows slide over them.
         pixels = np.zeros((height, width + (number > 1) * 200, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{number}.png")
-    monkeypatch.setattr(latencies, "run_every_size", lambda session, most: None)
+    monkeypatch.setattr(latencies, "run_every_size", lambda session, most, advance: None)
     code, folder = run(images, setr_bundle_path, "out", "--deadline-ms", 4)
     assert code == 0
     assert [row["windows"] > 2 for row in rows_of(folder)] == [False, False, True, True]
@@ -132,7 +133,11 @@ def test_without_a_model_a_short_one_is_measured_and_kept(
     monkeypatch.setattr(latencies, "SHORT_SECONDS", 0)
     cache = LatencyCache()
     cache.forget(cache.entries())
+    # On a slow machine, or for a large model, it takes minutes: the run is not stuck.
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0)
     assert run(images, tiny_bundle_path, "out", "--deadline-ms", 1000, "--engine", "auto")[0] == 0
-    assert "no latency model of onnxruntime fp32 on 1 thread yet: a short one is measured" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "no latency model of onnxruntime fp32 on 1 thread yet: a short one is measured" in error
+    assert "getting ready for the deadline  3 steps" in error
     (entry,) = cache.entries()
     assert (entry.found.engine, entry.found.bundle) == ("onnxruntime", Bundle.open(tiny_bundle_path).path.name)
