@@ -15,7 +15,7 @@ One table serves every graph of a bundle, so that staged, merged and dense have 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +210,8 @@ class QuantisationTable:
         for product in scored_products(model):
             if product.weight in self.scores:
                 _round_result(model.graph, product, self.scores[product.weight])
-        for product, layer in self._found(model):
+        found = self._found(model)
+        for product, layer in found:
             scale, zero = _range_of_input(model.graph, product, layer)
             rounded = _made_once(product, "DequantizeLinear", [_quantised(product, scale, zero), scale, zero])
             node = product.node
@@ -219,24 +220,23 @@ class QuantisationTable:
             node.replace_input_with(1, insert(node, "DequantizeLinear", parts, name, {"axis": 0}))
             node.replace_input_with(0, rounded)
         self._replace_vectors(model.graph)
-        return result(model, modified=bool(self.layers))
+        return result(model, modified=bool(found))
 
     def fast(self, model: ir.Model) -> ir.passes.PassResult:
         """A pass: linear layers of the table become `com.microsoft.QGemm`, which computes them at once.
 
         Requires and ensures what `portable` does, but that convolutions stay as they are.
         """
-        for product, layer in self._found(model):
-            if product.node.op_type == "Gemm":
-                self._fuse(model.graph, product, layer)
+        found = [(product, layer) for product, layer in self._found(model) if product.node.op_type == "Gemm"]
+        for product, layer in found:
+            self._fuse(model.graph, product, layer)
         self._replace_vectors(model.graph)
         model.graph.opset_imports[CONTRIB] = 1
-        return result(model, modified=bool(self.layers))
+        return result(model, modified=bool(found))
 
-    def _found(self, model: ir.Model) -> Iterator[tuple[Product, QuantisedLayer]]:
-        # All at once: the nodes are changed while they are gone through.
-        found = [one for one in products(model) if one.weight in self.layers]
-        return ((one, self.layers[one.weight]) for one in found)
+    def _found(self, model: ir.Model) -> list[tuple[Product, QuantisedLayer]]:
+        """The products of the table's layers, all at once: the nodes are changed while they are gone through."""
+        return [(one, self.layers[one.weight]) for one in products(model) if one.weight in self.layers]
 
     def _weight_parts(self, graph: ir.Graph, product: Product, layer: QuantisedLayer) -> list[ir.Value]:
         """int8, scale and zero point of the weight."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import graph_interfaces, weights_file
 from dovit_deploy.graphs.quantised import (
+    QuantisationTable,
     QuantisedLayer,
     inner_products,
     input_range,
@@ -92,6 +93,16 @@ def test_every_graph_reads_the_same_8_bit_weights(int8_bundle_path: Path) -> Non
 def test_the_fp32_forms_are_untouched(tiny_bundle_path: Path, int8_bundle_path: Path) -> None:
     for path in [*tiny_bundle_path.glob("*.onnx"), tiny_bundle_path / WEIGHTS]:
         assert path.read_bytes() == (int8_bundle_path / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_second_time_nothing_is_left_to_change(tiny_bundle_path: Path, *, fast: bool) -> None:
+    model = ir.load(tiny_bundle_path / f"dense{'.ort' if fast else ''}.onnx")
+    name = "blocks.0.attention.output.weight"
+    weight = safetensors.numpy.load_file(tiny_bundle_path / WEIGHTS)[name]
+    table = QuantisationTable({name: QuantisedLayer.of(weight, None, low=-1, high=1)})
+    write = table.fast if fast else table.portable
+    assert [write(model).modified for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize("graph", ["stage0", "stage1", "stage2", "merged", "dense"])
