@@ -142,8 +142,8 @@ def chosen_session(
             results, complete = contest(candidates, contestants, terms, standard=standard)
             winner = winner_of(results, contestants, terms, standard=standard)
             choice = _choice(winner, results, standard, bundle)
-            # Where the time was too short to find one, the next run has another try.
-            if complete or winner is not None:
+            # Where the time was too short to find one, or one had no room, the next run has another try.
+            if (complete or winner is not None) and not contestants.disturbed:
                 cache.remember(situation, choice)
             remark(choice_line(choice))
         final = Candidate(choice.engine, choice.precision)

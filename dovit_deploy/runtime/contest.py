@@ -119,6 +119,8 @@ class Contestants:
     def __init__(self, opened: Callable[[Candidate], Session], remark: Callable[[str], None]) -> None:
         self._opened, self._remark = opened, remark
         self._sessions: dict[Candidate, Session] = {}
+        self.disturbed = False
+        """One was left out for what may pass: no room on the disk or in memory."""
 
     def session(self, candidate: Candidate) -> Session:
         """The session of `candidate`; raises what making it raises."""
@@ -129,6 +131,7 @@ class Contestants:
     def leave_out(self, candidate: Candidate, why: object) -> None:
         """Close it, and say why."""
         self.close(candidate)
+        self.disturbed = self.disturbed or isinstance(why, OSError | MemoryError)
         self._remark(f"{candidate} is left out: {str(why).splitlines()[0] if str(why) else type(why).__name__}")
 
     def close(self, candidate: Candidate) -> None:

@@ -265,6 +265,13 @@ def test_where_the_time_was_too_short_nothing_is_remembered(choose, tmp_path) ->
     assert not ChoiceCache(tmp_path).path.exists()
 
 
+@pytest.mark.parametrize(("error", "kept"), [(OSError(28, "No space"), False), (GraphMismatch("refused"), True)])
+def test_a_choice_without_one_that_had_no_room_is_not_remembered(choose, tmp_path, error, kept) -> None:
+    machine = Machine({**standard(80), BF16: Recorded(40, fails=error)})
+    assert choose(machine, Video(200))[0] == "onnxruntime fp32"
+    assert ChoiceCache(tmp_path).path.exists() == kept
+
+
 def test_a_remembered_engine_that_is_broken_since_is_measured_without(choose) -> None:
     choose(machine(), Video(200))
     broken = Machine({**standard(80), BF16: Recorded(40, fails=GraphMismatch("broken since"))})
