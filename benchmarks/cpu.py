@@ -49,6 +49,8 @@ from dovit_deploy.files import write_text
 from dovit_deploy.machine import this_machine
 
 QUICK = CellEffort(seconds=6.0, fewest=2, timed_frames=3, limit_s=75.0)
+NOT_BEGUN = "not begun"
+"""Why a cell is not there while others are measured, and where the run ends before its turn."""
 QUICK_FRAMES, QUICK_S = 6, 100.0
 """Seconds after which nothing further begins: with what the last may take still less than three minutes."""
 
@@ -117,6 +119,8 @@ class GrowingReport:
         """Measure every cell that is not in the report yet; none begins after `end`."""
         left = [cell for cell in cells if self.report.row(cell) is None]
         groups = measured_together(left)
+        # So that an interrupted run does not pass for a whole one.
+        self._add(left, all_undone(left, NOT_BEGUN))
         for number, group in enumerate(groups, start=1):
             # They differ in how they run alone.
             more = f", and {len(group) - 1} more" if len(group) > 1 else ""
@@ -136,7 +140,7 @@ class GrowingReport:
     def _add(self, group: Sequence[CpuCell], done: CellsDone) -> None:
         for row in done.rows:
             say(f"  {row.cell.way.runs} {row.cell.way.profile}: {row.ratio:.2f}x, {row.cpu:.1f} ms of CPU time")
-        for entry in done.undone:
+        for entry in (one for one in done.undone if one.why != NOT_BEGUN):
             say(f"  not done: {entry.cell.way.runs} {entry.cell.way.profile}: {entry.why}")
         # What failed is tried again: perhaps a package has been installed meanwhile.
         before = tuple(old for old in self.report.undone if old.cell not in group)

@@ -68,6 +68,7 @@ def test_an_interruption_keeps_what_was_done_and_says_how_to_go_on(asked, words,
     assert "the same command goes on" in capsys.readouterr().err
     done = {row.cell for row in report_in(tmp_path).rows}
     assert len(done) == len(asked) > 5
+    assert {entry.why for entry in report_in(tmp_path).undone} == {cpu.NOT_BEGUN}
     monkeypatch.setattr(cpu, "done_in_process", fake)
     asked.clear()
     assert cpu.main([*words, "--models", "default"]) == 0
