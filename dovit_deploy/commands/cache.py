@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,10 @@ from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
-    from dovit_deploy.runtime.choices import ChoiceCache
+    from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice
     from dovit_deploy.runtime.latencies import LatencyCache
-    from dovit_deploy.runtime.remembered import Found, RememberedFile, Situation
+    from dovit_deploy.runtime.latency import LatencyModel
+    from dovit_deploy.runtime.remembered import Circumstances, Found, Here, RememberedFile, Situation
 
 HEADERS = ("key", "bundle", "engine", "precision", "graphs", "built", "MB", "")
 LATENCY_HEADERS = ("bundle", "engine", "precision", "threads", "error", "measured", "")
@@ -84,6 +86,7 @@ def _forget(findings: RememberedFile[Situation, Found], *, everything: bool) -> 
 
 def _list(store: EngineCache, choices: ChoiceCache, latencies: LatencyCache, json_file: Path | None) -> None:
     from dovit_deploy.engines.tensorrt.store import folder_bytes
+    from dovit_deploy.runtime.remembered import Here
 
     versions, rows, entries = _installed_versions(), [], []
     for folder in store.folders():
@@ -93,8 +96,9 @@ def _list(store: EngineCache, choices: ChoiceCache, latencies: LatencyCache, jso
         size = folder_bytes(folder)
         rows.append((folder.name, *facts, f"{size / 1e6:.1f}", unusable or "usable"))
         entries.append({"key": folder.name, "folder": str(folder), "bytes": size, "unusable": unusable})
-    chosen, chosen_rows = _choices(choices)
-    models, model_rows = _latencies(latencies)
+    now = Here.now()
+    chosen, chosen_rows = _listed(choices, now, _of_choice)
+    models, model_rows = _listed(latencies, now, _of_latency)
     report = {
         "root": str(store.root),
         "entries": entries,
@@ -111,36 +115,33 @@ def _list(store: EngineCache, choices: ChoiceCache, latencies: LatencyCache, jso
     console.show_table(title, LATENCY_HEADERS, model_rows, right=(3, 4))
 
 
-def _choices(choices: ChoiceCache) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
-    """What `--engine auto` chose, as JSON and as rows of the table."""
-    from dovit_deploy.runtime.remembered import Here
-
-    now = Here.now()
+def _listed(
+    findings: RememberedFile[Situation, Found], now: Here, facts: Callable[[Situation, Found], tuple[str, ...]]
+) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
+    """All that is remembered, as JSON and as rows of the table: `facts`, and whether it will be recalled `now`."""
     entries: list[dict[str, object]] = []
     rows: list[tuple[str, ...]] = []
-    for situation, choice in ((entry.situation, entry.found) for entry in choices.entries()):
+    for situation, found in ((entry.situation, entry.found) for entry in findings.entries()):
         outdated = situation.here.why_outdated(now)
-        threads = "all" if situation.threads is None else str(situation.threads)
-        facts = (choice.bundle, choice.name, f"{choice.ratio:.2f}x", choice.over, threads, choice.date[:10])
-        rows.append((*facts, outdated or "usable"))
-        entries.append({**choice.model_dump(mode="json"), "threads": situation.threads, "outdated": outdated})
+        rows.append((*facts(situation, found), outdated or "usable"))
+        entries.append({**found.model_dump(mode="json"), "threads": situation.threads, "outdated": outdated})
     return entries, rows
 
 
-def _latencies(latencies: LatencyCache) -> tuple[list[dict[str, object]], list[tuple[str, ...]]]:
-    """What `bench` and `run --deadline-ms` measured, as JSON and as rows of the table."""
-    from dovit_deploy.runtime.remembered import Here
+def _of_choice(situation: Circumstances, choice: EngineChoice) -> tuple[str, ...]:
+    """What `--engine auto` chose."""
+    ratio = f"{choice.ratio:.2f}x"
+    return choice.bundle, choice.name, ratio, choice.over, _threads(situation), choice.date[:10]
 
-    now = Here.now()
-    entries: list[dict[str, object]] = []
-    rows: list[tuple[str, ...]] = []
-    for situation, model in ((entry.situation, entry.found) for entry in latencies.entries()):
-        outdated = situation.here.why_outdated(now)
-        threads = "all" if model.threads is None else str(model.threads)
-        facts = (model.bundle, model.engine, model.precision, threads, f"{model.error:.1%}", model.date[:10])
-        rows.append((*facts, outdated or "usable"))
-        entries.append({**model.model_dump(mode="json"), "outdated": outdated})
-    return entries, rows
+
+def _of_latency(situation: Circumstances, model: LatencyModel) -> tuple[str, ...]:
+    """What `bench` and `run --deadline-ms` measured."""
+    error = f"{model.error:.1%}"
+    return model.bundle, model.engine, model.precision, _threads(situation), error, model.date[:10]
+
+
+def _threads(situation: Circumstances) -> str:
+    return "all" if situation.threads is None else str(situation.threads)
 
 
 def _examined(folder: Path, versions: dict[str, str | None]) -> tuple[EngineSet | None, str | None]:

@@ -15,7 +15,6 @@ class Situation(Circumstances):
 
     bundle: str
     """`bundle_digest`."""
-    threads: int | None
     precision: str | None
     """As given; None: also chosen."""
     dense: bool

@@ -31,7 +31,6 @@ class TimedAs(Circumstances):
     """`graphs_digest`."""
     engine: str
     precision: str
-    threads: int | None
 
 
 class LatencyCache(RememberedFile[TimedAs, LatencyModel]):

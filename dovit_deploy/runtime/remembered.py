@@ -61,6 +61,8 @@ class Circumstances(Record):
     """What a finding depends on; a subclass adds the rest. It holds for an equal one alone."""
 
     here: Here
+    threads: int | None
+    """Of one run; None: the engine's own choice."""
 
 
 Situation = TypeVar("Situation", bound=Circumstances)
