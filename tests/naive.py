@@ -15,13 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dovit_deploy.families.parts import GateHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import GateHead, LightHead, MaskHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive_parts import (
     Tokens,
     Weights,
     block,
     image_from_tokens,
+    lens,
+    lit,
     masks,
     norm,
     per_token,
@@ -81,12 +83,17 @@ def naive_run(
     extra, grid = _embed(spec, weights, pixels)
     running = list(range(spec.patches))
     gates: list[NaiveGate] = []
+    answers: Tokens = {}
     tokens_per_layer: list[int] = []
     for layer in range(spec.depth):
         for number, gate in enumerate(spec.gates):
             if gate.layer == layer:
                 decision = None if keep is None else keep[number]
                 found = _gate(spec, weights, number, extra, grid, running, limits[number], floor, decision)
+                if spec.answer == "lens":
+                    # Of those that stop here, of nobody else: later gates do not see them again.
+                    leaving = [position for position in running if position not in found.running]
+                    answers |= {at: lens(grid[at], weights, number, spec.norm_eps) for at in leaving}
                 extra = [found.class_token, *extra[1:]]
                 running = found.running
                 gates.append(found)
@@ -97,6 +104,7 @@ def naive_run(
         # The full sequence is rebuilt: what ran takes its new value, what stopped keeps the one it stopped with.
         moved = dict(zip(running, sequence[spec.extra_tokens :], strict=True))
         grid = {position: moved.get(position, frozen) for position, frozen in grid.items()}
+    grid |= answers
     if spec.final_norm:
         grid = {position: norm(token, weights, "norm.", spec.norm_eps) for position, token in grid.items()}
     kept = [spec.tokens, *(spec.extra_tokens + len(gate.running) for gate in gates)]
@@ -190,6 +198,8 @@ def _decode(spec: VisionTransformerSpec, weights: Weights, grid: Tokens) -> Arra
     """(K, h, w) logits of the decode head."""
     if isinstance(spec.head, SetrHead):
         return up_sampled(spec.head, weights, "head.", image_from_tokens(spec, grid))
+    if isinstance(spec.head, LightHead):
+        return lit(spec.head, spec, weights, grid)
     if isinstance(spec.head, MaskHead):
         return image_from_tokens(spec, masks(spec.head, weights, grid))
     name = "head.head."

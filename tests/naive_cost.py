@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.families.parts import ConvStem, FcnHead, Head, MaskHead, SetrHead
+from dovit_deploy.families.parts import ConvStem, FcnHead, Head, LightHead, MaskHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
@@ -38,6 +38,8 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
         up_sampling = isinstance(gate.head, SetrHead)
         patches = spec.patches if up_sampling else kept[number] - spec.extra_tokens
         looked += _head(gate.head, spec, patches)
+        # An affine map of every token that is there, whether it stops or not.
+        looked += _linear(kept[number], spec.width, spec.width) if spec.answer == "lens" else 0
     return NaiveCost(stem=_stem(spec), layers=layers, gates=looked, head=_head(spec.head, spec, spec.patches))
 
 
@@ -94,6 +96,11 @@ def _head(head: Head, spec: VisionTransformerSpec, patches: int) -> int:
             total, inputs = total + macs, head.channels
             rows, columns = rows * head.up_scale, columns * head.up_scale
         return total + _convolution(rows, columns, inputs, spec.classes, kernel=1)[0]
+    if isinstance(head, LightHead):
+        rows, columns = (2 * side for side in spec.grid)
+        mixed, _, _ = _convolution(rows, columns, head.channels, head.channels, kernel=3)
+        classified, _, _ = _convolution(rows, columns, head.channels, spec.classes, kernel=1)
+        return _linear(patches, spec.width, 4 * head.channels) + mixed + classified
     if isinstance(head, FcnHead):
         return _linear(patches, spec.width, head.channels) + _linear(patches, head.channels, spec.classes)
     return _linear(patches, spec.width, spec.classes)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dovit_deploy.families.parts import ConvStem, FcnHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import ConvStem, FcnHead, LightHead, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.plain_maths import Array, convolve, gelu, layer_norm, resize, softmax, unit
 
@@ -105,6 +105,28 @@ def up_sampled(head: SetrHead, weights: Weights, name: str, image: Array) -> Arr
         image = resize(image, bigger, "bilinear")
     at = name + "classifier."
     return convolve(image, weights[at + "weight"], weights[at + "bias"], stride=1, padding=0)
+
+
+def lit(head: LightHead, spec: VisionTransformerSpec, weights: Weights, grid: Tokens) -> Array:
+    """(K, 2h, 2w): every token becomes a square of 2x2 positions, which a 3x3 convolution reads."""
+    rows, columns = spec.grid
+    fine = np.zeros((head.channels, 2 * rows, 2 * columns))
+    for position, token in grid.items():
+        spread = gelu(linear(norm(token, weights, "head.norm.", head.norm_eps), weights, "head.expand."))
+        top, left = 2 * (position // columns), 2 * (position % columns)
+        # One after the other: above left, above right, below left, below right.
+        for number, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            fine[:, top + y, left + x] = spread[number * head.channels : (number + 1) * head.channels]
+    at = "head.conv."
+    mixed = gelu(convolve(fine, weights[at + "weight"], weights[at + "bias"], stride=1, padding=1))
+    at = "head.classifier."
+    return convolve(mixed, weights[at + "weight"], weights[at + "bias"], stride=1, padding=0)
+
+
+def lens(token: Array, weights: Weights, number: int, eps: float) -> Array:
+    """(C,) -> (C,): what gate `number` says that the last layer would have made of a token that stops there."""
+    plain = layer_norm(token, np.ones_like(token), np.zeros_like(token), eps)
+    return linear(plain, weights, f"lenses.{number}.linear.")
 
 
 def masks(head: MaskHead, weights: Weights, grid: Tokens) -> Tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class StagedRun:
     labels: list[Tensor]
     kept: list[int]
     logits: Tensor
+    answers: list[Tensor] = field(default_factory=list)
+    """(E + N, C) of each gate, with a lens: what the decode head is to see of each token if it stops there."""
 
 
 def run_staged(
@@ -44,13 +46,15 @@ def run_staged(
         leaving = [first(pixels, thresholds[0], low)]
         used: list[Tensor] = []
         for number, stage in enumerate(later, start=1):
-            tokens, order, count, _, _ = leaving[-1]
+            tokens, order, count, _, _, *carried = leaving[-1]
             used.append(order[: int(count)] if indices is None else indices[number - 1])
             if stage is later[-1]:
-                logits = stage(tokens, used[-1])
+                logits = stage(tokens, used[-1], *carried)
             else:
-                leaving.append(stage(tokens, used[-1], thresholds[number], low))
+                leaving.append(stage(tokens, used[-1], thresholds[number], low, *carried))
     columns = [list(column) for column in zip(*leaving, strict=True)]
-    tokens_before, orders, _, confidences, labels = columns
+    tokens_before, orders, _, confidences, labels, *carried = columns
     kept_counts = [model.spec.tokens, *(len(index) for index in used)]
-    return StagedRun(tokens_before, orders, used, confidences, labels, kept_counts, logits)
+    return StagedRun(
+        tokens_before, orders, used, confidences, labels, kept_counts, logits, carried[0] if carried else []
+    )

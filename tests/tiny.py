@@ -20,6 +20,7 @@ from dovit_deploy.families.parts import (
     GateHead,
     GateSpec,
     Head,
+    LightHead,
     LinearHead,
     MaskHead,
     PatchStem,
@@ -29,7 +30,7 @@ from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-HeadName = Literal["mask", "linear", "setr", "pup"]
+HeadName = Literal["mask", "linear", "setr", "pup", "light"]
 GateName = Literal["fcn", "linear", "setr"]
 
 # Standard deviations that are not 1 / sqrt(fan in), by the end of the parameter's name.
@@ -51,6 +52,8 @@ def decode_head(name: HeadName, *, width: int, heads: int) -> Head:
         return SetrHead(channels=8, convs=1, up_scale=4, kernel=1)
     if name == "pup":
         return SetrHead(channels=6, convs=2, up_scale=2, kernel=3)
+    if name == "light":
+        return LightHead(channels=6)
     return LinearHead()
 
 
@@ -80,6 +83,7 @@ def tiny_spec(
     extra_tokens: Literal[1, 2] = 1,
     position_mode: Literal["bicubic", "bilinear"] = "bicubic",
     aggregate_rate: float = 0.1,
+    answer: Literal["feature", "lens"] = "feature",
 ) -> VisionTransformerSpec:
     """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` is."""
     return VisionTransformerSpec(
@@ -99,6 +103,7 @@ def tiny_spec(
         aggregate_rate=aggregate_rate,
         position_mode=position_mode,
         head=decode_head(head, width=width, heads=heads),
+        answer=answer,
     )
 
 

@@ -14,13 +14,22 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import conv_norm, linear_norm
 from dovit_deploy.families.layers import Attend, Block, attention
-from dovit_deploy.families.parts import AnyHead, FcnHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import AnyHead, FcnHead, LightHead, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.spec import Grid
 
 
 def grid_from_tokens(tokens: Tensor, grid: Grid) -> Tensor:
     """Patch tokens (N, C) or (B, N, C) in raster order -> (B, C, h, w), B = 1 for (N, C)."""
     return tokens.transpose(-2, -1).reshape(-1, tokens.shape[-1], *grid)
+
+
+def finer_grid_from_tokens(tokens: Tensor, grid: Grid) -> Tensor:
+    """(N, 4c) or (B, N, 4c), each token's 2x2 positions row by row with c channels each -> (B, c, 2h, 2w)."""
+    rows, columns = grid
+    channels = tokens.shape[-1] // 4
+    # In one step from tokens to a grid: two (to a grid, then apart) would copy all of it twice.
+    apart = tokens.reshape(-1, rows, columns, 2, 2, channels).permute(0, 5, 1, 3, 2, 4)
+    return apart.reshape(-1, channels, 2 * rows, 2 * columns)
 
 
 class LinearTokenHead(nn.Module):
@@ -68,6 +77,26 @@ class SetrUpHead(nn.Module):
             size = (x.shape[-2] * self.up_scale, x.shape[-1] * self.up_scale)
             x = functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
         return self.classifier(x)  # type: ignore[no-any-return]
+
+
+class LightUpHead(nn.Module):
+    """Each token is spread over 2x2 positions, which one 3x3 convolution mixes, then a 1x1 classifier.
+
+    (N, C) or (B, N, C) -> (B, K, 2h, 2w).
+    """
+
+    def __init__(self, spec: LightHead, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=spec.norm_eps)
+        self.expand = nn.Linear(width, 4 * spec.channels)
+        self.conv = nn.Conv2d(spec.channels, spec.channels, 3, padding=1)
+        self.classifier = nn.Conv2d(spec.channels, classes, 1)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        # Before the tokens are spread, where runtimes compute it together with the linear layer.
+        spread = functional.gelu(self.expand(self.norm(tokens)))
+        mixed = functional.gelu(self.conv(finer_grid_from_tokens(spread, grid)))
+        return self.classifier(mixed)  # type: ignore[no-any-return]
 
 
 class MaskTransformerHead(nn.Module):
@@ -133,4 +162,6 @@ def decode_head_from_spec(head: AnyHead, width: int, classes: int, *, trainable:
         return MaskTransformerHead(head, width, classes)
     if isinstance(head, SetrHead):
         return SetrUpHead(head, width, classes, trainable=trainable)
+    if isinstance(head, LightHead):
+        return LightUpHead(head, width, classes)
     return TokenLogitsHead(token_head_from_spec(head, width, classes, trainable=trainable))

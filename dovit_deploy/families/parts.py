@@ -58,7 +58,20 @@ class MaskHead(Record):
         return self
 
 
-AnyHead = LinearHead | FcnHead | SetrHead | MaskHead
+class LightHead(Record):
+    """LayerNorm, then linear to 2x2 positions of `channels` for each token, GELU, 3x3 convolution, GELU, 1x1."""
+
+    kind: Literal["light"] = "light"
+    channels: Channels
+    norm_eps: Epsilon = 1e-6
+
+    @property
+    def scale(self) -> int:
+        """Side of the logits over side of the token grid."""
+        return 2
+
+
+AnyHead = LinearHead | FcnHead | SetrHead | MaskHead | LightHead
 Head = Annotated[AnyHead, Field(discriminator="kind")]
 """A decode head: it sees every patch."""
 GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]
@@ -66,8 +79,8 @@ GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind"
 
 
 def logits_grid(head: Record, grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of what `head` answers on a `grid` of patches: only SETR's up-sample."""
-    scale = head.scale if isinstance(head, SetrHead) else 1
+    """Rows and columns of what `head` answers on a `grid` of patches: SETR's and the light one up-sample."""
+    scale = head.scale if isinstance(head, SetrHead | LightHead) else 1
     return grid[0] * scale, grid[1] * scale
 
 
@@ -78,6 +91,8 @@ def head_text(head: AnyHead) -> str:
     if isinstance(head, SetrHead):
         step = f"{head.kernel}x{head.kernel} convolution, x{head.up_scale}"
         return f"SETR, {head.convs} x [{step}], {head.channels} channels"
+    if isinstance(head, LightHead):
+        return f"2x2 positions a token, 3x3 convolution, {head.channels} channels"
     if isinstance(head, FcnHead):
         return f"1x1 convolutions, {head.channels} channels"
     return "linear"

@@ -154,6 +154,12 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
     return GateOutput(logits, running, keep)
 
 
+def answered(lens: nn.Module, tokens: Tensor, ran: Tensor, answers: Tensor | None, extra: int) -> Tensor:
+    """`answers` (B, E + N, C), None before the first gate, with those of the tokens that `ran` (B, N) written anew."""
+    found: Tensor = lens(tokens)
+    return found if answers is None else torch.where(with_extra(ran, extra)[..., None], found, answers)
+
+
 def decode(head: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
     """Logits (B, K, h', w') of all `patches` (B, N, C), normed, at their last value."""
     if isinstance(head, MaskTransformerHead):
@@ -178,6 +184,7 @@ def masked_forward(
     tokens, grid = embed(model, pixels, origin)
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
+    answers: Tensor | None = None
     for number, (first, last) in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
@@ -192,5 +199,9 @@ def masked_forward(
             # A stopped token's value is read by later layers, which then do not pull it towards them.
             if detach_stopped:
                 tokens = torch.where(with_extra(running, extra)[..., None], tokens, tokens.detach())
-    features = model.norm(tokens)[:, extra:]
+            if model.lenses and passing is not None:
+                answers = answered(model.lenses[number], tokens, output.running, answers, extra)
+    # What has run to the end is its own answer.
+    ending = tokens if answers is None else torch.where(with_extra(running, extra)[..., None], tokens, answers)
+    features = model.norm(ending)[:, extra:]
     return TrainingOutput(decode(model.head, features, grid), features, tuple(outputs))

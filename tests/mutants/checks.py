@@ -60,6 +60,7 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="linear", gate="linear", stem="conv", extra_tokens=2),
         tiny_spec(head="setr", gate="setr", stem="patch", size=(70, 100)),
         tiny_spec(head="pup", gate="fcn", stem="conv"),
+        tiny_spec(head="light", gate="linear", answer="lens"),
     ):
         kept = [spec.tokens, spec.tokens - 7, spec.extra_tokens]
         cost, dense = cost_model(spec), [spec.tokens] * 3

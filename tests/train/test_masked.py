@@ -16,6 +16,7 @@ from tests.staged_loop import run_staged
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2, 3))
+LENS = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens")
 LINEAR = tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2, final_norm=False)
 
 
@@ -40,7 +41,9 @@ def assert_as_alone(model, pixels, thresholds, floor=0.0):
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(threshold=st.floats(0.3, 0.99), floor=st.sampled_from([0.0, 0.25]), seed=st.integers(0, 20))
-@pytest.mark.parametrize("spec", [SPEC, LINEAR], ids=["conv stem, fcn gates", "two extra tokens, linear gates"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, LINEAR, LENS], ids=["conv stem, fcn gates", "two extra tokens, linear gates", "light head, lens"]
+)
 def test_a_batch_answers_as_the_stages_do_image_by_image(spec, threshold, floor, seed):
     model = tiny_model(spec, seed % 3)
     thresholds = torch.full((len(spec.gates), spec.classes), threshold)

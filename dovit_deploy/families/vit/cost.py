@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dovit_deploy.families.macs import CostModel, FlopReport
-from dovit_deploy.families.parts import AnyHead, ConvStem, FcnHead, LinearHead, MaskHead, SetrHead, Stem
+from dovit_deploy.families.parts import AnyHead, ConvStem, FcnHead, LightHead, LinearHead, MaskHead, SetrHead, Stem
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -21,7 +21,7 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         layers = sum((last - first) * self._layer(n) for (first, last), n in stages)
         # A gate is evaluated on what entered the stage that it ends; the dense network has none.
         before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
-        gates = sum(self._gate(gate.head, n - spec.extra_tokens) for gate, n in before)
+        gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lens(n) for gate, n in before)
         stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
         return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head))
 
@@ -33,6 +33,10 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         if isinstance(head, SetrHead):
             return self._head(head)
         return running * _token_head(head, self.spec.width, self.spec.classes)
+
+    def _lens(self, running: int) -> int:
+        """Of one gate: the answer of every token that ran, since all of them may stop there."""
+        return running * self.spec.width**2 if self.spec.answer == "lens" else 0
 
     def _head(self, head: AnyHead) -> int:
         return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
@@ -66,6 +70,8 @@ def head_macs(head: AnyHead, patches: int, width: int, classes: int) -> int:
         return _mask_head(head, patches, width, classes)
     if isinstance(head, SetrHead):
         return _setr_head(head, patches, width, classes)
+    if isinstance(head, LightHead):
+        return patches * 4 * head.channels * (width + 9 * head.channels + classes)
     return patches * _token_head(head, width, classes)
 
 

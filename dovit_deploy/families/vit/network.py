@@ -35,6 +35,7 @@ class VisionTransformer(PatchTransformer):
     def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
         super().__init__(spec, final_norm=spec.final_norm, trainable=trainable)
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
+        self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
         self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -48,6 +49,22 @@ class VisionTransformer(PatchTransformer):
         for block in self.blocks:
             tokens = block(tokens)
         return ImageOutput((self.decode(tokens),))
+
+
+class Lens(nn.Module):
+    """What the last layer would have made of tokens that stop at one gate: (..., C) -> (..., C), before the last norm.
+
+    What the decode head reads is then of one kind, whichever layer it comes from.
+    """
+
+    def __init__(self, spec: VisionTransformerSpec) -> None:
+        super().__init__()
+        # Weights of its own would be a second affine map in front of the linear layer's.
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps, elementwise_affine=False)
+        self.linear = nn.Linear(spec.width, spec.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(self.norm(tokens))  # type: ignore[no-any-return]
 
 
 class Decision(NamedTuple):
@@ -152,7 +169,8 @@ def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bo
 class FirstStage(nn.Module):
     """Pixels to the first gate: all tokens run.
 
-    `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C) and a `Decision`.
+    `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C) and a `Decision`; with a lens also
+    `answers` (E + N, C), what the decode head is to see of each token if it stops here.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
@@ -166,7 +184,8 @@ class FirstStage(nn.Module):
             tokens = block(tokens)
         # Before the first gate nothing has stopped.
         everything = torch.arange(self.model.spec.tokens, device=tokens.device)
-        return tokens, *self.model.gates[0](tokens, everything, thresholds, floor)
+        decision = self.model.gates[0](tokens, everything, thresholds, floor)
+        return (tokens, *decision, *(lens(tokens) for lens in self.model.lenses[:1]))
 
 
 class _LaterStage(nn.Module):
@@ -181,27 +200,41 @@ class _LaterStage(nn.Module):
 
     def advance(self, tokens: Tensor, index: Tensor) -> Tensor:
         """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
+        return put_back(tokens, index, self.run(tokens, index))
+
+    def run(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C): (kept, C)."""
         # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
         for block in self.model.blocks[self.first : self.last]:
             running = block(running)
-        return put_back(tokens, index, running)
+        return running
 
 
 class MiddleStage(_LaterStage):
-    """From one gate to the next: `tokens`, `index` (kept,) int64, `thresholds`, `floor` -> as `FirstStage`."""
+    """From one gate to the next: `tokens`, `index` (kept,) int64, `thresholds`, `floor` -> as `FirstStage`.
 
-    def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.advance(tokens, index)
-        return tokens, *self.model.gates[self.number](tokens, index, thresholds, floor)
+    With a lens it takes `answers`, too, and gives them with the rows of what ran written anew.
+    """
+
+    def forward(
+        self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor, answers: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        running = self.run(tokens, index)
+        tokens = put_back(tokens, index, running)
+        decision = self.model.gates[self.number](tokens, index, thresholds, floor)
+        if answers is None:
+            return tokens, *decision
+        return tokens, *decision, put_back(answers, index, self.model.lenses[self.number](running))
 
 
 class LastStage(_LaterStage):
-    """From the last gate to the logits: `tokens`, `index` -> `logits` (1, K, h, w)."""
+    """From the last gate to the logits: `tokens`, `index` and, with a lens, `answers` -> `logits` (1, K, h, w)."""
 
-    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        return self.model.decode(self.advance(tokens, index))
+    def forward(self, tokens: Tensor, index: Tensor, answers: Tensor | None = None) -> Tensor:
+        # What has run to the end is its own answer: no lens touches it.
+        return self.model.decode(put_back(tokens if answers is None else answers, index, self.run(tokens, index)))
 
 
 def stages_from_model(model: VisionTransformer) -> list[nn.Module]:

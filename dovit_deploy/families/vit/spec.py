@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dovit_deploy.bounds import MOST_STAGES, Channels, ClassCount, Epsilon, Heads, Layers, Name, PatchSide, Share
 from dovit_deploy.families.parts import (
@@ -21,6 +21,10 @@ from dovit_deploy.families.parts import (
     logits_grid,
 )
 from dovit_deploy.families.spec import Grid, ModelSpec, Size
+
+ADDED = frozenset({"answer"})
+"""Fields that came after version 0.3: written only where they are not at their default, so that what older versions
+wrote stays the same byte for byte, and they read what does not use these options."""
 
 
 class VisionTransformerSpec(ModelSpec):
@@ -49,6 +53,9 @@ class VisionTransformerSpec(ModelSpec):
     """The class token takes in the stopped tokens' mean when more than this share of all tokens has stopped."""
     position_mode: PositionMode = "bicubic"
     head: Head
+    answer: Literal["feature", "lens"] = "feature"
+    """What the decode head sees of a stopped token. feature: the value that it stopped with, as published; lens: an
+    affine map of that, one for each gate, to what the last layer would have made of it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionTransformerSpec:
@@ -64,6 +71,12 @@ class VisionTransformerSpec(ModelSpec):
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
             raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written without this, but for fields of `ADDED` at their default."""
+        used = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        return {name: value for name, value in written(self).items() if name not in ADDED or name in used}
 
     @property
     def task(self) -> Literal["segmentation"]:

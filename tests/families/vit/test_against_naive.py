@@ -19,7 +19,7 @@ from tests.staged_loop import StagedRun, run_staged
 from tests.tiny import GateName, HeadName, tiny_pixels, tiny_spec, tiny_state
 
 GATES: list[GateName] = ["fcn", "linear", "setr"]
-HEADS: list[HeadName] = ["mask", "linear", "setr", "pup"]
+HEADS: list[HeadName] = ["mask", "linear", "setr", "pup", "light"]
 steadily = settings(
     deadline=None,
     derandomize=True,
@@ -60,6 +60,7 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         stem=draw(some.sampled_from(["patch", "conv"])),
         extra_tokens=draw(some.sampled_from([1, 2])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
+        answer=draw(some.sampled_from(["feature", "lens"])),
     )
     share = some.sampled_from([0.3, 0.5, 0.15, 0.7, 0.06, 0.0, 1.0])
     return Case(

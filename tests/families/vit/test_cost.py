@@ -23,6 +23,7 @@ SPECS = {
     "setr head and gates": tiny_spec(head="setr", gate="setr"),
     "pup head, linear gates": tiny_spec(head="pup", gate="linear"),
     "linear head, conv stem": tiny_spec(head="linear", stem="conv"),
+    "light head, lens": tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens"),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
 }
 GATED = {name: spec for name, spec in SPECS.items() if spec.gates}
@@ -52,7 +53,7 @@ def test_dynamic_equals_the_flop_counter(spec: VisionTransformerSpec, threshold:
         index = outputs[1][: int(outputs[2])]
         kept.append(len(index))
         last = stage is stages[-1]
-        macs, outputs = counted(stage, outputs[0], index, *(() if last else (thresholds, floor)))
+        macs, outputs = counted(stage, outputs[0], index, *(() if last else (thresholds, floor)), *outputs[5:])
         total += macs
     assert cost_model(spec).actual(kept).total == total
 
