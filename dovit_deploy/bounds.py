@@ -23,6 +23,8 @@ Heads = Annotated[int, Field(ge=1, le=1_024)]
 GridSide = Annotated[int, Field(ge=1, le=1_024)]
 """Of a window, a neighbourhood or a grid, in tokens."""
 ClassCount = Annotated[int, Field(ge=1, le=65_536)]
+ExtraTokens = Annotated[int, Field(ge=0, le=16)]
+"""Before the patches: class, distillation, registers."""
 Tokens = Annotated[int, Field(ge=1, le=2**28)]
 Bytes = Annotated[int, Field(ge=0, le=2**44)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -30,7 +30,7 @@ from tests.naive_parts import (
     stem,
     up_sampled,
 )
-from tests.plain_maths import Array, pad_corner, resize, softmax
+from tests.plain_maths import Array, pad_around, pad_corner, resize, softmax
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,14 @@ def naive_run(
 
 
 def naive_positions(positions: Array, spec: VisionTransformerSpec, size: tuple[int, int]) -> Array:
-    """Position embeddings (E + N, C) of `spec` for another input size; only the number of tokens is looked at."""
+    """Position embeddings (E + N, C) of `spec` for another input size.
+
+    The older modes look at the number of tokens alone.
+    """
     rows, columns = spec.grid
     target = (math.ceil(size[0] / spec.patch), math.ceil(size[1] / spec.patch))
-    if target[0] * target[1] == rows * columns:
+    same_number = target[0] * target[1] == rows * columns
+    if target == (rows, columns) or (same_number and spec.position_mode in ("bicubic", "bilinear")):
         return positions
     image = positions[spec.extra_tokens :].T.reshape(spec.width, rows, columns)
     resized = resize(image, target, spec.position_mode)
@@ -124,7 +128,8 @@ def naive_positions(positions: Array, spec: VisionTransformerSpec, size: tuple[i
 
 def _embed(spec: VisionTransformerSpec, weights: Weights, pixels: Array) -> tuple[list[Array], Tokens]:
     """Extra tokens, and patch tokens by position, both with their position embeddings."""
-    image = stem(spec, weights, pad_corner(np.asarray(pixels, np.float64), spec.patch))
+    around = pad_around if spec.padding == "centre" else pad_corner
+    image = stem(spec, weights, around(np.asarray(pixels, np.float64), spec.patch))
     rows, columns = spec.grid
     positions = weights["positions"]
     extra = [weights["extra_tokens"][i] + positions[i] for i in range(spec.extra_tokens)]

@@ -31,7 +31,7 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
     for layer in range(spec.depth):
         if any(gate.layer == layer for gate in spec.gates):
             stage += 1
-        layers += _block(kept[stage], spec.width, spec.hidden, spec.heads)
+        layers += _block(kept[stage], spec.width, spec.hidden, spec.heads, gated=spec.mlp == "swiglu")
     looked = 0
     for number, gate in enumerate(spec.gates if gates else ()):
         # A head that up-samples mixes neighbours, so it is shown the stopped tokens too.
@@ -47,11 +47,13 @@ def _linear(tokens: int, inputs: int, outputs: int) -> int:
     return sum(inputs for _ in range(tokens) for _ in range(outputs))
 
 
-def _block(tokens: int, width: int, hidden: int, heads: int) -> int:
+def _block(tokens: int, width: int, hidden: int, heads: int, *, gated: bool = False) -> int:
     query_key_value_and_output = 4 * _linear(tokens, width, width)
     scores = sum(width // heads for _ in range(heads) for _ in range(tokens) for _ in range(tokens))
     weighted_values = scores
     mlp = _linear(tokens, width, hidden) + _linear(tokens, hidden, width)
+    if gated:
+        mlp += _linear(tokens, width, hidden)
     return query_key_value_and_output + scores + weighted_values + mlp
 
 

@@ -45,14 +45,20 @@ def linear(token: Array, weights: Weights, name: str) -> Array:
 
 
 def block(sequence: list[Array], weights: Weights, name: str, *, heads: int, eps: float) -> list[Array]:
-    """A pre-norm block on a list of vectors."""
+    """A pre-norm block on a list of vectors; one with a gate beside its first layer is a SwiGLU."""
     normed = [norm(token, weights, name + "norm1.", eps) for token in sequence]
     mixed = attention(normed, weights, name + "attention.", heads=heads)
     sequence = [token + added for token, added in zip(sequence, mixed, strict=True)]
     result = []
     for token in sequence:
-        inner = linear(norm(token, weights, name + "norm2.", eps), weights, name + "mlp.expand.")
-        result.append(token + linear(gelu(inner), weights, name + "mlp.contract."))
+        normed_token = norm(token, weights, name + "norm2.", eps)
+        inner = linear(normed_token, weights, name + "mlp.expand.")
+        if name + "mlp.gate.weight" in weights:
+            gate = linear(normed_token, weights, name + "mlp.gate.")
+            inner = inner * gate / (1.0 + np.exp(-gate))
+        else:
+            inner = gelu(inner)
+        result.append(token + linear(inner, weights, name + "mlp.contract."))
     return result
 
 

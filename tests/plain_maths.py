@@ -65,9 +65,22 @@ def pad_corner(image: Array, multiple: int) -> Array:
     return result
 
 
+def pad_around(image: Array, multiple: int) -> Array:
+    """(C, H, W) -> zeros on all sides, up to multiples of `multiple`; of an odd number more at the end."""
+    padded = pad_corner(image, multiple)
+    before = [(padded.shape[axis] - image.shape[axis]) // 2 for axis in (1, 2)]
+    result: Array = np.roll(padded, before, axis=(1, 2))
+    return result
+
+
 def resize(image: Array, size: tuple[int, int], mode: str) -> Array:
-    """(C, H, W) -> (C, *size): `bilinear` or `bicubic` (a = -0.75), corners not aligned, no antialiasing."""
-    taps = {"bilinear": _linear_taps, "bicubic": _cubic_taps}[mode]
+    """(C, H, W) -> (C, *size), corners not aligned.
+
+    `bilinear`; `bicubic` and `size` (a = -0.75); `scale`: the same with sample points of a factor that is 0.1 larger;
+    `antialias`: a kernel as wide as the reduction (a = -0.5).
+    """
+    kinds = {"bilinear": _linear_taps, "scale": _scaled_cubic_taps, "antialias": _wide_cubic_taps}
+    taps = kinds.get(mode, _cubic_taps)
     rows = [taps(position, image.shape[1], size[0]) for position in range(size[0])]
     columns = [taps(position, image.shape[2], size[1]) for position in range(size[1])]
     result = np.zeros((image.shape[0], *size))
@@ -86,11 +99,25 @@ def _linear_taps(position: int, source: int, target: int) -> list[tuple[int, flo
     return [(first, 1.0 - (center - first)), (min(first + 1, source - 1), center - first)]
 
 
-def _cubic_taps(position: int, source: int, target: int) -> list[tuple[int, float]]:
+def _cubic_taps(position: int, source: int, target: float) -> list[tuple[int, float]]:
     """The same for Keys' cubic kernel; pixels outside are those of the border."""
     center = (position + 0.5) * source / target - 0.5
     first = math.floor(center)
     return [(min(max(first + step, 0), source - 1), _keys(abs(center - (first + step)))) for step in (-1, 0, 1, 2)]
+
+
+def _scaled_cubic_taps(position: int, source: int, target: int) -> list[tuple[int, float]]:
+    """As if the target were a tenth of a pixel longer."""
+    return _cubic_taps(position, source, target + 0.1)
+
+
+def _wide_cubic_taps(position: int, source: int, target: int) -> list[tuple[int, float]]:
+    """The kernel stretched by the reduction; pixels outside count nothing, and the rest sums to 1."""
+    stretch = max(source / target, 1.0)
+    center = (position + 0.5) * source / target - 0.5
+    reached = [pixel for pixel in range(source) if abs(pixel - center) < 2 * stretch]
+    weights = [_keys(abs(pixel - center) / stretch, a=-0.5) for pixel in reached]
+    return [(pixel, weight / sum(weights)) for pixel, weight in zip(reached, weights, strict=True)]
 
 
 def _keys(distance: float, a: float = -0.75) -> float:

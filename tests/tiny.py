@@ -23,7 +23,10 @@ from dovit_deploy.families.parts import (
     LightHead,
     LinearHead,
     MaskHead,
+    MlpKind,
+    Padding,
     PatchStem,
+    PositionMode,
     SetrHead,
 )
 from dovit_deploy.families.registry import model_from_spec
@@ -80,10 +83,12 @@ def tiny_spec(
     norm_eps: float = 1e-6,
     stem: Literal["patch", "conv"] = "patch",
     patch: int = 16,
-    extra_tokens: Literal[1, 2] = 1,
-    position_mode: Literal["bicubic", "bilinear"] = "bicubic",
+    extra_tokens: int = 1,
+    position_mode: PositionMode = "bicubic",
     aggregate_rate: float = 0.1,
     answer: Literal["feature", "lens"] = "feature",
+    mlp: MlpKind = "gelu",
+    padding: Padding = "end",
 ) -> VisionTransformerSpec:
     """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` is."""
     return VisionTransformerSpec(
@@ -102,6 +107,8 @@ def tiny_spec(
         gates=tuple(GateSpec(layer=layer, head=gate_head(gate)) for layer in gates),
         aggregate_rate=aggregate_rate,
         position_mode=position_mode,
+        mlp=mlp,
+        padding=padding,
         head=decode_head(head, width=width, heads=heads),
         answer=answer,
     )

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.families.layers import padded
 from dovit_deploy.families.tokens import aggregate_limit, partition
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
 
@@ -71,7 +70,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, boun
 
 def embedded(model: VisionTransformer, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, T, C)."""
-    patches = model.stem(padded(pixels, model.spec.patch)).flatten(2).transpose(1, 2)
+    patches = model.patch_grid(pixels).flatten(2).transpose(1, 2)
     extra = model.extra_tokens.expand(len(pixels), -1, -1)
     return torch.cat([extra, patches], dim=1) + model.positions
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import State, conv_norm
-from dovit_deploy.families.parts import ConvStem, PositionMode, Stem
+from dovit_deploy.families.parts import ConvStem, MlpKind, Padding, PositionMode, Stem
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -76,15 +76,31 @@ class Mlp(nn.Module):
         return self.contract(functional.gelu(self.expand(x)))  # type: ignore[no-any-return]
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU: a linear layer, each value of it times the SiLU of a gate of its own, then linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden)
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(functional.silu(self.gate(x)) * self.expand(x))  # type: ignore[no-any-return]
+
+
+MLPS: dict[MlpKind, type[Mlp | GatedMlp]] = {"gelu": Mlp, "swiglu": GatedMlp}
+
+
 class Block(nn.Module):
     """Pre-norm block: x += attention(norm1(x)); x += mlp(norm2(x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int, norm_eps: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, norm_eps: float, mlp: MlpKind = "gelu") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, hidden)
+        self.mlp = MLPS[mlp](width, hidden)
 
     def forward(self, x: Tensor, attend: Attend = attention) -> Tensor:
         x = x + self.attention(self.norm1(x), attend)
@@ -94,17 +110,25 @@ class Block(nn.Module):
 def resized_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: PositionMode) -> Tensor:
     """Position embeddings (E + N, C) for `grid` -> (E + N', C) for `target`, as the published codes do it.
 
-    The sources resize only when the *number* of tokens changes: 4x16 tokens take the embeddings of 8x8 as they are.
+    Some sources resize only when the *number* of tokens changes: 4x16 tokens take the embeddings of 8x8 as they are.
     """
-    if target[0] * target[1] == positions.shape[0] - extra:
+    by_number = mode in ("bicubic", "bilinear")
+    if grid == target or (by_number and target[0] * target[1] == positions.shape[0] - extra):
         return positions
     return interpolated_positions(positions, extra, grid, target, mode)
 
 
 def interpolated_positions(positions: Tensor, extra: int, grid: Grid, target: Grid, mode: PositionMode) -> Tensor:
-    """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing."""
+    """(E + N, C) for `grid` -> (E + N', C) for `target`; corners not aligned, no antialiasing unless `mode` says so."""
     image = positions[extra:].T.reshape(1, -1, *grid)
-    resized = functional.interpolate(image, size=target, mode=mode, align_corners=False)
+    kind = "bilinear" if mode == "bilinear" else "bicubic"
+    if mode == "scale":
+        # The source adds 0.1 so that rounding never loses a row; its sample points are those of this factor.
+        factor = tuple((side + 0.1) / before for side, before in zip(target, grid, strict=True))
+        resized = functional.interpolate(image, scale_factor=factor, mode=kind, align_corners=False)
+    else:
+        smooth = mode == "antialias"
+        resized = functional.interpolate(image, size=target, mode=kind, align_corners=False, antialias=smooth)
     # A transposed view cannot be written to safetensors.
     return torch.cat([positions[:extra], resized.flatten(2)[0].T]).contiguous()
 
@@ -159,11 +183,13 @@ def stem_from_spec(stem: Stem, *, width: int, patch: int, trainable: bool) -> nn
     return PatchEmbedding(width, patch)
 
 
-def padded(pixels: Tensor, patch: int) -> Tensor:
-    """Zeros (the mean colour, since pixels are normalised) added right and bottom up to whole patches."""
-    height, width = pixels.shape[-2:]
+def padded(pixels: Tensor, patch: int, padding: Padding = "end") -> Tensor:
+    """Zeros (the mean colour, since pixels are normalised) added up to whole patches."""
     # `%` of a negative number is what is missing to the next multiple: -70 % 16 = 10.
-    return functional.pad(pixels, (0, -width % patch, 0, -height % patch))
+    down, right = (-side % patch for side in pixels.shape[-2:])
+    # Of an odd number the end gets the greater half.
+    top, left = (down // 2, right // 2) if padding == "centre" else (0, 0)
+    return functional.pad(pixels, (left, right - left, top, down - top))
 
 
 class PatchTransformer(nn.Module):
@@ -173,26 +199,41 @@ class PatchTransformer(nn.Module):
         spec: the architecture.
         final_norm: a norm follows the last block.
         trainable: keep the stem's batch norms apart.
+        mlp: of every block.
+        padding: where pixels are padded to whole patches.
     """
 
     spec: VisionTransformerSpec | EvoDeitSpec
 
-    def __init__(self, spec: VisionTransformerSpec | EvoDeitSpec, *, final_norm: bool, trainable: bool) -> None:
+    def __init__(
+        self,
+        spec: VisionTransformerSpec | EvoDeitSpec,
+        *,
+        final_norm: bool,
+        trainable: bool,
+        mlp: MlpKind = "gelu",
+        padding: Padding = "end",
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self.padding = padding
         self.stem = stem_from_spec(spec.stem, width=spec.width, patch=spec.patch, trainable=trainable)
         # An empty parameter would be an entry of the weights that no checkpoint has.
         if spec.extra_tokens:
             self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
         self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.blocks = nn.ModuleList(
-            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps) for _ in range(spec.depth)
+            Block(spec.width, spec.heads, spec.hidden, spec.norm_eps, mlp) for _ in range(spec.depth)
         )
         self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps) if final_norm else nn.Identity()
 
+    def patch_grid(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w), padded to whole patches."""
+        return self.stem(padded(pixels, self.spec.patch, self.padding))  # type: ignore[no-any-return]
+
     def embed(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
-        patches = self.stem(padded(pixels, self.spec.patch)).flatten(2)[0].transpose(0, 1)
+        patches = self.patch_grid(pixels).flatten(2)[0].transpose(0, 1)
         tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
         return tokens + self.positions
 

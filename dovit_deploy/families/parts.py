@@ -124,8 +124,19 @@ class GateSpec(Record):
     head: GateHead
 
 
-PositionMode = Literal["bicubic", "bilinear"]
-"""How position embeddings are resized to another grid."""
+PositionMode = Literal["bicubic", "bilinear", "scale", "size", "antialias"]
+"""How position embeddings are resized to another grid.
+
+bicubic, bilinear: to its size, where its *number* of tokens is another (mmsegmentation, Segmenter, DeiT).
+The others are bicubic, where rows or columns are others, and differ by half a pixel or more:
+scale: by the factor (rows + 0.1) / side, which also sets the sample points (DINOv2 without registers).
+size: to its size (DINOv2 of transformers without registers).
+antialias: to its size, over as many positions as one of the new ones covers (DINOv2 with registers, timm).
+"""
+MlpKind = Literal["gelu", "swiglu"]
+"""What is between the two layers of a block's MLP: a GELU, or a product with a gate."""
+Padding = Literal["end", "centre"]
+"""Where pixels are padded to whole patches: right and bottom, or on all sides (DINOv2's official heads)."""
 
 
 def backbone_text(*, width: int, depth: int, heads: int, stem: Literal["patch", "conv"] = "patch") -> str:

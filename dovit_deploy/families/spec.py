@@ -76,8 +76,13 @@ class ModelSpec(Record):
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of the first grid of tokens; pixels are padded right and bottom to whole patches."""
+        """Rows and columns of the first grid of tokens; pixels are padded to whole patches."""
         return math.ceil(self.size[0] / self.patch), math.ceil(self.size[1] / self.patch)
+
+    @property
+    def pads_before(self) -> tuple[int, int]:
+        """Rows above the image and columns left of it that padding adds; what else is missing comes behind it."""
+        return 0, 0
 
     @property
     def patches(self) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from dovit_deploy.families.heads import MaskTransformerHead
-from dovit_deploy.families.layers import Attend, PatchTransformer, padded
+from dovit_deploy.families.layers import Attend, PatchTransformer
 from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
@@ -93,7 +93,7 @@ def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None)
     position embeddings it takes.
     """
     # A crop is padded as an image is: its last tokens may hold padding.
-    image = model.stem(padded(pixels, model.spec.patch))
+    image = model.patch_grid(pixels)
     rows, columns = image.shape[-2:]
     patches = image.flatten(2).transpose(1, 2)
     extra, device = model.spec.extra_tokens, pixels.device

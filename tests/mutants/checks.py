@@ -16,6 +16,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, GateDefaults, Manifest, Pre
 from dovit_deploy.families import folding, registry
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.eager import EagerBackend
+from dovit_deploy.families.parts import PositionMode
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.families.vit.test_against_naive import assert_agree
@@ -42,8 +43,9 @@ def agrees_with_naive(name: str) -> None:
 
 
 def positions_follow_the_rule() -> None:
-    """Position embeddings are resized as families.md says: by count, in the spec's mode, corners not aligned."""
-    for mode in ("bicubic", "bilinear"):
+    """Position embeddings are resized as families.md says: when, how, and with which sample points."""
+    modes: tuple[PositionMode, ...] = ("bicubic", "bilinear", "scale", "size", "antialias")
+    for mode in modes:
         spec = tiny_spec(size=(64, 64), position_mode=mode, extra_tokens=2)
         state = tiny_state(spec, 1)
         # Same number of tokens in another shape; larger; smaller; not whole patches.
@@ -61,6 +63,7 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="setr", gate="setr", stem="patch", size=(70, 100)),
         tiny_spec(head="pup", gate="fcn", stem="conv"),
         tiny_spec(head="light", gate="linear", answer="lens"),
+        tiny_spec(mlp="swiglu", extra_tokens=5),
     ):
         kept = [spec.tokens, spec.tokens - 7, spec.extra_tokens]
         cost, dense = cost_model(spec), [spec.tokens] * 3

@@ -19,7 +19,8 @@ CATALOGUE = Catalogue()
 
 @CATALOGUE.add(caught_by="mask")
 def padding_is_added_left_and_on_top(patch: Patch) -> None:
-    def padded(pixels: Tensor, size: int) -> Tensor:
+    def padded(pixels: Tensor, size: int, padding: str) -> Tensor:
+        assert padding == "end"
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (-width % size, 0, -height % size, 0))
 
@@ -28,7 +29,8 @@ def padding_is_added_left_and_on_top(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="mask")
 def padding_repeats_the_border(patch: Patch) -> None:
-    def padded(pixels: Tensor, size: int) -> Tensor:
+    def padded(pixels: Tensor, size: int, padding: str) -> Tensor:
+        assert padding == "end"
         height, width = pixels.shape[-2:]
         return functional.pad(pixels, (0, -width % size, 0, -height % size), mode="replicate")
 
@@ -69,24 +71,25 @@ def positions_are_resized_by_shape(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="positions")
 def positions_are_always_bicubic(patch: Patch) -> None:
-    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-        return functional.interpolate(image, size=size, mode="bicubic", align_corners=align_corners)
+    def interpolate(image: Tensor, **given: Any) -> Tensor:
+        return functional.interpolate(image, **{**given, "mode": "bicubic"})
 
     patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
 def positions_are_resized_with_aligned_corners(patch: Patch) -> None:
-    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-        return functional.interpolate(image, size=size, mode=mode, align_corners=True)
+    def interpolate(image: Tensor, **given: Any) -> Tensor:
+        # PyTorch has no antialiasing with aligned corners.
+        return functional.interpolate(image, **{**given, "align_corners": not given.get("antialias", False)})
 
     patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 
 
 @CATALOGUE.add(caught_by="positions")
 def positions_are_antialiased(patch: Patch) -> None:
-    def interpolate(image: Tensor, *, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
-        return functional.interpolate(image, size=size, mode=mode, align_corners=False, antialias=True)
+    def interpolate(image: Tensor, **given: Any) -> Tensor:
+        return functional.interpolate(image, **{**given, "antialias": True})
 
     patch.setattr(layers, "functional", Overlay(functional, interpolate=interpolate))
 

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dovit_deploy.families.macs import CostModel, FlopReport
-from dovit_deploy.families.parts import AnyHead, ConvStem, FcnHead, LightHead, LinearHead, MaskHead, SetrHead, Stem
+from dovit_deploy.families.parts import (
+    AnyHead,
+    ConvStem,
+    FcnHead,
+    LightHead,
+    LinearHead,
+    MaskHead,
+    MlpKind,
+    SetrHead,
+    Stem,
+)
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -26,7 +36,7 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head))
 
     def _layer(self, tokens: int) -> int:
-        return block_macs(tokens, self.spec.width, self.spec.hidden)
+        return block_macs(tokens, self.spec.width, self.spec.hidden, self.spec.mlp)
 
     def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
         """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""
@@ -42,9 +52,10 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
 
 
-def block_macs(tokens: int, width: int, hidden: int) -> int:
+def block_macs(tokens: int, width: int, hidden: int, mlp: MlpKind = "gelu") -> int:
     """One pre-norm block: query, key, value, output and MLP, then QK^T and AV (12nC^2 + 2n^2C for hidden = 4C)."""
-    return tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width
+    layers = 3 if mlp == "swiglu" else 2
+    return tokens * (4 * width * width + layers * width * hidden) + 2 * tokens * tokens * width
 
 
 def stem_macs(stem: Stem, *, patch: int, width: int, grid: Grid) -> int:

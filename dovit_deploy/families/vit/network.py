@@ -33,7 +33,7 @@ class VisionTransformer(PatchTransformer):
     spec: VisionTransformerSpec
 
     def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
-        super().__init__(spec, final_norm=spec.final_norm, trainable=trainable)
+        super().__init__(spec, final_norm=spec.final_norm, trainable=trainable, mlp=spec.mlp, padding=spec.padding)
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
         self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
         self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)

@@ -7,11 +7,24 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from dovit_deploy.bounds import MOST_STAGES, Channels, ClassCount, Epsilon, Heads, Layers, Name, PatchSide, Share
+from dovit_deploy.bounds import (
+    MOST_STAGES,
+    Channels,
+    ClassCount,
+    Epsilon,
+    ExtraTokens,
+    Heads,
+    Layers,
+    Name,
+    PatchSide,
+    Share,
+)
 from dovit_deploy.families.parts import (
     ConvStem,
     GateSpec,
     Head,
+    MlpKind,
+    Padding,
     PatchStem,
     PositionMode,
     Stem,
@@ -22,7 +35,7 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Grid, ModelSpec, Size
 
-ADDED = frozenset({"answer"})
+ADDED = frozenset({"answer", "mlp", "padding"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
 wrote stays the same byte for byte, and they read what does not use these options."""
 
@@ -35,7 +48,7 @@ class VisionTransformerSpec(ModelSpec):
 
     family: Name
     size: Size
-    """Height and width of `pixels`, in pixels; padded right and bottom to whole patches inside the network."""
+    """Height and width of `pixels`, in pixels; padded to whole patches inside the network."""
     patch: PatchSide = 16
     stem: Stem = PatchStem()
     width: Channels
@@ -43,8 +56,9 @@ class VisionTransformerSpec(ModelSpec):
     heads: Heads
     hidden: Channels
     """Width of the MLP's inner layer."""
-    extra_tokens: Literal[0, 1, 2] = 1
-    """1: class token; 2: class and distillation token; 0: mmsegmentation's `with_cls_token=False`, never with gates."""
+    extra_tokens: ExtraTokens = 1
+    """Class token, then a distillation token or registers; 0, never with gates: no class token, as
+    mmsegmentation's `with_cls_token=False`. Registers have positions of zeros."""
     norm_eps: Epsilon = 1e-6
     final_norm: bool = True
     classes: ClassCount
@@ -56,6 +70,8 @@ class VisionTransformerSpec(ModelSpec):
     answer: Literal["feature", "lens"] = "feature"
     """What the decode head sees of a stopped token. feature: the value that it stopped with, as published; lens: an
     affine map of that, one for each gate, to what the last layer would have made of it."""
+    mlp: MlpKind = "gelu"
+    padding: Padding = "end"
 
     @model_validator(mode="after")
     def _consistent(self) -> VisionTransformerSpec:
@@ -81,6 +97,13 @@ class VisionTransformerSpec(ModelSpec):
     @property
     def task(self) -> Literal["segmentation"]:
         return "segmentation"
+
+    @property
+    def pads_before(self) -> tuple[int, int]:
+        if self.padding == "end":
+            return super().pads_before
+        rows, columns = (-side % self.patch // 2 for side in self.size)
+        return rows, columns
 
     @property
     def stage_layers(self) -> tuple[tuple[int, int], ...]:

@@ -58,9 +58,11 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         final_norm=draw(some.booleans()),
         norm_eps=draw(some.sampled_from([1e-6, 1e-5])),
         stem=draw(some.sampled_from(["patch", "conv"])),
-        extra_tokens=draw(some.sampled_from([1, 2])),
+        extra_tokens=draw(some.sampled_from([1, 2, 5])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
         answer=draw(some.sampled_from(["feature", "lens"])),
+        mlp=draw(some.sampled_from(["gelu", "swiglu"])),
+        padding=draw(some.sampled_from(["end", "centre"])),
     )
     share = some.sampled_from([0.3, 0.5, 0.15, 0.7, 0.06, 0.0, 1.0])
     return Case(
