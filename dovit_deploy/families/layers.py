@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import State, conv_norm
 from dovit_deploy.families.parts import ConvStem, MlpKind, Padding, PositionMode, Stem
+from dovit_deploy.families.rotary import PERIODS, TABLE, RotaryPositions, rotated, rotation_table
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -42,6 +43,15 @@ _LIBRARY.impl("attention", _attention, "CompositeImplicitAutograd")  # type: ign
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Multi-head attention of (..., n, C) queries over (..., m, C) keys and values; scale (C / heads)^-0.5."""
     return torch.ops.dovit.attention(query, key, value, heads)  # type: ignore[no-any-return]
+
+
+def attend_turned(rows: Tensor, attend: Attend = attention) -> Attend:
+    """`attend` with queries and keys turned by `rows` (..., n, D) of the tokens that attend."""
+
+    def turned(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        return attend(rotated(query, rows, heads), rotated(key, rows, heads), value, heads)
+
+    return turned
 
 
 class AttentionProjections(nn.Module):
@@ -201,6 +211,7 @@ class PatchTransformer(nn.Module):
         trainable: keep the stem's batch norms apart.
         mlp: of every block.
         padding: where pixels are padded to whole patches.
+        rotary: queries and keys are turned by their position; none is added to a token.
     """
 
     spec: VisionTransformerSpec | EvoDeitSpec
@@ -213,6 +224,7 @@ class PatchTransformer(nn.Module):
         trainable: bool,
         mlp: MlpKind = "gelu",
         padding: Padding = "end",
+        rotary: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -221,7 +233,9 @@ class PatchTransformer(nn.Module):
         # An empty parameter would be an entry of the weights that no checkpoint has.
         if spec.extra_tokens:
             self.extra_tokens = nn.Parameter(torch.zeros(spec.extra_tokens, spec.width))
-        self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
+        self.rotary = RotaryPositions(spec.width // spec.heads, spec.extra_tokens, spec.grid) if rotary else None
+        if not rotary:
+            self.positions = nn.Parameter(torch.zeros(spec.tokens, spec.width))
         self.blocks = nn.ModuleList(
             Block(spec.width, spec.heads, spec.hidden, spec.norm_eps, mlp) for _ in range(spec.depth)
         )
@@ -232,15 +246,24 @@ class PatchTransformer(nn.Module):
         return self.stem(padded(pixels, self.spec.patch, self.padding))  # type: ignore[no-any-return]
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added."""
+        """(1, 3, H, W) -> (E + N, C): extra tokens first, position embeddings added where there are any."""
         patches = self.patch_grid(pixels).flatten(2)[0].transpose(0, 1)
         tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
-        return tokens + self.positions
+        return tokens if self.rotary is not None else tokens + self.positions
+
+    def attend_at(self, index: Tensor | None = None) -> Attend:
+        """The attention of the tokens `index` (n,), each turned by its own position; of all tokens without it."""
+        if self.rotary is None:
+            return attention
+        table = self.rotary.table
+        return attend_turned(table if index is None else table.index_select(0, index))
 
 
 def positions_at_size(
     state: State, spec: VisionTransformerSpec | EvoDeitSpec, target: VisionTransformerSpec | EvoDeitSpec
 ) -> State:
-    """Position embeddings resized to the grid of `target`; every other weight serves at any size."""
+    """Position embeddings resized to the grid of `target`, or its table of rotary positions; all else serves at any."""
+    if PERIODS in state:
+        return {**state, TABLE: rotation_table(state[PERIODS], target.extra_tokens, target.grid)}
     positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
     return {**state, "positions": positions}

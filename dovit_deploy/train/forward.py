@@ -53,10 +53,11 @@ def evovit_forward(
     Scores only sort, so nothing of the choice is differentiated; what the chosen tokens compute is. Without
     `selecting` every token runs in every layer. `origin` is as `embed` takes it.
     """
-    tokens, grid = embed(model, pixels, origin)
-    run = model.run(tokens, model.spec.selections if selecting else (), attend_without(None))
+    embedded = embed(model, pixels, origin)
+    run = model.run(embedded.tokens, model.spec.selections if selecting else (), attend_without(None))
     features = model.norm(in_raster_order(run))
-    return TrainingOutput(decode(model.head, features, grid), features, chosen=tuple(one.bool() for one in run.chosen))
+    logits = decode(model.head, features, embedded.grid)
+    return TrainingOutput(logits, features, chosen=tuple(one.bool() for one in run.chosen))
 
 
 def stvit_forward(model: StvitSegmenter, pixels: Tensor) -> TrainingOutput:

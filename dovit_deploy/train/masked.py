@@ -15,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from dovit_deploy.families.heads import MaskTransformerHead
-from dovit_deploy.families.layers import Attend, PatchTransformer
+from dovit_deploy.families.layers import Attend, PatchTransformer, attend_turned
 from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
@@ -86,11 +86,24 @@ def attend_without(hidden: Tensor | None) -> Attend:
     return attend
 
 
-def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Grid]:
-    """Tokens (B, E + N, C) of `pixels` (B, 3, H, W), and their grid.
+@dataclass(frozen=True)
+class Embedded:
+    """A batch of crops as tokens, before the first block."""
+
+    tokens: Tensor
+    """(B, E + N, C)."""
+    grid: Grid
+    """Of the crops."""
+    rotations: Tensor | None
+    """(B, E + N, D): what turns each token's queries and keys, where positions are rotary."""
+
+
+def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None) -> Embedded:
+    """Tokens of `pixels` (B, 3, H, W).
 
     `origin` (B, 2) int64 is where each crop was cut out: row and column of its first token on the model's grid, whose
-    position embeddings it takes.
+    positions it takes. So neighbours in a crop are as far apart as in the whole image, which is what will be deployed;
+    coordinates of the crop's own would put them further apart.
     """
     # A crop is padded as an image is: its last tokens may hold padding.
     image = model.patch_grid(pixels)
@@ -101,11 +114,11 @@ def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None)
     row = corner[:, :1, None] + torch.arange(rows, device=device)[None, :, None]
     column = corner[:, 1:, None] + torch.arange(columns, device=device)[None, None, :]
     position = (row * model.spec.grid[1] + column).flatten(1) + extra
-    tokens = patches + functional.embedding(position, model.positions)
-    if extra:
-        first = (model.extra_tokens + model.positions[:extra]).expand(len(pixels), -1, -1)
-        tokens = torch.cat([first, tokens], 1)
-    return tokens, (rows, columns)
+    position = torch.cat([torch.arange(extra, device=device).expand(len(pixels), -1), position], 1)
+    tokens = torch.cat([model.extra_tokens.expand(len(pixels), -1, -1), patches], 1) if extra else patches
+    if model.rotary is not None:
+        return Embedded(tokens, (rows, columns), functional.embedding(position, model.rotary.table))
+    return Embedded(tokens + functional.embedding(position, model.positions), (rows, columns), None)
 
 
 def aggregated(tokens: Tensor, running: Tensor, extra: int, rate: float) -> Tensor:
@@ -125,12 +138,19 @@ def with_extra(running: Tensor, extra: int) -> Tensor:
     return torch.cat([running.new_ones(len(running), extra), running], 1)
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int) -> Tensor:
-    """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen."""
+def run_blocks(
+    blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int, rotations: Tensor | None = None
+) -> Tensor:
+    """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen.
+
+    `rotations` are as `Embedded` has them.
+    """
     # Every token goes through the block, and what has stopped is put back after each: more work than the stages do, but
     # one shape for the whole batch.
     everywhere = None if running is None else with_extra(running, extra)
     attend = attend_without(None if everywhere is None else ~everywhere)
+    if rotations is not None:
+        attend = attend_turned(rotations, attend)
     for block in blocks:
         after = block(tokens, attend)
         tokens = after if everywhere is None else torch.where(everywhere[..., None], after, tokens)
@@ -181,7 +201,8 @@ def masked_forward(
     `detach_gates` keeps the gates' gradient from the layers below them, `detach_stopped` that of stopped tokens.
     """
     extra = model.spec.extra_tokens
-    tokens, grid = embed(model, pixels, origin)
+    embedded = embed(model, pixels, origin)
+    tokens = embedded.tokens
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
     answers: Tensor | None = None
@@ -190,7 +211,7 @@ def masked_forward(
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
         # In the first stage nothing has stopped; without masks attention is faster.
         free = passing is None or number == 0
-        tokens = run_blocks(model.blocks[first:last], tokens, None if free else running, extra)
+        tokens = run_blocks(model.blocks[first:last], tokens, None if free else running, extra, embedded.rotations)
         if number < len(model.gates):
             seen = tokens[:, extra:].detach() if detach_gates else tokens[:, extra:]
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
@@ -204,4 +225,4 @@ def masked_forward(
     # What has run to the end is its own answer.
     ending = tokens if answers is None else torch.where(with_extra(running, extra)[..., None], tokens, answers)
     features = model.norm(ending)[:, extra:]
-    return TrainingOutput(decode(model.head, features, grid), features, tuple(outputs))
+    return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))

@@ -33,7 +33,14 @@ class VisionTransformer(PatchTransformer):
     spec: VisionTransformerSpec
 
     def __init__(self, spec: VisionTransformerSpec, *, trainable: bool = False) -> None:
-        super().__init__(spec, final_norm=spec.final_norm, trainable=trainable, mlp=spec.mlp, padding=spec.padding)
+        super().__init__(
+            spec,
+            final_norm=spec.final_norm,
+            trainable=trainable,
+            mlp=spec.mlp,
+            padding=spec.padding,
+            rotary=spec.rotary,
+        )
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
         self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
         self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
@@ -45,9 +52,9 @@ class VisionTransformer(PatchTransformer):
     def one_image(self, pixels: Tensor, *, dense: bool) -> ImageOutput:
         """Every token through every block, whether or not there are gates: `logits`."""
         del dense
-        tokens = self.embed(pixels)
+        tokens, attend = self.embed(pixels), self.attend_at()
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, attend)
         return ImageOutput((self.decode(tokens),))
 
 
@@ -179,9 +186,9 @@ class FirstStage(nn.Module):
         self.first, self.last = model.spec.stage_layers[0]
 
     def forward(self, pixels: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
-        tokens = self.model.embed(pixels)
+        tokens, attend = self.model.embed(pixels), self.model.attend_at()
         for block in self.model.blocks[self.first : self.last]:
-            tokens = block(tokens)
+            tokens = block(tokens, attend)
         # Before the first gate nothing has stopped.
         everything = torch.arange(self.model.spec.tokens, device=tokens.device)
         decision = self.model.gates[0](tokens, everything, thresholds, floor)
@@ -207,8 +214,9 @@ class _LaterStage(nn.Module):
         # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
+        attend = self.model.attend_at(index)
         for block in self.model.blocks[self.first : self.last]:
-            running = block(running)
+            running = block(running, attend)
         return running
 
 

@@ -66,6 +66,8 @@ class VisionTransformerSpec(ModelSpec):
     aggregate_rate: Share = 0.1
     """The class token takes in the stopped tokens' mean when more than this share of all tokens has stopped."""
     position_mode: PositionMode = "bicubic"
+    rotary: bool = False
+    """Queries and keys are turned by where their patch lies, instead of position embeddings added (DINOv3)."""
     head: Head
     answer: Literal["feature", "lens"] = "feature"
     """What the decode head sees of a stopped token. feature: the value that it stopped with, as published; lens: an
@@ -76,6 +78,9 @@ class VisionTransformerSpec(ModelSpec):
     @model_validator(mode="after")
     def _consistent(self) -> VisionTransformerSpec:
         check_heads(self.width, self.heads)
+        # Pairs of channels for rows, and as many for columns.
+        if self.rotary and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4 channels, not {self.width // self.heads}")
         # A gate sums what stopped up in the class token.
         if self.gates and not self.extra_tokens:
             raise ValueError("gates need a class token")
