@@ -35,7 +35,7 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Grid, ModelSpec, Size
 
-ADDED = frozenset({"answer", "mlp", "padding"})
+ADDED = frozenset({"answer", "mlp", "padding", "rotary"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
 wrote stays the same byte for byte, and they read what does not use these options."""
 
