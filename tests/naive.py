@@ -28,6 +28,7 @@ from tests.naive_parts import (
     norm,
     per_token,
     stem,
+    turning_angles,
     up_sampled,
 )
 from tests.plain_maths import Array, pad_around, pad_corner, resize, softmax
@@ -99,7 +100,13 @@ def naive_run(
                 gates.append(found)
         sequence = [*extra, *(grid[position] for position in running)]
         tokens_per_layer.append(len(sequence))
-        sequence = block(sequence, weights, f"blocks.{layer}.", heads=spec.heads, eps=spec.norm_eps)
+        angles = None
+        if spec.rotary:
+            angles = [
+                *[None] * len(extra),
+                *(turning_angles(weights["rotary.periods"], spec.grid, at) for at in running),
+            ]
+        sequence = block(sequence, weights, f"blocks.{layer}.", heads=spec.heads, eps=spec.norm_eps, angles=angles)
         extra = sequence[: spec.extra_tokens]
         # The full sequence is rebuilt: what ran takes its new value, what stopped keeps the one it stopped with.
         moved = dict(zip(running, sequence[spec.extra_tokens :], strict=True))
@@ -127,11 +134,11 @@ def naive_positions(positions: Array, spec: VisionTransformerSpec, size: tuple[i
 
 
 def _embed(spec: VisionTransformerSpec, weights: Weights, pixels: Array) -> tuple[list[Array], Tokens]:
-    """Extra tokens, and patch tokens by position, both with their position embeddings."""
+    """Extra tokens, and patch tokens by position, both with their position embeddings where there are any."""
     around = pad_around if spec.padding == "centre" else pad_corner
     image = stem(spec, weights, around(np.asarray(pixels, np.float64), spec.patch))
     rows, columns = spec.grid
-    positions = weights["positions"]
+    positions = weights.get("positions", np.zeros((spec.tokens, spec.width)))
     extra = [weights["extra_tokens"][i] + positions[i] for i in range(spec.extra_tokens)]
     grid: Tokens = {}
     for row in range(rows):

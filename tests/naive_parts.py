@@ -6,7 +6,7 @@ Single vectors and dictionaries of them, NumPy float64; only the names of the we
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,10 +44,21 @@ def linear(token: Array, weights: Weights, name: str) -> Array:
     return result + weights[name + "bias"] if name + "bias" in weights else result
 
 
-def block(sequence: list[Array], weights: Weights, name: str, *, heads: int, eps: float) -> list[Array]:
-    """A pre-norm block on a list of vectors; one with a gate beside its first layer is a SwiGLU."""
+def block(
+    sequence: list[Array],
+    weights: Weights,
+    name: str,
+    *,
+    heads: int,
+    eps: float,
+    angles: Sequence[Array | None] | None = None,
+) -> list[Array]:
+    """A pre-norm block on a list of vectors; one with a gate beside its first layer is a SwiGLU.
+
+    `angles`: by how much each token's queries and keys are turned, None for not at all.
+    """
     normed = [norm(token, weights, name + "norm1.", eps) for token in sequence]
-    mixed = attention(normed, weights, name + "attention.", heads=heads)
+    mixed = attention(normed, weights, name + "attention.", heads=heads, angles=angles)
     sequence = [token + added for token, added in zip(sequence, mixed, strict=True)]
     result = []
     for token in sequence:
@@ -62,10 +73,19 @@ def block(sequence: list[Array], weights: Weights, name: str, *, heads: int, eps
     return result
 
 
-def attention(sequence: list[Array], weights: Weights, name: str, *, heads: int) -> list[Array]:
+def attention(
+    sequence: list[Array],
+    weights: Weights,
+    name: str,
+    *,
+    heads: int,
+    angles: Sequence[Array | None] | None = None,
+) -> list[Array]:
     """Every token asks every token of the sequence, head by head."""
-    queries = [linear(token, weights, name + "query.") for token in sequence]
-    keys = [linear(token, weights, name + "key.") for token in sequence]
+    turns = [None] * len(sequence) if angles is None else angles
+    turned = list(zip(sequence, turns, strict=True))
+    queries = [turn(linear(token, weights, name + "query."), by, heads) for token, by in turned]
+    keys = [turn(linear(token, weights, name + "key."), by, heads) for token, by in turned]
     values = [linear(token, weights, name + "value.") for token in sequence]
     head_width = len(queries[0]) // heads
     result = []
@@ -78,6 +98,28 @@ def attention(sequence: list[Array], weights: Weights, name: str, *, heads: int)
             parts.append(sum(share * value[own] for share, value in zip(shares, values, strict=True)))
         result.append(linear(np.concatenate(parts), weights, name + "output."))
     return result
+
+
+def turn(vector: Array, angles: Array | None, heads: int) -> Array:
+    """(C,) with pair i of each head, its channels i and D / 2 + i, turned by `angles[i]` (D / 2,)."""
+    if angles is None:
+        return vector
+    result = vector.copy()
+    pairs = len(angles)
+    for head in range(heads):
+        for pair, angle in enumerate(angles):
+            first = head * 2 * pairs + pair
+            x, y = vector[first], vector[first + pairs]
+            result[first] = x * math.cos(angle) - y * math.sin(angle)
+            result[first + pairs] = x * math.sin(angle) + y * math.cos(angle)
+    return result
+
+
+def turning_angles(periods: Array, grid: tuple[int, int], position: int) -> Array:
+    """(D / 2,) of the patch at `position`: by its row, then by its column, each from -1 to 1 over the image."""
+    row, column = divmod(position, grid[1])
+    down, across = (2 * row + 1) / grid[0] - 1, (2 * column + 1) / grid[1] - 1
+    return np.array([2 * math.pi * along / period for along in (down, across) for period in periods])
 
 
 def per_token(head: FcnHead | LinearHead, weights: Weights, name: str, token: Array) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dovit_deploy.families.layers import positions_at_size
 from dovit_deploy.families.parts import (
     ConvStem,
     FcnHead,
@@ -89,6 +90,7 @@ def tiny_spec(
     answer: Literal["feature", "lens"] = "feature",
     mlp: MlpKind = "gelu",
     padding: Padding = "end",
+    rotary: bool = False,
 ) -> VisionTransformerSpec:
     """A spec of a few thousand weights; `stem="conv"` makes patches of 16 whatever `patch` is."""
     return VisionTransformerSpec(
@@ -109,6 +111,7 @@ def tiny_spec(
         position_mode=position_mode,
         mlp=mlp,
         padding=padding,
+        rotary=rotary,
         head=decode_head(head, width=width, heads=heads),
         answer=answer,
     )
@@ -126,7 +129,8 @@ def tiny_state(spec: VisionTransformerSpec, seed: int = 0, *, loudness: float = 
     state = {name: _parameter(name, shapes[name], draw, loudness=loudness) for name in sorted(shapes)}
     for number, gate in enumerate(spec.gates):
         state[f"gates.{number}.head.classifier.weight"] *= GATE_GAINS[gate.head.kind]
-    return state
+    # The tables follow from the periods, and are none of the weights.
+    return positions_at_size(state, spec, spec) if spec.rotary else state
 
 
 def tiny_model(spec: VisionTransformerSpec, seed: int = 0, *, loudness: float = 1.0) -> VisionTransformer:
@@ -150,6 +154,8 @@ def _parameter(name: str, shape: tuple[int, ...], draw: np.random.Generator, *, 
         values = 0.2 * noise + (1.0 if name.endswith("weight") else 0.0)
     elif name.split(".")[-1] in SPREADS:
         values = SPREADS[name.split(".")[-1]] * noise
+    elif name.endswith("periods"):
+        values = 0.8 + np.abs(noise)
     elif name.endswith("bias"):
         values = 0.2 * noise
     else:

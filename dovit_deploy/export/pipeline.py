@@ -119,7 +119,7 @@ def _exported_graphs(spec: ModelSpec, model: nn.Module, *, progress: StepProgres
     graphs = {}
     for name, module in modules.items():
         progress.begin(f"export {name}")
-        graphs[name] = onnx_from_module(module.eval(), interfaces[name])
+        graphs[name] = onnx_from_module(module.eval(), interfaces[name], always=spec.extra_tokens)
     stages = [graph for name, graph in graphs.items() if name != DENSE]
     if len(stages) == 1:
         graphs[MERGED] = stages[0]

@@ -49,13 +49,15 @@ def _translate_attention(query: Any, key: Any, value: Any, heads: int) -> Any:  
     return _ATTENTION(query, key, value, heads=heads)
 
 
-def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.Model:
+def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, always: int = 1) -> ir.Model:
     """Export `module` with the inputs and outputs of `interface`, in order.
 
-    Weights keep the names of the module's parameters. The one symbolic dimension is that of `index`.
+    Weights keep the names of the module's parameters. The one symbolic dimension is that of `index`, of whose entries
+    the first `always` are there whatever stops: the extra tokens.
     """
-    examples = tuple(_example(port) for port in interface.takes)
-    shapes = tuple({0: torch.export.Dim(KEPT, min=1)} if KEPT in port.shape else None for port in interface.takes)
+    least = max(1, always)
+    examples = tuple(_example(port, least) for port in interface.takes)
+    shapes = tuple({0: torch.export.Dim(KEPT, min=least)} if KEPT in port.shape else None for port in interface.takes)
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -74,9 +76,9 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface) -> ir.M
     return applied(program.model, EXPORTED).model
 
 
-def _example(port: Port) -> torch.Tensor:
-    # Any count but 0 and 1 serves: the exporter would treat those as constants.
-    shape = [3 if side == KEPT else int(side) for side in port.shape]
+def _example(port: Port, least: int) -> torch.Tensor:
+    # Any count of running tokens but 0 and 1 serves: the exporter would treat those as constants.
+    shape = [least + 2 if side == KEPT else int(side) for side in port.shape]
     if port.name == INDEX:
         return torch.arange(shape[0])
     return torch.zeros(shape, dtype=_TORCH_TYPES[port.dtype])

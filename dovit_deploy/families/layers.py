@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import State, conv_norm
 from dovit_deploy.families.parts import ConvStem, MlpKind, Padding, PositionMode, Stem
-from dovit_deploy.families.rotary import PERIODS, TABLE, RotaryPositions, rotated, rotation_table
+from dovit_deploy.families.rotary import COSINES, PERIODS, SINES, RotaryPositions, Rotations, rotated, rotation_tables
 from dovit_deploy.families.spec import Grid
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -45,11 +45,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return torch.ops.dovit.attention(query, key, value, heads)  # type: ignore[no-any-return]
 
 
-def attend_turned(rows: Tensor, attend: Attend = attention) -> Attend:
-    """`attend` with queries and keys turned by `rows` (..., n, D) of the tokens that attend."""
+def attend_turned(rotations: Rotations, attend: Attend = attention) -> Attend:
+    """`attend` with queries and keys turned by the `rotations` of the tokens that attend."""
 
     def turned(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        return attend(rotated(query, rows, heads), rotated(key, rows, heads), value, heads)
+        return attend(rotated(query, rotations, heads), rotated(key, rotations, heads), value, heads)
 
     return turned
 
@@ -255,15 +255,16 @@ class PatchTransformer(nn.Module):
         """The attention of the tokens `index` (n,), each turned by its own position; of all tokens without it."""
         if self.rotary is None:
             return attention
-        table = self.rotary.table
-        return attend_turned(table if index is None else table.index_select(0, index))
+        tables = self.rotary.tables
+        return attend_turned(tables if index is None else tables.at(index))
 
 
 def positions_at_size(
     state: State, spec: VisionTransformerSpec | EvoDeitSpec, target: VisionTransformerSpec | EvoDeitSpec
 ) -> State:
-    """Position embeddings resized to the grid of `target`, or its table of rotary positions; all else serves at any."""
+    """Position embeddings resized to the grid of `target`, or its rotations; every other weight serves at any size."""
     if PERIODS in state:
-        return {**state, TABLE: rotation_table(state[PERIODS], target.extra_tokens, target.grid)}
+        tables = rotation_tables(state[PERIODS], target.extra_tokens, target.grid)
+        return {**state, COSINES: tables.cosines, SINES: tables.sines}
     positions = resized_positions(state["positions"], spec.extra_tokens, spec.grid, target.grid, spec.position_mode)
     return {**state, "positions": positions}

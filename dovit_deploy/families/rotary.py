@@ -4,20 +4,34 @@ A head's D channels are D / 2 pairs (channel i with channel i + D / 2). The firs
 of the patch, the second half with its column, each by 2 pi times its coordinate over a period of its own. Coordinates
 reach from -1 to 1 over the image, whatever its grid. Extra tokens are not turned. Source: DINOv3.
 
-For one input size all of it is a table with a row for each token, and a stage gathers the rows of what runs in it.
+For one input size all of it is two tables with a row for each token, and a stage gathers the rows of what runs in it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dovit_deploy.families.spec import Grid
 
-TABLE, PERIODS = "rotary.table", "rotary.periods"
-"""Names in a network's state: the second is trained weights, the first follows from it and from the grid."""
+PERIODS, COSINES, SINES = "rotary.periods", "rotary.cosines", "rotary.sines"
+"""Names in a network's state: the first is trained weights, the others follow from it and from the grid."""
+
+
+class Rotations(NamedTuple):
+    """By how much tokens are turned: (..., n, 1, D / 2) each, the same for every head; 1 and 0 for extra tokens."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    def at(self, index: Tensor) -> Rotations:
+        """Those of the tokens `index` (n,) out of tables for all tokens; an index (B, n) gives a batch."""
+        # Brackets would export to GatherND, which is slower.
+        rows = (table.index_select(0, index.flatten()) for table in self)
+        return Rotations(*(table.reshape(*index.shape, *table.shape[1:]) for table in rows))
 
 
 class RotaryPositions(nn.Module):
@@ -31,14 +45,20 @@ class RotaryPositions(nn.Module):
 
     periods: Tensor
     """(D / 4,)."""
-    table: Tensor
-    """(E + N, D), of `rotation_table`."""
+    cosines: Tensor
+    sines: Tensor
 
     def __init__(self, head_width: int, extra: int, grid: Grid) -> None:
         super().__init__()
         periods = periods_from_base(100.0, head_width)
-        self.register_buffer("periods", periods)
-        self.register_buffer("table", rotation_table(periods, extra, grid))
+        cosines, sines = rotation_tables(periods, extra, grid)
+        for name, values in (("periods", periods), ("cosines", cosines), ("sines", sines)):
+            self.register_buffer(name, values)
+
+    @property
+    def tables(self) -> Rotations:
+        """Of all E + N tokens."""
+        return Rotations(self.cosines, self.sines)
 
 
 def periods_from_base(base: float, head_width: int) -> Tensor:
@@ -46,20 +66,19 @@ def periods_from_base(base: float, head_width: int) -> Tensor:
     return base ** torch.arange(0, 1, 4 / head_width, dtype=torch.float32)[: head_width // 4]
 
 
-def rotation_table(periods: Tensor, extra: int, grid: Grid) -> Tensor:
-    """(E + N, D): for each token the cosines of its D / 2 angles, then their sines; 1 and 0 for extra tokens."""
+def rotation_tables(periods: Tensor, extra: int, grid: Grid) -> Rotations:
+    """(E + N, 1, D / 2) each, with the axis of heads: a graph reads the tables as they are stored."""
     # Of the middle of each patch.
     axes = [2.0 * (torch.arange(side, dtype=torch.float32) + 0.5) / side - 1.0 for side in grid]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
     angles = (2.0 * math.pi * coordinates[:, :, None] / periods).flatten(1)
-    angles = torch.cat([angles.new_zeros(extra, angles.shape[1]), angles])
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    angles = torch.cat([angles.new_zeros(extra, angles.shape[1]), angles])[:, None]
+    return Rotations(angles.cos(), angles.sin())
 
 
-def rotated(tokens: Tensor, rows: Tensor, heads: int) -> Tensor:
-    """Queries or keys (..., n, C), each head of each token turned by the token's row of `rows` (..., n, D)."""
-    # One row serves all heads of a token.
-    cosine, sine = rows.unsqueeze(-2).chunk(2, dim=-1)
-    first, second = tokens.reshape(*tokens.shape[:-1], heads, rows.shape[-1]).chunk(2, dim=-1)
-    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+def rotated(tokens: Tensor, rotations: Rotations, heads: int) -> Tensor:
+    """Queries or keys (..., n, C), each head of each token turned by the token's own angles."""
+    cosines, sines = rotations
+    first, second = tokens.reshape(*tokens.shape[:-1], heads, 2 * cosines.shape[-1]).chunk(2, dim=-1)
+    turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
     return turned.flatten(-2)

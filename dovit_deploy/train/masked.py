@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.heads import MaskTransformerHead
 from dovit_deploy.families.layers import Attend, PatchTransformer, attend_turned
+from dovit_deploy.families.rotary import Rotations
 from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
@@ -94,8 +95,8 @@ class Embedded:
     """(B, E + N, C)."""
     grid: Grid
     """Of the crops."""
-    rotations: Tensor | None
-    """(B, E + N, D): what turns each token's queries and keys, where positions are rotary."""
+    rotations: Rotations | None
+    """Of each token (B, E + N), where positions are rotary."""
 
 
 def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None) -> Embedded:
@@ -117,7 +118,7 @@ def embed(model: PatchTransformer, pixels: Tensor, origin: Tensor | None = None)
     position = torch.cat([torch.arange(extra, device=device).expand(len(pixels), -1), position], 1)
     tokens = torch.cat([model.extra_tokens.expand(len(pixels), -1, -1), patches], 1) if extra else patches
     if model.rotary is not None:
-        return Embedded(tokens, (rows, columns), functional.embedding(position, model.rotary.table))
+        return Embedded(tokens, (rows, columns), model.rotary.tables.at(position))
     return Embedded(tokens + functional.embedding(position, model.positions), (rows, columns), None)
 
 
@@ -139,7 +140,7 @@ def with_extra(running: Tensor, extra: int) -> Tensor:
 
 
 def run_blocks(
-    blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int, rotations: Tensor | None = None
+    blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int, rotations: Rotations | None = None
 ) -> Tensor:
     """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen.
 

@@ -164,6 +164,10 @@ def evovit_from_trained(spec: VisionTransformerSpec, ratio: float, *, source: st
         raise ConfigError(
             f"network.family = evovit: --init {source} has no norm behind its last layer; Evo-ViT has one"
         )
+    if spec.rotary:
+        raise ConfigError(
+            f"network.family = evovit: --init {source} turns queries and keys by position; Evo-ViT adds embeddings"
+        )
     try:
         return evovit_spec(spec, ratio)
     except ValidationError as error:

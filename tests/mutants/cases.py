@@ -102,6 +102,12 @@ def quiet_grid() -> Case:
     return _stopping(spec, seed=8, stops=[5], loudness=0.003)
 
 
+def rotary() -> Case:
+    """Queries and keys turned by position, registers that are not, stopped tokens at both gates."""
+    spec = tiny_spec(head="linear", gate="linear", gates=(1, 3), depth=5, size=(60, 100), extra_tokens=3, rotary=True)
+    return _stopping(spec, seed=4, stops=[9, 5])
+
+
 def all_stop() -> Case:
     """Everything stops at the first gate; the class token runs on alone."""
     spec = tiny_spec(head="mask", gate="fcn", gates=(1, 2), depth=4, size=(40, 60))
@@ -110,7 +116,7 @@ def all_stop() -> Case:
 
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
-    for function in (mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid, all_stop)
+    for function in (mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid, rotary, all_stop)
 }
 
 

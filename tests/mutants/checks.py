@@ -24,6 +24,7 @@ from tests.mutants import evovit_checks, stvit_checks
 from tests.mutants.cases import CASES, Case, case
 from tests.naive import naive_positions
 from tests.naive_cost import naive_cost
+from tests.naive_parts import turning_angles
 from tests.staged_loop import run_staged
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
 
@@ -53,6 +54,20 @@ def positions_follow_the_rule() -> None:
             found = registry.state_at_size(state, spec, size)["positions"].double().numpy()
             expected = naive_positions(state["positions"].double().numpy(), spec, size)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def rotations_follow_the_rule() -> None:
+    """At another size the tables are made of the same periods, whatever they are, for the new grid."""
+    spec = tiny_spec(size=(64, 96), extra_tokens=2, rotary=True)
+    state = tiny_state(spec, 1)
+    for size in [(64, 96), (32, 144), (70, 50)]:
+        target = registry.spec_at_size(spec, size)
+        found = registry.state_at_size(state, spec, size)
+        periods = state["rotary.periods"].double().numpy()
+        angles = np.array([turning_angles(periods, target.grid, position) for position in range(target.patches)])
+        angles = np.concatenate([np.zeros((spec.extra_tokens, angles.shape[1])), angles])
+        for name, expected in (("rotary.cosines", np.cos(angles)), ("rotary.sines", np.sin(angles))):
+            np.testing.assert_allclose(found[name][:, 0].double().numpy(), expected, rtol=0, atol=1e-5)
 
 
 def cost_is_what_the_naive_count_gives() -> None:
@@ -136,6 +151,7 @@ def _session(chosen: Case, folder: Path) -> Session:
 CHECKS: dict[str, Check] = {
     **{name: partial(agrees_with_naive, name) for name in CASES},
     "positions": positions_follow_the_rule,
+    "rotations": rotations_follow_the_rule,
     "cost": cost_is_what_the_naive_count_gives,
     "folding": folding_uses_the_published_epsilon,
     "batch": a_batch_gives_each_image_what_it_gives_alone,

@@ -18,6 +18,7 @@ from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2, 3))
 LENS = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens")
 LINEAR = tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2, final_norm=False)
+ROTARY = tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True)
 
 
 def passing_of(spec, threshold, floor=0.0):
@@ -42,7 +43,9 @@ def assert_as_alone(model, pixels, thresholds, floor=0.0):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(threshold=st.floats(0.3, 0.99), floor=st.sampled_from([0.0, 0.25]), seed=st.integers(0, 20))
 @pytest.mark.parametrize(
-    "spec", [SPEC, LINEAR, LENS], ids=["conv stem, fcn gates", "two extra tokens, linear gates", "light head, lens"]
+    "spec",
+    [SPEC, LINEAR, LENS, ROTARY],
+    ids=["conv stem, fcn gates", "two extra tokens, linear gates", "light head, lens", "rotary positions"],
 )
 def test_a_batch_answers_as_the_stages_do_image_by_image(spec, threshold, floor, seed):
     model = tiny_model(spec, seed % 3)
@@ -80,16 +83,18 @@ def test_without_passing_it_is_the_dense_network_and_every_gate_sees_every_token
     assert [gate.logits.shape for gate in output.gates] == [(SPEC.patches, SPEC.classes)] * 3
 
 
-def test_a_crop_takes_the_positions_where_it_lies():
-    model = tiny_model(SPEC)
+@pytest.mark.parametrize(
+    ("spec", "tables"), [(SPEC, ["positions"]), (ROTARY, ["rotary.cosines", "rotary.sines"])], ids=["added", "rotary"]
+)
+def test_a_crop_takes_the_positions_where_it_lies(spec, tables):
+    model = tiny_model(spec)
     pixels = tiny_pixels((32, 48), 6)
-    small = spec_at_size(SPEC, (32, 48))
+    small = spec_at_size(spec, (32, 48))
     rows, columns = torch.arange(1, 3), torch.arange(2, 5)
-    patches = SPEC.extra_tokens + (rows[:, None] * SPEC.grid[1] + columns).flatten()
-    state = {
-        **model.state_dict(),
-        "positions": model.positions[torch.cat([torch.zeros(1, dtype=torch.int64), patches])],
-    }
+    patches = spec.extra_tokens + (rows[:, None] * spec.grid[1] + columns).flatten()
+    state = model.state_dict()
+    for table in tables:
+        state[table] = state[table][torch.cat([torch.arange(spec.extra_tokens), patches])]
     with torch.inference_mode():
         expected = DenseNetwork(model_from_spec(small, state))(pixels)
         logits = masked_forward(model, pixels, origin=torch.tensor([[1, 2]])).logits

@@ -127,4 +127,6 @@ class VisionTransformerSpec(ModelSpec):
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
         backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads, stem=self.stem.kind)
+        if self.rotary:
+            backbone += ", rotary positions"
         return ("backbone", backbone), ("decode head", head_text(self.head))

@@ -46,13 +46,14 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
     depth = draw(some.integers(4, 6))
     gates = draw(some.sets(some.integers(1, depth - 1), min_size=least_gates, max_size=3))
     gate = draw(some.sampled_from(GATES))
+    width, heads = draw(some.sampled_from([16, 24, 32])), draw(some.sampled_from([1, 2, 4]))
     spec = tiny_spec(
         head=draw(some.sampled_from(HEADS)),
         gate=gate,
         gates=sorted(gates),
         depth=depth,
-        width=draw(some.sampled_from([16, 24, 32])),
-        heads=draw(some.sampled_from([1, 2, 4])),
+        width=width,
+        heads=heads,
         size=(draw(some.integers(16, 100)), draw(some.integers(16, 100))),
         classes=draw(some.integers(2, 7)),
         final_norm=draw(some.booleans()),
@@ -63,6 +64,7 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         answer=draw(some.sampled_from(["feature", "lens"])),
         mlp=draw(some.sampled_from(["gelu", "swiglu"])),
         padding=draw(some.sampled_from(["end", "centre"])),
+        rotary=draw(some.booleans()) and width // heads % 4 == 0,
     )
     share = some.sampled_from([0.3, 0.5, 0.15, 0.7, 0.06, 0.0, 1.0])
     return Case(

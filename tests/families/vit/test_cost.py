@@ -25,6 +25,7 @@ SPECS = {
     "linear head, conv stem": tiny_spec(head="linear", stem="conv"),
     "light head, lens": tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens"),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
+    "rotary positions": tiny_spec(head="linear", extra_tokens=5, rotary=True),
     "registers, SwiGLU, patches of 14": tiny_spec(extra_tokens=5, mlp="swiglu", patch=14, padding="centre"),
 }
 GATED = {name: spec for name, spec in SPECS.items() if spec.gates}
