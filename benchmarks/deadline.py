@@ -31,7 +31,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, miou_drop_interval
+from dovit_deploy.measure.intervals import Blocks, blocks_of, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.deadline import Deadline
@@ -149,7 +149,7 @@ def measured(
         # No deadline always runs first, on cold caches, or last.
         for number in range(len(runs)):
             runs[(turn + number) % len(runs)].run(predictor, sample, repeat=repeat)
-    blocks = blocks_from_stems([data.stems[index] for index in indices])
+    blocks = blocks_of(len(data), data.moments).of(indices)
     above = [runs[0], *runs[:-1]]
     rows = [
         row_of(entry, before=before, none=runs[0], blocks=blocks) for entry, before in zip(runs, above, strict=True)

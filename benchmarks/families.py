@@ -30,7 +30,7 @@ from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.bench import median, median_ratio
 from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
-from dovit_deploy.measure.intervals import blocks_from_stems, miou_drop_interval
+from dovit_deploy.measure.intervals import blocks_of, miou_drop_interval
 from dovit_deploy.record import Record
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
@@ -114,7 +114,7 @@ def measure(runs: Sequence[NetworkRun], data: Dataset, *, show: bool) -> tuple[N
         start = number % len(runs)
         for run in (*runs[start:], *runs[:start]):
             run.measure(sample)
-    blocks, first = blocks_from_stems(data.stems), runs[0].tally.counts
+    blocks, first = blocks_of(len(data), data.moments), runs[0].tally.counts
     return tuple(
         NetworkRow(
             name=run.name,

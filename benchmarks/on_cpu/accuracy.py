@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.measure.evaluate import SegmentationTally
-from dovit_deploy.measure.intervals import Blocks, miou_drop_interval
+from dovit_deploy.measure.intervals import Blocks, blocks_of, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts, boundary_counts
 from dovit_deploy.runtime.results import ClassMap
 from dovit_deploy.runtime.segmentation import Predictor
@@ -25,7 +24,7 @@ class Answers:
     def of(cls, way: RunsOne, samples: Sequence[NamedFrame], *, dense: bool) -> Answers:
         """What `way` answers by its own decisions, or dense."""
         predictor = Predictor(way)
-        return cls(tuple(predictor.predict(rgb, dense=dense).class_map for _, rgb, _ in samples))
+        return cls(tuple(predictor.predict(sample.rgb, dense=dense).class_map for sample in samples))
 
     def agreement(self, other: Answers) -> float:
         """Share of the pixels that have the same class in both."""
@@ -34,7 +33,7 @@ class Answers:
 
     def scored(self, samples: Sequence[NamedFrame], classes: int) -> Scores | None:
         """None where nothing is labelled."""
-        labels = [label for _, _, label in samples if label is not None]
+        labels = [sample.label for sample in samples if sample.label is not None]
         if len(labels) < len(self.maps):
             return None
         pairs = list(zip(labels, self.maps, strict=True))
@@ -75,7 +74,8 @@ def compared(
     scores, before = own.scored(samples, classes), dense.scored(samples, classes)
     if scores is None or before is None:
         return found
-    blocks = SegmentationTally.blocks([name for name, _, _ in samples])
+    moments = [sample.moment for sample in samples if sample.moment is not None]
+    blocks = blocks_of(len(samples), moments or None)
     drop, interval = scores.drop(before, blocks)
     alike = None if same is None else same.scored(samples, classes)
     same_drop, same_interval = (None, None) if alike is None else scores.drop(alike, blocks)

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.record import Record
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame
 
-NamedFrame = tuple[str, RGB, NDArray[np.uint8] | None]
-"""Name, image and label map; None: nothing is labelled."""
+
+class NamedFrame(NamedTuple):
+    """A frame that the default model runs on."""
+
+    name: str
+    rgb: RGB
+    label: NDArray[np.uint8] | None = None
+    """None: nothing is labelled."""
+    moment: Moment | None = None
+    """When it was recorded; None: it is independent of the others."""
+
+
 NAMES = "frames.json"
 
 
@@ -48,14 +60,17 @@ class FrameChoice(Record):
         if self.frames is not None:
             with open_source(self.frames, max_frames=self.count) as source:
                 read = [frame for frame in source if not isinstance(frame, FailedFrame)]
-            return [(f"{Path(frame.source).stem}-{frame.index}", frame.rgb, None) for frame in read]
+            return [NamedFrame(f"{Path(frame.source).stem}-{frame.index}", frame.rgb) for frame in read]
         # Rendered from bare to full: how many tokens stop depends on how much there is to see.
         data: Dataset = RenderedScenes("cpu", count=self.count, fullness=(0.0, 1.0))
         if self.dataset is not None:
             data = dataset_from_path(self.dataset, self.split)
         labelled = data.classes.names == tuple(classes)
-        samples = (data.sample(number) for number in spread(len(data), self.count))
-        return [(sample.stem, sample.rgb, sample.label if labelled else None) for sample in samples]
+        moments, found = data.moments, []
+        for number in spread(len(data), self.count):
+            sample, moment = data.sample(number), None if moments is None else moments[number]
+            found.append(NamedFrame(sample.stem, sample.rgb, sample.label if labelled else None, moment))
+        return found
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -66,19 +81,20 @@ def spread(total: int, count: int) -> list[int]:
 
 def save_frames(samples: Sequence[NamedFrame], folder: Path) -> None:
     """Write `samples` as arrays."""
-    for number, (_, rgb, label) in enumerate(samples):
+    for number, (_, rgb, label, _) in enumerate(samples):
         np.save(folder / f"{number}-rgb.npy", rgb)
         if label is not None:
             np.save(folder / f"{number}-label.npy", label)
-    (folder / NAMES).write_text(json.dumps([name for name, _, _ in samples]), encoding="utf-8")
+    (folder / NAMES).write_text(json.dumps([(sample.name, sample.moment) for sample in samples]), encoding="utf-8")
 
 
 def saved_frames(folder: Path) -> list[NamedFrame]:
     """What `save_frames` wrote."""
     names = json.loads((folder / NAMES).read_text(encoding="utf-8"))
     found: list[NamedFrame] = []
-    for number, name in enumerate(names):
+    for number, (name, moment) in enumerate(names):
         label = folder / f"{number}-label.npy"
         rgb = np.load(folder / f"{number}-rgb.npy")
-        found.append((name, rgb, np.load(label) if label.exists() else None))
+        when = None if moment is None else Moment(*moment)
+        found.append(NamedFrame(name, rgb, np.load(label) if label.exists() else None, when))
     return found

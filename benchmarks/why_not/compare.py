@@ -31,6 +31,7 @@ from report import command_text, errors_in_a_line, output_file, publish
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
+from dovit_deploy.measure.intervals import blocks_of
 from why_not.result import Report, SplitReport, figures_of, split_report
 from why_not.tables import write_tables
 from why_not.ways import Alternatives, Way, WayComparison
@@ -51,7 +52,8 @@ def measure(comparison: WayComparison, data: Dataset, split: str, *, show: bool 
         frame = comparison.frame(data.sample(number), number)
         for way in turned(ways, number):
             way.measure(frame)
-    return split_report(split, data.stems, ways, [entry.name for entry in comparison.manifest.classes])
+    names = [entry.name for entry in comparison.manifest.classes]
+    return split_report(split, data.stems, ways, names, blocks_of(len(data), data.moments))
 
 
 def turned(ways: Sequence[Way], number: int) -> list[Way]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dovit_deploy.measure.bench import median, median_ratio
-from dovit_deploy.measure.intervals import Blocks, blocks_from_stems, miou_drop_interval
+from dovit_deploy.measure.intervals import Blocks, miou_drop_interval
 from dovit_deploy.measure.report import iou_by_name
 from dovit_deploy.record import Record
 from why_not.ways import Way
@@ -106,15 +106,17 @@ class Report(Record):
     splits: tuple[SplitReport, ...]
 
 
-def split_report(split: str, stems: Sequence[str], ways: Sequence[Way], names: Sequence[str]) -> SplitReport:
+def split_report(
+    split: str, stems: Sequence[str], ways: Sequence[Way], names: Sequence[str], blocks: Blocks
+) -> SplitReport:
     """What was measured on one split.
 
     Args:
         stems: of the frames, in their order.
         ways: after all frames; the first is dense, the second token passing at the bundle's own thresholds.
         names: of the classes.
+        blocks: of the frames.
     """
-    blocks = blocks_from_stems(stems)
     trained = next((way for way in ways if way.family == "dense-trained"), None)
     rows = tuple(_row(way, ways[0], trained, blocks) for way in ways)
     frames = frame_rows(stems, ways[0], ways[1])

@@ -97,7 +97,8 @@ class ControlPoint(Record):
     """In percent."""
     drop: float
     """Dense mIoU - mIoU, in points."""
-    drop_interval: Interval
+    drop_interval: Interval | None
+    """None for fewer than 8 blocks."""
 
 
 class SmallerPoint(ControlPoint):

@@ -5,6 +5,7 @@ Along the curve from cautious to bold an accuracy budget is met at the cautious 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -13,11 +14,9 @@ from dovit_deploy.calibrate.trial import DensePart, Trial
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.bench import median
-from dovit_deploy.measure.intervals import miou_drop_interval, upper_bound
+from dovit_deploy.measure.intervals import FEWEST_BLOCKS, miou_drop_interval, upper_bound
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.runtime.latency import LatencyModel
-
-NO_INTERVAL = "no interval of the drop: too few images, or no labelled pixel in them"
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,13 @@ class Drop:
     """Points of mIoU lost from dense to dynamic on the same images, and their 95 % interval."""
 
     drop: float
-    interval: Interval
+    interval: Interval | None
+    """None: too few blocks."""
+
+    @property
+    def highest(self) -> float:
+        """The upper end of the interval; without one the drop itself."""
+        return self.drop if self.interval is None else self.interval.high
 
 
 def drop_with_interval(dense: DensePart, trial: Trial) -> Drop:
@@ -35,10 +40,10 @@ def drop_with_interval(dense: DensePart, trial: Trial) -> Drop:
         DatasetError: no pixel is labelled.
     """
     before, after = ClassCounts.stacked(dense.counts), ClassCounts.stacked(trial.counts)
-    ends = miou_drop_interval(before, after, dense.blocks)
-    if ends is None:
-        raise DatasetError(NO_INTERVAL)
-    return Drop(before.miou - after.miou, Interval(low=ends[0], high=ends[1]))
+    drop, ends = before.miou - after.miou, miou_drop_interval(before, after, dense.blocks)
+    if math.isnan(drop):
+        raise DatasetError("no labelled pixel in the images: there is no mIoU")
+    return Drop(drop, None if ends is None else Interval(low=ends[0], high=ends[1]))
 
 
 class Budget(Protocol):
@@ -68,7 +73,7 @@ class Budget(Protocol):
 
 @dataclass(frozen=True)
 class DropBudget:
-    """The upper end of the 95 % interval of the mIoU drop is at most `points`."""
+    """The upper end of the 95 % interval of the mIoU drop is at most `points`; without interval, the drop itself."""
 
     points: float
     limits_cost = False
@@ -82,11 +87,14 @@ class DropBudget:
 
     @property
     def entry(self) -> BudgetEntry:
-        text = f"mIoU drop at most {self.points:g} points (upper end of its 95 % interval)"
+        text = (
+            f"mIoU drop at most {self.points:g} points (upper end of its 95 % interval; "
+            f"the drop itself where fewer than {FEWEST_BLOCKS} blocks give none)"
+        )
         return BudgetEntry(kind="max-drop", limit=self.points, text=text)
 
     def judged(self, dense: DensePart, trial: Trial) -> float:
-        return drop_with_interval(dense, trial).interval.high
+        return drop_with_interval(dense, trial).highest
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
         # The drop alone: its interval is judged on images that the search did not choose by.

@@ -58,21 +58,21 @@ def calibrate(
     """
     manifest = session.bundle.manifest
     _check_request(manifest, images, budget)
-    parts = halves(images.stems, seed=seed)
+    parts = halves(images.blocks, seed=seed)
     # Before the search, which may take an hour, not after it.
     _check_count(parts, budget)
     runner = Runner(session, images, repeat=budget.repeat, progress=progress)
     progress.begin(f"recording {plural(len(parts.search), 'image')}", len(parts.search))
-    dense, recording = runner.record(parts.search, parts.blocks_of(parts.search))
+    dense, recording = runner.record(parts.search, images.blocks.of(parts.search))
     progress.begin("predicting")
     surrogate = Surrogate(recording, floor=manifest.defaults.floor)
     curve = surrogate.curve()
     search = _PartResults("search", dense, runner, budget)
     chosen, certain = _search(search, surrogate, curve, progress)
     progress.begin(f"checking on {len(parts.check)} held-out images")
-    unseen = runner.dense(parts.check, parts.blocks_of(parts.check))
+    unseen = runner.dense(parts.check, images.blocks.of(parts.check))
     check = _PartResults("check", unseen, runner, budget)
-    whole = _PartResults("all", joined_parts(dense, unseen, parts.blocks), runner, budget)
+    whole = _PartResults("all", joined_parts(dense, unseen, images.blocks), runner, budget)
     sequence = check_sequence(chosen.point, certain, curve, limits_cost=budget.limits_cost)
     final = _checked(sequence, search, check, whole)
     # The manifest holds a threshold per gate and class; calibration chooses one per gate.

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, ControlPoint, Interval, SmallerPoint
-from dovit_deploy.calibrate.budgets import NO_INTERVAL
 from dovit_deploy.calibrate.images import CalibrationImages, SplitImages, halves
 from dovit_deploy.datasets.dataset import DatasetPart
 from dovit_deploy.errors import DatasetError
@@ -46,13 +45,13 @@ def controls_of_choice(
     if not isinstance(images, SplitImages):
         raise DatasetError(f"{images.name} has no labels; accuracy cannot be compared without")
     # By the calibration's own seed: the images that the choice was checked on.
-    parts = halves(images.stems, seed=calibration.seed)
+    parts = halves(images.blocks, seed=calibration.seed)
     settings = RunSettings.resolve(session.bundle.manifest, thresholds=calibration.chosen.thresholds)
     plan = EvalPlan(images.name, images.split, settings, controls=NAMES)
     held_out = DatasetPart(images.data, parts.check)
     measured = evaluate(session, held_out, SegmentationTally, plan, smaller=smaller, advance=advance)
     # The blocks of the choice itself, so that the intervals can be compared; the part's own might be cut elsewhere.
-    blocks = parts.blocks_of(parts.check)
+    blocks = images.blocks.of(parts.check)
     assert measured.controls is not None
     random, oracle = (_point(measured, measured.controls[name], blocks) for name in NAMES)
     return ChoiceControls(
@@ -70,12 +69,10 @@ def controls_of_choice(
 def _point(measured: Measured[SegmentationTally], tally: SegmentationTally, blocks: Blocks) -> ControlPoint:
     assert measured.dense is not None
     interval = tally.drop_interval(measured.dense, blocks)
-    if interval is None:
-        raise DatasetError(NO_INTERVAL)
     return ControlPoint(
         flops_saved=1 - sum(tally.gmacs) / sum(measured.dense_gmacs),
         gmacs=float(np.mean(tally.gmacs)),
         miou=tally.score,
         drop=measured.dense.score - tally.score,
-        drop_interval=Interval(low=interval[0], high=interval[1]),
+        drop_interval=None if interval is None else Interval(low=interval[0], high=interval[1]),
     )

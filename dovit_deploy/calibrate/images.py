@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +12,16 @@ from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.layouts import FolderFiles, images_in
 from dovit_deploy.datasets.summary import DataSummary, summary_of, summary_of_images
 from dovit_deploy.errors import DatasetError
-from dovit_deploy.measure.intervals import Blocks, blocks_from_stems
+from dovit_deploy.measure.intervals import Blocks, blocks_of
 from dovit_deploy.printing import plural
 from dovit_deploy.runtime.results import ClassMap
 from dovit_deploy.sources.images import is_image, read_image
 from dovit_deploy.sources.source import RGB
 
-FEWEST_BLOCKS = 4
-"""Two in each part, so that each has an interval."""
+FEWEST_TO_DIVIDE = 4
+"""Blocks: two in each part."""
+NEIGHBOURS = 10
+"""Images that stay together where nothing says when they were recorded."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class CalibrationImages(Protocol):
     name: str
     stems: tuple[str, ...]
     labelled: bool
+    blocks: Blocks
+    """Which of them the bootstrap draws together."""
 
     @property
     def split(self) -> str | None:
@@ -60,6 +63,7 @@ class SplitImages:
     def __init__(self, data: Dataset, *, name: str, split: str) -> None:
         self.data, self.name, self.split = data, name, split
         self.stems = tuple(data.stems)
+        self.blocks = blocks_of(len(data), data.moments)
 
     def image(self, index: int) -> CalibrationImage:
         sample = self.data.sample(index)
@@ -90,6 +94,8 @@ class FolderImages:
         if not self.paths:
             raise DatasetError(f"{folder}: no image in it")
         self.stems = tuple(path.relative_to(folder).as_posix() for path in self.paths)
+        # They may be frames of a video: what is alike stays on one side where they are divided.
+        self.blocks = neighbours(len(self.paths))
 
     def image(self, index: int) -> CalibrationImage:
         return CalibrationImage(read_image(self.paths[index]), None)
@@ -115,30 +121,32 @@ def image_files(folder: Path, *, recursive: bool = False) -> FolderFiles:
 
 @dataclass(frozen=True)
 class Halves:
-    """Indices of the images of both parts, rising, and the block of every image."""
+    """Indices of the images of both parts, rising."""
 
     search: tuple[int, ...]
     check: tuple[int, ...]
-    blocks: Blocks
-
-    def blocks_of(self, indices: Sequence[int]) -> Blocks:
-        """The blocks of these images, numbered from 0 again."""
-        return Blocks(np.unique(self.blocks.number[list(indices)], return_inverse=True)[1].astype(np.int64))
 
 
-def halves(stems: Sequence[str], *, seed: int) -> Halves:
+def neighbours(images: int) -> Blocks:
+    """Blocks of at most ten images that follow each other; of few images shorter ones."""
+    length = max(1, min(NEIGHBOURS, images // (FEWEST_TO_DIVIDE + 1)))
+    return Blocks(np.arange(images) // length)
+
+
+def halves(blocks: Blocks, *, seed: int) -> Halves:
     """Half of the blocks for the search, the other half held out, drawn by `seed`.
 
     Raises:
         DatasetError: fewer than four images.
     """
     # Whole blocks, since neighbouring images of a drive are almost copies of each other: divided one by one, the
-    # search would have seen the held-out ones.
-    blocks = blocks_from_stems(stems)
-    if blocks.count < FEWEST_BLOCKS:
+    # search would have seen the held-out ones. One short clip is divided all the same, into shorter pieces.
+    images = len(blocks.number)
+    divided = blocks if blocks.count >= FEWEST_TO_DIVIDE else neighbours(images)
+    if divided.count < FEWEST_TO_DIVIDE:
         raise DatasetError(
-            f"{plural(len(stems), 'image')} given; at least {FEWEST_BLOCKS} are needed, since half are held out"
+            f"{plural(images, 'image')} given; at least {FEWEST_TO_DIVIDE} are needed, since half are held out"
         )
-    drawn = np.random.default_rng(seed).permutation(blocks.count)
-    searched = np.isin(blocks.number, drawn[: (blocks.count + 1) // 2])
-    return Halves(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()), blocks)
+    drawn = np.random.default_rng(seed).permutation(divided.count)
+    searched = np.isin(divided.number, drawn[: (divided.count + 1) // 2])
+    return Halves(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()))

@@ -18,7 +18,7 @@ from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.bundle.calibration import Calibration, ControlPoint, MeasuredPoint
+    from dovit_deploy.bundle.calibration import Calibration, ControlPoint, Interval, MeasuredPoint
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.calibrate.budgets import Budget
     from dovit_deploy.calibrate.images import CalibrationImages
@@ -269,7 +269,6 @@ def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
 
 
 def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
-    interval = point.drop_interval
     return (
         PART_NAMES[point.part],
         ", ".join(f"{value:g}" for value in point.thresholds),
@@ -277,7 +276,7 @@ def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
         f"{point.differing:.2%}",
         "-" if point.miou is None else f"{point.miou:.2f}",
         "-" if point.drop is None else f"{point.drop:z.2f}",
-        "-" if interval is None else f"{interval.low:z.2f} to {interval.high:z.2f}",
+        _ends(point.drop_interval),
         f"{point.model_ms:.1f}",
         "chosen" if chosen else "met" if point.met else "not met",
     )
@@ -300,7 +299,7 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
             "-",
             f"{point.miou:.2f}",
             f"{point.drop:z.2f}",
-            f"{point.drop_interval.low:z.2f} to {point.drop_interval.high:z.2f}",
+            _ends(point.drop_interval),
             "-",
             "control",
         )
@@ -308,10 +307,15 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     ]
 
 
+def _ends(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.low:z.2f} to {interval.high:z.2f}"
+
+
 def _drop_text(point: MeasuredPoint) -> str:
-    if point.drop is None or point.drop_interval is None:
+    if point.drop is None:
         return ""
-    return f", mIoU drop {point.drop:z.2f} ({point.drop_interval.low:z.2f} to {point.drop_interval.high:z.2f})"
+    ends = "no interval" if point.drop_interval is None else _ends(point.drop_interval)
+    return f", mIoU drop {point.drop:z.2f} ({ends})"
 
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> Path | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dovit_deploy.datasets.dataset import Dataset
     from dovit_deploy.measure.against import SegmentationAgainstFp32
     from dovit_deploy.measure.eval_records import (
+        Bootstrap,
         ClassificationReport,
         SegmentationReport,
         Spread,
@@ -53,7 +54,7 @@ def evaluate(
         typer.Argument(metavar="DATASET", help="Folder of a data set; 'rendered': rendered street scenes."),
     ] = None,
     split: Annotated[
-        str, typer.Option(metavar="NAME[:[-]PREFIX]", help="Split; with PREFIX only images whose names start so.")
+        str, typer.Option(metavar="NAME[:[-]PART]", help="Split; PART: a prefix of its images' names, or @LIST.txt.")
     ] = "val",
     engine: arguments.EngineName = "onnxruntime",
     precision: arguments.Precision = None,
@@ -72,7 +73,8 @@ def evaluate(
     """Measure the accuracy of the deployed bundle on labelled images, dense against dynamic.
 
     Metrics are percent over the whole set, of label maps from one confusion matrix in which void counts nowhere. The
-    drop's interval is a paired bootstrap, of blocks of neighbouring images for label maps. In another precision than
+    drop's interval is a paired bootstrap, for frames of drives over blocks of 10 seconds of recording; fewer than 8
+    blocks give none. In another precision than
     fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Random and
     oracle stopping (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or
     those first whose gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's
@@ -226,7 +228,7 @@ def _rows(report: EitherReport, scores: tuple[str, ...]) -> list[tuple[str, ...]
 
 
 def _row(name: str, entry: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    # The dense run has no drop, and a set of one block has no interval.
+    # The dense run has no drop, and a set of few blocks has no interval.
     drop, interval, saved = (entry.get(key) for key in ("drop", "drop_interval", "flops_saved"))
     return (
         name,
@@ -240,7 +242,7 @@ def _row(name: str, entry: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[
 
 def segmentation_lines(report: SegmentationReport) -> list[str]:
     """What the table has no column for: the worst class, the spread over the images, what the rule is worth."""
-    dynamic, boot = report.dynamic, report.bootstrap
+    dynamic = report.dynamic
     saved, tokens = dynamic.spread["flops_saved"], dynamic.spread["tokens"]
     assert not isinstance(saved, tuple) and isinstance(tokens, tuple)
     lines = [NO_DENSE]
@@ -256,15 +258,25 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
         f"tokens entering the last stage: {_spread(tokens[-1], percent=False)} of {tokens[0].mean:.0f}",
     ]
     if dynamic.drop is not None:
-        images = plural(boot.images_per_block, "neighbouring image")
-        lines.append(
-            f"intervals: {plural(boot.blocks, 'block')} of at most {images}, {plural(boot.resamples, 'resample')}"
-        )
+        lines.append(_interval_line(report.bootstrap))
     if report.controls is not None:
         efficiency = report.controls.gate_efficiency
         text = "none, the oracle is no better than chance" if efficiency is None else f"{efficiency:.2f}"
         lines.append(f"gate efficiency, (rule - random) / (oracle - random) at the same counts: {text}")
     return lines
+
+
+def _interval_line(boot: Bootstrap) -> str:
+    """How the intervals were drawn, or why there are none."""
+    from dovit_deploy.measure.intervals import FEWEST_BLOCKS
+
+    if boot.seconds_per_block is None:
+        drawn = f"{plural(boot.blocks, 'image')}, taken as independent"
+    else:
+        drawn = f"{plural(boot.blocks, 'block')} of {boot.seconds_per_block:g} s of recording"
+    if boot.blocks < FEWEST_BLOCKS:
+        return f"no intervals: {drawn}; at least {FEWEST_BLOCKS} are needed"
+    return f"intervals: {drawn}, {plural(boot.resamples, 'resample')}"
 
 
 def _against_lines(against: SegmentationAgainstFp32) -> list[str]:
@@ -309,7 +321,7 @@ def classification_lines(report: ClassificationReport, order: str) -> list[str]:
         f"classes numbered by {order}",
     ]
     if dynamic.drop is not None:
-        lines.append(f"interval: single images, {report.bootstrap.resamples} resamples")
+        lines.append(_interval_line(report.bootstrap))
     return lines
 
 

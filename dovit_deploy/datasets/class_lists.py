@@ -1,6 +1,7 @@
 """Which classes does a file list, and which pixel values of label maps are they?
 
     {"classes": [{"id": 0, "name": "road", "color": [128, 64, 128]}, ...], "ignore": 11}     classes.json
+    {..., "frame_rate": 30}     frames that the numbers at the end of stems count in a second; null: independent images
     ["road", "car"]    or a text file with one name per line                                 ids 0, 1, ... in order
 
 Colours may be left out, and are made then. Ids count from 0; from 1 where 0 is ignored.
@@ -8,15 +9,19 @@ Colours may be left out, and are made then. Ids count from 0; from 1 where 0 is 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
+from dovit_deploy.datasets.recording import RecordingRate
 from dovit_deploy.documents import data_from_json, read_text
 from dovit_deploy.errors import DatasetError, shown
 
 CLASSES = "classes.json"
 """In the folder of a data set: its own classes, whatever its layout."""
+
+RATE = "frame_rate"
 
 Colour = tuple[int, int, int]
 
@@ -25,8 +30,8 @@ def labelling_from_file(path: Path) -> Labelling:
     """Read a list of classes.
 
     Raises:
-        DatasetError: it is absent, lists no class, or its ids are not 0..K-1 once the ignored one is left out (1..K
-            where 0 is ignored).
+        DatasetError: it is absent, lists no class, its ids are not 0..K-1 once the ignored one is left out (1..K where
+            0 is ignored), or its frame rate is none.
     """
     try:
         text = read_text(path)
@@ -50,7 +55,24 @@ def labelling_from_file(path: Path) -> Labelling:
         )
     names = tuple(name for _, name, _ in classes)
     colours = tuple(colour for _, _, colour in classes)
-    return Labelling(ClassList(names, colours, ignore), plain_codes(len(names), ignore, first=first), path)
+    codes = plain_codes(len(names), ignore, first=first)
+    return Labelling(ClassList(names, colours, ignore), codes, path, _frame_rate(path, content))
+
+
+def _frame_rate(path: Path, content: Any) -> RecordingRate | None:  # noqa: ANN401  parsed JSON
+    """What the file states; None where it says nothing."""
+    if not isinstance(content, dict) or RATE not in content:
+        return None
+    value = content[RATE]
+    if value is None:
+        return RecordingRate(None)
+    # A truth value is a number to Python; NaN is above nothing.
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise DatasetError(
+            f"{path}: '{RATE}' is {shown(value, quoted=True)}; it must be frames a second, above 0, "
+            "or null for images that are independent"
+        )
+    return RecordingRate(float(value))
 
 
 def _is_json(path: Path, text: str) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dovit_deploy.datasets.dataset import Split, read_rgb
-from dovit_deploy.datasets.layouts import images_in, lines_of
+from dovit_deploy.datasets.dataset import read_rgb
+from dovit_deploy.datasets.layouts import images_in
+from dovit_deploy.datasets.split import Split, lines_of
 from dovit_deploy.documents import data_from_json, read_text
 from dovit_deploy.errors import DatasetError
 
@@ -76,6 +77,8 @@ class LabelledImages:
         self.name, self.files, self.classes, self.ignored = name, tuple(files), tuple(classes), tuple(ignored)
         self.order = order
         """Where the numbers of the classes come from, for messages."""
+        # These are no frames of a drive, whatever their names look like.
+        self.moments: None = None
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -120,9 +123,11 @@ def class_folders(root: Path, split: Split) -> LabelledImages:
     if unknown is not None:
         raise DatasetError(f"{root / split.name / unknown}: {order} does not list the class '{unknown}'")
     files = [ClassifiedFile(path, number[folder]) for folder in sorted(folders) for path in folders[folder]]
-    taken = [file for file in files if split.takes(file.stem)]
+    if split.part:
+        stems = [file.stem for file in files]
+        files = [files[index] for index in split.indices(stems, name=f"{root} ({split.name})")]
     ignored = tuple(path for found in listed.values() for path in found.ignored)
-    return LabelledImages(f"{root} ({split.text})", taken, classes, order, ignored)
+    return LabelledImages(f"{root} ({split.text})", files, classes, order, ignored)
 
 
 def _not_the_layout(root: Path, split: str) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy.datasets.label_values import stored_values
+from dovit_deploy.datasets.recording import Moment, RecordingRate, moments_from_stems
+from dovit_deploy.datasets.split import Split
 from dovit_deploy.errors import DatasetError, SourceError
 from dovit_deploy.sources.images import opened_image, read_image
 
@@ -53,6 +55,11 @@ class Dataset(Protocol):
     def stems(self) -> tuple[str, ...]:
         """A name for each sample; neighbours of one drive start alike."""
 
+    @property
+    def moments(self) -> tuple[Moment, ...] | None:
+        """When each sample was recorded; None for samples that are independent of each other."""
+        return None
+
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
@@ -81,36 +88,6 @@ class Dataset(Protocol):
         """Decode everything once, so that a fault shows before an hour of work; raises DatasetError for the first."""
         for index in range(len(self)):
             self.sample(index)
-
-
-@dataclass(frozen=True)
-class Split:
-    """What a user calls a part of a data set: `NAME`, `NAME:PREFIX` or `NAME:-PREFIX`."""
-
-    text: str
-    """As the user wrote it."""
-    name: str
-    prefix: str
-    """Of stems, as of one drive or city; empty for the whole split."""
-    without: bool
-    """All but the stems that start with `prefix`."""
-
-    def takes(self, stem: str) -> bool:
-        """Whether the sample called `stem` belongs to the part."""
-        return stem.startswith(self.prefix) != self.without
-
-
-def split_from_text(text: str) -> Split:
-    """Understand the name of a split.
-
-    Raises:
-        DatasetError: it names none, or a colon without a prefix follows.
-    """
-    name, colon, rest = text.partition(":")
-    prefix = rest.removeprefix("-")
-    if not name or (colon and not prefix):
-        raise DatasetError(f"split '{text}': NAME, NAME:PREFIX or NAME:-PREFIX is needed")
-    return Split(text, name, prefix, without=rest.startswith("-"))
 
 
 @dataclass(frozen=True)
@@ -145,6 +122,8 @@ class Labelling:
     codes: LabelCodes
     source: Path | None = None
     """The list of the data set's own classes; None: those of its layout."""
+    frame_rate: RecordingRate | None = None
+    """As the list or the layout states it; None: unknown."""
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
@@ -230,12 +209,16 @@ class LabelledFiles(Dataset):
             raise DatasetError(f"{name}: no labelled image")
         self.name, self.layout, self.classes = name, layout, labelling.classes
         self.files, self.ignored, self.codes = listing.files, listing.ignored, labelling.codes
-        self.own_classes = labelling.source
+        self.own_classes, self.frame_rate = labelling.source, labelling.frame_rate
 
     @property
     def stems(self) -> tuple[str, ...]:
         """Names of the images without suffix."""
         return tuple(file.stem for file in self.files)
+
+    @property
+    def moments(self) -> tuple[Moment, ...] | None:
+        return moments_from_stems(self.stems, self.frame_rate)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -280,6 +263,11 @@ class DatasetPart(Dataset):
         names = self.whole.stems
         return tuple(names[index] for index in self.indices)
 
+    @property
+    def moments(self) -> tuple[Moment, ...] | None:
+        moments = self.whole.moments
+        return None if moments is None else tuple(moments[index] for index in self.indices)
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -291,15 +279,12 @@ class DatasetPart(Dataset):
 
 
 def part_of(whole: Dataset, split: Split) -> Dataset:
-    """The samples of `whole` that `split` takes by their stems: all of them where it has no prefix.
+    """The samples of `whole` that `split` takes by their stems: all of them where it names no part.
 
     Raises:
-        DatasetError: none is left.
+        DatasetError: none is left, or a list names one that is not there.
     """
-    if not split.prefix:
+    if not split.part:
         return whole
-    indices = [number for number, stem in enumerate(whole.stems) if split.takes(stem)]
-    if not indices:
-        kind = "all start" if split.without else "none starts"
-        raise DatasetError(f"{whole.name}: of its {len(whole)} images {kind} with '{split.prefix}'")
-    return DatasetPart(whole, indices, name=f"{whole.name}, {'without' if split.without else 'only'} {split.prefix}")
+    indices = split.indices(whole.stems, name=whole.name)
+    return DatasetPart(whole, indices, name=f"{whole.name}, {'without' if split.without else 'only'} {split.part}")

@@ -31,15 +31,14 @@ from dovit_deploy.datasets.dataset import (
     Listing,
     plain_codes,
 )
-from dovit_deploy.documents import read_text
+from dovit_deploy.datasets.recording import CITYSCAPES_RATE, RecordingRate
+from dovit_deploy.datasets.split import lines_of
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.sources.folders import walked_files
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 """Of label files, in any case; JPEG among them so that it is refused by its name and not called missing."""
-MOST_BYTES_OF_LIST = 2**28
-"""Of a list of a data set; that of ImageNet's 1.3 million images has 50 MB."""
 
 
 # Our own: classes.json says what the pixel values mean, a list gives the order and may leave out files that are there.
@@ -311,6 +310,8 @@ class Layout:
     """The split of such a folder."""
     labelling: Callable[[Path], Labelling]
     """What the numbers in its label files mean, where no classes.json says so."""
+    frame_rate: RecordingRate | None = None
+    """Where no classes.json states it; None: unknown."""
 
 
 ADE20K = "ADE20K"
@@ -329,6 +330,7 @@ LAYOUTS = (
         cityscapes_splits,
         cityscapes_files,
         _cityscapes_labelling,
+        RecordingRate(CITYSCAPES_RATE),
     ),
     Layout(
         ADE20K,
@@ -336,6 +338,7 @@ LAYOUTS = (
         ade20k_splits,
         ade20k_files,
         _ade20k_labelling,
+        RecordingRate(None),
     ),
     Layout("CamVid (SegNet's)", _has_camvid_folders, camvid_splits, camvid_files, _camvid_labelling),
 )
@@ -396,18 +399,6 @@ def _folder_names(parent: Path) -> set[str]:
         return {path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")}
     except OSError:
         return set()
-
-
-def lines_of(path: Path, *, listing: str) -> list[str]:
-    """The lines of a list that are not blank; raises DatasetError where all are. `listing`: what an entry is called."""
-    try:
-        lines = [line.strip() for line in read_text(path, most=MOST_BYTES_OF_LIST).splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DatasetError(f"{path}: cannot be read ({why})") from error
-    if not lines:
-        raise DatasetError(f"{path}: lists no {listing}")
-    return lines
 
 
 def _paired(images: FolderFiles, labels: FolderFiles) -> Listing:

@@ -1,18 +1,19 @@
 """Which data set is at a path: its layout is recognised by the folders in it, and a word stands for rendered scenes.
 
-A split is called by its name; `NAME:PREFIX` takes only the images whose stems start so (one drive, one city), and
-`NAME:-PREFIX` all but them.
+How a part of a split is named, `split.py` says.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dovit_deploy.datasets.class_lists import CLASSES, labelling_from_file
 from dovit_deploy.datasets.classification import LAYOUT, LabelledImages, class_folders, has_class_folders
-from dovit_deploy.datasets.dataset import Dataset, LabelledFiles, part_of, split_from_text
+from dovit_deploy.datasets.dataset import Dataset, LabelledFiles, part_of
 from dovit_deploy.datasets.layouts import LAYOUTS, layout_of
 from dovit_deploy.datasets.scenes import RenderedScenes
+from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.errors import DatasetError
 
 RENDERED = "rendered"
@@ -36,7 +37,7 @@ def dataset_from_path(path: str | Path, split: str, *, classes: Path | None = No
 
     Args:
         path: a folder, or `rendered` where there is no folder of that name.
-        split: `NAME`, `NAME:PREFIX` or `NAME:-PREFIX`.
+        split: its name, or that of a part of it.
         classes: a list of the classes that the label maps hold; it takes precedence over one in the folder.
 
     Raises:
@@ -68,6 +69,7 @@ def _files(root: Path, split: str, classes: Path | None) -> LabelledFiles:
     if layout is not None:
         own = classes or (root / CLASSES if (root / CLASSES).is_file() else None)
         labelling = layout.labelling(root) if own is None else labelling_from_file(own)
+        labelling = replace(labelling, frame_rate=labelling.frame_rate or layout.frame_rate)
         return LabelledFiles(f"{root} ({split})", layout.name, layout.files(root, split), labelling)
     if has_class_folders(root, split):
         raise DatasetError(f"{root}: images in class folders, for classifiers; layouts with label maps: {_LAYOUTS}")
@@ -79,7 +81,7 @@ def labelled_images_from_path(path: str | Path, split: str) -> LabelledImages:
 
     Args:
         path: a folder.
-        split: `NAME`; `NAME:PREFIX` for its images whose `folder/name` starts so, `NAME:-PREFIX` for all but them.
+        split: its name, or that of a part of it; an image's stem is `folder/name`.
 
     Raises:
         DatasetError: a data set of label maps; no such folder or split, a class folder that no list names, or no image.

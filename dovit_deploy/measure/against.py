@@ -12,7 +12,6 @@ import numpy as np
 
 from dovit_deploy.measure.agreement import Agreement
 from dovit_deploy.measure.evaluate import ClassificationTally, Measured, SegmentationTally
-from dovit_deploy.measure.intervals import Blocks
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.record import Record
 
@@ -50,7 +49,7 @@ class ClassificationAgainstFp32(AgainstFp32):
 
 
 def segmentation_against_fp32(
-    measured: Measured[SegmentationTally], keys: Sequence[str], blocks: Blocks
+    measured: Measured[SegmentationTally], keys: Sequence[str]
 ) -> SegmentationAgainstFp32 | None:
     """Of a segmentation bundle with classes called `keys`; None where dense fp32 did not run."""
     exact, own = measured.exact, measured.dynamic
@@ -61,20 +60,18 @@ def segmentation_against_fp32(
     return SegmentationAgainstFp32(
         engine=measured.exact_engine,
         drop=exact.score - own.score,
-        drop_interval=own.drop_interval(exact, blocks),
+        drop_interval=own.drop_interval(exact, measured.blocks),
         agreement=_overall(measured.agreement),
         miou=exact.score,
         boundary_iou=exact.boundary_counts.miou,
         boundary_drop=exact.boundary_counts.miou - own.boundary_counts.miou,
-        boundary_drop_interval=own.boundary_drop_interval(exact, blocks),
+        boundary_drop_interval=own.boundary_drop_interval(exact, measured.blocks),
         agreement_at_boundaries=None if np.isnan(along) else along,
         agreement_by_class=dict(zip(keys, shares, strict=True)),
     )
 
 
-def classification_against_fp32(
-    measured: Measured[ClassificationTally], blocks: Blocks
-) -> ClassificationAgainstFp32 | None:
+def classification_against_fp32(measured: Measured[ClassificationTally]) -> ClassificationAgainstFp32 | None:
     """Of a classifier; None where dense fp32 did not run."""
     exact, own = measured.exact, measured.dynamic
     if exact is None:
@@ -82,7 +79,7 @@ def classification_against_fp32(
     return ClassificationAgainstFp32(
         engine=measured.exact_engine,
         drop=exact.score - own.score,
-        drop_interval=own.drop_interval(exact, blocks),
+        drop_interval=own.drop_interval(exact, measured.blocks),
         agreement=_overall(measured.agreement),
         top1=exact.score,
     )

@@ -30,7 +30,7 @@ class Comparison(Record):
     """1 - actual / dense MACs of the whole set."""
     drop: float | None
     drop_interval: tuple[float, float] | None
-    """95 %, paired bootstrap; None also where there is only one block to draw."""
+    """95 %, paired bootstrap; None also for fewer than 8 blocks."""
 
 
 class AtSize(Record):
@@ -68,6 +68,8 @@ class Bootstrap(Record):
     """How the intervals were drawn."""
 
     blocks: int
+    seconds_per_block: float | None
+    """Of recording, counted from the first image of each drive; None: independent images, each a block."""
     images_per_block: int
     """Of the longest block."""
     resamples: int

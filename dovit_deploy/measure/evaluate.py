@@ -16,11 +16,12 @@ from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.agreement import Agreement
 from dovit_deploy.measure.controls import Steering
-from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_from_stems, miou_drop_interval
+from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_of, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts, Hits, accuracy, boundary_counts, top_hits
 from dovit_deploy.runtime.classification import ClassificationResult
 from dovit_deploy.runtime.results import ClassMap
@@ -62,6 +63,8 @@ class LabelledSet(Protocol):
 
     name: str
 
+    @property
+    def moments(self) -> Sequence[Moment] | None: ...
     def __len__(self) -> int: ...
     def sample(self, index: int) -> LabelledSample: ...
     def check(self) -> None: ...
@@ -86,11 +89,6 @@ class Tally(ABC):
     @abstractmethod
     def _judge(self, label: ClassMap | int, answer: ImageResult) -> None:
         """Compare the answer with the label."""
-
-    @staticmethod
-    @abstractmethod
-    def blocks(stems: Sequence[str]) -> Blocks:
-        """Which images the bootstrap draws together."""
 
     @property
     @abstractmethod
@@ -129,10 +127,6 @@ class SegmentationTally(Tally):
         """Pixels along the contours of all images, (n, K)."""
         return ClassCounts.stacked(self._boundary)
 
-    @staticmethod
-    def blocks(stems: Sequence[str]) -> Blocks:
-        return blocks_from_stems(stems)
-
     @property
     def score(self) -> float:
         return self.counts.miou
@@ -166,11 +160,6 @@ class ClassificationTally(Tally):
         """(n,): the label is among the first `top` classes of the answer."""
         return top_hits(self.ranked, self.labels, top=top)
 
-    @staticmethod
-    def blocks(stems: Sequence[str]) -> Blocks:
-        # Each image on its own: these are no frames of a drive, whatever their names look like.
-        return blocks_from_stems(stems, length=1)
-
     @property
     def score(self) -> float:
         return accuracy(self.hits(top=1))
@@ -197,6 +186,8 @@ class SmallerRun(Generic[T]):
 class Measured(Generic[T]):
     """All ways of running, over the whole data set."""
 
+    blocks: Blocks
+    """Of the images."""
     dynamic: T
     """The bundle as it is deployed."""
     dense: T | None
@@ -253,6 +244,7 @@ def evaluate(
     compared = {name: tally() for name in ("dense", *steered) if manifest.spec.has_dense}
     own = session.backend.precision == FP32
     measured = Measured(
+        blocks=blocks_of(len(data), data.moments),
         dynamic=tally(),
         dense=compared.get("dense"),
         exact=compared.get("dense") if own else tally() if exact is not None else None,

@@ -1,8 +1,9 @@
 """How sure a measured number is: intervals of a drop from dense to dynamic, and upper bounds of a mean.
 
-Intervals are percentiles of a paired bootstrap: both answers to an image are drawn together. Neighbouring frames of a
-drive are alike, so they are drawn together, too, in blocks; drawn one by one they would pretend to be more evidence
-than they are. Images of a classifier's data set are independent, so each is a block of its own.
+Intervals are percentiles of a paired bootstrap: both answers to an image are drawn together. Frames of a drive are
+alike for as long as the same things are in sight, so that they are drawn together, too, in blocks of ten seconds of
+recording; drawn one by one they would pretend to be more evidence than they are. Independent images are blocks of
+their own. Fewer than eight blocks say too little about others: there is no interval then.
 
 Bounds assume nothing about the distribution of the values: Hoeffding and Bentkus, as combined by Angelopoulos et al.,
 "Learn then Test" (2021): the mean of n independent values is at most E with confidence C when the p-value of "it is
@@ -11,7 +12,6 @@ larger than E" is at most 1 - C.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.measure.metrics import ClassCounts, Hits
 
-BLOCK = 10
-"""Neighbouring images drawn together, at most."""
+BLOCK_SECONDS = 10.0
+"""Of recording that are drawn together."""
 
-FEWEST_BLOCKS = 5
-"""Smaller sets are cut into shorter blocks."""
+FEWEST_BLOCKS = 8
+"""For an interval: of fewer the bootstrap draws a handful of different sets."""
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 
@@ -36,37 +37,55 @@ BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which images are drawn together: `number` (n,), the block of each image, 0, 1, ... in the order of the images."""
+    """Which images are drawn together: `number` (n,), the block of each image, counted from 0 without gaps."""
 
     number: NDArray[np.int64]
+    seconds: float | None = None
+    """Of recording in each of them; None: images that are independent of each other."""
 
     @property
     def count(self) -> int:
         """How many blocks there are."""
-        return int(self.number[-1]) + 1 if len(self.number) else 0
+        return int(self.number.max()) + 1 if len(self.number) else 0
 
     @property
     def longest(self) -> int:
         """Images in the longest block."""
         return int(np.bincount(self.number).max())
 
+    @property
+    def enough(self) -> bool:
+        """Whether they are enough for an interval."""
+        return self.count >= FEWEST_BLOCKS
 
-def blocks_from_stems(stems: Sequence[str], *, length: int = BLOCK) -> Blocks:
-    """Blocks of at most `length` neighbours of one drive, the part of a stem before its last "_"."""
-    # Few long blocks would give an interval of a handful of different sets.
-    length = max(1, min(length, len(stems) // FEWEST_BLOCKS))
-    numbers: list[int] = []
-    block = -1
-    for _, drive in itertools.groupby(stems, key=drive_from_stem):
-        for position, _ in enumerate(drive):
-            block += position % length == 0
-            numbers.append(block)
-    return Blocks(np.array(numbers, dtype=np.int64))
+    def of(self, indices: Sequence[int]) -> Blocks:
+        """The blocks of these images alone, numbered from 0 again."""
+        return Blocks(_renumbered(self.number[list(indices)]), self.seconds)
 
 
-def drive_from_stem(stem: str) -> str:
-    """ "0016E5_07959" -> "0016E5"; the whole set is one drive where names have no "_"."""
-    return stem.rpartition("_")[0]
+def blocks_of(images: int, moments: Sequence[Moment] | None, *, seconds: float = BLOCK_SECONDS) -> Blocks:
+    """Pieces of `seconds` of recording, counted from the first image of each drive.
+
+    The last piece of a drive, and one from which images are missing, hold less.
+
+    Args:
+        images: how many there are.
+        moments: when each was recorded; None: they are independent, and each is a block of its own.
+        seconds: in a piece.
+    """
+    if moments is None:
+        return Blocks(np.arange(images))
+    first: dict[str, float] = {}
+    for drive, second in moments:
+        first[drive] = min(second, first.get(drive, second))
+    # Quotients of frame numbers carry rounding errors: the frame at 10 s must not fall into the piece before.
+    pieces = [(drive, math.floor((second - first[drive]) / seconds + 1e-9)) for drive, second in moments]
+    numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    return Blocks(np.array([numbers[piece] for piece in pieces], dtype=np.int64), seconds)
+
+
+def _renumbered(number: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(number, return_inverse=True)[1].astype(np.int64)
 
 
 def miou_drop_interval(
@@ -88,9 +107,9 @@ def miou_drop_interval(
         level: share of the resampled drops that lie in the interval.
 
     Returns:
-        Lower and upper end; None when there is only one block, which says nothing about others.
+        Lower and upper end; None for too few blocks, and where no set that was drawn has a labelled pixel.
     """
-    if blocks.count < 2:
+    if not blocks.enough:
         return None
     # Sums over blocks come first, and drawing blocks with replacement is counting how often each is drawn: a product of
     # small matrices in place of 2000 sums over images.
@@ -113,9 +132,9 @@ def accuracy_drop_interval(
         level: share of the resampled drops that lie in the interval.
 
     Returns:
-        Lower and upper end; None for one image, which says nothing about others.
+        Lower and upper end; None for too few images.
     """
-    if len(before) < 2:
+    if len(before) < FEWEST_BLOCKS:
         return None
     # An image counts 1 where only the first answer is right, -1 where only the second is, else 0. In a set drawn image
     # by image only these three numbers matter, and they are multinomial: no need to draw 50,000 images 2000 times.

@@ -50,14 +50,13 @@ T = TypeVar("T", bound=Tally)
 def segmentation_report(measured: Measured[SegmentationTally], session: Session, plan: EvalPlan) -> SegmentationReport:
     """The report of a segmentation bundle, from what was measured with `session` and `plan`."""
     names = [entry.name for entry in session.bundle.manifest.classes]
-    blocks = measured.dynamic.blocks(measured.stems)
     # `dict` of a Record keeps the records in it; `model_dump` would turn them into dicts, too.
     return SegmentationReport(
-        **dict(_base(measured, session, plan, blocks)),
+        **dict(_base(measured, session, plan)),
         dense=None if measured.dense is None else _segmentation_quality(measured.dense, names),
-        dynamic=_segmentation_dynamic(measured, names, blocks),
-        against_fp32=segmentation_against_fp32(measured, unique_names(names), blocks),
-        controls=None if measured.controls is None else _segmentation_controls(measured, measured.controls, blocks),
+        dynamic=_segmentation_dynamic(measured, names),
+        against_fp32=segmentation_against_fp32(measured, unique_names(names)),
+        controls=None if measured.controls is None else _segmentation_controls(measured, measured.controls),
         per_image=_segmentation_rows(measured),
     )
 
@@ -66,18 +65,17 @@ def classification_report(
     measured: Measured[ClassificationTally], session: Session, plan: EvalPlan
 ) -> ClassificationReport:
     """The report of a classifier, from what was measured with `session` and `plan`."""
-    blocks = measured.dynamic.blocks(measured.stems)
     return ClassificationReport(
-        **dict(_base(measured, session, plan, blocks)),
+        **dict(_base(measured, session, plan)),
         dense=None if measured.dense is None else _classification_scores(measured.dense),
-        dynamic=_classification_dynamic(measured, blocks),
-        against_fp32=classification_against_fp32(measured, blocks),
-        controls=None if measured.controls is None else _classification_controls(measured, blocks),
+        dynamic=_classification_dynamic(measured),
+        against_fp32=classification_against_fp32(measured),
+        controls=None if measured.controls is None else _classification_controls(measured),
         per_image=_classification_rows(measured),
     )
 
 
-def _base(measured: Measured[T], session: Session, plan: EvalPlan, blocks: Blocks) -> EvalReport:
+def _base(measured: Measured[T], session: Session, plan: EvalPlan) -> EvalReport:
     return EvalReport(
         images=len(measured.stems),
         dataset=plan.dataset,
@@ -88,18 +86,28 @@ def _base(measured: Measured[T], session: Session, plan: EvalPlan, blocks: Block
         thresholds=short_thresholds(plan.settings.thresholds),
         machine=machine_facts(),
         versions=package_versions(),
-        bootstrap=Bootstrap(blocks=blocks.count, images_per_block=blocks.longest, resamples=RESAMPLES, seed=SEED),
+        bootstrap=_bootstrap(measured.blocks),
         data=plan.data,
     )
 
 
-def _comparison(measured: Measured[T], tally: T, blocks: Blocks) -> Comparison:
+def _bootstrap(blocks: Blocks) -> Bootstrap:
+    return Bootstrap(
+        blocks=blocks.count,
+        seconds_per_block=blocks.seconds,
+        images_per_block=blocks.longest,
+        resamples=RESAMPLES,
+        seed=SEED,
+    )
+
+
+def _comparison(measured: Measured[T], tally: T) -> Comparison:
     dense = measured.dense
     return Comparison(
         # Of sums, not a mean of ratios: images of different sizes cost differently.
         flops_saved=1 - sum(tally.gmacs) / sum(measured.dense_gmacs),
         drop=None if dense is None else dense.score - tally.score,
-        drop_interval=None if dense is None else tally.drop_interval(dense, blocks),
+        drop_interval=None if dense is None else tally.drop_interval(dense, measured.blocks),
     )
 
 
@@ -147,9 +155,7 @@ def _segmentation_quality(tally: SegmentationTally, names: Sequence[str]) -> Seg
     return SegmentationQuality(**dict(_segmentation_scores(tally)), iou=iou_by_name(tally.counts, names))
 
 
-def _segmentation_dynamic(
-    measured: Measured[SegmentationTally], names: Sequence[str], blocks: Blocks
-) -> SegmentationDynamic:
+def _segmentation_dynamic(measured: Measured[SegmentationTally], names: Sequence[str]) -> SegmentationDynamic:
     dense, dynamic = measured.dense, measured.dynamic
     worst_class, worst_class_drop, boundary_drop = None, None, None
     if dense is not None:
@@ -159,7 +165,7 @@ def _segmentation_dynamic(
         boundary_drop = dense.boundary_counts.miou - dynamic.boundary_counts.miou
     return SegmentationDynamic(
         **dict(_segmentation_quality(dynamic, names)),
-        **dict(_comparison(measured, dynamic, blocks)),
+        **dict(_comparison(measured, dynamic)),
         boundary_drop=boundary_drop,
         worst_class_drop=worst_class_drop,
         worst_class=worst_class,
@@ -168,10 +174,10 @@ def _segmentation_dynamic(
 
 
 def _segmentation_controls(
-    measured: Measured[SegmentationTally], tallies: dict[str, SegmentationTally], blocks: Blocks
+    measured: Measured[SegmentationTally], tallies: dict[str, SegmentationTally]
 ) -> SegmentationControls:
     def control(tally: SegmentationTally) -> SegmentationControl:
-        return SegmentationControl(**dict(_segmentation_scores(tally)), **dict(_comparison(measured, tally, blocks)))
+        return SegmentationControl(**dict(_segmentation_scores(tally)), **dict(_comparison(measured, tally)))
 
     results = {name: control(tally) for name, tally in tallies.items()}
     efficiency = gate_efficiency(
@@ -217,7 +223,7 @@ def _classification_scores(tally: ClassificationTally) -> ClassificationScores:
     return ClassificationScores(top1=tally.score, top5=accuracy(tally.hits(top=TOP)), gmacs=float(np.mean(tally.gmacs)))
 
 
-def _classification_dynamic(measured: Measured[ClassificationTally], blocks: Blocks) -> ClassificationDynamic:
+def _classification_dynamic(measured: Measured[ClassificationTally]) -> ClassificationDynamic:
     dense, dynamic = measured.dense, measured.dynamic
     own = _classification_scores(dynamic)
     top5_drop, agreement = None, None
@@ -227,19 +233,19 @@ def _classification_dynamic(measured: Measured[ClassificationTally], blocks: Blo
         agreement = 100.0 * float(np.mean(same))
     return ClassificationDynamic(
         **dict(own),
-        **dict(_comparison(measured, dynamic, blocks)),
+        **dict(_comparison(measured, dynamic)),
         top5_drop=top5_drop,
         agreement=agreement,
         spread=_spreads(measured),
     )
 
 
-def _classification_controls(measured: Measured[ClassificationTally], blocks: Blocks) -> ClassificationControls:
+def _classification_controls(measured: Measured[ClassificationTally]) -> ClassificationControls:
     return ClassificationControls(
         smaller_input=tuple(
             SmallerClassification(
                 **dict(_classification_scores(run.tally)),
-                **dict(_comparison(measured, run.tally, blocks)),
+                **dict(_comparison(measured, run.tally)),
                 size=run.size,
                 engine=run.engine,
             )

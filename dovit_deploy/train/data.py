@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import Dataset, Sample
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.datasets.summary import DataSummary, summary_of
 from dovit_deploy.errors import DatasetError
@@ -150,7 +151,7 @@ def refuse_other_classes(data: Dataset) -> None:
         )
 
 
-class CachedInMemory:
+class CachedInMemory(Dataset):
     """A data set whose samples stay in memory once they were asked for: validation sees them again and again."""
 
     def __init__(self, whole: Dataset) -> None:
@@ -161,6 +162,10 @@ class CachedInMemory:
     def stems(self) -> tuple[str, ...]:
         """Names of the samples."""
         return self.whole.stems
+
+    @property
+    def moments(self) -> tuple[Moment, ...] | None:
+        return self.whole.moments
 
     def __len__(self) -> int:
         return len(self.whole)

@@ -38,7 +38,7 @@ class Recipe(Settings):
     pretrain: float = Field(default=0.0, ge=0, lt=1)
     """Share of the run, at its start, that sees nothing but rendered scenes."""
     split: str = "train"
-    """Images to train on: NAME, `NAME:PREFIX` (stems that start so) or `NAME:-PREFIX` (the others)."""
+    """Images to train on: a split or a part of it, as `datasets/split.py` reads it."""
     watch: str = "val"
     """Validation images: evaluated during the run, and used to choose the threshold, written as `split`."""
     init_config: str | None = None

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from on_cpu import cells, models, runners
 from on_cpu.accuracy import Answers, compared
-from on_cpu.frames import FrameChoice, saved_frames, spread
+from on_cpu.frames import FrameChoice, NamedFrame, save_frames, saved_frames, spread
 from on_cpu.measuring import measured
 from on_cpu.models import CaseFiles
 from on_cpu.result import DEFAULT, CellRow, CpuCase, CpuCell, CpuWay
 from on_cpu.timing import in_turns, uncertainty
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.errors import DatasetError, UsageError
 from tests.benchmarks.cpu_cells import FRAMES, LITTLE, cell_of
 
@@ -170,14 +171,14 @@ def test_answers_are_compared_with_dense_with_the_same_run_and_with_labels() -> 
     label, dense, same, own = (
         np.array(rows, np.uint8) for rows in ([[0, 0], [1, 1]], [[0, 0], [1, 1]], [[0, 0], [0, 1]], [[0, 0], [0, 0]])
     )
-    samples = [(f"drive_{number}", rgb, label) for number in range(6)]
-    found = compared(*(Answers((maps,) * 6) for maps in (own, dense, same)), samples, classes=2)
+    samples = [NamedFrame(f"drive_{number}", rgb, label) for number in range(8)]
+    found = compared(*(Answers((maps,) * 8) for maps in (own, dense, same)), samples, classes=2)
     assert (found.agreement, found.same_agreement) == (0.5, 0.75)
     assert found.miou == pytest.approx(25.0) and found.drop == pytest.approx(75.0)
     assert found.same_drop == pytest.approx(100 * (2 / 3 + 1 / 2) / 2 - 25)
     assert found.drop_interval == pytest.approx((75.0, 75.0)) and found.same_drop_interval is not None
-    unlabelled = [(name, rgb, None) for name, _, _ in samples]
-    bare = compared(*(Answers((maps,) * 6) for maps in (own, dense, same)), unlabelled, classes=2)
+    unlabelled = [NamedFrame(sample.name, rgb) for sample in samples]
+    bare = compared(*(Answers((maps,) * 8) for maps in (own, dense, same)), unlabelled, classes=2)
     assert bare.miou is None and bare.agreement == 0.5
 
 
@@ -201,14 +202,13 @@ def test_one_process_runs_one_engine_on_one_case_and_peers_of_pytorch_alone() ->
 
 
 def test_labels_are_saved_beside_frames(files, tmp_path) -> None:
-    from on_cpu.frames import save_frames
-
     samples = [
-        ("a", np.zeros((2, 3, 3), np.uint8), None),
-        ("b", np.ones((3, 2, 3), np.uint8), np.full((3, 2), 5, np.uint8)),
+        NamedFrame("a", np.zeros((2, 3, 3), np.uint8)),
+        NamedFrame("b", np.ones((3, 2, 3), np.uint8), np.full((3, 2), 5, np.uint8), Moment("drive", 0.5)),
     ]
     save_frames(samples, tmp_path)
     (one, two) = saved_frames(tmp_path)
-    assert one[0] == "a" and one[2] is None and two[2] is not None and two[2].tolist() == [[5, 5]] * 3
+    assert (one.name, one.label, one.moment) == ("a", None, None)
+    assert two.label is not None and two.label.tolist() == [[5, 5]] * 3 and two.moment == ("drive", 0.5)
     with pytest.raises(DatasetError, match="gone"):
         FrameChoice(frames=None, dataset=tmp_path / "gone", split="val", count=1).check()

@@ -14,6 +14,7 @@ import numpy as np
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.calibrate.images import CalibrationImage
 from dovit_deploy.families.cost import cost_model
+from dovit_deploy.measure.intervals import blocks_of
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from tests.fakes import block_means, fake_manifest
 
@@ -72,6 +73,7 @@ class FormulaImages:
     def __init__(self, session, *, count=20, labelled=True) -> None:
         self.session, self.labelled = session, labelled
         self.stems = tuple(f"drive_{number:03}" for number in range(count))
+        self.blocks = blocks_of(count, None)
 
     def image(self, index):
         spec = self.session.bundle.manifest.spec

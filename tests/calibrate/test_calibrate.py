@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from dovit_deploy.calibrate.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
 from dovit_deploy.calibrate.calibrate import calibrate
-from dovit_deploy.calibrate.images import halves
+from dovit_deploy.calibrate.images import halves, neighbours
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
+from dovit_deploy.measure.intervals import Blocks, blocks_of
 from dovit_deploy.runtime.latency import StageTime
 from dovit_deploy.runtime.segmentation import Predictor
 from tests.calibrate.fake_gated import FormulaImages, GatedSession, Steps
@@ -150,27 +152,42 @@ def test_limits_out_of_range(make) -> None:
 @settings(max_examples=30, derandomize=True)
 @given(st.integers(5, 200), st.integers(0, 3))
 def test_every_image_is_in_one_part_and_blocks_stay_whole(count: int, seed: int) -> None:
-    parts = halves([f"drive_{number:04}" for number in range(count)], seed=seed)
+    blocks = neighbours(count)
+    parts = halves(blocks, seed=seed)
     assert sorted((*parts.search, *parts.check)) == list(range(count))
-    of = [{int(parts.blocks.number[index]) for index in part} for part in (parts.search, parts.check)]
+    of = [{int(blocks.number[index]) for index in part} for part in (parts.search, parts.check)]
     assert not of[0] & of[1]
     assert min(len(part) for part in of) >= 2
     assert abs(len(of[0]) - len(of[1])) <= 1
 
 
 def test_the_seed_decides() -> None:
-    stems = [f"a_{number}" for number in range(100)]
-    assert halves(stems, seed=1).search == halves(stems, seed=1).search
-    assert halves(stems, seed=1).search != halves(stems, seed=2).search
+    blocks = neighbours(100)
+    assert halves(blocks, seed=1).search == halves(blocks, seed=1).search
+    assert halves(blocks, seed=1).search != halves(blocks, seed=2).search
 
 
-def test_blocks_of_a_part_are_numbered_from_zero() -> None:
-    parts = halves([f"a_{number}" for number in range(100)], seed=0)
-    blocks = parts.blocks_of(parts.check)
-    assert blocks.count == len(set(blocks.number.tolist())) == 5
-    assert len(blocks.number) == len(parts.check)
+def test_a_short_clip_is_divided_though_it_has_no_interval() -> None:
+    clip = blocks_of(100, [Moment("drive", number / 15) for number in range(100)])
+    assert clip.count == 1
+    parts = halves(clip, seed=0)
+    assert len(parts.search) == len(parts.check) == 50
+    assert halves(neighbours(100), seed=0) == parts
+
+
+def test_without_an_interval_the_drop_itself_is_judged() -> None:
+    """Seven blocks held out have none; the drop that is then within the limit would not be by its upper end."""
+    session = GatedSession()
+    images = FormulaImages(session, count=40)
+    images.blocks = Blocks(np.arange(40) // 3)
+    result = calibrate(session, images, DropBudget(1.0), progress=Steps())
+    assert result.chosen.drop_interval is None
+    assert result.chosen.judged == result.chosen.drop <= 1.0
+    # All images together have fourteen.
+    assert result.chosen_on_all.drop_interval.high == result.chosen_on_all.judged
+    assert "the drop itself" in result.budget.text
 
 
 def test_too_few_images() -> None:
     with pytest.raises(DatasetError, match="3 images"):
-        halves(["a", "b", "c"], seed=0)
+        halves(neighbours(3), seed=0)

@@ -18,7 +18,7 @@ from dovit_deploy.runtime.settings import RunSettings
 from tests.bundle.test_bundle import VALUES, made
 from tests.datasets.labelled_folder import write_labelled
 
-IMAGES = 10
+IMAGES = 16
 
 
 @pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path"])
@@ -29,7 +29,7 @@ def test_they_are_those_of_an_evaluation(request, fixture, tmp_path):
     chosen = made().chosen.model_copy(update={"thresholds": values})
     calibration = made().model_copy(update={"chosen": chosen})
     images, seen = SplitImages(data, name="set", split="val"), []
-    held_out = halves(data.stems, seed=calibration.seed).check
+    held_out = halves(images.blocks, seed=calibration.seed).check
     with Session(bundle, threads=1) as session:
         controls = controls_of_choice(
             session,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dovit_deploy.calibrate.images import halves
+from dovit_deploy.calibrate.images import halves, neighbours
 from dovit_deploy.calibrate.trial import Runner, joined_parts, joined_trials
 from dovit_deploy.measure.metrics import ClassCounts
 from tests.calibrate.fake_gated import FormulaImages, GatedSession, Steps
@@ -19,12 +19,13 @@ def runner() -> Runner:
 
 
 def test_the_parts_together_are_the_whole(runner: Runner) -> None:
-    parts = halves(runner.images.stems, seed=3)
-    first, second = (runner.dense(part, parts.blocks_of(part)) for part in (parts.search, parts.check))
-    whole = runner.dense(range(20), parts.blocks)
-    joined = joined_parts(first, second, parts.blocks)
+    blocks = runner.images.blocks
+    parts = halves(blocks, seed=3)
+    first, second = (runner.dense(part, blocks.of(part)) for part in (parts.search, parts.check))
+    whole = runner.dense(range(20), blocks)
+    joined = joined_parts(first, second, blocks)
     assert joined.indices == whole.indices
-    assert joined.blocks == parts.blocks
+    assert joined.blocks == blocks
     for ours, theirs in zip(joined.counts, whole.counts, strict=True):
         assert (ours.hit == theirs.hit).all()
         assert (ours.predicted == theirs.predicted).all()
@@ -38,7 +39,7 @@ def test_the_parts_together_are_the_whole(runner: Runner) -> None:
 
 
 def test_nothing_stopped_differs_nowhere_and_costs_the_gates(runner: Runner) -> None:
-    dense, recording = runner.record(range(4), halves(runner.images.stems[:4], seed=0).blocks)
+    dense, recording = runner.record(range(4), neighbours(4))
     bold, _, idle = runner.run(dense, SETTINGS)
     assert idle.differing == [0.0] * 4
     assert idle.flops_saved < 0 < bold.flops_saved
@@ -50,7 +51,7 @@ def test_nothing_stopped_differs_nowhere_and_costs_the_gates(runner: Runner) -> 
 def test_repeated_runs_are_timed_and_counted_once() -> None:
     session = GatedSession()
     runner = Runner(session, FormulaImages(session, count=5), repeat=3, progress=Steps())
-    dense = runner.dense(range(5), halves(runner.images.stems, seed=0).blocks)
+    dense = runner.dense(range(5), neighbours(5))
     trial = runner.run(dense, SETTINGS)[0]
     assert len(trial.model_ms) == 15
     assert len(trial.kept) == len(trial.counts) == len(trial.differing) == 5

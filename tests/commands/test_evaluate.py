@@ -47,8 +47,8 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     assert quality <= report["dense"].keys()
     assert quality | {"flops_saved", "gmacs", "drop", "drop_interval"} <= report["dynamic"].keys()
     assert list(report["dense"]["iou"]) == [f"class {number}" for number in range(5)]
-    low, high = report["dynamic"]["drop_interval"]
-    assert low <= high
+    assert report["dynamic"]["drop_interval"] is None
+    assert "no intervals: 3 images, taken as independent; at least 8 are needed" in done.stdout
     controls = report["controls"]
     assert {"random", "first_gate", "oracle", "gate_efficiency", "smaller_input"} <= controls.keys()
     assert controls["oracle"]["gmacs"] == controls["random"]["gmacs"] == report["dynamic"]["gmacs"]
@@ -97,11 +97,21 @@ def test_quiet_prints_results_alone(dovit, tiny_bundle_path, folder):
     assert "mIoU" in done.stdout
 
 
-def test_one_image_has_no_interval(dovit, tiny_bundle_path, tmp_path):
-    write_labelled(tmp_path / "one", images=1)
-    done = dovit("eval", tiny_bundle_path, "one", "--json", "one.json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "one.json").read_text())["dynamic"]["drop_interval"] is None
+def test_intervals_count_seconds_of_recording(dovit, tiny_bundle_path, tmp_path):
+    classes = write_labelled(tmp_path / "set", images=8) / "classes.json"
+    listed = json.loads(classes.read_text())
+    found = {}
+    for rate in (None, 0.1, 0.2):
+        classes.write_text(json.dumps({**listed, "frame_rate": rate}))
+        done = dovit("eval", tiny_bundle_path, "set", "--json", "eval.json")
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / "eval.json").read_text())
+        interval, boot = report["dynamic"]["drop_interval"], report["bootstrap"]
+        found[rate] = (interval is not None, boot["blocks"], boot["seconds_per_block"])
+        assert interval is None or interval[0] <= report["dynamic"]["drop"] <= interval[1]
+        words = "8 images, taken as independent" if rate is None else f"{boot['blocks']} blocks of 10 s of recording"
+        assert words in done.stdout
+    assert found == {None: (True, 8, None), 0.1: (True, 8, 10.0), 0.2: (False, 4, 10.0)}
 
 
 def test_a_dense_and_a_sliding_bundle(dovit, dense_bundle_path, setr_bundle_path, folder, tmp_path):

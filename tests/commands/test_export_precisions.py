@@ -117,7 +117,7 @@ def test_a_bundle_without_int8_is_refused_with_the_line_that_makes_it(command, t
 
 
 def test_eval_in_int8_says_what_is_lost_against_dense_fp32(command, int8_bundle_path: Path, tmp_path: Path) -> None:
-    data = write_labelled(tmp_path / "set", images=3)
+    data = write_labelled(tmp_path / "set", images=8)
     words = ("eval", int8_bundle_path, data, "--threads", 1, "-v")
     code, out, err = command(*words, "--precision", "int8", "--json", "int8.json")
     assert code == 0, err

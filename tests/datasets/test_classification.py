@@ -61,8 +61,12 @@ def test_part_of_a_split(root):
     for wrong in ("", ":", "val:", "val:-"):
         with pytest.raises(DatasetError, match="NAME:PREFIX"):
             labelled_images_from_path(root, wrong)
-    with pytest.raises(DatasetError, match="no image"):
+    with pytest.raises(DatasetError, match="none starts with 'zebra'"):
         labelled_images_from_path(root, "val:zebra")
+    listed = root / "listed.txt"
+    listed.write_text("n01/n01_0\n")
+    assert labels(labelled_images_from_path(root, f"val:@{listed}")).keys() == {"n01/n01_0"}
+    assert len(labelled_images_from_path(root, f"val:-@{listed}")) == 5
 
 
 def test_what_is_no_image_is_not_counted(root):

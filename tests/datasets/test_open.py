@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from dovit_deploy.datasets.dataset import split_from_text
 from dovit_deploy.datasets.open import RENDERED_NAMES, dataset_from_path, is_rendered, labelled_images_from_path
 from dovit_deploy.errors import DatasetError
 from tests.datasets.class_folders import write_class_folders
@@ -73,14 +72,3 @@ def test_label_maps_and_class_folders_are_distinguished(tmp_path):
     for name in RENDERED_NAMES:
         with pytest.raises(DatasetError, match="pixel by pixel"):
             labelled_images_from_path(name, "val")
-
-
-def test_names_of_splits():
-    assert all(split_from_text("val").takes(stem) for stem in ("", "a_1"))
-    only, rest = split_from_text("val:a_"), split_from_text("val:-a_")
-    assert (only.name, rest.name) == ("val", "val")
-    for stem, taken in (("a_1", True), ("b_a_", False), ("", False)):
-        assert only.takes(stem) is taken and rest.takes(stem) is not taken
-    for wrong in ("", ":", ":a", "val:", "val:-"):
-        with pytest.raises(DatasetError, match="NAME:PREFIX"):
-            split_from_text(wrong)

@@ -25,7 +25,7 @@ from tests.datasets.class_folders import write_class_folders
 from tests.datasets.labelled_folder import VOID, write_labelled
 from tests.fakes import FakeClassifierSession, FakeSession, fake_classifier_manifest, fake_manifest
 
-IMAGES = 5
+IMAGES = 8
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.measure.intervals import (
     Blocks,
     accuracy_drop_interval,
-    blocks_from_stems,
-    drive_from_stem,
+    blocks_of,
     images_needed,
     miou_drop_interval,
     p_value,
@@ -27,35 +29,68 @@ def counts(share: np.ndarray, *, pixels: int = 1000) -> ClassCounts:
     return ClassCounts(hit, full, full)
 
 
-def test_blocks_hold_ten_neighbours_of_one_drive():
-    stems = [f"a_{number}" for number in range(25)] + [f"b_1_{number}" for number in range(30)]
-    blocks = blocks_from_stems(stems)
+def every_second(drive: str, seconds: Iterable[int]) -> list[Moment]:
+    return [Moment(drive, float(second)) for second in seconds]
+
+
+def test_blocks_hold_ten_seconds_of_one_drive():
+    moments = every_second("a", range(3, 28)) + every_second("b", range(30))
+    blocks = blocks_of(len(moments), moments)
     assert blocks.number.tolist() == [0] * 10 + [1] * 10 + [2] * 5 + [3] * 10 + [4] * 10 + [5] * 10
-    assert blocks.count == 6
-    assert drive_from_stem("0016E5_07959") == "0016E5"
+    assert (blocks.count, blocks.longest, blocks.seconds) == (6, 10, 10.0)
 
 
-def test_small_sets_have_shorter_blocks():
-    assert blocks_from_stems([f"a_{number}" for number in range(12)]).count == 6
-    assert blocks_from_stems(["a", "b"]).number.tolist() == [0, 1]
-    assert blocks_from_stems(["a"]).count == 1
+def test_seconds_count_not_images():
+    """15 images a second make few blocks, one image a minute as many as there are images."""
+    clip = [Moment("a", number / 15) for number in range(101)]
+    assert blocks_of(101, clip).count == 1
+    assert blocks_of(301, [Moment("a", number / 15) for number in range(301)]).count == 3
+    assert blocks_of(5, [Moment("a", 60.0 * number) for number in range(5)]).count == 5
 
 
-def test_one_block_says_nothing():
-    both = counts(np.array([0.9]))
-    assert miou_drop_interval(both, both, blocks_from_stems(["a_1"])) is None
+def test_pieces_from_which_all_images_are_missing_are_no_blocks_and_order_does_not_matter():
+    moments = every_second("a", (0, 5, 95, 99, 100)) + every_second("b", (7,)) + every_second("a", (96,))
+    assert blocks_of(7, moments).number.tolist() == [0, 0, 1, 1, 2, 3, 1]
+
+
+def test_the_frame_that_begins_a_piece_is_not_lost_to_rounding():
+    """At 29.97 frames a second, frame by frame from an odd start."""
+    for start in (0, 1, 7, 930):
+        moments = [Moment("a", (start + 29.97 * 10 * piece) / 29.97) for piece in range(40)]
+        assert blocks_of(40, moments).count == 40
+
+
+def test_independent_images_are_blocks_of_one():
+    blocks = blocks_of(12, None)
+    assert (blocks.count, blocks.longest, blocks.seconds) == (12, 1, None)
+
+
+def test_blocks_of_some_images_are_numbered_from_zero():
+    blocks = blocks_of(40, every_second("a", range(40))).of([5, 12, 13, 39])
+    assert blocks.number.tolist() == [0, 1, 1, 2]
+    assert (blocks.count, blocks.seconds) == (3, 10.0)
+
+
+@pytest.mark.parametrize(("images", "has_one"), [(1, False), (7, False), (8, True)])
+def test_seven_blocks_say_nothing_and_eight_do(images: int, has_one: bool):
+    both = counts(np.full(images, 0.9))
+    assert (miou_drop_interval(both, both, blocks_of(images, None)) is not None) is has_one
+    moments = every_second("a", range(0, 10 * images, 10))
+    assert (miou_drop_interval(both, both, blocks_of(images, moments)) is not None) is has_one
+    hits = np.ones(images, bool)
+    assert (accuracy_drop_interval(hits, hits) is not None) is has_one
 
 
 def test_the_same_answer_has_no_drop_at_all():
     both = counts(np.random.default_rng(0).uniform(0.3, 0.9, 40))
-    blocks = blocks_from_stems([f"a_{number}" for number in range(40)])
+    blocks = blocks_of(40, None)
     assert miou_drop_interval(both, both, blocks) == (0.0, 0.0)
 
 
 def test_pairing_cancels_what_both_answers_share():
     """Images of very different difficulty, the same small loss on each: far narrower than the spread of mIoU."""
     share = np.random.default_rng(1).uniform(0.3, 0.9, 60)
-    blocks = blocks_from_stems([f"a_{number}" for number in range(60)], length=1)
+    blocks = blocks_of(60, None)
     low, high = miou_drop_interval(counts(share), counts(share - 0.01), blocks)
     assert 0 < low < high
     assert high - low < 0.2
@@ -65,11 +100,10 @@ def test_pairing_cancels_what_both_answers_share():
 
 
 def test_longer_blocks_widen_the_interval_where_neighbours_are_alike():
-    drop = np.repeat([0.0, 0.1, 0.0, 0.12, 0.0, 0.08], 10)
-    dense, dynamic = counts(np.full(60, 0.8)), counts(0.8 - drop)
-    stems = [f"a_{number}" for number in range(60)]
-    alone = miou_drop_interval(dense, dynamic, blocks_from_stems(stems, length=1))
-    together = miou_drop_interval(dense, dynamic, blocks_from_stems(stems))
+    drop = np.repeat([0.0, 0.1, 0.0, 0.12, 0.0, 0.08, 0.0, 0.1], 10)
+    dense, dynamic = counts(np.full(80, 0.8)), counts(0.8 - drop)
+    alone = miou_drop_interval(dense, dynamic, blocks_of(80, None))
+    together = miou_drop_interval(dense, dynamic, blocks_of(80, every_second("a", range(80))))
     assert np.diff(together)[0] > 2 * np.diff(alone)[0]
     point = dense.miou - dynamic.miou
     assert together[0] < point < together[1]
@@ -94,7 +128,7 @@ def test_it_covers_the_true_drop_about_as_often_as_it_says():
 def test_it_is_the_same_every_time_and_moves_with_the_seed():
     draw = np.random.default_rng(3)
     dense, dynamic = counts(draw.uniform(0.5, 0.9, 50)), counts(draw.uniform(0.5, 0.9, 50))
-    blocks = blocks_from_stems([f"a_{number}" for number in range(50)], length=2)
+    blocks = Blocks(np.arange(50) // 2)
     assert miou_drop_interval(dense, dynamic, blocks) == miou_drop_interval(dense, dynamic, blocks)
     assert miou_drop_interval(dense, dynamic, blocks, seed=1) != miou_drop_interval(dense, dynamic, blocks)
     wide, narrow = (
@@ -106,13 +140,13 @@ def test_it_is_the_same_every_time_and_moves_with_the_seed():
 
 @pytest.mark.parametrize("empty", [0, 1])
 def test_blocks_without_labels_are_no_obstacle(empty):
-    share = np.full(10, 0.8)
+    share = np.full(16, 0.8)
     dense = counts(share)
     parts = [part.copy() for part in (dense.hit, dense.true, dense.predicted)]
     for part in parts:
-        part[: 5 * empty] = 0
+        part[: 8 * empty] = 0
     blank = ClassCounts(*parts)
-    assert miou_drop_interval(blank, blank, Blocks(np.repeat([0, 1], 5))) == (0.0, 0.0)
+    assert miou_drop_interval(blank, blank, Blocks(np.repeat(np.arange(8), 2))) == (0.0, 0.0)
 
 
 # The bound of a mean: monotone, true as often as its confidence, and right where it can be worked out by hand.
@@ -194,7 +228,6 @@ def test_it_is_paired():
     assert low < -10 and high > 10
 
 
-def test_one_image_has_no_interval_and_the_draw_is_the_same_again():
-    assert accuracy_drop_interval(np.array([True]), np.array([False])) is None
+def test_the_draw_is_the_same_again():
     before, after = (np.random.default_rng(number).random(50) < 0.7 for number in range(2))
     assert accuracy_drop_interval(before, after) == accuracy_drop_interval(before, after)
