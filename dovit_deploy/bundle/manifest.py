@@ -240,12 +240,18 @@ def _stride_fault(manifest: Manifest) -> str | None:
     return f"stride {stride[0]}x{stride[1]}: each side must be between 1 and the window's {size[0]}x{size[1]}"
 
 
+def _cover_fault(manifest: Manifest) -> str | None:
+    if manifest.preprocessing.logits_cover == "padded" and any(manifest.spec.pads_before):
+        return "preprocessing.logits_cover: padded, and the model of its spec is padded on all sides; image is needed"
+    return None
+
+
 def _excess_fault(manifest: Manifest) -> str | None:
     excess = excess_of(manifest.spec)
     return None if excess is None else f"spec: {excess}"
 
 
-_FAULTS = (_excess_fault, _number_fault, _task_fault, _count_fault, _crop_fault, _stride_fault)
+_FAULTS = (_excess_fault, _number_fault, _task_fault, _count_fault, _crop_fault, _stride_fault, _cover_fault)
 
 
 def digest_of(body: dict[str, object]) -> str:

@@ -102,7 +102,8 @@ class RecordingSession:
 
 def class_histogram(answer: npt.NDArray[np.uint8], spec: ModelSpec) -> npt.NDArray[np.uint16]:
     """(N, K): how many pixels of each patch of `answer` (H, W), at the model's size, have each class."""
-    rows, columns = (np.arange(side) // spec.patch for side in answer.shape)
+    sides = zip(answer.shape, spec.pads_before, strict=True)
+    rows, columns = ((np.arange(side) + before) // spec.patch for side, before in sides)
     token = rows[:, None] * spec.grid[1] + columns[None, :]
     flat = token.astype(np.int64) * spec.classes + answer
     counted = np.bincount(flat.ravel(), minlength=spec.patches * spec.classes)

@@ -174,7 +174,7 @@ class Classifier(Predicts[ClassificationResult]):
     def _tokens(self, report: TokenReport, image: Size) -> FrameTokens:
         height, width = self.spec.size
         window = Window(0, 0, height, width, report)
-        return FrameTokens((window,), self.spec.size, self.spec.patch, self._region(image))
+        return FrameTokens((window,), self.spec.size, self.spec.patch, region=self._region(image))
 
     def _region(self, image: Size) -> Region | None:
         # Without a crop the whole image is resized, and the model sees all of it.

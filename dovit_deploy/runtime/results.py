@@ -89,6 +89,8 @@ class FrameTokens:
     """Height and width of the image as the windows saw it, in pixels."""
     patch: int = 16
     """Side of a patch in those pixels."""
+    pads: tuple[int, int] = (0, 0)
+    """Rows and columns by which the first patch of each window begins before it."""
     region: Region | None = None
     """The part of the image that the windows saw; None: all of it."""
     still: bool = False

@@ -248,7 +248,7 @@ class _WindowRun:
     @property
     def tokens(self) -> FrameTokens:
         """What the windows' tokens did."""
-        return FrameTokens(tuple(self.done), self.input_size, self.spec.patch)
+        return FrameTokens(tuple(self.done), self.input_size, self.spec.patch, self.spec.pads_before)
 
     def answers(self) -> Iterator[Logits]:
         """Logits (K, h, w) of window after window as the head gives them; several are computed at once."""

@@ -88,18 +88,20 @@ def exit_shares(tokens: FrameTokens, gates: int) -> tuple[float, ...]:
 def _heat_map(tokens: FrameTokens, gates: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """0 (stopped at the first gate) to 255 (ran to the end) for every pixel of the image: (H, W) uint8."""
     cv2 = packages.opencv()
-    passed = _mean_over_windows(tokens, lambda window: _at_pixels(exit_levels(window, gates), window, tokens.patch))
+    passed = _mean_over_windows(tokens, lambda window: _at_pixels(exit_levels(window, gates), window, tokens))
     level = np.round(passed * (255 / gates)) if gates else np.full_like(passed, 255)
     # Nearest: a blend would show exits that no gate has.
     return np.asarray(cv2.resize(level.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST))
 
 
-def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, patch: int) -> npt.NDArray[np.uint8]:
-    """Levels (h, w) of patches as levels of the window's pixels; the last patches may reach beyond the border."""
+def _at_pixels(levels: npt.NDArray[np.uint8], window: Window, tokens: FrameTokens) -> npt.NDArray[np.uint8]:
+    """Levels (h, w) of patches as levels of the window's pixels; patches may reach beyond the borders."""
     # A dense run has one level for all patches.
     if levels.shape == (1, 1):
         return np.full((window.height, window.width), levels[0, 0])
-    return levels.repeat(patch, axis=0).repeat(patch, axis=1)[: window.height, : window.width]
+    (top, left), patch = tokens.pads, tokens.patch
+    fine = levels.repeat(patch, axis=0).repeat(patch, axis=1)
+    return fine[top : top + window.height, left : left + window.width]
 
 
 def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
@@ -108,7 +110,8 @@ def _draw_grid(painted: RGB, tokens: FrameTokens) -> None:
     if tokens.patch * min(scales) < SMALLEST_PATCH:
         return
     for axis, scale in enumerate(scales):
-        edges = np.arange(tokens.patch, tokens.input_size[axis], tokens.patch) * scale
+        first = tokens.patch - tokens.pads[axis]
+        edges = np.arange(first, tokens.input_size[axis], tokens.patch) * scale
         lines = np.minimum(edges.astype(np.intp), painted.shape[axis] - 1)
         rows = painted if axis == 0 else painted.transpose(1, 0, 2)
         # An eighth darker, whatever the colour below.

@@ -168,6 +168,8 @@ def evovit_from_trained(spec: VisionTransformerSpec, ratio: float, *, source: st
         raise ConfigError(
             f"network.family = evovit: --init {source} turns queries and keys by position; Evo-ViT adds embeddings"
         )
+    if spec.mlp != "gelu":
+        raise ConfigError(f"network.family = evovit: --init {source} has {spec.mlp} MLPs; Evo-ViT has GELU")
     try:
         return evovit_spec(spec, ratio)
     except ValidationError as error:
@@ -182,6 +184,8 @@ def _changed(
         "depth": depth,
         "gates": [gate.model_dump() for gate in gates],
         "family": "dovit" if gates else "segmenter",
+        # The loss, and with it the trained answer, covers the image from its first corner on.
+        "padding": "end",
     }
     try:
         return VisionTransformerSpec.model_validate({**spec.model_dump(), **change})

@@ -107,6 +107,10 @@ HOSTILE: dict[str, Change] = {
     "a huge network of allowed numbers": lambda body: body["spec"].update(
         width=65_536, hidden=65_536, depth=1_024, heads=1
     ),
+    "padded on all sides, and the logits cover the padding": lambda body: (
+        body["spec"].update(size=[57, 72], padding="centre"),
+        body["preprocessing"].update(logits_cover="padded"),
+    ),
     "far too many patches": lambda body: body["spec"].update(size=[16_384, 16_384], patch=1),
     "another version": setting("version", 10**300),
 }

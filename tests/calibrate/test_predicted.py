@@ -94,6 +94,12 @@ def test_histogram_counts_the_padded_border_short() -> None:
     assert counted[-1].tolist() == [8 * 16, 0, 0]
 
 
+def test_histogram_of_a_model_that_pads_all_sides_begins_inside_the_first_patch() -> None:
+    spec = GatedSession().bundle.manifest.spec.model_copy(update={"size": (40, 96), "padding": "centre"})
+    counted = class_histogram(np.zeros((40, 96), np.uint8), spec)
+    assert counted[[0, -1]].tolist() == [[12 * 16, 0, 0]] * 2
+
+
 def test_on_a_real_bundle_the_first_gate_and_the_ends_are_exact(tiny_bundle_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (56, 72, 3)).astype(np.uint8)
     with Session(Bundle.open(tiny_bundle_path), threads=1) as session:

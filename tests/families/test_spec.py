@@ -30,10 +30,7 @@ ANY_SIZE = (*REDUCED, "neighbourhoods", "recovery_neighbourhood", "padding_mask"
 VIT = ("size", "patch", "stem", "width", "depth", "heads", "hidden", "extra_tokens", "norm_eps")
 LEVITS = ("size", "patch", "stages", "subsamples", "classes", "distilled", "architecture", "family")
 FIELDS: list[tuple[ModelSpec, tuple[str, ...]]] = [
-    (
-        tiny_spec(),
-        ("family", *VIT, "final_norm", "classes", "gates", "aggregate_rate", "position_mode", "head"),
-    ),
+    (tiny_spec(), ("family", *VIT, "final_norm", "classes", "gates", "aggregate_rate", "position_mode", "head")),
     (
         tiny_deit_spec(),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,16 @@ def test_patches_that_reach_beyond_the_border_are_cut():
     painted = paint_tokens(np.full((56, 96, 3), 100, dtype=np.uint8), whole((56, 96)), GATES, legend=False)
     np.testing.assert_allclose(painted[50, 5], shade(1.0), atol=1.5)
     np.testing.assert_allclose(painted[44, 5], shade(2 / 3), atol=1.5)
+
+
+def test_patches_of_a_model_that_pads_all_sides_begin_before_the_image():
+    grey = np.full((56, 96, 3), 100, dtype=np.uint8)
+    tokens = replace(whole((56, 96)), pads=(4, 0))
+    painted = paint_tokens(grey, tokens, GATES, legend=False).astype(int)
+    # The first row of patches ends after 12 pixels of the image, the last has 12 left.
+    for row, level in ((5, 0), (20, 1), (36, 2), (52, 3)):
+        np.testing.assert_allclose(painted[row, 5], shade(level / 3), atol=1.5)
+    assert (painted[12] < painted[13]).any() and (painted[44] < painted[45]).any()
 
 
 def test_the_mean_is_shown_where_windows_overlap():
@@ -173,7 +185,7 @@ SELECTION_MAP_SECOND = np.array([[0, 0], [1, 1]], dtype=bool)
 
 def tokens(*keep, size=(64, 64), region=None, kept=(5, 3, 3)):
     report = TokenReport(kept, 10.0, 6.0, keep, (), RunTiming(1.0, (1.0,)))
-    return FrameTokens((Window(0, 0, *size, report),), size, 16, region)
+    return FrameTokens((Window(0, 0, *size, report),), size, 16, region=region)
 
 
 def selection_map_shade(level):

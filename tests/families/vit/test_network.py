@@ -99,6 +99,15 @@ def test_a_model_without_gates_is_one_stage() -> None:
     assert torch.equal(logits, DenseNetwork(model)(pixels))
 
 
+def test_padding_on_all_sides_puts_an_odd_rest_at_the_end() -> None:
+    ragged, whole = tiny_spec(size=(57, 70), padding="centre"), tiny_spec(size=(64, 80))
+    pixels = tiny_pixels(ragged.size)
+    framed = torch.zeros(1, 3, *whole.size)
+    framed[:, :, 3:60, 5:75] = pixels
+    assert ragged.pads_before == (3, 5)
+    assert torch.equal(DenseNetwork(tiny_model(ragged))(pixels), DenseNetwork(tiny_model(whole))(framed))
+
+
 def test_pixels_that_are_not_whole_patches_are_padded_with_zeros_right_and_bottom() -> None:
     ragged, whole = tiny_spec(size=(56, 72)), tiny_spec(size=(64, 80))
     pixels = tiny_pixels(ragged.size)
