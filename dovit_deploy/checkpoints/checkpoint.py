@@ -6,8 +6,7 @@ last must anything be recognised and mapped; the other two carry their whole con
 
 from __future__ import annotations
 
-import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,34 +17,24 @@ from torch import Tensor
 from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing, classes_from_file
 from dovit_deploy.checkpoints import own_format
-from dovit_deploy.checkpoints.configuration import (
-    Configuration,
-    configuration_from_file,
-    configuration_from_meta,
-    merged,
-)
+from dovit_deploy.checkpoints.backbone import joined_weights
+from dovit_deploy.checkpoints.configuration import Configuration, configuration_from_file, settings_over_meta
 from dovit_deploy.checkpoints.folders import foreign_model, other_checkpoint
 from dovit_deploy.checkpoints.images import class_entries, mean_and_std
-from dovit_deploy.checkpoints.keys import facts_from_state, listed, ours_from_official, unneeded
-from dovit_deploy.checkpoints.nearest import no_family
+from dovit_deploy.checkpoints.keys import facts_from_state, listed
+from dovit_deploy.checkpoints.official_state import ours_from_official, unneeded
 from dovit_deploy.checkpoints.own_format import OwnConfig
-from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
+from dovit_deploy.checkpoints.reader import Architecture, OfficialState
+from dovit_deploy.checkpoints.readers import backbone_reader_of, reader_of, readers
 from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
-from dovit_deploy.errors import ConfigError, InputError, NetworkUnknown, UsageError
+from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.parts import PositionMode
+from dovit_deploy.families.vit.backbones import joined_architecture
+from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-READERS = (
-    "dovit_deploy.families.vit.segmenter:READER",
-    "dovit_deploy.families.stvit.reader:READER",
-    "dovit_deploy.families.stvit.reader:STVIT_DEIT",
-    "dovit_deploy.families.vit.mmseg:READER",
-    "dovit_deploy.families.evovit.deit_reader:READER",
-    "dovit_deploy.families.evovit.evo_levit_reader:READER",
-    "dovit_deploy.families.evovit.deit_reader:PLAIN_DEIT",
-    "dovit_deploy.families.evovit.levit_reader:READER",
-)
-"""Whose checkpoints are read; the first that recognises the keys reads the file, so particular names come first."""
 SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
 """What Segmenter writes into a folder: weights, and their configuration."""
 
@@ -82,6 +71,7 @@ class _Flags:
     std: Sequence[float] | None
     classes: Sequence[ClassEntry] | None
     thresholds: Sequence[float] | None
+    positions: PositionMode | None
 
 
 def checkpoint_from_path(
@@ -93,17 +83,21 @@ def checkpoint_from_path(
     std: Sequence[float] | None = None,
     classes: Sequence[ClassEntry] | str | Path | None = None,
     thresholds: Sequence[float] | None = None,
+    head: str | Path | None = None,
+    positions: PositionMode | None = None,
 ) -> Checkpoint:
     """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, or .pth.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or with `head` the backbone.
         config: file with settings that the checkpoint does not carry (docs: `--config`).
         allow_pickle: read pickles that may run code.
         mean: of red, green and blue in 0..255, instead of the configuration's; with `std`.
         std: of red, green and blue in 0..255.
         classes: names and colours, or a file of them, instead of the checkpoint's own.
         thresholds: one for all gates or one each, instead of the configuration's.
+        head: file of the decode head; what else is beside the backbone is left out.
+        positions: how position embeddings are resized, instead of the format's own way.
 
     Raises:
         InputError: a file is absent or unreadable.
@@ -115,7 +109,7 @@ def checkpoint_from_path(
     path = Path(path)
     if isinstance(classes, str | Path):
         classes = classes_from_file(Path(classes))
-    flags = _Flags(mean, std, classes, thresholds)
+    flags = _Flags(mean, std, classes, thresholds, positions)
     if not path.exists():
         raise InputError(f"no checkpoint at {path}")
     # The weights of a folder of ours stand for the folder: what they are is in the file beside them.
@@ -126,13 +120,18 @@ def checkpoint_from_path(
     if (path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file():
         if config is not None:
             raise UsageError(f"{path.name} carries its whole configuration; leave --config out")
+        if head is not None:
+            raise UsageError(f"{path.name} has a head; leave --head out, or give the backbone that it was made of")
         return _from_our_folder(path, flags)
     # Any other folder can only be one of Segmenter's runs.
     if path.is_dir():
         _refuse_other_folder(path)
         path = path / SEGMENTER_FILES[0]
     weights = weights_from_file(path, allow_pickle=allow_pickle)
-    return _from_official(weights, _configuration_for(path, config), flags)
+    given = _configuration_for(path, config)
+    if head is None:
+        return _from_official(weights, given, flags)
+    return _from_two(weights, weights_from_file(Path(head), allow_pickle=allow_pickle), given, flags)
 
 
 def _refuse_foreign_model(folder: Path) -> None:
@@ -173,16 +172,17 @@ def _from_our_folder(folder: Path, flags: _Flags) -> Checkpoint:
         own, state, weights = *load_bundled(folder), folder / WEIGHTS
     else:
         own, state, weights = *own_format.load_own_format(folder), folder / own_format.WEIGHTS
+    spec = _resized_by(flags.positions, own.spec)
     preprocessing, classes, thresholds = own.preprocessing, own.classes, own.thresholds
     if flags.mean is not None or flags.std is not None:
         mean, std, _ = mean_and_std({}, mean=flags.mean, std=flags.std)
         preprocessing = preprocessing.model_copy(update={"mean": mean, "std": std, "assumed": False})
     if flags.classes is not None:
-        classes = class_entries({}, {}, own.spec.classes, given=flags.classes)
+        classes = class_entries({}, {}, spec.classes, given=flags.classes)
     if flags.thresholds is not None:
-        thresholds = thresholds_per_gate(flags.thresholds, len(own.spec.gates), UsageError)
+        thresholds = thresholds_per_gate(flags.thresholds, len(spec.gates), UsageError)
     return Checkpoint(
-        spec=own.spec,
+        spec=spec,
         state=state,
         preprocessing=preprocessing,
         classes=classes,
@@ -193,6 +193,15 @@ def _from_our_folder(folder: Path, flags: _Flags) -> Checkpoint:
         source_sha256=file_entry(weights).sha256,
         license=own.license,
     )
+
+
+def _resized_by(positions: PositionMode | None, spec: AnySpec) -> AnySpec:
+    """`spec` with `--positions`, if given; raises UsageError where no position embedding is resized."""
+    if positions is None:
+        return spec
+    if not isinstance(spec, VisionTransformerSpec) or spec.rotary:
+        raise UsageError(f"--positions: a {spec.family} network has no position embeddings that are resized")
+    return spec.model_copy(update={"position_mode": positions})
 
 
 def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
@@ -229,21 +238,11 @@ def _one_per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:
 # Official files: recognised by their keys, then settings and keys make the architecture, then keys are mapped.
 
 
-def readers() -> Iterator[Reader]:
-    """Every reader, in order."""
-    for name in READERS:
-        reader: Reader = pkgutil.resolve_name(name)
-        yield reader
-
-
 def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
-    facts = facts_from_state(weights.state)
-    reader = next((reader for reader in readers() if reader.recognises(facts)), None)
-    if reader is None:
-        raise NetworkUnknown(*no_family(facts, readers(), weights.name))
+    reader = reader_of(facts_from_state(weights.state), weights.name)
     # Before anything else is read: settings are checked against the names that remain.
     state = reader.prepared(weights.state, weights.name)
-    settings = _settings(weights, given, reader.settings)
+    settings = settings_over_meta(weights.meta, given, reader.settings)
     sources = Sources("", settings, facts_from_state(state), weights.name, flags.thresholds)
     try:
         architecture = reader.architecture(sources)
@@ -252,17 +251,17 @@ def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Fl
     return _assembled(weights, architecture, state, settings, flags)
 
 
-def _settings(weights: WeightsFile, given: Configuration | None, known: frozenset[str]) -> dict[str, object]:
-    """Settings of the given file over those of the checkpoint's meta."""
+def _from_two(weights: WeightsFile, head: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    """A backbone, and a head from another file."""
+    reader = backbone_reader_of(facts_from_state(weights.state), weights.name)
+    both = joined_weights(weights, reader, head)
+    settings = settings_over_meta(both.meta, given, reader.settings | HEAD_SETTINGS)
+    sources = Sources("", settings, facts_from_state(both.state), both.name, flags.thresholds)
     try:
-        own = configuration_from_meta(weights.meta)
-        below = {} if own is None else own.settings(known)
-    except ConfigError:
-        # A file given with --config is the remedy for a meta that cannot be read.
-        if given is None:
-            raise
-        below = {}
-    return merged(below, {} if given is None else given.settings(known))
+        architecture = joined_architecture(reader, sources, separate=True)
+    except ValidationError as error:
+        raise invalid_as_config_error(error, both.name) from error
+    return _assembled(both, architecture, both.state, settings, flags)
 
 
 def _assembled(
@@ -272,7 +271,7 @@ def _assembled(
     settings: Mapping[str, object],
     flags: _Flags,
 ) -> Checkpoint:
-    spec = architecture.spec
+    spec = _resized_by(flags.positions, architecture.spec)
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
     ignored = unneeded(state, architecture.key_map, spec)
@@ -294,5 +293,6 @@ def _assembled(
         slide_size=architecture.slide_size,
         source=weights.name,
         source_sha256=weights.sha256,
+        license=architecture.license,
         remarks=(*weights.remarks, remark),
     )

@@ -161,6 +161,21 @@ def configuration_from_meta(meta: Mapping[str, object]) -> Configuration | None:
     return None
 
 
+def settings_over_meta(
+    meta: Mapping[str, object], given: Configuration | None, known: frozenset[str]
+) -> dict[str, object]:
+    """Settings called `known`: of the given file over those that the checkpoint's meta carries."""
+    try:
+        own = configuration_from_meta(meta)
+        below = {} if own is None else own.settings(known)
+    except ConfigError:
+        # A file given with --config is the remedy for a meta that cannot be read.
+        if given is None:
+            raise
+        below = {}
+    return merged(below, {} if given is None else given.settings(known))
+
+
 # The Python text of an mmsegmentation configuration, read as data: parsed, never executed.
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dovit_deploy.errors import CheckpointMismatch
-from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.folding import SCALED
 from dovit_deploy.families.registry import family_of
 from dovit_deploy.families.spec import ModelSpec
 
@@ -128,8 +128,9 @@ class Ours:
     """The official entry holds these, one below the other; each stands for `{part}` in `name`."""
     by_head: bool = False
     """Rows are in order of heads, and within a head in order of parts; the field `heads` is the number of heads."""
-    index: int | None = None
-    """The official entry (1, 1, C) is this one of our rows; not required where ours has fewer."""
+    rows: tuple[int, ...] | None = None
+    """The official entry (1, rows, C) holds these of our rows; not required where ours has fewer. Rows that no entry
+    holds stay zero."""
 
 
 KeyTable = Mapping[str, str | Ours]
@@ -168,7 +169,12 @@ def after_class_token(name: str) -> Ours:
 
 def extra_token(index: int) -> Ours:
     """A class or distillation token, one of the rows of `extra_tokens`."""
-    return Ours("extra_tokens", index=index)
+    return some_rows("extra_tokens", range(index, index + 1))
+
+
+def some_rows(name: str, *ranges: range) -> Ours:
+    """Some of our rows, as a batch of one."""
+    return Ours(name, rows=tuple(itertools.chain(*ranges)))
 
 
 # From a table to what each official entry must be.
@@ -186,8 +192,8 @@ class Rule:
 
     def fill(self, parameters: dict[str, Tensor], entry: Tensor) -> None:
         """Copy `entry`, of `shape`, into `parameters` (our names -> tensors of our shapes)."""
-        if self.ours.index is not None:
-            parameters[self.targets[0]][self.ours.index] = entry.flatten()
+        if self.ours.rows is not None:
+            parameters[self.targets[0]][list(self.ours.rows)] = entry[0]
             return
         if self.ours.layout == "transposed":
             entry = entry.T
@@ -219,6 +225,47 @@ class KeyMap:
     # `str` leaves a name as it is.
     views: tuple[Callable[[str], str], ...] = (str,)
     """A source that registers a module twice has each entry under as many names; each view must be whole."""
+    layer_scale: bool = False
+    """The source scales what each block's attention and MLP put out: `scale1.factor` and `scale2.factor` of a block."""
+    norms_before: tuple[str, ...] = ()
+    """Our linear layers before which the source has a batch norm: `prior` beside `projection`."""
+    without: tuple[str, ...] = ()
+    """Beginnings of our names that the source does not have."""
+
+    def training_shapes(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+        """Name and shape of what the entries of the source fill: the network of `spec` in training form, with the
+        scales and norms that the source keeps apart. `folding.deployed` makes the network of it."""
+        shapes = shapes_of(spec, trainable=True)
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self.without)}
+        for layer in self.norms_before:
+            weight, bias = shapes.pop(f"{layer}.weight"), shapes.pop(f"{layer}.bias")
+            shapes |= {f"{layer}.projection.weight": weight, f"{layer}.projection.bias": bias}
+            entries = ("weight", "bias", "running_mean", "running_var")
+            shapes |= {f"{layer}.prior.{entry}": weight[1:] for entry in entries}
+        if self.layer_scale:
+            for scale, layer in SCALED.items():
+                ends = [name for name in shapes if name.startswith("blocks.") and name.endswith(f"{layer}.bias")]
+                shapes |= {name.removesuffix(f"{layer}.bias") + scale: shapes[name] for name in ends}
+        return shapes
+
+    def behind(self, prefix: str) -> KeyMap:
+        """The same for a source whose names all begin with `prefix`."""
+        return replace(
+            self,
+            table={f"{prefix}{name}": ours for name, ours in self.table.items()},
+            unused=tuple(f"{prefix}{pattern}" for pattern in self.unused),
+            zero_if_absent=tuple(f"{prefix}{pattern}" for pattern in self.zero_if_absent),
+        )
+
+    def joined(self, other: KeyMap) -> KeyMap:
+        """For a source that has the entries of both, as a backbone's and a head's."""
+        return replace(
+            self,
+            table={**self.table, **other.table},
+            unused=self.unused + other.unused,
+            zero_if_absent=self.zero_if_absent + other.zero_if_absent,
+            norms_before=self.norms_before + other.norms_before,
+        )
 
     def rules(self, shapes: Mapping[str, tuple[int, ...]]) -> list[Rule]:
         """What every official entry must be, for a network whose state dict has `shapes`."""
@@ -240,10 +287,10 @@ class KeyMap:
         for key, ours in rows:
             match = _our_pattern(ours).fullmatch(name)
             # A network without a distillation token has `extra_tokens`, too, and no second row in them.
-            if match is None or (ours.index is not None and ours.index >= shapes[name][0]):
+            if match is None or (ours.rows is not None and max(ours.rows, default=0) >= shapes[name][0]):
                 continue
             rules.append(self._rule(key, ours, match.groupdict(), shapes))
-            if ours.index is None:
+            if ours.rows is None:
                 break
         return rules
 
@@ -266,8 +313,8 @@ def _our_pattern(ours: Ours) -> re.Pattern[str]:
 def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape of an official entry that fills parameters of `shapes`, which differ in their first axis only."""
     shape = (sum(one[0] for one in shapes), *shapes[0][1:])
-    if ours.index is not None:
-        return 1, 1, *shape[1:]
+    if ours.rows is not None:
+        return 1, len(ours.rows), *shape[1:]
     match ours.layout:
         case "batched":
             return 1, *shape
@@ -281,7 +328,7 @@ def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
             return shape
 
 
-# An official state dict carried over to our names, or refused with a list of what is wrong with it.
+# Names, shapes and faults as messages list them.
 
 
 def shapes_of(spec: ModelSpec, *, trainable: bool) -> dict[str, tuple[int, ...]]:
@@ -315,78 +362,3 @@ def refuse_faults(faults: Mapping[str, list[str]], source: str, *, remedy: str =
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the entries that hold a NaN or an infinity."""
     return [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-
-
-def ours_from_official(
-    state: Mapping[str, Tensor], key_map: KeyMap, spec: ModelSpec, *, source: str
-) -> dict[str, Tensor]:
-    """The state dict of the network of `spec` in deployment form, fp32.
-
-    Args:
-        state: official names -> tensors of any floating type.
-        key_map: of the project that wrote them.
-        spec: the architecture at its training size.
-        source: the file's name, for messages.
-
-    Raises:
-        CheckpointMismatch: missing, unexpected, misshaped, not floating or not finite entries.
-    """
-    shapes = shapes_of(spec, trainable=True)
-    rules = {rule.official: rule for rule in key_map.rules(shapes)}
-    # In fp32 before the values are looked at: torch has no isfinite for fp8.
-    present = {name: _as_fp32(tensor) for name, tensor in state.items() if name in rules}
-    faults = _faults(state, present, rules, key_map)
-    refuse_faults(faults, source, remedy=_remedy(faults, state))
-    # Zeros, which is what an entry that may be absent stands for.
-    training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
-    for name, tensor in present.items():
-        rules[name].fill(training, tensor)
-    ours = deployed(training)
-    # A negative running variance is finite and still makes no number.
-    refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
-    return ours
-
-
-def _remedy(faults: Mapping[str, list[str]], state: Mapping[str, Tensor]) -> str:
-    """What to do about the first kind of fault; empty where its names say it all."""
-    if len(faults["missing"]) > 1:
-        parts = [name.split(".") for name in faults["missing"]]
-        # What the first and the last in order share, all share.
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(parts), max(parts), strict=False))
-        part = ".".join(first for first, _ in pairs)
-        gone = bool(part) and not any(name.startswith(f"{part}.") for name in state)
-        nothing = f"Nothing of '{part}' is in the file: give" if gone else "Give"
-        return f"{nothing} the whole checkpoint, as training wrote it, with the configuration of that training"
-    if faults["unexpected"] or faults["wrong shape"]:
-        return "Give the configuration that it was trained with (--config)"
-    if faults["NaN or Inf"]:
-        return "The training diverged: give an earlier checkpoint"
-    return ""
-
-
-def unneeded(state: Mapping[str, Tensor], key_map: KeyMap, spec: ModelSpec) -> list[str]:
-    """Official names in `state` that the network of `spec` does not take."""
-    rules = {rule.official for rule in key_map.rules(shapes_of(spec, trainable=True))}
-    return [name for name in state if name not in rules]
-
-
-def _as_fp32(tensor: Tensor) -> Tensor:
-    """`tensor` in fp32; complex numbers, which would lose a part and are refused next, as they are."""
-    return tensor if tensor.is_complex() else tensor.float()
-
-
-def _faults(
-    state: Mapping[str, Tensor], present: Mapping[str, Tensor], rules: Mapping[str, Rule], key_map: KeyMap
-) -> dict[str, list[str]]:
-    """What is wrong with `state`; `present`: those of its entries that `rules` ask for, in fp32."""
-    return {
-        "missing": [name for name in rules if name not in state and not matches(name, key_map.zero_if_absent)],
-        "unexpected": [name for name in state if name not in rules and not matches(name, key_map.unused)],
-        "wrong shape": [
-            f"{name} {list(tensor.shape)} instead of {list(rules[name].shape)}"
-            for name, tensor in present.items()
-            if tuple(tensor.shape) != rules[name].shape
-        ],
-        "not floating point": [name for name in present if not state[name].is_floating_point()],
-        "NaN or Inf": not_finite(present),
-    }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from dovit_deploy.checkpoints.keys import KeyFacts, listed, matches, shapes_of, shown
+from dovit_deploy.checkpoints.keys import KeyFacts, listed, matches, shown
 from dovit_deploy.checkpoints.reader import Reader
 from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
@@ -106,7 +106,7 @@ def _first_fault(nearest: Likeness, source: str) -> str:
         architecture = nearest.reader.architecture(Sources("", {}, facts, source))
     except (ConfigError, CheckpointMismatch, ValidationError):
         return ""
-    for rule in architecture.key_map.rules(shapes_of(architecture.spec, trainable=True)):
+    for rule in architecture.key_map.rules(architecture.key_map.training_shapes(architecture.spec)):
         shape = facts.shapes.get(rule.official)
         if shape is None and not matches(rule.official, architecture.key_map.zero_if_absent):
             return f"there is no {rule.official}"

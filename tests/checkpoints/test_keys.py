@@ -16,10 +16,10 @@ from dovit_deploy.checkpoints.keys import (
     KeyFacts,
     KeyMap,
     matches,
-    ours_from_official,
     packed_by_head,
     shapes_of,
 )
+from dovit_deploy.checkpoints.official_state import ours_from_official
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.evovit.deit_reader import DEIT_KEYS, EVO_DEIT_KEYS
 from dovit_deploy.families.evovit.evo_levit_reader import evo_levit_key_map
@@ -56,12 +56,14 @@ MAPS: dict[str, tuple[KeyMap, Any]] = {
     "STViT-R backbone": (SWIN_MAP, tiny_backbone()),
     "Swin": (SWIN_MAP, tiny_swin()),
     "STViT on DeiT": (STVIT_DEIT_MAP, tiny_deit((48, 48))),
+    "DINOv2": (vit.dinov2_map(), vit.dinov2_spec()),
+    "DINOv2 of transformers": (vit.dinov2_transformers_map(), vit.dinov2_spec()),
 }
 
 
 def check_every_element_is_used_once(key_map: KeyMap, spec: Any) -> None:
     """Official entries of distinct numbers fill every parameter of the network, each number once."""
-    shapes = {name: shape for name, shape in shapes_of(spec, trainable=True).items() if not name.endswith(COUNTER)}
+    shapes = {name: shape for name, shape in key_map.training_shapes(spec).items() if not name.endswith(COUNTER)}
     parameters = {name: torch.full(shape, -1.0) for name, shape in shapes.items()}
     total = 0
     for rule in key_map.rules(shapes):
@@ -169,6 +171,19 @@ PUBLISHED = {
     "STViT-R backbone": {"norm2.weight": (16,), "layers.2.downsample.norm.bias": (64,)},
     "Swin": {"patch_embed.proj.weight": (4, 3, 4, 4), "norm.bias": (32,), "head.weight": (5, 32)},
     "STViT on DeiT": {"patch_embed.weight": (8, 3, 8, 8), "semantic_token2": (1, 9, 8)},
+    "DINOv2": {
+        "cls_token": (1, 1, 64),
+        "pos_embed": (1, 5, 64),
+        "patch_embed.proj.weight": (64, 3, 14, 14),
+        "blocks.1.attn.qkv.weight": (192, 64),
+        "blocks.0.ls1.gamma": (64,),
+    },
+    "DINOv2 of transformers": {
+        "embeddings.position_embeddings": (1, 5, 64),
+        "encoder.layer.1.attention.attention.key.bias": (64,),
+        "encoder.layer.0.layer_scale2.lambda1": (64,),
+        "layernorm.weight": (64,),
+    },
 }
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dovit_deploy.checkpoints.checkpoint import readers
 from dovit_deploy.checkpoints.keys import KeyFacts, facts_from_state
 from dovit_deploy.checkpoints.nearest import no_family
+from dovit_deploy.checkpoints.readers import readers
 from tests.checkpoints.test_keys import MAPS
 from tests.families.official_state import official_shapes
 from tests.families.vit import official

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dovit_deploy.checkpoints.checkpoint import readers
 from dovit_deploy.checkpoints.keys import KeyFacts
 from dovit_deploy.checkpoints.reader import Reader
+from dovit_deploy.checkpoints.readers import readers
 from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
 from tests.checkpoints.test_keys import MAPS

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dovit_deploy.checkpoints.keys import KeyMap, shapes_of
+from dovit_deploy.checkpoints.keys import KeyMap
 from dovit_deploy.families.spec import ModelSpec
 
 
 def official_shapes(key_map: KeyMap, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every official entry that the network of `spec` needs."""
-    return {rule.official: rule.shape for rule in key_map.rules(shapes_of(spec, trainable=True))}
+    return {rule.official: rule.shape for rule in key_map.rules(key_map.training_shapes(spec))}
 
 
 def random_state(key_map: KeyMap, spec: ModelSpec, *, seed: int = 0) -> dict[str, Tensor]:

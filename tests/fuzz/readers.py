@@ -14,9 +14,10 @@ from pathlib import Path
 
 from dovit_deploy.bundle.interface import graph_interfaces
 from dovit_deploy.bundle.manifest import Manifest, classes_from_file, digest_of
-from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path, readers
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.configuration import configuration_from_file, configuration_from_meta
 from dovit_deploy.checkpoints.own_format import config_from_text
+from dovit_deploy.checkpoints.readers import readers
 from dovit_deploy.datasets.class_lists import labelling_from_file
 from dovit_deploy.errors import DovitError
 from dovit_deploy.families.cost import cost_model

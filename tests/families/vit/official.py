@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dovit_deploy.checkpoints.keys import KeyMap
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.vit import dinov2, dinov2_transformers
+from dovit_deploy.families.vit.decode_heads import OUR_LINEAR_KEYS
 from dovit_deploy.families.vit.mmseg import BACKBONE_KEYS, IN_PROJ_KEYS, QKV_KEYS
 from dovit_deploy.families.vit.mmseg_heads import DECODE_KEYS, GATE_KEYS
 from dovit_deploy.families.vit.segmenter import KEY_MAP as SEGMENTER_MAP
@@ -190,3 +192,36 @@ def save_pth(path: Path, state: dict[str, Tensor], **meta: object) -> Path:
     """A file as mmcv's `save_checkpoint` writes it."""
     torch.save({"meta": meta, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]}}, path)
     return path
+
+
+def dinov2_spec() -> VisionTransformerSpec:
+    """A small DINOv2 like the size g, with a linear head."""
+    return VisionTransformerSpec(
+        family="dinov2",
+        size=(28, 28),
+        patch=14,
+        width=64,
+        depth=2,
+        heads=1,
+        hidden=4 * 64,
+        classes=CLASSES,
+        position_mode="scale",
+        head=LinearHead(),
+        mlp="swiglu",
+    )
+
+
+def dinov2_map() -> KeyMap:
+    """Official names, beside a head of ours."""
+    rows = dinov2.row_keys("register_tokens", "pos_embed", registers=0, patches=4)
+    table = {**dinov2.DINOV2_KEYS, **dinov2.SWIGLU_KEYS, **rows, **OUR_LINEAR_KEYS}
+    return KeyMap(table, layer_scale=True)
+
+
+def dinov2_transformers_map() -> KeyMap:
+    """The same under the names of transformers' files."""
+    names = ("embeddings.register_tokens", "embeddings.position_embeddings")
+    rows = dinov2.row_keys(*names, registers=0, patches=4)
+    tables = dinov2_transformers
+    table = {**tables.TRANSFORMERS_KEYS, **tables.STORED_KEYS, **tables.STORED_SWIGLU_KEYS, **rows, **OUR_LINEAR_KEYS}
+    return KeyMap(table, layer_scale=True)

@@ -1,0 +1,85 @@
+"""A backbone and a decode head in one file, or in two that were joined -> a whole network.
+
+Whose backbone it is, its project's reader says (`dinov2`, `timm`, ...); which head stands beside it, `decode_heads`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dovit_deploy.checkpoints.keys import KeyFacts, listed
+from dovit_deploy.checkpoints.reader import Architecture, BackboneReader, Reader
+from dovit_deploy.checkpoints.settings import Sources
+from dovit_deploy.errors import CheckpointMismatch
+from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS, HEAD_TABLES, found_head
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+
+_DEEPEST = 3
+"""Parts of a name that may stand before a backbone's own: `model.vision.encoder.`."""
+
+
+def whole_network(reader: BackboneReader) -> Reader:
+    """Reads the backbones of `reader` where a head is beside them, and says of those alone how they get one."""
+
+    return Reader(
+        title=reader.title,
+        recognises=lambda facts: prefix_of(reader, facts) is not None,
+        settings=reader.settings | HEAD_SETTINGS,
+        architecture=lambda sources: joined_architecture(reader, sources, separate=False),
+        tables=(*reader.tables, *HEAD_TABLES),
+        needed=reader.needed,
+        backbone=reader,
+    )
+
+
+def prefix_of(reader: BackboneReader, facts: KeyFacts) -> str | None:
+    """What stands before the names of the backbone that `reader` recognises; None where it recognises none."""
+    prefixes = {""}
+    for name in facts.shapes:
+        parts = name.split(".")[:-1]
+        prefixes |= {".".join(parts[:count]) + "." for count in range(1, 1 + min(_DEEPEST, len(parts)))}
+    by_length = sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
+    return next((prefix for prefix in by_length if reader.recognises(facts.within(prefix))), None)
+
+
+def beside_backbone(reader: BackboneReader, facts: KeyFacts) -> KeyFacts:
+    """The entries that are none of the backbone's: those of a head, if there is one."""
+    prefix = prefix_of(reader, facts)
+    first_parts = {name.split(".")[0] for table in reader.tables for name in table} | reader.unused
+    if prefix:
+        return KeyFacts({name: shape for name, shape in facts.shapes.items() if not name.startswith(prefix)})
+    return KeyFacts({name: shape for name, shape in facts.shapes.items() if name.split(".")[0] not in first_parts})
+
+
+def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: bool) -> Architecture:
+    """The network of a backbone and of the head beside it.
+
+    Args:
+        reader: recognises the backbone.
+        sources: of all entries.
+        separate: the head comes from a file of its own.
+
+    Raises:
+        CheckpointMismatch: there is no head, or one of another width.
+        ConfigError: values unknown, unsupported, or contradicting the keys.
+    """
+    prefix = prefix_of(reader, sources.facts) or ""
+    backbone = reader.architecture(replace(sources, facts=sources.facts.within(prefix)))
+    values: dict[str, Any] = dict(backbone.values)
+    beside = replace(sources, facts=beside_backbone(reader, sources.facts))
+    head = found_head(beside, width=values["width"], separate=separate)
+    if head is None:
+        raise CheckpointMismatch(
+            f"{sources.checkpoint} is a backbone without a decode head: {reader.title}, width {values['width']}, "
+            f"{values['depth']} layers{_others(beside.facts)}",
+            f"Give its head, --head FILE, or train one: dovit train DATASET --init {sources.checkpoint}",
+        )
+    if head.padding is not None:
+        values["padding"] = head.padding
+    spec = VisionTransformerSpec.model_validate({**values, "classes": head.classes, "head": head.head})
+    return Architecture(spec, backbone.key_map.behind(prefix).joined(head.key_map), license=backbone.license)
+
+
+def _others(beside: KeyFacts) -> str:
+    return f"; beside it: {listed(beside.shapes)}" if beside.shapes else ""
