@@ -12,6 +12,7 @@ from dovit_deploy.bounds import Deviation, Mean, Note, PixelSide, Share
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import excess_of
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.record import Record
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -22,7 +23,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 # Streams of random numbers. Whatever is drawn comes from a generator made of (seed, stream, step or epoch):
 # nothing depends on what was drawn before or by whom, so a resumed run, or one with worker processes, draws the same.
-VIEW_STREAM, ORDER_STREAM, PLAN_STREAM, THRESHOLD_STREAM = 1, 2, 3, 4
+VIEW_STREAM, ORDER_STREAM, PLAN_STREAM, THRESHOLD_STREAM, SKIP_STREAM, FIT_STREAM = 1, 2, 3, 4, 5, 6
 
 
 class Scaling(Record):
@@ -69,13 +70,17 @@ class Augmentation(Record):
 class TokenPassing(Record):
     """When tokens are stopped in training, exactly as at inference."""
 
-    mode: Literal["random", "annealed", "off"] = "random"
+    mode: Literal["random", "annealed", "quota", "off"] = "random"
     """random: late in the run, one random threshold a step. annealed: the threshold falls from 1 over the run, as the
-    official recipe has it. off: every step is dense; the gates' heads learn all the same."""
+    official recipe has it. quota: a random share of the tokens, the most confident, the same share of every image of a
+    batch, so that they are taken out of it. off: every step is dense; the gates' heads learn all the same."""
     share: float = Field(default=0.75, ge=0, le=1)
     """Share of the steps that stop tokens, once it has begun; the others stay dense."""
     start: float = Field(default=0.65, ge=0, le=1)
-    """random: share of the run after which it begins; the learning rate must still fall there."""
+    """random, quota: share of the run after which it begins; the learning rate must still fall there."""
+    quotas: tuple[tuple[Share, Share], ...] = ((0.1, 0.6),)
+    """quota: each step draws for each gate, from its range (one range serves all), which share of the tokens that reach
+    the gate stops there."""
     thresholds: tuple[float, float] = (0.8, 0.99)
     """random: each step draws one threshold from this range."""
     final: float = Field(default=0.9, ge=0, le=1)
@@ -88,9 +93,21 @@ class TokenPassing(Record):
 
     @model_validator(mode="after")
     def _range(self) -> Self:
-        if not 0 <= self.thresholds[0] <= self.thresholds[1] <= 1:
-            raise ValueError(f"thresholds {self.thresholds}: lowest and highest, within [0, 1]")
+        for name, ranges in (("thresholds", (self.thresholds,)), ("quotas", self.quotas)):
+            for lowest, highest in ranges:
+                if not 0 <= lowest <= highest <= 1:
+                    raise ValueError(f"{name} ({lowest}, {highest}): lowest and highest, within [0, 1]")
+        if not self.quotas:
+            raise ValueError("quotas: one range for all gates, or one for each")
         return self
+
+    def quota_ranges(self, gates: int) -> tuple[tuple[float, float], ...]:
+        """The range of each of so many gates."""
+        return self.quotas * gates if len(self.quotas) == 1 else self.quotas
+
+
+Stopping = float | tuple[float, ...]
+"""What stops tokens in one step: one threshold for all gates, or for each gate the share of its tokens that stops."""
 
 
 class Distillation(Record):
@@ -119,6 +136,16 @@ class Settings(Record):
     learning_rate: float = Field(default=1e-3, gt=0, le=1e3)
     final_rate: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate that is left at the end: above 0 for a run that another one goes on from."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer learns at this share of the rate of the layer above; what stands before the first, one step more."""
+    head_rate: float | None = Field(default=None, gt=0, le=1e3)
+    """Learning rate of the decode head; None: the layers'. A new head learns faster than pretrained layers may."""
+    gate_rate: float | None = Field(default=None, gt=0, le=1e3)
+    """Learning rate of gates and lenses; None: the layers'."""
+    frozen_layers: int = Field(default=0, ge=0, le=1_024)
+    """So many of the first layers, and what stands before them, stay as `--init` gave them."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the images that skip the last layer in a step, in proportion fewer of those below."""
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: float = Field(default=0.05, ge=0, le=1e3)
     """On matrices and kernels only."""
@@ -133,6 +160,9 @@ class Settings(Record):
     """Gates do not train the layers below them: otherwise the first layers become the final classifier."""
     trained: Literal["all", "gates"] = "all"
     """gates: everything else stays as `--init` gave it, so the dense network and what it answers do not change."""
+    fitted: int = Field(default=0, ge=0, le=10_000)
+    """So many batches are shown to the network before the first step, to fit its gates and lenses to what they see;
+    0: they start from random numbers, or as `--init` gave them."""
     freeze_norms: bool = False
     """Batch norms use the statistics that the run starts with, in training as at inference, so that steps that stop
     tokens and steps that do not see the same network; for runs from `--init`."""
@@ -170,6 +200,10 @@ CURVE_SHARE, CURVE_SECONDS = 0.1, 60.0
 """Measuring the thresholds at its end lasts at most so long, whichever is longer; the first image apart."""
 
 
+OF_PLAIN_LAYERS = ("layer_decay", "frozen_layers", "drop_path", "fitted")
+"""Settings that only a vision transformer's layers can be given."""
+
+
 class TrainConfig(Settings):
     """A run: the network, its length (`steps` or `minutes`, not both), what it sees and the recipe."""
 
@@ -184,6 +218,7 @@ class TrainConfig(Settings):
         excess = excess_of(self.spec)
         if excess is not None:
             raise ValueError(f"network: {excess}")
+        self._check_layers()
         if not 0 <= self.fullness[0] <= self.fullness[1] <= 1:
             raise ValueError(f"fullness {self.fullness}: lowest and highest, within [0, 1]")
         ends = [phase.until for phase in self.phases]
@@ -195,6 +230,18 @@ class TrainConfig(Settings):
             if any(side < 1 or side > limit or (side % step and side != limit) for side, limit in sides):
                 raise ValueError(f"crop {phase.crop} must be multiples of {step} up to {limits}")
         return self
+
+    def _check_layers(self) -> None:
+        """Raise ValueError for what the network's layers and gates cannot be given."""
+        gates, quotas = len(self.spec.gates), len(self.passing.quotas)
+        if self.passing.mode == "quota" and gates and quotas not in (1, gates):
+            raise ValueError(f"passing.quotas has {quotas} ranges, the network {gates} gates; one for all, or one each")
+        if not isinstance(self.spec, VisionTransformerSpec):
+            stated = [name for name in OF_PLAIN_LAYERS if getattr(self, name) != type(self).model_fields[name].default]
+            if stated:
+                raise ValueError(f"{stated[0]} is for vision transformers; the network is {self.spec.family}")
+        elif self.frozen_layers > self.spec.depth:
+            raise ValueError(f"frozen_layers = {self.frozen_layers}: the network has {self.spec.depth} layers")
 
     @property
     def bfloat16(self) -> bool:
@@ -238,15 +285,17 @@ class TrainConfig(Settings):
         fallen = 0.5 * (1.0 - math.cos(math.pi * rest))
         return self.learning_rate * (1.0 - (1.0 - self.final_rate) * fallen)
 
-    def threshold_at(self, progress: float, rng: np.random.Generator) -> float | None:
-        """The threshold of one step, for all gates; None when the step is dense.
+    def stopping_at(self, progress: float, rng: np.random.Generator) -> Stopping | None:
+        """What stops tokens in one step; None when it is dense.
 
-        Annealed: 1 - min(1, progress / until) * (1 - final), as the official recipe has it.
+        Annealed: a threshold of 1 - min(1, progress / until) * (1 - final), as the official recipe has it.
         """
         rule = self.passing
-        begun = rule.mode == "annealed" or (rule.mode == "random" and progress >= rule.start)
+        begun = rule.mode == "annealed" or (rule.mode in ("random", "quota") and progress >= rule.start)
         if not self.spec.gates or not begun or rng.random() >= rule.share:
             return None
         if rule.mode == "random":
             return float(rng.uniform(*rule.thresholds))
+        if rule.mode == "quota":
+            return tuple(float(rng.uniform(*bounds)) for bounds in rule.quota_ranges(len(self.spec.gates)))
         return 1.0 - min(1.0, progress / rule.until) * (1.0 - rule.final)

@@ -1,7 +1,7 @@
 """One forward pass in training, whatever the family: the answer to a batch, and what the loss may look at.
 
-DoViT passes tokens with masks (`masked`). The families whose token counts are fixed have nothing to decide; they need
-no masks, and take crops of any size as the deployed network takes an image.
+DoViT passes tokens with masks (`masked`) or takes them out (`gathered`). The families whose token counts are fixed have
+nothing to decide; they need no masks, and take crops of any size as the deployed network takes an image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from dovit_deploy.families.registry import spec_at_size
 from dovit_deploy.families.stvit.network import StvitSegmenter, StvitTrunk
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.network import VisionTransformer
+from dovit_deploy.train.gathered import Quotas, gathered_forward
 from dovit_deploy.train.masked import Passing, TrainingOutput, attend_without, decode, embed, masked_forward
+from dovit_deploy.train.skips import Skips
 
 TrainableNetwork = VisionTransformer | EvoDeit | StvitSegmenter
 
@@ -26,22 +28,40 @@ def training_forward(
     model: TrainableNetwork,
     pixels: Tensor,
     *,
-    passing: Passing | None = None,
+    passing: Passing | Quotas | None = None,
     origin: Tensor | None = None,
     detach_gates: bool = False,
     detach_stopped: bool = False,
+    skips: Skips | None = None,
 ) -> TrainingOutput:
     """The whole network on `pixels` (B, 3, H, W).
 
-    Only networks with gates look at `passing`, `detach_gates` and `detach_stopped`, as `masked_forward` takes them.
+    Only vision transformers look at `passing`, `detach_gates`, `detach_stopped` and `skips`, as `masked_forward` and
+    `gathered_forward` take them.
     """
     if isinstance(model, StvitSegmenter):
         # It has no position embeddings, so that it does not matter where a crop was cut out.
         return stvit_forward(model, pixels)
     if isinstance(model, EvoDeit):
         return evovit_forward(model, pixels, origin=origin)
+    if isinstance(passing, Quotas):
+        return gathered_forward(
+            model,
+            pixels,
+            quotas=passing,
+            origin=origin,
+            detach_gates=detach_gates,
+            detach_stopped=detach_stopped,
+            skips=skips,
+        )
     return masked_forward(
-        model, pixels, passing=passing, origin=origin, detach_gates=detach_gates, detach_stopped=detach_stopped
+        model,
+        pixels,
+        passing=passing,
+        origin=origin,
+        detach_gates=detach_gates,
+        detach_stopped=detach_stopped,
+        skips=skips,
     )
 
 

@@ -23,14 +23,7 @@ from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
 from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, evovit_from_trained, spec_from_trained
-
-EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
-"""Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
-
-
-def is_embedding(name: str) -> bool:
-    """The parameter is looked up or joined: it starts small, and is not decayed."""
-    return name.rpartition(".")[2] in EMBEDDINGS
+from dovit_deploy.train.rates import GATE_PARTS, is_embedding
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ def start_from_checkpoint(
 def _state_of(
     chosen: VisionTransformerSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
 ) -> dict[str, Tensor]:
-    """What of `state`, weights of `spec`, the network `chosen` has: its layers, and the heads of gates in both."""
+    """What of `state`, weights of `spec`, the network `chosen` has: its layers, and what belongs to gates in both."""
     renumbered = {str(spec.gates.index(gate)): number for number, gate in enumerate(chosen.gates) if gate in spec.gates}
     taken: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -86,10 +79,10 @@ def _state_of(
         number = inner.partition(".")[0]
         if part == "blocks" and int(number) >= chosen.depth:
             continue
-        if part == "gates":
-            if number not in renumbered:
+        if part in GATE_PARTS:
+            if number not in renumbered or (part == "lenses" and chosen.answer != "lens"):
                 continue
-            name = f"gates.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
+            name = f"{part}.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
         taken[name] = tensor
     return taken
 
@@ -125,7 +118,7 @@ def load_start(model: TrainableNetwork, state: dict[str, Tensor]) -> None:
     """Load weights in deployment form into a model in training form; gates that they lack keep theirs."""
     names = model.state_dict().keys()
     fitting = trainable(state, names)
-    lacking = [name for name in names if name not in fitting and not name.startswith("gates.")]
+    lacking = [name for name in names if name not in fitting and name.partition(".")[0] not in GATE_PARTS]
     if lacking or fitting.keys() - names:
         raise ValueError(f"weights of another network: {lacking[:3]}, {sorted(fitting.keys() - names)[:3]}")
     model.load_state_dict(fitting, strict=False)

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -13,20 +14,22 @@ from torch import nn
 
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import CheckError, Interrupted
+from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
-from dovit_deploy.train.config import THRESHOLD_STREAM, TrainConfig
+from dovit_deploy.train.config import SKIP_STREAM, THRESHOLD_STREAM, Stopping, TrainConfig
 from dovit_deploy.train.data import TrainingData
+from dovit_deploy.train.fitted import fit_gates
 from dovit_deploy.train.forward import TrainableNetwork
 from dovit_deploy.train.initialise import (
     Start,
     adapt_norms,
     device_from_name,
     initialise,
-    is_embedding,
     load_start,
     trainable_model,
 )
 from dovit_deploy.train.objective import Objective, class_weights
+from dovit_deploy.train.rates import is_trained, optimiser_from_groups, rate_groups, set_training
 from dovit_deploy.train.state import RunFolder, RunState
 from dovit_deploy.train.validation import validate
 
@@ -44,31 +47,6 @@ class TrainingProgress:
     """On the validation images, in percent, when last measured."""
     steps_per_s: float
     """Since the run began or went on, without what was measured in between."""
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices and kernels; none on biases, norms and embeddings."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (free if parameter.ndim < 2 or is_embedding(name) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def set_training(model: nn.Module, config: TrainConfig) -> None:
-    """Put what is trained of `model` into training mode, its batch norms perhaps not."""
-    model.train()
-    for name, module in model.named_modules():
-        is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        if is_norm and (config.freeze_norms or not is_trained(name, config)):
-            module.eval()
-
-
-def is_trained(name: str, config: TrainConfig) -> bool:
-    """The parameter or module of this name is what the run trains."""
-    return config.trained == "all" or name.startswith("gates.")
 
 
 @torch.no_grad()
@@ -135,9 +113,9 @@ class Trainer:
             parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
         self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
-        self.optimiser = torch.optim.AdamW(
-            parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
-        )
+        groups = rate_groups(self.model, config)
+        self.shares = [group.share for group in groups]
+        self.optimiser = optimiser_from_groups(groups, config)
         weights = class_weights(torch.tensor(frequencies, dtype=torch.float64), config.class_weight_power)
         self.objective = Objective(config, weights.to(self.device))
         self.miou: float | None = None
@@ -195,6 +173,8 @@ class Trainer:
             Interrupted: `stopped` says so after a step; the state is saved then too.
         """
         began, saved, smooth = self.clock() - self.seconds, self.seconds, float("nan")
+        if self.step == 0:
+            self.fit()
         first = (self.step, self.seconds)
 
         def now() -> TrainingProgress:
@@ -226,6 +206,14 @@ class Trainer:
             if self.progress >= 1.0:
                 break
         self.save()
+
+    def fit(self) -> None:
+        """Fit gates and lenses to the first batches, as many as the recipe says, as the network is."""
+        if not self.config.fitted or not isinstance(self.model, VisionTransformer):
+            return
+        first = (self.maker.batch(plan) for plan in islice(self.plans(None), self.config.fitted))
+        fit_gates(self.model, first, self.config, self.objective.weights)
+        self.average.load_state_dict(self.model.state_dict())
 
     def plans(self, stop_after: int | None) -> Iterator[Plan]:
         """The plans of the steps to come; made ahead, they take the progress of a timed run as it is then."""
@@ -270,21 +258,22 @@ class Trainer:
         self.miou = result.miou
         self.folder.log({"step": self.step, "miou": result.miou, "pixel_accuracy": result.pixel_accuracy})
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: Batch) -> dict[str, float | list[float]]:
         """One step of the optimiser; returns what is logged."""
         config, progress = self.config, self.progress
-        passing = config.threshold_at(progress, np.random.default_rng((config.seed, THRESHOLD_STREAM, self.step)))
+        stopping = config.stopping_at(progress, np.random.default_rng((config.seed, THRESHOLD_STREAM, self.step)))
         # The average knows the dense task best just before tokens stop for the first time.
-        if passing is not None and config.distillation.teacher == "average" and self.teacher is None:
+        if stopping is not None and config.distillation.teacher == "average" and self.teacher is None:
             self.teacher = self._frozen(self.average)
         rate = config.learning_rate_at(progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group, share in zip(self.optimiser.param_groups, self.shares, strict=True):
+            group["lr"] = rate * share
         set_training(self.model, config)
         # None instead of zeros: parameters without a gradient in this step are then skipped, weight decay included.
         self.optimiser.zero_grad(set_to_none=True)
         teacher = self.average if config.distillation.teacher == "current" else self.teacher
-        loss, row = self.objective(self.model, batch, threshold=passing, teacher=teacher)
+        skips = np.random.default_rng((config.seed, SKIP_STREAM, self.step))
+        loss, row = self.objective(self.model, batch, stopping=stopping, teacher=teacher, skips=skips)
         torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         if not torch.isfinite(norm):
@@ -296,4 +285,11 @@ class Trainer:
         update_average(self.average, self.model, self.step, config.average_decay)
         self.step += 1
         self.seen, self.scenes = batch.plan.seen
-        return {"rate": rate, "threshold": 1.0 if passing is None else passing, "norm": float(norm), **row}
+        return {"rate": rate, **stopping_row(stopping), "norm": float(norm), **row}
+
+
+def stopping_row(stopping: Stopping | None) -> dict[str, float | list[float]]:
+    """What the log says of what stopped tokens in a step; a threshold of 1 stops nothing."""
+    if isinstance(stopping, tuple):
+        return {"quotas": [round(share, 4) for share in stopping]}
+    return {"threshold": 1.0 if stopping is None else stopping}

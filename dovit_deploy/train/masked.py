@@ -20,6 +20,7 @@ from dovit_deploy.families.rotary import Rotations
 from dovit_deploy.families.spec import Grid, ModelSpec
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer, stops
+from dovit_deploy.train.skips import Skips, through
 
 
 @dataclass(frozen=True)
@@ -139,30 +140,48 @@ def with_extra(running: Tensor, extra: int) -> Tensor:
     return torch.cat([running.new_ones(len(running), extra), running], 1)
 
 
-def run_blocks(
-    blocks: nn.ModuleList, tokens: Tensor, running: Tensor | None, extra: int, rotations: Rotations | None = None
+def run_layers(
+    model: PatchTransformer,
+    layers: tuple[int, int],
+    tokens: Tensor,
+    *,
+    running: Tensor | None = None,
+    rotations: Rotations | None = None,
+    skips: Skips | None = None,
 ) -> Tensor:
-    """`tokens` after `blocks`; with `running` (B, N), stopped tokens are neither changed nor seen.
+    """`tokens` (B, E + n, C) after the layers from the first to before the second of `layers`.
 
-    `rotations` are as `Embedded` has them.
+    With `running` (B, n), stopped tokens are neither changed nor seen; `rotations` are as `Embedded` has them; with
+    `skips` images skip layers.
     """
     # Every token goes through the block, and what has stopped is put back after each: more work than the stages do, but
     # one shape for the whole batch.
-    everywhere = None if running is None else with_extra(running, extra)
-    attend = attend_without(None if everywhere is None else ~everywhere)
-    if rotations is not None:
-        attend = attend_turned(rotations, attend)
-    for block in blocks:
-        after = block(tokens, attend)
+    everywhere = None if running is None else with_extra(running, model.spec.extra_tokens)
+    for number in range(*layers):
+
+        def layer(part: Tensor, images: Tensor | None, block: nn.Module = model.blocks[number]) -> Tensor:
+            hidden, turned = None if everywhere is None else ~everywhere, rotations
+            if images is not None:
+                hidden = None if hidden is None else hidden[images]
+                turned = None if turned is None else Rotations(*(table[images] for table in turned))
+            attend = attend_without(hidden)
+            return block(part, attend if turned is None else attend_turned(turned, attend))  # type: ignore[no-any-return]
+
+        after = through(layer, tokens, None if skips is None else skips.at(number, len(tokens)))
         tokens = after if everywhere is None else torch.where(everywhere[..., None], after, tokens)
     return tokens
+
+
+def cannot_learn(gate: TokenGate, tokens: int) -> bool:
+    """Too few `tokens` reach `gate` in a training step: nothing is learnt there and nothing stops."""
+    # Batch norm has no statistics of fewer than two.
+    return gate.training and tokens < 2
 
 
 def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, passing: Passing | None) -> GateOutput:
     """The gate's head on the running `patches` (B, N, C), and, with `passing`, what it decides."""
     chosen = patches[running]
-    # Batch norm has no statistics of fewer than two tokens; then nothing is learnt and nothing stops here.
-    if gate.training and len(chosen) < 2:
+    if cannot_learn(gate, len(chosen)):
         return GateOutput(chosen.new_zeros(0, 0), torch.zeros_like(running), running)
     logits = gate.head(chosen)
     if passing is None:
@@ -196,10 +215,12 @@ def masked_forward(
     origin: Tensor | None = None,
     detach_gates: bool = False,
     detach_stopped: bool = False,
+    skips: Skips | None = None,
 ) -> TrainingOutput:
     """The whole network on `pixels` (B, 3, H, W); without `passing` nothing stops, but the gates' heads still run.
 
-    `detach_gates` keeps the gates' gradient from the layers below them, `detach_stopped` that of stopped tokens.
+    `detach_gates` keeps the gates' gradient from the layers below them, `detach_stopped` that of stopped tokens;
+    `skips` lets images skip layers.
     """
     extra = model.spec.extra_tokens
     embedded = embed(model, pixels, origin)
@@ -207,12 +228,12 @@ def masked_forward(
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
     answers: Tensor | None = None
-    for number, (first, last) in enumerate(model.spec.stage_layers):
+    for number, layers in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
         # In the first stage nothing has stopped; without masks attention is faster.
-        free = passing is None or number == 0
-        tokens = run_blocks(model.blocks[first:last], tokens, None if free else running, extra, embedded.rotations)
+        ran = None if passing is None or number == 0 else running
+        tokens = run_layers(model, layers, tokens, running=ran, rotations=embedded.rotations, skips=skips)
         if number < len(model.gates):
             seen = tokens[:, extra:].detach() if detach_gates else tokens[:, extra:]
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)

@@ -6,12 +6,21 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dovit_deploy.bounds import MOST_STAGES, Channels, Heads, LayerNumber, Layers
+from dovit_deploy.bounds import MOST_STAGES, Channels, Heads, LayerNumber, Layers, Share
 from dovit_deploy.checkpoints.settings import invalid_as_config_error
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, TokenSelection
-from dovit_deploy.families.parts import ConvStem, FcnHead, GateSpec, LinearHead, MaskHead, PatchStem, SetrHead
+from dovit_deploy.families.parts import (
+    ConvStem,
+    FcnHead,
+    GateSpec,
+    LightHead,
+    LinearHead,
+    MaskHead,
+    PatchStem,
+    SetrHead,
+)
 from dovit_deploy.families.spec import Size
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -22,6 +31,8 @@ BELONGS = {
     "depth": ("dovit", "evovit"),
     "gates": ("dovit",),
     "gate_channels": ("dovit",),
+    "answer": ("dovit",),
+    "aggregate_rate": ("dovit",),
     "ratio": ("evovit",),
     "depths": ("stvit",),
     "window": ("stvit",),
@@ -47,14 +58,18 @@ class NetworkChoice(Record):
     """Default: one for every 64 of the width (stvit: for every 32)."""
     window: int = Field(default=7, ge=2, le=1_024)
     """Of stvit: tokens on a side of a window."""
-    head: Literal["setr", "mask", "linear"] = "setr"
+    head: Literal["setr", "mask", "linear", "light"] = "setr"
     head_channels: Channels = 96
-    """Of the setr head."""
+    """Of the setr and the light head."""
     gates: tuple[LayerNumber, ...] | None = Field(default=None, max_length=MOST_STAGES - 1)
     """Layers before which a gate stands; none: a dense network. Default: a quarter, half and three quarters of the
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
     gate_channels: int = Field(default=128, ge=0, le=65_536)
     """Inner width of a gate's head; 0: one linear layer."""
+    answer: Literal["feature", "lens"] = "feature"
+    """What the decode head sees of a stopped token: its value, or that through an affine map of its gate."""
+    aggregate_rate: Share = 0.1
+    """The class token takes in the mean of the stopped tokens once this share of all has stopped; 1: never."""
     ratio: float = Field(default=0.5, gt=0, le=1)
     """Of evovit: share of the patches that run in the second and third thirds of the layers."""
 
@@ -67,7 +82,7 @@ class NetworkChoice(Record):
         return self
 
 
-OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "ratio"})
+OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "answer", "aggregate_rate", "ratio"})
 """What a checkpoint leaves open."""
 
 
@@ -95,6 +110,8 @@ def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> V
         gates=gate_specs(layers, choice.gate_channels),
         position_mode="bilinear",
         head=_decode_head(choice, heads),
+        answer=choice.answer,
+        aggregate_rate=choice.aggregate_rate,
     )
 
 
@@ -134,11 +151,13 @@ def _stem(choice: NetworkChoice) -> ConvStem | PatchStem:
     return ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem()
 
 
-def _decode_head(choice: NetworkChoice, heads: int) -> LinearHead | MaskHead | SetrHead:
+def _decode_head(choice: NetworkChoice, heads: int) -> LinearHead | MaskHead | SetrHead | LightHead:
     if choice.head == "mask":
         return MaskHead(width=choice.width, layers=2, heads=heads)
     if choice.head == "linear":
         return LinearHead()
+    if choice.head == "light":
+        return LightHead(channels=choice.head_channels)
     return SetrHead(channels=choice.head_channels, convs=2, up_scale=2, kernel=3)
 
 
@@ -150,12 +169,12 @@ def spec_from_trained(spec: VisionTransformerSpec, choice: NetworkChoice, *, sou
     if choice.family == "stvit":
         raise ConfigError(f"network.family = stvit: --init {source} is a vision transformer; it has other layers")
     if choice.family == "evovit":
-        return _changed(spec, depth, (), source)
+        return _changed(spec, choice, depth, (), source)
     gates = tuple(gate for gate in spec.gates if gate.layer < depth)
     if choice.gates is not None or not gates:
         layers = added_layers(depth) if choice.gates is None else choice.gates
         gates = gate_specs(layers, choice.gate_channels)
-    return _changed(spec, depth, gates, source)
+    return _changed(spec, choice, depth, gates, source)
 
 
 def evovit_from_trained(spec: VisionTransformerSpec, ratio: float, *, source: str) -> EvoDeitSpec:
@@ -177,10 +196,13 @@ def evovit_from_trained(spec: VisionTransformerSpec, ratio: float, *, source: st
 
 
 def _changed(
-    spec: VisionTransformerSpec, depth: int, gates: tuple[GateSpec, ...], source: str
+    spec: VisionTransformerSpec, choice: NetworkChoice, depth: int, gates: tuple[GateSpec, ...], source: str
 ) -> VisionTransformerSpec:
-    """`spec` with its first `depth` layers and other gates; raises ConfigError where they do not fit."""
+    """`spec` with its first `depth` layers, other gates and what `choice` states of stopped tokens; raises ConfigError
+    where they do not fit."""
+    stated = {name: getattr(choice, name) for name in ("answer", "aggregate_rate") if name in choice.model_fields_set}
     change = {
+        **stated,
         "depth": depth,
         "gates": [gate.model_dump() for gate in gates],
         "family": "dovit" if gates else "segmenter",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from dovit_deploy.datasets.dataset import IGNORE
+from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.train.batches import Batch
-from dovit_deploy.train.config import TrainConfig
+from dovit_deploy.train.config import Stopping, TrainConfig
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
-from dovit_deploy.train.masked import GateOutput, TrainingOutput, uniform_passing
+from dovit_deploy.train.gathered import Quotas
+from dovit_deploy.train.masked import GateOutput, Passing, TrainingOutput, uniform_passing
+from dovit_deploy.train.skips import Skips
 
 
 def class_weights(frequencies: Tensor, power: float) -> Tensor:
@@ -44,14 +49,18 @@ def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
     return (count[:, :classes] / patch**2).reshape(batch, -1, classes)
 
 
-def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
-    target = histograms[gate.running] * weights
-    # Every token may have stopped before this gate.
+def histogram_loss(logits: Tensor, histograms: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of `logits` (M, K) of tokens against the shares of the classes in them, (M, K)."""
+    target = histograms * weights
+    # Every token may have stopped before a gate.
     if not len(target):
         return weights.new_zeros(())
-    loss = -(target * gate.logits.float().log_softmax(1)).sum()
-    return loss / target.sum().clamp(min=1e-6)
+    return -(target * logits.float().log_softmax(1)).sum() / target.sum().clamp(min=1e-6)
+
+
+def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
+    return histogram_loss(gate.logits, histograms[gate.running], weights)
 
 
 def distillation_loss(student: TrainingOutput, teacher: TrainingOutput, *, features: float, pixels: float) -> Tensor:
@@ -62,6 +71,20 @@ def distillation_loss(student: TrainingOutput, teacher: TrainingOutput, *, featu
     return features * near + pixels * apart
 
 
+def passing_of(spec: AnySpec, stopping: Stopping | None) -> Passing | Quotas | None:
+    """What a step's `stopping` means for the network of `spec`."""
+    if isinstance(stopping, tuple):
+        return Quotas(stopping)
+    return None if stopping is None else uniform_passing(spec, stopping)
+
+
+def skips_of(config: TrainConfig, draw: np.random.Generator) -> Skips | None:
+    """What skips layers in a step; None where nothing does."""
+    if not config.drop_path or not isinstance(config.spec, VisionTransformerSpec):
+        return None
+    return Skips(config.drop_path, config.spec.depth, draw)
+
+
 class Objective:
     """`weights` (K,) weigh the classes; they lie where the network does."""
 
@@ -69,13 +92,22 @@ class Objective:
         self.config, self.weights = config, weights
 
     def __call__(
-        self, model: TrainableNetwork, batch: Batch, *, threshold: float | None, teacher: TrainableNetwork | None
+        self,
+        model: TrainableNetwork,
+        batch: Batch,
+        *,
+        stopping: Stopping | None,
+        teacher: TrainableNetwork | None,
+        skips: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """The sum that is minimised, and its parts as numbers; without `threshold` nothing stops or is distilled."""
+        """The sum that is minimised, and its parts as numbers; without `stopping` nothing stops or is distilled.
+
+        `skips` draws what skips layers.
+        """
         config, spec, device = self.config, self.config.spec, self.weights.device
         pixels = batch.pixels.to(device, memory_format=torch.channels_last)
         labels, origin = batch.labels.to(device), batch.origin.to(device)
-        passing = None if threshold is None else uniform_passing(spec, threshold)
+        passing = passing_of(spec, stopping)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             output = training_forward(
                 model,
@@ -84,6 +116,7 @@ class Objective:
                 origin=origin,
                 detach_gates=config.detach_aux,
                 detach_stopped=config.passing.detach_stopped,
+                skips=skips_of(config, skips),
             )
         main = pixel_loss(output.logits, labels, self.weights)
         histograms = token_histograms(labels, spec.patch, spec.classes) if output.gates else labels

@@ -191,7 +191,7 @@ def _losses(axes: Any, steps: list[dict[str, Any]], looks: list[dict[str, Any]])
 def _tokens(axes: Any, steps: list[dict[str, Any]]) -> None:  # noqa: ANN401
     axes.set_title("share of tokens running after each gate")
     axes.set_xlabel("step that stops tokens")
-    passing = [row for row in steps if row["threshold"] < 1]
+    passing = [row for row in steps if row.get("threshold", 0) < 1]
     for name in sorted(key for key in (steps[0] if steps else {}) if key.startswith("kept")):
         axes.plot([row["step"] for row in passing], [row[name] for row in passing], ".", ms=2, label=f"gate {name[4:]}")
     axes.set_ylim(0, 1.02)

@@ -17,13 +17,20 @@ from dovit_deploy.families.registry import model_from_spec, spec_at_size
 from dovit_deploy.families.stages import DenseNetwork, WholeStage
 from dovit_deploy.families.stvit.network import StvitSegmenter
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
+from dovit_deploy.train.config import Phase, TrainConfig
 from dovit_deploy.train.forward import evovit_forward, stvit_forward
 from dovit_deploy.train.initialise import initialise
-from dovit_deploy.train.loop import parameter_groups
 from dovit_deploy.train.network import NetworkChoice, spec_from_choice
+from dovit_deploy.train.rates import optimiser_from_groups, rate_groups
 from tests.tiny import tiny_pixels
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_model
 from tests.tiny_stvit import tiny_segmenter, training_state
+
+
+def config_of(spec: StvitSegmenterSpec) -> TrainConfig:
+    """A run of one step that decays weights."""
+    whole = (spec.grid[0] * spec.patch, spec.grid[1] * spec.patch)
+    return TrainConfig(spec=spec, steps=1, learning_rate=3e-3, phases=(Phase(until=1, crop=whole, batch=1),))
 
 
 @pytest.mark.parametrize("head", ["linear", "mask", "setr"])
@@ -129,7 +136,7 @@ def test_a_few_steps_learn_an_image(tmp_path: Path) -> None:
     initialise(model, 0)
     labels = (torch.arange(12) // 3 % 2).repeat(8, 1)[None].repeat_interleave(8, 1).repeat_interleave(8, 2)
     pixels = (2.0 * labels[:, None] - 1).expand(-1, 3, -1, -1) + 0.3 * tiny_pixels((64, 96))
-    optimiser = torch.optim.AdamW(parameter_groups(model, 0.05), lr=3e-3)
+    optimiser = optimiser_from_groups(rate_groups(model, config_of(spec)), config_of(spec))
     losses = []
     for step in range(30):
         crop = slice(0, 96 - 8 * (step % 3))
@@ -156,7 +163,7 @@ def test_a_few_steps_learn_an_image(tmp_path: Path) -> None:
 
 def test_tables_of_biases_do_not_decay() -> None:
     model = StvitSegmenter(tiny_segmenter(head="mask"), trainable=True)
-    free = {id(value) for value in parameter_groups(model, 0.05)[1]["params"]}  # type: ignore[attr-defined]
+    free = {id(value) for value in rate_groups(model, config_of(model.spec))[1].parameters}
     named = {name for name, value in model.named_parameters() if id(value) in free}
     assert "stages.0.blocks.0.attention.bias.table" in named and "head.class_tokens" in named
     assert "stages.0.blocks.0.attention.query.weight" not in named

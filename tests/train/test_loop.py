@@ -321,7 +321,7 @@ def schedule_config_of(**changes):
 def thresholds(progress, **rule):
     """What 40 steps at `progress` stop at."""
     config = schedule_config_of(passing=TokenPassing(**rule))
-    return [config.threshold_at(progress, np.random.default_rng(step)) for step in range(40)]
+    return [config.stopping_at(progress, np.random.default_rng(step)) for step in range(40)]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -366,4 +366,4 @@ def test_random_thresholds_begin_late_and_stay_in_their_range():
 def test_nothing_stops_when_off_or_without_gates():
     assert set(thresholds(0.9, mode="off", share=1.0)) == {None}
     dense = schedule_config_of(spec=tiny_spec(gates=()), passing=TokenPassing(share=1.0))
-    assert dense.threshold_at(0.9, np.random.default_rng(0)) is None
+    assert dense.stopping_at(0.9, np.random.default_rng(0)) is None

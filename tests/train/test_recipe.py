@@ -111,7 +111,7 @@ def test_the_documented_defaults_are_the_defaults(tmp_path):
         assert getattr(stated, name) == getattr(default, name), name
     assert spec_from_choice(stated.network, (360, 480), 11) == spec_from_choice(default.network, (360, 480), 11)
     unstated = set(Recipe.model_fields) - stated.model_fields_set
-    assert unstated == {"steps", "phases", "init_config"}
+    assert unstated == {"steps", "phases", "init_config", "head_rate", "gate_rate"}
     assert all(getattr(stated, name).model_fields_set for name in ("passing", "distillation", "augmentation"))
     for block in blocks[1:]:
         recipe_from_file(written(tmp_path, block))

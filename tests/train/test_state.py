@@ -42,6 +42,13 @@ def recorded_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def within(value, recorded):
+    """`value` without the keys that came after `recorded` was written."""
+    if not isinstance(recorded, dict):
+        return value
+    return {key: within(value[key], entry) for key, entry in recorded.items()}
+
+
 def test_a_recorded_run_resumes_where_it_stopped_and_goes_on(recorded_run: Path) -> None:
     folder, record = RunFolder.open(recorded_run)
     state = torch.load(recorded_run / STATE, weights_only=True)
@@ -55,7 +62,8 @@ def test_a_recorded_run_resumes_where_it_stopped_and_goes_on(recorded_run: Path)
     assert trainer.teacher is not None
     trainer.run()
     assert trainer.step == 3
-    assert json.loads(RunFolder.open(recorded_run)[1].to_json()) == json.loads((RECORDED / "train.json").read_text())
+    read, recorded = RunFolder.open(recorded_run)[1].to_json(), (RECORDED / "train.json").read_text()
+    assert within(json.loads(read), json.loads(recorded)) == json.loads(recorded)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*/recipes/*.toml")), ids=lambda path: path.stem)

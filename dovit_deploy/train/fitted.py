@@ -1,0 +1,105 @@
+"""Gates and lenses of a trained network before the first step: fitted to what its layers give as they are.
+
+A gate that starts from random numbers stops tokens at random, and a random lens shows the decode head noise; a fit of
+some seconds spares the run hundreds of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dovit_deploy.families.vit.network import Lens, VisionTransformer
+from dovit_deploy.train.batches import Batch
+from dovit_deploy.train.config import FIT_STREAM, TrainConfig
+from dovit_deploy.train.masked import embed, run_layers
+from dovit_deploy.train.objective import histogram_loss, token_histograms
+
+TOKENS = 49_152
+"""Kept of all batches together, spread evenly over them."""
+STEPS, AT_ONCE, RATE = 200, 4_096, 3e-3
+"""Of the softmax regression of one gate: steps, tokens in each, and the learning rate that falls to zero."""
+RIDGE = 1e-2
+"""On the diagonal of a lens's covariance, whose entries there are about 1."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Tokens of some batches, as the layers give them."""
+
+    reached: tuple[Tensor, ...]
+    """(M, C) at each gate."""
+    last: Tensor
+    """(M, C) behind the last layer, before the last norm."""
+    histograms: Tensor
+    """(M, K), share of each class among a token's pixels."""
+
+
+def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfig, weights: Tensor) -> None:
+    """Fit every gate to the classes of the tokens in `batches`, every lens to what the last layer makes of them.
+
+    Nothing else of `model` changes; what is fitted depends on its weights, the batches and the seed alone.
+
+    Args:
+        weights: (K,) of the classes.
+    """
+    draw = np.random.default_rng((config.seed, FIT_STREAM))
+    seen = _seen(model, batches, config, draw)
+    for number, reached in enumerate(seen.reached):
+        gate = model.gates[number]
+        _fit_head(gate, reached, seen.histograms, weights, draw)
+        if model.lenses:
+            _fit_lens(model.lenses[number], reached, seen.last)
+
+
+@torch.no_grad()
+def _seen(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfig, draw: np.random.Generator) -> Seen:
+    spec, device = model.spec, next(model.parameters()).device
+    most = max(1, TOKENS // config.fitted)
+    parts: list[list[Tensor]] = []
+    model.eval()
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            embedded = embed(model, batch.pixels.to(device), batch.origin.to(device))
+            tokens, behind = embedded.tokens, []
+            for layers in spec.stage_layers:
+                tokens = run_layers(model, layers, tokens, rotations=embedded.rotations)
+                behind.append(tokens[:, spec.extra_tokens :].flatten(0, 1))
+        histograms = token_histograms(batch.labels.to(device), spec.patch, spec.classes).flatten(0, 1)
+        chosen = torch.from_numpy(draw.permutation(len(histograms))[:most]).to(device)
+        parts.append([part[chosen].float() for part in (*behind, histograms)])
+    *reached, last, histograms = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Seen(tuple(reached), last, histograms)
+
+
+def _fit_head(gate: nn.Module, tokens: Tensor, histograms: Tensor, weights: Tensor, draw: np.random.Generator) -> None:
+    """Softmax regression of a gate's head from `tokens` (M, C) to `histograms` (M, K)."""
+    head = gate.head.train()
+    optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=1e-3)
+    for step in range(STEPS):
+        optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
+        rows = torch.from_numpy(draw.integers(0, len(tokens), min(AT_ONCE, len(tokens)))).to(tokens.device)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(histogram_loss(head(tokens[rows]), histograms[rows], weights))
+        optimiser.step()
+    head.eval()
+
+
+@torch.no_grad()
+def _fit_lens(lens: nn.Module, tokens: Tensor, last: Tensor) -> None:
+    """Ridge regression of a lens from `tokens` to `last`, both (M, C)."""
+    if not isinstance(lens, Lens):
+        raise TypeError("a lens is needed")
+    # In double precision: the normal equations square the condition number.
+    given, wanted = lens.norm(tokens).double(), last.double()
+    mean, mean_wanted = given.mean(0), wanted.mean(0)
+    given, wanted = given - mean, wanted - mean_wanted
+    covariance = given.T @ given / len(given)
+    covariance.diagonal().add_(RIDGE)
+    weight = torch.linalg.solve(covariance, given.T @ wanted / len(given)).T
+    lens.linear.weight.copy_(weight)
+    lens.linear.bias.copy_(mean_wanted - weight @ mean)

@@ -1,0 +1,134 @@
+"""Gates and lenses fitted before the first step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.train import fitted
+from dovit_deploy.train.batches import BatchMaker, Planner
+from dovit_deploy.train.config import Phase, TokenPassing, TrainConfig
+from dovit_deploy.train.data import TrainingData
+from dovit_deploy.train.fitted import fit_gates
+from dovit_deploy.train.initialise import trainable_model
+from dovit_deploy.train.loop import Trainer
+from dovit_deploy.train.masked import embed, masked_forward, run_layers
+from dovit_deploy.train.objective import gate_loss, token_histograms
+from dovit_deploy.train.state import RunFolder
+from tests.tiny import tiny_spec, tiny_state
+from tests.train.runs import record_of
+from tests.train.tiny_folder import write_folder
+
+SPEC = tiny_spec(head="light", gate="fcn", gates=(1, 2), size=(40, 56), classes=4, answer="lens", aggregate_rate=1.0)
+EQUAL = torch.ones(4)
+
+
+def config_of(**changes):
+    return TrainConfig(
+        **{
+            "spec": SPEC,
+            "steps": 6,
+            "phases": (Phase(until=1, crop=(48, 64), batch=2),),
+            "precision": "fp32",
+            "validations": 0,
+            "fitted": 3,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return dataset_from_path(write_folder(tmp_path_factory.mktemp("data") / "set"), "train")
+
+
+@pytest.fixture(scope="module")
+def batches(data):
+    planner = Planner(config_of(), len(data))
+    maker = BatchMaker(config_of(), TrainingData(data, None))
+    return [maker.batch(planner.plan(step, 0.0)) for step in range(3)]
+
+
+def model_of():
+    model = trainable_model(SPEC)
+    model.load_state_dict(tiny_state(SPEC), strict=False)
+    return model.eval()
+
+
+@torch.no_grad()
+def losses(model, batches):
+    """Of each gate, and of each lens against the last layer's tokens, on `batches`."""
+    gates, lenses = torch.zeros(2), torch.zeros(2)
+    for batch in batches:
+        histograms = token_histograms(batch.labels, SPEC.patch, SPEC.classes)
+        output = masked_forward(model, batch.pixels, origin=batch.origin)
+        gates += torch.stack([gate_loss(gate, histograms, EQUAL) for gate in output.gates])
+        tokens, seen = embed(model, batch.pixels, batch.origin).tokens, []
+        for layers in SPEC.stage_layers:
+            tokens = run_layers(model, layers, tokens)
+            seen.append(tokens[:, 1:])
+        found = [lens(one) - seen[-1] for lens, one in zip(model.lenses, seen[:-1], strict=True)]
+        lenses += torch.stack([one.square().mean() for one in found])
+    return gates, lenses
+
+
+def test_gates_know_classes_lenses_the_last_layer_and_nothing_else_changes(batches):
+    model = model_of()
+    before, was = copy.deepcopy(model.state_dict()), losses(model, batches)
+    fit_gates(model, batches, config_of(), EQUAL)
+    gates, lenses = losses(model, batches)
+    assert (gates < 0.7 * was[0]).all()
+    assert (lenses < 0.3 * was[1]).all()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.partition(".")[0] for name in changed} == {"gates", "lenses"}
+
+
+def test_a_lens_is_the_best_affine_map_of_its_tokens(monkeypatch):
+    """Where the last layer's tokens are an affine map of the normed ones, it is found."""
+    monkeypatch.setattr(fitted, "RIDGE", 1e-9)
+    lens, draw = model_of().lenses[0], torch.Generator().manual_seed(0)
+    tokens = torch.randn(500, SPEC.width, generator=draw) * 3 + 1
+    matrix, shift = torch.randn(SPEC.width, SPEC.width, generator=draw), torch.randn(SPEC.width, generator=draw)
+    wanted = lens.norm(tokens) @ matrix + shift
+    fitted._fit_lens(lens, tokens, wanted)
+    torch.testing.assert_close(lens(tokens), wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_resumed_run_with_everything_new_is_the_straight_run(tmp_path, data):
+    config = config_of(
+        layer_decay=0.7,
+        head_rate=1e-2,
+        gate_rate=3e-3,
+        frozen_layers=1,
+        drop_path=0.4,
+        passing=TokenPassing(mode="quota", start=0.0, share=0.6, quotas=((0.2, 0.6), (0.1, 0.4))),
+        precision="bf16",
+    )
+
+    def trainer(name, *, made):
+        folder = RunFolder.create(tmp_path / name, record_of(config)) if made else RunFolder.open(tmp_path / name)[0]
+        return Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist())
+
+    straight, first = trainer("straight", made=True), trainer("parts", made=True)
+    straight.run()
+    first.run(stop_after=3)
+    second = trainer("parts", made=False)
+    assert second.resume()
+    second.run()
+    for mine, theirs in ((straight.model, second.model), (straight.average, second.average)):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    rows = [row for row in straight.folder.rows() if "loss" in row]
+    assert len(rows) == len([row for row in second.folder.rows() if "loss" in row]) == 6
+    dropped = [row for row in rows if "quotas" in row]
+    assert 0 < len(dropped) < 6
+    patches = 12
+    for row in dropped:
+        first_kept = patches - round(row["quotas"][0] * patches)
+        assert row["kept0"] == pytest.approx(first_kept / patches)
+        assert row["kept1"] == pytest.approx((first_kept - round(row["quotas"][1] * first_kept)) / patches)
+    assert not torch.equal(straight.model.blocks[1].norm1.weight, torch.ones(SPEC.width))
+    assert torch.equal(straight.model.blocks[0].norm1.weight, torch.ones(SPEC.width)), "the first layer is frozen"
