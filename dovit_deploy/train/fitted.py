@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.families.vit.network import Lens, VisionTransformer
+from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import FIT_STREAM, TrainConfig
 from dovit_deploy.train.masked import embed, run_layers
@@ -50,8 +51,8 @@ def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainC
     draw = np.random.default_rng((config.seed, FIT_STREAM))
     seen = _seen(model, batches, config, draw)
     for number, reached in enumerate(seen.reached):
-        gate = model.gates[number]
-        _fit_head(gate, reached, seen.histograms, weights, draw)
+        gate = cast("TokenGate", model.gates[number])
+        _fit_head(gate.head, reached, seen.histograms, weights, draw)
         if model.lenses:
             _fit_lens(model.lenses[number], reached, seen.last)
 
@@ -76,9 +77,9 @@ def _seen(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfi
     return Seen(tuple(reached), last, histograms)
 
 
-def _fit_head(gate: nn.Module, tokens: Tensor, histograms: Tensor, weights: Tensor, draw: np.random.Generator) -> None:
+def _fit_head(head: nn.Module, tokens: Tensor, histograms: Tensor, weights: Tensor, draw: np.random.Generator) -> None:
     """Softmax regression of a gate's head from `tokens` (M, C) to `histograms` (M, K)."""
-    head = gate.head.train()
+    head.train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=1e-3)
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))

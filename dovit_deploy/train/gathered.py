@@ -31,7 +31,7 @@ def take_each(tokens: Tensor, positions: Tensor) -> Tensor:
     # Rows of one long table: gathering element by element is several times slower, backward above all.
     offset = torch.arange(len(tokens), device=tokens.device)[:, None] * tokens.shape[1]
     rows = (positions + offset).flatten()
-    return tokens.flatten(0, 1).index_select(0, rows).unflatten(0, positions.shape)
+    return tokens.flatten(0, 1).index_select(0, rows).reshape(*positions.shape, *tokens.shape[2:])
 
 
 @dataclass
@@ -106,7 +106,7 @@ def gathered_forward(
             outputs.append(GateOutput(seen.new_zeros(0, 0), nothing, mask_of(running, total)))
             continue
         logits = gate.head(seen)
-        stop, keep = most_confident(logits.unflatten(0, running.shape), quotas.shares[number])
+        stop, keep = most_confident(logits.reshape(*running.shape, logits.shape[-1]), quotas.shares[number])
         reached, running = running, running.gather(1, keep)
         outputs.append(GateOutput(logits, mask_of(reached, total), mask_of(running, total)))
         leaving = take_each(patches, stop)

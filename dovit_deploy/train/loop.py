@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -258,7 +259,7 @@ class Trainer:
         self.miou = result.miou
         self.folder.log({"step": self.step, "miou": result.miou, "pixel_accuracy": result.pixel_accuracy})
 
-    def train_step(self, batch: Batch) -> dict[str, float | list[float]]:
+    def train_step(self, batch: Batch) -> dict[str, Any]:
         """One step of the optimiser; returns what is logged."""
         config, progress = self.config, self.progress
         stopping = config.stopping_at(progress, np.random.default_rng((config.seed, THRESHOLD_STREAM, self.step)))

@@ -200,9 +200,9 @@ def _changed(
 ) -> VisionTransformerSpec:
     """`spec` with its first `depth` layers, other gates and what `choice` states of stopped tokens; raises ConfigError
     where they do not fit."""
-    stated = {name: getattr(choice, name) for name in ("answer", "aggregate_rate") if name in choice.model_fields_set}
+    stated = choice.model_fields_set & {"answer", "aggregate_rate"}
     change = {
-        **stated,
+        **{name: getattr(choice, name) for name in stated},
         "depth": depth,
         "gates": [gate.model_dump() for gate in gates],
         "family": "dovit" if gates else "segmenter",

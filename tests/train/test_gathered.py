@@ -16,6 +16,7 @@ from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 SPECS = {
     "lens": tiny_spec(head="light", gate="fcn", gates=(1, 2, 3), answer="lens"),
     "feature, two extra tokens": tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2),
+    "rotary": tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True),
     "never aggregated": tiny_spec(head="linear", gate="linear", gates=(1, 2), aggregate_rate=1.0),
 }
 SHARES = (0.4, 0.5, 0.3)
