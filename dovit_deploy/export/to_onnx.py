@@ -1,7 +1,8 @@
 """How does one PyTorch module become one ONNX graph?
 
-By PyTorch's exporter, with standard operators. Attention alone stays one node `dovit.Attention`, which the forms of a
-bundle lower each in its own way (`dovit_deploy/graphs/attention.py`).
+By PyTorch's exporter, with standard operators. Attention, and the rotation of its queries and keys, alone stay one node
+each (`dovit.Attention`, `dovit.Rotation`), which the forms of a bundle lower in their own ways
+(`dovit_deploy/graphs/attention.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from onnx.defs import OpSchema
 
 from dovit_deploy.bundle.interface import INDEX, KEPT, GraphInterface, Port
-from dovit_deploy.graphs.attention import ATTENTION, DOMAIN
+from dovit_deploy.graphs.attention import ATTENTION, DOMAIN, ROTATION
 from dovit_deploy.graphs.forms import EXPORTED
 from dovit_deploy.graphs.passes import applied
 
@@ -28,25 +29,31 @@ OPSET = 20
 _TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
-def _attention_operator() -> onnxscript.values.Op:
+def _operator(name: str, inputs: tuple[str, ...], output: str) -> onnxscript.values.Op:
+    """Our operator `name` on `inputs`, with the number of heads."""
     parameter = OpSchema.FormalParameter
     schema = OpSchema(
-        ATTENTION,
+        name,
         DOMAIN,
         1,
-        inputs=[parameter(name, "T") for name in ("query", "key", "value")],
-        outputs=[parameter("mixed", "T")],
+        inputs=[parameter(one, "T") for one in inputs],
+        outputs=[parameter(output, "T")],
         type_constraints=[("T", ["tensor(float)"], "tokens")],
         attributes=[OpSchema.Attribute("heads", OpSchema.AttrType.INT, required=True)],
     )
-    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), ATTENTION, schema)
+    return onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), name, schema)
 
 
-_ATTENTION = _attention_operator()
+_ATTENTION = _operator(ATTENTION, ("query", "key", "value"), "mixed")
+_ROTATION = _operator(ROTATION, ("tokens", "cosines", "sines"), "turned")
 
 
 def _translate_attention(query: Any, key: Any, value: Any, heads: int) -> Any:  # noqa: ANN401
     return _ATTENTION(query, key, value, heads=heads)
+
+
+def _translate_rotation(tokens: Any, cosines: Any, sines: Any, heads: int) -> Any:  # noqa: ANN401
+    return _ROTATION(tokens, cosines, sines, heads=heads)
 
 
 def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, always: int = 1) -> ir.Model:
@@ -68,7 +75,10 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, alwa
             input_names=list(interface.inputs),
             output_names=list(interface.outputs),
             dynamic_shapes=shapes,
-            custom_translation_table={torch.ops.dovit.attention.default: _translate_attention},
+            custom_translation_table={
+                torch.ops.dovit.attention.default: _translate_attention,
+                torch.ops.dovit.rotation.default: _translate_rotation,
+            },
             verbose=False,
         )
     if program is None:

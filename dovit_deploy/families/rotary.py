@@ -22,7 +22,7 @@ PERIODS, COSINES, SINES = "rotary.periods", "rotary.cosines", "rotary.sines"
 
 
 class Rotations(NamedTuple):
-    """By how much tokens are turned: (..., n, 1, D / 2) each, the same for every head; 1 and 0 for extra tokens."""
+    """By how much tokens are turned: (..., n, D / 2) each; 1 and 0 for extra tokens."""
 
     cosines: Tensor
     sines: Tensor
@@ -67,18 +67,30 @@ def periods_from_base(base: float, head_width: int) -> Tensor:
 
 
 def rotation_tables(periods: Tensor, extra: int, grid: Grid) -> Rotations:
-    """(E + N, 1, D / 2) each, with the axis of heads: a graph reads the tables as they are stored."""
+    """Those of all E + N tokens."""
     # Of the middle of each patch.
     axes = [2.0 * (torch.arange(side, dtype=torch.float32) + 0.5) / side - 1.0 for side in grid]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
     angles = (2.0 * math.pi * coordinates[:, :, None] / periods).flatten(1)
-    angles = torch.cat([angles.new_zeros(extra, angles.shape[1]), angles])[:, None]
+    angles = torch.cat([angles.new_zeros(extra, angles.shape[1]), angles])
     return Rotations(angles.cos(), angles.sin())
+
+
+_LIBRARY = torch.library.Library("dovit", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("rotation(Tensor tokens, Tensor cosines, Tensor sines, int heads) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def _rotation(tokens: Tensor, cosines: Tensor, sines: Tensor, heads: int) -> Tensor:
+    # The same angles for every head of a token.
+    cosines, sines = cosines.unsqueeze(-2), sines.unsqueeze(-2)
+    first, second = tokens.reshape(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).flatten(-2)
+
+
+# Composite, as attention is: the exporter sees one node, which ONNX Runtime has a kernel for.
+_LIBRARY.impl("rotation", _rotation, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def rotated(tokens: Tensor, rotations: Rotations, heads: int) -> Tensor:
     """Queries or keys (..., n, C), each head of each token turned by the token's own angles."""
-    cosines, sines = rotations
-    first, second = tokens.reshape(*tokens.shape[:-1], heads, 2 * cosines.shape[-1]).chunk(2, dim=-1)
-    turned = torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
-    return turned.flatten(-2)
+    return torch.ops.dovit.rotation(tokens, *rotations, heads)  # type: ignore[no-any-return]

@@ -35,7 +35,7 @@ MOVING = frozenset(
     {
         *("Add", "Sub", "Mul", "Neg", "Relu", "Gelu", "Max", "Min", "Identity", "Where"),
         *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Concat", "Split", "Slice", "Pad", "Tile"),
-        *("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements", "Resize"),
+        *("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements", "Resize", "RotaryEmbedding"),
     }
 )
 """Operators that lose nothing: they take the type of their surroundings. Any operator not named runs in float32."""

@@ -1,0 +1,119 @@
+"""Rotary positions in every form of a graph: portable, merged, fast, int8, OpenVINO's and TensorRT's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import stages_from_model
+from dovit_deploy.runtime.session import Session
+from tests.bundles import export_tiny, int8_copy
+from tests.graphs.derived import DerivedBackend
+from tests.tiny import tiny_pixels, tiny_spec, tiny_state
+
+SPEC = tiny_spec(
+    head="linear",
+    gate="linear",
+    gates=(1, 2),
+    depth=3,
+    width=32,
+    size=(70, 120),
+    extra_tokens=5,
+    rotary=True,
+    mlp="swiglu",
+)
+PIXELS = tiny_pixels(SPEC.size, 3).numpy()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_tiny(SPEC, tmp_path_factory.mktemp("rotary") / "rotary.dovit", seed=2)[0]
+
+
+def patterns() -> list[list[np.ndarray]]:
+    """Nothing, about half and about everything stopped, each gate's grid of what runs on."""
+    draw = np.random.default_rng(1).random((2, *SPEC.grid))
+    return [[draw[0] < share, (draw[0] < share) & (draw[1] < share)] for share in (1.0, 0.6, 0.1)]
+
+
+def answers(session: Session) -> list[np.ndarray]:
+    return [session.run(PIXELS, keep=keep)[0] for keep in patterns()]
+
+
+@pytest.fixture(scope="module")
+def wanted(bundle: Bundle) -> list[np.ndarray]:
+    with Session(bundle, engine="torch") as session:
+        return answers(session)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_agree_whatever_is_kept(bundle: Bundle, wanted: list[np.ndarray], engine: str) -> None:
+    with Session(bundle, engine=engine, threads=1) as session:
+        for got, want in zip(answers(session), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bucket", [None, 7])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
+def test_tensorrts_forms_agree(
+    bundle: Bundle, wanted: list[np.ndarray], tmp_path: Path, precision: str, tolerance: float, bucket: int | None
+) -> None:
+    backend = DerivedBackend(bundle, tmp_path / "form", precision=precision, plugins=True, bucket=bucket)
+    with Session(bundle, backend=backend) as session:
+        for got, want in zip(answers(session), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+
+
+def test_the_merged_graph_decides_as_the_stages_do(bundle: Bundle) -> None:
+    thresholds = np.full((2, SPEC.classes), 0.7, np.float32)
+    with Session(bundle, engine="torch") as session:
+        want, report = session.run(PIXELS, thresholds=0.7)
+    for name in ("merged.onnx", "merged.ort.onnx"):
+        graph = onnxruntime.InferenceSession(str(bundle.path / name))
+        feed = {"pixels": PIXELS, "thresholds": thresholds, "floor": np.zeros((), np.float32)}
+        logits, kept = graph.run(["logits", "kept"], feed)
+        assert tuple(kept) == report.kept and SPEC.extra_tokens < kept[-1] < SPEC.tokens
+        np.testing.assert_allclose(logits, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["onnx", "ort.onnx"])
+def test_a_permuted_index_permutes_the_answers_alike(bundle: Bundle, form: str) -> None:
+    """Rows of the tables go with the tokens, not with where these stand in the sequence."""
+    draw = np.random.default_rng(2)
+    tokens = draw.standard_normal((SPEC.tokens, SPEC.width)).astype(np.float32)
+    running = SPEC.extra_tokens + draw.permutation(SPEC.patches)[:20]
+    indices = [np.concatenate([np.arange(SPEC.extra_tokens), some]) for some in (np.sort(running), running)]
+    stage = onnxruntime.InferenceSession(str(bundle.path / f"stage1.{form}"))
+    limits = {"thresholds": np.ones(SPEC.classes, np.float32), "floor": np.zeros((), np.float32)}
+    sorted_out, permuted_out = (
+        stage.run(["tokens_out"], {"tokens": tokens, "index": index, **limits})[0] for index in indices
+    )
+    np.testing.assert_allclose(permuted_out, sorted_out, rtol=0, atol=1e-5)
+    model = model_from_spec(SPEC, tiny_state(SPEC, 2))
+    eager = stages_from_model(model)[1].advance(torch.from_numpy(tokens), torch.from_numpy(indices[1]))
+    np.testing.assert_allclose(permuted_out, eager.numpy(), rtol=0, atol=1e-4)
+
+
+def test_int8_computes_its_layers_around_the_rotation(bundle: Bundle, wanted: list[np.ndarray], tmp_path: Path) -> None:
+    made = int8_copy(bundle.path, tmp_path / "int8.dovit")
+    for engine in ("onnxruntime", "openvino"):
+        with Session(made, engine=engine, precision="int8", threads=1) as session:
+            for got, want in zip(answers(session), wanted, strict=True):
+                assert np.abs(got - want).mean() < 0.1 * np.abs(want).mean()
+
+
+def test_graphs_share_the_tables_and_each_form_has_its_own_operators(bundle: Bundle) -> None:
+    for path in bundle.path.glob("*.onnx"):
+        graph = onnx.load(str(path), load_external_data=False).graph
+        outside = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
+        assert {"rotary.cosines", "rotary.sines"} <= outside and "rotary.periods" not in outside
+        operators = {node.op_type for node in graph.node}
+        assert ("RotaryEmbedding" in operators) == path.name.endswith(".ort.onnx")
+        assert "GatherND" not in operators
