@@ -67,7 +67,7 @@ def rotations_follow_the_rule() -> None:
         angles = np.array([turning_angles(periods, target.grid, position) for position in range(target.patches)])
         angles = np.concatenate([np.zeros((spec.extra_tokens, angles.shape[1])), angles])
         for name, expected in (("rotary.cosines", np.cos(angles)), ("rotary.sines", np.sin(angles))):
-            np.testing.assert_allclose(found[name][:, 0].double().numpy(), expected, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(found[name].double().numpy(), expected, rtol=0, atol=1e-5)
 
 
 def cost_is_what_the_naive_count_gives() -> None:
