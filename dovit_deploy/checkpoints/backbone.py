@@ -14,14 +14,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dovit_deploy.bundle.manifest import Preprocessing
-from dovit_deploy.checkpoints.configuration import configuration_from_file, settings_over_meta
+from dovit_deploy.checkpoints.configuration import settings_over_meta
 from dovit_deploy.checkpoints.images import mean_and_std
 from dovit_deploy.checkpoints.keys import facts_from_state, listed
+from dovit_deploy.checkpoints.model_folder import source_from_path
 from dovit_deploy.checkpoints.official_state import ours_from_official
 from dovit_deploy.checkpoints.reader import BackboneReader
 from dovit_deploy.checkpoints.readers import backbone_reader_of
 from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error
-from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
+from dovit_deploy.checkpoints.weights_file import WeightsFile
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.parts import AnyHead, GateSpec, LinearHead, PositionMode
 from dovit_deploy.families.vit.backbones import beside_backbone, prefix_of
@@ -83,8 +84,8 @@ def backbone_from_path(
         PickleRefused: a pickle that may run code.
         CheckpointMismatch: entries missing, unexpected, misshaped, NaN or Inf.
     """
-    weights = weights_from_file(Path(path), allow_pickle=allow_pickle)
-    given = None if config is None else configuration_from_file(Path(config))
+    source = source_from_path(Path(path), allow_pickle=allow_pickle)
+    weights, given = source.weights, source.configured(config)
     reader = backbone_reader_of(facts_from_state(weights.state), weights.name)
     alone = without_head(weights, reader)
     settings = settings_over_meta(alone.meta, given, reader.settings)
@@ -104,9 +105,14 @@ def backbone_from_path(
         preprocessing=Preprocessing(mean=mean_of, std=std_of, assumed=assumed, stride=None),
         source=alone.name,
         source_sha256=alone.sha256,
-        license=found.license,
+        license=both_licenses(found.license, source.license),
         remarks=alone.remarks,
     )
+
+
+def both_licenses(of_format: str, of_folder: str) -> str:
+    """What a bundle says of the weights: what their format is known for, and what lies beside them."""
+    return "; ".join(filter(None, (of_format, of_folder)))
 
 
 def without_head(weights: WeightsFile, reader: BackboneReader) -> WeightsFile:

@@ -7,7 +7,7 @@ last must anything be recognised and mapped; the other two carry their whole con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -17,11 +17,12 @@ from torch import Tensor
 from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle, file_entry
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing, classes_from_file
 from dovit_deploy.checkpoints import own_format
-from dovit_deploy.checkpoints.backbone import joined_weights
+from dovit_deploy.checkpoints.backbone import both_licenses, joined_weights
 from dovit_deploy.checkpoints.configuration import Configuration, configuration_from_file, settings_over_meta
 from dovit_deploy.checkpoints.folders import foreign_model, other_checkpoint
 from dovit_deploy.checkpoints.images import class_entries, mean_and_std
 from dovit_deploy.checkpoints.keys import facts_from_state, listed
+from dovit_deploy.checkpoints.model_folder import ModelSource, model_folder_of, source_from_path
 from dovit_deploy.checkpoints.official_state import ours_from_official, unneeded
 from dovit_deploy.checkpoints.own_format import OwnConfig
 from dovit_deploy.checkpoints.reader import Architecture, OfficialState
@@ -86,7 +87,8 @@ def checkpoint_from_path(
     head: str | Path | None = None,
     positions: PositionMode | None = None,
 ) -> Checkpoint:
-    """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, or .pth.
+    """Understand the checkpoint at `path`: a folder of ours, a bundle, .safetensors with official keys, .pth, or a
+    folder of transformers or timm.
 
     Args:
         path: the checkpoint, or with `head` the backbone.
@@ -117,21 +119,22 @@ def checkpoint_from_path(
         path = path.parent
     if path.is_dir():
         _refuse_foreign_model(path)
-    if (path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file():
+    of_library = model_folder_of(path) is not None
+    if not of_library and ((path / own_format.CONFIG).is_file() or (path / MANIFEST).is_file()):
         if config is not None:
             raise UsageError(f"{path.name} carries its whole configuration; leave --config out")
         if head is not None:
             raise UsageError(f"{path.name} has a head; leave --head out, or give the backbone that it was made of")
         return _from_our_folder(path, flags)
     # Any other folder can only be one of Segmenter's runs.
-    if path.is_dir():
+    if path.is_dir() and not of_library:
         _refuse_other_folder(path)
         path = path / SEGMENTER_FILES[0]
-    weights = weights_from_file(path, allow_pickle=allow_pickle)
-    given = _configuration_for(path, config)
+    source = source_from_path(path, allow_pickle=allow_pickle)
+    given = _configuration_for(path, config, source)
     if head is None:
-        return _from_official(weights, given, flags)
-    return _from_two(weights, weights_from_file(Path(head), allow_pickle=allow_pickle), given, flags)
+        return _from_official(source, given, flags)
+    return _from_two(source, weights_from_file(Path(head), allow_pickle=allow_pickle), given, flags)
 
 
 def _refuse_foreign_model(folder: Path) -> None:
@@ -154,14 +157,12 @@ def _refuse_other_folder(folder: Path) -> None:
     raise InputError(f"{folder} holds neither {own_format.CONFIG} with {own_format.WEIGHTS} nor {SEGMENTER_FILES[0]}")
 
 
-def _configuration_for(path: Path, config: str | Path | None) -> Configuration | None:
-    if config is not None:
-        return configuration_from_file(Path(config))
+def _configuration_for(path: Path, config: str | Path | None, source: ModelSource) -> Configuration | None:
     # Segmenter's weights do not carry their configuration; it is written beside them.
     beside = path.with_name(SEGMENTER_FILES[1])
-    if path.name == SEGMENTER_FILES[0] and beside.is_file():
+    if config is None and path.name == SEGMENTER_FILES[0] and beside.is_file():
         return configuration_from_file(beside)
-    return None
+    return source.configured(config)
 
 
 # Our own folders and bundles: nothing is to be recognised, flags replace what they carry.
@@ -238,7 +239,8 @@ def _one_per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:
 # Official files: recognised by their keys, then settings and keys make the architecture, then keys are mapped.
 
 
-def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+def _from_official(source: ModelSource, given: Configuration | None, flags: _Flags) -> Checkpoint:
+    weights = source.weights
     reader = reader_of(facts_from_state(weights.state), weights.name)
     # Before anything else is read: settings are checked against the names that remain.
     state = reader.prepared(weights.state, weights.name)
@@ -248,30 +250,30 @@ def _from_official(weights: WeightsFile, given: Configuration | None, flags: _Fl
         architecture = reader.architecture(sources)
     except ValidationError as error:
         raise invalid_as_config_error(error, weights.name) from error
-    return _assembled(weights, architecture, state, settings, flags)
+    return _assembled(source, architecture, state, settings, flags)
 
 
-def _from_two(weights: WeightsFile, head: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
+def _from_two(source: ModelSource, head: WeightsFile, given: Configuration | None, flags: _Flags) -> Checkpoint:
     """A backbone, and a head from another file."""
-    reader = backbone_reader_of(facts_from_state(weights.state), weights.name)
-    both = joined_weights(weights, reader, head)
+    reader = backbone_reader_of(facts_from_state(source.weights.state), source.weights.name)
+    both = joined_weights(source.weights, reader, head)
     settings = settings_over_meta(both.meta, given, reader.settings | HEAD_SETTINGS)
     sources = Sources("", settings, facts_from_state(both.state), both.name, flags.thresholds)
     try:
         architecture = joined_architecture(reader, sources, separate=True)
     except ValidationError as error:
         raise invalid_as_config_error(error, both.name) from error
-    return _assembled(both, architecture, both.state, settings, flags)
+    return _assembled(replace(source, weights=both), architecture, both.state, settings, flags)
 
 
 def _assembled(
-    weights: WeightsFile,
+    source: ModelSource,
     architecture: Architecture,
     state: OfficialState,
     settings: Mapping[str, object],
     flags: _Flags,
 ) -> Checkpoint:
-    spec = _resized_by(flags.positions, architecture.spec)
+    spec, weights = _resized_by(flags.positions, architecture.spec), source.weights
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
     ignored = unneeded(state, architecture.key_map, spec)
@@ -293,6 +295,6 @@ def _assembled(
         slide_size=architecture.slide_size,
         source=weights.name,
         source_sha256=weights.sha256,
-        license=architecture.license,
+        license=both_licenses(architecture.license, source.license),
         remarks=(*weights.remarks, remark),
     )

@@ -6,6 +6,7 @@ Only names of files and the text of `config.json` are looked at; PyTorch is not 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dovit_deploy.documents import NotData, bytes_of_document, data_from_json
 
@@ -14,16 +15,48 @@ _SHOWN = 4
 """Files of weights that a message names."""
 
 
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Weights of transformers and timm in one file."""
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Lists of the files that hold the weights in parts."""
+READ_TYPES = frozenset({"dinov2", "dinov2_with_registers"})
+"""Models of transformers that are read, by `model_type`."""
+READ_ARCHITECTURES = ("vit_", "deit_", "deit3_")
+"""Beginnings of the names of timm's models that are read."""
+
+
+def read_model(folder: Path) -> str | None:
+    """The model of transformers or timm that `folder` holds and that is read, named as `foreign_model` does."""
+    settings = _settings_in(folder)
+    architecture = settings.get("architecture")
+    if isinstance(architecture, str) and _is_timm(settings):
+        return _named(settings) if architecture.startswith(READ_ARCHITECTURES) else None
+    return _named(settings) if settings.get("model_type") in READ_TYPES else None
+
+
 def foreign_model(folder: Path) -> str | None:
-    """The model of another library that `config.json` describes, as "a timm ViT (vit_tiny)"; None for anything else."""
+    """The model of another library that `config.json` describes, as "a timm ViT (vit_tiny)", and that is not read.
+
+    None for anything else.
+    """
+    return None if read_model(folder) is not None else _named(_settings_in(folder))
+
+
+def _settings_in(folder: Path) -> dict[str, Any]:
     try:
         settings = data_from_json(bytes_of_document(folder / "config.json"))
     except (OSError, NotData):
-        return None
-    if not isinstance(settings, dict):
-        return None
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _is_timm(settings: dict[str, Any]) -> bool:
+    return "pretrained_cfg" in settings or "num_classes" in settings
+
+
+def _named(settings: dict[str, Any]) -> str | None:
     timm = settings.get("architecture")
-    if isinstance(timm, str) and ("pretrained_cfg" in settings or "num_classes" in settings):
+    if isinstance(timm, str) and _is_timm(settings):
         transformer = "ViT" if any(name in timm for name in ("vit", "deit", "beit")) else "model"
         return f"a timm {transformer} ({timm[:60]})"
     classes = settings.get("architectures")

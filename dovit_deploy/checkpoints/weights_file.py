@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,31 @@ def weights_from_file(path: Path, *, allow_pickle: bool) -> WeightsFile:
         state, meta, keys = _state_and_meta(path, allow_pickle=allow_pickle)
     except PermissionError as error:
         raise InputError(f"{path} may not be read: permission denied") from error
-    unwrapped = own_network(state, path.name)
-    found = [f"the state dict is '{'.'.join(keys)}'"] if keys else []
+    weights = unwrapped_weights(path.name, file_entry(path).sha256, state, meta)
+    found = (f"the state dict is '{'.'.join(keys)}'",) if keys else ()
+    return replace(weights, remarks=(*found, *weights.remarks))
+
+
+def unwrapped_weights(
+    name: str, sha256: str, state: Mapping[Any, object], meta: Mapping[str, object] | None = None
+) -> WeightsFile:
+    """The network's own entries of `state`, which came from the file or files called `name`.
+
+    Raises:
+        PickleRefused: a weight is a pickled object.
+        CheckpointMismatch: an entry is no tensor, or two have one name.
+    """
+    unwrapped = own_network(state, name)
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in unwrapped.state.values())
-    if types.keys() - {"float32"}:
-        found.append(f"stored as {', '.join(f'{name} ({count})' for name, count in types.most_common())}")
-    return WeightsFile(path.name, file_entry(path).sha256, unwrapped.state, meta, (*found, *unwrapped.remarks))
+    stored = ", ".join(f"{name} ({count})" for name, count in types.most_common())
+    remarks = (f"stored as {stored}",) if types.keys() - {"float32"} else ()
+    return WeightsFile(name, sha256, unwrapped.state, meta or {}, (*remarks, *unwrapped.remarks))
+
+
+def state_in(path: Path, *, allow_pickle: bool) -> dict[str, object]:
+    """The entries of a file as they are stored, whatever they are wrapped in; raises as `weights_from_file`."""
+    state, _, _ = _state_and_meta(path, allow_pickle=allow_pickle)
+    return {str(name): value for name, value in state.items()}
 
 
 def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from dovit_deploy.printing import quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.families.parts import PositionMode
 
 
 @dataclass
@@ -122,6 +123,23 @@ Threads = Annotated[
     typer.Option(
         "--threads", min=1, max=1024, help="Threads; default: all cores. `run` gives each image of a folder one."
     ),
+]
+CheckpointPath = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Checkpoint: .pth, .safetensors, or a folder of dovit's own, of transformers or of timm.",
+        show_default=False,
+    ),
+]
+BackboneFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="In place of CHECKPOINT: a backbone without a head, for --head.")
+]
+HeadFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The decode head, from a file of its own.")]
+POSITIONS: tuple[PositionMode, ...] = ("scale", "size", "antialias")
+"""What `--positions` takes: the three ways of DINOv2 and timm."""
+Positions = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(POSITIONS), help="How positions are resized; default: as the source does it."),
 ]
 Threshold = Annotated[
     str | None,
@@ -256,3 +274,23 @@ def first_use(bundle: Path, manifest: Manifest) -> str:
     if takes_images(manifest):
         return f"dovit run {PLACEHOLDER} --bundle {quote(str(bundle))}"
     return f"dovit bench {quote(str(bundle))}"
+
+
+def checkpoint_path(checkpoint: Path | None, *, backbone: Path | None, head: Path | None) -> Path:
+    """The one of CHECKPOINT and `--backbone` that is given."""
+    if checkpoint is not None and backbone is not None:
+        raise UsageError(f"CHECKPOINT {checkpoint} and --backbone {backbone} are both given; give one of them")
+    if backbone is not None and head is None:
+        raise UsageError(f"--backbone {backbone} needs --head FILE; a file with both is given as CHECKPOINT")
+    path = checkpoint or backbone
+    if path is None:
+        raise UsageError("no checkpoint given; give CHECKPOINT, or --backbone FILE with --head FILE")
+    return path
+
+
+def position_mode(given: str | None) -> PositionMode | None:
+    """What `--positions` means; None where it is not given."""
+    mode = next((mode for mode in POSITIONS if mode == given), None)
+    if given is not None and mode is None:
+        raise UsageError(f"--positions: '{given}' given; allowed: {', '.join(POSITIONS)}")
+    return mode

@@ -25,10 +25,19 @@ PARITY_IMAGES = 2
 """Each is run at the bundle's own thresholds and at some that stop half of the tokens."""
 PARITY_SEED = 11
 
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="POINTS", help="What int8 may lose, default 1: of mIoU with labels, else of the pixels, in percent."
+    ),
+]
+
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint: .pth, .safetensors, or a folder of dovit's own.")],
+    checkpoint: arguments.CheckpointPath = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="NAME.dovit; default: beside it.")] = None,
+    backbone: arguments.BackboneFile = None,
+    head: arguments.HeadFile = None,
     config: Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")] = None,
     threshold: arguments.Threshold = None,
@@ -43,13 +52,8 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(metavar="SRC", help="Images or a labelled data set that int8 is made and judged with.")
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            metavar="POINTS",
-            help="What int8 may lose, default 1: of mIoU with labels, else of the pixels, in percent.",
-        ),
-    ] = None,
+    max_drop: MaxDrop = None,
+    positions: arguments.Positions = None,
     allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
     overwrite: arguments.Overwrite = False,
     json_file: arguments.JsonFile = None,
@@ -68,13 +72,16 @@ def export(
     from dovit_deploy.export.pipeline import bundle_from_plan
     from dovit_deploy.export.plan import ExportPlan
 
+    source_path = arguments.checkpoint_path(checkpoint, backbone=backbone, head=head)
     request = PrecisionRequest.from_flags(precision, calibration, max_drop)
-    inputs = (checkpoint, config, classes, parity_images, calibration)
-    target = _target(output, checkpoint, inputs=inputs, overwrite=overwrite)
+    inputs = (source_path, head, config, classes, parity_images, calibration)
+    target = _target(output, source_path, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, output=target)
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
-        checkpoint,
+        source_path,
+        head=head,
+        positions=arguments.position_mode(positions),
         config=config,
         allow_pickle=allow_pickle,
         mean=arguments.triple(mean, option="--mean"),
@@ -83,10 +90,10 @@ def export(
         thresholds=arguments.thresholds(threshold),
     )
     for line in source.remarks:
-        console.remark(f"{checkpoint.name}: {line}", quiet=not verbose)
-    if source.preprocessing.assumed:
-        console.remark("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)", quiet=quiet)
+        console.remark(f"{source_path.name}: {line}", quiet=not verbose)
     plan = ExportPlan.resolve(source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite)
+    for line in _assumptions(plan.manifest):
+        console.remark(line, quiet=quiet)
     images = _parity_pixels(plan.manifest, parity_images)
     calibrated = request.images(plan.manifest)
     with console.progress("export", quiet=quiet) as display:
@@ -103,6 +110,19 @@ def export(
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
     console.result(str(bundle.path), _summary(report, perf_counter() - start), *_losses(report))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
+
+
+def _assumptions(manifest: Manifest) -> list[str]:
+    """What nobody stated and the user should know: mean and std, and what is added to pixels."""
+    spec, lines = manifest.spec, []
+    if manifest.preprocessing.assumed:
+        lines.append("mean and std: ImageNet's assumed; the checkpoint does not say (--mean, --std)")
+    height, width = (side * spec.patch for side in spec.grid)
+    if (height, width) != spec.size:
+        where = "on all sides" if any(spec.pads_before) else "right and bottom"
+        given = f"{spec.size[0]}x{spec.size[1]}"
+        lines.append(f"size {given}: padded {where} to {height}x{width}, whole patches of {spec.patch}")
+    return lines
 
 
 def _beside(checkpoint: Path) -> Path:

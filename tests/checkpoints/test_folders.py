@@ -13,13 +13,15 @@ from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.errors import InputError
 from dovit_deploy.measure.inspect import contents_of
 
-TIMM = {"architecture": "deit_tiny_patch16_224", "num_classes": 20, "pretrained_cfg": {"tag": "fb_in1k"}}
+TIMM = {"architecture": "convnext_tiny", "num_classes": 20, "pretrained_cfg": {"tag": "fb_in1k"}}
+TIMM_VIT = {"architecture": "beitv2_base_patch16_224", "pretrained_cfg": {}}
 FOLDERS: dict[str, tuple[tuple[str, ...], object, str]] = {
-    "timm": (("model.safetensors",), TIMM, r"a timm ViT \(deit_tiny_patch16_224\).*\n?.*Supported: .*DeiT"),
+    "timm": (("model.safetensors",), TIMM, r"a timm model \(convnext_tiny\).*\n?.*Supported: .*DeiT"),
+    "timm ViT": (("model.safetensors",), TIMM_VIT, r"a timm ViT \(beitv2_base_patch16_224\).*\n?.*Supported: .*DeiT"),
     "transformers": (("model.safetensors",), {"architectures": ["ViTModel"]}, r"a transformers model \(ViTModel\)"),
     "no weights": ((), {"model_type": "segformer"}, r"a transformers model \(segformer\)"),
-    "shards": (("model-00001-of-00002.safetensors", "model.safetensors.index.json"), None, "checkpoint in parts"),
-    "pickled shards": (("pytorch_model.bin.index.json",), None, r"in parts(.|\n)*torch\.save"),
+    "shards": (("model-00001-of-00002.safetensors", "other.safetensors.index.json"), None, "checkpoint in parts"),
+    "pickled shards": (("other.bin.index.json",), None, r"in parts(.|\n)*torch\.save"),
     "deepspeed": (("latest", "zero_to_fp32.py"), None, r"DeepSpeed(.|\n)*zero_to_fp32\.py"),
     "zero": (("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",), None, "DeepSpeed"),
     "distributed": ((".metadata", "__0_0.distcp"), None, r"distributed(.|\n)*dcp_to_torch"),
