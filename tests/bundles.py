@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.numpy
+from PIL import Image
 from torch import Tensor
 
 from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
+from dovit_deploy.checkpoints.own_format import OwnConfig, save_checkpoint
+from dovit_deploy.cli import _application, _run
 from dovit_deploy.export import pipeline, sensitivity
 from dovit_deploy.export.pipeline import bundle_from_plan
 from dovit_deploy.export.plan import ExportPlan
@@ -55,6 +59,22 @@ def export_tiny(
 ) -> tuple[Bundle, ParityReport]:
     """Export a tiny model of `spec` to `output`, verified as always."""
     return export(tiny_checkpoint(spec, seed=seed, threshold=threshold, stride=stride), output)
+
+
+def exported_by_command(spec: VisionTransformerSpec, output: Path) -> None:
+    """A tiny model of `spec` as a checkpoint folder of our own, through `dovit export` in fp32 and int8."""
+    made = tiny_checkpoint(spec)
+    config = OwnConfig(
+        spec=spec, preprocessing=made.preprocessing, classes=made.classes, thresholds=made.thresholds, floor=made.floor
+    )
+    with TemporaryDirectory() as scratch:
+        checkpoint, images = Path(scratch) / "checkpoint", Path(scratch) / "images"
+        save_checkpoint(checkpoint, config, made.state)
+        images.mkdir()
+        for seed in range(8):
+            Image.fromarray(noise(spec.size, classes=spec.classes, seed=seed)[0]).save(images / f"{seed}.png")
+        words = ["--precision", "fp32,int8", "--calibration", str(images), "--max-drop", "100", "--quiet"]
+        assert _run(_application(), ["export", str(checkpoint), "-o", str(output), *words]) == 0
 
 
 def int8_copy(source: Path, output: Path, *, changed: Mapping[str, np.ndarray] | None = None) -> Bundle:

@@ -5,7 +5,9 @@ Only this file knows how graphs, tensors and files are named; engines, passes an
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from dovit_deploy.errors import GraphMismatch, shown
 from dovit_deploy.families.spec import ModelSpec
@@ -23,7 +25,13 @@ LOGITS = "logits"
 KEPT = "kept"
 """Tokens that entered each stage; also the name of the one symbolic dimension."""
 
+CARRY = "carry."
+"""What begins the name of a tensor that stages pass on beside the tokens."""
+_OUT = "_out"
+"""ONNX wants every value name once in a graph: what a stage takes and gives anew has this at the end of its output."""
+
 Shape = tuple[int | str, ...]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -85,11 +93,23 @@ def _of_precision(name: str, precision: str) -> str:
 
 
 def tokens_output(stage: int) -> str:
-    """The output of stage `stage` that the next one takes as `tokens`.
+    """The output of stage `stage` that the next one takes as `tokens`."""
+    return f"{TOKENS}{_OUT}" if stage else TOKENS
 
-    ONNX wants every value name once in a graph, so a stage that takes `tokens` gives `tokens_out`.
-    """
-    return "tokens_out" if stage else TOKENS
+
+def is_crossing(name: str) -> bool:
+    """Whether an input or output is a float tensor that one stage makes for another: tokens, or what is carried."""
+    return name.removesuffix(_OUT) == TOKENS or name.startswith(CARRY)
+
+
+def carried_from_outputs(outputs: Mapping[str, Value]) -> dict[str, Value]:
+    """What a stage's outputs hold for later stages beside the tokens, by the names under which these take it."""
+    return {name.removesuffix(_OUT): value for name, value in outputs.items() if name.startswith(CARRY)}
+
+
+def carry_inputs(spec: ModelSpec, stage: int) -> tuple[str, ...]:
+    """The inputs of stage `stage` that earlier ones give beside the tokens, in order."""
+    return tuple(f"{CARRY}{one.name}" for one in spec.carried if stage in one.taken_by)
 
 
 def keep_name(number: int) -> str:
@@ -125,7 +145,7 @@ def _in_one_piece(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
 
 def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> dict[str, GraphInterface]:
     """A graph up to each gate, which ends in its decision, and one behind the last."""
-    gates, size = len(spec.gates), (spec.tokens, spec.width)
+    gates, tokens = len(spec.gates), (spec.tokens, spec.width)
     limits = (Port(THRESHOLDS, "float32", (spec.classes,)), Port(FLOOR, "float32", ()))
     decision = (
         Port(ORDER, "int64", (spec.tokens,)),
@@ -133,17 +153,30 @@ def _cut_at_gates(spec: ModelSpec, pixels: Port, answers: tuple[Port, ...]) -> d
         Port(CONFIDENCE, "float32", (spec.patches,)),
         Port(LABEL, "int64", (spec.patches,)),
     )
-    later = (Port(TOKENS, "float32", size), Port(INDEX, "int64", (KEPT,)))
-    first = GraphInterface((pixels, *limits), (Port(tokens_output(0), "float32", size), *decision))
-    middle = GraphInterface((*later, *limits), (Port(tokens_output(1), "float32", size), *decision))
+    later = (Port(TOKENS, "float32", tokens), Port(INDEX, "int64", (KEPT,)))
+    stages = {}
+    for number in range(gates):
+        takes = (*(later if number else (pixels,)), *limits, *_carry_taken(spec, number))
+        gives = (Port(tokens_output(number), "float32", tokens), *decision, *_carry_given(spec, number))
+        stages[stage_name(number)] = GraphInterface(takes, gives)
     # A stage takes its own gate's row of thresholds, the merged graph all rows.
     all_limits = (Port(THRESHOLDS, "float32", (gates, spec.classes)), Port(FLOOR, "float32", ()))
     return {
-        stage_name(0): first,
-        **{stage_name(number): middle for number in range(1, gates)},
-        stage_name(gates): GraphInterface(later, answers),
+        **stages,
+        stage_name(gates): GraphInterface((*later, *_carry_taken(spec, gates)), answers),
         MERGED: GraphInterface((pixels, *all_limits), (*answers, Port(KEPT, "int64", (gates + 1,)))),
     }
+
+
+def _carry_taken(spec: ModelSpec, stage: int) -> Iterator[Port]:
+    return (Port(f"{CARRY}{one.name}", "float32", one.shape) for one in spec.carried if stage in one.taken_by)
+
+
+def _carry_given(spec: ModelSpec, stage: int) -> Iterator[Port]:
+    for one in spec.carried:
+        if stage in one.given_by:
+            end = _OUT if stage in one.taken_by else ""
+            yield Port(f"{CARRY}{one.name}{end}", "float32", one.shape)
 
 
 def check_graph_name(bundle: str, graph: str, found: str) -> None:

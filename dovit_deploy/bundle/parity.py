@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dovit_deploy.bundle.interface import KEPT, LOGITS, TOKENS, stage_name
+from dovit_deploy.bundle.interface import KEPT, LOGITS, is_crossing, stage_name
 from dovit_deploy.record import Record
 
 MAX_DROP = 1.0
@@ -128,4 +128,5 @@ class ParityReport(Record):
 def _is_answer(name: str) -> bool:
     """Of models with gates the last stage's logits, of others what their one stage gives beside counts of tokens."""
     first = f"{stage_name(0)} "
-    return name == LOGITS or (name.startswith(first) and name.removeprefix(first) not in (TOKENS, KEPT))
+    given = name.removeprefix(first)
+    return name == LOGITS or (given != name and given != KEPT and not is_crossing(given))

@@ -19,6 +19,7 @@ from dovit_deploy.bundle.interface import (
     TOKENS,
     GraphInterface,
     Port,
+    carried_from_outputs,
     stage_name,
     tokens_output,
 )
@@ -43,7 +44,7 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
     # The first entry of `kept` is a constant: all tokens enter stage 0.
     counts = [_integers(graph, "total", [total])]
     one, zero = _integers(graph, "one_entry", [1]), _integers(graph, "zero", [0])
-    inputs = dict(given)
+    inputs, carried = dict(given), dict[str, ir.Value]()
     for number, stage in enumerate(stages[:-1]):
         row = _integers(graph, f"gate{number}", number)
         inputs[THRESHOLDS] = _append(graph, "Gather", [given[THRESHOLDS], row], {"axis": 0})
@@ -54,7 +55,8 @@ def merged_from_stages(stages: list[ir.Model], interface: GraphInterface, total:
         index = _append(graph, "Slice", [outputs[ORDER], zero, count, zero], output=_value(port))
         counts.append(count)
         tokens = outputs[tokens_output(number)]
-        inputs = {TOKENS: tokens, INDEX: index, FLOOR: given[FLOOR]}
+        carried |= carried_from_outputs(outputs)
+        inputs = {TOKENS: tokens, INDEX: index, FLOOR: given[FLOOR], **carried}
     outputs = _inline(graph, stages[-1], len(stages) - 1, inputs)
     kept = _append(graph, "Concat", counts, {"axis": 0})
     for value, port in zip((outputs[LOGITS], kept), interface.gives, strict=True):

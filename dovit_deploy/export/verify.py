@@ -103,6 +103,11 @@ def gated_parity(candidate: Session, expected: ReferenceRun) -> RunParity:
         float_parity(f"{stage_name(number)} {TOKENS}", want, got)
         for number, (want, got) in enumerate(zip(trace.tokens, replayed.tokens, strict=True))
     ]
+    floats += [
+        float_parity(f"{stage_name(number)} {name}", value, got[name])
+        for number, (want, got) in enumerate(zip(trace.carried, replayed.carried, strict=True))
+        for name, value in want.items()
+    ]
     floats.append(float_parity(LOGITS, trace.logits, replayed.logits))
     dense = _run_graph(candidate, DENSE, setting.pixels)
     floats.append(float_parity(f"{DENSE} {LOGITS}", expected.dense_logits, dense[LOGITS]))

@@ -6,6 +6,7 @@ A new family is a class that says this, and a line each in `any_spec.AnySpec`, `
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
@@ -23,6 +24,18 @@ Grid = tuple[int, int]
 
 SMALLEST_SIDE = 16
 """PixelSide; an image smaller than a patch is padded to one."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A float32 tensor that later stages need beside the tokens: it travels from stage to stage as `carry.<name>`."""
+
+    name: str
+    shape: tuple[int, ...]
+    given_by: tuple[int, ...]
+    """Numbers of the stages that give it, each anew; between two of them it is passed on unchanged."""
+    taken_by: tuple[int, ...]
+    """Numbers of the stages that take it."""
 
 
 class ModelSpec(Record):
@@ -98,6 +111,11 @@ class ModelSpec(Record):
     def counts(self) -> tuple[int, ...]:
         """Tokens that enter each stage when nothing depends on the data (with gates: when nothing stops)."""
         return (self.tokens,)
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        """What its stages pass on beside the tokens."""
+        return ()
 
     @property
     def keep_grids(self) -> tuple[Grid, ...]:

@@ -5,8 +5,8 @@
   sums over thousands of tokens overflow float16, and a decision compares with thresholds that are float32. So does the
   stopped tokens' mean, a product with a vector.
 - `pixels`, `thresholds`, `floor`, `confidence` and `logits` stay float32, so that what goes into a bundle and comes
-  out of it does not change. Only the tokens that cross from one stage to the next are float16: they are float16 on both
-  sides anyway, and half the bytes are moved.
+  out of it does not change. Only what crosses from one stage to the next, tokens and what is carried, is float16: it is
+  float16 on both sides anyway, and half the bytes are moved.
 
 Types are explicit (Cast nodes), as strongly typed TensorRT networks need them: no runtime has to guess.
 """
@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.interface import TOKENS, tokens_output
+from dovit_deploy.bundle.interface import is_crossing
 from dovit_deploy.graphs.attention import CONTRIB
 from dovit_deploy.graphs.passes import infer_types, rank, result
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-CROSSING = frozenset({TOKENS, tokens_output(0), tokens_output(1)})
-"""Inputs and outputs that are float16."""
 
 MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "MultiHeadAttention"})
 """Products of matrices, and ONNX Runtime's fused attention, which keeps its own sums in float32."""
@@ -81,7 +78,7 @@ class _Conversion:
         self.full.update(value for value in self.graph.initializers.values() if value in floats)
         for value in self.graph.inputs:
             if value in floats:
-                self._set_type(value, half=value.name in CROSSING)
+                self._set_type(value, half=is_crossing(str(value.name)))
         # In the graph's order: what a node takes has its type by then.
         for node in nodes:
             half = self._runs_in_half(node, kinds, reaching)
@@ -158,7 +155,7 @@ class _Conversion:
         for position, value in enumerate(self.graph.outputs):
             if value in self.half or value in self.full:
                 name = str(value.name)
-                if (value in self.half) != (name in CROSSING):
+                if (value in self.half) != is_crossing(name):
                     # The cast takes over the output with its name, so inside the graph the value needs another one.
                     value.name = f"{name}.inner"
                     cast = self._cast(value, name)
@@ -194,7 +191,7 @@ def _float_values(graph: ir.Graph) -> set[ir.Value]:
 
 def _reaching_matrices(graph: ir.Graph, floats: set[ir.Value], kinds: dict[ir.Node, NodeKind]) -> set[ir.Value]:
     """Float values that a product of matrices, or the next stage, takes in, directly or after other operators."""
-    reaching = {value for value in graph.outputs if value.name in CROSSING}
+    reaching = {value for value in graph.outputs if is_crossing(str(value.name))}
     # Backwards, so that one pass finds all that leads to a product.
     for node in reversed(graph):
         if kinds[node] == "matrix" or any(value in reaching for value in node.outputs):

@@ -27,6 +27,8 @@ from dovit_deploy.bundle.interface import (
     PIXELS,
     THRESHOLDS,
     TOKENS,
+    carried_from_outputs,
+    carry_inputs,
     keep_name,
     stage_name,
     tokens_output,
@@ -195,9 +197,10 @@ class Session:
             settings: not of a dense run.
             decide: makes that index from the number of the gate and the outputs before it.
         """
-        backend, gates = self.backend, len(self.bundle.manifest.spec.gates)
+        backend, spec = self.backend, self.bundle.manifest.spec
+        carried: dict[str, Buffer] = {}
         inputs: dict[str, Buffer] = {PIXELS: backend.upload(pixels)}
-        for number in range(gates):
+        for number in range(len(spec.gates)):
             inputs[THRESHOLDS] = backend.upload(settings.thresholds[number])
             inputs[FLOOR] = backend.upload(np.asarray(settings.floor))
             outputs = self.engine(stage_name(number)).run(inputs)
@@ -209,8 +212,11 @@ class Session:
             else:
                 index = backend.upload(settings.replay[number])
             yield outputs, index
+            # What a stage does not take stays where it was made: no stage runs twice for one image.
+            carried |= carried_from_outputs(outputs)
             inputs = {TOKENS: outputs[tokens_output(number)], INDEX: index}
-        yield self.engine(stage_name(gates)).run(inputs), None
+            inputs |= {name: carried[name] for name in carry_inputs(spec, number + 1)}
+        yield self.engine(stage_name(len(spec.gates))).run(inputs), None
 
     def _run_stages(self, pixels: Pixels, settings: RunSettings) -> tuple[Answer, TokenReport]:
         backend, taken, confidence, times = self.backend, [], [], [perf_counter()]

@@ -8,12 +8,20 @@ its limit than the confidence error measured at that gate, and closer than 1e-4 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, LABEL, LOGITS, ORDER, tokens_output
+from dovit_deploy.bundle.interface import (
+    CONFIDENCE,
+    COUNT,
+    LABEL,
+    LOGITS,
+    ORDER,
+    carried_from_outputs,
+    tokens_output,
+)
 from dovit_deploy.bundle.parity import FloatParity, GateParity
 from dovit_deploy.engines.base import Array
 from dovit_deploy.runtime.results import Pixels
@@ -50,6 +58,8 @@ class Trace:
     index: list[npt.NDArray[np.int64]]
     """Per gate, (count,): positions of the tokens that ran on."""
     logits: Array
+    carried: list[dict[str, Array]] = field(default_factory=list)
+    """Per gate, what the stage before it gave for later ones beside the tokens, by name."""
 
 
 def trace_from_session(
@@ -61,9 +71,7 @@ def trace_from_session(
     for outputs, index in session.stages(setting.pixels, RunSettings(setting.thresholds, setting.floor, replay)):
         # Behind the last stage nothing is decided.
         if index is None:
-            return Trace(
-                trace.tokens, trace.confidence, trace.label, trace.keep, trace.index, download(outputs[LOGITS])
-            )
+            return replace(trace, logits=download(outputs[LOGITS]))
         order, count = download(outputs[ORDER]), int(download(outputs[COUNT]))
         keep = np.zeros(order.shape, dtype=bool)
         keep[order[:count]] = True
@@ -72,6 +80,7 @@ def trace_from_session(
         trace.label.append(download(outputs[LABEL]))
         trace.keep.append(keep)
         trace.index.append(download(index))
+        trace.carried.append({name: download(value) for name, value in carried_from_outputs(outputs).items()})
     raise AssertionError("the last stage gives no index")
 
 

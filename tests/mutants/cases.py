@@ -114,9 +114,15 @@ def all_stop() -> Case:
     return _stopping(spec, seed=9, stops=[spec.patches, 0])
 
 
+def lens() -> Case:
+    """What stops at any of three gates answers through that gate's lens; a light head at twice the grid."""
+    spec = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), depth=4, size=(56, 72), answer="lens")
+    return _stopping(spec, seed=11, stops=[4, 4, 4])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
-    for function in (mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid, rotary, all_stop)
+    for function in (mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid, rotary, all_stop, lens)
 }
 
 

@@ -9,9 +9,15 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from dovit_deploy.families import folding, heads, layers, registry
-from dovit_deploy.families.heads import MaskTransformerHead, SetrUpHead, grid_from_tokens
+from dovit_deploy.families.heads import (
+    LightUpHead,
+    MaskTransformerHead,
+    SetrUpHead,
+    finer_grid_from_tokens,
+    grid_from_tokens,
+)
 from dovit_deploy.families.layers import Block
-from dovit_deploy.families.vit.network import LastStage, VisionTransformer
+from dovit_deploy.families.vit.network import LastStage, Lens, MiddleStage, VisionTransformer
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()
@@ -216,3 +222,83 @@ def rows_and_columns_of_the_grid_are_exchanged(patch: Patch) -> None:
         return grid_from_tokens(tokens, (grid[1], grid[0])).mT
 
     patch.setattr(heads, "grid_from_tokens", turned)
+
+
+@CATALOGUE.add(caught_by="lens")
+def a_lens_is_applied_twice(patch: Patch) -> None:
+    once = Lens.forward
+    patch.setattr(Lens, "forward", lambda self, tokens: once(self, once(self, tokens)))
+
+
+@CATALOGUE.add(caught_by="lens")
+def a_lens_reads_features_without_a_norm(patch: Patch) -> None:
+    patch.setattr(Lens, "forward", lambda self, tokens: self.linear(tokens))
+
+
+@CATALOGUE.add(caught_by="lens")
+def the_first_gates_lens_serves_all(patch: Patch) -> None:
+    forward = MiddleStage.forward
+
+    def first(self: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        own = list(self.model.lenses)
+        self.model.lenses[self.number] = own[0]
+        try:
+            return forward(self, *inputs)
+        finally:
+            self.model.lenses[self.number] = own[self.number]
+
+    patch.setattr(MiddleStage, "forward", first)
+
+
+@CATALOGUE.add(caught_by="lens")
+def a_later_gate_answers_for_what_stopped_before(patch: Patch) -> None:
+    forward = MiddleStage.forward
+
+    def again(self: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *found, _ = forward(self, *inputs)
+        return *found, self.model.lenses[self.number](found[0])
+
+    patch.setattr(MiddleStage, "forward", again)
+
+
+@CATALOGUE.add(caught_by="lens")
+def kept_tokens_answer_through_the_last_lens(patch: Patch) -> None:
+    def forward(self: Any, tokens: Tensor, index: Tensor, answers: Tensor) -> Tensor:
+        return self.model.decode(
+            self.model.lenses[-1](self.advance(tokens, index)).where(_listed(index, answers), answers)
+        )
+
+    patch.setattr(LastStage, "forward", forward)
+
+
+@CATALOGUE.add(caught_by="lens")
+def stopped_tokens_answer_as_they_are(patch: Patch) -> None:
+    def forward(self: Any, tokens: Tensor, index: Tensor, answers: Tensor) -> Tensor:
+        return self.model.decode(self.advance(tokens, index))
+
+    patch.setattr(LastStage, "forward", forward)
+
+
+@CATALOGUE.add(caught_by="lens")
+def a_tokens_positions_are_spread_column_by_column(patch: Patch) -> None:
+    def turned(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        four = tokens.unflatten(-1, (2, 2, -1)).transpose(-3, -2).flatten(-3)
+        return finer_grid_from_tokens(four, grid)
+
+    patch.setattr(heads, "finer_grid_from_tokens", turned)
+
+
+@CATALOGUE.add(caught_by="lens")
+def the_light_head_has_no_norm(patch: Patch) -> None:
+    make = LightUpHead.__init__
+
+    def wrong(self: Any, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.norm.forward = lambda tokens: tokens
+
+    patch.setattr(LightUpHead, "__init__", wrong)
+
+
+def _listed(index: Tensor, like: Tensor) -> Tensor:
+    """(E + N, 1) bool: the rows that `index` lists."""
+    return torch.zeros(len(like), dtype=torch.bool).index_fill(0, index, True)[:, None]

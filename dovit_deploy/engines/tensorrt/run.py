@@ -14,7 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import INDEX, ORDER, TOKENS, stage_name, stage_number, tokens_output
+from dovit_deploy.bundle.interface import (
+    INDEX,
+    ORDER,
+    TOKENS,
+    carried_from_outputs,
+    stage_name,
+    stage_number,
+    tokens_output,
+)
 from dovit_deploy.engines.base import Array, Buffer, EngineOptions
 from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, DeviceArray, DeviceMemory, check_memory_name, opened_memory
 from dovit_deploy.engines.plugins.library import check_plugins_run, registered_plugins
@@ -166,12 +174,18 @@ class TensorRtBackend:
 
 
 def _sources(opened: _Opened, graph: str) -> dict[str, DeviceArray]:
-    """The inputs that a stage will take from the one before it, if that is loaded: `tokens`, and `order` as `index`."""
+    """The inputs that a stage will take from others, if the one before it is loaded: `tokens`, `order` as `index`, and
+    what is carried."""
     number = stage_number(graph)
     before = opened.stages.get(stage_name(number - 1)) if number else None
     if number is None or before is None or ORDER not in before.outputs:
         return {}
-    return {TOKENS: before.outputs[tokens_output(number - 1)], INDEX: before.outputs[ORDER]}
+    sources = {TOKENS: before.outputs[tokens_output(number - 1)], INDEX: before.outputs[ORDER]}
+    for earlier in range(number):
+        # The last stage to give it counts.
+        stage = opened.stages.get(stage_name(earlier))
+        sources |= {} if stage is None else carried_from_outputs(stage.outputs)
+    return sources
 
 
 def tensorrt(*, precision: str, threads: int | None, options: EngineOptions) -> TensorRtBackend:

@@ -33,7 +33,7 @@ from dovit_deploy.families.parts import (
     head_text,
     logits_grid,
 )
-from dovit_deploy.families.spec import Grid, ModelSpec, Size
+from dovit_deploy.families.spec import Carried, Grid, ModelSpec, Size
 
 ADDED = frozenset({"answer", "mlp", "padding", "rotary"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
@@ -119,6 +119,13 @@ class VisionTransformerSpec(ModelSpec):
     @property
     def counts(self) -> tuple[int, ...]:
         return (self.tokens,) * len(self.stage_layers)
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
+        gates, size = len(self.gates), (self.tokens, self.width)
+        answers = Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1)))
+        return (answers,) if self.answer == "lens" and gates else ()
 
     @property
     def logits_grid(self) -> Grid:

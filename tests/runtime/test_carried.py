@@ -1,0 +1,176 @@
+"""What stages pass on beside the tokens, through every engine: a tiny model whose stopped tokens answer through a lens.
+
+The bundle comes from a checkpoint of our own by `dovit export`, in fp32 and int8.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import FLOOR, KEPT, LOGITS, MERGED, PIXELS, THRESHOLDS, graph_interfaces
+from dovit_deploy.engines.tensorrt.store import EngineCache
+from dovit_deploy.export.verify import gated_parity, reference_runs
+from dovit_deploy.families.cost import cost_model
+from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
+from tests.engines.tensorrt.run_fakes import Bench, assert_nothing_is_left, built
+from tests.graphs.derived import DerivedBackend
+from tests.tiny import tiny_pixels
+
+ENGINES = ["torch", "onnxruntime", "openvino"]
+
+
+@pytest.fixture(scope="module")
+def bundle(lens_bundle_path: Path) -> Bundle:
+    return Bundle.open(lens_bundle_path)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def session(request: pytest.FixtureRequest, bundle: Bundle):
+    pytest.importorskip(request.param)
+    with Session(bundle, engine=request.param, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Bundle):
+    with Session(bundle, engine="torch") as opened:
+        yield opened
+
+
+def pixels_of(bundle: Bundle, seed: int = 3) -> np.ndarray:
+    return tiny_pixels(bundle.manifest.spec.size, seed=seed).numpy()
+
+
+def carry_of(path: Path) -> list[str]:
+    floats = json.loads((path / "parity.json").read_text())["forms"][1]["runs"][0]["floats"]
+    return [entry["name"] for entry in floats if "carry" in entry["name"]]
+
+
+def test_every_stage_says_what_it_carries_and_the_export_compared_it(bundle: Bundle, dense_bundle_path: Path) -> None:
+    graphs = graph_interfaces(bundle.manifest.spec)
+    assert graphs["stage0"].outputs[-1] == "carry.answers" and "carry.answers" not in graphs["stage0"].inputs
+    assert graphs["stage1"].inputs[-1] == "carry.answers" and graphs["stage1"].outputs[-1] == "carry.answers_out"
+    assert graphs["stage3"].inputs == ("tokens", "index", "carry.answers")
+    assert all("carry" not in name for name in (*graphs["merged"].inputs, *graphs["dense"].inputs))
+    assert carry_of(bundle.path) == [f"stage{number} carry.answers" for number in range(3)]
+    assert carry_of(dense_bundle_path) == []
+    assert bundle.manifest.spec.logits_grid == (8, 10), "twice the token grid"
+    # What is carried is no answer: it is compared, and is not what an answer is off by.
+    report = bundle.parity()
+    assert report is not None and report.answers_error is not None
+    logits = [entry.error for form in report.forms for run in form.runs for entry in run.floats if entry.name == LOGITS]
+    assert report.answers_error == max(logits)
+
+
+def test_engines_agree_by_the_contracts_rule(session: Session, reference: Session) -> None:
+    if session.backend.name == "torch":
+        pytest.skip("the reference itself has no merged graph")
+    bundle = session.bundle
+    images = [(f"image {seed}", pixels_of(bundle, seed)) for seed in (3, 4)]
+    runs = reference_runs(reference, settings_from_images(reference, images))
+    assert any(2 < len(index) < bundle.manifest.spec.tokens for run in runs for index in run.trace.index)
+    for expected in runs:
+        assert gated_parity(session, expected).failures == ()
+
+
+def test_with_nothing_stopped_it_is_dense_bit_for_bit(session: Session) -> None:
+    pixels = pixels_of(session.bundle)
+    logits, report = session.run(pixels, thresholds=1.0)
+    assert set(report.kept) == {session.bundle.manifest.spec.tokens}
+    assert np.array_equal(logits, session.run(pixels, dense=True)[0])
+
+
+def test_everything_may_stop_at_the_first_gate(session: Session, reference: Session) -> None:
+    pixels = pixels_of(session.bundle)
+    logits, report = session.run(pixels, thresholds=0.0)
+    assert report.kept[1:] == (1, 1, 1)
+    want, _ = reference.run(pixels, thresholds=0.0)
+    np.testing.assert_allclose(logits, want, atol=1e-4)
+    # Whatever the later stages do: the answers are those of the first gate.
+    with torch.inference_mode():
+        model = reference.backend._model(session.bundle)  # type: ignore[attr-defined]
+        tokens = model.embed(torch.from_numpy(pixels))
+        for block in model.blocks[: model.spec.gates[0].layer]:
+            tokens = block(tokens)
+        np.testing.assert_allclose(logits, model.decode(model.lenses[0](tokens)), atol=1e-4)
+
+
+def test_replaying_decisions_is_bit_equal_and_may_stop_more(session: Session, reference: Session) -> None:
+    pixels = pixels_of(session.bundle)
+    logits, report = session.run(pixels)
+    assert report.kept[0] > report.kept[1] > report.kept[3] > 1
+    again, _ = session.run(pixels, thresholds=1.0, keep=report.keep)
+    assert np.array_equal(logits, again)
+    # Other decisions than any gate's: every third token stops at the first gate, every second at the last.
+    cells = np.arange(report.keep[0].size).reshape(report.keep[0].shape)
+    keep = [cells % 3 > 0, cells % 3 > 0, (cells % 3 > 0) & (cells % 2 > 0)]
+    other, replayed = session.run(pixels, keep=keep)
+    want, _ = reference.run(pixels, keep=keep)
+    assert replayed.kept[1:] == tuple(1 + int(grid.sum()) for grid in keep)
+    np.testing.assert_allclose(other, want, atol=1e-4)
+    assert np.abs(other - logits).max() > 1e-2
+
+
+def test_the_lens_is_counted_with_its_gate(session: Session) -> None:
+    spec = session.bundle.manifest.spec
+    _, report = session.run(pixels_of(session.bundle))
+    plain = cost_model(type(spec).model_validate({**spec.model_dump(), "answer": "feature"}))
+    more = cost_model(spec).actual(report.kept).total - plain.actual(report.kept).total
+    assert more == sum(report.kept[:-1]) * spec.width**2
+    assert cost_model(spec).dense() == plain.dense()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_answers_nearly_alike(bundle: Bundle, reference: Session, engine: str) -> None:
+    pytest.importorskip(engine)
+    pixels, settings = pixels_of(bundle), RunSettings.resolve(bundle.manifest)
+    with Session(bundle, engine=engine, precision="int8", threads=1) as session:
+        for setting in settings_from_images(reference, [("image", pixels)]):
+            trace = trace_from_session(reference, setting)
+            replayed = trace_from_session(session, setting, replay=trace.index)
+            for gate in range(3):
+                assert gate_parity(trace, replayed, gate, setting, 1, limit=1.0).unexplained == 0
+            assert 0 < np.abs(trace.logits - replayed.logits).max() < 0.3 * np.abs(trace.logits).max()
+        logits, report = session.run(pixels)
+        limits = {THRESHOLDS: settings.thresholds, FLOOR: np.asarray(settings.floor)}
+        merged = session.engine(MERGED).run({PIXELS: pixels, **limits})
+        np.testing.assert_array_equal(merged[KEPT], report.kept)
+        np.testing.assert_allclose(merged[LOGITS], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path, precision: str) -> None:
+    """With padding and plugins; in half precision what is carried crosses in it, as tokens do."""
+    backend = DerivedBackend(bundle, tmp_path / "x", precision=precision, plugins=True, bucket=8)
+    with Session(bundle, threads=1) as plain, Session(bundle, backend=backend) as derived:
+        for setting in settings_from_images(plain, [("image", pixels_of(bundle))]):
+            trace = trace_from_session(plain, setting)
+            got = trace_from_session(derived, setting, replay=trace.index)
+            tolerance = 1e-4 if precision == "fp32" else 0.02
+            for want, found in zip(trace.carried, got.carried, strict=True):
+                assert found["carry.answers"].dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
+                np.testing.assert_allclose(found["carry.answers"], want["carry.answers"], atol=tolerance)
+            np.testing.assert_allclose(got.logits, trace.logits, atol=tolerance)
+
+
+def test_tensorrt_on_a_fake_device_keeps_it_there(bundle: Bundle, tmp_path: Path) -> None:
+    bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", buckets=(8, 16)), tmp_path)
+    with Session(bundle, threads=1) as plain, Session(bundle, backend=bench.backend()) as session:
+        for seed in (3, 4):
+            want, asked = plain.run(pixels_of(bundle, seed))
+            got, report = session.run(pixels_of(bundle, seed))
+            assert asked.kept == report.kept
+            np.testing.assert_allclose(got, want, atol=1e-4)
+        # After the first frames each stage is one launch, and its inputs are where another one left them.
+        start = len(bench.memory.log)
+        session.run(pixels_of(bundle, 3))
+        assert sum(entry.startswith("launch") for entry in bench.memory.log[start:]) == 4
+    assert_nothing_is_left(bench)
