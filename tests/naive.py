@@ -85,6 +85,7 @@ def naive_run(
     running = list(range(spec.patches))
     gates: list[NaiveGate] = []
     answers: Tokens = {}
+    tapped: list[Tokens] = []
     tokens_per_layer: list[int] = []
     for layer in range(spec.depth):
         for number, gate in enumerate(spec.gates):
@@ -111,11 +112,19 @@ def naive_run(
         # The full sequence is rebuilt: what ran takes its new value, what stopped keeps the one it stopped with.
         moved = dict(zip(running, sequence[spec.extra_tokens :], strict=True))
         grid = {position: moved.get(position, frozen) for position, frozen in grid.items()}
+        if layer + 1 in spec.taps:
+            tapped.append(grid)
     grid |= answers
     if spec.final_norm:
-        grid = {position: norm(token, weights, "norm.", spec.norm_eps) for position, token in grid.items()}
+        grid = _normed(spec, weights, grid)
+        tapped = [_normed(spec, weights, tokens) for tokens in tapped] if spec.tap_norm else tapped
+    grid = {at: np.concatenate([*(tokens[at] for tokens in tapped), token]) for at, token in grid.items()}
     kept = [spec.tokens, *(spec.extra_tokens + len(gate.running) for gate in gates)]
     return NaiveRun(gates, kept, tokens_per_layer, _decode(spec, weights, grid))
+
+
+def _normed(spec: VisionTransformerSpec, weights: Weights, grid: Tokens) -> Tokens:
+    return {position: norm(token, weights, "norm.", spec.norm_eps) for position, token in grid.items()}
 
 
 def naive_positions(positions: Array, spec: VisionTransformerSpec, size: tuple[int, int]) -> Array:

@@ -37,10 +37,15 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
         # A head that up-samples mixes neighbours, so it is shown the stopped tokens too.
         up_sampling = isinstance(gate.head, SetrHead)
         patches = spec.patches if up_sampling else kept[number] - spec.extra_tokens
-        looked += _head(gate.head, spec, patches)
+        looked += _head(gate.head, spec, patches, spec.width)
         # An affine map of every token that is there, whether it stops or not.
         looked += _linear(kept[number], spec.width, spec.width) if spec.answer == "lens" else 0
-    return NaiveCost(stem=_stem(spec), layers=layers, gates=looked, head=_head(spec.head, spec, spec.patches))
+    return NaiveCost(
+        stem=_stem(spec),
+        layers=layers,
+        gates=looked,
+        head=_head(spec.head, spec, spec.patches, spec.width * (len(spec.taps) + 1)),
+    )
 
 
 def _linear(tokens: int, inputs: int, outputs: int) -> int:
@@ -82,16 +87,16 @@ def _stem(spec: VisionTransformerSpec) -> int:
     return total + _convolution(rows, columns, inputs, spec.width, kernel=2, stride=2)[0]
 
 
-def _head(head: Head, spec: VisionTransformerSpec, patches: int) -> int:
-    """A head that is shown `patches` tokens."""
+def _head(head: Head, spec: VisionTransformerSpec, patches: int, width: int) -> int:
+    """A head that is shown `patches` tokens of `width`."""
     if isinstance(head, MaskHead):
         sequence = patches + spec.classes
         blocks = sum(_block(sequence, head.width, 4 * head.width, head.heads) for _ in range(head.layers))
         projections = _linear(patches, head.width, head.width) + _linear(spec.classes, head.width, head.width)
         products = _linear(patches, head.width, spec.classes)
-        return _linear(patches, spec.width, head.width) + blocks + projections + products
+        return _linear(patches, width, head.width) + blocks + projections + products
     if isinstance(head, SetrHead):
-        total, inputs = 0, spec.width
+        total, inputs = 0, width
         rows, columns = spec.grid
         for _ in range(head.convs):
             macs, rows, columns = _convolution(rows, columns, inputs, head.channels, kernel=head.kernel)
@@ -102,7 +107,7 @@ def _head(head: Head, spec: VisionTransformerSpec, patches: int) -> int:
         rows, columns = (2 * side for side in spec.grid)
         mixed, _, _ = _convolution(rows, columns, head.channels, head.channels, kernel=3)
         classified, _, _ = _convolution(rows, columns, head.channels, spec.classes, kernel=1)
-        return _linear(patches, spec.width, 4 * head.channels) + mixed + classified
+        return _linear(patches, width, 4 * head.channels) + mixed + classified
     if isinstance(head, FcnHead):
-        return _linear(patches, spec.width, head.channels) + _linear(patches, head.channels, spec.classes)
-    return _linear(patches, spec.width, spec.classes)
+        return _linear(patches, width, head.channels) + _linear(patches, head.channels, spec.classes)
+    return _linear(patches, width, spec.classes)

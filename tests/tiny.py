@@ -88,6 +88,8 @@ def tiny_spec(
     position_mode: PositionMode = "bicubic",
     aggregate_rate: float = 0.1,
     answer: Literal["feature", "lens"] = "feature",
+    taps: Sequence[int] = (),
+    tap_norm: bool = True,
     mlp: MlpKind = "gelu",
     padding: Padding = "end",
     rotary: bool = False,
@@ -114,6 +116,8 @@ def tiny_spec(
         rotary=rotary,
         head=decode_head(head, width=width, heads=heads),
         answer=answer,
+        taps=tuple(taps),
+        tap_norm=tap_norm,
     )
 
 

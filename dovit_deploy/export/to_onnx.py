@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import onnx_ir as ir
@@ -64,7 +65,13 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, alwa
     """
     least = max(1, always)
     examples = tuple(_example(port, least) for port in interface.takes)
-    shapes = tuple({0: torch.export.Dim(KEPT, min=least)} if KEPT in port.shape else None for port in interface.takes)
+    kept = {0: torch.export.Dim(KEPT, min=least)}
+    shapes: list[Any] = [kept if KEPT in port.shape else None for port in interface.takes]
+    # The exporter wants a shape for each parameter; what goes into `*carried` is one of them. A tuple of None it would
+    # take for the sides of one tensor.
+    named = [one for one in signature(module.forward).parameters.values() if one.kind is not one.VAR_POSITIONAL]
+    if len(shapes) > len(named):
+        shapes = [*shapes[: len(named)], tuple({} for _ in shapes[len(named) :])]
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -74,7 +81,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, alwa
             opset_version=OPSET,
             input_names=list(interface.inputs),
             output_names=list(interface.outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes=tuple(shapes),
             custom_translation_table={
                 torch.ops.dovit.attention.default: _translate_attention,
                 torch.ops.dovit.rotation.default: _translate_rotation,

@@ -15,7 +15,7 @@ from torch import Tensor
 from dovit_deploy.families.rotary import Rotations
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer
-from dovit_deploy.train.masked import GateOutput, TrainingOutput, cannot_learn, decode, embed, run_layers
+from dovit_deploy.train.masked import GateOutput, TrainingOutput, cannot_learn, decode, embed, pieces, run_layers
 from dovit_deploy.train.skips import Skips
 
 
@@ -90,12 +90,15 @@ def gathered_forward(
     limit = aggregate_limit(model.spec.aggregate_rate, tokens.shape[1])
     total = tokens.shape[1] - extra
     running = torch.arange(total, device=pixels.device).expand(len(pixels), -1)
-    stopped, outputs = Stopped(), list[GateOutput]()
+    stopped, outputs, tapped = Stopped(), list[GateOutput](), list[Tensor]()
     for number, layers in enumerate(model.spec.stage_layers):
         if stopped.positions:
             class_token = stopped.class_token(tokens[:, 0], limit)
             tokens = torch.cat([class_token[:, None], tokens[:, 1:]], 1)
-        tokens = run_layers(model, layers, tokens, rotations=rotations, skips=skips)
+        for piece in pieces(layers, model.spec.taps):
+            tokens = run_layers(model, piece, tokens, rotations=rotations, skips=skips)
+            if piece[1] in model.spec.taps:
+                tapped.append(stopped.with_running(running, tokens[:, extra:]))
         if number == len(model.gates):
             break
         patches = tokens[:, extra:]
@@ -119,7 +122,7 @@ def gathered_forward(
         if rotations is not None:
             on = ((table[:, :extra], take_each(table[:, extra:], keep)) for table in rotations)
             rotations = Rotations(*(torch.cat(parts, 1) for parts in on))
-    features = model.norm(stopped.with_running(running, tokens[:, extra:]))
+    features = model.features(stopped.with_running(running, tokens[:, extra:]), tapped)
     return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))
 
 

@@ -7,6 +7,7 @@ The decisions carry no gradient.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import cast
 
@@ -172,6 +173,12 @@ def run_layers(
     return tokens
 
 
+def pieces(layers: tuple[int, int], taps: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The layers from the first to before the second of `layers`, cut where the decode head taps them."""
+    first, last = layers
+    return list(itertools.pairwise([first, *(tap for tap in taps if first < tap < last), last]))
+
+
 def cannot_learn(gate: TokenGate, tokens: int) -> bool:
     """Too few `tokens` reach `gate` in a training step: nothing is learnt there and nothing stops."""
     # Batch norm has no statistics of fewer than two.
@@ -227,13 +234,16 @@ def masked_forward(
     tokens = embedded.tokens
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
-    answers: Tensor | None = None
+    answers, tapped = None, list[Tensor]()
     for number, layers in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
         # In the first stage nothing has stopped; without masks attention is faster.
         ran = None if passing is None or number == 0 else running
-        tokens = run_layers(model, layers, tokens, running=ran, rotations=embedded.rotations, skips=skips)
+        for piece in pieces(layers, model.spec.taps):
+            tokens = run_layers(model, piece, tokens, running=ran, rotations=embedded.rotations, skips=skips)
+            if piece[1] in model.spec.taps:
+                tapped.append(tokens)
         if number < len(model.gates):
             seen = tokens[:, extra:].detach() if detach_gates else tokens[:, extra:]
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
@@ -246,5 +256,5 @@ def masked_forward(
                 answers = answered(model.lenses[number], tokens, output.running, answers, extra)
     # What has run to the end is its own answer.
     ending = tokens if answers is None else torch.where(with_extra(running, extra)[..., None], tokens, answers)
-    features = model.norm(ending)[:, extra:]
+    features = model.features(ending, tapped)[:, extra:]
     return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))

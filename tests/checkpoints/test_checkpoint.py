@@ -17,8 +17,8 @@ from torch import Tensor
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Manifest, digest_of
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-from dovit_deploy.errors import CheckpointMismatch, ConfigError, DigestMismatch, InputError, UsageError
-from dovit_deploy.families.parts import GateSpec, LinearHead
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, DigestMismatch, DovitError, InputError, UsageError
+from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.bundles import tiny_checkpoint
@@ -164,6 +164,40 @@ def test_a_decode_head_that_reads_early_cuts_the_depth(tmp_path: Path) -> None:
     assert not checkpoint.spec.final_norm
     assert "norm.weight" not in checkpoint.state
     model_from_spec(checkpoint.spec, checkpoint.state)
+
+
+def test_a_decode_head_that_joins_layers_taps_them(tmp_path: Path) -> None:
+    joined = {**official.FCN, "input_transform": "resize_concat", "in_index": [0, 1, 3]}
+    joined |= {"in_channels": [official.WIDTH] * 3}
+    spec = official.setr_spec().model_copy(
+        update={"family": "vit", "head": FcnHead(channels=8), "taps": (1, 2), "tap_norm": False}
+    )
+    state = random_state(official.mmseg_map(spec), spec)
+    weights, settings = write(tmp_path, state, {**official.SETR_PUP, "decode_head": joined})
+    checkpoint = checkpoint_from_path(weights, config=settings)
+    assert checkpoint.spec == spec
+    assert checkpoint.state["head.head.hidden.weight"].shape == (8, 3 * official.WIDTH)
+    model_from_spec(checkpoint.spec, checkpoint.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"in_index": [3, 0, 1]}, "rising layers"),
+        ({"in_index": [0, 1, 9]}, "gives 4 outputs"),
+        ({"in_index": None}, "a list of the outputs"),
+        ({"in_channels": [official.WIDTH] * 2}, "in_channels"),
+        ({"input_transform": "multiple_select"}, "only None or 'resize_concat'"),
+    ],
+)
+def test_what_cannot_be_joined_is_named(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    joined = {**official.FCN, "input_transform": "resize_concat", "in_index": [0, 1, 3]}
+    joined |= {"in_channels": [official.WIDTH] * 3, **change}
+    spec = official.setr_spec().model_copy(update={"head": FcnHead(channels=8), "taps": (1, 2)})
+    state = random_state(official.mmseg_map(spec), spec)
+    weights, settings = write(tmp_path, state, {**official.SETR_PUP, "decode_head": joined})
+    with pytest.raises(DovitError, match=words):
+        checkpoint_from_path(weights, config=settings)
 
 
 def test_gates_after_the_decode_heads_layer_are_left_out(tmp_path: Path) -> None:

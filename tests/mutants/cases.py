@@ -120,9 +120,18 @@ def lens() -> Case:
     return _stopping(spec, seed=11, stops=[4, 4, 4])
 
 
+def tapped() -> Case:
+    """A linear head on four layers: one that the first gate closes, one within a later stage, one in the last."""
+    spec = tiny_spec(head="linear", gate="linear", gates=(1, 4), depth=6, taps=(1, 3, 5))
+    return _stopping(spec, seed=12, stops=[6, 4])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
-    for function in (mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid, rotary, all_stop, lens)
+    for function in (
+        *(mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid),
+        *(rotary, all_stop, lens, tapped),
+    )
 }
 
 

@@ -17,7 +17,7 @@ from dovit_deploy.families.heads import (
     grid_from_tokens,
 )
 from dovit_deploy.families.layers import Block
-from dovit_deploy.families.vit.network import LastStage, Lens, MiddleStage, VisionTransformer
+from dovit_deploy.families.vit.network import LastStage, Lens, MiddleStage, VisionTransformer, _LaterStage
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()
@@ -297,6 +297,47 @@ def the_light_head_has_no_norm(patch: Patch) -> None:
         self.norm.forward = lambda tokens: tokens
 
     patch.setattr(LightUpHead, "__init__", wrong)
+
+
+@CATALOGUE.add(caught_by="tapped")
+def taps_come_after_the_next_layer_instead_of_before(patch: Patch) -> None:
+    def run_layers(self: Any, tokens: Tensor, layers: tuple[int, int], attend: Any) -> tuple[Tensor, list[Tensor]]:
+        values = [tokens]
+        for layer in range(layers[0], self.spec.depth):
+            values.append(self.blocks[layer](values[-1], attend))
+        tapped = [values[tap + 1 - layers[0]] for tap in self.spec.taps if layers[0] < tap <= layers[1]]
+        return values[layers[1] - layers[0]], tapped
+
+    patch.setattr(VisionTransformer, "run_layers", run_layers)
+
+
+@CATALOGUE.add(caught_by="tapped")
+def taps_hold_nothing_of_what_has_stopped(patch: Patch) -> None:
+    run = _LaterStage.run
+
+    def forgetful(self: Any, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        running, tapped = run(self, tokens, index)
+        return running, [one * _listed(index, one) for one in tapped]
+
+    patch.setattr(_LaterStage, "run", forgetful)
+
+
+@CATALOGUE.add(caught_by="tapped")
+def taps_are_seen_without_the_last_norm(patch: Patch) -> None:
+    def features(self: Any, tokens: Tensor, tapped: list[Tensor]) -> Tensor:
+        return torch.cat([*tapped, self.norm(tokens)], -1)
+
+    patch.setattr(VisionTransformer, "features", features)
+
+
+@CATALOGUE.add(caught_by="tapped")
+def the_last_layer_is_seen_first(patch: Patch) -> None:
+    features = VisionTransformer.features
+    patch.setattr(
+        VisionTransformer,
+        "features",
+        lambda self, tokens, tapped: features(self, tokens, tapped).roll(self.spec.width, -1),
+    )
 
 
 def _listed(index: Tensor, like: Tensor) -> Tensor:

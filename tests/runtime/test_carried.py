@@ -1,6 +1,6 @@
 """What stages pass on beside the tokens, through every engine: a tiny model whose stopped tokens answer through a lens.
 
-The bundle comes from a checkpoint of our own by `dovit export`, in fp32 and int8.
+The bundle comes from a checkpoint of our own by `dovit export`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import torch
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import FLOOR, KEPT, LOGITS, MERGED, PIXELS, THRESHOLDS, graph_interfaces
+from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.engines.tensorrt.store import EngineCache
 from dovit_deploy.export.verify import gated_parity, reference_runs
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
+from tests.bundles import export_tiny, int8_copy
 from tests.engines.tensorrt.run_fakes import Bench, assert_nothing_is_left, built
 from tests.graphs.derived import DerivedBackend
-from tests.tiny import tiny_pixels
+from tests.tiny import tiny_pixels, tiny_spec
 
 ENGINES = ["torch", "onnxruntime", "openvino"]
 
@@ -30,6 +32,11 @@ ENGINES = ["torch", "onnxruntime", "openvino"]
 @pytest.fixture(scope="module")
 def bundle(lens_bundle_path: Path) -> Bundle:
     return Bundle.open(lens_bundle_path)
+
+
+@pytest.fixture(scope="module")
+def in_8_bits(lens_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return int8_copy(lens_bundle_path, tmp_path_factory.mktemp("int8") / "lens.dovit")
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -45,6 +52,13 @@ def reference(bundle: Bundle):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def tapped(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A linear head on three layers: the first one's tokens pass a stage by."""
+    spec = tiny_spec(head="linear", gate="linear", gates=(1, 2), depth=3, taps=(1, 2), size=(48, 64))
+    return export_tiny(spec, tmp_path_factory.mktemp("tapped") / "tapped.dovit")[0]
+
+
 def pixels_of(bundle: Bundle, seed: int = 3) -> np.ndarray:
     return tiny_pixels(bundle.manifest.spec.size, seed=seed).numpy()
 
@@ -58,14 +72,13 @@ def test_every_stage_says_what_it_carries_and_the_export_compared_it(bundle: Bun
     graphs = graph_interfaces(bundle.manifest.spec)
     assert graphs["stage0"].outputs[-1] == "carry.answers" and "carry.answers" not in graphs["stage0"].inputs
     assert graphs["stage1"].inputs[-1] == "carry.answers" and graphs["stage1"].outputs[-1] == "carry.answers_out"
-    assert graphs["stage3"].inputs == ("tokens", "index", "carry.answers")
+    assert graphs["stage2"].inputs == ("tokens", "index", "carry.answers")
     assert all("carry" not in name for name in (*graphs["merged"].inputs, *graphs["dense"].inputs))
-    assert carry_of(bundle.path) == [f"stage{number} carry.answers" for number in range(3)]
+    assert carry_of(bundle.path) == [f"stage{number} carry.answers" for number in range(2)]
     assert carry_of(dense_bundle_path) == []
     assert bundle.manifest.spec.logits_grid == (8, 10), "twice the token grid"
     # What is carried is no answer: it is compared, and is not what an answer is off by.
-    report = bundle.parity()
-    assert report is not None and report.answers_error is not None
+    report = ParityReport.model_validate_json((bundle.path / "parity.json").read_text())
     logits = [entry.error for form in report.forms for run in form.runs for entry in run.floats if entry.name == LOGITS]
     assert report.answers_error == max(logits)
 
@@ -74,8 +87,7 @@ def test_engines_agree_by_the_contracts_rule(session: Session, reference: Sessio
     if session.backend.name == "torch":
         pytest.skip("the reference itself has no merged graph")
     bundle = session.bundle
-    images = [(f"image {seed}", pixels_of(bundle, seed)) for seed in (3, 4)]
-    runs = reference_runs(reference, settings_from_images(reference, images))
+    runs = reference_runs(reference, settings_from_images(reference, [("image", pixels_of(bundle))]))
     assert any(2 < len(index) < bundle.manifest.spec.tokens for run in runs for index in run.trace.index)
     for expected in runs:
         assert gated_parity(session, expected).failures == ()
@@ -91,7 +103,7 @@ def test_with_nothing_stopped_it_is_dense_bit_for_bit(session: Session) -> None:
 def test_everything_may_stop_at_the_first_gate(session: Session, reference: Session) -> None:
     pixels = pixels_of(session.bundle)
     logits, report = session.run(pixels, thresholds=0.0)
-    assert report.kept[1:] == (1, 1, 1)
+    assert report.kept[1:] == (1, 1)
     want, _ = reference.run(pixels, thresholds=0.0)
     np.testing.assert_allclose(logits, want, atol=1e-4)
     # Whatever the later stages do: the answers are those of the first gate.
@@ -106,12 +118,12 @@ def test_everything_may_stop_at_the_first_gate(session: Session, reference: Sess
 def test_replaying_decisions_is_bit_equal_and_may_stop_more(session: Session, reference: Session) -> None:
     pixels = pixels_of(session.bundle)
     logits, report = session.run(pixels)
-    assert report.kept[0] > report.kept[1] > report.kept[3] > 1
+    assert report.kept[0] > report.kept[1] > report.kept[2] > 1
     again, _ = session.run(pixels, thresholds=1.0, keep=report.keep)
     assert np.array_equal(logits, again)
     # Other decisions than any gate's: every third token stops at the first gate, every second at the last.
     cells = np.arange(report.keep[0].size).reshape(report.keep[0].shape)
-    keep = [cells % 3 > 0, cells % 3 > 0, (cells % 3 > 0) & (cells % 2 > 0)]
+    keep = [cells % 3 > 0, (cells % 3 > 0) & (cells % 2 > 0)]
     other, replayed = session.run(pixels, keep=keep)
     want, _ = reference.run(pixels, keep=keep)
     assert replayed.kept[1:] == tuple(1 + int(grid.sum()) for grid in keep)
@@ -129,21 +141,22 @@ def test_the_lens_is_counted_with_its_gate(session: Session) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_int8_answers_nearly_alike(bundle: Bundle, reference: Session, engine: str) -> None:
+def test_int8_answers_nearly_alike(in_8_bits: Bundle, reference: Session, engine: str) -> None:
     pytest.importorskip(engine)
-    pixels, settings = pixels_of(bundle), RunSettings.resolve(bundle.manifest)
-    with Session(bundle, engine=engine, precision="int8", threads=1) as session:
+    pixels, settings = pixels_of(in_8_bits), RunSettings.resolve(in_8_bits.manifest)
+    with Session(in_8_bits, engine=engine, precision="int8", threads=1) as session:
         for setting in settings_from_images(reference, [("image", pixels)]):
             trace = trace_from_session(reference, setting)
             replayed = trace_from_session(session, setting, replay=trace.index)
-            for gate in range(3):
+            for gate in range(2):
                 assert gate_parity(trace, replayed, gate, setting, 1, limit=1.0).unexplained == 0
             assert 0 < np.abs(trace.logits - replayed.logits).max() < 0.3 * np.abs(trace.logits).max()
         logits, report = session.run(pixels)
         limits = {THRESHOLDS: settings.thresholds, FLOOR: np.asarray(settings.floor)}
         merged = session.engine(MERGED).run({PIXELS: pixels, **limits})
         np.testing.assert_array_equal(merged[KEPT], report.kept)
-        np.testing.assert_allclose(merged[LOGITS], logits, atol=1e-5)
+        # OpenVINO computes what is not in 8 bits in bf16, where the CPU does, and in graphs of other sizes otherwise.
+        np.testing.assert_allclose(merged[LOGITS], logits, atol=1e-5 if engine == "onnxruntime" else 0.05)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -155,6 +168,7 @@ def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path,
             trace = trace_from_session(plain, setting)
             got = trace_from_session(derived, setting, replay=trace.index)
             tolerance = 1e-4 if precision == "fp32" else 0.02
+            assert len(trace.carried) == 2
             for want, found in zip(trace.carried, got.carried, strict=True):
                 assert found["carry.answers"].dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
                 np.testing.assert_allclose(found["carry.answers"], want["carry.answers"], atol=tolerance)
@@ -167,10 +181,46 @@ def test_tensorrt_on_a_fake_device_keeps_it_there(bundle: Bundle, tmp_path: Path
         for seed in (3, 4):
             want, asked = plain.run(pixels_of(bundle, seed))
             got, report = session.run(pixels_of(bundle, seed))
-            assert asked.kept == report.kept
+            assert asked.kept == report.kept and asked.kept[2] > 1
             np.testing.assert_allclose(got, want, atol=1e-4)
         # After the first frames each stage is one launch, and its inputs are where another one left them.
         start = len(bench.memory.log)
         session.run(pixels_of(bundle, 3))
-        assert sum(entry.startswith("launch") for entry in bench.memory.log[start:]) == 4
+        assert sum(entry.startswith("launch") for entry in bench.memory.log[start:]) == 3
     assert_nothing_is_left(bench)
+
+
+def test_a_tap_passes_by_the_stages_that_have_no_use_for_it(tapped: Bundle) -> None:
+    graphs = graph_interfaces(tapped.manifest.spec)
+    assert graphs["stage0"].outputs[-1] == "carry.tap1"
+    assert graphs["stage1"].inputs == ("tokens", "index", "thresholds", "floor")
+    assert graphs["stage1"].outputs[-1] == "carry.tap2"
+    assert graphs["stage2"].inputs == ("tokens", "index", "carry.tap1", "carry.tap2")
+    assert carry_of(tapped.path) == ["stage0 carry.tap1", "stage1 carry.tap2"]
+
+
+def test_taps_in_openvino_and_on_the_fake_device(tapped: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    with Session(tapped, engine="torch") as reference, Session(tapped, engine="openvino", threads=1) as session:
+        for expected in reference_runs(reference, settings_from_images(reference, [("image", pixels_of(tapped))])):
+            assert gated_parity(session, expected).failures == ()
+    bench = Bench(built(tapped, EngineCache(tmp_path), precision="fp16", buckets=(8,)), tmp_path)
+    with Session(tapped, threads=1) as plain, Session(tapped, backend=bench.backend(precision="fp16")) as session:
+        cells = np.arange(tapped.manifest.spec.patches).reshape(tapped.manifest.spec.grid)
+        keep = [cells % 3 > 0, (cells % 3 > 0) & (cells % 2 > 0)]
+        got, _ = session.run(pixels_of(tapped), keep=keep)
+        np.testing.assert_allclose(got, plain.run(pixels_of(tapped), keep=keep)[0], atol=0.02)
+
+
+def test_what_is_tapped_of_a_stopped_token_is_what_it_stopped_with(tapped: Bundle) -> None:
+    with Session(tapped, threads=1) as session:
+        (setting,) = settings_from_images(session, [("image", pixels_of(tapped))])[:1]
+        trace = trace_from_session(session, setting)
+    stopped = np.ones(tapped.manifest.spec.tokens, dtype=bool)
+    stopped[trace.index[0]] = False
+    assert 0 < stopped.sum() < len(stopped) - 1
+    early, late = trace.carried[0]["carry.tap1"], trace.carried[1]["carry.tap2"]
+    # The first tap is where the first gate stands: it sees what the gate sees.
+    np.testing.assert_array_equal(early, trace.tokens[0])
+    np.testing.assert_array_equal(late[stopped], trace.tokens[0][stopped])
+    assert (np.abs(late - trace.tokens[0])[~stopped].max(axis=1) > 1e-2).all()

@@ -17,6 +17,7 @@ from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2, 3))
 LENS = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens")
+TAPPED = tiny_spec(head="linear", gate="linear", gates=(1, 3), taps=(1, 2, 3))
 LINEAR = tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2, final_norm=False)
 ROTARY = tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True)
 
@@ -44,8 +45,14 @@ def assert_as_alone(model, pixels, thresholds, floor=0.0):
 @given(threshold=st.floats(0.3, 0.99), floor=st.sampled_from([0.0, 0.25]), seed=st.integers(0, 20))
 @pytest.mark.parametrize(
     "spec",
-    [SPEC, LINEAR, LENS, ROTARY],
-    ids=["conv stem, fcn gates", "two extra tokens, linear gates", "light head, lens", "rotary positions"],
+    [SPEC, LINEAR, LENS, TAPPED, ROTARY],
+    ids=[
+        "conv stem, fcn gates",
+        "two extra tokens, linear gates",
+        "light head, lens",
+        "four layers",
+        "rotary positions",
+    ],
 )
 def test_a_batch_answers_as_the_stages_do_image_by_image(spec, threshold, floor, seed):
     model = tiny_model(spec, seed % 3)

@@ -33,7 +33,7 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
         gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lens(n) for gate, n in before)
         stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
-        return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head))
+        return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head, spec.head_width))
 
     def _layer(self, tokens: int) -> int:
         return block_macs(tokens, self.spec.width, self.spec.hidden, self.spec.mlp)
@@ -41,15 +41,15 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
     def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
         """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""
         if isinstance(head, SetrHead):
-            return self._head(head)
+            return self._head(head, self.spec.width)
         return running * _token_head(head, self.spec.width, self.spec.classes)
 
     def _lens(self, running: int) -> int:
         """Of one gate: the answer of every token that ran, since all of them may stop there."""
         return running * self.spec.width**2 if self.spec.answer == "lens" else 0
 
-    def _head(self, head: AnyHead) -> int:
-        return head_macs(head, self.spec.patches, self.spec.width, self.spec.classes)
+    def _head(self, head: AnyHead, width: int) -> int:
+        return head_macs(head, self.spec.patches, width, self.spec.classes)
 
 
 def block_macs(tokens: int, width: int, hidden: int, mlp: MlpKind = "gelu") -> int:

@@ -29,6 +29,7 @@ from dovit_deploy.families.vit.mmseg_heads import (
     GATE_KEYS,
     layer_norm_eps,
     mmseg_head,
+    reads_several_layers,
     refuse_other_activation,
 )
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -141,13 +142,18 @@ def mmseg_architecture(model: Sources) -> Architecture:
     model.must_be("neck", None)
     backbone, decode = model.part("backbone", "backbone."), model.part("decode_head", "decode_head.")
     _refuse_unsupported(backbone)
-    head, classes = mmseg_head(decode, width=backbone[WIDTH]), decode[CLASSES]
-    feature = _feature_layer(decode, backbone[OUTPUTS])
+    if _is_dynamic(backbone):
+        decode.must_be("input_transform", None)
+    *taps, feature = _read_layers(decode, backbone[OUTPUTS])
+    head, classes = mmseg_head(decode, width=backbone[WIDTH] * (len(taps) + 1)), decode[CLASSES]
     gates = _gates(model, backbone, classes=classes)
     thresholds = _thresholds(backbone, len(gates))
     # What comes after the layer that the decode head reads is never looked at.
     gates = tuple(gate for gate in gates if gate.layer <= feature)
     values = {**_backbone_values(backbone, head, feature=feature), "classes": classes, "gates": gates, "head": head}
+    if taps:
+        # Of all outputs the source norms the last layer's alone.
+        values |= {"taps": tuple(layer + 1 for layer in taps), "tap_norm": False}
     model.finish()
     spec = VisionTransformerSpec.model_validate(values)
     stride, window = _slide(model)
@@ -204,13 +210,23 @@ def _backbone_values(backbone: Sources, head: Head, *, feature: int) -> dict[str
     }
 
 
-def _feature_layer(decode: Section, outputs: Sequence[int]) -> int:
-    """The layer after which the decode head reads."""
-    index = decode.integer("in_index")
+def _read_layers(decode: Section, outputs: Sequence[int]) -> tuple[int, ...]:
+    """The layers after which the decode head reads, rising; all but one of a head that joins their channels."""
+    decode.must_be("input_transform", None, "resize_concat")
+    if reads_several_layers(decode):
+        chosen = decode.integers("in_index")
+    else:
+        index = decode.integer("in_index")
+        chosen = (-1 if index is None else index,)
+    if chosen is None:
+        raise decode.wrong("in_index", "a list of the outputs to join is needed")
     try:
-        return outputs[-1 if index is None else index]
+        layers = tuple(outputs[index] for index in chosen)
     except IndexError:
         raise decode.wrong("in_index", f"the backbone gives {len(outputs)} outputs") from None
+    if list(layers) != sorted(set(layers)):
+        raise decode.wrong("in_index", "outputs of rising layers are needed")
+    return layers
 
 
 def _gates(model: Sources, backbone: Sources, *, classes: int) -> tuple[GateSpec, ...]:
@@ -245,6 +261,7 @@ def _gates(model: Sources, backbone: Sources, *, classes: int) -> tuple[GateSpec
 
 def _gate_head(named: Sources, key: str, *, width: int, classes: int) -> LinearHead | FcnHead | SetrHead:
     section = named.part(key, f"backbone.{key}.")
+    section.must_be("input_transform", None)
     head = mmseg_head(section, width=width)
     if isinstance(head, MaskHead):
         raise section.wrong("type", "a gate needs an FCNHead or a SETRUPHead")

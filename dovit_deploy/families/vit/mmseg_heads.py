@@ -75,7 +75,7 @@ _KNOWN: dict[OfficialHead, frozenset[str]] = {
     | {"num_layers", "num_heads", "embed_dims", "mlp_ratio", "num_fcs", "qkv_bias"},
 }
 _SUPPORTED: dict[str, tuple[object, ...]] = {
-    "input_transform": (None,),
+    "input_transform": (None, "resize_concat"),
     "align_corners": (False,),
     "threshold": (None,),
     "conv_cfg": (None,),
@@ -140,6 +140,19 @@ MASK_LAYERS = SpecValue("num_layers", Section.positive, 1, shown=count("layers")
 MASK_HEADS = SpecValue("num_heads", Section.positive, 1)
 
 
+def reads_several_layers(head: Section) -> bool:
+    """`in_index` lists outputs of the backbone, whose channels are joined: of one size, so that none is resized."""
+    return head.text("input_transform") == "resize_concat"
+
+
+def _input_width(head: Section) -> int | None:
+    """The stated channels of a token as the head sees it, of all layers together."""
+    if not reads_several_layers(head):
+        return head.integer("in_channels")
+    listed = head.integers("in_channels")
+    return None if listed is None else sum(listed)
+
+
 def mmseg_head(head: Sources, *, width: int) -> FcnHead | LinearHead | SetrHead | MaskHead:
     """The head that `head` describes, on tokens of `width`.
 
@@ -150,7 +163,7 @@ def mmseg_head(head: Sources, *, width: int) -> FcnHead | LinearHead | SetrHead 
     kind = head[CLASS]
     head.only(_KNOWN[kind])
     head.must_all_be(_SUPPORTED)
-    head.agreed("in_channels", head.integer("in_channels"), width)
+    head.agreed("in_channels", _input_width(head), width)
     head.must_be("out_channels", None, head[CLASSES])
     if kind == "SegmenterMaskTransformerHead":
         return _mask_head(head)

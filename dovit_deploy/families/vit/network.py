@@ -1,12 +1,13 @@
 """The vision transformer: embed, gates, stages, decode. What is read here is what is exported.
 
 A model with gates (DoViT) is cut at each of them, where the number of running tokens is unknown: select -> blocks ->
-restore. What crosses a cut is every token, the gate's order and how much of it runs. Without gates (Segmenter, SETR) it
-is one stage. Every stage looks at one image.
+restore. What crosses a cut is every token, the gate's order and how much of it runs, and what `spec.carried` lists.
+Without gates (Segmenter, SETR) it is one stage. Every stage looks at one image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
-from dovit_deploy.families.layers import PatchTransformer, positions_at_size
+from dovit_deploy.families.layers import Attend, PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.stages import ImageOutput, whole_stages
@@ -43,19 +44,32 @@ class VisionTransformer(PatchTransformer):
         )
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
         self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
-        self.head = decode_head_from_spec(spec.head, spec.width, spec.classes, trainable=trainable)
+        self.head = decode_head_from_spec(spec.head, spec.head_width, spec.classes, trainable=trainable)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """(E + N, C), every token at its last value -> logits (1, K, h, w); the norm covers stopped tokens too."""
-        return self.head(self.norm(tokens)[self.spec.extra_tokens :], self.spec.grid)  # type: ignore[no-any-return]
+    def run_layers(self, tokens: Tensor, layers: tuple[int, int], attend: Attend) -> tuple[Tensor, list[Tensor]]:
+        """`tokens` (n, C) after `layers`, first and one past the last, and as they were where they are tapped."""
+        tapped = []
+        for layer in range(*layers):
+            tokens = self.blocks[layer](tokens, attend)
+            if layer + 1 in self.spec.taps:
+                tapped.append(tokens)
+        return tokens, tapped
+
+    def decode(self, tokens: Tensor, tapped: Sequence[Tensor] = ()) -> Tensor:
+        """(E + N, C), every token at its last value, and all that was `tapped` before -> logits (1, K, h, w)."""
+        return self.head(self.features(tokens, tapped)[self.spec.extra_tokens :], self.spec.grid)  # type: ignore[no-any-return]
+
+    def features(self, tokens: Tensor, tapped: Sequence[Tensor]) -> Tensor:
+        """(..., E + N, C) each -> (..., E + N, head width), as the head sees them; norms cover stopped tokens too."""
+        before = [self.norm(one) for one in tapped] if self.spec.tap_norm else tapped
+        last: Tensor = self.norm(tokens)
+        return torch.cat([*before, last], -1) if tapped else last
 
     def one_image(self, pixels: Tensor, *, dense: bool) -> ImageOutput:
         """Every token through every block, whether or not there are gates: `logits`."""
         del dense
-        tokens, attend = self.embed(pixels), self.attend_at()
-        for block in self.blocks:
-            tokens = block(tokens, attend)
-        return ImageOutput((self.decode(tokens),))
+        tokens, tapped = self.run_layers(self.embed(pixels), (0, self.spec.depth), self.attend_at())
+        return ImageOutput((self.decode(tokens, tapped),))
 
 
 class Lens(nn.Module):
@@ -176,23 +190,22 @@ def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bo
 class FirstStage(nn.Module):
     """Pixels to the first gate: all tokens run.
 
-    `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C) and a `Decision`; with a lens also
-    `answers` (E + N, C), what the decode head is to see of each token if it stops here.
+    `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C), a `Decision` and what is carried on:
+    with a lens `answers` (E + N, C), what the decode head is to see of each token if it stops here; else what it taps
+    before this gate, each (E + N, C).
     """
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.model = model
-        self.first, self.last = model.spec.stage_layers[0]
 
     def forward(self, pixels: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
-        tokens, attend = self.model.embed(pixels), self.model.attend_at()
-        for block in self.model.blocks[self.first : self.last]:
-            tokens = block(tokens, attend)
+        model = self.model
+        tokens, tapped = model.run_layers(model.embed(pixels), model.spec.stage_layers[0], model.attend_at())
         # Before the first gate nothing has stopped.
-        everything = torch.arange(self.model.spec.tokens, device=tokens.device)
-        decision = self.model.gates[0](tokens, everything, thresholds, floor)
-        return (tokens, *decision, *(lens(tokens) for lens in self.model.lenses[:1]))
+        everything = torch.arange(model.spec.tokens, device=tokens.device)
+        decision = model.gates[0](tokens, everything, thresholds, floor)
+        return (tokens, *decision, *(lens(tokens) for lens in model.lenses[:1]), *tapped)
 
 
 class _LaterStage(nn.Module):
@@ -202,22 +215,24 @@ class _LaterStage(nn.Module):
         super().__init__()
         self.model = model
         self.number = number
-        self.first, self.last = model.spec.stage_layers[number]
         self.limit = aggregate_limit(model.spec.aggregate_rate, model.spec.tokens)
 
     def advance(self, tokens: Tensor, index: Tensor) -> Tensor:
         """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
-        return put_back(tokens, index, self.run(tokens, index))
+        return put_back(tokens, index, self.run(tokens, index)[0])
 
-    def run(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C): (kept, C)."""
+    def run(self, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C).
+
+        Returns:
+            (kept, C), and what is tapped on the way, each (E + N, C): what stopped has the value that it stopped with.
+        """
         # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
-        attend = self.model.attend_at(index)
-        for block in self.model.blocks[self.first : self.last]:
-            running = block(running, attend)
-        return running
+        layers, attend = self.model.spec.stage_layers[self.number], self.model.attend_at(index)
+        running, tapped = self.model.run_layers(running, layers, attend)
+        return running, [put_back(tokens, index, one) for one in tapped]
 
 
 class MiddleStage(_LaterStage):
@@ -229,20 +244,24 @@ class MiddleStage(_LaterStage):
     def forward(
         self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor, answers: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        running = self.run(tokens, index)
+        running, tapped = self.run(tokens, index)
         tokens = put_back(tokens, index, running)
         decision = self.model.gates[self.number](tokens, index, thresholds, floor)
         if answers is None:
-            return tokens, *decision
+            return tokens, *decision, *tapped
         return tokens, *decision, put_back(answers, index, self.model.lenses[self.number](running))
 
 
 class LastStage(_LaterStage):
-    """From the last gate to the logits: `tokens`, `index` and, with a lens, `answers` -> `logits` (1, K, h, w)."""
+    """From the last gate to the logits: `tokens`, `index` and what was carried here -> `logits` (1, K, h, w)."""
 
-    def forward(self, tokens: Tensor, index: Tensor, answers: Tensor | None = None) -> Tensor:
-        # What has run to the end is its own answer: no lens touches it.
-        return self.model.decode(put_back(tokens if answers is None else answers, index, self.run(tokens, index)))
+    def forward(self, tokens: Tensor, index: Tensor, *carried: Tensor) -> Tensor:
+        running, tapped = self.run(tokens, index)
+        if self.model.lenses:
+            (answers,) = carried
+            # What has run to the end is its own answer: no lens touches it.
+            return self.model.decode(put_back(answers, index, running))
+        return self.model.decode(put_back(tokens, index, running), [*carried, *tapped])
 
 
 def stages_from_model(model: VisionTransformer) -> list[nn.Module]:

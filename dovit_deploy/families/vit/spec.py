@@ -35,7 +35,7 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Carried, Grid, ModelSpec, Size
 
-ADDED = frozenset({"answer", "mlp", "padding", "rotary"})
+ADDED = frozenset({"answer", "mlp", "padding", "rotary", "tap_norm", "taps"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
 wrote stays the same byte for byte, and they read what does not use these options."""
 
@@ -72,6 +72,11 @@ class VisionTransformerSpec(ModelSpec):
     answer: Literal["feature", "lens"] = "feature"
     """What the decode head sees of a stopped token. feature: the value that it stopped with, as published; lens: an
     affine map of that, one for each gate, to what the last layer would have made of it."""
+    taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
+    """The decode head also sees every token as it is after so many layers, stopped ones with the value that they
+    stopped with: these channels first, then those of the last layer."""
+    tap_norm: bool = True
+    """The last norm is over what is tapped, too."""
     mlp: MlpKind = "gelu"
     padding: Padding = "end"
 
@@ -88,6 +93,11 @@ class VisionTransformerSpec(ModelSpec):
         # A gate behind the last layer would have nothing to save.
         if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
+        if list(self.taps) != sorted(set(self.taps)) or any(layer >= self.depth for layer in self.taps):
+            raise ValueError(f"taps {list(self.taps)} must rise and stay below the depth {self.depth}")
+        # It maps to the last layer, not to each that is read.
+        if self.taps and self.gates and self.answer == "lens":
+            raise ValueError("where the decode head reads several layers, the answer of a stopped token is its feature")
         # Every convolution halves the grid once, and the projection once more.
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
             raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
@@ -121,11 +131,19 @@ class VisionTransformerSpec(ModelSpec):
         return (self.tokens,) * len(self.stage_layers)
 
     @property
+    def head_width(self) -> int:
+        """Channels of a token as the decode head sees it."""
+        return (len(self.taps) + 1) * self.width
+
+    @property
     def carried(self) -> tuple[Carried, ...]:
-        # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
         gates, size = len(self.gates), (self.tokens, self.width)
-        answers = Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1)))
-        return (answers,) if self.answer == "lens" and gates else ()
+        if self.answer == "lens" and gates:
+            # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
+            return (Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1))),)
+        stages = ((tap, next(k for k, (_, last) in enumerate(self.stage_layers) if tap <= last)) for tap in self.taps)
+        # The last stage reads its own.
+        return tuple(Carried(f"tap{tap}", size, (stage,), (gates,)) for tap, stage in stages if stage < gates)
 
     @property
     def logits_grid(self) -> Grid:

@@ -61,7 +61,10 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         stem=draw(some.sampled_from(["patch", "conv"])),
         extra_tokens=draw(some.sampled_from([1, 2, 5])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
-        answer=draw(some.sampled_from(["feature", "lens"])),
+        # With a lens the head reads the last layer alone.
+        **draw(
+            some.sampled_from([{}, {"answer": "lens"}, {"taps": (1, 2, 3)}, {"taps": (depth - 1,), "tap_norm": False}])
+        ),
         mlp=draw(some.sampled_from(["gelu", "swiglu"])),
         padding=draw(some.sampled_from(["end", "centre"])),
         rotary=draw(some.booleans()) and width // heads % 4 == 0,

@@ -16,6 +16,7 @@ from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.families.vit.network import stages_from_model
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.golden import Case, case_parameters, load
+from tests.staged_loop import Carrier
 from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 
 SPECS = {
@@ -24,6 +25,7 @@ SPECS = {
     "pup head, linear gates": tiny_spec(head="pup", gate="linear"),
     "linear head, conv stem": tiny_spec(head="linear", stem="conv"),
     "light head, lens": tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens"),
+    "linear head on three layers": tiny_spec(head="linear", gate="linear", taps=(1, 2)),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
     "rotary positions": tiny_spec(head="linear", extra_tokens=5, rotary=True),
     "registers, SwiGLU, patches of 14": tiny_spec(extra_tokens=5, mlp="swiglu", patch=14, padding="centre"),
@@ -50,12 +52,13 @@ def test_dynamic_equals_the_flop_counter(spec: VisionTransformerSpec, threshold:
     stages = stages_from_model(tiny_model(spec))
     thresholds, floor = torch.full((spec.classes,), threshold), torch.tensor(0.0)
     total, outputs = counted(stages[0], tiny_pixels(spec.size), thresholds, floor)
-    kept = [spec.tokens]
-    for stage in stages[1:]:
+    kept, carrier = [spec.tokens], Carrier(spec)
+    for number, stage in enumerate(stages[1:]):
         index = outputs[1][: int(outputs[2])]
         kept.append(len(index))
         last = stage is stages[-1]
-        macs, outputs = counted(stage, outputs[0], index, *(() if last else (thresholds, floor)), *outputs[5:])
+        carried = carrier.onward(number, outputs[5:])
+        macs, outputs = counted(stage, outputs[0], index, *(() if last else (thresholds, floor)), *carried)
         total += macs
     assert cost_model(spec).actual(kept).total == total
 
