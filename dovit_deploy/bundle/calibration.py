@@ -99,6 +99,10 @@ class ControlPoint(Record):
     """Dense mIoU - mIoU, in points."""
     drop_interval: Interval | None
     """None for fewer than 8 blocks."""
+    rule_gain: float | None = None
+    """mIoU at the chosen thresholds less that of this, in points; None in files of versions that did not say."""
+    rule_gain_interval: Interval | None = None
+    """None for fewer than 8 blocks, too."""
 
 
 class SmallerPoint(ControlPoint):
@@ -116,6 +120,11 @@ class ChoiceControls(Record):
     """At each gate of each image, as many tokens stop as at the chosen thresholds, drawn at random."""
     oracle: ControlPoint
     """The same numbers, but tokens that have their final class already stop first."""
+    position: ControlPoint | None = None
+    """The same numbers, those first that the chosen thresholds stop most often on the images of the search; None in
+    files of versions without this, likewise the next."""
+    other: ControlPoint | None = None
+    """The same numbers, in the order in which they stop in another held-out image."""
     smaller_input: tuple[SmallerPoint, ...]
     left_out: str | None
     """Why there is nothing at smaller inputs."""

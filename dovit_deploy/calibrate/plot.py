@@ -95,7 +95,11 @@ def _draw_controls(axes: Any, controls: ChoiceControls) -> None:  # noqa: ANN401
     for marker, colour, point, name in (
         ("^", "C2", controls.oracle, "oracle, same counts"),
         ("v", "C1", controls.random, "random, same counts"),
+        ("<", "C6", controls.position, "position, same counts"),
+        (">", "C8", controls.other, "another image's, same counts"),
     ):
+        if point is None:
+            continue
         axes.plot([point.gmacs], [point.miou], marker, color=colour, label=name, **style)
     for number, small in enumerate(controls.smaller_input):
         name = "dense at smaller inputs" if number == 0 else "_unlisted"

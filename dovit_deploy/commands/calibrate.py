@@ -286,8 +286,10 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     controls = calibration.controls
     if controls is None:
         return []
-    named: list[tuple[str, ControlPoint]] = [
+    named: list[tuple[str, ControlPoint | None]] = [
         ("random, same counts", controls.random),
+        ("position, same counts", controls.position),
+        ("another image's, same counts", controls.other),
         ("oracle, same counts", controls.oracle),
         *((f"dense at {small.size[0]}x{small.size[1]}", small) for small in controls.smaller_input),
     ]
@@ -301,10 +303,18 @@ def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
             f"{point.drop:z.2f}",
             _ends(point.drop_interval),
             "-",
-            "control",
+            _control_text(point),
         )
         for name, point in named
+        if point is not None
     ]
+
+
+def _control_text(point: ControlPoint) -> str:
+    if point.rule_gain is None:
+        return "control"
+    ends = "" if point.rule_gain_interval is None else f" ({_ends(point.rule_gain_interval)})"
+    return f"control; chosen {point.rule_gain:+.2f}{ends}"
 
 
 def _ends(interval: Interval | None) -> str:

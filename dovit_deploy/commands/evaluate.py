@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from dovit_deploy.datasets.classification import LabelledImages
     from dovit_deploy.datasets.dataset import Dataset
     from dovit_deploy.measure.against import SegmentationAgainstFp32
+    from dovit_deploy.measure.decisions import Decisions
     from dovit_deploy.measure.eval_records import (
         Bootstrap,
         ClassificationReport,
+        SegmentationControls,
         SegmentationReport,
         Spread,
     )
@@ -41,6 +43,8 @@ NO_DENSE = "the bundle has no dense form: nothing to lose against"
 
 CONTROL_NAMES = {
     "random": "random, same counts",
+    "position": "position, same counts",
+    "other": "another image's, same counts",
     "first_gate": "all at the first gate",
     "oracle": "oracle gate, same counts",
     "oracle_unlimited": "oracle gate, any counts",
@@ -61,8 +65,15 @@ def evaluate(
     threshold: arguments.Threshold = None,
     classes: arguments.Classes = None,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also random, first-gate and oracle stopping, and smaller inputs.")
+        bool, typer.Option("--controls", help="Also other ways to stop as many tokens, and dense at smaller inputs.")
     ] = False,
+    position_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET[:SPLIT]",
+            help="With --controls: where stopping by position learns from; default: the data set's split train.",
+        ),
+    ] = None,
     threads: arguments.Threads = None,
     cuda_memory: arguments.CudaMemory = None,
     trust_engine: arguments.TrustEngine = False,
@@ -75,13 +86,14 @@ def evaluate(
     Metrics are percent over the whole set, of label maps from one confusion matrix in which void counts nowhere. The
     drop's interval is a paired bootstrap, for frames of drives over blocks of 10 seconds of recording; fewer than 8
     blocks give none. In another precision than
-    fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Random and
-    oracle stopping (models with gates) stop as many tokens of each image at each gate as the rule does: drawn, or
-    those first whose gate gives the dense model's class. Layouts: classes.json with images/ and labels/, SegNet's
-    CamVid, Cityscapes, ADE20K, each with classes of its own where the folder holds a classes.json; for classifiers
-    SPLIT/CLASS/image, as ImageNet's.
+    fp32 the dense network also runs in fp32 (onnxruntime), and what is lost against that is reported, too. Controls of
+    models with gates stop as many tokens of each image at each gate as the rule does: drawn at random, those that it
+    stops most often elsewhere (position), as in another image, or those whose gate gives the dense class (oracle).
+    Layouts: classes.json with images/ and labels/, SegNet's CamVid, Cityscapes, ADE20K, each with classes of its own
+    where the folder holds a classes.json; for classifiers SPLIT/CLASS/image, as ImageNet's.
     """
     from dovit_deploy.bundle.bundle import Bundle
+    from dovit_deploy.commands.eval_controls import positions_for, rule_decisions, smaller_sessions
     from dovit_deploy.datasets.summary import summary_of
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.measure.controls import CONTROLS
@@ -94,6 +106,8 @@ def evaluate(
     path, labelled = arguments.bundle_path(named, quiet=quiet), str(folder)
     targets.claim_report(json_file, inputs=(path, labelled, classes))
     opened = Bundle.open(path)
+    if position_from is not None and not controls:
+        raise UsageError(f"--position-from {position_from}: it is for the controls; give --controls, too")
     wanted = CONTROLS if controls else None
     settings = RunSettings.resolve(opened.manifest, thresholds=thresholds)
     # Faults of the data set are reported before an engine is loaded, which may take minutes.
@@ -102,13 +116,15 @@ def evaluate(
     console.remarks(summary.lines(), quiet=quiet)
     check_classes(data, opened.manifest)
     plan = EvalPlan(labelled, split, settings, wanted, summary)
+    source = positions_for(plan, opened.manifest, data, position_from, classes=classes, quiet=quiet)
     with (
         Session(opened, engine=engine, precision=precision, threads=threads, options=options) as session,
-        _smaller(opened, plan, threads=threads, quiet=quiet) as smaller,
+        smaller_sessions(opened, plan, threads=threads, quiet=quiet) as smaller,
         _exact(session, threads=threads, quiet=quiet) as exact,
         console.progress(total=len(data), quiet=quiet) as progress,
     ):
-        report = _measured_report(session, data, plan, smaller, exact, progress)
+        decisions = rule_decisions(session, data, plan, source, progress)
+        report = _measured_report(session, data, plan, smaller, exact, decisions, progress)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, data, verbose=verbose)
@@ -130,26 +146,6 @@ def _labelled_set(manifest: Manifest, dataset: str, split: str, classes: Path | 
     if classes is not None:
         raise UsageError("--classes is for label maps; a classifier's data set lists its classes in its own folder")
     return labelled_images_from_path(dataset, split)
-
-
-@contextmanager
-def _smaller(bundle: Bundle, plan: EvalPlan, *, threads: int | None, quiet: bool) -> Iterator[tuple[Session, ...]]:
-    """Sessions at smaller inputs where `--controls` asks for them; on stderr, which controls are left out and why."""
-    from dovit_deploy.commands.smaller_input import smaller_inputs
-
-    if plan.controls is None:
-        yield ()
-        return
-    if bundle.manifest.task == "classification":
-        console.remark(
-            "random, first-gate and oracle stopping are left out: a classifier has no gates whose decisions could be "
-            "replayed",
-            quiet=quiet,
-        )
-    with smaller_inputs(bundle, threads=threads) as inputs:
-        if inputs.left_out is not None:
-            console.remark(f"dense at smaller inputs is left out: {inputs.left_out}", quiet=quiet)
-        yield inputs.sessions
 
 
 @contextmanager
@@ -177,6 +173,7 @@ def _measured_report(
     plan: EvalPlan,
     smaller: tuple[Session, ...],
     exact: Session | None,
+    decisions: Decisions | None,
     progress: console.ProgressDisplay,
 ) -> EitherReport:
     from dovit_deploy.measure.evaluate import ClassificationTally, SegmentationTally
@@ -187,7 +184,9 @@ def _measured_report(
     if session.bundle.manifest.task == "classification":
         answers = measured(session, data, ClassificationTally, plan, smaller=smaller, exact=exact, advance=advance)
         return classification_report(answers, session, plan)
-    maps = measured(session, data, SegmentationTally, plan, smaller=smaller, exact=exact, advance=advance)
+    maps = measured(
+        session, data, SegmentationTally, plan, smaller=smaller, exact=exact, decisions=decisions, advance=advance
+    )
     return segmentation_report(maps, session, plan)
 
 
@@ -263,6 +262,7 @@ def segmentation_lines(report: SegmentationReport) -> list[str]:
         efficiency = report.controls.gate_efficiency
         text = "none, the oracle is no better than chance" if efficiency is None else f"{efficiency:.2f}"
         lines.append(f"gate efficiency, (rule - random) / (oracle - random) at the same counts: {text}")
+        lines += _gain_lines(report.controls)
     return lines
 
 
@@ -277,6 +277,20 @@ def _interval_line(boot: Bootstrap) -> str:
     if boot.blocks < FEWEST_BLOCKS:
         return f"no intervals: {drawn}; at least {FEWEST_BLOCKS} are needed"
     return f"intervals: {drawn}, {plural(boot.resamples, 'resample')}"
+
+
+def _gain_lines(controls: SegmentationControls) -> list[str]:
+    """What the rule is worth beyond each control of the same counts, and where positions were learned."""
+    named = (("random", controls.random), ("position", controls.position), ("another image's", controls.other))
+    gains = (
+        f"{name} {_with_interval(control.rule_gain, control.rule_gain_interval)}"
+        for name, control in named
+        if control is not None
+    )
+    lines = [f"mIoU of the rule less that of a control at the same counts: {', '.join(gains)}"]
+    if controls.position_from is not None and controls.position_images is not None:
+        lines.append(f"position: learned from {controls.position_from}, {plural(controls.position_images, 'image')}")
+    return lines
 
 
 def _against_lines(against: SegmentationAgainstFp32) -> list[str]:

@@ -1,7 +1,8 @@
-"""What a gate's rule must beat: tokens stopped at random, all of them at the first gate, and two oracles.
+"""What a gate's rule must beat: tokens stopped at random, by position alone, as elsewhere, or all at the first gate.
 
 Each control is a set of decisions that the deployed graphs replay; none needs a graph of its own. Oracles know the
-final dense answer, which no rule does: they show how much a better rule could gain. `oracle_keep` lets as many tokens
+final dense answer, which no rule does: they show how much a better rule could gain. What the rule decides on other
+images, `decisions.py` knows. `oracle_keep` lets as many tokens
 run on as the rule did, so that it costs the same and only the choice differs; `unlimited_oracle_keep` stops every token
 that has its final class already, however many those are. Why both: docs/decisions/0006-oracle-at-equal-counts.md.
 """
@@ -16,13 +17,17 @@ from numpy.typing import NDArray
 from dovit_deploy.bundle.interface import CONFIDENCE, LABEL
 from dovit_deploy.engines.base import Buffer
 from dovit_deploy.families.spec import ModelSpec
+from dovit_deploy.measure.decisions import Decisions, PatchOrder
 from dovit_deploy.runtime.results import FrameTokens, Logits, Pixels, TokenReport
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import Keep, RunSettings, index_from_keep
 from dovit_deploy.sources.source import RGB
 
-CONTROLS = ("random", "first_gate", "oracle", "oracle_unlimited")
+CONTROLS = ("random", "position", "other", "first_gate", "oracle", "oracle_unlimited")
+ELSEWHERE = ("position", "other")
+"""Those that are made of the rule's decisions on other images."""
+
 CONTROL_SEED = 0
 """Seed of the random control."""
 
@@ -48,12 +53,23 @@ def random_keep(kept: Sequence[int], spec: ModelSpec, *, rng: np.random.Generato
         kept: of a report: tokens entering each stage, extra tokens included, falling.
     """
     # One order for all gates: a token that is drawn to stop at one gate is among the stopped ones of the next, too.
-    order = rng.permutation(spec.patches)
-    grids = []
-    for count in kept[1:]:
-        cells = np.zeros(spec.patches, dtype=bool)
-        cells[order[: count - spec.extra_tokens]] = True
-        grids.append(cells.reshape(spec.grid))
+    return ordered_keep(kept, spec, [rng.permutation(spec.patches)] * len(spec.gates))
+
+
+def ordered_keep(kept: Sequence[int], spec: ModelSpec, orders: Sequence[PatchOrder]) -> Keep:
+    """As many tokens running after each gate as in `kept`: the first of the gate's order that are running before it.
+
+    Args:
+        kept: of a report: tokens entering each stage, extra tokens included, falling.
+        orders: for each gate.
+    """
+    running, grids = np.ones(spec.patches, dtype=bool), []
+    for count, order in zip(kept[1:], orders, strict=True):
+        # A token that has stopped stays so, wherever this gate's order has it.
+        chosen = order[running[order]][: count - spec.extra_tokens]
+        running = np.zeros(spec.patches, dtype=bool)
+        running[chosen] = True
+        grids.append(running.reshape(spec.grid))
     return grids
 
 
@@ -163,10 +179,14 @@ class Steering:
 
     What a control must know of an image is passed from run to run: `tokens`, of the rule's own run, and `logits`, of
     the dense run, one (1, K, h, w) per window.
+
+    Args:
+        session: of a bundle with gates.
+        decisions: of the rule on all images, for the controls that are made of them.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.spec = session, session.bundle.manifest.spec
+    def __init__(self, session: Session, decisions: Decisions | None = None) -> None:
+        self.session, self.spec, self.decisions = session, session.bundle.manifest.spec, decisions
 
     def results(
         self, names: Sequence[str], rgb: RGB, tokens: FrameTokens, *, number: int
@@ -178,6 +198,8 @@ class Steering:
         dense, logits = self.dense(rgb)
         runs: dict[str, Callable[[], SegmentationResult]] = {
             "random": lambda: self.random(rgb, tokens, number=number),
+            "position": lambda: self.position(rgb, tokens, number=number),
+            "other": lambda: self.other(rgb, tokens, number=number),
             "first_gate": lambda: self.first_gate(rgb),
             "oracle": lambda: self.oracle(rgb, tokens, logits),
             "oracle_unlimited": lambda: self.unlimited_oracle(rgb, logits),
@@ -206,6 +228,18 @@ class Steering:
 
         return self._replayed(rgb, keep)
 
+    def position(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> SegmentationResult:
+        """As many tokens run on as by the rule, chosen by where they are alone."""
+        assert self.decisions is not None
+        decisions = self.decisions
+        return self._ordered(rgb, tokens, lambda window: decisions.by_position(number, window))
+
+    def other(self, rgb: RGB, tokens: FrameTokens, *, number: int) -> SegmentationResult:
+        """As many tokens run on as by the rule, those that ran longest in another image."""
+        assert self.decisions is not None
+        decisions, gates = self.decisions, len(self.spec.gates)
+        return self._ordered(rgb, tokens, lambda window: [decisions.of_other(number, window)] * gates)
+
     def first_gate(self, rgb: RGB) -> SegmentationResult:
         """Everything stops at the first gate."""
         return self._replayed(rgb, lambda window, pixels: first_gate_keep(self.spec))
@@ -221,6 +255,17 @@ class Steering:
     def unlimited_oracle(self, rgb: RGB, logits: Sequence[Logits]) -> SegmentationResult:
         """Every token that has its final class stops, however many those are."""
         return self._replayed(rgb, lambda window, pixels: unlimited_oracle_keep(self.session, pixels, logits[window]))
+
+    def _ordered(
+        self, rgb: RGB, tokens: FrameTokens, orders: Callable[[int], Sequence[PatchOrder]]
+    ) -> SegmentationResult:
+        """At the rule's counts, by the orders of each window."""
+
+        def keep(window: int, pixels: Pixels) -> Keep:
+            del pixels
+            return ordered_keep(tokens.windows[window].report.kept, self.spec, orders(window))
+
+        return self._replayed(rgb, keep)
 
     def _replayed(self, rgb: RGB, keep: Callable[[int, Pixels], Keep]) -> SegmentationResult:
         def run_window(window: int, pixels: Pixels) -> tuple[Logits, TokenReport]:

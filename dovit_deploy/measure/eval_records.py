@@ -130,6 +130,11 @@ class SegmentationDynamic(SegmentationQuality, Comparison):
 class SegmentationControl(SegmentationScores, Comparison):
     """Other decisions on the same images."""
 
+    rule_gain: float
+    """mIoU of the rule less that of this, in points."""
+    rule_gain_interval: tuple[float, float] | None
+    """95 %, paired as that of a drop."""
+
 
 class SmallerSegmentation(SegmentationControl, AtSize):
     """The same weights, dense, at a smaller input size."""
@@ -140,6 +145,10 @@ class SegmentationControls(Record):
 
     random: SegmentationControl
     """The same number of tokens stopped at the same gates of each image, drawn."""
+    position: SegmentationControl | None
+    """The same numbers, those first that the rule stops most often on other images; None where there is no other."""
+    other: SegmentationControl | None
+    """The same numbers, in the order in which they stopped in another image; None where there is no other."""
     first_gate: SegmentationControl
     """Everything stopped at the first gate."""
     oracle: SegmentationControl
@@ -151,6 +160,10 @@ class SegmentationControls(Record):
     chance."""
     smaller_input: tuple[SmallerSegmentation, ...]
     seed: int
+    position_from: str | None
+    """The images that positions were learned from; where they are the evaluated ones, each was left out of its own."""
+    position_images: int | None
+    """How many they are."""
 
 
 class SegmentationRow(ImageRow):
@@ -198,9 +211,11 @@ class SmallerClassification(ClassificationScores, Comparison, AtSize):
 
 
 class ClassificationControls(Record):
-    """What the selection must beat: without gates there is nothing to replay, so the first four are always None."""
+    """What the selection must beat: without gates there is nothing to replay, so all but the last are always None."""
 
     random: None = None
+    position: None = None
+    other: None = None
     first_gate: None = None
     oracle: None = None
     gate_efficiency: None = None

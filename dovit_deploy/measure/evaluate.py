@@ -20,7 +20,8 @@ from dovit_deploy.datasets.recording import Moment
 from dovit_deploy.datasets.summary import DataSummary
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.agreement import Agreement
-from dovit_deploy.measure.controls import Steering
+from dovit_deploy.measure.controls import ELSEWHERE, Steering
+from dovit_deploy.measure.decisions import Decisions, StopMap, decisions_of
 from dovit_deploy.measure.intervals import Blocks, accuracy_drop_interval, blocks_of, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts, Hits, accuracy, boundary_counts, top_hits
 from dovit_deploy.runtime.classification import ClassificationResult
@@ -204,6 +205,8 @@ class Measured(Generic[T]):
     stems: list[str] = field(default_factory=list)
     dense_gmacs: list[float] = field(default_factory=list)
     """10^9 MACs of the dense network on each image, also where it cannot be run."""
+    stop_map: StopMap | None = None
+    """That the control by position followed; None: it did not run."""
 
 
 def evaluate(
@@ -214,6 +217,7 @@ def evaluate(
     *,
     smaller: Sequence[Session] = (),
     exact: Session | None = None,
+    decisions: Decisions | None = None,
     advance: Callable[[float], None],
 ) -> Measured[T]:
     """Run every sample of `data` in every way that the bundle has.
@@ -225,6 +229,7 @@ def evaluate(
         plan: how the dynamic run is set, and whether there are controls.
         smaller: sessions of the same network at other input sizes, run dense.
         exact: of the same bundle in fp32, run dense, where `session` computes in another precision.
+        decisions: of the rule on these images; None: gathered here, where a control is made of them.
         advance: called after each image with the share of its MACs that was saved.
 
     Raises:
@@ -233,18 +238,19 @@ def evaluate(
         CheckError: the model's logits are not finite.
     """
     manifest = session.bundle.manifest
-    if manifest.task != tally.task:
-        raise UsageError(f"{manifest.name}: its task is {manifest.task}; these labels are for {tally.task}")
-    if plan.controls is not None and tally.task == "segmentation" and not manifest.spec.gates:
-        raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
+    _check_request(manifest, tally, plan)
     # A fault in the last image is found before the first is run, not an hour later.
     data.check()
+    blocks = blocks_of(len(data), data.moments)
     steered = tuple(plan.controls or ()) if manifest.spec.gates else ()
+    if decisions is None and set(steered) & set(ELSEWHERE):
+        decisions = decisions_of(session, data, plan.settings, blocks)
+    steered = _possible(steered, decisions)
     # Every model with gates has a dense form, so that whatever is steered is compared.
     compared = {name: tally() for name in ("dense", *steered) if manifest.spec.has_dense}
     own = session.backend.precision == FP32
     measured = Measured(
-        blocks=blocks_of(len(data), data.moments),
+        blocks=blocks,
         dynamic=tally(),
         dense=compared.get("dense"),
         exact=compared.get("dense") if own else tally() if exact is not None else None,
@@ -252,8 +258,10 @@ def evaluate(
         agreement=Agreement(len(manifest.classes)),
         controls=None if plan.controls is None else {name: compared[name] for name in steered},
         smaller=tuple(SmallerRun(one.bundle.manifest.spec.size, one.backend.name, tally()) for one in smaller),
+        stop_map=decisions.stop_map if decisions is not None and "position" in steered else None,
     )
-    predictor, small, steering = predictor_for(session), [predictor_for(one) for one in smaller], Steering(session)
+    predictor, small = predictor_for(session), [predictor_for(one) for one in smaller]
+    steering = Steering(session, decisions)
     exactly = None if exact is None else predictor_for(exact)
     nothing_stopped = RunSettings.stop_nothing(manifest.spec, dense=True)
     for number in range(len(data)):
@@ -281,6 +289,19 @@ def evaluate(
     if math.isnan(measured.dynamic.score):
         raise DatasetError(f"{data.name}: no labelled pixel in the whole split")
     return measured
+
+
+def _check_request(manifest: Manifest, tally: type[Tally], plan: EvalPlan) -> None:
+    if manifest.task != tally.task:
+        raise UsageError(f"{manifest.name}: its task is {manifest.task}; these labels are for {tally.task}")
+    if plan.controls is not None and tally.task == "segmentation" and not manifest.spec.gates:
+        raise UsageError(f"{manifest.name} is a model without gates; there is nothing to control")
+
+
+def _possible(controls: Sequence[str], decisions: Decisions | None) -> tuple[str, ...]:
+    """Without those that rest on other images, where there are none."""
+    made = () if decisions is None else decisions.available
+    return tuple(name for name in controls if name not in ELSEWHERE or name in made)
 
 
 def check_classes(data: Dataset | LabelledImages, manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.measure.against import classification_against_fp32, segmentation_against_fp32
-from dovit_deploy.measure.controls import CONTROL_SEED, gate_efficiency
+from dovit_deploy.measure.controls import CONTROL_SEED, CONTROLS, gate_efficiency
 from dovit_deploy.measure.eval_records import (
     Bootstrap,
     ClassificationControls,
@@ -176,21 +176,28 @@ def _segmentation_dynamic(measured: Measured[SegmentationTally], names: Sequence
 def _segmentation_controls(
     measured: Measured[SegmentationTally], tallies: dict[str, SegmentationTally]
 ) -> SegmentationControls:
+    rule, stop_map = measured.dynamic, measured.stop_map
+
     def control(tally: SegmentationTally) -> SegmentationControl:
-        return SegmentationControl(**dict(_segmentation_scores(tally)), **dict(_comparison(measured, tally)))
+        return SegmentationControl(
+            **dict(_segmentation_scores(tally)),
+            **dict(_comparison(measured, tally)),
+            rule_gain=rule.score - tally.score,
+            rule_gain_interval=tally.drop_interval(rule, measured.blocks),
+        )
 
     results = {name: control(tally) for name, tally in tallies.items()}
-    efficiency = gate_efficiency(
-        rule=measured.dynamic.score, random=results["random"].miou, oracle=results["oracle"].miou
-    )
+    efficiency = gate_efficiency(rule=rule.score, random=results["random"].miou, oracle=results["oracle"].miou)
     return SegmentationControls(
-        **results,
+        **{name: results.get(name) for name in CONTROLS},
         gate_efficiency=efficiency,
         smaller_input=tuple(
             SmallerSegmentation(**dict(control(run.tally)), size=run.size, engine=run.engine)
             for run in measured.smaller
         ),
         seed=CONTROL_SEED,
+        position_from=None if stop_map is None else stop_map.name,
+        position_images=None if stop_map is None else stop_map.images,
     )
 
 

@@ -50,8 +50,13 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     assert report["dynamic"]["drop_interval"] is None
     assert "no intervals: 3 images, taken as independent; at least 8 are needed" in done.stdout
     controls = report["controls"]
-    assert {"random", "first_gate", "oracle", "gate_efficiency", "smaller_input"} <= controls.keys()
-    assert controls["oracle"]["gmacs"] == controls["random"]["gmacs"] == report["dynamic"]["gmacs"]
+    assert {"random", "position", "other", "first_gate", "oracle", "gate_efficiency"} <= controls.keys()
+    alike = [controls[name]["gmacs"] for name in ("oracle", "random", "position", "other")]
+    assert alike == [report["dynamic"]["gmacs"]] * 4
+    gain = report["dynamic"]["miou"] - controls["position"]["miou"]
+    assert controls["position"]["rule_gain"] == pytest.approx(gain)
+    assert f"position {gain:z.2f}, another image's" in done.stdout
+    assert (controls["position_images"], "set (val)") == (3, controls["position_from"])
     assert [entry["size"] for entry in controls["smaller_input"]] == [[48, 64], [32, 48]]
     gmacs = [report["dense"]["gmacs"], *(entry["gmacs"] for entry in controls["smaller_input"])]
     assert gmacs == sorted(gmacs, reverse=True)
@@ -67,6 +72,28 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     ):
         assert text in done.stdout
     assert f"next: dovit bench {tiny_bundle_path}" in done.stderr
+
+
+def test_where_positions_are_learned(dovit, tiny_bundle_path, folder, tmp_path):
+    def learned(*words: object) -> tuple[str, int]:
+        done = dovit("eval", tiny_bundle_path, "set", "--controls", *words, "--json", "eval.json")
+        assert done.returncode == 0, done.stderr
+        controls = json.loads((tmp_path / "eval.json").read_text())["controls"]
+        assert f"position: learned from {controls['position_from']}, " in done.stdout
+        return controls["position_from"], controls["position_images"]
+
+    write_labelled(tmp_path / "other: one", images=2)
+    assert learned("--position-from", "other: one:val") == ("other: one (val)", 2)
+    for kind in ("images", "labels"):
+        for number in range(3):
+            (folder / kind / "train").mkdir(exist_ok=True)
+            copied = (folder / kind / "val" / f"drive_{number:03d}.png").read_bytes()
+            (folder / kind / "train" / f"drive_{number + 2:03d}.png").write_bytes(copied)
+    (folder / "train.txt").write_text("drive_002\ndrive_003\ndrive_004\n")
+    # drive_002 is evaluated itself.
+    assert learned() == ("set (train)", 2)
+    (folder / "train.txt").write_text("drive_002\n")
+    assert learned() == ("set (val)", 3)
 
 
 def test_without_controls_there_are_none_and_the_next_command_works(dovit, tiny_bundle_path, folder, tmp_path):
@@ -143,6 +170,10 @@ def test_it_works_without_torch_and_says_what_is_left_out(tiny_bundle_path, fold
         (("--threshold", "0.5,0.5,0.5"), 2, ("2 gates",)),
         (("--json", "no/such/folder.json"), 2, ("--json",)),
         (("--split", "dev"), 3, ("dev.txt", "splits here: val")),
+        (("--position-from", "set"), 2, ("--position-from set", "--controls")),
+        (("--controls", "--position-from", "set:dev"), 3, ("dev.txt",)),
+        (("--controls", "--position-from", "set:val"), 3, ("all of its 3 images are evaluated",)),
+        (("--controls", "--position-from", "absent:val"), 3, ("absent: no such data set",)),
         (("--split", "val:other"), 3, ("none starts with 'other'",)),
     ],
 )
