@@ -21,6 +21,7 @@
     │   ├── PickleRefused                   a checkpoint that would execute code
     │   ├── CheckpointMismatch              missing, unexpected, misshaped, NaN or Inf entries
     │   │   └── NetworkUnknown                  its entries are those of no supported network
+    │   │       └── HeadMissing                     but of a backbone without a decode head
     │   ├── EngineInvalid                   a built engine or its sidecar: altered, foreign, for another machine
     │   └── BundleError                     anything wrong in a bundle
     │       ├── ManifestInvalid                 absent, not JSON, wrong fields, altered
@@ -60,6 +61,7 @@ __all__ = [
     "FileMissing",
     "FileUnlisted",
     "GraphMismatch",
+    "HeadMissing",
     "InputError",
     "Interrupted",
     "ManifestInvalid",
@@ -214,6 +216,10 @@ class CheckpointMismatch(UntrustedError):
 
 class NetworkUnknown(CheckpointMismatch):
     """The entries of a checkpoint are those of no supported network, or show too little of it."""
+
+
+class HeadMissing(NetworkUnknown):
+    """A checkpoint is a backbone without a decode head."""
 
 
 class EngineInvalid(UntrustedError):

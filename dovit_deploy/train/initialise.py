@@ -1,90 +1,22 @@
-"""Initial weights: drawn from a seed, or those of a trained checkpoint with gates added where it has none."""
+"""Initial weights: drawn from a seed, or those that a run starts from, with drawn ones where they lack some."""
 
 from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.errors import ConfigError, ProviderMissing
 from dovit_deploy.families.any_spec import AnySpec
-from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.folding import trainable
 from dovit_deploy.families.parts import SetrHead
-from dovit_deploy.families.registry import family_of, spec_at_size, state_at_size
-from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.families.registry import family_of
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
-from dovit_deploy.train.network import OPEN_WITH_INIT, NetworkChoice, evovit_from_trained, spec_from_trained
 from dovit_deploy.train.rates import GATE_PARTS, is_embedding
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run starts from: the network, and trained weights for it (in deployment form), gates perhaps missing."""
-
-    spec: AnySpec
-    state: dict[str, Tensor]
-    checkpoint: Checkpoint
-
-
-def start_from_checkpoint(
-    path: Path, choice: NetworkChoice, *, config: str | None, size: tuple[int, int], classes: int
-) -> Start:
-    """Understand the checkpoint of `--init`, at the run's input size and with the run's gates.
-
-    Raises:
-        ConfigError: it has another number of classes, the choice contradicts it, or its gates cannot be trained.
-        DovitError: whatever `checkpoint_from_path` finds wrong with it.
-    """
-    checkpoint = checkpoint_from_path(path, config=config)
-    given = checkpoint.spec
-    if not isinstance(given, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or given.task != "segmentation":
-        raise ConfigError(f"--init {path}: a {given.family} for {given.task}; training starts from a segmenter")
-    if given.classes != classes:
-        raise ConfigError(
-            f"--init {path}: a network of {given.classes} classes, the data set has {classes}; "
-            "give a checkpoint of these classes, or train from scratch"
-        )
-    is_vit = isinstance(given, VisionTransformerSpec)
-    stated = sorted(choice.model_fields_set - (OPEN_WITH_INIT if is_vit else {"size"}))
-    if stated:
-        raise ConfigError(f"network.{stated[0]} is the checkpoint's affair when --init is given; take it out")
-    size = choice.size or size
-    spec, state = spec_at_size(given, size), state_at_size(checkpoint.state, given, size)
-    if not isinstance(spec, VisionTransformerSpec):
-        return Start(spec, state, checkpoint)
-    chosen = spec_from_trained(spec, choice, source=str(path))
-    kept = _state_of(chosen, state, spec)
-    if choice.family == "evovit":
-        return Start(evovit_from_trained(chosen, choice.ratio, source=str(path)), kept, checkpoint)
-    return Start(chosen, kept, checkpoint)
-
-
-def _state_of(
-    chosen: VisionTransformerSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
-) -> dict[str, Tensor]:
-    """What of `state`, weights of `spec`, the network `chosen` has: its layers, and what belongs to gates in both."""
-    renumbered = {str(spec.gates.index(gate)): number for number, gate in enumerate(chosen.gates) if gate in spec.gates}
-    taken: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        part, _, inner = name.partition(".")
-        number = inner.partition(".")[0]
-        if part == "blocks" and int(number) >= chosen.depth:
-            continue
-        if part in GATE_PARTS:
-            if number not in renumbered or (part == "lenses" and chosen.answer != "lens"):
-                continue
-            name = f"{part}.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
-        taken[name] = tensor
-    return taken
 
 
 def trainable_model(spec: AnySpec) -> TrainableNetwork:
@@ -115,10 +47,12 @@ def initialise(model: TrainableNetwork, seed: int) -> None:
 
 
 def load_start(model: TrainableNetwork, state: dict[str, Tensor]) -> None:
-    """Load weights in deployment form into a model in training form; gates that they lack keep theirs."""
+    """Load weights in deployment form into a model in training form; gates, lenses and a head that they lack keep
+    theirs."""
     names = model.state_dict().keys()
     fitting = trainable(state, names)
-    lacking = [name for name in names if name not in fitting and name.partition(".")[0] not in GATE_PARTS]
+    new = GATE_PARTS if any(name.startswith("head.") for name in fitting) else (*GATE_PARTS, "head")
+    lacking = [name for name in names if name not in fitting and name.partition(".")[0] not in new]
     if lacking or fitting.keys() - names:
         raise ValueError(f"weights of another network: {lacking[:3]}, {sorted(fitting.keys() - names)[:3]}")
     model.load_state_dict(fitting, strict=False)
@@ -137,6 +71,8 @@ def adapt_norms(model: TrainableNetwork, state: dict[str, Tensor], pixels: Tenso
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and f"{name.removesuffix('.norm')}.weight" in state
     ]
+    if not norms:
+        return
     # Each norm sees the same whether or not those before it are adapted, so one pass serves all.
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen.update({norm: inputs[0]})) for norm in norms]
     training = model.training

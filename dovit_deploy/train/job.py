@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.checkpoints.backbone import Backbone
 from dovit_deploy.checkpoints.own_format import foreign_in_checkpoint
 from dovit_deploy.claims import claimed
 from dovit_deploy.datasets.dataset import Dataset
@@ -28,7 +28,7 @@ from dovit_deploy.train.data import (
     training_images,
     validation_data,
 )
-from dovit_deploy.train.initialise import Start, start_from_checkpoint, with_resolved_precision
+from dovit_deploy.train.initialise import with_resolved_precision
 from dovit_deploy.train.loop import Trainer, TrainingProgress, starting_model
 from dovit_deploy.train.network import spec_from_choice
 from dovit_deploy.train.recipe import Recipe, config_error, run_config
@@ -39,6 +39,7 @@ from dovit_deploy.train.result import (
     save_result,
     threshold_curve,
 )
+from dovit_deploy.train.start import Start, given_at, start_again, start_from_path
 from dovit_deploy.train.state import (
     KEPT,
     RECORD,
@@ -142,10 +143,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     size = recipe.network.size or _size_of(data)
     training_data = TrainingData(data, scenes_for(recipe, size, None))
     start = _start(request, recipe, size, len(training_data.main.classes.names))
-    if recipe.distillation.teacher == "init" and start is None:
-        raise ConfigError("distillation.teacher = 'init': there is no teacher without --init; use 'average'")
-    if recipe.trained == "gates" and start is None:
-        raise ConfigError("trained = 'gates': there is no network around them without --init")
+    _refuse_without_network(recipe, start)
     config = _config(recipe, start, size, training_data)
     if recipe.trained == "gates" and not config.spec.gates:
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
@@ -165,7 +163,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
         recipe=recipe,
         config=config,
         data=data_facts(training_data, frequencies),
-        init=init_facts(None if start is None else start.checkpoint),
+        init=init_facts(None if start is None else start.given),
     )
     folder = RunFolder.create(request.output, record)
     return _trainer(record, data, validation, folder, start), record
@@ -183,7 +181,8 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     training_data = TrainingData(data, scenes_for(recipe, record.config.spec.size, None))
     refuse_other_data(record, data_facts(training_data, record.data.frequencies))
     _refuse_other_start(request, record, begun=(folder.path / STATE).exists())
-    start = _start(request, recipe, record.config.spec.size, record.config.spec.classes)
+    # Not by the recipe: what its record leaves out cannot be told from what a user stated.
+    start = start_again(request.init, record.config.spec, config=recipe.init_config) if request.init else None
     validation = validation_data(request.dataset, recipe, record.config.spec.size, request.classes)
     trainer = _trainer(record, data, validation, folder, start)
     # There may be no state yet: then the run was killed before its first save and begins again.
@@ -196,8 +195,7 @@ def _refuse_other_start(request: TrainingRequest, record: RunRecord, *, begun: b
     """Raise UsageError if `--init` is not what the run began from; a run that has a saved state needs no `--init`."""
     if request.init is None and (begun or record.init is None):
         return
-    config = record.recipe.init_config
-    given = None if request.init is None else checkpoint_from_path(request.init, config=config)
+    given = None if request.init is None else given_at(request.init, record.recipe.init_config)
     if init_facts(given) != record.init:
         own = f"--init with the checkpoint {record.init.source}" if record.init else "random weights"
         other = f", not from {request.init}" if request.init else ""
@@ -214,14 +212,28 @@ def _size_of(data: Dataset | None) -> tuple[int, int]:
 def _start(request: TrainingRequest, recipe: Recipe, size: tuple[int, int], classes: int) -> Start | None:
     if request.init is None:
         return None
-    return start_from_checkpoint(request.init, recipe.network, config=recipe.init_config, size=size, classes=classes)
+    return start_from_path(request.init, recipe.network, config=recipe.init_config, size=size, classes=classes)
+
+
+def _refuse_without_network(recipe: Recipe, start: Start | None) -> None:
+    """Raise ConfigError for a recipe that needs a trained network, where there is none or only its backbone."""
+    lacking = "without --init" if start is None else "in a backbone without a head"
+    if start is not None and not isinstance(start.given, Backbone):
+        return
+    if recipe.distillation.teacher == "init":
+        raise ConfigError(f"distillation.teacher = 'init': there is no teacher {lacking}; use 'average'")
+    if recipe.trained == "gates":
+        raise ConfigError(f"trained = 'gates': there is no network around them {lacking}")
 
 
 def _config(recipe: Recipe, start: Start | None, size: tuple[int, int], training_data: TrainingData) -> TrainConfig:
     rendered_only = training_data.data is None
     if start is not None:
-        found = start.checkpoint.preprocessing
+        found = start.given.preprocessing
         scaling = Scaling(mean=found.mean, std=found.std)
+        # What the weights came with holds for what is made of them.
+        notes = dict.fromkeys(note for note in (recipe.license, start.given.license) if note)
+        recipe = recipe.model_copy(update={"license": "; ".join(notes)})
         return run_config(recipe, start.spec, scaling=scaling, rendered_only=rendered_only)
     try:
         spec = spec_from_choice(recipe.network, size, len(training_data.main.classes.names))

@@ -22,7 +22,6 @@ from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.fitted import fit_gates
 from dovit_deploy.train.forward import TrainableNetwork
 from dovit_deploy.train.initialise import (
-    Start,
     adapt_norms,
     device_from_name,
     initialise,
@@ -31,6 +30,7 @@ from dovit_deploy.train.initialise import (
 )
 from dovit_deploy.train.objective import Objective, class_weights
 from dovit_deploy.train.rates import is_trained, optimiser_from_groups, rate_groups, set_training
+from dovit_deploy.train.start import Start
 from dovit_deploy.train.state import RunFolder, RunState
 from dovit_deploy.train.validation import validate
 

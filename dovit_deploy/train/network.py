@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,6 +13,7 @@ from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec, TokenSelection
 from dovit_deploy.families.parts import (
+    AnyHead,
     ConvStem,
     FcnHead,
     GateSpec,
@@ -84,6 +86,8 @@ class NetworkChoice(Record):
 
 OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "answer", "aggregate_rate", "ratio"})
 """What a checkpoint leaves open."""
+OPEN_WITH_BACKBONE = OPEN_WITH_INIT | {"head", "head_channels"}
+"""What a checkpoint without a head leaves open."""
 
 
 def spec_from_choice(choice: NetworkChoice, size: tuple[int, int], classes: int) -> AnySpec:
@@ -109,7 +113,7 @@ def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> V
         classes=classes,
         gates=gate_specs(layers, choice.gate_channels),
         position_mode="bilinear",
-        head=_decode_head(choice, heads),
+        head=_decode_head(choice, choice.width, heads),
         answer=choice.answer,
         aggregate_rate=choice.aggregate_rate,
     )
@@ -143,7 +147,7 @@ def _stvit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> S
         heads=(max(1, heads // 4), max(1, heads // 2), heads),
         window=choice.window,
         classes=classes,
-        head=_decode_head(choice, heads),
+        head=_decode_head(choice, choice.width, heads),
     )
 
 
@@ -151,9 +155,17 @@ def _stem(choice: NetworkChoice) -> ConvStem | PatchStem:
     return ConvStem(widths=(24, 48, 96)) if choice.stem == "conv" else PatchStem()
 
 
-def _decode_head(choice: NetworkChoice, heads: int) -> LinearHead | MaskHead | SetrHead | LightHead:
+def head_on_backbone(choice: NetworkChoice, values: Mapping[str, Any]) -> AnyHead:
+    """The head that a pretrained backbone gets, whose spec has the fields `values`; without a word, the light one."""
+    stated = "head" in choice.model_fields_set
+    return _decode_head(
+        choice if stated else choice.model_copy(update={"head": "light"}), values["width"], values["heads"]
+    )
+
+
+def _decode_head(choice: NetworkChoice, width: int, heads: int) -> LinearHead | MaskHead | SetrHead | LightHead:
     if choice.head == "mask":
-        return MaskHead(width=choice.width, layers=2, heads=heads)
+        return MaskHead(width=width, layers=2, heads=heads)
     if choice.head == "linear":
         return LinearHead()
     if choice.head == "light":

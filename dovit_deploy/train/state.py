@@ -17,7 +17,6 @@ import torch
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
-from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.errors import DatasetError, InputError, UsageError
 from dovit_deploy.files import reported_writes, write_bytes, written_aside
@@ -25,6 +24,7 @@ from dovit_deploy.record import Record
 from dovit_deploy.train.config import TrainConfig
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.recipe import Recipe
+from dovit_deploy.train.start import Given
 
 
 class DataFacts(Record):
@@ -77,9 +77,9 @@ def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> D
     )
 
 
-def init_facts(checkpoint: Checkpoint | None) -> InitFacts | None:
+def init_facts(given: Given | None) -> InitFacts | None:
     """What is remembered of `--init`."""
-    return None if checkpoint is None else InitFacts(source=checkpoint.source, sha256=checkpoint.source_sha256)
+    return None if given is None else InitFacts(source=given.source, sha256=given.source_sha256)
 
 
 def refuse_other_recipe(record: RunRecord, recipe: Recipe, *, whole: bool) -> None:

@@ -16,11 +16,12 @@ from dovit_deploy.families.registry import family_of, model_from_spec
 from dovit_deploy.train.config import Phase, Scaling, TrainConfig
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.forward import training_forward
-from dovit_deploy.train.initialise import initialise, start_from_checkpoint, trainable_model
+from dovit_deploy.train.initialise import initialise, trainable_model
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.recipe import Recipe, run_config
 from dovit_deploy.train.result import save_result
+from dovit_deploy.train.start import start_from_path
 from dovit_deploy.train.state import RunFolder
 from tests.bundles import export, tiny_checkpoint
 from tests.tiny import tiny_pixels, tiny_spec
@@ -133,7 +134,7 @@ def test_evo_vit_starts_from_a_vision_transformer(tmp_path):
     spec = tiny_spec(gates=(1,), depth=3, size=SIZE)
     path = saved(tmp_path / "vit", spec)
     choice = NetworkChoice(family="evovit", ratio=0.4)
-    start = start_from_checkpoint(path, choice, config=None, size=SIZE, classes=spec.classes)
+    start = start_from_path(path, choice, config=None, size=SIZE, classes=spec.classes)
     assert isinstance(start.spec, EvoDeitSpec)
     assert [selection.ratio for selection in start.spec.selections] == [0.4, 0.4]
     assert start.spec.head == spec.head
@@ -145,4 +146,4 @@ def test_other_layers_cannot_start_from_a_vision_transformer(tmp_path):
     spec = tiny_spec(gates=(1,), depth=3, size=SIZE)
     path = saved(tmp_path / "vit", spec)
     with pytest.raises(ConfigError, match="other layers"):
-        start_from_checkpoint(path, NetworkChoice(family="stvit"), config=None, size=SIZE, classes=spec.classes)
+        start_from_path(path, NetworkChoice(family="stvit"), config=None, size=SIZE, classes=spec.classes)

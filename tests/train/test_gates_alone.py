@@ -12,10 +12,10 @@ from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.train.config import Phase, TrainConfig
 from dovit_deploy.train.data import TrainingData
-from dovit_deploy.train.initialise import Start
 from dovit_deploy.train.job import TrainingRequest, train
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import Recipe
+from dovit_deploy.train.start import Start
 from dovit_deploy.train.state import RunFolder
 from tests.bundles import tiny_checkpoint
 from tests.tiny import tiny_pixels, tiny_spec

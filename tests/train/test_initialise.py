@@ -20,12 +20,12 @@ from dovit_deploy.train.initialise import (
     adapt_norms,
     initialise,
     load_start,
-    start_from_checkpoint,
     trainable_model,
 )
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.masked import masked_forward
 from dovit_deploy.train.network import NetworkChoice, added_layers
+from dovit_deploy.train.start import start_from_path
 from dovit_deploy.train.state import RunFolder
 from tests.families.vit import official
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
@@ -47,7 +47,7 @@ def saved(folder, spec, **settings):
 
 
 def started(path, *, size=SPEC.size, classes=4, config=None, **choice):
-    return start_from_checkpoint(path, NetworkChoice(**choice), config=config, size=size, classes=classes)
+    return start_from_path(path, NetworkChoice(**choice), config=config, size=size, classes=classes)
 
 
 def model_of(start, seed=0):

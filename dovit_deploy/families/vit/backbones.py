@@ -11,7 +11,7 @@ from typing import Any
 from dovit_deploy.checkpoints.keys import KeyFacts, listed
 from dovit_deploy.checkpoints.reader import Architecture, BackboneReader, Reader
 from dovit_deploy.checkpoints.settings import Sources
-from dovit_deploy.errors import NetworkUnknown
+from dovit_deploy.errors import HeadMissing
 from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS, HEAD_TABLES, found_head
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -61,7 +61,7 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
         separate: the head comes from a file of its own.
 
     Raises:
-        NetworkUnknown: there is no head.
+        HeadMissing: there is no head.
         CheckpointMismatch: a head of another width, or one that is not supported.
         ConfigError: values unknown, unsupported, or contradicting the keys.
     """
@@ -71,7 +71,7 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
     beside = replace(sources, facts=beside_backbone(reader, sources.facts))
     head = found_head(beside, width=values["width"], separate=separate)
     if head is None:
-        raise NetworkUnknown(
+        raise HeadMissing(
             f"{sources.checkpoint} is a backbone without a decode head: {reader.title}, width {values['width']}, "
             f"{values['depth']} layers{_others(beside.facts)}",
             f"Give its head, --head FILE, or train one: dovit train DATASET --init {sources.checkpoint}",
