@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TypeGuard
 
@@ -52,15 +53,24 @@ def spans_from_file(path: Path) -> dict[str, TensorSpan]:
     Raises:
         NotWeights: it is none, is cut short, or its tensors overlap, leave gaps or differ in size from what they state.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(LENGTH.size)
-        if len(first) < LENGTH.size:
-            raise NotWeights("it is too short for a header")
-        (length,) = LENGTH.unpack(first)
-        if length > min(MOST_HEADER, size - LENGTH.size):
-            raise NotWeights(f"it states a header of {length:,} bytes")
-        text = file.read(length)
+        return _spans(file, path.stat().st_size)
+
+
+def spans_from_bytes(content: bytes) -> dict[str, TensorSpan]:
+    """`spans_from_file` of a file's content."""
+    return _spans(BytesIO(content), len(content))
+
+
+def _spans(file: IO[bytes], size: int) -> dict[str, TensorSpan]:
+    """Of a file of `size` bytes."""
+    first = file.read(LENGTH.size)
+    if len(first) < LENGTH.size:
+        raise NotWeights("it is too short for a header")
+    (length,) = LENGTH.unpack(first)
+    if length > min(MOST_HEADER, size - LENGTH.size):
+        raise NotWeights(f"it states a header of {length:,} bytes")
+    text = file.read(length)
     try:
         header = data_from_json(text)
     except NotData as error:

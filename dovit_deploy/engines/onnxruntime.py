@@ -20,6 +20,8 @@ from dovit_deploy.bundle.interface import (
     graph_interfaces,
     stage_name,
 )
+from dovit_deploy.bundle.pointers import check_pointers, check_pointers_of_files
+from dovit_deploy.bundle.weights import spans_from_bytes
 from dovit_deploy.engines.base import Buffer, HostMemory
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import GraphMismatch, ProviderMissing, shown
@@ -123,17 +125,22 @@ class WeightsInMemory:
         """What to make the session of, within the block: the graph's bytes; `options` get the weights.
 
         Raises:
-            BundleError: one of the files was changed since the bundle was opened.
+            BundleError: one of the files was changed since the bundle was opened, or the graph looks for its weights
+                where they are not.
         """
         if not hasattr(options, IN_MEMORY):
             # From a copy that nobody else knows.
             with TemporaryDirectory(prefix="dovit-") as folder:
-                yield str(bundle.copied_graph(graph, Path(folder), fast=self._fast, precision=self._precision))
+                copy = bundle.copied_graph(graph, Path(folder), fast=self._fast, precision=self._precision)
+                check_pointers_of_files(copy, [copy.with_name(name) for name in bundle.weights_files(self._precision)])
+                yield str(copy)
             return
-        weights = self._of(bundle)
+        name = bundle.graph(graph, fast=self._fast, precision=self._precision).name
+        content, weights = bundle.content(name), self._of(bundle)
+        check_pointers(name, content, {file: spans_from_bytes(held) for file, held in weights.items()})
         contents = list(weights.values())
-        getattr(options, IN_MEMORY)(list(weights), contents, [len(content) for content in contents])
-        yield bundle.content(bundle.graph(graph, fast=self._fast, precision=self._precision).name)
+        getattr(options, IN_MEMORY)(list(weights), contents, [len(held) for held in contents])
+        yield content
         # A session loads all stages at once, in order; afterwards ONNX Runtime has copies of what it needs.
         if graph == stage_name(bundle.stages - 1):
             self._held = None

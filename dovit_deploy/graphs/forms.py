@@ -30,7 +30,8 @@ import numpy as np
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import GraphInterface, Port, check_ports, graph_interfaces
-from dovit_deploy.errors import GraphMismatch, shown
+from dovit_deploy.bundle.pointers import check_pointers_of_files
+from dovit_deploy.errors import GraphMismatch
 from dovit_deploy.graphs.attention import attention_count, fused_attention, standard_attention
 from dovit_deploy.graphs.exported import shared_tables, vector_products, without_traces
 from dovit_deploy.graphs.half_precision import HALF_SUFFIX, half_precision
@@ -165,13 +166,12 @@ def write_derived(
     """
     onnx_ir = packages.onnx_ir()
     read = {path: _read(path) for path in graphs}
-    spans = {file.name: SharedWeights.read(file).spans for file in weights}
-    for path, model in read.items():
-        _check_pointers(path.name, model, spans)
+    for path in graphs:
+        check_pointers_of_files(path, weights)
     tensors = [value.const_value for model in read.values() for value in model.graph.initializers.values()]
     models = {path: applied(model, passes).model for path, model in read.items()}
     # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
-    known = {name for held in spans.values() for name in held}
+    known = {name for file in weights for name in SharedWeights.read(file).spans}
     shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, known))
     for path, model in models.items():
         shared(model)
@@ -188,20 +188,6 @@ def _read(path: Path) -> ir.Model:
     except (packages.protobuf_decode_error(), onnx_ir.serde.SerdeError) as error:
         raise GraphMismatch(f"{path.name} is no ONNX graph ({str(error).splitlines()[0]})") from error
     return model
-
-
-def _check_pointers(graph: str, model: ir.Model, spans: Mapping[str, Mapping[str, tuple[int, int]]]) -> None:
-    """Raise GraphMismatch unless each weight of `model` is where its file holds it, `spans` by the names of the files.
-
-    A graph and weights of two exports, or hostile ones: other numbers would be read as weights.
-    """
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if not isinstance(tensor, packages.onnx_ir().ExternalTensor):
-            continue
-        held = spans.get(str(tensor.location), {}).get(name)
-        if held != (tensor.offset, tensor.length) or tensor.nbytes != tensor.length:
-            raise GraphMismatch(f"{graph} looks for the weight '{shown(name)}' where it is not; export again")
 
 
 def _close_file(tensor: ir.TensorProtocol | None) -> None:
