@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,10 @@ import numpy.typing as npt
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
-from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.given import check_pixels_array, described, path_from
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.paint import paint_label, png_from_rgb, write_image
-from dovit_deploy.runtime.predict import Predicts
+from dovit_deploy.runtime.predict import ImageAnswer, Predicts
 from dovit_deploy.runtime.results import (
     TOP,
     ClassScore,
@@ -32,7 +31,7 @@ from dovit_deploy.runtime.results import (
     probabilities_from_logits,
     scores_from_probabilities,
 )
-from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
 from dovit_deploy.runtime.token_maps import paint_selections
 from dovit_deploy.runtime.transforms import crop_region
 from dovit_deploy.sources.source import RGB
@@ -41,17 +40,13 @@ SUFFIXES = (".json", ".png")
 
 
 @dataclass(frozen=True)
-class ClassificationResult:
+class ClassificationResult(ImageAnswer):
     """What one image shows, what its tokens did, and how long it took."""
 
-    rgb: RGB = field(repr=False)
-    """The image: (H, W, 3) uint8."""
     classes: tuple[ClassScore, ...]
     """The most probable classes, the most probable first; of equals the lower id."""
     probabilities: npt.NDArray[np.float64] = field(repr=False)
     """Of all classes, (K,); their sum is 1."""
-    tokens: FrameTokens = field(repr=False)
-    timing: FrameTiming
 
     @property
     def label(self) -> ClassScore:
@@ -76,18 +71,9 @@ class ClassificationResult:
             "top": [{"id": entry.id, "name": entry.name, "probability": entry.probability} for entry in self.classes]
         }
 
-    def repeated(self, decode_ms: float) -> Self:
-        """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
-        tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
-        return replace(self, tokens=tokens, timing=timing)
-
     def png(self) -> bytes:
         """What `save` writes into a file called .png: a label has no map, so it is the painted image."""
         return png_from_rgb(self.plot())
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows: the image that `plot` gives, as PNG."""
-        return self.png()
 
     def save(self, path: str | Path) -> None:
         """Write the answer: `.json` the most probable classes, `.png` the image that `plot` gives.
@@ -118,17 +104,16 @@ class Classifier(Predicts[ClassificationResult]):
         UsageError: a bundle with another task, or `top` below 1.
     """
 
+    task = "classification"
+
     def __init__(self, session: RunsOne, *, top: int = TOP) -> None:
-        manifest = session_from(session, "Classifier").bundle.manifest
-        if manifest.task != "classification":
-            raise UsageError(f"{manifest.name}: its task is {manifest.task}; Classifier takes classifiers alone")
+        super().__init__(session)
         if isinstance(top, bool) or not isinstance(top, int):
             raise UsageError(f"top: {described(top)} given, a whole number is needed")
         if top < 1:
             raise UsageError(f"top {top}: at least 1 class is needed in an answer")
-        self.session, self.top = session, top
-        self.spec, self.preprocessing = manifest.spec, manifest.preprocessing
-        self.names = tuple(entry.name for entry in manifest.classes)
+        self.top = top
+        self.names = tuple(entry.name for entry in session.bundle.manifest.classes)
 
     def run(self, rgb: RGB, settings: RunSettings, *, decode_ms: float = 0.0) -> ClassificationResult:
         """`predict` with settings that are resolved already."""
@@ -143,15 +128,7 @@ class Classifier(Predicts[ClassificationResult]):
         timing = FrameTiming(
             decode_ms, 1e3 * (ready - start), 1e3 * (answered - ready), 1e3 * (perf_counter() - answered)
         )
-        return ClassificationResult(rgb, classes, probabilities, tokens, timing)
-
-    def to_input(self, rgb: RGB) -> Pixels:
-        """`rgb` (H, W, 3) uint8 as `pixels` (1, 3, *size) float32, normalised: the centre of the image.
-
-        Raises:
-            InputError: not an (H, W, 3) uint8 array.
-        """
-        return transforms.to_input(rgb, self.preprocessing, self.spec.size)
+        return ClassificationResult(rgb, tokens, timing, classes, probabilities)
 
     def logits(
         self,

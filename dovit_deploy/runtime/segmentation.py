@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.given import check_pixels_array, described, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
-from dovit_deploy.runtime.paint import paint_overlay, png_from_mask, png_from_rgb, save_mask
-from dovit_deploy.runtime.predict import Predicts
+from dovit_deploy.runtime.paint import paint_overlay, png_from_mask, save_mask
+from dovit_deploy.runtime.predict import ImageAnswer, Predicts
 from dovit_deploy.runtime.results import (
     Answer,
     ClassMap,
@@ -32,7 +32,7 @@ from dovit_deploy.runtime.results import (
     TokenReport,
     Window,
 )
-from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
+from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
 from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
 from dovit_deploy.runtime.workers import MOST_WORKERS, in_order, rounds_of
 from dovit_deploy.sources.source import RGB
@@ -42,15 +42,11 @@ MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
-class SegmentationResult:
+class SegmentationResult(ImageAnswer):
     """The class of every pixel of one image, what its tokens did, and how long it took."""
 
-    rgb: RGB = field(repr=False)
-    """The image: (H, W, 3) uint8."""
     class_map: npt.NDArray[np.uint8] = field(repr=False)
     """(H, W) uint8 in the image's own pixels; value = class id."""
-    tokens: FrameTokens = field(repr=False)
-    timing: FrameTiming
     palette: Palette
     gates: tuple[int, ...] = ()
     """The layer before which each gate stands."""
@@ -77,18 +73,9 @@ class SegmentationResult:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""
         return {}
 
-    def repeated(self, decode_ms: float) -> Self:
-        """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
-        tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
-        return replace(self, tokens=tokens, timing=timing)
-
     def png(self) -> bytes:
         """What `save` writes."""
         return png_from_mask(self.class_map, self.palette)
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows: the image that `plot` gives, as PNG."""
-        return png_from_rgb(self.plot())
 
     def save(self, path: str | Path) -> None:
         """Write the class map as an indexed PNG (pixel value = class id) with the palette.
@@ -133,21 +120,17 @@ class Predictor(Predicts[SegmentationResult]):
         InputError: the bundle has more classes than a class map can hold.
     """
 
+    task = "segmentation"
+
     def __init__(self, session: RunsOne, *, windows_at_once: int = 1) -> None:
-        manifest = session_from(session, "Predictor").bundle.manifest
-        if manifest.task != "segmentation":
-            raise UsageError(
-                f"{manifest.name}: its task is {manifest.task}, Predictor makes class maps; "
-                "predictor_for(session) gives what fits a bundle"
-            )
+        super().__init__(session)
         if isinstance(windows_at_once, bool) or not isinstance(windows_at_once, int) or windows_at_once < 1:
             raise UsageError(f"windows_at_once: {described(windows_at_once)} given, a whole number from 1 on is needed")
-        self.session, self.windows_at_once = session, windows_at_once
+        self.windows_at_once = windows_at_once
         # As many threads come to be as are needed: several images may be in work at once, each with so many windows.
         pool = ThreadPoolExecutor(MOST_WORKERS * windows_at_once, thread_name_prefix="dovit-window")
         self.pool = pool if windows_at_once > 1 else None
-        self.spec = manifest.spec
-        self.preprocessing = manifest.preprocessing
+        manifest = session.bundle.manifest
         if self.spec.classes > MOST_CLASSES:
             raise InputError(f"{manifest.name} has {self.spec.classes} classes; class maps hold {MOST_CLASSES}")
         colors = np.array([entry.color for entry in manifest.classes], dtype=np.uint8).reshape(-1, 3)
@@ -164,17 +147,7 @@ class Predictor(Predicts[SegmentationResult]):
         # Windows alternate with their share of the postprocessing, so the model's time is taken out of the whole.
         preprocess, rest = 1e3 * (ready - start), 1e3 * (perf_counter() - ready)
         timing = FrameTiming(decode_ms, preprocess, run.model_ms, rest - run.model_ms)
-        return SegmentationResult(rgb, answer, run.tokens, timing, self.palette, self.gates)
-
-    def to_input(self, rgb: RGB) -> Pixels:
-        """`rgb` (H, W, 3) uint8 as `pixels` (1, 3, h, w) float32, normalised.
-
-        (h, w) is the model's size, or with a sliding window at least that.
-
-        Raises:
-            InputError: not an (H, W, 3) uint8 array.
-        """
-        return transforms.to_input(rgb, self.preprocessing, self.spec.size)
+        return SegmentationResult(rgb, run.tokens, timing, answer, self.palette, self.gates)
 
     def logits(
         self,

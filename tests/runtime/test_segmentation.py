@@ -34,7 +34,7 @@ def known():
     numbers[1:3, 4:7] = 2
     palette = Palette(("road", "sky", "car"), np.zeros((3, 3), dtype=np.uint8))
     rgb = np.zeros((6, 8, 3), dtype=np.uint8)
-    return SegmentationResult(rgb, numbers, FrameTokens((), (16, 16)), FrameTiming(0, 0, 0, 0), palette)
+    return SegmentationResult(rgb, FrameTokens((), (16, 16)), FrameTiming(0, 0, 0, 0), numbers, palette)
 
 
 def test_plots_are_the_paintings_of_its_own_image():
