@@ -46,6 +46,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.errors import DovitError, InputError, UsageError
 from dovit_deploy.files import write_text
+from dovit_deploy.interruption import interruptible
 from dovit_deploy.machine import this_machine
 
 QUICK = CellEffort(seconds=6.0, fewest=2, timed_frames=3, limit_s=75.0)
@@ -284,6 +285,21 @@ def work_folder(given: Path | None) -> Iterator[Path]:
     yield given.resolve()
 
 
+def do(command_line: argparse.ArgumentParser, arguments: argparse.Namespace, command: str) -> None:
+    """What the command line asks for: measure, or write the tables of what was measured."""
+    check_pages(readme=arguments.readme, docs=arguments.docs)
+    if arguments.tables is not None:
+        reports = [stored(path) for path in arguments.tables]
+        if arguments.readme is None and arguments.docs is None:
+            raise UsageError("--tables writes into pages: give --readme, --docs or both")
+    else:
+        checked(command_line, arguments)
+        report = run(arguments, command)
+        reports = [report] if report is not None else []
+    if reports:
+        write_tables(reports, readme=arguments.readme, docs=arguments.docs)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     given = list(sys.argv[1:] if words is None else words)
@@ -293,17 +309,9 @@ def main(words: Sequence[str] | None = None) -> int:
         answer_in_this_process(arguments.wanted, arguments.output)
         return 0
     try:
-        check_pages(readme=arguments.readme, docs=arguments.docs)
-        if arguments.tables is not None:
-            reports = [stored(path) for path in arguments.tables]
-            if arguments.readme is None and arguments.docs is None:
-                raise UsageError("--tables writes into pages: give --readme, --docs or both")
-        else:
-            checked(command_line, arguments)
-            report = run(arguments, command_text("cpu.py", given))
-            reports = [report] if report is not None else []
-        if reports:
-            write_tables(reports, readme=arguments.readme, docs=arguments.docs)
+        # Also SIGTERM is raised here: else the process that measures would go on alone.
+        with interruptible():
+            do(command_line, arguments, command_text("cpu.py", given))
     except DovitError as error:
         say(f"error: {error}")
         return error.exit_code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import cpu
 import pytest
 from on_cpu import processes
@@ -11,6 +13,7 @@ from on_cpu.result import DEFAULT, CellsDone, CellsWanted, CpuCase, CpuCell, Cpu
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.errors import InputError
+from dovit_deploy.interruption import _Requests
 from tests.benchmarks.cpu_cells import FRAMES, LITTLE, ROWS, cell_of, report_of
 
 
@@ -60,10 +63,14 @@ def test_an_interruption_keeps_what_was_done_and_says_how_to_go_on(asked, words,
 
     def interrupted(wanted: CellsWanted) -> CellsDone:
         if len(asked) > 5:
-            raise KeyboardInterrupt
+            # As from a terminal or from `kill`: raised here, so that the process that measures is ended, too.
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGTERM)
         return fake(wanted)
 
     monkeypatch.setattr(cpu, "done_in_process", interrupted)
+    # Whatever another test has sent.
+    monkeypatch.setattr(_Requests, "last", float("-inf"))
     assert cpu.main(words) == 130
     assert "the same command goes on" in capsys.readouterr().err
     done = {row.cell for row in report_in(tmp_path).rows}
