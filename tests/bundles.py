@@ -84,7 +84,7 @@ def int8_copy(source: Path, output: Path, *, changed: Mapping[str, np.ndarray] |
     manifest = Manifest.from_json((output / MANIFEST).read_bytes())
     images = [noise(manifest.spec.size, classes=5, seed=seed)[0] for seed in range(8)]
     draft = pipeline._listed(Bundle(output, manifest))
-    plan = QuantisePlan(images, allowed=1.0)
+    plan = QuantisePlan(images, allowed=100.0)
     made = pipeline._listed(sensitivity.quantised_bundle(draft, plan, progress=Unseen()))
     files = {name: entry for name, entry in made.manifest.files.items() if name != MANIFEST}
     (output / MANIFEST).write_text(made.manifest.model_copy(update={"files": files}).to_json())

@@ -130,7 +130,7 @@ class CaseFiles:
 
         spec = bench_spec(self.case)
         # Of random weights every loss is allowed: their time is all that counts.
-        bundle_of(spec, self.bundle_path, QuantisePlan(street_images(RANGED, seed=0), allowed=1.0))
+        bundle_of(spec, self.bundle_path, QuantisePlan(street_images(RANGED, seed=0), allowed=100.0))
         plain_session(spec.model_copy(update={"gates": ()}), self.folder)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,28 @@ class CalibrationImage:
 
     rgb: RGB
     label: ClassMap | None
+
+
+Given = TypeVar("Given")
+
+
+@dataclass(frozen=True)
+class PickedImages(Generic[Given]):
+    """Some of several images, each made of its number when its turn comes."""
+
+    numbers: Sequence[int]
+    image: Callable[[int], Given]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Given]:
+        return map(self.image, self.numbers)
+
+
+def spread(numbers: Sequence[int], most: int) -> Sequence[int]:
+    """At most `most` of them, evenly over all."""
+    return numbers[:: max(1, -(-len(numbers) // most))]
 
 
 class CalibrationImages(Protocol):

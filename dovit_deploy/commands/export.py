@@ -68,7 +68,7 @@ def export(
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         packages.load(package)
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-    from dovit_deploy.commands.precisions import PrecisionRequest
+    from dovit_deploy.commands.precisions import PrecisionRequest, loss_lines
     from dovit_deploy.export.pipeline import bundle_from_plan
     from dovit_deploy.export.plan import ExportPlan
 
@@ -108,7 +108,7 @@ def export(
             max_drop=request.max_drop,
         )
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
-    console.result(str(bundle.path), _summary(report, perf_counter() - start), *_losses(report))
+    console.result(str(bundle.path), _summary(report, perf_counter() - start), *loss_lines(report.precisions))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
@@ -180,14 +180,3 @@ def _summary(report: ParityReport, seconds: float) -> str:
         f"verified against PyTorch: {plural(len(runs), 'run')}, largest difference {report.answers_error or 0:.1e}, "
         f"{plural(flips, 'explained decision flip')}; {seconds:.0f} s"
     )
-
-
-def _losses(report: ParityReport) -> list[str]:
-    """A line for each precision that was measured."""
-    return [
-        f"{one.engine} {one.precision}: {one.agreement:.2%} of the pixels as in fp32"
-        + ("" if one.drop is None else f", mIoU drop {one.drop:.2f}")
-        + (f", confidences within {max(one.confidence_error):.1g}" if one.confidence_error else "")
-        + f" ({plural(one.images, 'image')})"
-        for one in report.precisions
-    ]

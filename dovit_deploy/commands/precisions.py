@@ -7,27 +7,31 @@ and what a precision loses is measured on the other; of a data set with both, ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.bundle.parity import MAX_DROP, PrecisionParity
-from dovit_deploy.calibrate.images import CalibrationImage, FolderImages, SplitImages, image_files
+from dovit_deploy.calibrate.images import (
+    CalibrationImage,
+    FolderImages,
+    PickedImages,
+    SplitImages,
+    image_files,
+    spread,
+)
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
 from dovit_deploy.errors import DatasetError, SourceError, UsageError, shown
-from dovit_deploy.export.quantise import QuantisePlan
+from dovit_deploy.export.quantise import TRIED, Loss, QuantisePlan
 from dovit_deploy.measure.evaluate import check_classes
-from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
+from dovit_deploy.measure.precisions import measured_precisions, points_of_miou, refuse_losses
 from dovit_deploy.printing import plural
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.tasks import takes_images
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame, ImageSet
-
-T = TypeVar("T")
 
 FEWEST = 8
 """Ranges of fewer images are those of these images."""
@@ -83,7 +87,7 @@ class PrecisionRequest:
         if images is None or "int8" not in self.precisions:
             return None
         # Half of what may be lost is left for the gates, whose decisions differ in the end.
-        return QuantisePlan(images.ranged, allowed=self.max_drop / 200)
+        return QuantisePlan(images.ranged, self.max_drop / 2, images.lost)
 
     def losses(
         self, bundle: Bundle, images: GivenImages | None, *, progress: StepProgress, remark: Callable[[str], None]
@@ -100,12 +104,25 @@ class PrecisionRequest:
         return found
 
 
+def loss_lines(found: Sequence[PrecisionParity]) -> list[str]:
+    """A line for each precision that was measured."""
+    return [
+        f"{one.engine} {one.precision}: {one.agreement:.2%} of the pixels as in fp32"
+        + ("" if one.drop is None else f", mIoU drop {one.drop:.2f}")
+        + (f", confidences within {max(one.confidence_error):.1g}" if one.confidence_error else "")
+        + f" ({plural(one.images, 'image')})"
+        for one in found
+    ]
+
+
 @dataclass(frozen=True)
 class GivenImages:
     """The images of both parts; each is decoded when it is asked for."""
 
     ranged: ImageSet[RGB]
     compared: ImageSet[CalibrationImage]
+    lost: Loss
+    """By what answers to the first of `ranged` are judged."""
 
 
 def calibration_images(given: str, manifest: Manifest) -> GivenImages:
@@ -132,24 +149,12 @@ def calibration_images(given: str, manifest: Manifest) -> GivenImages:
             f"it loses, needs at least {FEWEST}, better {RANGED} or more, of the kind that the model will see"
         )
     first, second = parts if len(parts) == 2 else _halves(parts[0])
+    ranged = spread(first.numbers, RANGED)
     return GivenImages(
-        _Picked(first.spread(RANGED), lambda number: first.image(number).rgb),
-        _Picked(second.spread(COMPARED), second.image),
+        PickedImages(ranged, lambda number: first.image(number).rgb),
+        PickedImages(spread(second.numbers, COMPARED), second.image),
+        points_of_miou(manifest, PickedImages(ranged[:TRIED], first.image)),
     )
-
-
-@dataclass(frozen=True)
-class _Picked(Generic[T]):
-    """Some images, each made of its number when its turn comes."""
-
-    numbers: Sequence[int]
-    image: Callable[[int], T]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[T]:
-        return map(self.image, self.numbers)
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,6 @@ class _Part:
 
     image: Callable[[int], CalibrationImage]
     numbers: Sequence[int]
-
-    def spread(self, most: int) -> Sequence[int]:
-        """At most `most` of the numbers, evenly over all of them."""
-        return self.numbers[:: -(-len(self.numbers) // most)]
 
 
 def _halves(whole: _Part) -> tuple[_Part, _Part]:

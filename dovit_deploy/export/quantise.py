@@ -11,7 +11,7 @@ in float32, twice as many each time, until enough is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from dovit_deploy.graphs.quantised import (
     score_scale,
 )
 from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.runtime.results import Answer
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import predictor_for
@@ -50,6 +51,19 @@ FullWeights = Mapping[str, Float32]
 """The fp32 weights by name."""
 
 
+TRIED = 8
+"""Images on which layers are tried, the first of those whose ranges count."""
+
+Loss = Callable[[Sequence[Answer], Sequence[Answer]], float | None]
+"""Points lost from the answers of float32 to others, each to the images that are tried; None: it cannot say."""
+
+
+def classes_changed(before: Sequence[Answer], after: Sequence[Answer]) -> float:
+    """Percent of the positions of the logits, (1, K, ...) an image, whose class changes."""
+    changed = [(want.argmax(1) != got.argmax(1)).mean() for want, got in zip(before, after, strict=True)]
+    return 100 * float(np.mean(changed))
+
+
 @dataclass(frozen=True)
 class QuantisePlan:
     """What forms in 8 bits are made with."""
@@ -57,7 +71,9 @@ class QuantisePlan:
     images: ImageSet[RGB]
     """Those whose ranges count, (H, W, 3) uint8."""
     allowed: float
-    """Share of the pixels whose class may change in the dense network."""
+    """Points that the dense network may lose."""
+    lost: Loss = classes_changed
+    """By what it is judged; where that cannot say, by the classes that change."""
 
     def drive(self, session: Session, *, advance: Callable[[], None] = lambda: None) -> None:
         """Run every image, dense and at the bundle's own thresholds; `advance` is called after each."""

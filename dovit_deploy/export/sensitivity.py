@@ -1,7 +1,8 @@
 """Which layers must stay in float32? All are in 8 bits where that costs little enough, else the worst are left out.
 
-How much a unit costs is measured with it alone in 8 bits, on a few images, by the classes of the dense logits: those of
-float32 against those of ONNX Runtime's form. Twice as many of the worst are left out each time, until enough is kept.
+How much a unit costs is measured with it alone in 8 bits, on a few images, by the dense logits: those of float32
+against those of ONNX Runtime's form. With labels points of mIoU count, without them classes that change. Twice as many
+of the worst are left out each time, until enough is kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -22,15 +24,22 @@ from dovit_deploy.bundle.interface import LOGITS, PIXELS
 from dovit_deploy.engines.base import Array
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import CheckError
-from dovit_deploy.export.quantise import PASSES, Quantisation, QuantisePlan, Unit, reference_graph, write_quantised
+from dovit_deploy.export.quantise import (
+    PASSES,
+    TRIED,
+    Loss,
+    Quantisation,
+    QuantisePlan,
+    Unit,
+    classes_changed,
+    reference_graph,
+    write_quantised,
+)
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import Pass, applied
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.transforms import to_input
-
-TRIED = 4
-"""Images on which units are tried."""
 
 
 def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, progress: StepProgress) -> Bundle:
@@ -42,7 +51,8 @@ def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, progress: StepProgre
     progress.begin("measure ranges for int8", PASSES * len(plan.images), unit="images")
     quantisation = Quantisation.observed(bundle, partial(plan.drive, advance=progress.advance))
     progress.begin("try int8")
-    units = units_within(bundle, quantisation, _pixels(bundle, plan), allowed=plan.allowed, progress=progress)
+    trial = UnitTrial(bundle, quantisation, _pixels(bundle, plan), lost=plan.lost)
+    units = units_within(trial, quantisation.units, allowed=plan.allowed, progress=progress)
     progress.begin("write int8")
     return write_quantised(bundle, quantisation.table(units))
 
@@ -57,30 +67,34 @@ def _pixels(bundle: Bundle, plan: QuantisePlan) -> list[Pixels]:
 class Cost:
     """What some units in 8 bits cost."""
 
-    differing: float
-    """Share of the positions of the logits whose class changes."""
+    lost: float
+    """Points."""
     distance: float
-    """Root mean square of the logits' change: it ranks where no class changes."""
+    """Root mean square of the logits' change: it ranks where nothing is lost."""
+
+
+class UnitCosts(Protocol):
+    """A dense network with any of its units in 8 bits, against float32."""
+
+    def cost(self, units: Collection[Unit]) -> Cost:
+        """Of `units` alone in 8 bits."""
 
 
 def units_within(
-    bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, allowed: float, progress: StepProgress
+    trial: UnitCosts, units: tuple[Unit, ...], *, allowed: float, progress: StepProgress
 ) -> tuple[Unit, ...]:
-    """The units that can be in 8 bits together.
+    """Those of `units` that can be in 8 bits together.
 
     Args:
-        bundle: in fp32.
-        quantisation: of it.
-        pixels: a few images (1, 3, H, W), normalised.
-        allowed: share of the positions whose class may change.
+        trial: of the network.
+        units: all that it has.
+        allowed: points that may be lost.
         progress: is told of each step.
 
     Raises:
         CheckError: not even one unit can.
     """
-    trial = _Trial(bundle, quantisation, pixels)
-    units = quantisation.units
-    if trial.cost(units).differing <= allowed:
+    if trial.cost(units).lost <= allowed:
         return units
     progress.begin("measure each part in int8", len(units), unit="parts")
     costs = {}
@@ -88,34 +102,44 @@ def units_within(
         costs[unit] = trial.cost([unit])
         progress.advance()
     progress.begin("leave out the worst parts")
-    worst = sorted(units, key=lambda unit: (costs[unit].differing, costs[unit].distance), reverse=True)
+    worst = sorted(units, key=lambda unit: (costs[unit].lost, costs[unit].distance), reverse=True)
     left_out = 1
     while left_out < len(units):
         kept = tuple(unit for unit in units if unit not in worst[:left_out])
-        if trial.cost(kept).differing <= allowed:
+        if trial.cost(kept).lost <= allowed:
             return kept
         left_out *= 2
     raise CheckError(
-        f"{bundle.manifest.name}: int8 changes the class of more than {allowed:.2%} of the pixels, whichever layers "
-        "stay in fp32; leave it out, or allow more with --max-drop"
+        f"int8 loses more than {allowed:g} points in the dense network, whichever layers stay in fp32; leave it out, "
+        "or allow more with --max-drop"
     )
 
 
-class _Trial:
-    """The dense network with any of its units in 8 bits, against float32."""
+class UnitTrial:
+    """The `UnitCosts` of a bundle's network.
 
-    def __init__(self, bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels]) -> None:
+    Args:
+        bundle: in fp32.
+        quantisation: of it.
+        pixels: a few images (1, 3, H, W), normalised.
+        lost: by what is judged.
+    """
+
+    def __init__(
+        self, bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, lost: Loss = classes_changed
+    ) -> None:
         self._model = ir.load(bundle.graph(reference_graph(bundle), fast=True))
-        self._quantisation, self._pixels = quantisation, pixels
+        self._quantisation, self._pixels, self._lost = quantisation, pixels, lost
         self._wanted = self._answers(())
 
     def cost(self, units: Collection[Unit]) -> Cost:
         """Of `units` alone in 8 bits."""
-        passes = quantised_passes(self._quantisation.table(units), fast=True)
-        pairs = list(zip(self._wanted, self._answers(passes), strict=True))
-        differing = [float((want.argmax(1) != got.argmax(1)).mean()) for want, got in pairs]
-        distances = [float(np.square(want - got).mean()) for want, got in pairs]
-        return Cost(float(np.mean(differing)), float(np.sqrt(np.mean(distances))))
+        found = self._answers(quantised_passes(self._quantisation.table(units), fast=True))
+        lost = self._lost(self._wanted, found)
+        if lost is None:
+            lost = classes_changed(self._wanted, found)
+        distances = [float(np.square(want - got).mean()) for want, got in zip(self._wanted, found, strict=True)]
+        return Cost(lost, float(np.sqrt(np.mean(distances))))
 
     def _answers(self, passes: Sequence[Pass]) -> list[Array]:
         runtime = packages.onnxruntime()

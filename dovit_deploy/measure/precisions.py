@@ -26,6 +26,7 @@ from dovit_deploy.runtime.results import Answer, ClassMap, Pixels, TokenReport
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, index_from_keep
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+from dovit_deploy.runtime.transforms import to_class_map
 from dovit_deploy.sources.source import RGB, ImageSet
 
 CPU_PRECISIONS = (("onnxruntime", "int8"), ("openvino", "bf16"), ("openvino", "int8"))
@@ -51,7 +52,7 @@ def measured_precisions(
     images: ImageSet[ComparedImage],
     *,
     progress: StepProgress,
-    remark: Callable[[str], None],
+    remark: Callable[[str], None] | None,
 ) -> tuple[PrecisionParity, ...]:
     """One entry for every precision of `CPU_PRECISIONS` that bundle, installed packages and this CPU have.
 
@@ -59,7 +60,8 @@ def measured_precisions(
         bundle: any.
         images: answers are compared on.
         progress: is told of each step.
-        remark: called with what the user should know of the images.
+        remark: called with what the user should know of the images; None: they are known to be such as the model is
+            for, and are not judged.
 
     Raises:
         CheckError: an answer is not finite.
@@ -80,10 +82,29 @@ def measured_precisions(
             if reference is None:
                 progress.begin("run fp32", len(images), unit="images")
                 reference = _reference(bundle, images, progress)
-                check_domain(bundle.manifest, reference, images, remark=remark)
+                if remark is not None:
+                    check_domain(bundle.manifest, reference, images, remark=remark)
             progress.begin(f"measure {engine} {precision}", len(images), unit="images")
             found.append(_compared(session, reference, images, progress))
     return tuple(found)
+
+
+def points_of_miou(
+    manifest: Manifest, images: ImageSet[ComparedImage]
+) -> Callable[[Sequence[Answer], Sequence[Answer]], float | None]:
+    """Says what is lost between answers (1, K, h, w) to `images`, whole ones; None where no label says anything."""
+    spec, cover = manifest.spec, manifest.preprocessing.logits_cover
+
+    def lost(before: Sequence[Answer], after: Sequence[Answer]) -> float | None:
+        scores = _Scores(len(manifest.classes))
+        for image, *answers in zip(images, before, after, strict=True):
+            if image.label is not None:
+                size = (image.label.shape[0], image.label.shape[1])
+                maps = (to_class_map(one[0], spec.size, size, cover=cover, patch=spec.patch) for one in answers)
+                scores.add(image.label, *maps)
+        return None if scores.drop is None or np.isnan(scores.drop) else scores.drop
+
+    return lost
 
 
 def refuse_losses(found: Sequence[PrecisionParity], *, asked: Sequence[str], max_drop: float) -> None:

@@ -15,7 +15,7 @@ from dovit_deploy.bundle.interface import FLOOR, KEPT, LOGITS, MERGED, PIXELS, T
 from dovit_deploy.errors import CheckError, UsageError
 from dovit_deploy.export import quantise, sensitivity
 from dovit_deploy.export.quantise import Quantisation, QuantisePlan, Unit
-from dovit_deploy.export.sensitivity import Cost, units_within
+from dovit_deploy.export.sensitivity import Cost, UnitTrial, units_within
 from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
@@ -149,42 +149,36 @@ def test_a_loud_channel_costs_little_where_it_is_smoothed(dense_bundle_path: Pat
 class FakeTrial:
     """Units whose costs add up: a tenth for those named, next to nothing for the others."""
 
-    bad: tuple[str, ...] = ()
-
-    def __init__(self, *_: object) -> None:
-        pass
+    def __init__(self, bad: tuple[str, ...]) -> None:
+        self.bad = bad
 
     def cost(self, units: Collection[Unit]) -> Cost:
         count = sum(unit.layers[0] in self.bad for unit in units)
         return Cost(0.1 * count, count + 0.001 * len(units))
 
 
-def units(count: int) -> Quantisation:
-    made = tuple(Unit((f"layer{number}",), ()) for number in range(count))
-    return Quantisation(made, {}, {}, {}, {}, {})
+def units(count: int) -> tuple[Unit, ...]:
+    return tuple(Unit((f"layer{number}",), ()) for number in range(count))
 
 
 @pytest.mark.parametrize(("bad", "left"), [((), 8), (("layer5",), 7), (("layer5", "layer1", "layer2"), 4)])
-def test_the_worst_units_stay_in_fp32(tiny_bundle_path, monkeypatch, bad: tuple[str, ...], left: int) -> None:
-    monkeypatch.setattr(sensitivity, "_Trial", FakeTrial)
-    monkeypatch.setattr(FakeTrial, "bad", bad)
-    kept = units_within(Bundle.open(tiny_bundle_path), units(8), [], allowed=0.05, progress=Unseen())
+def test_the_worst_units_stay_in_fp32(bad: tuple[str, ...], left: int) -> None:
+    kept = units_within(FakeTrial(bad), units(8), allowed=0.05, progress=Unseen())
     assert len(kept) == left
     assert not {unit.layers[0] for unit in kept} & set(bad)
 
 
-def test_where_every_layer_costs_too_much_there_is_no_int8(tiny_bundle_path, monkeypatch) -> None:
-    monkeypatch.setattr(sensitivity, "_Trial", FakeTrial)
-    monkeypatch.setattr(FakeTrial, "bad", tuple(f"layer{number}" for number in range(4)))
-    with pytest.raises(CheckError, match="--max-drop"):
-        units_within(Bundle.open(tiny_bundle_path), units(4), [], allowed=0.05, progress=Unseen())
+def test_where_every_layer_costs_too_much_there_is_no_int8() -> None:
+    bad = tuple(f"layer{number}" for number in range(4))
+    with pytest.raises(CheckError, match=r"loses more than 0\.05 points .*--max-drop"):
+        units_within(FakeTrial(bad), units(4), allowed=0.05, progress=Unseen())
 
 
 def test_layers_that_are_left_out_are_read_in_fp32(dense_bundle_path: Path, tmp_path: Path, monkeypatch) -> None:
     """For real: with one unit in 8 bits the answer is nearer to fp32 than with all of them, and not equal to it."""
     errors = []
     for chosen in (1, None):
-        monkeypatch.setattr(sensitivity, "units_within", lambda _, made, *rest, end=chosen, **more: made.units[:end])
+        monkeypatch.setattr(sensitivity, "units_within", lambda _, units, end=chosen, **more: units[:end])
         bundle = int8_copy(dense_bundle_path, tmp_path / f"{chosen}.dovit")
         with Session(bundle) as full, Session(bundle, precision="int8", threads=1) as session:
             errors.append(apart(*(one.run(pixels_of(bundle))[0] for one in (full, session))))
@@ -195,9 +189,13 @@ def test_what_a_unit_costs_is_measured(dense_bundle_path: Path) -> None:
     bundle = Bundle.open(dense_bundle_path)
     images = [noise(bundle.manifest.spec.size, classes=5, seed=seed)[0] for seed in range(3)]
     made = Quantisation.observed(bundle, QuantisePlan(images, allowed=0.0).drive)
-    trial = sensitivity._Trial(bundle, made, [pixels_of(bundle)])
+    trial = UnitTrial(bundle, made, [pixels_of(bundle)])
     one, every = trial.cost(made.units[:1]), trial.cost(made.units)
     assert trial.cost(()) == Cost(0.0, 0.0)
     assert 0 < one.distance < every.distance
     # Attention of each of the two blocks, and its two layers behind it.
     assert [len(unit.layers) for unit in made.units] == [4, 1, 1] * 2
+    # Where labels have something to say they are asked, else the classes that change count.
+    judged = UnitTrial(bundle, made, [pixels_of(bundle)], lost=lambda before, after: -1.5)
+    assert judged.cost(made.units) == Cost(-1.5, every.distance)
+    assert UnitTrial(bundle, made, [pixels_of(bundle)], lost=lambda before, after: None).cost(made.units) == every

@@ -14,7 +14,7 @@ from dovit_deploy.calibrate.images import CalibrationImage
 from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.errors import CheckError, DatasetError
 from dovit_deploy.measure import precisions
-from dovit_deploy.measure.precisions import measured_precisions, refuse_losses
+from dovit_deploy.measure.precisions import measured_precisions, points_of_miou, refuse_losses
 from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
@@ -86,6 +86,18 @@ def test_images_that_show_nothing_are_remarked_on(measured, monkeypatch: pytest.
     monkeypatch.setattr(precisions, "NEARLY_ALL", 0.3)
     _, remarks = measured([CalibrationImage(np.zeros((60, 80, 3), np.uint8), None)])
     assert remarks[0].endswith("; are these images of the kind that it was trained on?")
+
+
+def test_answers_of_whole_images_are_judged_by_labels_where_these_say_something(whole: Bundle) -> None:
+    spec, rgb = whole.manifest.spec, images(1)[0]
+    right, wrong = (np.zeros((1, spec.classes, *spec.grid), np.float32) for _ in range(2))
+    right[:, 2], wrong[:, 1] = 1, 1
+    label = np.full((60, 80), 2, np.uint8)
+    for given, points in ((label, 100.0), (np.full_like(label, IGNORE), None), (None, None)):
+        assert points_of_miou(whole.manifest, [CalibrationImage(rgb, given)])([right], [wrong]) == points
+    label[:30] = 1
+    # Half of class 2 and none of class 1, then the other way round.
+    assert points_of_miou(whole.manifest, [CalibrationImage(rgb, label)])([right], [wrong]) == pytest.approx(0)
 
 
 def parity(**given: object) -> PrecisionParity:
