@@ -1,7 +1,7 @@
 """When may a bundle be trusted, and how do its thresholds change?
 
-A bundle is a directory. Opening it checks the version, every digest and every path. Calibration changes thresholds
-alone: graphs and weights stay as they are, and the folder is replaced in one step.
+A bundle is a directory. Opening it checks the version, every digest and every path. Calibration changes thresholds, and
+what is stated at them: graphs and weights stay as they are, and the folder is replaced in one step.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.installed import chosen_bundle
 from dovit_deploy.bundle.interface import FP32, graph_file, graph_interfaces, weights_file
 from dovit_deploy.bundle.manifest import FORMAT, FileEntry, GateDefaults, Manifest, TokenCount
+from dovit_deploy.bundle.parity import ParityReport, PrecisionParity
 from dovit_deploy.bundle.weights import NotWeights, first_not_finite, spans_from_file
 from dovit_deploy.claims import real_path
 from dovit_deploy.documents import NotData, bytes_of_document, data_from_json
 from dovit_deploy.errors import (
+    BundleError,
     DigestMismatch,
     FileMissing,
     FileUnlisted,
@@ -124,6 +128,27 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name].sha256:
             raise DigestMismatch(f"{self.path.name}: '{name}' has changed since the bundle was opened; {OPEN_AGAIN}")
         return content
+
+    def parity(self) -> ParityReport | None:
+        """What `parity.json` says; None where the bundle has none.
+
+        Raises:
+            BundleError: it is not what it must be.
+        """
+        if PARITY not in self.manifest.files:
+            return None
+        try:
+            return ParityReport.model_validate_json(self.content(PARITY))
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise BundleError(
+                f"{self.path.name}: {PARITY} is not a parity report ({field}); export it again"
+            ) from error
+
+    def calibrated(self, calibration: Calibration) -> Bundle:
+        """This with the thresholds of `calibration` as its own, in memory alone."""
+        defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")
+        return Bundle(self.path, self.manifest.model_copy(update={"defaults": defaults}))
 
     def weights_files(self, precision: str = FP32) -> tuple[str, ...]:
         """Names of the files that the graphs of `precision` point into."""
@@ -262,8 +287,12 @@ def refuse_installed(bundle: Bundle) -> None:
         raise UsageError(f"{bundle.path} lies inside an installed package; write a calibrated copy with -o NEW.dovit")
 
 
-def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> Bundle:
+def write_calibrated(
+    bundle: Bundle, calibration: Calibration, target: Path, *, losses: tuple[PrecisionParity, ...] = ()
+) -> Bundle:
     """Write `bundle` with the thresholds of `calibration` as its own to `target`, which may be the bundle itself.
+
+    What `parity.json` states of other precisions was measured at the former thresholds; `losses` takes its place.
 
     A new folder is filled beside `target` and renamed into place: a process that opens the bundle meanwhile, or
     after a kill, finds the old one or the new one, never a mixture.
@@ -278,32 +307,38 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, target: Path) -> 
         reported_writes(path, kept="nothing is changed"),
         written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder,
     ):
-        _fill(bundle, calibration, folder, link=in_place)
+        _fill(bundle, calibration, losses, folder, link=in_place)
         # Checked in full before anything is replaced.
         Bundle.open(folder)
     return Bundle.open(path)
 
 
-def _fill(bundle: Bundle, calibration: Calibration, folder: Path, *, link: bool) -> None:
+def _fill(
+    bundle: Bundle, calibration: Calibration, losses: tuple[PrecisionParity, ...], folder: Path, *, link: bool
+) -> None:
+    report = bundle.parity()
+    written = {CALIBRATION: calibration.model_dump_json(indent=1)}
+    if report is not None and report.precisions:
+        written[PARITY] = report.model_copy(update={"precisions": losses}).model_dump_json(indent=1)
     shutil.copytree(
         bundle.path,
         folder,
         dirs_exist_ok=True,
         # Only those of the bundle itself: an engine may have files of the same names.
-        ignore=lambda path, names: {MANIFEST, CALIBRATION} & set(names) if Path(path) == bundle.path else set(),
+        ignore=lambda path, names: {MANIFEST, *written} & set(names) if Path(path) == bundle.path else set(),
         # In place the old names go away, so links will do; two bundles must not share files.
         copy_function=_linked if link else shutil.copy2,
     )
-    (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    manifest = bundle.manifest
-    defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")
+    for name, text in written.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    manifest = bundle.calibrated(calibration).manifest
     counts = tuple(
         # Without extra tokens a stage can be empty, but no count in a manifest is below 1.
         TokenCount(minimum=old.minimum, typical=max(old.minimum, round(kept)), maximum=old.maximum)
         for old, kept in zip(manifest.counts, _kept_per_window(bundle, calibration), strict=True)
     )
-    files = {**manifest.files, CALIBRATION: file_entry(folder / CALIBRATION)}
-    changed = manifest.model_copy(update={"defaults": defaults, "counts": counts, "files": files})
+    files = {**manifest.files, **{name: file_entry(folder / name) for name in written}}
+    changed = manifest.model_copy(update={"counts": counts, "files": files})
     (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
 
 

@@ -13,13 +13,14 @@ import typer
 from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.console import show_table
-from dovit_deploy.errors import OutputFailed, PackageMissing, UsageError
+from dovit_deploy.errors import CheckError, OutputFailed, PackageMissing, UsageError
 from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.calibration import Calibration, ControlPoint, Interval, MeasuredPoint
     from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.bundle.parity import PrecisionParity
     from dovit_deploy.calibrate.budgets import Budget
     from dovit_deploy.calibrate.images import CalibrationImages
     from dovit_deploy.datasets.summary import DataSummary
@@ -69,11 +70,12 @@ def calibrate(
     One half of the images is for the search, the other is held out: every image of the first is recorded once with
     nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
     kept the budget on the held-out half. Where there are labels, random and oracle stopping of as many tokens and
-    dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn.
+    dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn. What
+    the bundle states that other precisions lose (parity.json) is measured anew.
     """
-    from dovit_deploy.bundle.bundle import Bundle, refuse_installed, write_calibrated
+    from dovit_deploy.bundle.bundle import Bundle, write_calibrated
     from dovit_deploy.calibrate.calibrate import calibrate as calibrated
-    from dovit_deploy.calibrate.calibrate import refuse_without_gates
+    from dovit_deploy.commands.precisions import loss_lines
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
@@ -83,30 +85,28 @@ def calibrate(
     _claim_output(output, inputs=inputs, in_place=None if dry_run else path)
     targets.claim_report(json_file, inputs=inputs, output=output)
     opened = Bundle.open(path)
-    # What can be refused is refused now, not after the search.
-    refuse_without_gates(opened.manifest)
-    if output is None and not dry_run:
-        refuse_installed(opened)
+    stated = _checked(opened, in_place=output is None and not dry_run)
     images = _images(labelled, split, classes, budget, recursive=recursive)
     summary = images.summary()
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
-    with Session(opened) as session, console.progress(quiet=quiet, timed=True) as progress:
+    with Session(opened, threads=_threads(budget)) as session, console.progress(quiet=quiet, timed=True) as progress:
         calibration = calibrated(session, images, _timed(budget, session, progress, quiet=quiet), progress=progress)
         if images.labelled:
             calibration = _with_controls(calibration, opened, session, images, progress)
+        losses = _losses(calibration, opened, images, progress, quiet=quiet) if stated and not dry_run else ()
     target = opened.path if output is None else output
     if not dry_run:
         with _shown_anyway(calibration, verbose=verbose, quiet=quiet):
-            write_calibrated(opened, calibration, target)
+            write_calibrated(opened, calibration, target, losses=losses)
     # The files come before the table: once its last line is printed they are there.
     console.write_json(json_file, _report(None if dry_run else target, summary, calibration))
     plot = None if dry_run else _plot(calibration, target, quiet=quiet)
     _show(calibration, verbose=verbose, quiet=quiet)
     if not dry_run:
-        console.result(*map(str, filter(None, (target, plot))))
+        console.result(*loss_lines(losses), *map(str, filter(None, (target, plot))))
     used = path if dry_run or output is None else output
     console.next_command(_next(calibration, used, classes, dry_run), quiet=quiet)
 
@@ -169,6 +169,26 @@ def _budget(
     assert max_disagree is not None
     assert confidence is not None
     return DisagreeBudget(max_disagree, confidence)
+
+
+def _checked(bundle: Bundle, *, in_place: bool) -> bool:
+    """Refuse now what can be refused, not after the search; whether the bundle states what other precisions lose."""
+    from dovit_deploy.bundle.bundle import refuse_installed
+    from dovit_deploy.calibrate.calibrate import refuse_without_gates
+
+    refuse_without_gates(bundle.manifest)
+    if in_place:
+        refuse_installed(bundle)
+    report = bundle.parity()
+    return report is not None and bool(report.precisions)
+
+
+def _threads(budget: Budget) -> int | None:
+    """Of the session: a number where time is predicted, else as the engine likes."""
+    from dovit_deploy.calibrate.budgets import LatencyBudget
+    from dovit_deploy.runtime.latencies import numbered
+
+    return numbered(None) if isinstance(budget, LatencyBudget) else None
 
 
 def _timed(budget: Budget, session: Session, progress: console.ProgressDisplay, *, quiet: bool) -> Budget:
@@ -243,6 +263,34 @@ def _with_controls(
             advance=progress.advance,
         )
     return calibration.model_copy(update={"controls": controls})
+
+
+def _losses(
+    calibration: Calibration,
+    bundle: Bundle,
+    images: CalibrationImages,
+    progress: console.ProgressDisplay,
+    *,
+    quiet: bool,
+) -> tuple[PrecisionParity, ...]:
+    """What precisions below fp32 lose at the chosen thresholds, on held-out images."""
+    from dovit_deploy.calibrate.images import PickedImages, spread
+    from dovit_deploy.commands.precisions import COMPARED
+    from dovit_deploy.measure.precisions import measured_precisions
+
+    (check,) = (set(part.images) for part in calibration.parts if part.part == "check")
+    numbers = [number for number, stem in enumerate(images.stems) if stem in check]
+    try:
+        return measured_precisions(
+            bundle.calibrated(calibration),
+            PickedImages(spread(numbers, COMPARED), images.image),
+            progress=progress,
+            remark=None,
+        )
+    except CheckError as error:
+        # The search may have taken an hour, and its thresholds are right.
+        console.remark(f"what other precisions lose is left out: {error}", quiet=quiet)
+        return ()
 
 
 def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:

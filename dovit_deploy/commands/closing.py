@@ -66,11 +66,23 @@ def gain_lines(summary: dict[str, Any], *, noun: str, has_dense: bool) -> list[s
     ]
     if summary["still"]:
         lines.append(f"{plural(summary['still'], 'frame')} repeated the one before, bit for bit, and took its answer")
+    if summary["compiling"]:
+        lines.append(compiling_line(summary["compiling"], noun=noun))
     if summary["deadline"]:
         lines.append(deadline_line(summary["deadline"], frames=plural(summary["frames"], noun)))
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines
+
+
+def compiling_line(compiling: dict[str, Any], *, noun: str) -> str:
+    """What it cost that the engine compiles at the first use of a size."""
+    cold, warm = (compiling["model_ms"][name] for name in ("cold", "warm"))
+    others = "" if warm is None else f", of the others {warm['p99']:.1f}"
+    return (
+        f"something was compiled during {plural(compiling['frames'], noun)}: "
+        f"model p99 of these {cold['p99']:.1f} ms{others}"
+    )
 
 
 def deadline_line(deadline: dict[str, Any], *, frames: str) -> str:
@@ -108,13 +120,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s"
 
 
-def bench_command(bundle: Path | None, source: str, *, recursive: bool, engine: str, precision: str | None) -> str:
+def bench_command(
+    bundle: Path | None,
+    source: str,
+    *,
+    recursive: bool,
+    engine: str,
+    precision: str | None,
+    threads: int | None = None,
+) -> str:
     """What measures the speed of the same model against dense, on the same frames where they can be read again.
 
     Args:
         bundle: as given; None is the default model.
         source: as given to `run`. A camera or an address gives other frames, and may need a password.
         recursive, engine, precision: as given to `run`.
+        threads: of one image, where a number was given.
     """
     words = ["dovit bench"]
     if bundle is not None:
@@ -126,4 +147,7 @@ def bench_command(bundle: Path | None, source: str, *, recursive: bool, engine: 
         words.append(f"--engine {engine}")
     if precision is not None:
         words.append(f"--precision {precision}")
+    # One is what `bench` takes by itself.
+    if threads not in (None, 1):
+        words.append(f"--threads {threads}")
     return " ".join(words)

@@ -93,7 +93,7 @@ def run(
         settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
         sizes = _images(frames), _windows(opened.manifest, frames, ahead)
-        given = arguments.thresholds(threshold), precision, threads
+        given = arguments.thresholds(threshold), precision, _threads(threads, deadline=deadline_ms is not None)
         wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         with chosen.session as session:
@@ -106,7 +106,7 @@ def run(
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
-    console.next_command(_next(outcome.summary, bundle, source, recursive=recursive), quiet=quiet)
+    console.next_command(_next(outcome.summary, bundle, source, recursive, plan.at_once.threads), quiet=quiet)
     _raise_unless_complete(outcome, folder, frames)
 
 
@@ -133,6 +133,13 @@ def _settings(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool,
 def _failed(line: str) -> None:
     """Report a frame that could not be read, also to who wants quiet."""
     console.remark(line, quiet=False)
+
+
+def _threads(threads: int | None, *, deadline: bool) -> int | None:
+    """As given; a number where time is predicted."""
+    from dovit_deploy.runtime.latencies import numbered
+
+    return numbered(threads) if deadline else threads
 
 
 def _images(source: Source) -> int | None:
@@ -178,11 +185,11 @@ def _within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: b
     return dataclasses.replace(chosen.settings, deadline=deadline)
 
 
-def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, *, recursive: bool) -> str:
+def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, recursive: bool, threads: int | None) -> str:
     """The command that measures what ran; a precision is named where the engine would take another by itself."""
     engine, precision = summary["engine"], summary["precision"]
     named = None if precision == engine_entry(engine).precisions[0] else precision
-    return bench_command(bundle, source, recursive=recursive, engine=engine, precision=named)
+    return bench_command(bundle, source, recursive=recursive, engine=engine, precision=named, threads=threads)
 
 
 def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:

@@ -47,10 +47,17 @@ class Engine(Protocol):
 
 @runtime_checkable
 class PaddingEngine(Engine, Protocol):
-    """An engine that computes more tokens than it is given: it runs its stage in one of a few sizes."""
+    """An engine that computes more tokens than it is given: it runs its stage in one of a few sizes.
+
+    Each of them is compiled at its first use.
+    """
 
     def size_for(self, count: int) -> int:
         """Tokens that it computes where `count` run."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The sizes that are compiled so far."""
 
 
 class Backend(Protocol):

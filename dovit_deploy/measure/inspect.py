@@ -5,17 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pydantic import ValidationError
-
-from dovit_deploy.bundle.bundle import PARITY, Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
-from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.folders import other_checkpoint
-from dovit_deploy.errors import (
-    BundleError,
-    InputError,
-    SourceError,
-)
+from dovit_deploy.errors import InputError, SourceError
 from dovit_deploy.measure.inspect_checkpoint import ExportCheck, checkpoint_contents
 from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
 from dovit_deploy.measure.inspect_network import CostRow, cost_rows, gate_facts, input_facts, network_facts
@@ -156,13 +149,9 @@ def _token_text(manifest: Manifest) -> str:
 
 
 def _parity(bundle: Bundle) -> ParityContents | None:
-    if PARITY not in bundle.manifest.files:
+    report = bundle.parity()
+    if report is None:
         return None
-    try:
-        report = ParityReport.model_validate_json((bundle.path / PARITY).read_bytes())
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BundleError(f"{bundle.path.name}: {PARITY} is not a parity report ({field}); export it again") from error
     runs = [run for form in report.forms for run in form.runs]
     return ParityContents(
         passed=not report.failures,

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import perf_counter
 
-from pydantic import ValidationError
-
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import PARITY, Bundle
-from dovit_deploy.bundle.parity import MAX_DROP, ParityReport, PrecisionParity
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.parity import MAX_DROP, PrecisionParity
 from dovit_deploy.engines.base import NONE_GIVEN, EngineOptions
 from dovit_deploy.engines.registry import AUTOMATIC, engine_entry
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import BundleError, UsageError
 from dovit_deploy.machine import this_machine
 from dovit_deploy.runtime.choices import ChoiceCache, EngineChoice, Situation, bundle_digest
 from dovit_deploy.runtime.contest import (
@@ -239,11 +237,11 @@ class Stated:
 
 def stated_by(bundle: Bundle) -> Stated:
     """What `bundle` says that its precisions lose and may lose; nothing where its report cannot be read."""
-    if PARITY not in bundle.manifest.files:
-        return Stated()
     try:
-        report = ParityReport.model_validate_json(bundle.content(PARITY))
-    except ValidationError:
+        report = bundle.parity()
+    except BundleError:
+        return Stated()
+    if report is None:
         return Stated()
     return Stated({Candidate(entry.engine, entry.precision): entry for entry in report.precisions}, report.max_drop)
 

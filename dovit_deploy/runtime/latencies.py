@@ -52,8 +52,16 @@ def timed_as(session: Session) -> TimedAs:
         bundle=graphs_digest(session.bundle),
         engine=session.backend.name,
         precision=session.backend.precision,
-        threads=session.threads,
+        threads=numbered(session.threads),
     )
+
+
+def numbered(threads: int | None) -> int:
+    """How many threads a session gets whose time is predicted: as many as there are cores where nobody says.
+
+    A number, since `dovit bench` measures numbers of threads, and an engine left to itself may take another.
+    """
+    return threads or this_machine().cores
 
 
 def has_latency_model(session: Session) -> bool:
@@ -82,10 +90,11 @@ def latency_model_here(
     if model is not None and len(model.stages) == len(session.bundle.manifest.spec.counts):
         remark(f"latency model of {model.date[:10]}: {accuracy(model)}")
         return model
-    name = f"{session.backend.name} {session.backend.precision}"
-    # `bench` is always given a number of threads.
-    better = "" if session.threads is None else f"; {measured_anew(session)} makes a better one"
-    remark(f"no latency model of {name} on {threads_text(session)} yet: a short one is measured{better}")
+    name, threads = f"{session.backend.name} {session.backend.precision}", plural(numbered(session.threads), "thread")
+    remark(
+        f"no latency model of {name} on {threads} yet: a short one is measured; "
+        f"{measured_anew(session)} makes a better one"
+    )
     model = fit_latency(session, seconds=SHORT_SECONDS, advance=advance)
     cache.remember(situation, model)
     remark(f"latency model: {accuracy(model)}")
@@ -128,17 +137,10 @@ def deadline_here(
     return deadline
 
 
-def threads_text(session: Session) -> str:
-    """ "all threads", "2 threads"."""
-    return "all threads" if session.threads is None else plural(session.threads, "thread")
-
-
 def measured_anew(session: Session) -> str:
-    """The command that makes the model of `session` with care, and of which runs that is the model."""
-    backend, path = session.backend, quote(str(session.bundle.path))
-    threads = session.threads or this_machine().cores
-    line = f"dovit bench {path} --engine {backend.name} --precision {backend.precision} --threads {threads}"
-    return line if session.threads else f"{line}, for runs with --threads {threads}"
+    """The command that makes the model of `session` with care."""
+    backend, path, threads = session.backend, quote(str(session.bundle.path)), numbered(session.threads)
+    return f"dovit bench {path} --engine {backend.name} --precision {backend.precision} --threads {threads}"
 
 
 def accuracy(model: LatencyModel) -> str:

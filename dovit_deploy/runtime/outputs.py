@@ -34,7 +34,7 @@ ROWS, SUMMARY = "frames.jsonl", "summary.json"
 FrameRow = dict[str, Any]
 
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped")
+_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped", "compiled")
 """Fields of a row that have no distribution: what identifies the frame, the answer, and what only some rows have."""
 
 
@@ -251,6 +251,8 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
     # Only where it is so: rows of other frames are what they always were.
     if tokens.capped:
         row["capped"] = tokens.capped
+    if tokens.compiled:
+        row["compiled"] = tokens.compiled
     return {**row, "still": True} if tokens.still else row
 
 
@@ -271,6 +273,8 @@ class RunReport(Closing):
         """Frames of which a deadline cut tokens, and how many tokens it cut."""
         self.windows: Counter[int] = Counter()
         """How many frames had so many."""
+        self._cold, self._warm = array("d"), array("d")
+        """Milliseconds of the model step: of frames in which something was compiled, and of the others that it ran."""
 
     def add(self, row: FrameRow) -> None:
         """Append `row` to the file and to the statistics."""
@@ -283,6 +287,8 @@ class RunReport(Closing):
         self.windows[row["windows"]] += 1
         self.capped_frames += "capped" in row
         self.capped_tokens += row.get("capped", 0)
+        if not row.get("still", False):
+            (self._cold if "compiled" in row else self._warm).append(row["latency_ms"]["model"])
         for name, value in row.items():
             if name not in _NOT_NUMBERS:
                 self._collect((name,), value)
@@ -306,6 +312,16 @@ class RunReport(Closing):
                 self._collect((*path, str(number)), part)
         else:
             self._columns.setdefault(path, array("d")).append(float(value))
+
+    def compiling(self) -> dict[str, Any] | None:
+        """The model step of frames in which something was compiled apart from that of the others; None: of none."""
+        if not self._cold:
+            return None
+        warm = distribution(np.frombuffer(self._warm)) if self._warm else None
+        return {
+            "frames": len(self._cold),
+            "model_ms": {"cold": distribution(np.frombuffer(self._cold)), "warm": warm},
+        }
 
     def statistics(self) -> dict[str, Any]:
         """Each numeric field with its mean and percentiles, nested as in a row; lists become lists."""

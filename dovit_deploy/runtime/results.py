@@ -52,6 +52,9 @@ class TokenReport:
     timing: RunTiming
     capped: int = 0
     """Tokens that the gates let on and a deadline stopped."""
+    compiled: int = 0
+    """Graphs that the engine loaded, and sizes that it compiled, for this run or another one meanwhile; all later runs
+    are faster."""
 
     @property
     def flops_saved(self) -> float:
@@ -110,6 +113,11 @@ class FrameTokens:
     def capped(self) -> int:
         """Tokens that the gates let on and a deadline stopped."""
         return 0 if self.still else sum(w.report.capped for w in self.windows)
+
+    @property
+    def compiled(self) -> int:
+        """Graphs that the engine loaded, and sizes that it compiled, while the image ran."""
+        return 0 if self.still else sum(w.report.compiled for w in self.windows)
 
     @property
     def gmacs_dense(self) -> float:

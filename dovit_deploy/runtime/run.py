@@ -217,6 +217,7 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
         "thresholds": None if plan.settings.dense else short_thresholds(plan.settings.thresholds),
         "dense": plan.settings.dense,
         "deadline": _deadline_facts(plan, work.report),
+        "compiling": work.report.compiling(),
         "bundle": str(session.bundle.path),
         "machine": machine_facts(),
         "versions": package_versions(),

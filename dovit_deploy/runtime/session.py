@@ -82,6 +82,8 @@ class Session:
         )
         self._cost = cost_model(self.bundle.manifest.spec)
         self._engines: dict[str, Engine] = {}
+        self._padding: list[PaddingEngine] = []
+        """Of the engines, those that compile sizes."""
         self._loading = threading.Lock()
         self._closed = False
         try:
@@ -139,11 +141,15 @@ class Session:
                 f"pixels: {pixels.dtype} of shape {pixels.shape} given, "
                 f"float32 of shape (1, 3, {spec.size[0]}, {spec.size[1]}) needed"
             )
+        ready, pixels = self._ready(), as_float32(pixels)
         if settings.dense:
-            return self._run_dense(as_float32(pixels))
-        if spec.gates:
-            return self._run_stages(as_float32(pixels), settings)
-        return self._run_whole(as_float32(pixels))
+            answer, report = self._run_dense(pixels)
+        elif spec.gates:
+            answer, report = self._run_stages(pixels, settings)
+        else:
+            answer, report = self._run_whole(pixels)
+        compiled = self._ready() - ready
+        return answer, replace(report, compiled=compiled) if compiled else report
 
     def close(self) -> None:
         """Free the engines; the session cannot be used afterwards."""
@@ -151,6 +157,7 @@ class Session:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+        self._padding.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -175,8 +182,14 @@ class Session:
         # Of several callers that need a graph for the first time one loads it.
         with self._loading:
             if graph not in self._engines:
-                self._engines[graph] = self.backend.load(self.bundle, graph)
+                engine = self.backend.load(self.bundle, graph)
+                self._padding += [engine] if isinstance(engine, PaddingEngine) else []
+                self._engines[graph] = engine
             return self._engines[graph]
+
+    def _ready(self) -> int:
+        """How many graphs are loaded, and sizes compiled, so far."""
+        return len(self._engines) + sum(len(engine.buckets) for engine in self._padding)
 
     def size_run(self, number: int, count: int) -> int:
         """Tokens that stage `number` computes for `count` tokens: more of them where its engine pads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.calibration import Calibration
+from dovit_deploy.bundle.parity import PrecisionParity
 from dovit_deploy.calibrate.images import SplitImages
 from dovit_deploy.commands.calibrate import _show, _with_controls
 from dovit_deploy.commands.console import ProgressDisplay
@@ -96,6 +98,30 @@ def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
     assert Bundle.open(bundle_copy).manifest.defaults.origin == "calibration"
     assert json.loads((bundle_copy / "calibration.json").read_text())["controls"] is None
     assert dry.stdout.splitlines()[-2].split(":")[0] == real.stdout.splitlines()[-4].split(":")[0]
+
+
+def test_what_other_precisions_lose_is_measured_anew(
+    dovit: Run, int8_bundle_path: Path, data: Path, tmp_path: Path
+) -> None:
+    """Else `run --engine auto` would trust figures of other thresholds."""
+    stale = PrecisionParity(
+        engine="openvino", precision="int8", agreement=0.125, drop=9.0, confidence_error=(0.5, 0.5), images=3
+    )
+    bundle = Bundle.open(shutil.copytree(int8_bundle_path, tmp_path / "old.dovit"))
+    report = bundle.parity().model_copy(update={"precisions": (stale,), "max_drop": 7.0})
+    (bundle.path / "parity.json").write_text(report.model_dump_json())
+    files = {**bundle.manifest.files, "parity.json": file_entry(bundle.path / "parity.json")}
+    (bundle.path / "manifest.json").write_text(bundle.manifest.model_copy(update={"files": files}).to_json())
+    before = contents(bundle.path)
+    result = dovit("calibrate", "old.dovit", data, "--flops", 0.1, "-o", "new.dovit")
+    assert result.returncode == 0, result.stderr
+    new = Bundle.open(tmp_path / "new.dovit").parity()
+    assert new.max_drop == 7 and new.forms == report.forms
+    assert "onnxruntime" in [entry.engine for entry in new.precisions] and stale not in new.precisions
+    # On the held-out half, by its labels.
+    assert {entry.images for entry in new.precisions} == {5} and all(entry.drop is not None for entry in new.precisions)
+    assert "onnxruntime int8: " in result.stdout and "of the pixels as in fp32, mIoU drop" in result.stdout
+    assert contents(bundle.path) == before
 
 
 def test_a_control_that_cannot_be_run_is_reported(

@@ -49,6 +49,7 @@ def figures(frames: int, *, dense: bool = False, stills: int = 0) -> dict[str, o
         "precision": "fp32",
         "dense": dense,
         "deadline": None,
+        "compiling": None,
         "latency_ms": dict.fromkeys(parts, column),
         "tokens": {"kept": [column, column]},
         "gmacs": {"dense": {**column, "mean": 4.0}, "actual": column},
@@ -76,6 +77,11 @@ def test_what_was_gained_and_whether_that_is_known():
     lines = gain_lines(figures(30, stills=11), noun="frame", has_dense=True)
     assert lines[1] == "11 frames repeated the one before, bit for bit, and took its answer"
     assert gain_lines(figures(2, dense=True), noun="frame", has_dense=True)[1] == "nothing was stopped (--dense)"
+    cold = {"frames": 3, "model_ms": {"cold": {"p99": 212.04}, "warm": {"p99": 40.0}}}
+    line = "something was compiled during 3 frames: model p99 of these 212.0 ms, of the others 40.0"
+    assert gain_lines(figures(9) | {"compiling": cold}, noun="frame", has_dense=True)[1] == line
+    cold["model_ms"]["warm"] = None
+    assert gain_lines(figures(9) | {"compiling": cold}, noun="frame", has_dense=True)[1] == line.split(",")[0]
     unsaved = figures(2) | {"flops_saved": {"mean": -1e-6}}
     assert gain_lines(unsaved, noun="frame", has_dense=True)[0].startswith("FLOPs saved: 0.0% (")
 
@@ -89,8 +95,12 @@ def test_the_command_that_measures_the_speed():
     assert bench_command(given, "a b", recursive=True, engine="torch", precision="fp32") == (
         "dovit bench 'my model.dovit' --frames 'a b' --recursive --engine torch --precision fp32"
     )
+    alone = {"recursive": False, "engine": "onnxruntime", "precision": None}
+    assert bench_command(given, "a", **alone, threads=2).endswith("--frames a --threads 2")
+    # What `bench` takes by itself, and what nobody gave.
+    assert bench_command(given, "a", **alone, threads=1) == bench_command(given, "a", **alone)
     for source in ("0", "rtsp://user:secret@host/a"):
-        assert bench_command(None, source, recursive=False, engine="onnxruntime", precision=None) == "dovit bench"
+        assert bench_command(None, source, **alone) == "dovit bench"
 
 
 def test_one_image_ends_with_its_files(run):

@@ -121,6 +121,20 @@ def test_images_with_too_many_windows_are_counted(
     assert "of 4 images, the surest first; too short for the windows of 2" in capfd.readouterr().out
 
 
+def test_without_threads_the_model_is_that_of_all_cores(images: Path, tiny_bundle_path: Path, capfd) -> None:
+    """Which `bench --threads N` makes; an engine left to itself might take another number."""
+    cores = latencies.this_machine().cores
+    with Session(tiny_bundle_path, threads=cores) as session:
+        LatencyCache().remember(timed_as(session), MODEL)
+    words = ["run", images / "0.png", "--bundle", tiny_bundle_path, "--engine", "onnxruntime", "--save", "masks"]
+    words += ["-o", images.parent / "out", "--deadline-ms", 1000]
+    assert _run(_application(), [str(word) for word in words]) == 0
+    printed = capfd.readouterr()
+    assert "latency model of 2026-11-30" in printed.err and "is measured" not in printed.err
+    # What ran is what the next command measures.
+    assert f"--threads {cores}" in printed.err or cores == 1
+
+
 def test_fixed_token_counts_have_nothing_to_stop(images: Path, classifier_bundle_path: Path, capfd) -> None:
     words = ["run", images, "--bundle", classifier_bundle_path, "--deadline-ms", 30, "-o", images.parent / "out"]
     assert _run(_application(), [str(word) for word in words]) == 2

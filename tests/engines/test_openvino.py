@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -350,6 +351,22 @@ def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_pat
     said = capfd.readouterr().err
     assert "error: OpenVINO failed while it ran tiny.dovit/stage0.onnx: no memory for 300 GB; use" in said
     assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_what_was_compiled_for_a_frame_is_reported_apart(tiny_bundle_path, tmp_path, capfd) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.zeros((56, 72, 3), np.uint8)).save(folder / f"{number}.png")
+    words = ["run", str(folder), "--bundle", str(tiny_bundle_path), "-o", str(tmp_path / "out"), "--threads", "1"]
+    assert _run(_application(), [*words, "--engine", "openvino"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "frames.jsonl").read_text().splitlines()]
+    # A size of each of the two later stages; the same image needs no other.
+    assert [row.get("compiled") for row in rows] == [2, None, None]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())["compiling"]
+    assert summary["frames"] == 1
+    assert summary["model_ms"]["cold"]["p99"] == rows[0]["latency_ms"]["model"] > summary["model_ms"]["warm"]["p99"]
+    assert "something was compiled during 1 image: model p99 of these " in capfd.readouterr().out
 
 
 def test_memory_that_ends_while_a_graph_is_loaded_is_named(tiny_bundle_path, monkeypatch) -> None:
