@@ -116,11 +116,12 @@ def both_licenses(of_format: str, of_folder: str) -> str:
 
 
 def without_head(weights: WeightsFile, reader: BackboneReader) -> WeightsFile:
-    """`weights` without what is beside the backbone that `reader` recognises."""
-    beside = beside_backbone(reader, facts_from_state(weights.state)).shapes
+    """`weights`, prepared, without what is beside the backbone that `reader` recognises."""
+    state = reader.prepared(weights.state, weights.name)
+    beside = beside_backbone(reader, facts_from_state(state)).shapes
+    alone = {name: tensor for name, tensor in state.items() if name not in beside}
     if not beside:
-        return weights
-    alone = {name: tensor for name, tensor in weights.state.items() if name not in beside}
+        return replace(weights, state=alone)
     return replace(weights, state=alone, remarks=(*weights.remarks, f"left out beside the backbone: {listed(beside)}"))
 
 

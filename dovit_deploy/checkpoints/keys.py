@@ -20,7 +20,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -231,12 +231,17 @@ class KeyMap:
     """Our linear layers before which the source has a batch norm: `prior` beside `projection`."""
     without: tuple[str, ...] = ()
     """Beginnings of our names that the source does not have."""
+    given: Mapping[str, Tensor] = field(default_factory=dict)
+    """Our entries that the source computes from its configuration and does not store."""
 
     def training_shapes(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         """Name and shape of what the entries of the source fill: the network of `spec` in training form, with the
         scales and norms that the source keeps apart. `folding.deployed` makes the network of it."""
         shapes = shapes_of(spec, trainable=True)
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self.without)}
+        elsewhere = family_of(spec).derived | self.given.keys()
+        shapes = {
+            name: shape for name, shape in shapes.items() if name not in elsewhere and not name.startswith(self.without)
+        }
         for layer in self.norms_before:
             weight, bias = shapes.pop(f"{layer}.weight"), shapes.pop(f"{layer}.bias")
             shapes |= {f"{layer}.projection.weight": weight, f"{layer}.projection.bias": bias}

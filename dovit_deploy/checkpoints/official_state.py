@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dovit_deploy.checkpoints.keys import COUNTER, KeyMap, Rule, matches, not_finite, refuse_faults
 from dovit_deploy.families.folding import deployed
+from dovit_deploy.families.registry import family_of
 from dovit_deploy.families.spec import ModelSpec
 
 
@@ -37,7 +38,10 @@ def ours_from_official(
     training = {name: torch.zeros(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
     for name, tensor in present.items():
         rules[name].fill(training, tensor)
-    ours = deployed(training)
+    family, ours = family_of(spec), {**deployed(training), **key_map.given}
+    if family.derived and family.resized is not None:
+        # What follows from the entries and the size, here the training size.
+        ours = family.resized(ours, spec, spec)
     # A negative running variance is finite and still makes no number.
     refuse_faults({"NaN or Inf after folding": not_finite(ours)}, source)
     return ours

@@ -47,6 +47,11 @@ class BackboneArchitecture:
     """Of the weights, where the format says it."""
 
 
+def _unchanged(state: OfficialState, source: str) -> OfficialState:
+    del source
+    return state
+
+
 @dataclass(frozen=True)
 class BackboneReader:
     """What one project's backbones look like, alone or beside a head in one file."""
@@ -65,6 +70,8 @@ class BackboneReader:
     """Patterns of a few names that every such backbone has, the most telling first."""
     unused: frozenset[str] = frozenset()
     """First parts of names that such a backbone may have and that are in none of the tables."""
+    prepared: Callable[[OfficialState, str], OfficialState] = _unchanged
+    """As `Reader.prepared`, for names with a prefix, too."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,6 @@ class FoundHead:
     key_map: KeyMap
     padding: Padding | None = None
     """Where its project pads pixels; None: it does not say."""
-
-
-def _unchanged(state: OfficialState, source: str) -> OfficialState:
-    del source
-    return state
 
 
 @dataclass(frozen=True)

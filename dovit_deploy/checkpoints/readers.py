@@ -16,6 +16,8 @@ READERS = (
     "dovit_deploy.families.stvit.reader:READER",
     "dovit_deploy.families.stvit.reader:STVIT_DEIT",
     "dovit_deploy.families.vit.mmseg:READER",
+    "dovit_deploy.families.vit.dinov3:READER",
+    "dovit_deploy.families.vit.dinov3_transformers:READER",
     "dovit_deploy.families.vit.dinov2:READER",
     "dovit_deploy.families.vit.dinov2_transformers:READER",
     "dovit_deploy.families.evovit.deit_reader:READER",

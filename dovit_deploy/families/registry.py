@@ -39,6 +39,8 @@ class Family:
     resized: Callable[[State, Any, Any], State] | None = None
     """Weights of one spec -> weights of the same architecture at another size, the second spec. None: no weight belongs
     to a position in the image."""
+    derived: frozenset[str] = frozenset()
+    """Names of entries that `resized` makes of others and of the size: no published file has them."""
 
 
 FAMILIES = {

@@ -30,6 +30,7 @@ def whole_network(reader: BackboneReader) -> Reader:
         tables=(*reader.tables, *HEAD_TABLES),
         needed=reader.needed,
         backbone=reader,
+        prepared=reader.prepared,
     )
 
 

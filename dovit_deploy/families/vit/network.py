@@ -18,6 +18,7 @@ from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token
 from dovit_deploy.families.layers import Attend, PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
+from dovit_deploy.families.rotary import COSINES, SINES
 from dovit_deploy.families.stages import ImageOutput, whole_stages
 from dovit_deploy.families.tokens import aggregate, aggregate_limit, partition, put_back, scatter_from, take
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -274,4 +275,9 @@ def stages_from_model(model: VisionTransformer) -> list[nn.Module]:
     return [FirstStage(model), *middle, LastStage(model, count)]
 
 
-FAMILY = Family(build=VisionTransformer, stages=stages_from_model, resized=positions_at_size)
+FAMILY = Family(
+    build=VisionTransformer,
+    stages=stages_from_model,
+    resized=positions_at_size,
+    derived=frozenset({COSINES, SINES}),
+)
