@@ -83,6 +83,10 @@ class FoundHead:
     key_map: KeyMap
     padding: Padding | None = None
     """Where its project pads pixels; None: it does not say."""
+    window: tuple[int, int] | None = None
+    """Of its project's sliding inference, in pixels."""
+    stride: tuple[int, int] | None = None
+    """Of these windows, in pixels."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,13 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
     if head.padding is not None:
         values["padding"] = head.padding
     spec = VisionTransformerSpec.model_validate({**values, "classes": head.classes, "head": head.head})
-    return Architecture(spec, backbone.key_map.behind(prefix).joined(head.key_map), license=backbone.license)
+    return Architecture(
+        spec,
+        backbone.key_map.behind(prefix).joined(head.key_map),
+        stride=head.stride,
+        slide_size=head.window,
+        license=backbone.license,
+    )
 
 
 def _others(beside: KeyFacts) -> str:

@@ -26,6 +26,14 @@ BN_HEAD_KEYS: KeyTable = {
     "decode_head.conv_seg.bias": f"{_CLASSIFIER}.projection.bias",
 }
 """DINOv2's own linear heads (`BNHead`)."""
+DINOV3_HEAD_KEYS: KeyTable = {
+    "segmentation_model.1.batchnorm_layer.{entry}": f"{_CLASSIFIER}.prior.{{entry}}",
+    "segmentation_model.1.conv.weight": convolution(f"{_CLASSIFIER}.projection.weight"),
+    "segmentation_model.1.conv.bias": f"{_CLASSIFIER}.projection.bias",
+}
+"""DINOv3's own linear heads (`LinearHead`), the second of two modules."""
+DINOV3_WINDOW, DINOV3_STRIDE = (512, 512), (341, 341)
+"""Of the evaluation that its published figures are from."""
 OUR_LINEAR_KEYS: KeyTable = {"head.head.classifier.{entry}": "head.head.classifier.{entry}"}
 OUR_LIGHT_KEYS: KeyTable = {
     "head.norm.{entry}": "head.norm.{entry}",
@@ -33,7 +41,7 @@ OUR_LIGHT_KEYS: KeyTable = {
     "head.conv.{entry}": "head.conv.{entry}",
     "head.classifier.{entry}": "head.classifier.{entry}",
 }
-HEAD_TABLES = (BN_HEAD_KEYS, OUR_LINEAR_KEYS, OUR_LIGHT_KEYS, *DECODE_KEYS.values())
+HEAD_TABLES = (BN_HEAD_KEYS, DINOV3_HEAD_KEYS, OUR_LINEAR_KEYS, OUR_LIGHT_KEYS, *DECODE_KEYS.values())
 """All names of heads that are known."""
 _BN_SETTINGS = frozenset(
     {
@@ -88,6 +96,22 @@ def _of_dinov2(decode: Sources, width: int) -> FoundHead:
     _check_width(decode, decode.facts.size(("conv_seg.weight", 1)), width)
     key_map = KeyMap(BN_HEAD_KEYS, unused=_UNUSED, norms_before=(_CLASSIFIER,))
     return FoundHead(LinearHead(), decode[CLASSES], key_map, padding="centre")
+
+
+def _of_dinov3(entries: Sources, width: int, separate: bool) -> FoundHead | None:
+    """Batch norm, then a 1x1 convolution; its project slides."""
+    del separate
+    facts = entries.facts.within("segmentation_model.1.")
+    if not facts.has("batchnorm_layer.running_mean", "conv.weight"):
+        return None
+    _check_width(entries, facts.size(("conv.weight", 1), ("batchnorm_layer.*", 0)), width)
+    return FoundHead(
+        LinearHead(),
+        facts.size(("conv.*", 0)) or 1,
+        KeyMap(DINOV3_HEAD_KEYS, unused=_UNUSED, norms_before=(_CLASSIFIER,)),
+        window=DINOV3_WINDOW,
+        stride=DINOV3_STRIDE,
+    )
 
 
 def _of_ours(entries: Sources, width: int, separate: bool) -> FoundHead | None:
@@ -148,5 +172,5 @@ def _check_width(head: Sources, found: int | None, width: int) -> None:
         )
 
 
-FORMATS: tuple[HeadFormat, ...] = (_of_mmseg, _of_ours, _of_one_layer)
+FORMATS: tuple[HeadFormat, ...] = (_of_mmseg, _of_dinov3, _of_ours, _of_one_layer)
 """In this order; the first that takes the entries reads them."""

@@ -75,11 +75,13 @@ def official(model) -> dict[str, torch.Tensor]:
         if "q_proj" not in name and "k_proj" not in name and "v_proj" not in name and name not in renamed:
             state[new] = tensor
     for layer in range(model.config.num_hidden_layers):
-        read = lambda end, layer=layer: ours[f"layer.{layer}.attention.{end}"]
+        before = f"layer.{layer}.attention"
         qkv = f"blocks.{layer}.attn.qkv"
         hidden = torch.full((WIDTH,), 3.0)
-        state[f"{qkv}.weight"] = torch.cat([read("q_proj.weight"), read("k_proj.weight"), read("v_proj.weight")])
-        state[f"{qkv}.bias"] = torch.cat([read("q_proj.bias"), hidden, read("v_proj.bias")])
+        state[f"{qkv}.weight"] = torch.cat(
+            [ours[f"{before}.q_proj.weight"], ours[f"{before}.k_proj.weight"], ours[f"{before}.v_proj.weight"]]
+        )
+        state[f"{qkv}.bias"] = torch.cat([ours[f"{before}.q_proj.bias"], hidden, ours[f"{before}.v_proj.bias"]])
         state[f"{qkv}.bias_mask"] = torch.cat([torch.ones(WIDTH), torch.zeros(WIDTH), torch.ones(WIDTH)])
     state["rope_embed.periods"] = 1 / model.rope_embeddings.inv_freq
     return state
@@ -195,6 +197,36 @@ def test_a_damaged_file_is_refused(files, change, message: str) -> None:
     state = {**official(oracle(gated=False)), **change}
     with pytest.raises(CheckpointMismatch, match=message):
         checkpoint_from_path(**files({name: tensor for name, tensor in state.items() if tensor is not None}))
+
+
+def test_its_own_head_is_folded_and_slides(files, tmp_path: Path) -> None:
+    """As its training writes it: the second module of a model whose first is the backbone."""
+    model = oracle(gated=False)
+    paths = files(official(model))
+    draw = torch.Generator().manual_seed(3)
+    norm = torch.nn.SyncBatchNorm(WIDTH).eval()
+    convolution = torch.nn.Conv2d(WIDTH, CLASSES, 1)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.copy_(torch.randn(WIDTH, generator=draw))
+        norm.running_var.copy_(torch.rand(WIDTH, generator=draw) + 0.5)
+    state = {f"segmentation_model.1.batchnorm_layer.{name}": value for name, value in norm.state_dict().items()}
+    state |= {f"segmentation_model.1.conv.{name}": value for name, value in convolution.state_dict().items()}
+    torch.save({"model": state, "iteration": 40_000}, tmp_path / "head.pth")
+    checkpoint = checkpoint_from_path(**{**paths, "head": tmp_path / "head.pth"})
+    assert (checkpoint.slide_size, checkpoint.preprocessing.stride) == ((512, 512), (341, 341))
+    size = (48, 64)
+    network = model_from_spec(
+        spec_at_size(checkpoint.spec, size), state_at_size(checkpoint.state, checkpoint.spec, size)
+    )
+    pixels = tiny_pixels(size, 1)
+    with torch.no_grad():
+        features = model(pixels).last_hidden_state[:, 5:].transpose(1, 2).reshape(1, WIDTH, 3, 4)
+        # In evaluation a synchronised norm is the plain one, which alone runs on a CPU.
+        plain = torch.nn.BatchNorm2d(WIDTH).eval()
+        plain.load_state_dict(norm.state_dict())
+        wanted = convolution(plain(features))
+    torch.testing.assert_close(DenseNetwork(network)(pixels), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_an_unknown_number_of_heads_is_named(files) -> None:
