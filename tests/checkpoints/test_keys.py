@@ -58,6 +58,8 @@ MAPS: dict[str, tuple[KeyMap, Any]] = {
     "STViT on DeiT": (STVIT_DEIT_MAP, tiny_deit((48, 48))),
     "DINOv2": (vit.dinov2_map(), vit.dinov2_spec()),
     "DINOv2 of transformers": (vit.dinov2_transformers_map(), vit.dinov2_spec()),
+    "DINOv3": (vit.dinov3_map(), vit.dinov3_spec()),
+    "DINOv3 of transformers": (vit.dinov3_transformers_map(), vit.dinov3_spec()),
 }
 
 
@@ -183,6 +185,17 @@ PUBLISHED = {
         "encoder.layer.1.attention.attention.key.bias": (64,),
         "encoder.layer.0.layer_scale2.lambda1": (64,),
         "layernorm.weight": (64,),
+    },
+    "DINOv3": {
+        "storage_tokens": (1, 4, 64),
+        "rope_embed.periods": (4,),
+        "blocks.1.attn.qkv.bias": (192,),
+        "blocks.0.mlp.w1.weight": (384, 64),
+    },
+    "DINOv3 of transformers": {
+        "embeddings.patch_embeddings.weight": (64, 3, 16, 16),
+        "layer.1.attention.k_proj.weight": (64, 64),
+        "layer.0.mlp.down_proj.weight": (64, 384),
     },
 }
 

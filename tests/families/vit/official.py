@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dovit_deploy.checkpoints.keys import KeyMap
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
-from dovit_deploy.families.vit import dinov2, dinov2_transformers
+from dovit_deploy.families.rotary import PERIODS, periods_from_base
+from dovit_deploy.families.vit import dinov2, dinov2_transformers, dinov3, dinov3_transformers
 from dovit_deploy.families.vit.decode_heads import OUR_LINEAR_KEYS
 from dovit_deploy.families.vit.mmseg import BACKBONE_KEYS, IN_PROJ_KEYS, QKV_KEYS
 from dovit_deploy.families.vit.mmseg_heads import DECODE_KEYS, GATE_KEYS
@@ -225,3 +226,31 @@ def dinov2_transformers_map() -> KeyMap:
     tables = dinov2_transformers
     table = {**tables.TRANSFORMERS_KEYS, **tables.STORED_KEYS, **tables.STORED_SWIGLU_KEYS, **rows, **OUR_LINEAR_KEYS}
     return KeyMap(table, layer_scale=True)
+
+
+def dinov3_spec() -> VisionTransformerSpec:
+    """A small DINOv3 like the size S+, with four registers and a linear head."""
+    return VisionTransformerSpec(
+        family="dinov3",
+        size=(32, 48),
+        width=64,
+        depth=2,
+        heads=4,
+        hidden=6 * 64,
+        classes=CLASSES,
+        extra_tokens=5,
+        rotary=True,
+        head=LinearHead(),
+        mlp="swiglu",
+    )
+
+
+def dinov3_map() -> KeyMap:
+    """Official names, beside a head of ours."""
+    return KeyMap({**dinov3.DINOV3_KEYS, **dinov3.SWIGLU_KEYS, **OUR_LINEAR_KEYS}, layer_scale=True)
+
+
+def dinov3_transformers_map() -> KeyMap:
+    """The same under the names of transformers' files, which have no periods."""
+    table = {**dinov3_transformers.TRANSFORMERS_KEYS, **dinov3_transformers.STORED_KEYS, **OUR_LINEAR_KEYS}
+    return KeyMap(table, layer_scale=True, given={PERIODS: periods_from_base(100.0, 16)})
