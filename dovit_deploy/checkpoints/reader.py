@@ -87,6 +87,8 @@ class FoundHead:
     """Of its project's sliding inference, in pixels."""
     stride: tuple[int, int] | None = None
     """Of these windows, in pixels."""
+    layers: int = 1
+    """How many of the last layers it sees, each after the last norm, their channels one after the other."""
 
 
 @dataclass(frozen=True)

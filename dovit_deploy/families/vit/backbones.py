@@ -11,7 +11,7 @@ from typing import Any
 from dovit_deploy.checkpoints.keys import KeyFacts, listed
 from dovit_deploy.checkpoints.reader import Architecture, BackboneReader, Reader
 from dovit_deploy.checkpoints.settings import Sources
-from dovit_deploy.errors import HeadMissing
+from dovit_deploy.errors import CheckpointMismatch, HeadMissing
 from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS, HEAD_TABLES, found_head
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
@@ -79,6 +79,11 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
         )
     if head.padding is not None:
         values["padding"] = head.padding
+    if head.layers > values["depth"]:
+        raise CheckpointMismatch(
+            f"{sources.checkpoint}: the head reads {head.layers} layers, the backbone has {values['depth']}"
+        )
+    values["taps"] = tuple(range(values["depth"] - head.layers + 1, values["depth"]))
     spec = VisionTransformerSpec.model_validate({**values, "classes": head.classes, "head": head.head})
     return Architecture(
         spec,

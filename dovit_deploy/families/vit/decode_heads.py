@@ -1,7 +1,8 @@
 """Which decode head do the entries beside a backbone make?
 
-mmsegmentation's (`decode_head.*`, those of DINOv2's own `_linear` files among them), ours, or one linear layer or 1x1
-convolution of any name, with or without a batch norm before it. All of them read the last layer after its norm.
+mmsegmentation's (`decode_head.*`, those of DINOv2's own `_linear` and `_ms` files among them), ours, or one linear
+layer or 1x1 convolution of any name, with or without a batch norm before it. All but `_ms` read the last layer alone,
+after its norm.
 """
 
 from __future__ import annotations
@@ -91,11 +92,15 @@ def _read_width(facts: KeyFacts) -> int | None:
 
 
 def _of_dinov2(decode: Sources, width: int) -> FoundHead:
-    """Batch norm, then a 1x1 convolution; its project pads on all sides."""
+    """Batch norm, then a 1x1 convolution, on the last layer or (`_ms`) the last few; its project pads on all sides."""
     decode.only(_BN_SETTINGS).must_all_be({"type": ("BNHead",), "align_corners": (False,)})
-    _check_width(decode, decode.facts.size(("conv_seg.weight", 1)), width)
+    found = decode.facts.size(("conv_seg.weight", 1)) or width
+    layers = max(1, found // width)
+    _check_width(decode, found, layers * width)
+    # All layers have one grid: it alone would make them differ in size before they are joined.
+    decode.must_be("resize_factors", None, *([one] * layers for one in (1, 1.0)))
     key_map = KeyMap(BN_HEAD_KEYS, unused=_UNUSED, norms_before=(_CLASSIFIER,))
-    return FoundHead(LinearHead(), decode[CLASSES], key_map, padding="centre")
+    return FoundHead(LinearHead(), decode[CLASSES], key_map, padding="centre", layers=layers)
 
 
 def _of_dinov3(entries: Sources, width: int, separate: bool) -> FoundHead | None:
