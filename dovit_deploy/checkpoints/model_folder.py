@@ -61,7 +61,10 @@ def source_from_path(path: Path, *, allow_pickle: bool) -> ModelSource:
     weights = _weights_in(folder, allow_pickle=allow_pickle)
     config, preprocessor = _contents(folder / CONFIG), _contents(folder / PREPROCESSOR)
     names = _class_names(config)
-    settings = {**config, **_normalisation(config, preprocessor), **({"classes": names} if names else {})}
+    # timm's own arguments; what stands above them describes the training.
+    arguments = config.get("model_args")
+    settings = {**config, **(arguments if isinstance(arguments, Mapping) else {})}
+    settings |= {**_normalisation(config, preprocessor), **({"classes": names} if names else {})}
     return ModelSource(weights, settings, _license(folder, config))
 
 

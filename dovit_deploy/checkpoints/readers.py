@@ -22,6 +22,7 @@ READERS = (
     "dovit_deploy.families.vit.dinov2_transformers:READER",
     "dovit_deploy.families.evovit.deit_reader:READER",
     "dovit_deploy.families.evovit.evo_levit_reader:READER",
+    "dovit_deploy.families.vit.timm_vit:READER",
     "dovit_deploy.families.evovit.deit_reader:PLAIN_DEIT",
     "dovit_deploy.families.evovit.levit_reader:READER",
 )

@@ -60,6 +60,7 @@ MAPS: dict[str, tuple[KeyMap, Any]] = {
     "DINOv2 of transformers": (vit.dinov2_transformers_map(), vit.dinov2_spec()),
     "DINOv3": (vit.dinov3_map(), vit.dinov3_spec()),
     "DINOv3 of transformers": (vit.dinov3_transformers_map(), vit.dinov3_spec()),
+    "timm ViT": (vit.timm_map(), vit.timm_spec()),
 }
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.checkpoints.keys import KeyMap
+from dovit_deploy.checkpoints.keys import KeyMap, batched, extra_token
 from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.rotary import PERIODS, periods_from_base
-from dovit_deploy.families.vit import dinov2, dinov2_transformers, dinov3, dinov3_transformers
+from dovit_deploy.families.vit import dinov2, dinov2_transformers, dinov3, dinov3_transformers, timm_vit
 from dovit_deploy.families.vit.decode_heads import OUR_LINEAR_KEYS
 from dovit_deploy.families.vit.mmseg import BACKBONE_KEYS, IN_PROJ_KEYS, QKV_KEYS
 from dovit_deploy.families.vit.mmseg_heads import DECODE_KEYS, GATE_KEYS
@@ -254,3 +254,15 @@ def dinov3_transformers_map() -> KeyMap:
     """The same under the names of transformers' files, which have no periods."""
     table = {**dinov3_transformers.TRANSFORMERS_KEYS, **dinov3_transformers.STORED_KEYS, **OUR_LINEAR_KEYS}
     return KeyMap(table, layer_scale=True, given={PERIODS: periods_from_base(100.0, 16)})
+
+
+def timm_spec() -> VisionTransformerSpec:
+    """A small plain ViT of timm with a linear head."""
+    return dinov2_spec().model_copy(update={"family": "vit", "mlp": "gelu", "position_mode": "antialias"})
+
+
+def timm_map() -> KeyMap:
+    """Names of timm, beside a head of ours."""
+    tokens = {"cls_token": extra_token(0), "pos_embed": batched("positions")}
+    table = {**tokens, **timm_vit.TIMM_KEYS, **timm_vit.GELU_KEYS, **timm_vit.DEIT3_SCALE_KEYS, **OUR_LINEAR_KEYS}
+    return KeyMap(table, layer_scale=True)

@@ -1,0 +1,1 @@
+"""Other people's implementations of networks that are read here, as small random models: nothing is downloaded."""
