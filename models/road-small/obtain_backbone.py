@@ -76,9 +76,8 @@ def official_state(graph: onnx.GraphProto) -> Arrays:
     """
     arrays: Arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     matrices = matrices_of(graph, arrays)
-    layers = 1 + max(
-        (int(name.split(".")[3]) for name in arrays if name.startswith(f"{PREFIX}encoder.layer.")), default=-1
-    )
+    numbers = (name.split(".")[3] for name in arrays if name.startswith(f"{PREFIX}encoder.layer."))
+    layers = 1 + max(map(int, numbers), default=-1)
 
     def linear(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return matrices[PREFIX + name], arrays[f"{PREFIX}{name}.bias"]
@@ -100,11 +99,7 @@ def official_state(graph: onnx.GraphProto) -> Arrays:
             parts = [linear(f"{theirs}attention.attention.{part}") for part in ("query", "key", "value")]
             for entry, values in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
                 state[f"{ours}attn.qkv.{entry}"] = np.concatenate(values)
-            for name, other in (
-                ("attn.proj", "attention.output.dense"),
-                ("mlp.fc1", "mlp.fc1"),
-                ("mlp.fc2", "mlp.fc2"),
-            ):
+            for name, other in LINEAR.items():
                 state[f"{ours}{name}.weight"], state[f"{ours}{name}.bias"] = linear(theirs + other)
             for number in (1, 2):
                 for entry in ("weight", "bias"):
