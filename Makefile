@@ -58,6 +58,8 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraints.txt
 	$(PIP) -c constraints.txt -e '.[cpu,video,openvino,export,report]' -r requirements-dev.txt
+	# Without what it asks for: torchvision wants another build of PyTorch, and timm's vision transformers do without it.
+	$(PIP) --no-deps 'timm>=1.0.20'
 	@touch $@
 
 clean:

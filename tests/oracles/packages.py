@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-_REASON = "is not installed; pip install -r requirements-oracles.txt --no-deps"
+_REASON = "is not installed; `make test` installs it"
 
 
 @cache
