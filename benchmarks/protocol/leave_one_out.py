@@ -1,0 +1,176 @@
+"""Does a recipe hold on streets never seen? Each drive in turn is left out of training and measured.
+
+    python benchmarks/protocol/leave_one_out.py CAMVID --recipe RECIPE --drives 0001TP,0006R0,0016E5 \\
+        --init dinov2_s14.safetensors --thresholds 0.9 --work runs/drives -o benchmarks/results/drives.json
+    python benchmarks/protocol/leave_one_out.py --tables benchmarks/results/drives.json --docs docs/benchmarks.md
+
+The recipe is the same for all, but for what it trains on (all drives but one) and is watched on (every third piece of
+ten seconds of these, so that nothing of the drive is seen). A drive is trained, exported and measured with all controls
+in a folder of its own below --work; what is finished there is not done again, and an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# A script finds the modules of its own folder; those that benchmarks share are in the folder above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from report import command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
+
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.files import write_text
+from dovit_deploy.measure.intervals import BLOCK_SECONDS
+from dovit_deploy.train.recipe import recipe_from_file
+from protocol.hold_out import divided
+
+DOVIT = [sys.executable, "-m", "dovit_deploy"]
+MARK = "<!-- table: benchmarks/protocol/leave_one_out.py -->"
+PIECE = 3
+"""Every so-manieth piece of the drives that are trained on is watched."""
+
+
+@dataclass(frozen=True)
+class DriveRun:
+    """One drive left out: where its files lie, and how they are made."""
+
+    dataset: Path
+    drive: str
+    folder: Path
+    """Of its own."""
+
+    @property
+    def run(self) -> Path:
+        """The folder of the training."""
+        return self.folder / "run"
+
+    @property
+    def bundle(self) -> Path:
+        """What is measured."""
+        return self.folder / "left-out.dovit"
+
+    @property
+    def report(self) -> Path:
+        """Of `dovit eval` on the drive."""
+        return self.folder / "eval.json"
+
+    def commands(self, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> list[list[str]]:
+        """What is still to be done, in its order."""
+        start = [] if init is None else ["--init", str(init)]
+        again = ["--resume"] if self.run.exists() else ["--config", str(recipe), "--seed", str(seed), *start]
+        train = ["train", str(self.dataset), "-o", str(self.run), *again]
+        export = ["export", str(self.run / "checkpoint"), "-o", str(self.bundle)]
+        measure = ["eval", str(self.bundle), str(self.dataset), "--split", f"train:{self.drive}", "--controls"]
+        measure += [] if thresholds is None else ["--threshold", thresholds]
+        measure += ["--threads", "1", "--json", str(self.report)]
+        # The curve is the last file that a training writes.
+        trained = (self.run / "curve.json").exists()
+        steps = ((train, trained), (export, self.bundle.exists()), (measure, self.report.exists()))
+        return [command for command, done in steps if not done]
+
+
+def own_recipe(recipe: Path, run: DriveRun) -> Path:
+    """The recipe with this drive left out, written into its folder.
+
+    Raises:
+        ConfigError: it is no recipe, or names twice what it trains on.
+    """
+    split, watched = f"train:-{run.drive}", run.folder / "watched.txt"
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.partition("=")[0].strip() not in ("split", "watch")]
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _, held = divided(dataset_from_path(run.dataset, split), seconds=BLOCK_SECONDS, every=PIECE)
+    write_text(watched, "\n".join(held) + "\n")
+    replaced = [f"split = {json.dumps(split)}", f"watch = {json.dumps(f'train:@{watched}')}"]
+    own = run.folder / "recipe.toml"
+    write_text(own, "\n".join([*replaced, *kept]) + "\n")
+    # What is wrong in it shows before the first training, not before the third.
+    recipe_from_file(own)
+    return own
+
+
+def measured(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> dict[str, Any]:
+    """The figures of one drive; exits with the code of a command that fails."""
+    own = own_recipe(recipe, run)
+    for command in run.commands(own, init=init, thresholds=thresholds, seed=seed):
+        code = subprocess.run([*DOVIT, *command], check=False).returncode
+        if code:
+            # It has said why.
+            sys.exit(code)
+    report = json.loads(run.report.read_text(encoding="utf-8"))
+    figures = {key: report[key] for key in ("images", "thresholds", "bootstrap", "dense", "dynamic", "controls")}
+    return {"drive": run.drive, **figures}
+
+
+def table(report: dict[str, Any]) -> str:
+    """A row for every drive."""
+    lines = [
+        "| drive left out | images, blocks | dense | rule | MACs saved | drop (95 %) | over random | over position "
+        "| over another image's |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["drives"]:
+        dynamic, controls = row["dynamic"], row["controls"]
+        gains = " | ".join(_gain(controls[name]) for name in ("random", "position", "other"))
+        lines.append(
+            f"| {row['drive']} | {row['images']}, {row['bootstrap']['blocks']} | {row['dense']['miou']:.1f} "
+            f"| {dynamic['miou']:.1f} | {dynamic['flops_saved']:.0%} "
+            f"| {_points(dynamic['drop'], dynamic['drop_interval'])} | {gains} |"
+        )
+    origin = f"{report['recipe']}, seed {report['seed']}; {report['machine']['cpu']}, {report['date']}"
+    return "\n".join([*lines, "", f"{origin}; `{report['command']}`."])
+
+
+def _gain(control: dict[str, Any] | None) -> str:
+    return "-" if control is None else _points(control["rule_gain"], control["rule_gain_interval"])
+
+
+def _points(value: float, ends: Sequence[float] | None) -> str:
+    return f"{value:.2f}" + ("" if ends is None else f" ({ends[0]:.2f} to {ends[1]:.2f})")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    result.add_argument("dataset", type=Path, nargs="?")
+    result.add_argument("--recipe", type=Path, help="TOML, as `dovit train --config` takes it")
+    result.add_argument("--drives", metavar="A,B,...", help="beginnings of stems")
+    result.add_argument("--init", type=Path, help="as `dovit train` takes it")
+    result.add_argument("--thresholds", metavar="T[,T...]", help="default: those that each training chose")
+    result.add_argument("--seed", type=int, default=0)
+    result.add_argument("--work", type=Path, help="folder of all runs")
+    result.add_argument("-o", "--output", type=output_file)
+    result.add_argument("--tables", type=Path, metavar="JSON", help="write the table of this result; measure nothing")
+    result.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
+    return result
+
+
+@errors_in_a_line()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    command_line = parser()
+    options = command_line.parse_args(arguments)
+    if options.tables is not None:
+        report = read_figures(options.tables, names=("drives", "recipe", "seed"))
+    elif None in (options.dataset, options.recipe, options.drives, options.work):
+        command_line.error("DATASET, --recipe, --drives and --work are needed, or --tables")
+    else:
+        given = {"init": options.init, "thresholds": options.thresholds, "seed": options.seed}
+        runs = [DriveRun(options.dataset, drive, options.work / drive) for drive in options.drives.split(",")]
+        rows = [measured(run, options.recipe, **given) for run in runs]
+        figures = {"recipe": options.recipe.name, "seed": options.seed, "drives": rows}
+        command = command_text("protocol/leave_one_out.py", sys.argv[1:])
+        report = publish(figures, command=command, output=options.output)
+    if options.docs is not None:
+        write_table(options.docs, MARK, table(report))
+
+
+if __name__ == "__main__":
+    main()

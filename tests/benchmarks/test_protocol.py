@@ -1,0 +1,175 @@
+"""The one look at what was never seen: refused unless everything was frozen before; and each drive left out in turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from protocol import frozen, leave_one_out
+
+from dovit_deploy.bundle.bundle import file_entry
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.errors import ConfigError
+from dovit_deploy.train.recipe import Recipe, recipe_from_file
+from tests.datasets.labelled_folder import write_labelled
+
+RECIPE = 'minutes = 20\nseed = 4\nsplit = "train:-drive_00"\nwatch = "train:drive_010"\n\n[network]\nsize = [48, 64]\n'
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """A data set, a frozen choice, a run's checkpoint and the bundle made of it; evaluations are counted, not run."""
+    data = write_labelled(tmp_path / "set", images=12, split="train")
+    recipe, held, checkpoint = tmp_path / "final.toml", tmp_path / "held.txt", tmp_path / "checkpoint"
+    recipe.write_text(RECIPE)
+    held.write_text("drive_011\n")
+    checkpoint.mkdir()
+    (checkpoint / frozen.WEIGHTS).write_bytes(b"weights of one seed")
+    trained = recipe_from_file(recipe).model_copy(update={"seed": 7})
+    (checkpoint / frozen.TRAINING).write_text(json.dumps({"recipe": trained.model_dump(mode="json")}))
+    provenance = SimpleNamespace(source_sha256=file_entry(checkpoint / frozen.WEIGHTS).sha256)
+    bundle = SimpleNamespace(path=tmp_path / "seed.dovit", manifest=SimpleNamespace(provenance=provenance))
+    monkeypatch.setattr(frozen.Bundle, "open", lambda path: bundle)
+    looks: list[frozen.Frozen] = []
+
+    def evaluated(bundle: Path, dataset: Path, choice: frozen.Frozen) -> dict[str, object]:
+        del bundle, dataset
+        looks.append(choice)
+        return {"dense": {"miou": 50.0}, "dynamic": {"miou": 49.8}}
+
+    monkeypatch.setattr(frozen, "evaluation", evaluated)
+    words = ["--recipe", str(recipe), "--thresholds", "0.9,0.85", "--tried", "5", "--chosen-on", f"train:@{held}"]
+    frozen.main(["freeze", *words, "--reads", "train:drive_00", "-o", str(tmp_path / "frozen.json")])
+
+    def read(output: str) -> int | str | None:
+        words = ["--checkpoint", str(checkpoint), "--bundle", str(bundle.path), "--dataset", str(data)]
+        try:
+            frozen.main(["read", str(tmp_path / "frozen.json"), *words, "-o", str(tmp_path / output)])
+        except SystemExit as left:
+            return left.code
+        return 0
+
+    return SimpleNamespace(folder=tmp_path, checkpoint=checkpoint, bundle=bundle, looks=looks, read=read, words=words)
+
+
+def test_what_was_frozen_is_read_once_per_seed(case, capsys):
+    assert case.read("first.json") == 0
+    assert "after 5 recipes tried" in capsys.readouterr().out
+    (choice,) = case.looks
+    assert (choice.reads, choice.thresholds) == ("train:drive_00", [0.9, 0.85])
+    look = json.loads((case.folder / "first.json").read_text())
+    assert look["eval"]["dynamic"]["miou"] == 49.8
+    assert case.read("second.json") == 4
+    assert "were read on" in capsys.readouterr().err
+    assert len(case.looks) == 1 and not (case.folder / "second.json").exists()
+    # Another seed of the same recipe is another look.
+    (case.checkpoint / frozen.WEIGHTS).write_bytes(b"weights of another seed")
+    case.bundle.manifest.provenance.source_sha256 = file_entry(case.checkpoint / frozen.WEIGHTS).sha256
+    assert case.read("second.json") == 0
+    assert len(json.loads((case.folder / "frozen.reads.json").read_text())) == 2
+
+
+def changed(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (
+            lambda case: changed(case.folder / "frozen.json", lambda it: it["frozen"].update(thresholds=[0.8])),
+            "changed after it was frozen",
+        ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it["recipe"].update(minutes=21)),
+            "differs in minutes",
+        ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it["recipe"]["network"].update(depth=5)),
+            "differs in network",
+        ),
+        (lambda case: (case.checkpoint / frozen.WEIGHTS).write_bytes(b"x"), "made of another checkpoint"),
+        (lambda case: (case.folder / "held.txt").write_text("drive_010\n"), "the list was changed"),
+        (lambda case: (case.folder / "held.txt").write_text("drive_003\n"), "was chosen on"),
+    ],
+    ids=["file", "recipe", "network", "weights", "list", "peeked"],
+)
+def test_what_was_not_frozen_is_not_measured(case, capsys, harm, words):
+    harm(case)
+    assert case.read("look.json") == 4
+    assert words in capsys.readouterr().err
+    assert not case.looks and not (case.folder / "look.json").exists()
+
+
+@pytest.mark.parametrize("line", ['split = "train"', 'watch = "train:drive_003"'])
+def test_a_recipe_that_looks_at_the_drive_is_refused(case, capsys, line):
+    recipe = case.folder / "final.toml"
+    key = line.split()[0]
+    recipe.write_text("\n".join(line if kept.startswith(key) else kept for kept in RECIPE.splitlines()))
+    trained = recipe_from_file(recipe)
+    (case.checkpoint / frozen.TRAINING).write_text(json.dumps({"recipe": trained.model_dump(mode="json")}))
+    (case.folder / "frozen.json").unlink()
+    frozen.main(["freeze", *case.words, "--reads", "train:drive_00", "-o", str(case.folder / "frozen.json")])
+    assert case.read("look.json") == 4
+    assert "images of train:drive_00" in capsys.readouterr().err
+
+
+def test_what_is_frozen_stays_so_and_the_seed_is_open(case, capsys):
+    with pytest.raises(SystemExit) as left:
+        frozen.main(["freeze", *case.words, "--reads", "train:drive_01", "-o", str(case.folder / "frozen.json")])
+    assert left.value.code == 2 and "stays so" in capsys.readouterr().err
+    assert frozen.recipe_content(Recipe(seed=1)) == frozen.recipe_content(Recipe(seed=2)) == {}
+
+
+# Each drive left out in turn.
+
+
+def test_a_drive_is_left_out_of_what_is_trained_on_and_watched(tmp_path):
+    data = write_labelled(tmp_path / "set", images=16, split="train")
+    classes = data / "classes.json"
+    classes.write_text(json.dumps({**json.loads(classes.read_text()), "frame_rate": 0.1}))
+    (tmp_path / "r.toml").write_text(RECIPE)
+    run = leave_one_out.DriveRun(data, "drive_00", tmp_path / "work" / "drive_00")
+    own = leave_one_out.own_recipe(tmp_path / "r.toml", run)
+    read = recipe_from_file(own)
+    assert (read.split, read.minutes, read.network.size) == ("train:-drive_00", 20, (48, 64))
+    watched = dataset_from_path(data, read.watch)
+    assert watched.stems == ("drive_012", "drive_015")
+    (tmp_path / "r.toml").write_text('"split" = "train"\n')
+    with pytest.raises(ConfigError, match="not TOML"):
+        leave_one_out.own_recipe(tmp_path / "r.toml", run)
+
+
+def test_what_is_finished_is_not_done_again(tmp_path):
+    run = leave_one_out.DriveRun(Path("set"), "a", tmp_path)
+    given = {"init": Path("start.safetensors"), "thresholds": "0.9", "seed": 3}
+    train, export, measure = run.commands(Path("own.toml"), **given)
+    assert train[-6:] == ["--config", "own.toml", "--seed", "3", "--init", "start.safetensors"]
+    assert export[:2] == ["export", str(tmp_path / "run" / "checkpoint")]
+    assert measure[3:5] == ["--split", "train:a"] and "--threshold" in measure
+    run.run.mkdir()
+    assert run.commands(Path("own.toml"), **given)[0][-1] == "--resume"
+    (run.run / "curve.json").touch()
+    run.bundle.mkdir()
+    assert run.commands(Path("own.toml"), **given) == [measure]
+    run.report.touch()
+    assert run.commands(Path("own.toml"), **given) == []
+
+
+def test_the_table_has_a_row_for_every_drive():
+    control = {"rule_gain": 2.0, "rule_gain_interval": [1.0, 3.0]}
+    row = {
+        "drive": "0006R0",
+        "images": 101,
+        "bootstrap": {"blocks": 11},
+        "dense": {"miou": 50.04},
+        "dynamic": {"miou": 49.8, "flops_saved": 0.45, "drop": 0.24, "drop_interval": None},
+        "controls": {"random": control, "position": control, "other": None},
+    }
+    report = {"drives": [row], "recipe": "r.toml", "seed": 0, "machine": {"cpu": "c"}, "date": "d", "command": "x"}
+    wanted = "| 0006R0 | 101, 11 | 50.0 | 49.8 | 45% | 0.24 | 2.00 (1.00 to 3.00) | 2.00 (1.00 to 3.00) | - |"
+    assert wanted in leave_one_out.table(report)
