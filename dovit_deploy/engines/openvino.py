@@ -31,13 +31,16 @@ from dovit_deploy.bundle.interface import (
     FP32,
     GRAPH_NAME,
     INDEX,
+    MERGED,
     GraphInterface,
     Port,
     check_graph_name,
     check_ports,
     graph_interfaces,
+    is_crossing,
 )
 from dovit_deploy.engines.base import Array, Buffer, HostMemory
+from dovit_deploy.engines.openvino_whole import give_all_tokens
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
 from dovit_deploy.errors import EnvironmentProblem, GraphMismatch, ProviderMissing
 from dovit_deploy.graphs.forms import padded_passes, write_derived
@@ -56,6 +59,10 @@ SMALLEST = 16
 where heads are narrow (OpenVINO 2026.4.1, 8 channels a head, fp32), and finer steps gain nothing."""
 
 
+ALL_IN_ORDER = 0
+"""Stands for the size of a frame in which nothing has stopped: its graph takes no `index` (openvino_whole.py)."""
+
+
 class FixedGraph:
     """One graph whose sizes are all fixed, or whose one open size is decided inside of it (merged).
 
@@ -64,13 +71,15 @@ class FixedGraph:
     Args:
         compiled: a CompiledModel.
         described: what it is called in errors.
+        inputs: their names, in order.
+        outputs: likewise.
     """
 
-    def __init__(self, compiled: Any, described: str) -> None:  # noqa: ANN401
+    def __init__(self, compiled: Any, described: str, *, inputs: Sequence[str], outputs: Sequence[str]) -> None:  # noqa: ANN401
         self._compiled, self._described, self._of_thread = compiled, described, threading.local()
-        self._inputs = [port.any_name for port in compiled.inputs]
-        self._outputs = [port.any_name for port in compiled.outputs]
-        self._tensor = packages.openvino().Tensor
+        self._inputs, self._outputs = inputs, outputs
+        runtime = packages.openvino()
+        self._tensor, self._bf16 = runtime.Tensor, runtime.Type.bf16
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Run the graph.
@@ -85,9 +94,10 @@ class FixedGraph:
             # Shared: the memory of the inputs is read and that of the outputs handed out, both without a copy. Tensor
             # by tensor, since `infer` with a dictionary takes longer than all between two stages.
             for position, array in enumerate(arrays):
-                request.set_input_tensor(position, self._tensor(array, shared_memory=True))
-            request.infer()
-            return {name: request.get_output_tensor(position).data for position, name in enumerate(self._outputs)}
+                request.set_input_tensor(position, self._shared(array))
+            request.infer(share_outputs=True)
+            outputs = {name: request.get_output_tensor(position) for position, name in enumerate(self._outputs)}
+            return {name: _values(tensor, self._bf16) for name, tensor in outputs.items()}
         except (RuntimeError, MemoryError) as error:
             raise EnvironmentProblem(
                 f"OpenVINO failed while it ran {self._described}: {_first_line(error)}; use --engine onnxruntime"
@@ -96,6 +106,12 @@ class FixedGraph:
     def close(self) -> None:
         """Drop the compiled graph, and with it its memory."""
         self._compiled, self._of_thread = None, threading.local()
+
+    def _shared(self, array: Array) -> Any:  # noqa: ANN401  an ov.Tensor
+        """The memory of `array` as OpenVINO takes it."""
+        if array.dtype == BITS:
+            return self._tensor(array, array.shape, self._bf16)
+        return self._tensor(array, shared_memory=True)
 
     def _request(self) -> Any:  # noqa: ANN401  an InferRequest
         if not hasattr(self._of_thread, "request"):
@@ -114,11 +130,14 @@ class BucketedGraph:
 
     def __init__(self, compiled: Callable[[Any], FixedGraph], model: Any, *, total: int) -> None:  # noqa: ANN401  ov.Model
         self._compiled, self._model, self._total = compiled, model, total
+        self._everything = np.arange(total)
         self._graphs: dict[int, FixedGraph] = {}
         self._compiling = threading.Lock()
 
     def run(self, inputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         index = inputs[INDEX]
+        if np.array_equal(index, self._everything):
+            return self._graph(ALL_IN_ORDER).run(inputs)
         bucket = self.size_for(len(index))
         valid = np.asarray(len(index), dtype=np.int64)
         return self._graph(bucket).run({**inputs, INDEX: padded(index, bucket, self._total), VALID: valid})
@@ -129,7 +148,7 @@ class BucketedGraph:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The counts for which it has been compiled so far."""
+        """The counts for which it has been compiled so far; `ALL_IN_ORDER` is one of its own."""
         return tuple(sorted(self._graphs))
 
     def close(self) -> None:
@@ -137,6 +156,7 @@ class BucketedGraph:
         self._graphs.clear()
 
     def _graph(self, bucket: int) -> FixedGraph:
+        """That of a count, or of `ALL_IN_ORDER`."""
         # Who needs what is compiled does not wait for who compiles another.
         if bucket in self._graphs:
             return self._graphs[bucket]
@@ -145,7 +165,9 @@ class BucketedGraph:
             if bucket not in self._graphs:
                 # A clone shares the weights of what was read.
                 model = self._model.clone()
-                model.reshape({INDEX: [bucket]})
+                model.reshape({INDEX: [self._total if bucket == ALL_IN_ORDER else bucket]})
+                if bucket == ALL_IN_ORDER:
+                    give_all_tokens(model, self._total)
                 self._graphs[bucket] = self._compiled(model)
             return self._graphs[bucket]
 
@@ -189,23 +211,27 @@ class OpenVinoBackend(HostMemory):
             path = bundle.copied_graph(graph, Path(copies), precision=precision)
             described = f"{bundle.path.name}/{path.name}"
             weights = [path.with_name(name) for name in bundle.weights_files(precision)]
-            write_derived([path], Path(derived), weights=weights, passes=padded_passes())
+            write_derived([path], Path(derived), weights=weights, passes=padded_passes(open_sizes=graph == MERGED))
             model = self._read(Path(derived) / path.name, described)
-            if INDEX not in promised.inputs:
-                check_interface(model, bundle, graph, promised)
+            valid = (Port(VALID, "int64", ()),) if INDEX in promised.inputs else ()
+            check_interface(model, bundle, graph, GraphInterface((*promised.takes, *valid), promised.gives))
+            if self._properties["INFERENCE_PRECISION_HINT"] == "bf16":
+                model = crossing_in_bf16(model)
+            if not valid:
                 return self.compiled(model, described)
-            takes = (*promised.takes, Port(VALID, "int64", ()))
-            check_interface(model, bundle, graph, GraphInterface(takes, promised.gives))
             return BucketedGraph(partial(self.compiled, described=described), model, total=bundle.manifest.spec.tokens)
 
     def compiled(self, model: Any, described: str) -> FixedGraph:  # noqa: ANN401  an ov.Model
         """`model`, called `described` in errors, compiled with this backend's properties."""
+        # As they are in the file: rewriting may let them have other names, in the same order.
+        inputs, outputs = ([port.any_name for port in ports] for ports in (model.inputs, model.outputs))
         with _refusals(described):
-            return FixedGraph(self._core.compile_model(model, DEVICE, self._properties), described)
+            compiled = self._core.compile_model(model, DEVICE, self._properties)
+            return FixedGraph(compiled, described, inputs=inputs, outputs=outputs)
 
     def download(self, buffer: Buffer) -> Array:
         # OpenVINO's memory holds the next frame's values soon.
-        return np.array(buffer)
+        return float32_from_bits(buffer) if buffer.dtype == BITS else np.array(buffer)
 
     def _read(self, path: Path, described: str) -> Any:  # noqa: ANN401  an ov.Model
         with _refusals(described):
@@ -229,6 +255,36 @@ def check_interface(model: Any, bundle: Bundle, graph: str, promised: GraphInter
     )
     takes, gives = (tuple(map(_port, ports)) for ports in (model.inputs, model.outputs))
     check_ports(bundle.path.name, graph, promised, GraphInterface(takes, gives))
+
+
+BITS = np.dtype(np.uint16)
+"""How buffers hold bfloat16, which NumPy does not know; nothing else here has this type."""
+
+
+def crossing_in_bf16(model: Any) -> Any:  # noqa: ANN401  an ov.Model
+    """`model` with what one stage makes for another in bfloat16, as it is computed: 2 % of a frame in int8.
+
+    In float32, all tokens would be converted there and back at every gate.
+    """
+    runtime = packages.openvino()
+    steps = runtime.preprocess.PrePostProcessor(model)
+    for ports, of_port in ((model.inputs, steps.input), (model.outputs, steps.output)):
+        for name in (port.any_name for port in ports):
+            if is_crossing(name):
+                of_port(name).tensor().set_element_type(runtime.Type.bf16)
+    return steps.build()
+
+
+def float32_from_bits(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """bfloat16 as float32, of which it is the upper half: a copy."""
+    return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def _values(tensor: Any, bf16: Any) -> Array:  # noqa: ANN401  an ov.Tensor and an ov.Type
+    """What `tensor` holds, in its memory."""
+    # OpenVINO calls bfloat16 float16 here.
+    values: Array = tensor.data
+    return values.view(BITS) if tensor.element_type == bf16 else values
 
 
 def _port(found: Any) -> Port:  # noqa: ANN401  an input or output of an ov.Model

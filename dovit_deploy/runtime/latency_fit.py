@@ -126,7 +126,8 @@ def run_every_size(session: Session, most: int, *, advance: Callable[[], None] |
     """
     measuring, spec = _Measuring(session, perf_counter), session.bundle.manifest.spec
     sizes = {session.size_run(len(spec.gates), count) for count in range(spec.extra_tokens, most)}
-    counts = {min(size, most) for size in sizes} if measuring.padded[-1] else set()
+    # `most` comes by itself: all tokens may be a case of their own.
+    counts = {min(size, most - 1) for size in sizes} if measuring.padded[-1] else set()
     for count in sorted(counts | {most}):
         measuring.warm_up(measuring.timed((spec.tokens, *[count] * len(spec.gates))))
         if advance is not None:
@@ -157,7 +158,8 @@ class _Measuring:
         self._spec = spec
         self._order = spec.extra_tokens + rng.permutation(spec.patches)
         self.padded = [self._sizes(number) for number in range(len(spec.gates) + 1)]
-        self._warm: set[tuple[int, int]] = set()
+        self._warm: set[tuple[int, int, bool]] = set()
+        """Stage, size, and whether all tokens ran, for which an engine may have a form of its own."""
         self._pixels: Pixels = rng.standard_normal((1, 3, *spec.size)).astype(np.float32)
 
     def timed(self, pattern: Pattern) -> _Timed:
@@ -167,7 +169,7 @@ class _Measuring:
         """Run it once if one of its sizes was not run before: the engine may compile it now, and allocates."""
         # An engine that runs every count as it is has nothing to prepare for each of them.
         sizes = {
-            (number, self._session.size_run(number, count) if self.padded[number] else 0)
+            (number, self._session.size_run(number, count) if self.padded[number] else 0, count == self._spec.tokens)
             for number, count in enumerate(entry.pattern)
         }
         if not sizes <= self._warm:

@@ -23,6 +23,7 @@ from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, FLOOR, INDEX, PIXELS, THRESHOLDS, TOKENS, stage_name
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.engines.openvino import (
+    ALL_IN_ORDER,
     SMALLEST,
     STEPS,
     BucketedGraph,
@@ -159,6 +160,46 @@ def test_a_run_is_repeated_bit_for_bit_whatever_ran_before(gated: Bundle) -> Non
         np.testing.assert_array_equal(
             first.run_one(pixels_of(gated), settings)[0], second.run_one(pixels_of(gated), settings)[0]
         )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_where_nothing_stops_stages_give_what_the_dense_graph_gives(gated: Bundle, precision: str) -> None:
+    if precision == "bf16" and NO_BF16:
+        pytest.skip("this CPU does not compute in bfloat16")
+    pixels, nothing = pixels_of(gated), RunSettings.stop_nothing(gated.manifest.spec)
+    with Session(gated, engine="openvino", precision=precision, threads=1) as session:
+        want = session.run(pixels, dense=True)[0]
+        got, report = session.run_one(pixels, nothing)
+        assert set(report.kept) == {gated.manifest.spec.tokens}
+        later = [session.engine(stage_name(number)) for number in range(1, gated.stages)]
+        # Nothing is gathered, masked or written back.
+        assert [graph.buckets for graph in later] == [(ALL_IN_ORDER,)] * len(later)
+        np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
+def test_all_tokens_in_another_order_give_the_same(gated: Bundle) -> None:
+    spec, nothing = gated.manifest.spec, RunSettings.stop_nothing(gated.manifest.spec)
+    with Session(gated, engine="openvino", threads=1) as session:
+        outputs, index = next(iter(session.stages(pixels_of(gated), nothing)))
+        stage, inputs = session.engine(stage_name(1)), {TOKENS: outputs[TOKENS], FLOOR: np.zeros((), np.float32)}
+        inputs[THRESHOLDS] = nothing.thresholds[0]
+        order = np.concatenate([index[: spec.extra_tokens], index[spec.extra_tokens :][::-1]])
+        plain, turned = ({**stage.run({**inputs, INDEX: given})} for given in (index, order))
+        assert stage.buckets == (ALL_IN_ORDER, spec.tokens)
+        for name, value in plain.items():
+            np.testing.assert_allclose(turned[name], value, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.skipif(NO_BF16, reason="this CPU does not compute in bfloat16")
+def test_tokens_go_from_stage_to_stage_in_the_precision_they_are_computed_in(gated: Bundle) -> None:
+    with Session(gated, engine="openvino", precision="bf16", threads=1) as session:
+        outputs, _ = next(iter(session.stages(pixels_of(gated), middle(gated))))
+        assert outputs[TOKENS].dtype == np.uint16 and outputs[CONFIDENCE].dtype == np.float32
+        tokens = session.backend.download(outputs[TOKENS])
+    with Session(gated) as reference:
+        want = next(iter(reference.stages(pixels_of(gated), middle(gated))))[0][TOKENS]
+    assert tokens.dtype == np.float32
+    np.testing.assert_allclose(tokens, want, atol=0.02 * np.abs(want).max())
 
 
 @given(total=st.integers(1, 5000), share=st.floats(0, 1))
@@ -341,7 +382,7 @@ def test_what_fails_while_it_runs_is_one_of_our_errors(tiny_bundle_path, tmp_pat
         def set_input_tensor(self, position: int, tensor: object) -> None:
             pass
 
-        def infer(self) -> None:
+        def infer(self, *, share_outputs: bool) -> None:
             raise RuntimeError("Exception from src/plugins/intel_cpu/src/memory.cpp:12:\nno memory for 300 GB\n")
 
     monkeypatch.setattr(FixedGraph, "_request", lambda self: Failing())
