@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -66,6 +66,46 @@ SPECS = [pytest.param(spec, id=type(spec).__name__) for spec, _ in FIELDS]
 def test_manifests_keep_their_keys_and_their_order(spec: ModelSpec, fields: tuple[str, ...]) -> None:
     assert tuple(spec.model_dump(mode="json")) == fields
     assert TypeAdapter(AnySpec).validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"answer": "lens"}, "a lens at each gate"),
+        ({"taps": (1, 2)}, "on the tokens after 1, 2 and all layers"),
+        ({"mlp": "swiglu"}, None),
+        ({"padding": "centre"}, None),
+        ({"rotary": True}, "rotary positions"),
+    ],
+)
+def test_options_of_a_vision_transformer_are_written_only_where_they_are_used(
+    options: dict[str, Any], words: str | None
+) -> None:
+    spec = tiny_spec(**options)
+    assert spec.model_dump().keys() - tiny_spec().model_dump().keys() == options.keys()
+    assert TypeAdapter(AnySpec).validate_json(spec.model_dump_json()) == spec
+    assert words is None or any(words in text for _, text in spec.parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"taps": (2, 1)}, "must rise and stay below the depth 4"),
+        ({"taps": (1, 4)}, "must rise and stay below the depth 4"),
+        ({"taps": (0,)}, "greater than or equal to 1"),
+        ({"taps": (1,), "answer": "lens"}, "the answer of a stopped token is its feature"),
+    ],
+)
+def test_taps_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        tiny_spec(**options)
+
+
+def test_what_nobody_makes_or_takes_is_not_carried() -> None:
+    assert tiny_spec().carried == tiny_spec(gates=(), answer="lens").carried == tiny_spec(gates=(), taps=(1,)).carried
+    # The last stage reads its own taps, the one before gives the others.
+    (early,) = tiny_spec(gates=(2,), taps=(2, 3)).carried
+    assert (early.name, early.given_by, early.taken_by) == ("tap2", (0,), (1,))
 
 
 def test_every_architecture_has_a_line_in_every_table() -> None:

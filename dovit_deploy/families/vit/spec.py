@@ -154,4 +154,9 @@ class VisionTransformerSpec(ModelSpec):
         backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads, stem=self.stem.kind)
         if self.rotary:
             backbone += ", rotary positions"
-        return ("backbone", backbone), ("decode head", head_text(self.head))
+        head = head_text(self.head)
+        if self.taps:
+            head += f", on the tokens after {', '.join(map(str, self.taps))} and all layers"
+        if self.gates and self.answer == "lens":
+            head += ", a lens at each gate"
+        return ("backbone", backbone), ("decode head", head)
