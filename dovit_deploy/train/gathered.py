@@ -57,10 +57,11 @@ class Stopped:
         total = sum((part.sum(1) for part in self.values), torch.zeros_like(own))
         return 0.5 * (total / self.count + own)
 
-    def with_running(self, running: Tensor, patches: Tensor) -> Tensor:
-        """Every patch's answer in raster order (B, N, C); `patches` (B, n, C) at `running` (B, n) answer themselves."""
+    def with_running(self, held: list[Tensor], running: Tensor, patches: Tensor) -> Tensor:
+        """What is `held` of every patch in raster order (B, N, C), its values or its answers, with `patches` (B, n, C)
+        at `running` (B, n)."""
         everywhere = torch.cat([*self.positions, running], 1)
-        return take_each(torch.cat([*self.answers, patches], 1), everywhere.argsort(1))
+        return take_each(torch.cat([*held, patches], 1), everywhere.argsort(1))
 
 
 def most_confident(logits: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -98,7 +99,7 @@ def gathered_forward(
         for piece in pieces(layers, model.spec.taps):
             tokens = run_layers(model, piece, tokens, rotations=rotations, skips=skips)
             if piece[1] in model.spec.taps:
-                tapped.append(stopped.with_running(running, tokens[:, extra:]))
+                tapped.append(stopped.with_running(stopped.values, running, tokens[:, extra:]))
         if number == len(model.gates):
             break
         patches = tokens[:, extra:]
@@ -122,7 +123,7 @@ def gathered_forward(
         if rotations is not None:
             on = ((table[:, :extra], take_each(table[:, extra:], keep)) for table in rotations)
             rotations = Rotations(*(torch.cat(parts, 1) for parts in on))
-    features = model.features(stopped.with_running(running, tokens[:, extra:]), tapped)
+    features = model.features(stopped.with_running(stopped.answers, running, tokens[:, extra:]), tapped)
     return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))
 
 

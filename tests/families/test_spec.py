@@ -93,7 +93,6 @@ def test_options_of_a_vision_transformer_are_written_only_where_they_are_used(
         ({"taps": (2, 1)}, "must rise and stay below the depth 4"),
         ({"taps": (1, 4)}, "must rise and stay below the depth 4"),
         ({"taps": (0,)}, "greater than or equal to 1"),
-        ({"taps": (1,), "answer": "lens"}, "the answer of a stopped token is its feature"),
     ],
 )
 def test_taps_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:

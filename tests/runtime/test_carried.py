@@ -1,4 +1,5 @@
-"""What stages pass on beside the tokens, through every engine: a tiny model whose stopped tokens answer through a lens.
+"""What stages pass on beside the tokens, through every engine: a tiny model whose stopped tokens answer through a lens,
+under a head that reads three layers.
 
 The bundle comes from a checkpoint of our own by `dovit export`.
 """
@@ -21,10 +22,10 @@ from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
-from tests.bundles import export_tiny, int8_copy
+from tests.bundles import int8_copy
 from tests.engines.tensorrt.run_fakes import Bench, assert_nothing_is_left, built
 from tests.graphs.derived import DerivedBackend
-from tests.tiny import tiny_pixels, tiny_spec
+from tests.tiny import tiny_pixels
 
 ENGINES = ["torch", "onnxruntime", "openvino"]
 
@@ -52,13 +53,6 @@ def reference(bundle: Bundle):
         yield opened
 
 
-@pytest.fixture(scope="module")
-def tapped(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A linear head on three layers: the first one's tokens pass a stage by."""
-    spec = tiny_spec(head="linear", gate="linear", gates=(1, 2), depth=3, taps=(1, 2), size=(48, 64))
-    return export_tiny(spec, tmp_path_factory.mktemp("tapped") / "tapped.dovit")[0]
-
-
 def pixels_of(bundle: Bundle, seed: int = 3) -> np.ndarray:
     return tiny_pixels(bundle.manifest.spec.size, seed=seed).numpy()
 
@@ -70,11 +64,15 @@ def carry_of(path: Path) -> list[str]:
 
 def test_every_stage_says_what_it_carries_and_the_export_compared_it(bundle: Bundle, dense_bundle_path: Path) -> None:
     graphs = graph_interfaces(bundle.manifest.spec)
-    assert graphs["stage0"].outputs[-1] == "carry.answers" and "carry.answers" not in graphs["stage0"].inputs
-    assert graphs["stage1"].inputs[-1] == "carry.answers" and graphs["stage1"].outputs[-1] == "carry.answers_out"
-    assert graphs["stage2"].inputs == ("tokens", "index", "carry.answers")
+    assert graphs["stage0"].inputs == ("pixels", "thresholds", "floor")
+    assert graphs["stage0"].outputs[-2:] == ("carry.answers", "carry.tap1")
+    # What it has no use for passes the middle stage by.
+    assert graphs["stage1"].inputs[-3:] == ("thresholds", "floor", "carry.answers")
+    assert graphs["stage1"].outputs[-2:] == ("carry.answers_out", "carry.tap2")
+    assert graphs["stage2"].inputs == ("tokens", "index", "carry.answers", "carry.tap1", "carry.tap2")
     assert all("carry" not in name for name in (*graphs["merged"].inputs, *graphs["dense"].inputs))
-    assert carry_of(bundle.path) == [f"stage{number} carry.answers" for number in range(2)]
+    compared = ["stage0 carry.answers", "stage0 carry.tap1", "stage1 carry.answers", "stage1 carry.tap2"]
+    assert carry_of(bundle.path) == compared
     assert carry_of(dense_bundle_path) == []
     assert bundle.manifest.spec.logits_grid == (8, 10), "twice the token grid"
     # What is carried is no answer: it is compared, and is not what an answer is off by.
@@ -112,7 +110,7 @@ def test_everything_may_stop_at_the_first_gate(session: Session, reference: Sess
         tokens = model.embed(torch.from_numpy(pixels))
         for block in model.blocks[: model.spec.gates[0].layer]:
             tokens = block(tokens)
-        np.testing.assert_allclose(logits, model.decode(model.lenses[0](tokens)), atol=1e-4)
+        np.testing.assert_allclose(logits, model.decode(model.lenses[0](tokens), [tokens, tokens]), atol=1e-4)
 
 
 def test_replaying_decisions_is_bit_equal_and_may_stop_more(session: Session, reference: Session) -> None:
@@ -170,8 +168,10 @@ def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path,
             tolerance = 1e-4 if precision == "fp32" else 0.02
             assert len(trace.carried) == 2
             for want, found in zip(trace.carried, got.carried, strict=True):
-                assert found["carry.answers"].dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
-                np.testing.assert_allclose(found["carry.answers"], want["carry.answers"], atol=tolerance)
+                assert want.keys() == found.keys() and len(want) == 2
+                for name, value in found.items():
+                    assert value.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
+                    np.testing.assert_allclose(value, want[name], atol=tolerance)
             np.testing.assert_allclose(got.logits, trace.logits, atol=tolerance)
 
 
@@ -190,33 +190,11 @@ def test_tensorrt_on_a_fake_device_keeps_it_there(bundle: Bundle, tmp_path: Path
     assert_nothing_is_left(bench)
 
 
-def test_a_tap_passes_by_the_stages_that_have_no_use_for_it(tapped: Bundle) -> None:
-    graphs = graph_interfaces(tapped.manifest.spec)
-    assert graphs["stage0"].outputs[-1] == "carry.tap1"
-    assert graphs["stage1"].inputs == ("tokens", "index", "thresholds", "floor")
-    assert graphs["stage1"].outputs[-1] == "carry.tap2"
-    assert graphs["stage2"].inputs == ("tokens", "index", "carry.tap1", "carry.tap2")
-    assert carry_of(tapped.path) == ["stage0 carry.tap1", "stage1 carry.tap2"]
-
-
-def test_taps_in_openvino_and_on_the_fake_device(tapped: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    with Session(tapped, engine="torch") as reference, Session(tapped, engine="openvino", threads=1) as session:
-        for expected in reference_runs(reference, settings_from_images(reference, [("image", pixels_of(tapped))])):
-            assert gated_parity(session, expected).failures == ()
-    bench = Bench(built(tapped, EngineCache(tmp_path), precision="fp16", buckets=(8,)), tmp_path)
-    with Session(tapped, threads=1) as plain, Session(tapped, backend=bench.backend(precision="fp16")) as session:
-        cells = np.arange(tapped.manifest.spec.patches).reshape(tapped.manifest.spec.grid)
-        keep = [cells % 3 > 0, (cells % 3 > 0) & (cells % 2 > 0)]
-        got, _ = session.run(pixels_of(tapped), keep=keep)
-        np.testing.assert_allclose(got, plain.run(pixels_of(tapped), keep=keep)[0], atol=0.02)
-
-
-def test_what_is_tapped_of_a_stopped_token_is_what_it_stopped_with(tapped: Bundle) -> None:
-    with Session(tapped, threads=1) as session:
-        (setting,) = settings_from_images(session, [("image", pixels_of(tapped))])[:1]
+def test_what_is_tapped_of_a_stopped_token_is_what_it_stopped_with(bundle: Bundle) -> None:
+    with Session(bundle, threads=1) as session:
+        (setting,) = settings_from_images(session, [("image", pixels_of(bundle))])[:1]
         trace = trace_from_session(session, setting)
-    stopped = np.ones(tapped.manifest.spec.tokens, dtype=bool)
+    stopped = np.ones(bundle.manifest.spec.tokens, dtype=bool)
     stopped[trace.index[0]] = False
     assert 0 < stopped.sum() < len(stopped) - 1
     early, late = trace.carried[0]["carry.tap1"], trace.carried[1]["carry.tap2"]

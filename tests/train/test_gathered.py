@@ -18,7 +18,7 @@ SPECS = {
     "feature, two extra tokens": tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2),
     "rotary": tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True),
     "never aggregated": tiny_spec(head="linear", gate="linear", gates=(1, 2), aggregate_rate=1.0),
-    "four layers": tiny_spec(head="linear", gate="linear", gates=(1, 3), taps=(1, 2, 3)),
+    "four layers": tiny_spec(head="light", gate="linear", gates=(1, 3), taps=(1, 2, 3), answer="lens"),
 }
 SHARES = (0.4, 0.5, 0.3)
 

@@ -17,7 +17,7 @@ from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2, 3))
 LENS = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens")
-TAPPED = tiny_spec(head="linear", gate="linear", gates=(1, 3), taps=(1, 2, 3))
+TAPPED = tiny_spec(head="linear", gate="linear", gates=(1, 3), taps=(1, 2, 3), answer="lens")
 LINEAR = tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2, final_norm=False)
 ROTARY = tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True)
 
@@ -50,7 +50,7 @@ def assert_as_alone(model, pixels, thresholds, floor=0.0):
         "conv stem, fcn gates",
         "two extra tokens, linear gates",
         "light head, lens",
-        "four layers",
+        "four layers and a lens",
         "rotary positions",
     ],
 )

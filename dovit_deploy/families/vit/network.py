@@ -192,7 +192,7 @@ class FirstStage(nn.Module):
     """Pixels to the first gate: all tokens run.
 
     `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C), a `Decision` and what is carried on:
-    with a lens `answers` (E + N, C), what the decode head is to see of each token if it stops here; else what it taps
+    with a lens `answers` (E + N, C), what the decode head is to see of each token if it stops here, then what it taps
     before this gate, each (E + N, C).
     """
 
@@ -250,7 +250,7 @@ class MiddleStage(_LaterStage):
         decision = self.model.gates[self.number](tokens, index, thresholds, floor)
         if answers is None:
             return tokens, *decision, *tapped
-        return tokens, *decision, put_back(answers, index, self.model.lenses[self.number](running))
+        return tokens, *decision, put_back(answers, index, self.model.lenses[self.number](running)), *tapped
 
 
 class LastStage(_LaterStage):
@@ -258,11 +258,9 @@ class LastStage(_LaterStage):
 
     def forward(self, tokens: Tensor, index: Tensor, *carried: Tensor) -> Tensor:
         running, tapped = self.run(tokens, index)
-        if self.model.lenses:
-            (answers,) = carried
-            # What has run to the end is its own answer: no lens touches it.
-            return self.model.decode(put_back(answers, index, running))
-        return self.model.decode(put_back(tokens, index, running), [*carried, *tapped])
+        answers, *earlier = carried if self.model.lenses else (tokens, *carried)
+        # What has run to the end is its own answer: no lens touches it.
+        return self.model.decode(put_back(answers, index, running), [*earlier, *tapped])
 
 
 def stages_from_model(model: VisionTransformer) -> list[nn.Module]:

@@ -70,8 +70,8 @@ class VisionTransformerSpec(ModelSpec):
     """Queries and keys are turned by where their patch lies, instead of position embeddings added (DINOv3)."""
     head: Head
     answer: Literal["feature", "lens"] = "feature"
-    """What the decode head sees of a stopped token. feature: the value that it stopped with, as published; lens: an
-    affine map of that, one for each gate, to what the last layer would have made of it."""
+    """What the decode head sees of a stopped token in place of the last layer's. feature: the value that it stopped
+    with, as published; lens: an affine map of that, one for each gate, to what the last layer would have made of it."""
     taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
     """The decode head also sees every token as it is after so many layers, stopped ones with the value that they
     stopped with: these channels first, then those of the last layer."""
@@ -95,9 +95,6 @@ class VisionTransformerSpec(ModelSpec):
             raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
         if list(self.taps) != sorted(set(self.taps)) or any(layer >= self.depth for layer in self.taps):
             raise ValueError(f"taps {list(self.taps)} must rise and stay below the depth {self.depth}")
-        # It maps to the last layer, not to each that is read.
-        if self.taps and self.gates and self.answer == "lens":
-            raise ValueError("where the decode head reads several layers, the answer of a stopped token is its feature")
         # Every convolution halves the grid once, and the projection once more.
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
             raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
@@ -138,12 +135,12 @@ class VisionTransformerSpec(ModelSpec):
     @property
     def carried(self) -> tuple[Carried, ...]:
         gates, size = len(self.gates), (self.tokens, self.width)
-        if self.answer == "lens" and gates:
-            # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
-            return (Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1))),)
+        # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
+        answers = Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1)))
         stages = ((tap, next(k for k, (_, last) in enumerate(self.stage_layers) if tap <= last)) for tap in self.taps)
         # The last stage reads its own.
-        return tuple(Carried(f"tap{tap}", size, (stage,), (gates,)) for tap, stage in stages if stage < gates)
+        taps = [Carried(f"tap{tap}", size, (stage,), (gates,)) for tap, stage in stages if stage < gates]
+        return (answers, *taps) if self.answer == "lens" and gates else tuple(taps)
 
     @property
     def logits_grid(self) -> Grid:

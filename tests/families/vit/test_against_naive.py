@@ -61,10 +61,9 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         stem=draw(some.sampled_from(["patch", "conv"])),
         extra_tokens=draw(some.sampled_from([1, 2, 5])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
-        # With a lens the head reads the last layer alone.
-        **draw(
-            some.sampled_from([{}, {"answer": "lens"}, {"taps": (1, 2, 3)}, {"taps": (depth - 1,), "tap_norm": False}])
-        ),
+        answer=draw(some.sampled_from(["feature", "lens"])),
+        taps=draw(some.sampled_from([(), (1, 2, 3), (depth - 1,)])),
+        tap_norm=draw(some.booleans()),
         mlp=draw(some.sampled_from(["gelu", "swiglu"])),
         padding=draw(some.sampled_from(["end", "centre"])),
         rotary=draw(some.booleans()) and width // heads % 4 == 0,
