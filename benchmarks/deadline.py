@@ -207,7 +207,7 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
             f"| {'none' if row.ms is None else f'{row.ms:.1f}'} | {row.p50_ms:.1f} / {row.p99_ms:.1f} "
             f"| {row.hardest_p50_ms:.1f} / {row.hardest_p99_ms:.1f} | {late} "
             f"| {' '.join(f'{value:.0f}' for value in row.kept)} | {row.capped_images} of {report.images} "
-            f"| {row.miou:.1f} | {points(row.drop, row.drop_interval)} | {points(row.step, row.step_interval)} |"
+            f"| {row.miou:.1f} | {lost(row, row.drop, row.drop_interval)} | {lost(row, row.step, row.step_interval)} |"
         )
     model = report.model
     lines += [
@@ -220,9 +220,11 @@ def table(report: DeadlineReport, *, machine: str, date: str, command: str) -> s
     return "\n".join(lines)
 
 
-def points(value: float, interval: tuple[float, float] | None) -> str:
-    """ "1.2 (0.3 to 2.1)"; empty for the first row."""
-    return "" if interval is None else f"{value:z.2f} ({interval[0]:z.2f} to {interval[1]:z.2f})"
+def lost(row: DeadlineRow, points: float, interval: tuple[float, float] | None) -> str:
+    """ "1.2 (0.3 to 2.1)", "1.2" without interval; empty for the row without a deadline."""
+    if row.ms is None:
+        return ""
+    return f"{points:z.2f}" + ("" if interval is None else f" ({interval[0]:z.2f} to {interval[1]:z.2f})")
 
 
 def parser() -> argparse.ArgumentParser:

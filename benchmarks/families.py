@@ -144,7 +144,7 @@ def table(report: dict[str, Any]) -> str:
             "| network | saves tokens by | mIoU | boundary IoU | drop from the first (95 %) | GMAC | MACs saved "
             "| speed-up over the first | over its own dense run |",
             "|---|---|---|---|---|---|---|---|---|",
-            *(_line(row) for row in rows),
+            *(_line(row, drop="-" if row is rows[0] else _drop(row)) for row in rows),
             "",
         ]
     lines.append(
@@ -154,10 +154,12 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(row: NetworkRow) -> str:
-    drop = "-"
-    if row.drop_interval is not None:
-        drop = f"{row.drop:.2f} ({row.drop_interval[0]:.2f} to {row.drop_interval[1]:.2f})"
+def _drop(row: NetworkRow) -> str:
+    ends = row.drop_interval
+    return f"{row.drop:.2f}" + ("" if ends is None else f" ({ends[0]:.2f} to {ends[1]:.2f})")
+
+
+def _line(row: NetworkRow, *, drop: str) -> str:
     own = "-" if row.own_speedup is None else f"{row.own_speedup:.2f}x"
     return (
         f"| {row.name} | {row.saves} | {row.miou:.1f} | {row.boundary_iou:.1f} | {drop} | {row.gmacs:.2f} "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from report import between_marks
 
+from dovit_deploy.printing import plural
 from why_not.result import FAMILIES, FrameSavings, PointsLost, Report, SplitReport, WayRow
 
 README_FAMILIES = ("smaller", "dense-trained smaller", "shallower", "merging")
@@ -156,7 +157,8 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _by_split(report: Report, table: Callable[[SplitReport], str]) -> str:
     parts = (
-        f"`{split.split}` ({split.frames} frames, {split.blocks} blocks):\n\n{table(split)}" for split in report.splits
+        f"`{split.split}` ({split.frames} frames, {plural(split.blocks, 'block')}):\n\n{table(split)}"
+        for split in report.splits
     )
     return "\n\n".join(parts)
 
