@@ -1,0 +1,175 @@
+"""`dovit export --backbone A --head B` on what does not fit: one or two lines, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dovit_deploy.checkpoints.backbone import backbone_from_path
+from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.cli import _application, _run
+from dovit_deploy.errors import CheckpointMismatch, InputError, NetworkUnknown, UsageError
+from tests.families.official_state import random_state
+from tests.families.vit import official
+
+Call = Callable[..., tuple[int, str]]
+HEAD = {"weight": torch.zeros(5, 64), "bias": torch.zeros(5)}
+CONFIG = {"num_heads": 1}
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Runs `dovit export` in this process; gives its exit code and what it says."""
+
+    def run(*words: object) -> tuple[int, str]:
+        target = tmp_path / "made.dovit"
+        code = _run(_application(), ["export", *map(str, words), "-o", str(target)])
+        assert not target.exists()
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """A DINOv2 under its own names, with `config.json` for what they do not show."""
+    state = random_state(official.dinov2_map(), official.dinov2_spec())
+    path = tmp_path / "dinov2.safetensors"
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith("head.")}, path)
+    (tmp_path / "settings.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+def test_two_files_must_be_given_or_one(call: Call, backbone: Path, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    save_file(HEAD, head)
+    for words, said in [
+        ((), "no checkpoint given; give CHECKPOINT, or --backbone FILE with --head FILE"),
+        (("--head", head), "no checkpoint given"),
+        (("--backbone", backbone), "needs --head FILE; a file with both is given as CHECKPOINT"),
+        ((backbone, "--backbone", backbone, "--head", head), "are both given; give one of them"),
+        (("--backbone", backbone, "--head", head, "--positions", "cubic"), "allowed: scale, size, antialias"),
+    ]:
+        code, text = call(*words)
+        assert code == 2
+        assert said in text
+
+
+def test_what_does_not_fit_is_said_with_numbers(call: Call, backbone: Path, tmp_path: Path) -> None:
+    head, settings = tmp_path / "head.safetensors", tmp_path / "settings.json"
+    (tmp_path / "two.txt").write_text("road\nsky\n")
+    given = ("--backbone", backbone, "--config", settings, "--head", head)
+    for state, words, code, said in [
+        ({**HEAD, "weight": torch.zeros(5, 48)}, (), 6, r"tokens of width 48, the backbone has 64"),
+        (HEAD, ("--classes", tmp_path / "two.txt"), 3, r"--classes names 2 classes; the network has 5"),
+        (HEAD, ("--size", "8x8"), 2, r"at least 16 pixels"),
+        ({"classifier.weight": torch.zeros(5, 64, 1, 1)}, (), 6, r"missing: classifier\.bias"),
+    ]:
+        save_file(state, head)
+        found, text = call(*given, *words)
+        assert found == code
+        assert re.search(said, text)
+    found, text = call(*given[:4], "--head", tmp_path / "nowhere.pth")
+    assert found == 3 and "no checkpoint at" in text
+    found, text = call(backbone, "--config", settings)
+    assert found == 6 and "without a decode head" in text and "dovit train DATASET --init" in text
+
+
+def test_a_backbone_alone_is_inspected_all_the_same(backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(_application(), ["inspect", str(backbone)]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks.0.norm1.weight" in shown
+    assert "num_heads" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("SegFormer", "segformer.encoder.block.0.0.attention.self.query.weight"),
+        ("SegFormer", "backbone.layers.0.1.0.attn.sr.weight"),
+        ("Mask2Former", "model.pixel_level_module.encoder.x.weight"),
+        ("Mask2Former", "sem_seg_head.pixel_decoder.input_proj.0.0.weight"),
+        ("Swin with UPerNet", "backbone.stages.0.blocks.0.attn.w_msa.qkv.weight"),
+        ("ViTDet", "backbone.net.blocks.0.attn.qkv.weight"),
+    ],
+)
+def test_other_networks_are_refused_by_name(tmp_path: Path, name: str, entry: str) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({entry: torch.zeros(3), "backbone.layers.0.1.x.weight": torch.zeros(3)}, path)
+    for read in (checkpoint_from_path, backbone_from_path):
+        with pytest.raises(NetworkUnknown, match=rf"is a {name}, which is not read(.|\n)*Supported: .*DINOv2"):
+            read(path)
+
+
+# Folders of transformers, in parts.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A DINOv2 of transformers in two parts."""
+    state = random_state(official.dinov2_transformers_map(), official.dinov2_spec())
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    names, path = sorted(state), tmp_path / "model"
+    path.mkdir()
+    parts = {"model-00001-of-00002.safetensors": names[:9], "model-00002-of-00002.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: state[name] for name in part}, path / file)
+    places = {name: file for file, part in parts.items() for name in part}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (path / "config.json").write_text(json.dumps({"model_type": "dinov2", "num_attention_heads": 1}))
+    return path
+
+
+def test_parts_are_read_as_one(folder: Path) -> None:
+    whole = backbone_from_path(folder)
+    assert whole.values["depth"] == 2
+    # The list of the parts stands for the folder, too.
+    assert backbone_from_path(folder / "model.safetensors.index.json").source_sha256 == whole.source_sha256
+
+
+def test_a_part_that_is_not_there_or_another_is_said(folder: Path) -> None:
+    part = folder / "model-00002-of-00002.safetensors"
+    save_file({"embeddings.cls_token": torch.zeros(1, 1, 64), "odd": torch.zeros(1)}, part)
+    with pytest.raises(CheckpointMismatch, match=r"is not the part that model\S+ lists; not in it"):
+        backbone_from_path(folder)
+    part.unlink()
+    with pytest.raises(InputError, match=r"1 of 2 parts are not beside it: model-00002"):
+        backbone_from_path(folder)
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("{}", "has no 'weight_map'"),
+        ('{"weight_map": {"a": "../outside.safetensors"}}', "is no name of a file beside it"),
+        ('{"weight_map": {"a": 5}}', "is no name of a file beside it"),
+        ("[1]", "an object with names is needed"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(folder: Path, index: str, words: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=words):
+        checkpoint_from_path(folder)
+
+
+def test_a_folder_without_weights_is_called_that(folder: Path, call: Call) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    code, text = call(folder)
+    assert code == 3
+    assert "a transformers model (dinov2) without weights" in text
+    assert "model.safetensors, pytorch_model.bin" in text
+
+
+def test_a_folder_of_ours_takes_no_head(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    save_file(HEAD, tmp_path / "head.safetensors")
+    with pytest.raises(UsageError, match=r"has a head; leave --head out"):
+        checkpoint_from_path(tiny_bundle_path, head=tmp_path / "head.safetensors")
+    assert checkpoint_from_path(tiny_bundle_path, positions="size").spec.position_mode == "size"  # type: ignore[union-attr]
