@@ -20,7 +20,7 @@ from dovit_deploy.families.parts import PositionMode
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.families.vit.test_against_naive import assert_agree
-from tests.mutants import evovit_checks, stvit_checks
+from tests.mutants import backbone_checks, evovit_checks, stvit_checks
 from tests.mutants.cases import CASES, Case, case
 from tests.naive import naive_positions
 from tests.naive_cost import naive_cost
@@ -157,6 +157,7 @@ CHECKS: dict[str, Check] = {
     "folding": folding_uses_the_published_epsilon,
     "batch": a_batch_gives_each_image_what_it_gives_alone,
     "session": the_session_runs_what_the_naive_reference_runs,
+    **backbone_checks.CHECKS,
     **evovit_checks.CHECKS,
     **stvit_checks.CHECKS,
 }

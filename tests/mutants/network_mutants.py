@@ -104,8 +104,8 @@ def positions_are_antialiased(patch: Patch) -> None:
 def blocks_use_pytorchs_own_epsilon(patch: Patch) -> None:
     make = Block.__init__
 
-    def wrong(self: Any, width: int, heads: int, hidden: int, norm_eps: float) -> None:
-        make(self, width, heads, hidden, max(norm_eps, 1e-5))
+    def wrong(self: Any, width: int, heads: int, hidden: int, norm_eps: float, *others: Any) -> None:
+        make(self, width, heads, hidden, max(norm_eps, 1e-5), *others)
 
     patch.setattr(Block, "__init__", wrong)
 

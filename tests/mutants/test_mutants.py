@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.mutants import (
+    backbone_mutants,
     cost_mutants,
     evovit_mutants,
     gate_mutants,
@@ -17,7 +18,16 @@ from tests.mutants.cases import CASES, case
 from tests.mutants.checks import CHECKS
 from tests.mutants.mutant import Mutant
 
-ROOMS = (token_mutants, gate_mutants, network_mutants, rotary_mutants, cost_mutants, evovit_mutants, stvit_mutants)
+ROOMS = (
+    token_mutants,
+    gate_mutants,
+    network_mutants,
+    rotary_mutants,
+    backbone_mutants,
+    cost_mutants,
+    evovit_mutants,
+    stvit_mutants,
+)
 MUTANTS = [mutant for room in ROOMS for mutant in room.CATALOGUE.mutants]
 
 
