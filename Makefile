@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-MODEL  := models/road-tiny
+# The distribution that declares the entry point `default`.
+MODEL  := $(patsubst %/pyproject.toml,%,$(shell grep -l '^default = ' models/*/pyproject.toml))
 GPU_VENV := .venv-gpu
 
 .PHONY: demo test test-all check plugins prove-gpu clean

@@ -29,7 +29,7 @@ from dovit_deploy.progress import Unseen
 from tests.datasets.labelled_folder import noise
 from tests.exporter import gather_operators_once
 from tests.golden import Case
-from tests.tiny import tiny_pixels, tiny_state
+from tests.tiny import tiny_pixels, tiny_spec, tiny_state
 
 gather_operators_once()
 
@@ -54,6 +54,30 @@ def tiny_checkpoint(spec: VisionTransformerSpec, *, seed: int = 0, threshold: fl
     )
 
 
+def saved_tiny(
+    spec: VisionTransformerSpec, folder: Path, *, seed: int = 0, changed: Mapping[str, Tensor] | None = None
+) -> Path:
+    """`tiny_checkpoint` as a folder of our own format, some of its weights `changed`."""
+    one = tiny_checkpoint(spec, seed=seed)
+    config = OwnConfig(
+        spec=spec, preprocessing=one.preprocessing, classes=one.classes, thresholds=one.thresholds, floor=one.floor
+    )
+    save_checkpoint(folder, config, {**one.state, **(changed or {})})
+    return folder
+
+
+COMPACT = tiny_spec(width=32, head="linear", gates=(1,), depth=2)
+"""Just wide enough to have large weights."""
+COMPACT_SEED = 2
+"""Of so few pixels none may change its class, and of these weights none does."""
+
+
+def compact_tiny(output: Path) -> None:
+    """Export a tiny model with `--compact` through the command line."""
+    given = saved_tiny(COMPACT, output.with_name(f"{output.stem}-given"), seed=COMPACT_SEED)
+    assert _run(_application(), ["export", str(given), "--compact", "-o", str(output), "--quiet"]) == 0
+
+
 def export_tiny(
     spec: VisionTransformerSpec, output: Path, *, seed: int = 0, threshold: float = 0.7, stride=None
 ) -> tuple[Bundle, ParityReport]:
@@ -63,13 +87,8 @@ def export_tiny(
 
 def exported_by_command(spec: VisionTransformerSpec, output: Path) -> None:
     """A tiny model of `spec` as a checkpoint folder of our own, through `dovit export` in this process."""
-    made = tiny_checkpoint(spec)
-    config = OwnConfig(
-        spec=spec, preprocessing=made.preprocessing, classes=made.classes, thresholds=made.thresholds, floor=made.floor
-    )
     with TemporaryDirectory() as scratch:
-        checkpoint, image = Path(scratch) / "checkpoint", Path(scratch) / "image.png"
-        save_checkpoint(checkpoint, config, made.state)
+        checkpoint, image = saved_tiny(spec, Path(scratch) / "checkpoint"), Path(scratch) / "image.png"
         Image.fromarray(noise(spec.size, classes=spec.classes, seed=0)[0]).save(image)
         words = ["export", str(checkpoint), "-o", str(output), "--parity-images", str(image), "--quiet"]
         assert _run(_application(), words) == 0

@@ -113,6 +113,14 @@ def lens_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "lens.dovit", lambda path: exported_by_command(spec, path))
 
 
+@pytest.fixture(scope="session")
+def compact_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DoViT of 56x72 pixels with one gate, its large weights stored in float16."""
+    from tests.bundles import compact_tiny
+
+    return made_once(tmp_path_factory, "compact.dovit", compact_tiny)
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle to do harm to."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dovit_deploy import packages
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.base import as_float32
 from dovit_deploy.engines.openvino import DEVICE, arithmetic, compile_properties
 from dovit_deploy.families.cost import cost_model
@@ -169,12 +169,10 @@ def in_pytorch(cell: CpuCell, files: CaseFiles, bundle: Bundle) -> Callable[[Pix
 
 def dense_module(bundle: Bundle) -> Any:  # noqa: ANN401  a torch.nn.Module
     """The bundle's dense network."""
-    import safetensors.torch
-
-    from dovit_deploy.families.registry import family_of, model_from_spec
+    from dovit_deploy.families.registry import family_of, model_from_spec, state_from_bundle
 
     spec = bundle.manifest.spec
-    return family_of(spec).dense(model_from_spec(spec, safetensors.torch.load(bundle.content(WEIGHTS))))
+    return family_of(spec).dense(model_from_spec(spec, state_from_bundle(bundle)))
 
 
 def plain_module(files: CaseFiles) -> Any:  # noqa: ANN401  a torch.nn.Module

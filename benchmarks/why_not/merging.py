@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import safetensors.torch
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import Attention, Block, attention
-from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.registry import model_from_spec, state_from_bundle
 from dovit_deploy.families.tokens import partition, take
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -202,7 +201,7 @@ class MergingSession:
     def __init__(self, bundle: Bundle, count: int, *, folder: Path) -> None:
         self.bundle, self.count = bundle, count
         spec = bundle.manifest.spec
-        state = safetensors.torch.load(bundle.content(WEIGHTS))
+        state = state_from_bundle(bundle)
         self.module = MergingNetwork(model_from_spec(spec, state), count)
         graph = onnx_from_module(self.module.eval(), graph_interfaces(spec)["dense"])
         graphs = folder / f"{bundle.path.stem}-{count}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dovit_deploy.bundle.interface import KEPT, LOGITS, is_crossing, stage_name
 from dovit_deploy.record import Record
@@ -86,6 +86,22 @@ class PrecisionParity(Record):
         return 100 * (1 - self.agreement) if self.drop is None else self.drop
 
 
+class CompactWeights(Record):
+    """What it cost to round large weights to float16 before the export, against the weights that were given."""
+
+    agreement: float
+    """Share, 0..1, of the pixels that keep their class, nothing stopped."""
+    images: int
+    """On how many images it was measured."""
+    rounded: int
+    """How many weights are stored in float16."""
+
+    @property
+    def text(self) -> str:
+        """What a user reads."""
+        return f"weights in fp16: {self.agreement:.3%} of the pixels agree"
+
+
 class ParityReport(Record):
     """The contents of `parity.json`."""
 
@@ -97,6 +113,14 @@ class ParityReport(Record):
     """What other precisions lose, where they were measured at export."""
     max_drop: float = Field(default=MAX_DROP, ge=0, le=100)
     """Points that a precision may lose, as `--max-drop` of the export allowed; `--engine auto` keeps to it."""
+    compact: CompactWeights | None = None
+    """Of an export with `--compact`."""
+
+    @model_serializer(mode="wrap")
+    def _without_compact(self, whole: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Left out where there is none: other exports write what they did before there was any."""
+        fields: dict[str, object] = whole(self)
+        return {name: value for name, value in fields.items() if name != "compact" or value is not None}
 
     @property
     def failures(self) -> tuple[str, ...]:

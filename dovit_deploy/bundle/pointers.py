@@ -52,8 +52,15 @@ class WeightPointer:
     start: int
     length: int
     """In bytes."""
-    needed: int | None
-    """Bytes that its shape and type take; None: a type that no weights file holds."""
+    dtype: str | None
+    """As safetensors calls it; None: a type that no weights file holds."""
+    elements: int
+
+    def is_of(self, span: TensorSpan) -> bool:
+        """Whether it means the whole tensor that lies there, as the type that it has."""
+        needed = WIDTHS.get(self.dtype or "", 0) * self.elements
+        stated = (self.dtype, self.start, self.length, needed)
+        return stated == (span.dtype, span.start, span.length, span.length)
 
 
 def check_pointers(graph: str, content: bytes, held: Mapping[str, Mapping[str, TensorSpan]]) -> None:
@@ -70,8 +77,7 @@ def check_pointers(graph: str, content: bytes, held: Mapping[str, Mapping[str, T
         raise GraphMismatch(f"{graph} is no ONNX graph ({error})") from error
     for pointer in pointers:
         span = held.get(pointer.location, {}).get(pointer.name)
-        found = None if span is None else (span.start, span.length, span.length)
-        if found != (pointer.start, pointer.length, pointer.needed):
+        if span is None or not pointer.is_of(span):
             raise GraphMismatch(f"{graph} looks for the weight '{shown(pointer.name)}' where it is not; export again")
 
 
@@ -99,11 +105,8 @@ def _pointer(tensor: memoryview, external: Mapping[str, str]) -> WeightPointer:
         elif number == DIMS:
             # Packed into one field, or a field each.
             dims += [value] if isinstance(value, int) else _varints(value)
-    width = WIDTHS.get(DTYPES.get(kind, ""))
-    needed = None if width is None else width * math.prod(dims)
-    return WeightPointer(
-        name, external.get("location", ""), _number(external, "offset"), _number(external, "length"), needed
-    )
+    start, length = _number(external, "offset"), _number(external, "length")
+    return WeightPointer(name, external.get("location", ""), start, length, DTYPES.get(kind), math.prod(dims))
 
 
 def _number(external: Mapping[str, str], key: str) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.parts import PositionMode
+from dovit_deploy.families.registry import state_from_bundle
 from dovit_deploy.families.vit.backbones import joined_architecture
 from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -226,7 +226,7 @@ def load_bundled(folder: Path) -> tuple[OwnConfig, dict[str, Tensor]]:
         slide_size=manifest.spec.size if manifest.preprocessing.stride else None,
         license=manifest.provenance.license,
     )
-    return config, safetensors.torch.load(bundle.content(WEIGHTS))
+    return config, state_from_bundle(bundle)
 
 
 def _one_per_gate(manifest: Manifest, source: str) -> tuple[float, ...]:

@@ -16,8 +16,11 @@ from dovit_deploy.errors import SourceError, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.bundle.parity import ParityReport
+    from dovit_deploy.commands.precisions import PrecisionRequest
+    from dovit_deploy.export.plan import ExportPlan
     from dovit_deploy.runtime.trace import Image
     from dovit_deploy.sources.source import RGB
 
@@ -54,6 +57,7 @@ def export(
     ] = None,
     max_drop: MaxDrop = None,
     positions: arguments.Positions = None,
+    compact: Annotated[bool, typer.Option(help="Store large weights in fp16: half the size, checked.")] = False,
     allow_pickle: Annotated[bool, typer.Option(help="Load pickled objects too: they can execute code.")] = False,
     overwrite: arguments.Overwrite = False,
     json_file: arguments.JsonFile = None,
@@ -69,7 +73,6 @@ def export(
         packages.load(package)
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
     from dovit_deploy.commands.precisions import PrecisionRequest, loss_lines
-    from dovit_deploy.export.pipeline import bundle_from_plan
     from dovit_deploy.export.plan import ExportPlan
 
     source_path = arguments.checkpoint_path(checkpoint, backbone=backbone, head=head)
@@ -91,22 +94,12 @@ def export(
     )
     for line in source.remarks:
         console.remark(f"{source_path.name}: {line}", quiet=not verbose)
-    plan = ExportPlan.resolve(source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite)
+    plan = ExportPlan.resolve(
+        source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite, compact=compact
+    )
     for line in _assumptions(plan.manifest):
         console.remark(line, quiet=quiet)
-    images = _parity_pixels(plan.manifest, parity_images)
-    calibrated = request.images(plan.manifest)
-    with console.progress("export", quiet=quiet) as display:
-        bundle, report = bundle_from_plan(
-            plan,
-            images=images,
-            progress=display,
-            int8=request.plan(calibrated),
-            losses=lambda draft: request.losses(
-                draft, calibrated, progress=display, remark=lambda line: console.remark(line, quiet=quiet)
-            ),
-            max_drop=request.max_drop,
-        )
+    bundle, report = _exported(plan, request, _parity_pixels(plan.manifest, parity_images), quiet=quiet)
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
     console.result(str(bundle.path), _summary(report, perf_counter() - start), *loss_lines(report.precisions))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
@@ -143,6 +136,26 @@ def _target(output: Path | None, checkpoint: Path, *, inputs: targets.Inputs, ov
     return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
 
 
+def _exported(
+    plan: ExportPlan, request: PrecisionRequest, images: list[Image], *, quiet: bool
+) -> tuple[Bundle, ParityReport]:
+    """The bundle of `plan`, verified on `images`, in every precision of `request`."""
+    from dovit_deploy.export.pipeline import bundle_from_plan
+
+    calibrated = request.images(plan.manifest)
+    with console.progress("export", quiet=quiet) as display:
+        return bundle_from_plan(
+            plan,
+            images=images,
+            progress=display,
+            int8=request.plan(calibrated),
+            losses=lambda draft: request.losses(
+                draft, calibrated, progress=display, remark=lambda line: console.remark(line, quiet=quiet)
+            ),
+            max_drop=request.max_drop,
+        )
+
+
 def _parity_pixels(manifest: Manifest, given: str | None) -> list[Image]:
     """What to verify with, as pixels at the bundle's size: the user's images, or rendered street scenes."""
     from dovit_deploy.runtime.transforms import to_input
@@ -176,7 +189,8 @@ def _given_images(given: str) -> list[tuple[str, RGB]]:
 def _summary(report: ParityReport, seconds: float) -> str:
     runs = [run for form in report.forms for run in form.runs]
     flips = sum(gate.explained for run in runs for gate in run.gates)
+    rounded = "" if report.compact is None else f", {report.compact.text}"
     return (
         f"verified against PyTorch: {plural(len(runs), 'run')}, largest difference {report.answers_error or 0:.1e}, "
-        f"{plural(flips, 'explained decision flip')}; {seconds:.0f} s"
+        f"{plural(flips, 'explained decision flip')}{rounded}; {seconds:.0f} s"
     )

@@ -14,13 +14,21 @@ from dovit_deploy.bundle.interface import DENSE, GRAPH_NAME, MERGED, graph_file,
 from dovit_deploy.bundle.manifest import FileEntry, Manifest, TokenCount
 from dovit_deploy.bundle.parity import MAX_DROP, ParityReport, PrecisionParity
 from dovit_deploy.errors import ParityError
+from dovit_deploy.export.compact import Compacted, compacted
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.quantise import QuantisePlan
 from dovit_deploy.export.sensitivity import quantised_bundle
 from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import parity_report
-from dovit_deploy.families.registry import family_of, model_from_spec, spec_at_size, state_at_size
+from dovit_deploy.families.registry import (
+    family_of,
+    model_from_spec,
+    spec_at_size,
+    state_at_size,
+    state_from_bundle,
+    widened_state,
+)
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.files import reported_writes, written_aside
 from dovit_deploy.graphs.forms import FAST, PORTABLE
@@ -58,14 +66,17 @@ def bundle_from_plan(
     Raises:
         UsageError: the output exists and may not be replaced, or another run writes there.
         ParityError: the graphs differ from PyTorch by more than rounding; nothing is left behind.
-        CheckError: int8 loses too much; nothing is left behind.
+        CheckError: int8 loses too much, or compact weights do; nothing is left behind.
     """
     spec, manifest = plan.manifest.spec, plan.manifest
     state = state_at_size(plan.checkpoint.state, plan.checkpoint.spec, spec.size)
+    if plan.compact:
+        progress.begin("round weights")
+    compact = compacted(manifest, state, images) if plan.compact else Compacted(state)
     with written_aside(plan.output, overwrite=plan.overwrite, mark=foreign_in_bundle) as folder:
-        tensors = {name: tensor.detach().numpy() for name, tensor in state.items()}
+        tensors = {name: tensor.detach().numpy() for name, tensor in compact.stored.items()}
         weights = SharedWeights.write(folder / WEIGHTS, tensors, {"format": "dovit-weights"})
-        model = model_from_spec(spec, state)
+        model = model_from_spec(spec, widened_state(compact.stored))
         write_graphs(folder, spec, model, weights=weights, metadata=_metadata(manifest), progress=progress)
         # The sessions that verify want a bundle, which is complete only with their report.
         draft = _listed(Bundle(folder, manifest))
@@ -73,7 +84,8 @@ def bundle_from_plan(
         _refuse_failures(report, plan.output)
         if int8 is not None:
             draft = _listed(quantised_bundle(draft, int8, progress=progress))
-        report = report.model_copy(update={"precisions": losses(draft), "max_drop": max_drop})
+        measured = {"precisions": losses(draft), "max_drop": max_drop, "compact": compact.record}
+        report = report.model_copy(update=measured)
         (folder / PARITY).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         final = _listed(draft).manifest.model_copy(update={"counts": _counts(manifest, report)})
         (folder / MANIFEST).write_text(final.to_json(), encoding="utf-8")
@@ -194,7 +206,7 @@ def reference_bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path
     spec = bundle.manifest.spec
     small, path = spec_at_size(spec, size), folder / f"{size[0]}x{size[1]}"
     path.mkdir()
-    state = state_at_size(safetensors.torch.load(bundle.content(WEIGHTS)), spec, size)
+    state = state_at_size(state_from_bundle(bundle), spec, size)
     with reported_writes(path):
         (path / WEIGHTS).write_bytes(safetensors.torch.save(state))
     preprocessing = bundle.manifest.preprocessing.for_spec(small)

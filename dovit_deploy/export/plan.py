@@ -28,6 +28,8 @@ class ExportPlan:
     manifest: Manifest
     """Of the bundle, as far as it is known before the export: files and usual token counts come last."""
     overwrite: bool
+    compact: bool = False
+    """Large weights are stored in float16."""
 
     @classmethod
     def resolve(
@@ -38,6 +40,7 @@ class ExportPlan:
         size: tuple[int, int] | None = None,
         stride: tuple[int, int] | None = None,
         overwrite: bool = False,
+        compact: bool = False,
     ) -> Self:
         """The plan for `checkpoint`, which has the thresholds already.
 
@@ -48,6 +51,7 @@ class ExportPlan:
                 the training.
             stride: step of the sliding window in pixels; None: what the checkpoint says.
             overwrite: replace `output` where it exists.
+            compact: store large weights in float16.
 
         Raises:
             UsageError: a size that the network cannot have, a stride where no window can slide, thresholds out of range
@@ -77,7 +81,7 @@ class ExportPlan:
             # What the checkpoint says of itself is no wrong use of the command.
             kind = ConfigError if size is None and stride is None else UsageError
             raise kind(f"no run would take this bundle: {fault}")
-        return cls(checkpoint, output, manifest, overwrite)
+        return cls(checkpoint, output, manifest, overwrite, compact)
 
 
 def full_counts(spec: AnySpec) -> tuple[TokenCount, ...]:

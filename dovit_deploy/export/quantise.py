@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-import safetensors.numpy
 
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.bundle.interface import DENSE, graph_file, graph_interfaces, stage_name, weights_file
 from dovit_deploy.errors import CheckError
 from dovit_deploy.export.statistics import InputStatistics, Observed, ObservingBackend
+from dovit_deploy.families.registry import state_from_bundle
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import applied, source
 from dovit_deploy.graphs.quantised import (
@@ -32,7 +32,7 @@ from dovit_deploy.graphs.quantised import (
     inner_products,
     score_scale,
 )
-from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.graphs.weights import SharedWeights, widened
 from dovit_deploy.runtime.results import Answer
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -171,12 +171,12 @@ class Quantisation:
         Raises:
             CheckError: the network has no product that could be computed in 8 bits.
         """
-        model = ir.load(bundle.graph(reference_graph(bundle), fast=True))
+        model = widened(ir.load(bundle.graph(reference_graph(bundle), fast=True))).model
         units = units_of(model)
         weights = [weight for unit in units for weight in unit.layers]
         if not weights:
             raise CheckError(f"{bundle.manifest.name}: no layer of this network can be computed in int8; leave it out")
-        state: FullWeights = safetensors.numpy.load(bundle.content(WEIGHTS))
+        state: FullWeights = {name: tensor.numpy() for name, tensor in state_from_bundle(bundle).items()}
         first = _seen(bundle, weights, Observed(), drive).layers
         divisors = {one: _divisor(one, first, state) for unit in units for one in unit.smoothings}
         shared = {weight: divisors[one] for unit in units for one in unit.smoothings for weight in one.readers}
@@ -210,11 +210,13 @@ def write_quantised(bundle: Bundle, table: QuantisationTable) -> Bundle:
     Returns:
         The bundle with this precision; its manifest does not list the files yet.
     """
-    weights = SharedWeights.write(bundle.path / weights_file(PRECISION), table.tensors(), {"format": "dovit-weights"})
+    own = bundle.path / weights_file(PRECISION)
+    SharedWeights.write(own, table.tensors(), {"format": "dovit-weights"})
+    weights = SharedWeights.read(bundle.path / WEIGHTS, own)
     for name in graph_interfaces(bundle.manifest.spec):
         for fast in (False, True):
             model = ir.load(bundle.graph(name, fast=fast))
-            finished = applied(model, (*quantised_passes(table, fast=fast), weights)).model
+            finished = applied(model, (widened, *quantised_passes(table, fast=fast), weights)).model
             ir.save(finished, bundle.path / graph_file(name, fast=fast, precision=PRECISION))
     precisions = (*bundle.manifest.precisions, PRECISION)
     return Bundle(bundle.path, bundle.manifest.model_copy(update={"precisions": precisions}))

@@ -37,6 +37,7 @@ from dovit_deploy.export.quantise import (
 )
 from dovit_deploy.graphs.forms import quantised_passes
 from dovit_deploy.graphs.passes import Pass, applied
+from dovit_deploy.graphs.weights import widened
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import Pixels
 from dovit_deploy.runtime.transforms import to_input
@@ -128,7 +129,7 @@ class UnitTrial:
     def __init__(
         self, bundle: Bundle, quantisation: Quantisation, pixels: Sequence[Pixels], *, lost: Loss = classes_changed
     ) -> None:
-        self._model = ir.load(bundle.graph(reference_graph(bundle), fast=True))
+        self._model = widened(ir.load(bundle.graph(reference_graph(bundle), fast=True))).model
         self._quantisation, self._pixels, self._lost = quantisation, pixels, lost
         self._wanted = self._answers(())
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-import safetensors.torch
 import torch
 
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import DENSE, graph_interfaces, stage_number
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.errors import CheckpointMismatch, ProviderMissing, UsageError
-from dovit_deploy.families.registry import family_of, model_from_spec
+from dovit_deploy.families.registry import family_of, model_from_spec, state_from_bundle
 
 
 class EagerEngine:
@@ -89,7 +88,7 @@ class EagerBackend:
         # One model serves all stages and the dense network: they share its parameters.
         key = str(bundle.path)
         if key not in self._models:
-            state = safetensors.torch.load(bundle.content(WEIGHTS))
+            state = state_from_bundle(bundle)
             try:
                 self._models[key] = model_from_spec(bundle.manifest.spec, state).to(self.device)
             except RuntimeError as error:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from pydantic import BaseModel
 from torch import nn
 
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.folding import State
 from dovit_deploy.families.spec import ModelSpec, Size
@@ -71,6 +73,16 @@ def model_from_spec(spec: ModelSpec, state: State | None = None) -> Any:  # noqa
     if state is not None:
         model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def state_from_bundle(bundle: Bundle) -> State:
+    """The weights of `bundle` in deployment form, in float32, whatever they are stored in."""
+    return widened_state(safetensors.torch.load(bundle.content(WEIGHTS)))
+
+
+def widened_state(stored: State) -> State:
+    """`stored` as networks compute with it: what is in float16 becomes float32, which changes no value."""
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in stored.items()}
 
 
 def spec_at_size(spec: Spec, size: Size) -> Spec:

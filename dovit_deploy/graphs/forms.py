@@ -40,7 +40,7 @@ from dovit_deploy.graphs.passes import Pass, applied, forget_types
 from dovit_deploy.graphs.plugins import plugin_calls, plugin_form
 from dovit_deploy.graphs.quantised import QuantisationTable
 from dovit_deploy.graphs.rewritten import rounded_norms, written_rows
-from dovit_deploy.graphs.weights import SharedWeights
+from dovit_deploy.graphs.weights import SharedWeights, widened
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -173,10 +173,10 @@ def write_derived(
     for path in graphs:
         check_pointers_of_files(path, weights)
     tensors = [value.const_value for model in read.values() for value in model.graph.initializers.values()]
-    models = {path: applied(model, passes).model for path, model in read.items()}
+    models = {path: applied(model, (widened, *passes)).model for path, model in read.items()}
     # Which tensors the file holds, and in which type, is known only after the passes of all graphs.
-    known = {name for file in weights for name in SharedWeights.read(file).spans}
-    shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, known))
+    given = SharedWeights.read(*weights)
+    shared = SharedWeights.write(folder / WEIGHTS, _weights_of(models, given.tensors))
     for path, model in models.items():
         shared(model)
         onnx_ir.save(model, folder / path.name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.bundle.parity import CompactWeights
 from dovit_deploy.checkpoints.folders import other_checkpoint
 from dovit_deploy.errors import InputError, SourceError
 from dovit_deploy.measure.inspect_checkpoint import ExportCheck, checkpoint_contents
@@ -92,6 +93,8 @@ class ParityContents(Record):
     explained: int
     """Decisions that differ, and were closer to their threshold than the numerical error."""
     failures: tuple[str, ...]
+    compact: CompactWeights | None
+    """Where large weights are stored in float16: what that cost."""
 
 
 class BundleContents(Record):
@@ -161,6 +164,7 @@ def _parity(bundle: Bundle) -> ParityContents | None:
         logits_error=report.answers_error,
         explained=sum(gate.explained for run in runs for gate in run.gates),
         failures=report.failures,
+        compact=report.compact,
     )
 
 
@@ -170,7 +174,8 @@ def _parity_text(parity: ParityContents | None) -> str:
     if not parity.passed:
         return f"FAILED against {parity.reference}: {parity.failures[0]}"
     error = "" if parity.logits_error is None else f", largest logit difference {parity.logits_error:.1e}"
+    rounded = "" if parity.compact is None else f"; {parity.compact.text}"
     return (
         f"verified against {parity.reference} in {plural(parity.runs, 'run')}: {', '.join(parity.engines)}{error}, "
-        f"{plural(parity.explained, 'explained flip')}"
+        f"{plural(parity.explained, 'explained flip')}{rounded}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -289,6 +290,31 @@ def test_weights_that_are_not_those_of_the_graph(bundle_copy: Path, change: str)
         derive_graphs(Bundle.open(bundle_copy), ["stage0"], bundle_copy.parent, precision="fp32", plugins=False)
     with pytest.raises(GraphMismatch, match=r"stage0\.ort\.onnx looks for the weight '.*' where it is not"):
         Session(Bundle.open(bundle_copy))
+
+
+@pytest.mark.parametrize("attack", ["called float32", "called bfloat16", "cast to float64", "not cast"])
+def test_float16_that_is_read_as_something_else(compact_bundle_path: Path, tmp_path: Path, attack: str) -> None:
+    folder = tmp_path / "copy.dovit"
+    shutil.copytree(compact_bundle_path, folder)
+    for path in (folder / "stage0.onnx", folder / "stage0.ort.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        half = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16)
+        cast = next(node for node in model.graph.node if half.name in node.input)
+        if attack.startswith("called"):
+            half.data_type = onnx.TensorProto.FLOAT if attack.endswith("float32") else onnx.TensorProto.BFLOAT16
+        elif attack == "cast to float64":
+            cast.attribute[0].i = onnx.TensorProto.DOUBLE
+        else:
+            cast.op_type = "Identity"
+            del cast.attribute[:]
+        path.write_bytes(model.SerializeToString())
+    listed_again(folder)
+    bundle = Bundle.open(folder)
+    with pytest.raises(GraphMismatch, match=r"(stage0\.onnx looks for|'stage0' reads) the weight"):
+        derive_graphs(bundle, ["stage0"], tmp_path, precision="fp32", plugins=False)
+    # ONNX Runtime itself does not mix types, but would read bfloat16, which has as many bytes.
+    with pytest.raises(GraphMismatch, match=r"stage0\.ort\.onnx(: Type Error| looks for the weight)"):
+        Session(bundle)
 
 
 def test_links_in_a_circle(bundle_copy: Path) -> None:

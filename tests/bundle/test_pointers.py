@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx.helper
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,8 +21,12 @@ def test_every_pointer_is_found_as_onnx_finds_it(int8_bundle_path: Path) -> None
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             where = {entry.key: entry.value for entry in tensor.external_data}
             if where:
-                size = int(where["length"])
-                expected.add(WeightPointer(tensor.name, where["location"], int(where["offset"]), size, size))
+                start, length = int(where["offset"]), int(where["length"])
+                # As NumPy and safetensors call it: float32, F32.
+                kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                dtype = f"{kind.name[0].upper()}{8 * kind.itemsize}"
+                elements = length // kind.itemsize
+                expected.add(WeightPointer(tensor.name, where["location"], start, length, dtype, elements))
         assert len(expected) > 10
         assert set(weight_pointers(path.read_bytes())) == expected
         check_pointers_of_files(path, files)
@@ -41,7 +46,7 @@ def test_dims_are_read_in_either_writing() -> None:
         tensor = dims + b"\x10\x01" + b"\x42\x01a" + external
         graph = bytes([0x2A, len(tensor)]) + tensor
         (pointer,) = weight_pointers(bytes([0x3A, len(graph)]) + graph)
-        assert pointer == WeightPointer("a", "w", 8, 24, 24)
+        assert pointer == WeightPointer("a", "w", 8, 24, "F32", 6)
 
 
 @given(content=st.binary(max_size=60), graph=st.booleans())
