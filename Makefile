@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
-# The distribution that declares the entry point `default`.
+MODELS := $(patsubst %/pyproject.toml,%,$(wildcard models/*/pyproject.toml))
+# The one that declares the entry point `default`.
 MODEL  := $(patsubst %/pyproject.toml,%,$(shell grep -l '^default = ' models/*/pyproject.toml))
 GPU_VENV := .venv-gpu
 
@@ -55,6 +56,12 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(
 	# OpenVINO has no wheels for some machines; the demo runs without it.
 	$(PIP) -e '.[cpu,video,openvino]' || $(PIP) -e '.[cpu,video]'
 	$(PIP) --force-reinstall --no-deps ./$(MODEL)
+	# Of another model that is there too, an old version may call itself the default.
+	@for model in $(notdir $(filter-out $(MODEL),$(MODELS))); do \
+		if $(BIN)/pip show --quiet dovit-model-$$model 2>/dev/null; then \
+			$(PIP) --force-reinstall --no-deps ./models/$$model || exit 1; \
+		fi; \
+	done
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraints.txt

@@ -17,6 +17,7 @@ class FakeEntry:
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
+        self.value = f"module_of_{path.stem}"
 
     def load(self) -> SimpleNamespace:
         return SimpleNamespace(bundle_path=lambda: self.path, LICENSE_LINE=f"licence of {self.name}")

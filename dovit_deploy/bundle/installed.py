@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def chosen_bundle(given: str | Path | None) -> ChosenBundle:
     if os.path.exists(given):  # noqa: PTH110
         return ChosenBundle(Path(given), None)
     models = _entries()
+    if str(given) == DEFAULT:
+        return default_bundle()
     if str(given) in models:
         return _loaded(models[str(given)])
     raise InputError(f"no bundle at {given}{_near(str(given), tuple(models))}")
@@ -56,10 +59,17 @@ def default_bundle() -> ChosenBundle:
     Several models installed: the entry point named `default` counts; one alone counts under any name.
 
     Raises:
-        InputError: none is installed, or several and none is called `default`.
+        InputError: none is installed, or several and none or more than one is called `default`.
         EnvironmentProblem: its distribution is damaged.
     """
     models = _entries()
+    # Of distributions of different ages, when another model has become the default.
+    several = sorted({entry.value for entry in _found() if entry.name == DEFAULT})
+    if len(several) > 1:
+        raise InputError(
+            f"several installed models call themselves the default: {', '.join(several)}; upgrade or uninstall one of "
+            f"them (pip install ./models/NAME), or give --bundle NAME ({', '.join(installed_names())})"
+        )
     chosen = [models[DEFAULT]] if DEFAULT in models else list(models.values())
     if len(chosen) != 1:
         raise InputError(
@@ -76,7 +86,11 @@ def installed_names() -> tuple[str, ...]:
 
 def _entries() -> dict[str, importlib.metadata.EntryPoint]:
     """The entry points by name, sorted; nothing is imported."""
-    return {entry.name: entry for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=_name)}
+    return {entry.name: entry for entry in sorted(_found(), key=_name)}
+
+
+def _found() -> Iterable[importlib.metadata.EntryPoint]:
+    return importlib.metadata.entry_points(group=GROUP)
 
 
 def _name(entry: importlib.metadata.EntryPoint) -> str:

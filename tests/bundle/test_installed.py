@@ -10,7 +10,7 @@ import pytest
 from dovit_deploy import Bundle
 from dovit_deploy.bundle.installed import chosen_bundle, default_bundle, installed_names
 from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
-from tests.installed_models import install
+from tests.installed_models import FakeEntry, install
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,22 @@ def test_none_or_several_say_what_to_do(monkeypatch: pytest.MonkeyPatch, names: 
     install(monkeypatch, {name: Path(name) for name in names})
     with pytest.raises(InputError, match="--bundle"):
         default_bundle()
+
+
+@pytest.mark.parametrize("given", [None, "default"])
+def test_two_defaults_of_different_ages_say_what_to_do(monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
+    """When another model has become the default, and the old one was not upgraded."""
+    old, new = Path("road-tiny"), Path("road-small")
+    entries = [FakeEntry(name, path) for path in (old, new) for name in ("default", path.name)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: entries)
+    with pytest.raises(
+        InputError, match=r"default: module_of_road-small, module_of_road-tiny; upgrade .*road-small, road"
+    ):
+        chosen_bundle(given)
+    assert chosen_bundle("road-tiny").path == old
+    # Installed twice, as from a clone and as a wheel, it is one model.
+    entries[2:] = entries[:2]
+    assert chosen_bundle(given).path == old
 
 
 def test_a_name_is_an_installed_model(monkeypatch: pytest.MonkeyPatch, tiny_bundle_path: Path) -> None:
