@@ -21,6 +21,7 @@ from dovit_deploy.families.registry import family_of, model_from_spec, widened_s
 from dovit_deploy.graphs.weights import INLINE_LIMIT
 from dovit_deploy.printing import plural
 from dovit_deploy.runtime.results import Logits, Pixels
+from dovit_deploy.runtime.segmentation import MOST_CLASSES
 from dovit_deploy.runtime.tasks import takes_images
 from dovit_deploy.runtime.trace import Image
 from dovit_deploy.runtime.transforms import to_class_map
@@ -94,13 +95,13 @@ def _network(manifest: Manifest, state: State) -> nn.Module:
 
 
 def _classes(manifest: Manifest, network: nn.Module, pixels: Pixels) -> npt.NDArray[np.integer]:
-    """(H, W) at the model's size, or (1,) of a classifier."""
+    """(H, W) at the model's size, of more classes than a map holds on the logits' grid; (1,) of a classifier."""
     spec = manifest.spec
     with torch.inference_mode():
         answers = network(torch.from_numpy(pixels))
     # Of a whole network, counts of tokens follow.
     logits: Logits = (answers[0] if isinstance(answers, tuple) else answers).numpy()
-    if spec.task != "segmentation":
+    if spec.task != "segmentation" or spec.classes > MOST_CLASSES:
         return np.asarray(logits.argmax(1))
     cover = manifest.preprocessing.logits_cover
     return to_class_map(logits[0], spec.size, spec.size, cover=cover, patch=spec.patch)
