@@ -313,7 +313,7 @@ def test_float16_that_is_read_as_something_else(compact_bundle_path: Path, tmp_p
     with pytest.raises(GraphMismatch, match=r"(stage0\.onnx looks for|'stage0' reads) the weight"):
         derive_graphs(bundle, ["stage0"], tmp_path, precision="fp32", plugins=False)
     # ONNX Runtime itself does not mix types, but would read bfloat16, which has as many bytes.
-    with pytest.raises(GraphMismatch, match=r"stage0\.ort\.onnx(: Type Error| looks for the weight)"):
+    with pytest.raises(GraphMismatch, match=r"stage0\.ort\.onnx(: .* Type Error| looks for the weight)"):
         Session(bundle)
 
 
