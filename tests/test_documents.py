@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle, foreign_in_bundle
-from dovit_deploy.bundle.manifest import classes_from_file
+from dovit_deploy.bundle.class_files import classes_from_file
 from dovit_deploy.checkpoints.configuration import configuration_from_file
 from dovit_deploy.checkpoints.folders import foreign_model
 from dovit_deploy.checkpoints.own_format import config_from_text, is_own_format

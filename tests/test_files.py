@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy import files
-from dovit_deploy.bundle.manifest import classes_from_file
+from dovit_deploy.bundle.class_files import classes_from_file
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import InputError, OutputFailed, UsageError
 from dovit_deploy.files import (

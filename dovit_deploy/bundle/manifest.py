@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
@@ -29,7 +27,7 @@ from dovit_deploy.bounds import (
     Tokens,
 )
 from dovit_deploy.bundle.palette import generated_palette
-from dovit_deploy.documents import NotData, data_from_json, fault_of, read_text
+from dovit_deploy.documents import NotData, data_from_json, fault_of
 from dovit_deploy.errors import ConfigError, InputError, ManifestInvalid, VersionUnknown, shown
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.cost import excess_of
@@ -41,9 +39,6 @@ FORMAT: Literal["dovit-bundle"] = "dovit-bundle"
 VERSION = 1
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-
-SYNSET = re.compile(r"(n\d{8})(?:\s+(.*\S))?\s*")
-"""A line of ImageNet's lists: WordNet's number, then the words."""
 
 
 class FileEntry(Record):
@@ -259,71 +254,6 @@ def digest_of(body: dict[str, object]) -> str:
     # Keys sorted and without white space, so that the digest does not depend on how the file is laid out.
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def classes_from_file(path: Path) -> tuple[ClassEntry, ...]:
-    """Read `--classes`.
-
-    Text: one name a line, in front of it ImageNet's number (`n01440764 tench`) or not. JSON: a list of names, or of
-    folders with their names; `{"classes": [...], "palette": [...]}`; a data set's own
-    `{"classes": [{"id": 0, "name": "sky", "color": [1, 2, 3]}, ...], "ignore": 255}`; or ImageNet's index,
-    `{"0": ["n01440764", "tench"], ...}` or `{"0": "tench", ...}`.
-
-    Raises:
-        InputError: there is no such file, or it is none of these.
-    """
-    if not path.is_file():
-        raise InputError(f"no class list at {path}")
-    try:
-        text = read_text(path)
-        parsed = data_from_json(text) if path.suffix == ".json" else _names_from_lines(text)
-    except (ValueError, OSError) as error:
-        raise InputError(f"the class list {path} cannot be read: {error}") from error
-    contents = parsed if isinstance(parsed, dict) else {"classes": parsed}
-    names, colors = contents.get("classes", _names_from_index(contents)), contents.get("palette")
-    if isinstance(names, list) and names and all(isinstance(entry, dict) for entry in names):
-        names, colors = _of_data_set(names, contents.get("ignore"), path)
-    if isinstance(names, list):
-        # [folder, name], as a data set of class folders lists them.
-        names = [entry[-1] if isinstance(entry, list) and entry else entry for entry in names]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"the class list {path.name} is neither one name a line nor JSON with a list of names")
-    names = [name for name in names if name]
-    if not names or not isinstance(colors, list | None):
-        raise InputError(f"the class list {path.name} names no classes, or its 'palette' is no list")
-    return entries_from_lists(names, colors, len(names), InputError)
-
-
-def _of_data_set(
-    entries: list[dict[str, object]], ignore: object, path: Path
-) -> tuple[list[object], list[object] | None]:
-    """Names and colours of a data set's classes in the order of their ids; no colours unless each class has one."""
-    kept = [entry for entry in entries if "id" not in entry or entry["id"] != ignore]
-    # In a list without ids the order counts.
-    ids = [entry.get("id", number) for number, entry in enumerate(kept)]
-    by_id = {number: entry for number, entry in zip(ids, kept, strict=True) if isinstance(number, int)}
-    if by_id.keys() != set(range(len(kept))):
-        raise InputError(f"the class list {path.name}: its ids must be 0, 1, 2, ... once each, without gaps")
-    ordered = [by_id[number] for number in range(len(kept))]
-    colors = [entry.get("color") for entry in ordered]
-    return [entry.get("name") for entry in ordered], None if None in colors else colors
-
-
-def _names_from_lines(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Only where every line has a number is it one of ImageNet's lists.
-    matches = [SYNSET.fullmatch(line) for line in lines]
-    if not all(matches):
-        return lines
-    return [match[2] or match[1] for match in matches if match]
-
-
-def _names_from_index(contents: dict[str, object]) -> list[object] | None:
-    """The names of an index from "0", "1", ... to a name, or to WordNet's number and a name; None where it is none."""
-    if not contents or contents.keys() != {str(number) for number in range(len(contents))}:
-        return None
-    entries = [contents[str(number)] for number in range(len(contents))]
-    return [entry[-1] if isinstance(entry, list) and entry else entry for entry in entries]
 
 
 def entries_from_lists(

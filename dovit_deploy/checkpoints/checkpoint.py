@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dovit_deploy.bundle.bundle import MANIFEST, WEIGHTS, Bundle, file_entry
-from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing, classes_from_file
+from dovit_deploy.bundle.class_files import classes_from_file
+from dovit_deploy.bundle.manifest import ClassEntry, Manifest, Preprocessing
 from dovit_deploy.checkpoints import own_format
 from dovit_deploy.checkpoints.backbone import both_licenses, joined_weights
 from dovit_deploy.checkpoints.configuration import Configuration, configuration_from_file, settings_over_meta

@@ -220,7 +220,8 @@ def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, 
 
 def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:
     """The bundle with the names of `--classes`."""
-    from dovit_deploy.bundle.manifest import classes_from_file, renamed
+    from dovit_deploy.bundle.class_files import classes_from_file
+    from dovit_deploy.bundle.manifest import renamed
 
     if classes is None:
         return bundle

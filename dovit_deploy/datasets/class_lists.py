@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dovit_deploy.bundle.class_files import order_of_ids
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Labelling, plain_codes
 from dovit_deploy.datasets.recording import RecordingRate
 from dovit_deploy.documents import data_from_json, read_text
@@ -44,17 +45,17 @@ def labelling_from_file(path: Path) -> Labelling:
         raise DatasetError(f"{path}: cannot be read as a list of classes ({_reason(error)})") from error
     if not (ignore is None or (type(ignore) is int and 0 <= ignore <= IGNORE)):
         raise DatasetError(f"{path}: 'ignore' is {shown(ignore, quoted=True)}; it must be a pixel value, 0 to {IGNORE}")
-    classes = sorted((entry for entry in classes if entry[0] != ignore), key=lambda entry: entry[0])
-    first = 1 if ignore == 0 else 0
-    ids = [entry[0] for entry in classes]
+    ids, first = [label_id for label_id, _, _ in classes], int(ignore == 0)
+    order = order_of_ids(ids, ignore)
     # 255 must stay free: it is what "ignore" becomes in label maps.
-    if not ids or ids != list(range(first, first + len(ids))) or ids[-1] >= IGNORE:
+    if not order or first + len(order) > IGNORE:
+        listed = sorted(label_id for label_id in ids if label_id != ignore)
         raise DatasetError(
-            f"{path}: class ids are {shown(str(ids))}; "
+            f"{path}: class ids are {shown(str(listed))}; "
             f"they must be {first}, {first + 1}, ... without gaps, below {IGNORE}"
         )
-    names = tuple(name for _, name, _ in classes)
-    colours = tuple(colour for _, _, colour in classes)
+    names = tuple(classes[position][1] for position in order)
+    colours = tuple(classes[position][2] for position in order)
     codes = plain_codes(len(names), ignore, first=first)
     return Labelling(ClassList(names, colours, ignore), codes, path, _frame_rate(path, content))
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from dovit_deploy.bundle.class_files import classes_from_file
 from dovit_deploy.bundle.manifest import (
     CentreCrop,
     ClassEntry,
     GateDefaults,
     Manifest,
     Preprocessing,
-    classes_from_file,
     digest_of,
     renamed,
 )
@@ -127,6 +127,9 @@ def test_a_data_sets_own_list_is_taken_by_its_ids(tmp_path):
         '{"classes": [{"id": 1, "name": "sky"}, {"id": 7, "name": "void"}, {"id": 0, "name": "road"}], "ignore": 7}'
     )
     assert names_in(tmp_path / "c.json", listed) == ["road", "sky"]
+    # As in the data set itself, ids count from 1 where 0 is what is ignored.
+    void = '{"classes": [{"id": 2, "name": "sky"}, {"id": 0, "name": "void"}, {"id": 1, "name": "road"}], "ignore": 0}'
+    assert names_in(tmp_path / "v.json", void) == ["road", "sky"]
     coloured = '[{"name": "road", "color": [1, 2, 3]}, {"name": "sky", "color": [4, 5, 6]}]'
     assert names_in(tmp_path / "d.json", coloured) == ["road", "sky"]
     assert [entry.color for entry in classes_from_file(tmp_path / "d.json")] == [(1, 2, 3), (4, 5, 6)]
@@ -140,6 +143,8 @@ def test_a_data_sets_own_list_is_taken_by_its_ids(tmp_path):
         ("c.json", '{"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}]}'),
         ("c.json", '[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]'),
         ("c.json", '[{"id": [], "name": "a"}]'),
+        ("c.json", '[{"id": false, "name": "a"}]'),
+        ("c.json", '{"classes": [{"id": 0, "name": "a"}, {"id": 2, "name": "b"}], "ignore": 0}'),
         ("c.json", '[{"name": 5}]'),
         ("c.json", '[{"name": "a", "color": [1e999, 0, 0]}]'),
         ("c.json", "{"),

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from dovit_deploy.bundle.class_files import classes_from_file
 from dovit_deploy.bundle.interface import graph_interfaces
-from dovit_deploy.bundle.manifest import Manifest, classes_from_file, digest_of
+from dovit_deploy.bundle.manifest import Manifest, digest_of
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.checkpoints.configuration import configuration_from_file, configuration_from_meta
 from dovit_deploy.checkpoints.own_format import config_from_text
