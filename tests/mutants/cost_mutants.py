@@ -14,20 +14,21 @@ CATALOGUE = Catalogue()
 
 @CATALOGUE.add(caught_by="cost")
 def auxiliary_heads_are_counted_on_the_full_grid(patch: Patch) -> None:
-    patch.setattr(VisionTransformerCost, "_gate", lambda self, head, running: self._head(head))
+    patch.setattr(VisionTransformerCost, "_gate", lambda self, head, running: self._head(head, self.spec.width))
 
 
 @CATALOGUE.add(caught_by="cost")
 def up_sampling_heads_are_counted_on_running_tokens(patch: Patch) -> None:
     def on_running(self: Any, head: Any, running: int) -> int:
-        return int(self._head(head)) * running // int(self.spec.patches)
+        return int(self._head(head, self.spec.width)) * running // int(self.spec.patches)
 
     patch.setattr(VisionTransformerCost, "_gate", on_running)
 
 
 @CATALOGUE.add(caught_by="cost")
 def attention_is_forgotten(patch: Patch) -> None:
-    def block_macs(tokens: int, width: int, hidden: int) -> int:
+    def block_macs(tokens: int, width: int, hidden: int, mlp: str = "gelu") -> int:
+        del mlp
         return tokens * (4 * width * width + 2 * width * hidden)
 
     patch.setattr(cost, "block_macs", block_macs)

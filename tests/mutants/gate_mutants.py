@@ -193,9 +193,9 @@ def _decide(self: Any, pooled: Tensor, index: Tensor, thresholds: Tensor, floor:
 
 @CATALOGUE.add(caught_by="all_stop")
 def the_last_stage_is_skipped_when_every_patch_stopped(patch: Patch) -> None:
-    advance = MiddleStage.advance
+    run = MiddleStage.run
 
-    def skip(self: Any, tokens: Tensor, index: Tensor) -> Tensor:
-        return tokens if len(index) == self.model.spec.extra_tokens else advance(self, tokens, index)
+    def skip(self: Any, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return (tokens[index], []) if len(index) == self.model.spec.extra_tokens else run(self, tokens, index)
 
-    patch.setattr(MiddleStage, "advance", skip)
+    patch.setattr(MiddleStage, "run", skip)

@@ -107,15 +107,14 @@ def nothing_is_aggregated(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="mask")
 def aggregated_only_once(patch: Patch) -> None:
-    advance = _LaterStage.advance
+    run = _LaterStage.run
 
-    def once(self: Any, every: Tensor, index: Tensor) -> Tensor:
+    def once(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
         if self.number > 1:
             self.limit = len(every)
-        result: Tensor = advance(self, every, index)
-        return result
+        return run(self, every, index)
 
-    patch.setattr(_LaterStage, "advance", once)
+    patch.setattr(_LaterStage, "run", once)
 
 
 @CATALOGUE.add(caught_by="mask")
@@ -189,21 +188,28 @@ def the_class_token_is_not_carried_on(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="mask")
 def stopped_tokens_are_still_attended(patch: Patch) -> None:
-    def advance(self: Any, every: Tensor, index: Tensor) -> Tensor:
+    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
         every = torch.cat([tokens.aggregate(every, index, self.limit), every[1:]])
-        for block in self.model.blocks[self.first : self.last]:
+        first, last = self.model.spec.stage_layers[self.number]
+        for block in self.model.blocks[first:last]:
             every = tokens.put_back(every, index, tokens.take(block(every), index))
-        return every
+        return tokens.take(every, index), []
 
-    patch.setattr(_LaterStage, "advance", advance)
+    patch.setattr(_LaterStage, "run", run)
 
 
 @CATALOGUE.add(caught_by="mask")
 def stopped_tokens_run_on(patch: Patch) -> None:
-    def advance(self: Any, every: Tensor, index: Tensor) -> Tensor:
-        every = torch.cat([tokens.aggregate(every, index, self.limit), every[1:]])
-        for block in self.model.blocks[self.first : self.last]:
-            every = block(every)
-        return every
+    moved: list[Tensor] = []
 
-    patch.setattr(_LaterStage, "advance", advance)
+    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+        every = torch.cat([tokens.aggregate(every, index, self.limit), every[1:]])
+        first, last = self.model.spec.stage_layers[self.number]
+        for block in self.model.blocks[first:last]:
+            every = block(every)
+        moved.append(every)
+        return tokens.take(every, index), []
+
+    patch.setattr(_LaterStage, "run", run)
+    # What stopped is written, too.
+    patch.setattr(network, "put_back", lambda every, index, values: moved[-1])
