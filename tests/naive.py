@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dovit_deploy.families.parts import GateHead, LightHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import GateHead, LightHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive_parts import (
     Tokens,
@@ -27,6 +27,7 @@ from tests.naive_parts import (
     masks,
     norm,
     per_token,
+    queried,
     stem,
     turning_angles,
     up_sampled,
@@ -87,7 +88,8 @@ def naive_run(
     answers: Tokens = {}
     tapped: list[Tokens] = []
     tokens_per_layer: list[int] = []
-    for layer in range(spec.depth):
+    joined = spec.head.joined if isinstance(spec.head, QueryHead) else 0
+    for layer in range(spec.depth - joined):
         for number, gate in enumerate(spec.gates):
             if gate.layer == layer:
                 decision = None if keep is None else keep[number]
@@ -115,11 +117,14 @@ def naive_run(
         if layer + 1 in spec.taps:
             tapped.append(grid)
     grid |= answers
+    kept = [spec.tokens, *(spec.extra_tokens + len(gate.running) for gate in gates)]
+    if isinstance(spec.head, QueryHead):
+        tokens_per_layer += [spec.head.queries + spec.tokens] * joined
+        return NaiveRun(gates, kept, tokens_per_layer, queried(spec.head, spec, weights, extra, grid))
     if spec.final_norm:
         grid = _normed(spec, weights, grid)
         tapped = [_normed(spec, weights, tokens) for tokens in tapped] if spec.tap_norm else tapped
     grid = {at: np.concatenate([*(tokens[at] for tokens in tapped), token]) for at, token in grid.items()}
-    kept = [spec.tokens, *(spec.extra_tokens + len(gate.running) for gate in gates)]
     return NaiveRun(gates, kept, tokens_per_layer, _decode(spec, weights, grid))
 
 

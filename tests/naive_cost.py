@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.families.parts import ConvStem, FcnHead, Head, LightHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import ConvStem, FcnHead, Head, LightHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
@@ -28,10 +28,15 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
     """`kept[i]` tokens, extra tokens included, enter the blocks of stage i; `gates`: auxiliary heads run."""
     layers = 0
     stage = 0
-    for layer in range(spec.depth):
+    joined = spec.head.joined if isinstance(spec.head, QueryHead) else 0
+    for layer in range(spec.depth - joined):
         if any(gate.layer == layer for gate in spec.gates):
             stage += 1
         layers += _block(kept[stage], spec.width, spec.hidden, spec.heads, gated=spec.mlp == "swiglu")
+    if isinstance(spec.head, QueryHead):
+        # Whatever has stopped, all tokens run here, and the queries.
+        everything = spec.tokens + spec.head.queries
+        layers += joined * _block(everything, spec.width, spec.hidden, spec.heads, gated=spec.mlp == "swiglu")
     looked = 0
     for number, gate in enumerate(spec.gates if gates else ()):
         # A head that up-samples mixes neighbours, so it is shown the stopped tokens too.
@@ -103,6 +108,15 @@ def _head(head: Head, spec: VisionTransformerSpec, patches: int, width: int) -> 
             total, inputs = total + macs, head.channels
             rows, columns = rows * head.up_scale, columns * head.up_scale
         return total + _convolution(rows, columns, inputs, spec.classes, kernel=1)[0]
+    if isinstance(head, QueryHead):
+        total, positions = 0, patches
+        for _ in range(head.doublings):
+            # Four new positions of each, then nine neighbours in every channel.
+            total += _linear(positions, width, 4 * width)
+            positions *= 4
+            total += sum(9 for _ in range(positions) for _ in range(width))
+        total += 3 * _linear(head.queries, width, width) + _linear(head.queries, width, spec.classes + 1)
+        return total + _linear(positions, width, head.queries) + _linear(positions, head.queries, spec.classes)
     if isinstance(head, LightHead):
         rows, columns = (2 * side for side in spec.grid)
         mixed, _, _ = _convolution(rows, columns, head.channels, head.channels, kernel=3)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dovit_deploy.families.parts import ConvStem, FcnHead, LightHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import ConvStem, FcnHead, LightHead, LinearHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.plain_maths import Array, convolve, gelu, layer_norm, resize, softmax, unit
 
@@ -169,6 +169,53 @@ def lit(head: LightHead, spec: VisionTransformerSpec, weights: Weights, grid: To
     mixed = gelu(convolve(fine, weights[at + "weight"], weights[at + "bias"], stride=1, padding=1))
     at = "head.classifier."
     return convolve(mixed, weights[at + "weight"], weights[at + "bias"], stride=1, padding=0)
+
+
+def queried(head: QueryHead, spec: VisionTransformerSpec, weights: Weights, extra: list[Array], grid: Tokens) -> Array:
+    """(K, h, w): queries run on with all tokens, then every position asks each of them how much it is its class."""
+    sequence = [*weights["head.queries"], *extra, *(grid[position] for position in range(len(grid)))]
+    for layer in range(spec.depth - head.joined, spec.depth):
+        sequence = block(sequence, weights, f"blocks.{layer}.", heads=spec.heads, eps=spec.norm_eps)
+    if spec.final_norm:
+        sequence = [norm(token, weights, "norm.", spec.norm_eps) for token in sequence]
+    queries, patches = sequence[: head.queries], sequence[head.queries + len(extra) :]
+    image = image_from_tokens(spec, dict(enumerate(patches)))
+    for number in range(head.doublings):
+        image = _doubled(image, weights, f"head.doublings.{number}.", head.norm_eps)
+    answer = np.zeros((spec.classes, *image.shape[1:]))
+    for query in queries:
+        chances = softmax(linear(query, weights, "head.classifier."))
+        for layer in range(2):
+            query = gelu(linear(query, weights, f"head.mask.{layer}."))
+        maker = linear(query, weights, "head.mask.2.")
+        for row in range(image.shape[1]):
+            for column in range(image.shape[2]):
+                inside = 1.0 / (1.0 + math.exp(-float(maker @ image[:, row, column])))
+                # The last class, no object, is nobody's.
+                answer[:, row, column] += inside * chances[: spec.classes]
+    return answer
+
+
+def _doubled(image: Array, weights: Weights, name: str, eps: float) -> Array:
+    """(C, h, w) -> (C, 2h, 2w)."""
+    channels, rows, columns = image.shape
+    fine = np.zeros((channels, 2 * rows, 2 * columns))
+    for row in range(rows):
+        for column in range(columns):
+            spread = gelu(linear(image[:, row, column], weights, name + "expand."))
+            for number, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+                fine[:, 2 * row + y, 2 * column + x] = spread[number * channels : (number + 1) * channels]
+    kernels = weights[name + "conv.weight"]
+    nothing = np.zeros(1)
+    own = [
+        convolve(fine[channel : channel + 1], kernels[channel : channel + 1], nothing, stride=1, padding=1)
+        for channel in range(channels)
+    ]
+    mixed = np.concatenate(own)
+    for row in range(2 * rows):
+        for column in range(2 * columns):
+            mixed[:, row, column] = norm(mixed[:, row, column], weights, name + "norm.", eps)
+    return mixed
 
 
 def lens(token: Array, weights: Weights, number: int, eps: float) -> Array:

@@ -28,21 +28,22 @@ from dovit_deploy.families.parts import (
     Padding,
     PatchStem,
     PositionMode,
+    QueryHead,
     SetrHead,
 )
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
-HeadName = Literal["mask", "linear", "setr", "pup", "light"]
+HeadName = Literal["mask", "linear", "setr", "pup", "light", "query"]
 GateName = Literal["fcn", "linear", "setr"]
 
 # Standard deviations that are not 1 / sqrt(fan in), by the end of the parameter's name.
-SPREADS = {"positions": 0.6, "extra_tokens": 1.0, "class_tokens": 1.0}
+SPREADS = {"positions": 0.6, "extra_tokens": 1.0, "class_tokens": 1.0, "queries": 1.0}
 GAINS = {"query.weight": 1.5, "key.weight": 1.5}
 # Tokens are sums of what these parameters make.
 TOKEN_SOURCES = (
-    *("positions", "extra_tokens", "class_tokens", "stem.projection.", "head.embed."),
+    *("positions", "extra_tokens", "class_tokens", "queries", "stem.projection.", "head.embed."),
     *("attention.output.", "mlp.contract."),
 )
 GATE_GAINS = {"linear": 1.4, "fcn": 2.0, "setr": 5.0}
@@ -58,6 +59,8 @@ def decode_head(name: HeadName, *, width: int, heads: int) -> Head:
         return SetrHead(channels=6, convs=2, up_scale=2, kernel=3)
     if name == "light":
         return LightHead(channels=6)
+    if name == "query":
+        return QueryHead(queries=7, joined=2, doublings=1)
     return LinearHead()
 
 

@@ -114,7 +114,7 @@ def facts_from_state(state: Mapping[str, object]) -> KeyFacts:
 
 # The right-hand side of a table.
 
-EntryLayout = Literal["same", "batched", "convolution", "transposed", "after_class_token"]
+EntryLayout = Literal["same", "batched", "convolution", "transposed", "after_class_token", "doubling"]
 """How the official entry differs from ours in shape; see `_official_shape`."""
 
 
@@ -129,8 +129,8 @@ class Ours:
     by_head: bool = False
     """Rows are in order of heads, and within a head in order of parts; the field `heads` is the number of heads."""
     rows: tuple[int, ...] | None = None
-    """The official entry (1, rows, C) holds these of our rows; not required where ours has fewer. Rows that no entry
-    holds stay zero."""
+    """The official entry (rows, C), or as a batch (1, rows, C), holds these of our rows; not required where ours has
+    fewer. Rows that no entry holds stay zero."""
 
 
 KeyTable = Mapping[str, str | Ours]
@@ -167,6 +167,11 @@ def after_class_token(name: str) -> Ours:
     return Ours(name, "after_class_token")
 
 
+def doubling(name: str) -> Ours:
+    """A transposed convolution of kernel and stride 2; ours is the linear layer to 2x2 positions that it amounts to."""
+    return Ours(name, "doubling")
+
+
 def extra_token(index: int) -> Ours:
     """A class or distillation token, one of the rows of `extra_tokens`."""
     return some_rows("extra_tokens", range(index, index + 1))
@@ -174,7 +179,7 @@ def extra_token(index: int) -> Ours:
 
 def some_rows(name: str, *ranges: range) -> Ours:
     """Some of our rows, as a batch of one."""
-    return Ours(name, rows=tuple(itertools.chain(*ranges)))
+    return Ours(name, "batched", rows=tuple(itertools.chain(*ranges)))
 
 
 # From a table to what each official entry must be.
@@ -193,12 +198,15 @@ class Rule:
     def fill(self, parameters: dict[str, Tensor], entry: Tensor) -> None:
         """Copy `entry`, of `shape`, into `parameters` (our names -> tensors of our shapes)."""
         if self.ours.rows is not None:
-            parameters[self.targets[0]][list(self.ours.rows)] = entry[0]
+            parameters[self.targets[0]][list(self.ours.rows)] = entry[0] if self.ours.layout == "batched" else entry
             return
         if self.ours.layout == "transposed":
             entry = entry.T
         elif self.ours.layout == "after_class_token":
             entry = entry[:, 1:]
+        elif self.ours.layout == "doubling":
+            # Rows of ours are in order of positions, then of channels; the four positions have one bias.
+            entry = entry.permute(2, 3, 1, 0).flatten(0, 2) if entry.dim() > 1 else entry.repeat(4)
         # A weight and its bias are cut alike: only the first axis counts.
         rows = [len(parameters[name]) // self.heads for name in self.targets]
         pieces = [entry]
@@ -319,7 +327,7 @@ def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
     """The shape of an official entry that fills parameters of `shapes`, which differ in their first axis only."""
     shape = (sum(one[0] for one in shapes), *shapes[0][1:])
     if ours.rows is not None:
-        return 1, len(ours.rows), *shape[1:]
+        shape = len(ours.rows), *shape[1:]
     match ours.layout:
         case "batched":
             return 1, *shape
@@ -329,6 +337,8 @@ def _official_shape(ours: Ours, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
             return *shape, *(1,) * (4 - len(shape))
         case "transposed":
             return shape[::-1]
+        case "doubling":
+            return (shape[1], shape[0] // 4, 2, 2) if len(shape) > 1 else (shape[0] // 4,)
         case "same":
             return shape
 

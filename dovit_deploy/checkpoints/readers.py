@@ -16,6 +16,7 @@ READERS = (
     "dovit_deploy.families.stvit.reader:READER",
     "dovit_deploy.families.stvit.reader:STVIT_DEIT",
     "dovit_deploy.families.vit.mmseg:READER",
+    "dovit_deploy.families.vit.eomt:READER",
     "dovit_deploy.families.vit.dinov3:READER",
     "dovit_deploy.families.vit.dinov3_transformers:READER",
     "dovit_deploy.families.vit.dinov2:READER",
@@ -39,6 +40,9 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "a Swin with UPerNet": (
         "backbone.stages.*.blocks.*.attn.w_msa.**",
         "backbone.encoder.layers.*.blocks.*.attention.self.relative_position_bias_table",
+    ),
+    "an EoMT on DINOv3 (what is published of these is a difference to the gated weights)": (
+        "layers.*.attention.o_proj.**",
     ),
     "a ViTDet": ("backbone.net.blocks.**", "backbone.simfp_*.**", "**.rel_pos_h"),
 }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dovit_deploy.families.folding import conv_norm, linear_norm
 from dovit_deploy.families.layers import Attend, Block, attention
-from dovit_deploy.families.parts import AnyHead, FcnHead, LightHead, LinearHead, MaskHead, SetrHead
+from dovit_deploy.families.parts import AnyHead, FcnHead, LightHead, LinearHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.spec import Grid
 
 
@@ -134,6 +134,47 @@ class MaskTransformerHead(nn.Module):
         return grid_from_tokens(masks, grid)
 
 
+class Doubling(nn.Module):
+    """Each position is spread over 2x2, which a 3x3 convolution mixes within every channel: (hw, C) -> (4hw, C).
+
+    Its source spreads with a transposed convolution of stride 2, which on tokens is a linear layer.
+    """
+
+    def __init__(self, width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        spread = finer_grid_from_tokens(functional.gelu(self.expand(tokens)), grid)
+        return self.norm(self.conv(spread)[0].flatten(1).transpose(0, 1))  # type: ignore[no-any-return]
+
+
+class MaskQueries(nn.Module):
+    """What queries and patches of one image become: each query has a class and a mask, and an answer is the sum over
+    queries of mask times class (EoMT)."""
+
+    def __init__(self, spec: QueryHead, width: int, classes: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(spec.queries, width))
+        self.doublings = nn.ModuleList(Doubling(width, spec.norm_eps) for _ in range(spec.doublings))
+        self.mask = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        # The last class is that of no object, and is left out of the answer.
+        self.classifier = nn.Linear(width, classes + 1)
+
+    def forward(self, queries: Tensor, patches: Tensor, grid: Grid) -> Tensor:
+        """`queries` (Q, C) and `patches` (N, C), both normed -> (1, K, h * scale, w * scale)."""
+        classes = self.classifier(queries).softmax(-1)[:, :-1]
+        first, second, last = self.mask
+        makers = last(functional.gelu(second(functional.gelu(first(queries)))))
+        for doubling in self.doublings:
+            patches = doubling(patches, grid)
+            grid = (2 * grid[0], 2 * grid[1])
+        masks = (patches @ makers.transpose(0, 1)).sigmoid()
+        return grid_from_tokens(masks @ classes, grid)
+
+
 class TokenLogitsHead(nn.Module):
     """A per-token head as decode head: (N, C) or (B, N, C) -> (B, K, h, w)."""
 
@@ -157,7 +198,12 @@ def token_head_from_spec(head: LinearHead | FcnHead, width: int, classes: int, *
 
 
 def decode_head_from_spec(head: AnyHead, width: int, classes: int, *, trainable: bool) -> nn.Module:
-    """The decode head that `head` describes: patch tokens (N, C) and their grid -> logits (1, K, h', w')."""
+    """The decode head that `head` describes: patch tokens (N, C) and their grid -> logits (1, K, h', w').
+
+    One of queries takes these before the patches.
+    """
+    if isinstance(head, QueryHead):
+        return MaskQueries(head, width, classes)
     if isinstance(head, MaskHead):
         return MaskTransformerHead(head, width, classes)
     if isinstance(head, SetrHead):

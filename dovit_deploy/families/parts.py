@@ -71,7 +71,27 @@ class LightHead(Record):
         return 2
 
 
-AnyHead = LinearHead | FcnHead | SetrHead | MaskHead | LightHead
+class QueryHead(Record):
+    """Queries that run with all tokens through the backbone's last layers, then answer with a mask and a class each.
+
+    The grid of patches is doubled `doublings` times before the masks are made of it (EoMT).
+    """
+
+    kind: Literal["query"] = "query"
+    queries: int = Field(ge=1, le=65_536)
+    joined: Layers = 4
+    """Last layers of the backbone, in which the queries run. No token stays stopped there."""
+    doublings: int = Field(default=2, ge=0, le=6)
+    norm_eps: Epsilon = 1e-6
+    """Of the doubling."""
+
+    @property
+    def scale(self) -> int:
+        """Side of the logits over side of the token grid."""
+        return int(2**self.doublings)
+
+
+AnyHead = LinearHead | FcnHead | SetrHead | MaskHead | LightHead | QueryHead
 Head = Annotated[AnyHead, Field(discriminator="kind")]
 """A decode head: it sees every patch."""
 GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind")]
@@ -79,8 +99,8 @@ GateHead = Annotated[LinearHead | FcnHead | SetrHead, Field(discriminator="kind"
 
 
 def logits_grid(head: Record, grid: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of what `head` answers on a `grid` of patches: SETR's and the light one up-sample."""
-    scale = head.scale if isinstance(head, SetrHead | LightHead) else 1
+    """Rows and columns of what `head` answers on a `grid` of patches: SETR's, the light one and queries up-sample."""
+    scale = head.scale if isinstance(head, SetrHead | LightHead | QueryHead) else 1
     return grid[0] * scale, grid[1] * scale
 
 
@@ -93,6 +113,8 @@ def head_text(head: AnyHead) -> str:
         return f"SETR, {head.convs} x [{step}], {head.channels} channels"
     if isinstance(head, LightHead):
         return f"2x2 positions a token, 3x3 convolution, {head.channels} channels"
+    if isinstance(head, QueryHead):
+        return f"{head.queries} queries in the last {head.joined} layers, x{head.scale}"
     if isinstance(head, FcnHead):
         return f"1x1 convolutions, {head.channels} channels"
     return "linear"

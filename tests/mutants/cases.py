@@ -108,6 +108,12 @@ def rotary() -> Case:
     return _stopping(spec, seed=4, stops=[9, 5])
 
 
+def queries() -> Case:
+    """All tokens run again in the last two layers, stopped ones too, with queries that answer."""
+    spec = tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5, size=(50, 90), extra_tokens=3)
+    return _stopping(spec, seed=3, stops=[7, 4])
+
+
 def all_stop() -> Case:
     """Everything stops at the first gate; the class token runs on alone."""
     spec = tiny_spec(head="mask", gate="fcn", gates=(1, 2), depth=4, size=(40, 60))
@@ -130,7 +136,7 @@ CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
     for function in (
         *(mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid),
-        *(rotary, all_stop, lens, tapped),
+        *(rotary, queries, all_stop, lens, tapped),
     )
 }
 

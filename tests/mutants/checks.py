@@ -78,6 +78,7 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="setr", gate="setr", stem="patch", size=(70, 100)),
         tiny_spec(head="pup", gate="fcn", stem="conv"),
         tiny_spec(head="light", gate="linear", answer="lens"),
+        tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5),
         tiny_spec(head="linear", gate="linear", taps=(1, 2)),
         tiny_spec(mlp="swiglu", extra_tokens=5),
     ):

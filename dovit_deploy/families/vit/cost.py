@@ -14,6 +14,7 @@ from dovit_deploy.families.parts import (
     LinearHead,
     MaskHead,
     MlpKind,
+    QueryHead,
     SetrHead,
     Stem,
 )
@@ -28,7 +29,7 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
     def report(self, kept: Sequence[int] | None) -> FlopReport:
         spec, running = self.spec, self.spec.counts if kept is None else kept
         stages = zip(spec.stage_layers, running, strict=True)
-        layers = sum((last - first) * self._layer(n) for (first, last), n in stages)
+        layers = sum((last - first) * self._layer(n) for (first, last), n in stages) + self._joined()
         # A gate is evaluated on what entered the stage that it ends; the dense network has none.
         before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
         gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lens(n) for gate, n in before)
@@ -37,6 +38,12 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
 
     def _layer(self, tokens: int) -> int:
         return block_macs(tokens, self.spec.width, self.spec.hidden, self.spec.mlp)
+
+    def _joined(self) -> int:
+        """The last layers, where queries run with all tokens, whatever has stopped."""
+        if not isinstance(self.spec.head, QueryHead):
+            return 0
+        return self.spec.head.joined * self._layer(self.spec.tokens + self.spec.head.queries)
 
     def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
         """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""
@@ -83,6 +90,8 @@ def head_macs(head: AnyHead, patches: int, width: int, classes: int) -> int:
         return _setr_head(head, patches, width, classes)
     if isinstance(head, LightHead):
         return patches * 4 * head.channels * (width + 9 * head.channels + classes)
+    if isinstance(head, QueryHead):
+        return _query_head(head, patches, width, classes)
     return patches * _token_head(head, width, classes)
 
 
@@ -100,6 +109,16 @@ def _setr_head(head: SetrHead, patches: int, width: int, classes: int) -> int:
         total += positions * head.kernel**2 * inputs * head.channels
         positions, inputs = positions * head.up_scale**2, head.channels
     return total + positions * inputs * classes
+
+
+def _query_head(head: QueryHead, patches: int, width: int, classes: int) -> int:
+    # One linear layer to 2x2 positions of `width`, then 3x3 of each channel.
+    spread, positions = 0, patches
+    for _ in range(head.doublings):
+        positions *= 4
+        spread += positions * width * (width + 9)
+    queries = head.queries * (3 * width * width + width * (classes + 1))
+    return spread + queries + positions * head.queries * (width + classes)
 
 
 def _mask_head(head: MaskHead, patches: int, width: int, classes: int) -> int:

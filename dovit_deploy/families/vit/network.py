@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.heads import SetrUpHead, decode_head_from_spec, token_head_from_spec
+from dovit_deploy.families.heads import MaskQueries, SetrUpHead, decode_head_from_spec, token_head_from_spec
 from dovit_deploy.families.layers import Attend, PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
@@ -58,7 +58,18 @@ class VisionTransformer(PatchTransformer):
 
     def decode(self, tokens: Tensor, tapped: Sequence[Tensor] = ()) -> Tensor:
         """(E + N, C), every token at its last value, and all that was `tapped` before -> logits (1, K, h, w)."""
+        if isinstance(self.head, MaskQueries):
+            return self.answer(self.head, tokens)
         return self.head(self.features(tokens, tapped)[self.spec.extra_tokens :], self.spec.grid)  # type: ignore[no-any-return]
+
+    def answer(self, head: MaskQueries, tokens: Tensor) -> Tensor:
+        """`tokens` (E + N, C) as they are where the queries join -> logits (1, K, h', w')."""
+        count, patches = len(head.queries), len(head.queries) + self.spec.extra_tokens
+        joined = torch.cat([head.queries, tokens])
+        for block in self.blocks[self.spec.rejoin :]:
+            joined = block(joined)
+        joined = self.norm(joined)
+        return head(joined[:count], joined[patches:], self.spec.grid)  # type: ignore[no-any-return]
 
     def features(self, tokens: Tensor, tapped: Sequence[Tensor]) -> Tensor:
         """(..., E + N, C) each -> (..., E + N, head width), as the head sees them; norms cover stopped tokens too."""
@@ -69,7 +80,7 @@ class VisionTransformer(PatchTransformer):
     def one_image(self, pixels: Tensor, *, dense: bool) -> ImageOutput:
         """Every token through every block, whether or not there are gates: `logits`."""
         del dense
-        tokens, tapped = self.run_layers(self.embed(pixels), (0, self.spec.depth), self.attend_at())
+        tokens, tapped = self.run_layers(self.embed(pixels), (0, self.spec.rejoin), self.attend_at())
         return ImageOutput((self.decode(tokens, tapped),))
 
 

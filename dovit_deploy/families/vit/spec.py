@@ -27,6 +27,7 @@ from dovit_deploy.families.parts import (
     Padding,
     PatchStem,
     PositionMode,
+    QueryHead,
     Stem,
     backbone_text,
     check_heads,
@@ -90,9 +91,14 @@ class VisionTransformerSpec(ModelSpec):
         if self.gates and not self.extra_tokens:
             raise ValueError("gates need a class token")
         layers = [gate.layer for gate in self.gates]
-        # A gate behind the last layer would have nothing to save.
-        if layers != sorted(set(layers)) or any(layer >= self.depth for layer in layers):
-            raise ValueError(f"gates {layers} must rise and stay below the depth {self.depth}")
+        # A gate behind the last layer would have nothing to save, nor one where all tokens run again.
+        if layers != sorted(set(layers)) or any(layer >= self.rejoin for layer in layers):
+            where = "the depth" if self.rejoin == self.depth else "the layer that queries join,"
+            raise ValueError(f"gates {layers} must rise and stay below {where} {self.rejoin}")
+        if self.rejoin < 0:
+            raise ValueError(f"queries join the last {self.depth - self.rejoin} layers of {self.depth}")
+        if self.rejoin < self.depth and (self.rotary or self.taps):
+            raise ValueError("queries join layers without rotary positions and without taps")
         if list(self.taps) != sorted(set(self.taps)) or any(layer >= self.depth for layer in self.taps):
             raise ValueError(f"taps {list(self.taps)} must rise and stay below the depth {self.depth}")
         # Every convolution halves the grid once, and the projection once more.
@@ -118,9 +124,17 @@ class VisionTransformerSpec(ModelSpec):
         return rows, columns
 
     @property
+    def rejoin(self) -> int:
+        """The layer from which on all tokens run, stopped ones too, with the head's queries; else the depth."""
+        return self.depth - (self.head.joined if isinstance(self.head, QueryHead) else 0)
+
+    @property
     def stage_layers(self) -> tuple[tuple[int, int], ...]:
-        """First and one-past-last layer of each stage; a stage ends where a gate stands."""
-        cuts = [0, *(gate.layer for gate in self.gates), self.depth]
+        """First and one-past-last layer of each stage; a stage ends where a gate stands.
+
+        Where queries join, the last one goes on with all tokens.
+        """
+        cuts = [0, *(gate.layer for gate in self.gates), self.rejoin]
         return tuple(itertools.pairwise(cuts))
 
     @property

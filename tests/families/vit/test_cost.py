@@ -27,6 +27,7 @@ SPECS = {
     "light head, lens": tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens"),
     "linear head on three layers": tiny_spec(head="linear", gate="linear", taps=(1, 2)),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
+    "queries, lens": tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5, answer="lens"),
     "rotary positions": tiny_spec(head="linear", extra_tokens=5, rotary=True),
     "registers, SwiGLU, patches of 14": tiny_spec(extra_tokens=5, mlp="swiglu", patch=14, padding="centre"),
 }
