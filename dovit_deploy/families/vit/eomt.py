@@ -40,11 +40,20 @@ GELU_KEYS: KeyTable = {
     "layers.{layer}.mlp.fc2.{entry}": "blocks.{layer}.mlp.contract.{entry}",
 }
 SWIGLU_KEYS: KeyTable = {
+    "layers.{layer}.mlp.gate_proj.{entry}": "blocks.{layer}.mlp.gate.{entry}",
+    "layers.{layer}.mlp.up_proj.{entry}": "blocks.{layer}.mlp.expand.{entry}",
+    "layers.{layer}.mlp.down_proj.{entry}": "blocks.{layer}.mlp.contract.{entry}",
+}
+PACKED_SWIGLU_KEYS: KeyTable = {
     "layers.{layer}.mlp.weights_in.{entry}": packed("blocks.{layer}.mlp.{part}.{entry}", "gate", "expand"),
     "layers.{layer}.mlp.weights_out.{entry}": "blocks.{layer}.mlp.contract.{entry}",
 }
+"""Of version 4."""
 _POSITIONS, _REGISTERS = "embeddings.position_embeddings.weight", "embeddings.register_tokens"
 _PROBABILITIES = "attn_mask_probs"
+
+_GATED = {"layers.*.mlp.gate_proj.*": SWIGLU_KEYS, "layers.*.mlp.weights_in.*": PACKED_SWIGLU_KEYS}
+"""What shows that the MLPs have gates -> their names."""
 
 SETTINGS = IMAGE_SETTINGS | frozenset(
     {
@@ -68,7 +77,7 @@ HIDDEN = SpecValue(
     "mlp",
     lambda *_: None,
     1,
-    shown=size(("layers.*.mlp.fc1.*", 0), ("layers.*.mlp.weights_out.weight", 1)),
+    shown=size(("layers.*.mlp.fc1.*", 0), ("layers.*.mlp.weights_out.weight", 1), ("layers.*.mlp.up_proj.*", 0)),
     label="mlp_ratio",
 )
 REGISTERS = SpecValue(
@@ -112,7 +121,9 @@ def eomt_architecture(network: Sources) -> Architecture:
         ConfigError: values unknown, unsupported, or contradicting the keys.
     """
     network.must_all_be({"num_channels": (3,), "hidden_act": ("gelu",)})
-    gated = network.present("use_swiglu_ffn", "layers.*.mlp.weights_in.*")
+    mlp_keys = next((keys for entry, keys in _GATED.items() if network.facts.has(entry)), GELU_KEYS)
+    gated = mlp_keys is not GELU_KEYS
+    network.must_be("use_swiglu_ffn", gated)
     registers, image, eps = network[REGISTERS], network[SIZE], network.number("layer_norm_eps")
     head = QueryHead(queries=network[QUERIES], joined=network[JOINED], doublings=network[DOUBLINGS])
     values = {
@@ -136,7 +147,7 @@ def eomt_architecture(network: Sources) -> Architecture:
     if registers:
         rows[_REGISTERS] = some_rows("extra_tokens", range(1, first))
     key_map = KeyMap(
-        {**EOMT_KEYS, **(SWIGLU_KEYS if gated else GELU_KEYS), **rows},
+        {**EOMT_KEYS, **mlp_keys, **rows},
         # The masks of training, and how much its loss weighs each class.
         unused=(_PROBABILITIES, "criterion.*"),
         layer_scale=True,
@@ -165,7 +176,7 @@ READER = Reader(
     recognises=lambda facts: facts.has("query.weight") and facts.has("layers.*.attention.out_proj.*"),
     settings=SETTINGS,
     architecture=eomt_architecture,
-    tables=(EOMT_KEYS, GELU_KEYS, SWIGLU_KEYS),
+    tables=(EOMT_KEYS, GELU_KEYS, SWIGLU_KEYS, PACKED_SWIGLU_KEYS),
     needed=("query.weight", "layers.*.attention.out_proj.*", "mask_head.**", "upscale_block.**", "class_predictor.*"),
     prepared=without_masks_of_training,
 )

@@ -1,0 +1,204 @@
+"""EoMT against transformers: the semantic answer, at other sizes, and with tokens stopped before the queries join."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
+from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.errors import CheckpointMismatch, ConfigError, NetworkUnknown
+from dovit_deploy.families.parts import GateSpec, LinearHead, QueryHead
+from dovit_deploy.families.registry import model_from_spec, spec_at_size, state_at_size
+from dovit_deploy.families.stages import DenseNetwork
+from dovit_deploy.runtime.session import Session
+from tests.bundles import export
+from tests.tiny import tiny_pixels
+
+transformers = pytest.importorskip("transformers", reason="the oracle of EoMT is transformers")
+
+WIDTH, CLASSES, SIDE = 32, 4, 64
+
+
+class NoLoss(torch.nn.Module):
+    """What of the loss is in a checkpoint. The loss itself needs SciPy, and a finished network does not need it."""
+
+    def __init__(self, config, weight_dict) -> None:
+        super().__init__()
+        self.num_labels, self.eos_coef = config.num_labels, config.no_object_weight
+        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1))
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch):
+    """Makes a small model whose every weight is random."""
+    from transformers.models.eomt import modeling_eomt
+
+    monkeypatch.setattr(modeling_eomt, "EomtLoss", NoLoss)
+
+    def make(*, gated: bool = False, depth: int = 4, seed: int = 0):
+        config = transformers.EomtConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=depth,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=16,
+            num_blocks=2,
+            num_queries=9,
+            num_labels=CLASSES,
+            use_swiglu_ffn=gated,
+        )
+        model = transformers.EomtForUniversalSegmentation(config).eval()
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            model.attn_mask_probs.zero_()
+            for name, parameter in model.named_parameters():
+                spread = 0.3 if parameter.dim() < 2 else 1.3 * parameter[0].numel() ** -0.5
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=draw) + ("norm" in name) * 1.0)
+        return model
+
+    return make
+
+
+def read(model, folder: Path, config: str = '{"num_attention_heads": 2}') -> Checkpoint:
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "eomt.safetensors")
+    (folder / "config.json").write_text(config)
+    return checkpoint_from_path(folder / "eomt.safetensors", config=folder / "config.json")
+
+
+def answer(masks: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """As its source makes the semantic answer of masks (1, Q, h, w) and classes (1, Q, K + 1)."""
+    return torch.einsum("bqc,bqhw->bchw", classes.softmax(-1)[..., :-1], masks.sigmoid())
+
+
+@torch.no_grad()
+def answer_of(model, pixels: torch.Tensor) -> torch.Tensor:
+    output = model(pixels)
+    return answer(output.masks_queries_logits, output.class_queries_logits)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["gelu", "swiglu"])
+def test_the_network_answers_as_transformers_does(oracle, tmp_path: Path, gated: bool) -> None:
+    model = oracle(gated=gated)
+    checkpoint = read(model, tmp_path)
+    spec = checkpoint.spec
+    assert spec.head == QueryHead(queries=9, joined=2, doublings=2)
+    assert (spec.size, spec.extra_tokens, spec.classes, spec.logits_grid) == ((SIDE, SIDE), 5, CLASSES, (16, 16))
+    assert (checkpoint.slide_size, checkpoint.preprocessing.stride) == ((SIDE, SIDE), (SIDE, SIDE))
+    pixels = tiny_pixels((SIDE, SIDE), 1)
+    wanted = answer_of(model, pixels)
+    with torch.no_grad():
+        found = DenseNetwork(model_from_spec(spec, checkpoint.state))(pixels)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_another_size_has_its_positions_resized(oracle, tmp_path: Path) -> None:
+    """transformers knows one size only: it is given the resized embeddings, and pixels padded to whole patches."""
+    model = oracle()
+    checkpoint = read(model, tmp_path)
+    size, grid = (50, 100), (4, 7)
+    network = model_from_spec(
+        spec_at_size(checkpoint.spec, size), state_at_size(checkpoint.state, checkpoint.spec, size)
+    )
+    trained = model.embeddings.position_embeddings.weight.detach().T.reshape(1, WIDTH, 4, 4)
+    resized = torch.nn.functional.interpolate(trained, size=grid, mode="bicubic", align_corners=False)
+    model.embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(resized.flatten(2)[0].T)
+    model.embeddings.position_ids = torch.arange(28)[None]
+    model.grid_size = grid
+    pixels = tiny_pixels(size, 2)
+    wanted = answer_of(model, torch.nn.functional.pad(pixels, (0, 12, 0, 14)))
+    with torch.no_grad():
+        torch.testing.assert_close(DenseNetwork(network)(pixels), wanted, rtol=0, atol=1e-4)
+
+
+def gated_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """With gates before layers 1 and 2, a lens each, and a class token that takes nothing in."""
+    gates = [GateSpec(layer=layer, head=LinearHead()).model_dump() for layer in (1, 2)]
+    values = {**checkpoint.spec.model_dump(), "gates": gates, "aggregate_rate": 1.0, "answer": "lens"}
+    draw = torch.Generator().manual_seed(4)
+    state = dict(checkpoint.state)
+    for number in range(2):
+        state[f"gates.{number}.head.classifier.weight"] = 0.1 * torch.randn(CLASSES, WIDTH, generator=draw)
+        state[f"gates.{number}.head.classifier.bias"] = torch.zeros(CLASSES)
+        state[f"lenses.{number}.linear.weight"] = 0.2 * torch.randn(WIDTH, WIDTH, generator=draw)
+        state[f"lenses.{number}.linear.bias"] = 0.2 * torch.randn(WIDTH, generator=draw)
+    spec = type(checkpoint.spec).model_validate(values)
+    return dataclasses.replace(checkpoint, spec=spec, state=state, thresholds=(0.5, 0.5))
+
+
+@torch.no_grad()
+def oracle_with(model, state: dict[str, torch.Tensor], pixels: torch.Tensor, keep: list[np.ndarray]) -> torch.Tensor:
+    """Patches of `keep` alone enter the layer behind each gate; the others go through its lens, and all rejoin."""
+    hidden = model.embeddings(pixels)
+    running = np.arange(16)
+    for number, layer in enumerate(model.layers[:3]):
+        if 0 < number < 3:
+            before, running = running, np.flatnonzero(keep[number - 1])
+            for at in set(before) - set(running):
+                plain = torch.nn.functional.layer_norm(hidden[0, 5 + at], (WIDTH,), eps=1e-6)
+                lens = f"lenses.{number - 1}.linear"
+                hidden[0, 5 + at] = state[f"{lens}.weight"] @ plain + state[f"{lens}.bias"]
+        index = [*range(5), *(5 + running)]
+        hidden[:, index] = layer(hidden[:, index])
+    joined = torch.cat([model.query.weight[None], hidden], 1)
+    for layer in model.layers[3:]:
+        joined = layer(joined)
+    return answer(*model.predict(model.layernorm(joined)))
+
+
+def test_graphs_answer_as_transformers_layers_do_with_tokens_stopped(oracle, tmp_path: Path) -> None:
+    model = oracle(depth=5, seed=2)
+    checkpoint = gated_checkpoint(read(model, tmp_path))
+    pixels = tiny_pixels((SIDE, SIDE), 5)
+    bundle = export(checkpoint, tmp_path / "x.dovit", images=[pixels])[0]
+    draw = np.random.default_rng(1).random((2, 4, 4))
+    patterns = [[draw[0] < share, (draw[0] < share) & (draw[1] < share)] for share in (1.0, 0.6, 0.2)]
+    for backend in (OnnxRuntimeBackend(fast=True), OnnxRuntimeBackend(fast=False)):
+        with Session(bundle, backend=backend) as session:
+            for keep in patterns:
+                wanted = oracle_with(model, checkpoint.state, pixels, keep).numpy()
+                logits, _ = session.run(pixels.numpy(), keep=keep)
+                np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4)
+            _, report = session.run(pixels.numpy())
+            dense, _ = session.run(pixels.numpy(), dense=True)
+    assert 5 < report.kept[-1] < report.kept[0]
+    np.testing.assert_allclose(dense, answer_of(model, pixels).numpy(), rtol=0, atol=1e-4)
+    merged = onnxruntime.InferenceSession(str(bundle.path / "merged.onnx"))
+    feed = {"pixels": pixels.numpy(), "thresholds": np.full((2, CLASSES), 0.5, np.float32)}
+    logits, kept = merged.run(["logits", "kept"], {**feed, "floor": np.zeros((), np.float32)})
+    assert tuple(kept) == report.kept
+    wanted = oracle_with(model, checkpoint.state, pixels, list(report.keep)).numpy()
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_network_in_training_is_refused(oracle, tmp_path: Path) -> None:
+    model = oracle()
+    model.attn_mask_probs[1] = 0.25
+    with pytest.raises(CheckpointMismatch, match="not a finished EoMT: attn_mask_probs"):
+        read(model, tmp_path)
+
+
+def test_a_network_on_dinov3_is_refused_by_name(oracle, tmp_path: Path) -> None:
+    state = {name.replace("out_proj", "o_proj"): tensor for name, tensor in oracle().state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(NetworkUnknown, match=r"EoMT on DINOv3 .*difference to the gated weights"):
+        checkpoint_from_path(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{}", "num_attention_heads"),
+        ('{"num_attention_heads": 2, "image_size": 96}', "96x96 makes 6x6 patches of 16"),
+        ('{"num_attention_heads": 2, "num_queries": 100}', "num_queries"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(oracle, tmp_path: Path, config: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read(oracle(), tmp_path, config)
