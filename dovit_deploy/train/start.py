@@ -12,7 +12,7 @@ from dovit_deploy.checkpoints.checkpoint import Checkpoint, checkpoint_from_path
 from dovit_deploy.errors import ConfigError, HeadMissing
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
-from dovit_deploy.families.parts import LinearHead
+from dovit_deploy.families.parts import LinearHead, QueryHead
 from dovit_deploy.families.registry import spec_at_size, state_at_size
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -100,6 +100,8 @@ def _refuse_other_task(spec: AnySpec, classes: int, path: Path) -> None:
     """Raise ConfigError unless `spec` is a segmenter of so many classes."""
     if not isinstance(spec, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or spec.task != "segmentation":
         raise ConfigError(f"--init {path}: a {spec.family} for {spec.task}; training starts from a segmenter")
+    if isinstance(spec.head, QueryHead):
+        raise ConfigError(f"--init {path}: a network whose queries answer ({spec.family}), which is not trained here")
     if spec.classes != classes:
         raise ConfigError(
             f"--init {path}: a network of {spec.classes} classes, the data set has {classes}; "

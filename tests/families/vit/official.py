@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dovit_deploy.checkpoints.keys import KeyMap, batched, extra_token
-from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, SetrHead
+from dovit_deploy.checkpoints.keys import KeyMap, Ours, batched, extra_token, some_rows
+from dovit_deploy.families.parts import FcnHead, GateSpec, LinearHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.rotary import PERIODS, periods_from_base
-from dovit_deploy.families.vit import dinov2, dinov2_transformers, dinov3, dinov3_transformers, timm_vit
+from dovit_deploy.families.vit import dinov2, dinov2_transformers, dinov3, dinov3_transformers, eomt, timm_vit
 from dovit_deploy.families.vit.decode_heads import OUR_LINEAR_KEYS
 from dovit_deploy.families.vit.mmseg import BACKBONE_KEYS, IN_PROJ_KEYS, QKV_KEYS
 from dovit_deploy.families.vit.mmseg_heads import DECODE_KEYS, GATE_KEYS
@@ -226,6 +226,32 @@ def dinov2_transformers_map() -> KeyMap:
     tables = dinov2_transformers
     table = {**tables.TRANSFORMERS_KEYS, **tables.STORED_KEYS, **tables.STORED_SWIGLU_KEYS, **rows, **OUR_LINEAR_KEYS}
     return KeyMap(table, layer_scale=True)
+
+
+def eomt_spec() -> VisionTransformerSpec:
+    """A small EoMT: one layer alone, then one with five queries."""
+    return VisionTransformerSpec(
+        family="eomt",
+        size=(32, 32),
+        width=64,
+        depth=2,
+        heads=4,
+        hidden=4 * 64,
+        classes=CLASSES,
+        extra_tokens=5,
+        position_mode="size",
+        head=QueryHead(queries=5, joined=1, doublings=2),
+    )
+
+
+def eomt_map() -> KeyMap:
+    """The names of transformers."""
+    rows = {
+        "embeddings.position_embeddings.weight": Ours("positions", rows=tuple(range(5, 9))),
+        "embeddings.register_tokens": some_rows("extra_tokens", range(1, 5)),
+    }
+    table = {**eomt.EOMT_KEYS, **eomt.GELU_KEYS, **rows}
+    return KeyMap(table, unused=("attn_mask_probs",), layer_scale=True)
 
 
 def dinov3_spec() -> VisionTransformerSpec:
