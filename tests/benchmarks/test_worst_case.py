@@ -12,7 +12,7 @@ from worst_case import merged_run
 
 from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.engines.openvino import ALL_IN_ORDER
+from dovit_deploy.engines.openvino_graphs import ALL_IN_ORDER
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.runtime.results import RunTiming, TokenReport
 from dovit_deploy.runtime.session import Session

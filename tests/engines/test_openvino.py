@@ -22,16 +22,14 @@ from dovit_deploy import Session, packages
 from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.interface import CONFIDENCE, COUNT, FLOOR, INDEX, PIXELS, THRESHOLDS, TOKENS, stage_name
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.engines.openvino import (
+from dovit_deploy.engines.openvino import OpenVinoBackend, arithmetic, compile_properties
+from dovit_deploy.engines.openvino_graphs import (
     ALL_IN_ORDER,
     SMALLEST,
     STEPS,
     BucketedGraph,
     FixedGraph,
-    OpenVinoBackend,
-    arithmetic,
     bucket_for_count,
-    compile_properties,
     padded,
 )
 from dovit_deploy.errors import EnvironmentProblem, GraphMismatch, ProviderMissing
