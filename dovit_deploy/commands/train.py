@@ -30,7 +30,8 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Recipe, TOML or YAML; saved with the weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in RUN_DIR.")] = False,
     init: Annotated[
-        Path | None, typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT.")
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT, a backbone."),
     ] = None,
     classes: arguments.Classes = None,
     minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,

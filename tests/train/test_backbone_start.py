@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from dovit_deploy.checkpoints.backbone import Backbone
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.cli import _application, _run
 from dovit_deploy.errors import ConfigError, UsageError
 from dovit_deploy.families.parts import LightHead, LinearHead, MaskHead
 from dovit_deploy.families.registry import model_from_spec, spec_at_size
@@ -21,8 +22,8 @@ from dovit_deploy.train.recipe import Recipe
 from dovit_deploy.train.start import start_from_path
 from tests.train.tiny_folder import write_folder
 
-WIDTH, DEPTH, SIDE = 384, 3, 3
-"""The smallest width of which the number of heads is known; three layers; a grid of 3 x 3 positions."""
+WIDTH, DEPTH, SIDE = 32, 3, 3
+"""Three layers, a grid of 3 x 3 positions; of so small a width the number of heads must be stated."""
 
 
 def backbone_state(seed=0):
@@ -61,6 +62,7 @@ def backbone_state(seed=0):
 def backbone(tmp_path_factory):
     path = tmp_path_factory.mktemp("backbone") / "tiny_dinov2.safetensors"
     save_file(backbone_state(), path)
+    path.with_suffix(".json").write_text('{"num_heads": 2}')
     return path
 
 
@@ -70,7 +72,8 @@ def folder(tmp_path_factory):
 
 
 def started(path, **choice):
-    return start_from_path(path, NetworkChoice(**choice), config=None, size=(40, 56), classes=4)
+    config = str(path.with_suffix(".json"))
+    return start_from_path(path, NetworkChoice(**choice), config=config, size=(40, 56), classes=4)
 
 
 def test_it_gets_a_head_gates_and_the_size_of_the_run(backbone):
@@ -78,11 +81,11 @@ def test_it_gets_a_head_gates_and_the_size_of_the_run(backbone):
     spec = start.spec
     assert isinstance(start.given, Backbone)
     assert (spec.family, spec.size, spec.patch) == ("dovit", (42, 56), 14)
-    assert (spec.width, spec.depth, spec.heads) == (WIDTH, DEPTH, 6)
+    assert (spec.width, spec.depth, spec.heads) == (WIDTH, DEPTH, 2)
     assert spec.head == LightHead(channels=96)
     assert ([gate.layer for gate in spec.gates], spec.answer, spec.aggregate_rate) == ([1, 2], "lens", 1.0)
     assert started(backbone, head="linear").spec.head == LinearHead()
-    assert started(backbone, head="mask").spec.head == MaskHead(width=384, layers=2, heads=6)
+    assert started(backbone, head="mask").spec.head == MaskHead(width=WIDTH, layers=2, heads=2)
     assert started(backbone, gates=(), depth=2).spec.depth == 2
 
 
@@ -136,6 +139,7 @@ def test_a_run_from_it_ends_in_a_checkpoint_with_its_licence(backbone, folder, t
             "layer_decay": 0.8,
             "validations": 0,
             "license": "for tests",
+            "init_config": str(backbone.with_suffix(".json")),
         }
     )
     result, _ = quietly(requested(folder, tmp_path / "run", recipe, backbone))
@@ -166,6 +170,46 @@ def test_a_run_from_it_ends_in_a_checkpoint_with_its_licence(backbone, folder, t
     ],
 )
 def test_what_needs_a_trained_network_is_refused(backbone, folder, tmp_path, recipe, words):
+    recipe = {"steps": 1, "init_config": str(backbone.with_suffix(".json")), **recipe}
     with pytest.raises(ConfigError, match=words):
-        quietly(requested(folder, tmp_path / "run", Recipe.model_validate({"steps": 1, **recipe}), backbone))
+        quietly(requested(folder, tmp_path / "run", Recipe.model_validate(recipe), backbone))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_takes_a_backbone(backbone, folder, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""steps = 1
+precision = "fp32"
+init_config = "{backbone.with_suffix(".json")}"
+fitted = 1
+[network]
+size = [42, 56]
+head = "linear"
+gates = [1]
+[passing]
+mode = "quota"
+share = 1.0
+start = 0.0
+[[phases]]
+until = 1
+crop = [28, 28]
+batch = 2
+"""
+    )
+
+    def called(*words):
+        given = ("train", folder, "--config", recipe, "--init", backbone, "--quiet", *words)
+        return _run(_application(), list(map(str, given)))
+
+    assert called("-o", tmp_path / "run", "--json", tmp_path / "report.json") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["steps"] == 1
+    assert report["curve"][0]["threshold"] is None
+    made = checkpoint_from_path(tmp_path / "run" / "checkpoint")
+    assert (made.spec.patch, made.spec.head, len(made.spec.gates)) == (14, LinearHead(), 1)
+    assert called("-o", tmp_path / "run", "--resume") == 0
+    capsys.readouterr()
+    recipe.write_text(recipe.read_text().replace('head = "linear"', "width = 16"))
+    assert called("-o", tmp_path / "other") == 3
+    assert "network.width is the backbone's affair" in capsys.readouterr().err
