@@ -19,7 +19,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Weights of transformers and timm in one file."""
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Lists of the files that hold the weights in parts."""
-READ_TYPES = frozenset({"dinov2", "dinov2_with_registers"})
+READ_TYPES = frozenset({"dinov2", "dinov2_with_registers", "dinov3_vit", "eomt"})
 """Models of transformers that are read, by `model_type`."""
 READ_ARCHITECTURES = ("vit_", "deit_", "deit3_")
 """Beginnings of the names of timm's models that are read."""

@@ -80,8 +80,16 @@ class ExportPlan:
         if fault is not None:
             # What the checkpoint says of itself is no wrong use of the command.
             kind = ConfigError if size is None and stride is None else UsageError
-            raise kind(f"no run would take this bundle: {fault}")
+            raise kind(f"no run would take this bundle: {fault}", *_remedy(manifest, stride))
         return cls(checkpoint, output, manifest, overwrite, compact)
+
+
+def _remedy(manifest: Manifest, stride: tuple[int, int] | None) -> tuple[str, ...]:
+    """A second line where the checkpoint's own stride is larger than the window that is asked for."""
+    own, window = manifest.preprocessing.stride, manifest.spec.size
+    if stride is not None or own is None or not (own[0] > window[0] or own[1] > window[1]):
+        return ()
+    return (f"The stride is the checkpoint's own: give --stride, too, at most {window[0]}x{window[1]}",)
 
 
 def full_counts(spec: AnySpec) -> tuple[TokenCount, ...]:

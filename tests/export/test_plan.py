@@ -36,6 +36,14 @@ def test_a_bundle_taken_as_a_checkpoint_forgets_its_old_crop():
     assert preprocessing(again, size=(96, 96)).crop == CentreCrop(shorter=109)
 
 
+def test_a_window_smaller_than_the_checkpoints_stride_wants_another_stride():
+    sliding = tiny_checkpoint(tiny_spec(), stride=(40, 48))
+    assert preprocessing(sliding, size=(40, 64)).stride == (40, 48)
+    with pytest.raises(UsageError, match="give --stride, too, at most 32x64"):
+        plan(sliding, size=(32, 64))
+    assert preprocessing(sliding, size=(32, 64), stride=(24, 24)).stride == (24, 24)
+
+
 def test_only_segmentation_slides():
     assert preprocessing(tiny_checkpoint(tiny_spec()), stride=(40, 48)).stride == (40, 48)
     assert preprocessing(tiny_checkpoint(tiny_spec())).crop is None

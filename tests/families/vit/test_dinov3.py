@@ -144,6 +144,17 @@ def test_the_network_computes_what_transformers_does(files, gated: bool, layout:
     torch.testing.assert_close(DenseNetwork(network)(pixels), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_a_folder_of_transformers_needs_no_configuration(files, tmp_path: Path) -> None:
+    model = oracle(gated=True)
+    model.save_pretrained(tmp_path / "folder")
+    checkpoint = checkpoint_from_path(tmp_path / "folder", head=files(stored(model))["head"])
+    given = checkpoint_from_path(**files(stored(model)))
+    assert checkpoint.spec == given.spec.model_copy(update={"size": (64, 64)})
+    for name, tensor in given.state.items():
+        if not name.startswith(("rotary.cosines", "rotary.sines")):
+            assert torch.equal(checkpoint.state[name], tensor), name
+
+
 def test_a_backbone_alone_is_read_and_says_its_licence(files) -> None:
     model = oracle(gated=False)
     paths = files(official(model))

@@ -98,6 +98,16 @@ def test_the_network_answers_as_transformers_does(oracle, tmp_path: Path, gated:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_a_folder_of_transformers_needs_no_configuration(oracle, tmp_path: Path) -> None:
+    model = oracle(gated=True)
+    model.config.id2label = dict(enumerate(["road", "sky", "car", "tree"]))
+    model.save_pretrained(tmp_path / "folder")
+    checkpoint, given = checkpoint_from_path(tmp_path / "folder"), read(model, tmp_path)
+    assert [entry.name for entry in checkpoint.classes] == ["road", "sky", "car", "tree"]
+    assert checkpoint.spec == given.spec
+    assert all(torch.equal(checkpoint.state[name], tensor) for name, tensor in given.state.items())
+
+
 def test_another_size_has_its_positions_resized(oracle, tmp_path: Path) -> None:
     """transformers knows one size only: it is given the resized embeddings, and pixels padded to whole patches."""
     model = oracle()
