@@ -135,6 +135,8 @@ def checkpoint_from_path(
     given = _configuration_for(path, config, source)
     if head is None:
         return _from_official(source, given, flags)
+    if Path(head).is_dir():
+        raise InputError(f"--head {head} is a folder; give the file that holds the head's entries")
     return _from_two(source, weights_from_file(Path(head), allow_pickle=allow_pickle), given, flags)
 
 

@@ -79,7 +79,8 @@ def model_folder_of(path: Path) -> Path | None:
 def _weights_in(folder: Path, *, allow_pickle: bool) -> WeightsFile:
     whole = next((folder / name for name in WHOLE if (folder / name).is_file()), None)
     if whole is not None:
-        return weights_from_file(whole, allow_pickle=allow_pickle)
+        # All of them are called alike: the folder's name says more.
+        return replace(weights_from_file(whole, allow_pickle=allow_pickle), name=_name(folder))
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is None:
         raise InputError(
@@ -110,9 +111,13 @@ def _weights_in_parts(index: Path, *, allow_pickle: bool) -> WeightsFile:
         state.update(entries)
         digests.append(file_entry(path).sha256)
     # One digest for all of them, in the order of the index.
-    return unwrapped_weights(
-        index.parent.name or index.name, hashlib.sha256("".join(digests).encode()).hexdigest(), state
-    )
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return unwrapped_weights(_name(index.parent), digest, state)
+
+
+def _name(folder: Path) -> str:
+    # "." has no name.
+    return folder.resolve().name or str(folder)
 
 
 def _part_of_entry(index: Path) -> dict[str, str]:

@@ -77,6 +77,8 @@ def test_what_does_not_fit_is_said_with_numbers(call: Call, backbone: Path, tmp_
         assert re.search(said, text)
     found, text = call(*given[:4], "--head", tmp_path / "nowhere.pth")
     assert found == 3 and "no checkpoint at" in text
+    found, text = call(*given[:4], "--head", tmp_path)
+    assert found == 3 and "is a folder; give the file" in text
     found, text = call(backbone, "--config", settings)
     assert found == 6 and "without a decode head" in text and "dovit train DATASET --init" in text
 

@@ -74,7 +74,7 @@ def test_dinov2_with_its_own_kind_of_head_by_the_command_line(
     bundle = Bundle.open(made)
     assert [entry.name for entry in bundle.manifest.classes] == list("abcde")
     assert bundle.manifest.provenance.license == "backbone: DINOv2 (Meta), Apache-2.0"
-    assert bundle.manifest.provenance.source == "model.safetensors with head.pth"
+    assert bundle.manifest.provenance.source == "dinov2 with head.pth"
     pixels = tiny_pixels(SIZE, 3)
     # Of the 9 missing rows 5 come behind, of the 8 columns 4.
     patches = vits.dinov2_patches(model, functional.pad(pixels, (4, 4, 4, 5)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -53,6 +54,15 @@ def timm_vit(*, seed: int = 0, **options: Any) -> Any:
     fields = {"img_size": 14 * TRAINED, "patch_size": 14, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size = {"num_classes": 0, "dynamic_img_size": True, **options}
     return randomised(timm_vision_transformer().VisionTransformer(**fields, **size), seed)
+
+
+def timm_distilled(seed: int = 0) -> Any:
+    """timm's DeiT with a distillation token."""
+    # Importing one of timm's modules imports all of them.
+    timm_vision_transformer()
+    size = {"img_size": 14 * TRAINED, "patch_size": 14, "num_classes": 0, "dynamic_img_size": True}
+    deit = sys.modules["timm.models.deit"].VisionTransformerDistilled
+    return randomised(deit(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, **size), seed)
 
 
 def timm_patches(model: Any, pixels: Tensor) -> Tensor:

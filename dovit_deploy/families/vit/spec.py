@@ -163,6 +163,7 @@ class VisionTransformerSpec(ModelSpec):
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
         backbone = backbone_text(width=self.width, depth=self.depth, heads=self.heads, stem=self.stem.kind)
+        backbone += ", SwiGLU" if self.mlp == "swiglu" else ""
         if self.rotary:
             backbone += ", rotary positions"
         head = head_text(self.head)

@@ -61,6 +61,16 @@ def test_features_are_those_of_timm(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(patches_of(backbone, pixels), vits.timm_patches(model, pixels), atol=1e-4, rtol=0)
 
 
+def test_a_distillation_token_is_an_extra_token(tmp_path: Path) -> None:
+    model, path = vits.timm_distilled(), tmp_path / "deit.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    (tmp_path / "deit.json").write_text(json.dumps({"num_heads": vits.HEADS}))
+    backbone = backbone_from_path(path, config=tmp_path / "deit.json")
+    assert backbone.values["extra_tokens"] == 2
+    pixels = tiny_pixels((84, 42), 1)
+    torch.testing.assert_close(patches_of(backbone, pixels), vits.timm_patches(model, pixels), atol=1e-4, rtol=0)
+
+
 def test_sizes_that_are_no_whole_patches_are_padded_as_timm_does(tmp_path: Path) -> None:
     model, path, config = saved(tmp_path, dynamic_img_pad=True)
     pixels = tiny_pixels((61, 90), 4)
