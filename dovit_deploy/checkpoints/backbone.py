@@ -45,13 +45,20 @@ class Backbone:
     remarks: tuple[str, ...] = ()
     """How its entries were found in the file; for the curious."""
 
-    def spec(self, *, classes: int, head: AnyHead, gates: tuple[GateSpec, ...] = ()) -> VisionTransformerSpec:
+    def spec(
+        self, *, classes: int, head: AnyHead, gates: tuple[GateSpec, ...] = (), taps: tuple[int, ...] = ()
+    ) -> VisionTransformerSpec:
         """The network that it becomes with a head.
 
         Raises:
             ConfigError: there is no such network.
         """
-        fields = {"classes": classes, "head": head.model_dump(), "gates": [gate.model_dump() for gate in gates]}
+        fields = {
+            "classes": classes,
+            "head": head.model_dump(),
+            "gates": [gate.model_dump() for gate in gates],
+            "taps": taps,
+        }
         try:
             return VisionTransformerSpec.model_validate({**self.values, **fields})
         except ValidationError as error:

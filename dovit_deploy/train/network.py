@@ -35,6 +35,7 @@ BELONGS = {
     "gate_channels": ("dovit",),
     "answer": ("dovit",),
     "aggregate_rate": ("dovit",),
+    "taps": ("dovit",),
     "ratio": ("evovit",),
     "depths": ("stvit",),
     "window": ("stvit",),
@@ -63,6 +64,8 @@ class NetworkChoice(Record):
     head: Literal["setr", "mask", "linear", "light"] = "setr"
     head_channels: Channels = 96
     """Of the setr and the light head."""
+    taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
+    """The decode head sees the tokens after so many layers, too, beside those of the last one."""
     gates: tuple[LayerNumber, ...] | None = Field(default=None, max_length=MOST_STAGES - 1)
     """Layers before which a gate stands; none: a dense network. Default: a quarter, half and three quarters of the
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
@@ -86,7 +89,7 @@ class NetworkChoice(Record):
 
 OPEN_WITH_INIT = frozenset({"family", "size", "depth", "gates", "gate_channels", "answer", "aggregate_rate", "ratio"})
 """What a checkpoint leaves open."""
-OPEN_WITH_BACKBONE = OPEN_WITH_INIT | {"head", "head_channels"}
+OPEN_WITH_BACKBONE = OPEN_WITH_INIT | {"head", "head_channels", "taps"}
 """What a checkpoint without a head leaves open."""
 
 
@@ -115,6 +118,7 @@ def _dovit_spec(choice: NetworkChoice, size: tuple[int, int], classes: int) -> V
         position_mode="bilinear",
         head=_decode_head(choice, choice.width, heads),
         answer=choice.answer,
+        taps=choice.taps,
         aggregate_rate=choice.aggregate_rate,
     )
 
@@ -199,6 +203,8 @@ def evovit_from_trained(spec: VisionTransformerSpec, ratio: float, *, source: st
         raise ConfigError(
             f"network.family = evovit: --init {source} turns queries and keys by position; Evo-ViT adds embeddings"
         )
+    if spec.taps:
+        raise ConfigError(f"network.family = evovit: the head of --init {source} reads several layers; Evo-ViT's one")
     if spec.mlp != "gelu":
         raise ConfigError(f"network.family = evovit: --init {source} has {spec.mlp} MLPs; Evo-ViT has GELU")
     try:

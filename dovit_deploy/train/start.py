@@ -64,7 +64,7 @@ def start_from_path(
     given = given_at(path, config)
     if isinstance(given, Backbone):
         _refuse_stated(choice, OPEN_WITH_BACKBONE, "backbone")
-        whole: AnySpec = given.spec(classes=classes, head=head_on_backbone(choice, given.values))
+        whole: AnySpec = given.spec(classes=classes, head=head_on_backbone(choice, given.values), taps=choice.taps)
     else:
         whole = given.spec
         _refuse_other_task(whole, classes, path)

@@ -87,6 +87,10 @@ def test_it_gets_a_head_gates_and_the_size_of_the_run(backbone):
     assert started(backbone, head="linear").spec.head == LinearHead()
     assert started(backbone, head="mask").spec.head == MaskHead(width=WIDTH, layers=2, heads=2)
     assert started(backbone, gates=(), depth=2).spec.depth == 2
+    assert started(backbone, taps=(1, 2)).spec.taps == (1, 2)
+    for taps, depth in (((3,), 3), ((2,), 2)):
+        with pytest.raises(ConfigError, match=f"must rise and stay below the depth {depth}"):
+            started(backbone, taps=taps, depth=depth)
 
 
 @torch.no_grad()
@@ -126,7 +130,7 @@ def quietly(request):
 
 
 def test_a_run_from_it_ends_in_a_checkpoint_with_its_licence(backbone, folder, tmp_path):
-    network = {"size": (42, 56), "gates": (1, 2), "answer": "lens"}
+    network = {"size": (42, 56), "gates": (1, 2), "answer": "lens", "taps": (1, 2)}
     recipe = Recipe.model_validate(
         {
             "steps": 2,
