@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dovit_deploy.families import tokens
+from dovit_deploy.bundle import interface
+from dovit_deploy.families import eager, tokens
+from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.families.vit import network
 from dovit_deploy.families.vit.network import _LaterStage
+from dovit_deploy.runtime import session
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.mutants.mutant import Catalogue, Patch
@@ -213,3 +218,25 @@ def stopped_tokens_run_on(patch: Patch) -> None:
     patch.setattr(_LaterStage, "run", run)
     # What stopped is written, too.
     patch.setattr(network, "put_back", lambda every, index, values: moved[-1])
+
+
+@CATALOGUE.add(caught_by="session")
+def the_first_gates_answers_go_to_the_last_stage(patch: Patch) -> None:
+    def first(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in interface.carried_from_outputs(outputs).items() if name in outputs}
+
+    patch.setattr(session, "carried_from_outputs", first)
+
+
+@CATALOGUE.add(caught_by="session")
+def the_last_stage_gets_its_taps_in_another_order(patch: Patch) -> None:
+    def backwards(spec: ModelSpec) -> dict[str, Any]:
+        graphs = interface.graph_interfaces(spec)
+        return {
+            name: replace(graph, takes=graph.takes[:2] + graph.takes[:1:-1])
+            if name == f"stage{len(spec.gates)}"
+            else graph
+            for name, graph in graphs.items()
+        }
+
+    patch.setattr(eager, "graph_interfaces", backwards)
