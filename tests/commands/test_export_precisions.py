@@ -7,12 +7,14 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands.console import ProgressDisplay
+from dovit_deploy.commands.precisions import PrecisionRequest, calibration_images
 from dovit_deploy.runtime import auto
 from tests.datasets.labelled_folder import noise, write_labelled
 
@@ -89,6 +91,20 @@ def test_what_cannot_be_is_refused_in_a_line(
     given, _, err = command("export", tiny_bundle_path, "-o", "new.dovit", *words, "--quiet")
     assert given == code and message in err
     assert not Path("new.dovit").exists()
+
+
+def test_layers_are_tried_by_labels_where_there_are_labels(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(tiny_bundle_path).manifest
+    shape = (1, manifest.spec.classes, *manifest.spec.grid)
+    before, after = ([np.random.default_rng(seed + n).normal(size=shape) for n in range(8)] for seed in (0, 100))
+    before, after = ([one.astype(np.float32) for one in answers] for answers in (before, after))
+    lost = []
+    for given in (write_labelled(tmp_path / "set", images=8), folder(tmp_path / "images", 8)):
+        plan = PrecisionRequest.from_flags("fp32,int8", str(given), 3).plan(calibration_images(str(given), manifest))
+        assert plan is not None and plan.allowed == 1.5
+        lost.append(plan.lost(before, after))
+    # Answers that have nothing to do with each other change most classes, and mIoU hardly.
+    assert lost[0] is not None and abs(lost[0]) < 10 and lost[1] is None
 
 
 def test_an_interrupt_in_a_long_step_leaves_nothing(
