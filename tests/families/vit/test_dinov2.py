@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dovit_deploy.checkpoints.backbone import Backbone, backbone_from_path
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, NetworkUnknown
-from dovit_deploy.families.parts import LinearHead, Padding, PositionMode
+from dovit_deploy.families.heads import LightUpHead
+from dovit_deploy.families.parts import LightHead, LinearHead, Padding, PositionMode
 from dovit_deploy.families.registry import model_from_spec, state_at_size
 from tests.oracles import vits
 from tests.tiny import tiny_pixels
@@ -177,6 +178,34 @@ def test_every_head_gives_the_logits_of_its_parts(tmp_path: Path, kind: str) -> 
     assert checkpoint.spec.padding == ("centre" if kind == "bn" else "end")
 
 
+def test_a_light_head_of_ours_is_taken_as_it_is(tmp_path: Path) -> None:
+    path, config = saved(vits.dinov2(), tmp_path, "official")
+    head = LightUpHead(LightHead(channels=6), vits.WIDTH, CLASSES)
+    state = {f"head.{name}": tensor.detach().clone() for name, tensor in head.state_dict().items()}
+    save_file(state, tmp_path / "head.safetensors")
+    checkpoint = checkpoint_from_path(path, config=config, head=tmp_path / "head.safetensors")
+    assert checkpoint.spec.head == LightHead(channels=6)  # type: ignore[union-attr]
+    assert all(torch.equal(checkpoint.state[name], tensor) for name, tensor in state.items())
+
+
+def test_a_head_of_mmsegmentation_gives_the_logits_of_its_layers(tmp_path: Path) -> None:
+    model, draw = vits.dinov2(), torch.Generator().manual_seed(4)
+    path, config = saved(model, tmp_path, "memory")
+    hidden, final = (torch.randn(*shape, 1, 1, generator=draw) / 4 for shape in ((12, vits.WIDTH), (CLASSES, 12)))
+    norm = {name: torch.rand(12, generator=draw) + 0.2 for name in ("weight", "bias", "running_mean", "running_var")}
+    bias = torch.randn(CLASSES, generator=draw)
+    state = {f"decode_head.convs.0.bn.{name}": tensor for name, tensor in norm.items()}
+    state |= {"decode_head.convs.0.conv.weight": hidden, "decode_head.conv_seg.weight": final}
+    torch.save({"state_dict": {**state, "decode_head.conv_seg.bias": bias}}, tmp_path / "head.pth")
+    checkpoint = checkpoint_from_path(path, config=config, head=tmp_path / "head.pth")
+    pixels = tiny_pixels((56, 56), 5)
+    image = vits.dinov2_patches(model, pixels).T.reshape(1, vits.WIDTH, 4, 4)
+    entries = norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"]
+    inner = functional.relu(functional.batch_norm(functional.conv2d(image, hidden), *entries))
+    logits = model_from_spec(checkpoint.spec, checkpoint.state).one_image(pixels, dense=True).results[0]
+    torch.testing.assert_close(logits, functional.conv2d(inner, final, bias), atol=1e-4, rtol=0)
+
+
 def test_weights_of_other_types_are_widened(tmp_path: Path) -> None:
     model = vits.dinov2().bfloat16()
     path, config = saved(model, tmp_path, "official")
@@ -211,8 +240,6 @@ def test_what_a_backbone_lacks_is_named(tmp_path: Path) -> None:
 )
 def test_damaged_entries_are_listed(tmp_path: Path, damage: Any, words: str) -> None:
     path, config = saved(vits.dinov2(registers=3), tmp_path, "official")
-    from safetensors.torch import load_file
-
     state = load_file(path)
     damage(state)
     save_file(state, path)
