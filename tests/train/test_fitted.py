@@ -132,3 +132,16 @@ def test_a_resumed_run_with_everything_new_is_the_straight_run(tmp_path, data):
         assert row["kept1"] == pytest.approx((first_kept - round(row["quotas"][1] * first_kept)) / patches)
     assert not torch.equal(straight.model.blocks[1].norm1.weight, torch.ones(SPEC.width))
     assert torch.equal(straight.model.blocks[0].norm1.weight, torch.ones(SPEC.width)), "the first layer is frozen"
+
+
+def test_layers_of_a_run_move_at_their_own_rates(tmp_path, data):
+    config = config_of(steps=1, layer_decay=1e-3, head_rate=1e-2, learning_rate=1e-3, weight_decay=0.0, warm_up=0.0)
+    folder = RunFolder.create(tmp_path / "run", record_of(config))
+    trainer = Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist())
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    trainer.run()
+    moved = {name: (value - before[name]).abs().max().item() for name, value in trainer.model.named_parameters()}
+    # The first step of AdamW is the rate itself, where there is a gradient.
+    assert moved["blocks.3.mlp.expand.weight"] == pytest.approx(1e-3, rel=0.1)
+    assert moved["blocks.2.mlp.expand.weight"] == pytest.approx(1e-6, rel=0.1)
+    assert moved["head.conv.weight"] == pytest.approx(1e-2, rel=0.1)
