@@ -1,136 +1,230 @@
-"""Do FLOPs follow difficulty? Rendered scenes of known content: objects in sight against the MACs that a bundle spends.
+"""Do FLOPs follow difficulty? Where depth gains an image much, a rule that knows what it does spends much on it.
 
-    python benchmarks/difficulty.py road-tiny.dovit --scenes 200 -o benchmarks/results/difficulty.json \\
-        --docs docs/benchmarks.md
+    python benchmarks/difficulty.py road-tiny.dovit CAMVID --split train:0006R0 \\
+        -o benchmarks/results/difficulty.json --docs docs/benchmarks.md
     python benchmarks/difficulty.py --tables benchmarks/results/difficulty.json --docs docs/benchmarks.md
 
-The second line writes the table again without measuring. Two sets of scenes, every one a street of its own:
-
-- from bare to full: of all that would stand or move there a share is left, from nothing to everything, chosen so that
-  the counts spread about evenly (they saturate, since things hide each other);
-- full streets alone, as they are drawn for training: emptier and busier traffic between the same houses.
-
-An object counts when the renderer shows at least one pixel in 10,000 of it; sky, road and pavement are no objects. MACs
-are those of the whole model at the bundle's own thresholds.
+The second line writes the table again without measuring. What depth gains an image is the cross-entropy of its labels
+by the first gate less that by the decode head with nothing stopped, in nats a pixel, both from the reference in
+PyTorch. It is compared with the MACs that the deployed bundle spends on the image at its own thresholds: Spearman's
+rank correlation within a drive, since drives differ in more than difficulty, with its interval over blocks of ten
+seconds of recording. Rendered full streets stand beside it, each a block of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
+import torch
 from numpy.typing import NDArray
-from report import command_text, errors_in_a_line, output_file, page_with, publish, write_table
+from report import (
+    command_text,
+    errors_in_a_line,
+    output_file,
+    page_with,
+    publish,
+    read_figures,
+    write_table,
+)
 from rich.console import Console
 from rich.progress import track
 
-from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.datasets.dataset import IGNORE, Dataset
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.scenes import RenderedScenes
+from dovit_deploy.errors import UsageError
+from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.network import TokenGate, VisionTransformer
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.measure.evaluate import check_classes
+from dovit_deploy.measure.intervals import FEWEST_BLOCKS, Blocks, blocks_of
 from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_scenes.dataset import scene_sample
 
 MARK = "<!-- table: benchmarks/difficulty.py -->"
-GROUPS = 5
-AIM = 0.7
-"""For the rank correlation of the first set."""
+AIM = 0.3
+"""For the rank correlation on photographs, with its interval above 0."""
 
 RESAMPLES, LEVEL = 2000, 0.95
 """Of the bootstrap interval of the rank correlation."""
 
-SETS = {"bare to full": "streets from bare to full", "full": "full streets alone"}
+FULL = "rendered full streets"
 
 
-def share_of(number: int, scenes: int) -> float:
-    """Of the things of scene `number` from bare to full; squared, since the count rises steeply at first."""
-    return float(((number + 0.5) / scenes) ** 2)
+class DepthGain:
+    """How much better the whole network knows an image than its first gate.
+
+    Args:
+        bundle: of a vision transformer with gates that look at one token at a time.
+
+    Raises:
+        UsageError: of another network.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        spec = bundle.manifest.spec
+        if not isinstance(spec, VisionTransformerSpec) or not spec.gates:
+            raise UsageError(f"{bundle.path.name} has no gates; it spends the same on every image")
+        model = model_from_spec(spec, safetensors.torch.load(bundle.content(WEIGHTS))).eval()
+        assert isinstance(model, VisionTransformer)
+        gate = model.gates[0]
+        if not isinstance(gate, TokenGate):
+            raise UsageError(
+                f"{bundle.path.name}: its first gate up-samples; only gates of single tokens are read here"
+            )
+        self.spec, self.model, self.head = spec, model, gate.head
+
+    def of(self, pixels: NDArray[np.float32], label: NDArray[np.uint8]) -> float:
+        """In nats a labelled pixel, positive where depth helps; NaN where nothing is labelled.
+
+        Args:
+            pixels: (1, 3, H, W), the model's input.
+            label: (h, w) of the whole image, `IGNORE` where nothing is known.
+        """
+        spec, model = self.spec, self.model
+        first, depth = spec.stage_layers[0][1], spec.depth
+        with torch.inference_mode():
+            tokens, tapped = model.run_layers(model.embed(torch.from_numpy(pixels)), (0, first), model.attend_at())
+            early = self.head(tokens[spec.extra_tokens :])
+            tokens, later = model.run_layers(tokens, (first, depth), model.attend_at())
+            final = model.decode(tokens, [*tapped, *later])[0]
+        rows, columns = spec.grid
+        gate = early.T.reshape(-1, rows, columns).numpy()
+        return cross_entropy(gate, label, spec) - cross_entropy(final.numpy(), label, spec)
 
 
-def measure(predictor: Predictor, *, name: str, scenes: int, seed: int, show: bool = False) -> dict[str, Any]:
-    """Render and run the scenes of the set `name` of `SETS`; figures and, scene by scene, what they are made of."""
-    objects, gmacs, dense = [], [], []
-    # Each set has streets of its own.
-    world = seed + list(SETS).index(name)
-    for number in track(range(scenes), description=name, console=Console(stderr=True), disable=not show):
-        share = share_of(number, scenes) if name == "bare to full" else 1.0
-        scene = scene_sample(world, number, size=predictor.spec.size, share=share)
-        tokens = predictor.predict(scene.rgb).tokens
-        objects.append(scene.objects)
-        gmacs.append(tokens.gmacs_actual)
-        dense.append(tokens.gmacs_dense)
+def cross_entropy(logits: NDArray[np.float32], label: NDArray[np.uint8], spec: VisionTransformerSpec) -> float:
+    """Of the labelled pixels, each judged by the cell of `logits` (K, rows, columns) that it lies in; mean, in nats."""
+    rows, columns = logits.shape[1:]
+    sides = tuple(spec.patch * own // cells for own, cells in zip(spec.grid, (rows, columns), strict=True))
+    counts = label_counts(label, spec, cells=(rows, columns), sides=(sides[0], sides[1]), classes=len(logits))
+    shifted = logits.astype(np.float64) - logits.max(axis=0)
+    surprise = np.log(np.exp(shifted).sum(axis=0)) - shifted
+    total = counts.sum()
+    return float((counts * surprise).sum() / total) if total else float("nan")
+
+
+def label_counts(
+    label: NDArray[np.uint8],
+    spec: VisionTransformerSpec,
+    *,
+    cells: tuple[int, int],
+    sides: tuple[int, int],
+    classes: int,
+) -> NDArray[np.int64]:
+    """Pixels of each class in each cell of the model's input: (K, rows, columns).
+
+    The label is stretched to the input as the image is, by nearest neighbours, and padded as the network pads.
+    """
+    height, width = spec.size
+    y = ((np.arange(height) + 0.5) * label.shape[0] / height).astype(int)
+    x = ((np.arange(width) + 0.5) * label.shape[1] / width).astype(int)
+    top, left = spec.pads_before
+    whole = np.full((cells[0] * sides[0], cells[1] * sides[1]), IGNORE, dtype=np.uint8)
+    whole[top : top + height, left : left + width] = label[y][:, x]
+    by_cell = whole.reshape(cells[0], sides[0], cells[1], sides[1])
+    return np.stack([(by_cell == number).sum(axis=(1, 3)) for number in range(classes)])
+
+
+def measure(
+    session: Session, gain: DepthGain, data: Dataset, *, name: str, seed: int, show: bool = False
+) -> list[dict[str, Any]]:
+    """Run every image of `data`; figures of each drive in it, with what they are made of."""
+    check_classes(data, session.bundle.manifest)
+    predictor = Predictor(session)
+    gains, gmacs = [], []
+    for number in track(range(len(data)), description=name, console=Console(stderr=True), disable=not show):
+        sample = data.sample(number)
+        pixels = predictor.to_input(sample.rgb)
+        if pixels.shape[2:] != tuple(gain.spec.size):
+            raise UsageError(f"{session.bundle.path.name} slides over {sample.stem}; images of one window are needed")
+        gains.append(gain.of(pixels, sample.label))
+        gmacs.append(predictor.predict(sample.rgb).tokens.gmacs_actual)
+    blocks, moments = blocks_of(len(data), data.moments), data.moments
+    drives = [name] * len(data) if moments is None else [moment.drive for moment in moments]
+    return [
+        drive_figures(
+            drive,
+            [gains[index] for index in indices],
+            [gmacs[index] for index in indices],
+            blocks.of(indices),
+            seed=seed,
+        )
+        for drive in dict.fromkeys(drives)
+        for indices in [[index for index, own in enumerate(drives) if own == drive and not np.isnan(gains[index])]]
+        if indices
+    ]
+
+
+def drive_figures(
+    name: str, gains: Sequence[float], gmacs: Sequence[float], blocks: Blocks, *, seed: int
+) -> dict[str, Any]:
+    """The rank correlation of one drive, and what it is made of."""
     return {
-        "scenes": scenes,
-        "rank_correlation": spearman(objects, gmacs),
-        "interval": spearman_interval(objects, gmacs, seed=seed),
-        "groups": groups(objects, gmacs, dense),
-        "objects": objects,
-        "gmacs": gmacs,
+        "name": name,
+        "images": len(gains),
+        "blocks": blocks.count,
+        "rank_correlation": number_or_none(spearman(gains, gmacs)),
+        "interval": spearman_interval(gains, gmacs, blocks, seed=seed),
+        "gains": list(gains),
+        "gmacs": list(gmacs),
     }
 
 
-def groups(objects: Sequence[int], gmacs: Sequence[float], dense: Sequence[float]) -> list[dict[str, Any]]:
-    """Fifths of the scenes by their number of objects, fewest first; scenes of equal number in their own order."""
-    # Stable, so that the groups do not depend on how ties are broken.
-    rows = np.array([objects, gmacs, dense], dtype=np.float64)[:, np.argsort(objects, kind="stable")]
-    return [
-        {
-            "scenes": part.shape[1],
-            "objects": [int(part[0].min()), int(part[0].max())],
-            "objects_mean": float(part[0].mean()),
-            "gmacs": float(part[1].mean()),
-            "flops_saved": float(1 - part[1].sum() / part[2].sum()),
-        }
-        for part in np.array_split(rows, GROUPS, axis=1)
-    ]
+def number_or_none(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(value) else value
 
 
 def table(report: dict[str, Any]) -> str:
-    """The table of docs/benchmarks.md, and the correlations below it."""
-    lines = ["| scenes | objects in sight | GMAC an image, mean | MACs saved |", "|---|---|---|---|"]
-    for name, title in SETS.items():
-        for number, group in enumerate(report["sets"][name]["groups"]):
-            low, high = group["objects"]
-            first = f"{title}, fifth with fewest objects" if number == 0 else f"fifth {number + 1}"
-            lines.append(f"| {first} | {low} to {high} | {group['gmacs']:.3f} | {group['flops_saved']:.1%} |")
-    lines += [""]
-    for name, title in SETS.items():
-        figures = report["sets"][name]
-        low, high = figures["interval"]
-        lines.append(
-            f"- Rank correlation of objects and MACs over {figures['scenes']} {title}: "
-            f"**{figures['rank_correlation']:.2f}** ({low:.2f} to {high:.2f})."
-        )
-    reached = report["sets"]["bare to full"]["rank_correlation"] >= AIM
-    lines.append(f"- Aim for streets from bare to full: {AIM}, {'reached' if reached else '**missed**'}.")
-    thresholds = ", ".join(str(value) for value in report["thresholds"])
-    lines += [
-        "",
-        f"{report['bundle']} at its own thresholds ({thresholds}), {report['engine']} {report['precision']}; "
-        f"{report['machine']['cpu']}, {report['date']}; `{report['command']}`.",
+    """The table of docs/benchmarks.md."""
+    lines = [
+        "| drive | images, blocks | gain of depth, nats a pixel: p10, median, p90 | GMAC: p10, median, p90 "
+        "| rank correlation (95 %) |",
+        "|---|---|---|---|---|",
     ]
-    return "\n".join(lines)
+    for figures in (*report["photographs"], *report["rendered"]):
+        gain, macs = (", ".join(f"{value:.2f}" for value in spread_of(figures[key])) for key in ("gains", "gmacs"))
+        lines.append(
+            f"| {figures['name']} | {figures['images']}, {figures['blocks']} | {gain} | {macs} | {_value(figures)} |"
+        )
+    reached = all(_reached(figures) for figures in report["photographs"])
+    thresholds = ", ".join(str(value) for value in report["thresholds"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Aim on photographs: at least {AIM}, the interval above 0: {'reached' if reached else '**missed**'}.",
+            "",
+            f"{report['bundle']} at its own thresholds ({thresholds}), {report['engine']} {report['precision']}; "
+            f"{report['machine']['cpu']}, {report['date']}; `{report['command']}`.",
+        ]
+    )
 
 
-def figures_of(bundle: Path, *, scenes: int, seed: int, show: bool) -> dict[str, object]:
-    """Everything that is measured of one bundle."""
-    with Session(Bundle.open(bundle), threads=1) as session:
-        manifest, predictor = session.bundle.manifest, Predictor(session)
-        if not manifest.spec.gates:
-            raise SystemExit(f"{bundle} has no gates; it spends the same on every image")
-        return {
-            "bundle": bundle.name,
-            "engine": session.backend.name,
-            "precision": session.backend.precision,
-            "thresholds": short_thresholds(np.asarray(manifest.defaults.thresholds, dtype=np.float32)),
-            "size": manifest.spec.size,
-            "seed": seed,
-            "sets": {name: measure(predictor, name=name, scenes=scenes, seed=seed, show=show) for name in SETS},
-        }
+def spread_of(values: Sequence[float]) -> list[float]:
+    """The tenth, fiftieth and ninetieth percentile."""
+    return [float(value) for value in np.percentile(values, [10, 50, 90])]
+
+
+def _value(figures: dict[str, Any]) -> str:
+    if figures["rank_correlation"] is None:
+        return "-"
+    ends = figures["interval"]
+    return f"**{figures['rank_correlation']:.2f}**" + ("" if ends is None else f" ({ends[0]:.2f} to {ends[1]:.2f})")
+
+
+def _reached(figures: dict[str, Any]) -> bool:
+    value, ends = figures["rank_correlation"], figures["interval"]
+    return value is not None and ends is not None and value >= AIM and ends[0] > 0
 
 
 def ranks(values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
@@ -151,39 +245,81 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def spearman_interval(
-    first: Sequence[float], second: Sequence[float], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
-) -> tuple[float, float]:
-    """An interval of `spearman`: percentiles over sets of pairs drawn with replacement.
-
-    The pairs are taken to be independent of each other.
-    """
+    first: Sequence[float],
+    second: Sequence[float],
+    blocks: Blocks,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> tuple[float, float] | None:
+    """An interval of `spearman`: percentiles over sets of whole blocks drawn with replacement; None for too few."""
+    if blocks.count < FEWEST_BLOCKS:
+        return None
     rng, pairs = np.random.default_rng(seed), np.array([first, second], dtype=np.float64)
-    drawn = [pairs[:, rng.integers(0, pairs.shape[1], pairs.shape[1])] for _ in range(resamples)]
-    # A set that drew one pair alone has no correlation.
-    low, high = np.nanquantile([spearman(*rows) for rows in drawn], [(1 - level) / 2, (1 + level) / 2])
+    members = [np.flatnonzero(blocks.number == number) for number in range(blocks.count)]
+    drawn = []
+    for _ in range(resamples):
+        chosen = np.concatenate([members[number] for number in rng.integers(0, blocks.count, blocks.count)])
+        drawn.append(spearman(*pairs[:, chosen]))
+    # A set whose values are all equal has no correlation.
+    if np.isnan(drawn).all():
+        return None
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def figures_of(options: argparse.Namespace, *, show: bool) -> dict[str, object]:
+    """Everything that is measured of one bundle."""
+    bundle = Bundle.open(options.bundle)
+    gain = DepthGain(bundle)
+    splits = options.split or ["val"]
+    # All splits are found before the first is measured.
+    parts = [dataset_from_path(options.dataset, split) for split in splits]
+    full = RenderedScenes("difficulty", size=gain.spec.size, count=options.scenes)
+    with Session(bundle, threads=1) as session:
+        manifest = bundle.manifest
+
+        def found(data: Dataset, name: str) -> list[dict[str, Any]]:
+            return measure(session, gain, data, name=name, seed=options.seed, show=show)
+
+        return {
+            "bundle": options.bundle.name,
+            "engine": session.backend.name,
+            "precision": session.backend.precision,
+            "thresholds": short_thresholds(np.asarray(manifest.defaults.thresholds, dtype=np.float32)),
+            "seed": options.seed,
+            "splits": splits,
+            "photographs": [row for data, split in zip(parts, splits, strict=True) for row in found(data, split)],
+            "rendered": found(full, FULL) if manifest.spec.classes == len(full.classes.names) else [],
+        }
 
 
 @errors_in_a_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--scenes", type=int, default=200, help="of each of the two sets (default 200)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("dataset", type=Path, nargs="?")
+    parser.add_argument("--split", action="append", help="as `dovit eval` takes it; may be repeated; default: val")
+    parser.add_argument("--scenes", type=int, default=100, help="rendered full streets (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     parser.add_argument("--tables", type=Path, metavar="JSON", help="write the table from this result, measure nothing")
     parser.add_argument("-o", "--output", type=output_file)
     parser.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
     options = parser.parse_args(arguments)
-    if (options.bundle is None) == (options.tables is None):
-        parser.error("a bundle to measure, or --tables JSON, is needed")
-    if options.scenes < GROUPS:
-        parser.error(f"--scenes {options.scenes}: at least {GROUPS} are needed")
+    if (options.bundle is None or options.dataset is None) == (options.tables is None):
+        parser.error("a bundle and a data set to measure on, or --tables JSON, are needed")
+    if options.scenes < FEWEST_BLOCKS:
+        parser.error(f"--scenes {options.scenes}: at least {FEWEST_BLOCKS} are needed")
+    torch.set_num_threads(1)
     if options.tables is not None:
-        report = json.loads(options.tables.read_text(encoding="utf-8"))
+        report = read_figures(options.tables, names=("photographs", "rendered"))
     else:
-        figures = figures_of(options.bundle, scenes=options.scenes, seed=options.seed, show=sys.stderr.isatty())
-        words = [options.bundle.name, "--scenes", str(options.scenes), "--seed", str(options.seed)]
+        figures = figures_of(options, show=sys.stderr.isatty())
+        words = [options.bundle.name, options.dataset.name]
+        words += [word for split in figures["splits"] for word in ("--split", split)]  # type: ignore[attr-defined]
+        words += ["--scenes", str(options.scenes)]
         report = publish(figures, command=command_text("difficulty.py", words), output=options.output)
     if options.docs is not None:
         write_table(options.docs, MARK, table(report))

@@ -1,85 +1,158 @@
-"""Objects in sight against MACs: scenes of known content through a tiny bundle, and the table that is made of it."""
+"""What depth gains an image against its MACs: against sums pixel by pixel, and the table that is made of it."""
 
 from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import difficulty
 import numpy as np
 import pytest
-from difficulty import MARK, groups, measure, ranks, share_of, spearman, spearman_interval
+import torch
+from difficulty import (
+    MARK,
+    DepthGain,
+    cross_entropy,
+    drive_figures,
+    label_counts,
+    measure,
+    ranks,
+    spearman,
+    spearman_interval,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from report import END
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.datasets.dataset import IGNORE
+from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.datasets.recording import Moment
+from dovit_deploy.measure.intervals import Blocks, blocks_of
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
-from dovit_scenes.dataset import scene_sample
+from tests.datasets.labelled_folder import write_labelled
+from tests.tiny import tiny_spec
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_bundle_path):
-    with Session(Bundle.open(tiny_bundle_path), threads=1) as session:
+def folder(tmp_path_factory):
+    root = write_labelled(tmp_path_factory.mktemp("labelled") / "set", images=9)
+    classes = root / "classes.json"
+    classes.write_text(json.dumps({**json.loads(classes.read_text()), "frame_rate": 0.1}))
+    return root
+
+
+def naive_cross_entropy(logits, label, spec) -> float:
+    """Pixel by pixel of the model's input."""
+    height, width = spec.size
+    side = spec.patch * spec.grid[0] // logits.shape[1]
+    total, count = 0.0, 0
+    for y in range(height):
+        for x in range(width):
+            seen = label[int((y + 0.5) * label.shape[0] / height), int((x + 0.5) * label.shape[1] / width)]
+            if seen == IGNORE:
+                continue
+            top, left = spec.pads_before
+            row = logits[:, (y + top) // side, (x + left) // side].astype(float)
+            total += math.log(sum(math.exp(value) for value in row)) - row[seen]
+            count += 1
+    return total / count if count else math.nan
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("padding", ["end", "centre"])
+def test_the_cross_entropy_is_that_of_single_pixels(scale, padding):
+    spec = tiny_spec(gates=(1, 2)).model_copy(update={"padding": padding})
+    rng = np.random.default_rng(scale)
+    logits = rng.normal(size=(5, spec.grid[0] * scale, spec.grid[1] * scale)).astype(np.float32)
+    label = rng.integers(0, 5, (37, 29)).astype(np.uint8)
+    label[:9] = IGNORE
+    assert cross_entropy(logits, label, spec) == pytest.approx(naive_cross_entropy(logits, label, spec))
+    assert math.isnan(cross_entropy(logits, np.full_like(label, IGNORE), spec))
+    sides = (spec.patch // scale,) * 2
+    counts = label_counts(np.zeros((8, 8), np.uint8), spec, cells=logits.shape[1:], sides=sides, classes=5)
+    assert counts[0].sum() == counts.sum() == spec.size[0] * spec.size[1]
+
+
+def test_the_gain_is_that_of_the_bundles_own_answers(tiny_bundle_path, folder):
+    bundle, data = Bundle.open(tiny_bundle_path), dataset_from_path(folder, "val")
+    gain = DepthGain(bundle)
+    with Session(bundle, threads=1) as session:
         predictor = Predictor(session)
-        return predictor, {name: measure(predictor, name=name, scenes=6, seed=4) for name in difficulty.SETS}
+        (figures,) = measure(session, gain, data, name="val", seed=0)
+        assert (figures["name"], figures["images"], figures["blocks"]) == ("drive", 9, 9)
+        for number in (0, 4):
+            sample = data.sample(number)
+            pixels = predictor.to_input(sample.rgb)
+            logits, _ = session.run(pixels, dense=True)
+            model = gain.model
+            tokens, _ = model.run_layers(model.embed(torch.from_numpy(pixels)), (0, 1), model.attend_at())
+            early = gain.head(tokens[gain.spec.extra_tokens :]).detach().numpy().T.reshape(-1, *gain.spec.grid)
+            wanted = naive_cross_entropy(early, sample.label, gain.spec)
+            wanted -= naive_cross_entropy(logits[0], sample.label, gain.spec)
+            assert gain.spec.gates[0].layer == 1
+            assert figures["gains"][number] == pytest.approx(wanted, abs=1e-4)
+            assert figures["gmacs"][number] == predictor.predict(sample.rgb).tokens.gmacs_actual
+    assert figures["rank_correlation"] == pytest.approx(spearman(figures["gains"], figures["gmacs"]))
 
 
-def test_scenes_spread_from_bare_to_full_on_purpose():
-    shares = [share_of(number, 20) for number in range(20)]
-    assert shares == sorted(shares) and shares[0] < 0.01 and shares[-1] > 0.95
-    counts = [scene_sample(1, number, size=(90, 120), share=share_of(number, 6)).objects for number in range(6)]
-    assert counts[0] <= 3 and counts[-1] > 25
-    # About evenly: no two neighbours take up half of the range.
-    assert np.diff(sorted(counts)).max() < (max(counts) - min(counts)) / 2
+def test_drives_are_apart(tiny_bundle_path, folder, monkeypatch):
+    """Within a drive, not across: the second drive costs more and gains more, which says nothing of the rule."""
+    data = dataset_from_path(folder, "val")
+    gain = SimpleNamespace(spec=SimpleNamespace(size=Bundle.open(tiny_bundle_path).manifest.spec.size))
+    values = iter([1.0, 2.0, math.nan, 4.0, 5.0, 16.0, 17.0, 18.0, 19.0])
+    gain.of = lambda pixels, label: next(values)
+    moments = [Moment(f"drive {number // 5}", 10.0 * number) for number in range(9)]
+    monkeypatch.setattr(type(data), "moments", property(lambda self: moments))
+    with Session(Bundle.open(tiny_bundle_path), threads=1) as session:
+        rows = measure(session, gain, data, name="val", seed=0)
+    assert [row["name"] for row in rows] == ["drive 0", "drive 1"]
+    assert [row["gains"] for row in rows] == [[1.0, 2.0, 4.0, 5.0], [16.0, 17.0, 18.0, 19.0]]
+    assert [row["blocks"] for row in rows] == [4, 4] and rows[0]["interval"] is None
 
 
-def test_figures_are_those_of_the_scenes(measured, tiny_bundle_path):
-    predictor, sets = measured
-    for name, world in (("bare to full", 4), ("full", 5)):
-        figures = sets[name]
-        scene = scene_sample(world, 2, size=predictor.spec.size, share=share_of(2, 6) if world == 4 else 1.0)
-        assert figures["objects"][2] == scene.objects
-        with Session(Bundle.open(tiny_bundle_path), threads=1) as session:
-            tokens = Predictor(session).predict(scene.rgb).tokens
-        assert figures["gmacs"][2] == pytest.approx(tokens.gmacs_actual)
-        assert figures["interval"][0] <= figures["interval"][1]
-    assert len(set(sets["bare to full"]["objects"])) > 3
-    assert min(sets["full"]["objects"]) > min(sets["bare to full"]["objects"])
+def figures_for(name: str, value: float, *, images: int = 12) -> dict:
+    """Of a drive whose MACs follow the gain with noise that leaves a rank correlation of about `value`."""
+    rng = np.random.default_rng(0)
+    gains = rng.normal(size=images)
+    gmacs = 4 + value * gains + (1 - abs(value)) * rng.normal(size=images)
+    return drive_figures(name, gains.tolist(), gmacs.tolist(), blocks_of(images, None), seed=0)
 
 
-def test_fifths():
-    objects = [9, 1, 5, 3, 7, 2]
-    gmacs = [90.0, 10.0, 50.0, 30.0, 70.0, 20.0]
-    parts = groups(objects, gmacs, [100.0] * 6)
-    assert [part["objects"] for part in parts] == [[1, 2], [3, 3], [5, 5], [7, 7], [9, 9]]
-    assert [part["gmacs"] for part in parts] == [15, 30, 50, 70, 90]
-    assert [part["flops_saved"] for part in parts] == pytest.approx([0.85, 0.7, 0.5, 0.3, 0.1])
-    assert [part["scenes"] for part in parts] == [2, 1, 1, 1, 1]
-
-
-def test_the_table_is_written_between_its_marks_and_again(measured, tiny_bundle_path, tmp_path, monkeypatch, capsys):
-    _, sets = measured
-    monkeypatch.setattr(difficulty, "measure", lambda predictor, *, name, scenes, seed, show: sets[name])
+def test_the_table_is_written_between_its_marks_and_again(tiny_bundle_path, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        difficulty, "measure", lambda session, gain, data, *, name, seed, show: [figures_for(name, 1.0)]
+    )
     page, result = tmp_path / "page.md", tmp_path / "result.json"
     page.write_text(f"before\n{MARK}\nstale figures\n{END}\nafter\n")
-    difficulty.main([str(tiny_bundle_path), "--scenes", "6", "-o", str(result), "--docs", str(page)])
+    difficulty.main(
+        [str(tiny_bundle_path), str(folder), "--split", "val:drive", "-o", str(result), "--docs", str(page)]
+    )
     text = page.read_text()
-    assert text.startswith(f"before\n{MARK}\n| scenes |") and text.endswith(f"{END}\nafter\n") and "stale" not in text
-    assert f"**{sets['full']['rank_correlation']:.2f}**" in text
-    assert ("0.7, reached" in text) == (sets["bare to full"]["rank_correlation"] >= 0.7) != ("0.7, **missed**" in text)
-    assert f"python benchmarks/difficulty.py {tiny_bundle_path.name} --scenes 6 --seed 0" in text
-    assert json.loads(result.read_text())["sets"]["full"]["objects"] == sets["full"]["objects"]
+    assert text.startswith(f"before\n{MARK}\n| drive |") and text.endswith(f"{END}\nafter\n") and "stale" not in text
+    assert "| val:drive | 12, 12 |" in text and "| **1.00** (1.00 to 1.00) |" in text
+    assert "the interval above 0: reached" in text
+    assert f"python benchmarks/difficulty.py {tiny_bundle_path.name} set --split val:drive --scenes 100" in text
     page.write_text(f"before\n{MARK}\nother\n{END}\nafter\n")
     difficulty.main(["--tables", str(result), "--docs", str(page)])
     assert page.read_text() == text
 
 
-def test_what_cannot_be_measured(dense_bundle_path, capsys):
-    with pytest.raises(SystemExit, match="no gates"):
-        difficulty.main([str(dense_bundle_path)])
-    for arguments in ([], ["x.dovit", "--tables", "x.json"], ["x.dovit", "--scenes", "4"]):
+@pytest.mark.parametrize(
+    ("value", "images", "reached"), [(1.0, 12, True), (1.0, 7, False), (0.1, 12, False), (-1.0, 12, False)]
+)
+def test_what_reaches_the_aim(value, images, reached):
+    assert difficulty._reached(figures_for("x", value, images=images)) is reached
+
+
+def test_what_cannot_be_measured(dense_bundle_path, setr_bundle_path, folder, capsys):
+    for bundle, words in ((dense_bundle_path, "no gates"), (setr_bundle_path, "up-samples")):
+        with pytest.raises(SystemExit) as left:
+            difficulty.main([str(bundle), str(folder)])
+        assert left.value.code == 2 and words in capsys.readouterr().err
+    for arguments in ([], ["x.dovit"], ["x.dovit", "set", "--tables", "x.json"], ["x.dovit", "set", "--scenes", "4"]):
         with pytest.raises(SystemExit):
             difficulty.main(arguments)
         assert "needed" in capsys.readouterr().err
@@ -116,16 +189,29 @@ def test_only_the_order_matters(pairs):
     assert spearman(first, [2 * number + 1 for number in first]) == pytest.approx(1)
 
 
-def test_the_interval_holds_the_value_and_shrinks_with_more_pairs():
+def test_the_interval_holds_the_value_and_shrinks_with_more_blocks():
     rng = np.random.default_rng(0)
     widths = []
     for count in (20, 200):
         first = rng.normal(size=count)
         second = first + rng.normal(size=count)
-        low, high = spearman_interval(first, second, seed=1, resamples=400)
+        low, high = spearman_interval(first, second, blocks_of(count, None), seed=1, resamples=400)
         assert low < spearman(first, second) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
-    assert spearman_interval([1, 2, 3, 4], [1, 2, 3, 4], seed=1, resamples=50) == (1, 1)
-    again = spearman_interval(first, second, seed=1, resamples=400)
+    again = spearman_interval(first, second, blocks_of(count, None), seed=1, resamples=400)
     assert again == (low, high)
+    rising = list(range(8))
+    assert spearman_interval(rising, rising, blocks_of(8, None), seed=1, resamples=50) == (1, 1)
+    assert spearman_interval(rising, rising, Blocks(np.arange(8) // 2), seed=1) is None
+    assert spearman_interval(rising, [1] * 8, blocks_of(8, None), seed=1, resamples=50) is None
+
+
+def test_alike_neighbours_are_no_evidence_of_their_own():
+    """Ten images of each block are the same: the interval is that of the blocks."""
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(size=12), rng.normal(size=12)
+    alone = spearman_interval(first, second, blocks_of(12, None), seed=1, resamples=400)
+    repeated = [np.repeat(values, 10) for values in (first, second)]
+    together = spearman_interval(*repeated, Blocks(np.arange(120) // 10), seed=1, resamples=400)
+    assert together == pytest.approx(alone, abs=0.03)
