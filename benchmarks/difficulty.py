@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from report import (
@@ -35,12 +34,12 @@ from report import (
 from rich.console import Console
 from rich.progress import track
 
-from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.datasets.dataset import IGNORE, Dataset
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.datasets.scenes import RenderedScenes
 from dovit_deploy.errors import UsageError
-from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.registry import model_from_spec, state_from_bundle
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.measure.evaluate import check_classes
@@ -73,7 +72,7 @@ class DepthGain:
         spec = bundle.manifest.spec
         if not isinstance(spec, VisionTransformerSpec) or not spec.gates:
             raise UsageError(f"{bundle.path.name} has no gates; it spends the same on every image")
-        model = model_from_spec(spec, safetensors.torch.load(bundle.content(WEIGHTS))).eval()
+        model = model_from_spec(spec, state_from_bundle(bundle)).eval()
         assert isinstance(model, VisionTransformer)
         gate = model.gates[0]
         if not isinstance(gate, TokenGate):

@@ -20,6 +20,9 @@ from dovit_deploy.errors import DovitError, InputError
 from dovit_deploy.files import write_text
 from dovit_deploy.machine import machine_facts, package_versions
 
+ENGINE_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+"""As pages write them."""
+
 END = "<!-- end of table -->"
 """The line behind every table."""
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report import between_marks, write_table
+from report import ENGINE_NAMES, between_marks, write_table
 
 from dovit_deploy.errors import InputError
 from on_cpu.cells import PROFILES, default_cells, is_baseline
 from on_cpu.result import BASELINE, DEFAULT, CellRow, CpuCase, CpuCell, CpuReport, CpuWay
 
 DENSE_WAYS = ("dense", "plain", "nncf", "eager", "compiled")
-NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 NOT_MEASURED = "Not measured yet."
 SHOWN = {
     "dense": "dense",
@@ -80,7 +79,7 @@ def precisions_table(report: CpuReport) -> str:
     for kind in dict.fromkeys(_kind(row) for row in rows.values()):
         dense, tokens = rows.get(("dense", *kind)), rows.get(("tokens", *kind))
         if dense is not None or tokens is not None:
-            body.append((NAMES.get(kind[0], kind[0]), kind[1], *_kept(dense), *_kept(tokens)))
+            body.append((ENGINE_NAMES.get(kind[0], kind[0]), kind[1], *_kept(dense), *_kept(tokens)))
     half = ("over dense fp32", "agreement", "drop (95 %)")
     head = ("engine", "precision", *(f"{runs}: {name}" for runs in ("dense", "tokens") for name in half))
     return f"{_table(head, body)}\n\n{_origin(report)}" if body else NOT_MEASURED
@@ -120,7 +119,7 @@ def bench_table(report: CpuReport) -> str:
     """The bench model: a line for every size of model and image and every profile."""
     cases = dict.fromkeys(row.cell.case for row in report.rows if row.cell.case.model != DEFAULT)
     body = [_bench_line(report, case, profile) for case in cases for profile in PROFILES]
-    kinds = [f"{NAMES[engine]} {precision}" for engine, precision in _kinds(report)]
+    kinds = [f"{ENGINE_NAMES[engine]} {precision}" for engine, precision in _kinds(report)]
     head = ("model", "profile", "dense ms", "plain export", "best dense", *kinds, "best, over best dense")
     return _table(head, body) if body else NOT_MEASURED
 
@@ -264,13 +263,13 @@ def _accuracy_line(report: CpuReport, row: CellRow, *, labelled: bool, wall: boo
 
 def _named(row: CellRow) -> tuple[str, str, str]:
     way = row.cell.way
-    return SHOWN[way.runs], NAMES.get(way.engine, way.engine), way.precision
+    return SHOWN[way.runs], ENGINE_NAMES.get(way.engine, way.engine), way.precision
 
 
 def _short(row: CellRow) -> str:
     """The way of a dense row in few words."""
     peer = "" if row.cell.way.runs == "dense" else f"{row.cell.way.runs}, "
-    return f"{peer}{NAMES.get(row.cell.way.engine, row.cell.way.engine)} {row.cell.way.precision}"
+    return f"{peer}{ENGINE_NAMES.get(row.cell.way.engine, row.cell.way.engine)} {row.cell.way.precision}"
 
 
 def _labels(row: CellRow) -> tuple[str, str]:

@@ -1,13 +1,15 @@
-"""Why not just a smaller input, fewer layers, or merged tokens? Everything on the same frames, engine and thread.
+"""Why not just a smaller input, fewer layers, or merged tokens? On the same frames, in one engine and thread a table.
 
     python benchmarks/why_not/compare.py CAMVID --split val --split train:0006R0 --bundle road-tiny.dovit \\
         --smaller 384x288.dovit 320x240.dovit --dense-trained dense.dovit --dense-trained-smaller dense-384x288.dovit \\
-        --shallower 8.dovit 6.dovit --merge 8 16 24 32 40 48 56 \\
+        --shallower 10.dovit 8.dovit 6.dovit --merge 8 16 24 32 40 48 56 \\
+        --runtimes onnxruntime:fp32 openvino:fp32 openvino:int8 \\
         -o benchmarks/results/why_not.json --readme README.md --docs docs/benchmarks.md
     python benchmarks/why_not/compare.py --tables benchmarks/results/why_not.json \\
         --readme README.md --docs docs/benchmarks.md
 
-The second command writes the tables again without measuring. docs/benchmarks.md explains each row and how it is
+For int8 every bundle is exported with `--precision fp32,int8`; merging has no graphs in 8 bits and runs in fp32. The
+second command writes the tables again without measuring. docs/benchmarks.md explains each row and how it is
 compared. All ways run on a frame one after the other, the order turning from frame to frame.
 """
 
@@ -34,7 +36,7 @@ from dovit_deploy.measure.evaluate import SegmentationTally, check_classes
 from dovit_deploy.measure.intervals import blocks_of
 from why_not.result import Report, SplitReport, figures_of, split_report
 from why_not.tables import write_tables
-from why_not.ways import Alternatives, Way, WayComparison
+from why_not.ways import Alternatives, Runtime, Way, WayComparison
 
 CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 
@@ -53,7 +55,7 @@ def measure(comparison: WayComparison, data: Dataset, split: str, *, show: bool 
         for way in turned(ways, number):
             way.measure(frame)
     names = [entry.name for entry in comparison.manifest.classes]
-    return split_report(split, data.stems, ways, names, blocks_of(len(data), data.moments))
+    return split_report(split, data.stems, ways, names, blocks_of(len(data), data.moments), comparison.runtime)
 
 
 def turned(ways: Sequence[Way], number: int) -> list[Way]:
@@ -69,6 +71,14 @@ def part(data: Dataset, every: int) -> Dataset:
     return data if every == 1 else DatasetPart(data, range(0, len(data), every))
 
 
+def runtime(text: str) -> Runtime:
+    """A type for `argparse`: ENGINE:PRECISION."""
+    engine, colon, precision = text.partition(":")
+    if not (engine and colon and precision):
+        raise argparse.ArgumentTypeError(f"{text} given; ENGINE:PRECISION is needed, as openvino:int8")
+    return Runtime(engine, precision)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -82,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--dense-trained-smaller", type=Path, nargs="*", default=[], help="that at smaller inputs")
     result.add_argument("--shallower", type=Path, nargs="*", default=[], help="trained dense with fewer layers")
     result.add_argument("--merge", type=int, nargs="*", default=[], help="tokens merged per layer")
+    result.add_argument(
+        "--runtimes", nargs="+", type=runtime, default=[Runtime()], metavar="ENGINE:PRECISION", help="a table for each"
+    )
     result.add_argument("--every", type=int, default=1)
     result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; measure nothing")
@@ -97,8 +110,13 @@ def measured(arguments: argparse.Namespace, command: str) -> Report:
     # All splits are found before the first is measured.
     parts = [part(dataset_from_path(arguments.dataset, split), arguments.every) for split in splits]
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
-        comparison = WayComparison(chosen, folder=Path(folder))
-        reports = [measure(comparison, data, split, show=True) for data, split in zip(parts, splits, strict=True)]
+        # All bundles are loaded in all engines before the first frame runs: what one of them refuses shows now.
+        comparisons = [WayComparison(chosen, folder=Path(folder), runtime=one) for one in arguments.runtimes]
+        reports = [
+            measure(comparison, data, split, show=True)
+            for comparison in comparisons
+            for data, split in zip(parts, splits, strict=True)
+        ]
     figures = figures_of(arguments.dataset.name, arguments.every, reports)
     return Report.model_validate(publish(figures, command=command, output=arguments.output))
 

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle, file_entry
-from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.bundle.interface import FP32, graph_interfaces
 from dovit_deploy.engines.base import as_float32
-from dovit_deploy.engines.onnxruntime import OnnxRuntimeBackend
+from dovit_deploy.engines.registry import backend_from_name
+from dovit_deploy.errors import UsageError
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.layers import Attention, Block, attention
@@ -32,7 +33,7 @@ from dovit_deploy.families.registry import model_from_spec, state_from_bundle
 from dovit_deploy.families.tokens import partition, take
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from dovit_deploy.graphs.forms import FAST
+from dovit_deploy.graphs.forms import FAST, PORTABLE
 from dovit_deploy.graphs.passes import applied
 from dovit_deploy.graphs.weights import SharedWeights
 from dovit_deploy.runtime.results import RunTiming, TokenReport
@@ -186,31 +187,48 @@ def merging_macs(spec: VisionTransformerSpec, count: int) -> int:
     return total
 
 
+def merged_spec(bundle: Bundle) -> VisionTransformerSpec:
+    """The spec, if merging is written for it: positions added, GELU, a head that reads the last layer alone."""
+    spec = bundle.manifest.spec
+    if not isinstance(spec, VisionTransformerSpec) or spec.mlp != "gelu" or spec.rotary or spec.taps:
+        raise UsageError(f"{bundle.path.name}: merging is written for plain vision transformers alone")
+    return spec
+
+
 class MergingSession:
     """The weights of a bundle, run dense with `count` tokens merged in every layer, behind a `Predictor`.
 
-    The project's own ONNX Runtime engine runs it, with the same session options and the same fused attention kernel, so
-    that images are prepared and read as for every other model.
+    The project's own engine runs it, with the same options and, in ONNX Runtime, the same fused attention kernel, so
+    that images are prepared and read as for every other model. Always in fp32: nothing takes the ranges of its graph.
 
     Args:
         bundle: its gates, if it has any, are not used.
         count: tokens merged per layer.
-        folder: an existing folder that outlives the session; one graph is written into it.
+        folder: an existing folder that outlives the session; one graph is written into it, in both forms.
+        engine: as `--engine` calls it.
+
+    Raises:
+        UsageError: a network that merging is not written for.
     """
 
-    def __init__(self, bundle: Bundle, count: int, *, folder: Path) -> None:
+    def __init__(self, bundle: Bundle, count: int, *, folder: Path, engine: str = "onnxruntime") -> None:
         self.bundle, self.count = bundle, count
-        spec = bundle.manifest.spec
+        spec = merged_spec(bundle)
+        if engine == "torch":
+            # It rebuilds the network from the weights, and would run it with nothing merged.
+            raise UsageError("merging runs in an engine that reads graphs: onnxruntime or openvino")
         state = state_from_bundle(bundle)
         self.module = MergingNetwork(model_from_spec(spec, state), count)
         graph = onnx_from_module(self.module.eval(), graph_interfaces(spec)["dense"])
         graphs = folder / f"{bundle.path.stem}-{count}"
         graphs.mkdir()
         weights = SharedWeights.write(graphs / WEIGHTS, {name: tensor.numpy() for name, tensor in state.items()})
+        ir.save(applied(graph, (*PORTABLE, weights)).model, graphs / "dense.onnx")
         ir.save(applied(graph, (*FAST, weights)).model, graphs / "dense.ort.onnx")
         files = {path.name: file_entry(path) for path in sorted(graphs.iterdir())}
         manifest = bundle.manifest.model_copy(update={"files": files})
-        self.engine = OnnxRuntimeBackend(threads=1).load(Bundle(graphs, manifest), "dense")
+        self.backend = backend_from_name(engine, precision=FP32, threads=1)
+        self.engine = self.backend.load(Bundle(graphs, manifest), "dense")
         self.gmacs = merging_macs(spec, count) / 1e9
         self.gmacs_dense = cost_model(spec).dense().total / 1e9
 
@@ -218,7 +236,8 @@ class MergingSession:
         """Logits (1, K, h, w) of one window (1, 3, H, W) and its report; there are no gates to steer."""
         del settings
         start = perf_counter()
-        logits = as_float32(self.engine.run({"pixels": pixels})["logits"])
+        found = self.engine.run({"pixels": self.backend.upload(pixels)})["logits"]
+        logits = as_float32(np.asarray(self.backend.download(found)))
         timing = RunTiming(1e3 * (perf_counter() - start), ())
         tokens = (self.bundle.manifest.spec.tokens,)
         return logits, TokenReport(tokens, self.gmacs_dense, self.gmacs, (), (), timing)

@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.measure.bench import median, median_ratio
 from dovit_deploy.measure.intervals import Blocks, miou_drop_interval
 from dovit_deploy.measure.report import iou_by_name
 from dovit_deploy.record import Record
-from why_not.ways import Way
+from why_not.ways import Runtime, Way
 
 FAMILIES = {
     "smaller": ("dense",),
@@ -84,6 +85,9 @@ class SplitReport(Record):
     """Everything of one split."""
 
     split: str
+    engine: str = "onnxruntime"
+    """As `--engine` calls it; results from before there was a choice do not say, likewise the precision."""
+    precision: str = FP32
     frames: int
     blocks: int
     """Of the bootstrap."""
@@ -107,7 +111,7 @@ class Report(Record):
 
 
 def split_report(
-    split: str, stems: Sequence[str], ways: Sequence[Way], names: Sequence[str], blocks: Blocks
+    split: str, stems: Sequence[str], ways: Sequence[Way], names: Sequence[str], blocks: Blocks, runtime: Runtime
 ) -> SplitReport:
     """What was measured on one split.
 
@@ -116,12 +120,15 @@ def split_report(
         ways: after all frames; the first is dense, the second token passing at the bundle's own thresholds.
         names: of the classes.
         blocks: of the frames.
+        runtime: what all ways ran in.
     """
     trained = next((way for way in ways if way.family == "dense-trained"), None)
     rows = tuple(_row(way, ways[0], trained, blocks) for way in ways)
     frames = frame_rows(stems, ways[0], ways[1])
     return SplitReport(
         split=split,
+        engine=runtime.engine,
+        precision=runtime.precision,
         frames=len(stems),
         blocks=blocks.count,
         rows=rows,

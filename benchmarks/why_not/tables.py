@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from report import between_marks
+from report import ENGINE_NAMES, between_marks
 
 from dovit_deploy.printing import plural
 from why_not.result import FAMILIES, FrameSavings, PointsLost, Report, SplitReport, WayRow
@@ -157,7 +157,8 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _by_split(report: Report, table: Callable[[SplitReport], str]) -> str:
     parts = (
-        f"`{split.split}` ({split.frames} frames, {plural(split.blocks, 'block')}):\n\n{table(split)}"
+        f"`{split.split}`, {runtime_name(split)} ({split.frames} frames, {plural(split.blocks, 'block')}):\n\n"
+        + table(split)
         for split in report.splits
     )
     return "\n\n".join(parts)
@@ -166,9 +167,14 @@ def _by_split(report: Report, table: Callable[[SplitReport], str]) -> str:
 def _origin(report: Report, split: SplitReport) -> str:
     every = "" if report.every == 1 else f", every {report.every}th"
     return (
-        f"{report.dataset}, {split.split} ({split.frames} frames{every}), ONNX Runtime fp32, one thread, same frames, "
-        f"interleaved; {report.machine['cpu']}, {report.date}; `{report.command}`."
+        f"{report.dataset}, {split.split} ({split.frames} frames{every}), {runtime_name(split)}, one thread, same "
+        f"frames, interleaved; {report.machine['cpu']}, {report.date}; `{report.command}`."
     )
+
+
+def runtime_name(split: SplitReport) -> str:
+    """ "OpenVINO int8"."""
+    return f"{ENGINE_NAMES.get(split.engine, split.engine)} {split.precision}"
 
 
 def _named(row: WayRow) -> str:

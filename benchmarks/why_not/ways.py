@@ -1,4 +1,4 @@
-"""The ways to run that are compared: a name, a family, and what it does with one frame. All in one engine, one thread.
+"""The ways to run that are compared: a name, a family, and what it does with one frame. One engine, precision, thread.
 
 Families: "dense", "token passing", "curve" (further thresholds), "control", "smaller", "dense-trained",
 "dense-trained smaller", "shallower", "merging".
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from timed_session import TimedSession, processor_ms
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.commands.arguments import numbers
 from dovit_deploy.datasets.dataset import Sample
 from dovit_deploy.measure.controls import Steering
@@ -32,6 +34,13 @@ class LabelledFrame:
     sample: Sample
     number: int
     tokens: FrameTokens
+
+
+class Runtime(NamedTuple):
+    """What all ways of one table run in."""
+
+    engine: str = "onnxruntime"
+    precision: str = FP32
 
 
 @dataclass(frozen=True)
@@ -75,21 +84,26 @@ class WayComparison:
     Args:
         chosen: what is compared with the bundle.
         folder: an existing folder that outlives the object, for the graphs that are made here.
+        runtime: what all of it runs in; merging in the same engine, but always in fp32.
+
+    Raises:
+        UsageError: a bundle does not carry the precision.
     """
 
-    def __init__(self, chosen: Alternatives, *, folder: Path) -> None:
-        self.main = _predictor(chosen.bundle)
+    def __init__(self, chosen: Alternatives, *, folder: Path, runtime: Runtime | None = None) -> None:
+        self.runtime = runtime or Runtime()
+        self.main = self._predictor(chosen.bundle)
         self.manifest = self.main.session.bundle.manifest
         self.ways = self._passing(chosen.thresholds, chosen.curve) + self._controls()
-        self.ways += [_dense(path, "smaller", "same weights, {size}") for path in chosen.smaller]
+        self.ways += [self._dense(path, "smaller", "same weights, {size}") for path in chosen.smaller]
         if chosen.dense_trained is not None:
-            self.ways.append(_dense(chosen.dense_trained, "dense-trained", "dense-trained"))
+            self.ways.append(self._dense(chosen.dense_trained, "dense-trained", "dense-trained"))
         for path in chosen.dense_trained_smaller:
-            self.ways.append(_dense(path, "dense-trained smaller", "dense-trained, {size}"))
-        self.ways += [_dense(path, "shallower", "dense-trained, {depth} layers") for path in chosen.shallower]
+            self.ways.append(self._dense(path, "dense-trained smaller", "dense-trained, {size}"))
+        self.ways += [self._dense(path, "shallower", "dense-trained, {depth} layers") for path in chosen.shallower]
         # Merging is made for networks that were trained dense; without one the bundle's own weights serve.
         merged = Bundle.open(chosen.dense_trained or chosen.bundle)
-        self.ways += [_merging(merged, count, folder) for count in chosen.merge]
+        self.ways += [self._merging(merged, count, folder) for count in chosen.merge]
 
     def frame(self, sample: Sample, number: int) -> LabelledFrame:
         """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
@@ -127,27 +141,29 @@ class WayComparison:
             ),
         ]
 
+    def _predictor(self, path: Path) -> Predictor:
+        engine, precision = self.runtime
+        return _timed(Session(Bundle.open(path), engine=engine, precision=precision, threads=1))
 
-def _predictor(path: Path) -> Predictor:
-    return _timed(Session(Bundle.open(path), threads=1))
+    def _dense(self, path: Path, family: str, name: str) -> Way:
+        """`name` may hold {size} and {depth}, of the model."""
+        predictor = self._predictor(path)
+        height, width = predictor.spec.size
+        # Width first, as in the published tables; everywhere else a size is height x width.
+        full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
+        return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
+
+    def _merging(self, bundle: Bundle, count: int, folder: Path) -> Way:
+        engine, precision = self.runtime
+        graphs = folder / f"{engine}-{precision}"
+        graphs.mkdir(exist_ok=True)
+        predictor = _timed(MergingSession(bundle, count, folder=graphs, engine=engine))
+        name = f"merging {count} tokens a layer" + ("" if precision == FP32 else f", in {FP32}")
+        return Way(name, "merging", lambda frame: predictor.predict(frame.sample.rgb))
 
 
 def _timed(session: RunsOne) -> Predictor:
     return Predictor(TimedSession(session))
-
-
-def _dense(path: Path, family: str, name: str) -> Way:
-    """`name` may hold {size} and {depth}, of the model."""
-    predictor = _predictor(path)
-    height, width = predictor.spec.size
-    # Width first, as in the published tables; everywhere else a size is height x width.
-    full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
-    return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
-
-
-def _merging(bundle: Bundle, count: int, folder: Path) -> Way:
-    predictor = _timed(MergingSession(bundle, count, folder=folder))
-    return Way(f"merging {count} tokens a layer", "merging", lambda frame: predictor.predict(frame.sample.rgb))
 
 
 def _short(thresholds: Sequence[float | list[float]]) -> str:

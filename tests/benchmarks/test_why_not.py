@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+
 import numpy as np
 import pytest
 from report import END, between_marks, command_text, publish
-from why_not.compare import measure, turned
+from why_not.compare import measure, runtime, turned
 from why_not.result import Point, Report, at_latency, equal_latency, figures_of
 from why_not.tables import DOCS_TABLES, mark, readme_table, write_tables
-from why_not.ways import Alternatives, WayComparison
+from why_not.ways import Alternatives, Runtime, WayComparison
 
 from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.evaluate import EvalPlan, SegmentationTally, evaluate
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -72,6 +76,36 @@ def test_families_are_all_there(report) -> None:
         *("dense", "token passing", "token passing", "token passing", "curve", "control", "control"),
         *("smaller", "dense-trained", "shallower", "merging"),
     ]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_every_runtime_has_its_table(int8_bundle_path, data, tmp_path) -> None:
+    splits = []
+    for precision in ("fp32", "int8"):
+        chosen = Alternatives(bundle=int8_bundle_path, shallower=[int8_bundle_path], merge=[2])
+        comparison = WayComparison(chosen, folder=tmp_path, runtime=Runtime("openvino", precision))
+        splits.append(measure(comparison, data, "val"))
+        assert comparison.main.session.session.backend.name == "openvino"
+    names = [[row.name for row in split.rows if row.family == "merging"] for split in splits]
+    assert names == [["merging 2 tokens a layer"], ["merging 2 tokens a layer, in fp32"]]
+    dense = [split.rows[0].miou for split in splits]
+    report = Report.model_validate(publish(figures_of("labelled", 1, splits), command="x", output=None))
+    text = DOCS_TABLES["rows"](report)
+    assert "`val`, OpenVINO fp32 (4 frames, 4 blocks)" in text and "`val`, OpenVINO int8 (4 frames" in text
+    assert "OpenVINO fp32, one thread" in text and all(value > 0 for value in dense)
+    # The merged network is another one than the dense: its answers, too, come from this engine.
+    assert splits[0].rows[-1].gmacs < splits[0].rows[0].gmacs
+
+
+def test_what_cannot_be_compared(tiny_bundle_path, tmp_path) -> None:
+    with pytest.raises(UsageError, match="reads graphs"):
+        WayComparison(Alternatives(bundle=tiny_bundle_path, merge=[2]), folder=tmp_path, runtime=Runtime("torch"))
+    with pytest.raises(UsageError, match="int8"):
+        WayComparison(Alternatives(bundle=tiny_bundle_path), folder=tmp_path, runtime=Runtime("onnxruntime", "int8"))
+    for text in ("openvino", ":int8", "openvino:"):
+        with pytest.raises(argparse.ArgumentTypeError, match="ENGINE:PRECISION"):
+            runtime(text)
+    assert runtime("openvino:int8") == Runtime("openvino", "int8")
 
 
 def test_equal_latency_takes_the_full_model_as_first_point(report) -> None:
