@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +20,7 @@ from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands.export import _summary
+from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import UsageError
 from dovit_deploy.export.compact import compacted, stored_state
 from dovit_deploy.families.registry import state_from_bundle
@@ -109,6 +112,22 @@ def test_the_network_is_the_rounded_one_everywhere(compact: Bundle, wide: Bundle
             np.testing.assert_allclose(got, want, atol=1e-4)
     with Session(compact, threads=1) as one, Session(wide, threads=1) as other:
         assert np.array_equal(one.run(pixels_of(compact))[0], other.run(pixels_of(wide))[0])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_onnx_runtime_is_done_with_it_when_it_has_loaded(
+    compact: Bundle, wide: Bundle, tmp_path: Path, *, fast: bool
+) -> None:
+    """What then runs is, operator for operator, what runs of weights in float32: it cannot be slower."""
+    runs = []
+    for number, bundle in enumerate((compact, wide)):
+        options = session_options(onnxruntime, threads=1)
+        options.optimized_model_filepath = str(tmp_path / f"{number}.onnx")
+        onnxruntime.InferenceSession(str(bundle.graph("merged", fast=fast)), options, providers=[PROVIDER])
+        graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+        runs.append(Counter((node.domain, node.op_type) for node in graph.node))
+        assert onnx.TensorProto.FLOAT16 not in {tensor.data_type for tensor in graph.initializer}
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("passes", ["openvino", "tensorrt fp32", "tensorrt fp16", "cuda fp16", "int8 openvino"])
