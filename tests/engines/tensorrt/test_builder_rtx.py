@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import graph_interfaces
+from dovit_deploy.bundle.interface import graph_interfaces, is_crossing
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.tensorrt.build import build_engines, build_graph
 from dovit_deploy.engines.tensorrt.layers import layers_from_table
@@ -33,8 +33,10 @@ def package() -> TensorRtPackage:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Two stages of one block whose heads are wide enough for a fused kernel."""
-    spec = tiny_spec(head="linear", width=64, heads=2, size=(64, 80), gates=(1,), depth=2)
+    """Two stages of one block whose heads are wide enough for a fused kernel; the first gives more than tokens."""
+    spec = tiny_spec(
+        head="light", width=64, heads=2, size=(64, 80), gates=(1,), depth=2, gate="fcn", answer="lens", taps=(1,)
+    )
     return export_tiny(spec, tmp_path_factory.mktemp("wide") / "wide.dovit")[0]
 
 
@@ -75,7 +77,7 @@ def test_the_sidecar_has_the_interface_of_the_bundle(engines: EngineSet, bundle:
                 continue
             port = takes[tensor.name]
             assert tensor.shape == tuple(-1 if side == "kept" else side for side in port.shape)
-            assert tensor.dtype == ("float16" if port.name == "tokens" else port.dtype)
+            assert tensor.dtype == ("float16" if is_crossing(port.name) else port.dtype)
     assert engines.records["stage1"].profiles == (bundle.manifest.counts[1],)
     assert engines.records["stage1"].compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     assert engines.records["stage1"].peak_memory_bytes > 50e6
