@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from dovit_deploy import Session
 from dovit_deploy.bundle.bundle import PARITY, WEIGHTS, Bundle
@@ -28,6 +29,7 @@ from dovit_deploy.graphs import forms
 from dovit_deploy.graphs.weights import INLINE_LIMIT
 from dovit_deploy.measure.inspect import bundle_contents
 from tests.bundles import COMPACT, COMPACT_SEED, export, int8_copy, saved_tiny, tiny_checkpoint
+from tests.datasets.labelled_folder import noise
 from tests.tiny import tiny_pixels, tiny_spec
 
 CLASSIFIER = "head.head.classifier.weight"
@@ -169,6 +171,22 @@ def test_other_engines_answer_as_they_do_for_float32(
             answers.append((logits, report.kept, session.run(pixels_of(bundle), dense=True)[0]))
     assert answers[0][1] == answers[1][1]
     assert np.array_equal(answers[0][0], answers[1][0]) and np.array_equal(answers[0][2], answers[1][2])
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "int8"), ("torch", "fp32")]
+)
+def test_run_gives_the_same_masks(
+    int8: tuple[Bundle, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, precision: str
+) -> None:
+    pytest.importorskip(engine)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(noise((90, 120), classes=5, seed=1)[0]).save("image.png")
+    for number, bundle in enumerate(int8):
+        words = ["--engine", engine, "--precision", precision, "--save", "masks", "-o", f"out{number}", "--quiet"]
+        assert _run(_application(), ["run", "image.png", "--bundle", str(bundle.path), *words]) == 0
+    ours, theirs = (Path(f"out{number}/masks/image.png").read_bytes() for number in range(2))
+    assert ours == theirs
 
 
 def test_int8_of_it_has_the_same_scales_and_leaves_the_fp32_weights(
