@@ -1,7 +1,10 @@
-"""Rotary positions in every form of a graph: portable, merged, fast, int8, OpenVINO's and TensorRT's."""
+"""Rotary positions, and queries in the last layers, in every form of a graph: fast, int8, OpenVINO's, TensorRT's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +21,55 @@ from tests.bundles import export_tiny, int8_copy
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
 
-SPEC = tiny_spec(
-    head="linear",
-    gate="linear",
-    gates=(1, 2),
-    depth=3,
-    width=32,
-    size=(70, 120),
-    extra_tokens=5,
-    rotary=True,
-    mlp="swiglu",
-)
+SPECS = {
+    "rotary": tiny_spec(
+        head="linear",
+        gate="linear",
+        gates=(1, 2),
+        depth=3,
+        width=32,
+        size=(70, 120),
+        extra_tokens=5,
+        rotary=True,
+        mlp="swiglu",
+    ),
+    "queries": tiny_spec(
+        head="query", gate="linear", gates=(1, 2), depth=5, size=(70, 120), extra_tokens=5, answer="lens"
+    ),
+}
+SPEC = SPECS["rotary"]
 PIXELS = tiny_pixels(SPEC.size, 3).numpy()
 
 
+NAMES = ["rotary", pytest.param("queries", marks=pytest.mark.exhaustive)]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle, and what PyTorch answers at each of the patterns."""
+
+    bundle: Bundle
+    wanted: list[np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_tiny(SPEC, tmp_path_factory.mktemp("rotary") / "rotary.dovit", seed=2)[0]
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Exports the network called so when it is first asked for."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    @cache
+    def make(name: str) -> Made:
+        bundle = export_tiny(SPECS[name], folder / f"{name}.dovit", seed=2)[0]
+        with Session(bundle, engine="torch") as session:
+            return Made(bundle, answers(session))
+
+    return make
+
+
+@pytest.fixture
+def bundle(made: Callable[[str], Made]) -> Bundle:
+    """The one with rotary positions."""
+    return made("rotary").bundle
 
 
 def patterns() -> list[list[np.ndarray]]:
@@ -47,27 +82,31 @@ def answers(session: Session) -> list[np.ndarray]:
     return [session.run(PIXELS, keep=keep)[0] for keep in patterns()]
 
 
-@pytest.fixture(scope="module")
-def wanted(bundle: Bundle) -> list[np.ndarray]:
-    with Session(bundle, engine="torch") as session:
-        return answers(session)
-
-
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_engines_agree_whatever_is_kept(bundle: Bundle, wanted: list[np.ndarray], engine: str) -> None:
-    with Session(bundle, engine=engine, threads=1) as session:
-        for got, want in zip(answers(session), wanted, strict=True):
+@pytest.mark.parametrize("name", NAMES)
+def test_engines_agree_whatever_is_kept(made: Callable[[str], Made], name: str, engine: str) -> None:
+    with Session(made(name).bundle, engine=engine, threads=1) as session:
+        for got, want in zip(answers(session), made(name).wanted, strict=True):
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("bucket", [None, 7])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 3e-2)])
+@pytest.mark.parametrize(
+    ("name", "precision", "bucket", "tolerance"),
+    [
+        pytest.param("rotary", "fp32", None, 1e-4, marks=pytest.mark.exhaustive),
+        ("rotary", "fp32", 7, 1e-4),
+        ("rotary", "fp16", 7, 3e-2),
+        pytest.param("queries", "fp32", 7, 1e-4, marks=pytest.mark.exhaustive),
+        pytest.param("queries", "fp16", 7, 3e-2, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_tensorrts_forms_agree(
-    bundle: Bundle, wanted: list[np.ndarray], tmp_path: Path, precision: str, tolerance: float, bucket: int | None
+    made: Callable[[str], Made], tmp_path: Path, name: str, precision: str, bucket: int | None, tolerance: float
 ) -> None:
+    bundle = made(name).bundle
     backend = DerivedBackend(bundle, tmp_path / "form", precision=precision, plugins=True, bucket=bucket)
     with Session(bundle, backend=backend) as session:
-        for got, want in zip(answers(session), wanted, strict=True):
+        for got, want in zip(answers(session), made(name).wanted, strict=True):
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
@@ -101,11 +140,12 @@ def test_a_permuted_index_permutes_the_answers_alike(bundle: Bundle, form: str) 
     np.testing.assert_allclose(permuted_out, eager.numpy(), rtol=0, atol=1e-4)
 
 
-def test_int8_computes_its_layers_around_the_rotation(bundle: Bundle, wanted: list[np.ndarray], tmp_path: Path) -> None:
-    made = int8_copy(bundle.path, tmp_path / "int8.dovit")
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_computes_the_layers_around_what_is_new(made: Callable[[str], Made], tmp_path: Path, name: str) -> None:
+    copy = int8_copy(made(name).bundle.path, tmp_path / "int8.dovit")
     for engine in ("onnxruntime", "openvino"):
-        with Session(made, engine=engine, precision="int8", threads=1) as session:
-            for got, want in zip(answers(session), wanted, strict=True):
+        with Session(copy, engine=engine, precision="int8", threads=1) as session:
+            for got, want in zip(answers(session), made(name).wanted, strict=True):
                 assert np.abs(got - want).mean() < 0.1 * np.abs(want).mean()
 
 
