@@ -50,6 +50,11 @@ PACKED_SWIGLU_KEYS: KeyTable = {
 }
 """Of version 4."""
 _POSITIONS, _REGISTERS = "embeddings.position_embeddings.weight", "embeddings.register_tokens"
+ROW_KEYS: KeyTable = {
+    _POSITIONS: some_rows("positions", range(1)),
+    _REGISTERS: some_rows("extra_tokens", range(1, 5)),
+}
+"""Which rows these are depends on the number of registers."""
 _PROBABILITIES = "attn_mask_probs"
 
 _GATED = {"layers.*.mlp.gate_proj.*": SWIGLU_KEYS, "layers.*.mlp.weights_in.*": PACKED_SWIGLU_KEYS}
@@ -176,7 +181,7 @@ READER = Reader(
     recognises=lambda facts: facts.has("query.weight") and facts.has("layers.*.attention.out_proj.*"),
     settings=SETTINGS,
     architecture=eomt_architecture,
-    tables=(EOMT_KEYS, GELU_KEYS, SWIGLU_KEYS, PACKED_SWIGLU_KEYS),
+    tables=(EOMT_KEYS, ROW_KEYS, GELU_KEYS, SWIGLU_KEYS, PACKED_SWIGLU_KEYS),
     needed=("query.weight", "layers.*.attention.out_proj.*", "mask_head.**", "upscale_block.**", "class_predictor.*"),
     prepared=without_masks_of_training,
 )
