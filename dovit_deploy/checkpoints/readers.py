@@ -44,6 +44,8 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "an EoMT on DINOv3 (what is published of these is a difference to the gated weights)": (
         "layers.*.attention.o_proj.**",
     ),
+    "an EoMT under the names of its own code (those of transformers are read, and of EoMT on DINOv3 neither: what is "
+    "published is a difference to the gated weights)": ("**upscale.*.conv1.*",),
     "a ViTDet": ("backbone.net.blocks.**", "backbone.simfp_*.**", "**.rel_pos_h"),
 }
 """Networks that are not read -> patterns of names that only they have. They keep no grid of plain tokens that a gate

@@ -6,6 +6,7 @@ network, and nothing is inexact afterwards. What rounding itself costs is measur
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def compacted(manifest: Manifest, state: State, images: list[Image]) -> Compacte
     """
     if not takes_images(manifest):
         raise UsageError(f"--compact: {manifest.name} is a backbone without a head: no class shows what rounding costs")
-    stored = stored_state(state)
+    stored = stored_state(state, exact=family_of(manifest.spec).derived)
     before, after = (_network(manifest, weights) for weights in (state, widened_state(stored)))
     pairs = [(_classes(manifest, before, pixels), _classes(manifest, after, pixels)) for _, pixels in images]
     agreement = float(np.mean([(one == other).mean() for one, other in pairs]))
@@ -68,9 +69,14 @@ def compacted(manifest: Manifest, state: State, images: list[Image]) -> Compacte
     return Compacted(stored, CompactWeights(agreement=agreement, images=len(images), rounded=_count(stored)))
 
 
-def stored_state(state: State) -> State:
-    """`state` with every large matrix and kernel in float16 that float16 can hold."""
-    return {name: _rounded(tensor) if _is_large(tensor) else tensor for name, tensor in state.items()}
+def stored_state(state: State, *, exact: Collection[str] = ()) -> State:
+    """`state` with every large matrix and kernel in float16 that float16 can hold, but for tables called `exact`.
+
+    Those were not trained: another size would have them made anew, unrounded.
+    """
+    return {
+        name: _rounded(tensor) if _is_large(tensor) and name not in exact else tensor for name, tensor in state.items()
+    }
 
 
 def _is_large(tensor: torch.Tensor) -> bool:

@@ -24,6 +24,7 @@ from dovit_deploy.commands.export import _summary
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import UsageError
 from dovit_deploy.export.compact import compacted, stored_state
+from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.registry import state_from_bundle
 from dovit_deploy.graphs import forms
 from dovit_deploy.graphs.weights import INLINE_LIMIT
@@ -84,6 +85,16 @@ def test_large_matrices_that_float16_holds_are_rounded_and_nothing_else() -> Non
     assert {name for name, tensor in stored.items() if tensor.dtype == torch.float16} == {"matrix", "kernel"}
     assert torch.equal(stored["kernel"], state["kernel"].half())
     assert all(stored[name] is state[name] for name in ("too large for float16", "small", "vector", "whole numbers"))
+
+
+def test_tables_that_follow_from_other_entries_are_not_rounded() -> None:
+    checkpoint = tiny_checkpoint(tiny_spec(head="linear", gates=(), size=(160, 320), width=32, rotary=True))
+    manifest = ExportPlan.resolve(checkpoint, Path("x.dovit")).manifest
+    images = [("pixels", tiny_pixels(checkpoint.spec.size, 1).numpy())]
+    assert checkpoint.state["rotary.cosines"].nbytes > INLINE_LIMIT
+    stored = compacted(manifest, checkpoint.state, images).stored
+    rounded = {name for name, tensor in stored.items() if tensor.dtype == torch.float16}
+    assert "stem.projection.weight" in rounded and not {name for name in rounded if name.startswith("rotary.")}
 
 
 def test_the_file_holds_half_and_the_report_what_that_cost(compact: Bundle, wide: Bundle) -> None:

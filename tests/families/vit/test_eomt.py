@@ -201,6 +201,13 @@ def test_a_network_on_dinov3_is_refused_by_name(oracle, tmp_path: Path) -> None:
         checkpoint_from_path(tmp_path / "x.safetensors")
 
 
+def test_the_names_of_its_own_code_are_refused_by_name(tmp_path: Path) -> None:
+    names = ("encoder.backbone.layer.0.attention.q_proj.weight", "q.weight", "upscale.0.conv1.weight")
+    save_file({f"network.{name}": torch.zeros(4, 4) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(NetworkUnknown, match="EoMT under the names of its own code"):
+        checkpoint_from_path(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
