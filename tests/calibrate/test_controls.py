@@ -12,7 +12,9 @@ from dovit_deploy.datasets.dataset import DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.controls import CONTROLS
+from dovit_deploy.measure.decisions import decisions_of
 from dovit_deploy.measure.evaluate import EvalPlan, SegmentationTally, evaluate
+from dovit_deploy.measure.intervals import blocks_of
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from tests.bundle.test_bundle import VALUES, made
@@ -41,18 +43,26 @@ def test_they_are_those_of_an_evaluation(request, fixture, tmp_path):
             advance=seen.append,
         )
         plan = EvalPlan("set", "val", RunSettings.resolve(bundle.manifest, thresholds=values), CONTROLS)
-        measured = evaluate(session, DatasetPart(data, held_out), SegmentationTally, plan, advance=lambda saved: None)
+        part, settings = DatasetPart(data, held_out), RunSettings.resolve(bundle.manifest, thresholds=values)
+        # Positions are learned on the other half.
+        rest = DatasetPart(data, sorted(set(range(IMAGES)) - set(held_out)))
+        decisions = decisions_of(session, part, settings, blocks_of(len(part), None), source=rest)
+        measured = evaluate(session, part, SegmentationTally, plan, decisions=decisions, advance=lambda saved: None)
     assert len(seen) == len(held_out) >= 4
     dense, rule = measured.dense, measured.dynamic
     for point, tally in (
         (controls.random, measured.controls["random"]),
         (controls.oracle, measured.controls["oracle"]),
+        (controls.position, measured.controls["position"]),
+        (controls.other, measured.controls["other"]),
     ):
         assert point.miou == pytest.approx(tally.counts.miou)
         assert point.drop == pytest.approx(dense.counts.miou - tally.counts.miou)
         assert point.gmacs == pytest.approx(sum(rule.gmacs) / len(held_out))
         assert point.flops_saved == pytest.approx(1 - sum(rule.gmacs) / sum(dense.gmacs))
         assert point.drop_interval.low <= point.drop_interval.high
+        assert point.rule_gain == pytest.approx(rule.score - tally.score)
+        assert point.rule_gain_interval.low <= point.rule_gain_interval.high
     (small,) = controls.smaller_input
     assert (small.miou, small.drop, small.flops_saved) == (pytest.approx(dense.counts.miou), 0, 0)
     assert (small.size, small.engine) == (session.bundle.manifest.spec.size, "onnxruntime")
@@ -73,6 +83,13 @@ def test_without_labels_there_are_none(tiny_bundle_path, tmp_path):
             left_out=None,
             advance=lambda saved: None,
         )
+
+
+def test_a_file_from_before_there_was_position_is_read():
+    point = {"flops_saved": 0.3, "gmacs": 1.0, "miou": 50.0, "drop": 1.0, "drop_interval": {"low": 0.0, "high": 2.0}}
+    old = {"random": point, "oracle": point, "smaller_input": (), "left_out": None, "seed": 0}
+    controls = Calibration.model_validate({**made().model_dump(), "controls": old}).controls
+    assert controls.position is controls.other is controls.random.rule_gain is None
 
 
 def test_a_file_from_before_there_were_controls_is_read():
