@@ -195,13 +195,16 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {figures['name']} | {figures['images']}, {figures['blocks']} | {gain} | {macs} | {_value(figures)} |"
         )
-    reached = all(_reached(figures) for figures in report["photographs"])
+    judged = [figures for figures in report["photographs"] if figures["interval"] is not None]
+    verdict = (
+        "reached" if judged and all(map(_reached, judged)) else "**missed**" if judged else "no drive is long enough"
+    )
     thresholds = ", ".join(str(value) for value in report["thresholds"])
     return "\n".join(
         [
             *lines,
             "",
-            f"Aim on photographs: at least {AIM}, the interval above 0: {'reached' if reached else '**missed**'}.",
+            f"Aim on drives of photographs that have an interval: at least {AIM}, the interval above 0: {verdict}.",
             "",
             f"{report['bundle']} at its own thresholds ({thresholds}), {report['engine']} {report['precision']}; "
             f"{report['machine']['cpu']}, {report['date']}; `{report['command']}`.",

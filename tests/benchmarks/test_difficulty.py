@@ -134,6 +134,10 @@ def test_the_table_is_written_between_its_marks_and_again(tiny_bundle_path, fold
     assert text.startswith(f"before\n{MARK}\n| drive |") and text.endswith(f"{END}\nafter\n") and "stale" not in text
     assert "| val:drive | 12, 12 |" in text and "| **1.00** (1.00 to 1.00) |" in text
     assert "the interval above 0: reached" in text
+    short = {**json.loads(result.read_text()), "photographs": [figures_for("clip", 1.0, images=7)]}
+    assert "no drive is long enough" in difficulty.table(short)
+    both = {**short, "photographs": [*short["photographs"], figures_for("drive", -1.0)]}
+    assert "**missed**" in difficulty.table(both)
     assert f"python benchmarks/difficulty.py {tiny_bundle_path.name} set --split val:drive --scenes 100" in text
     page.write_text(f"before\n{MARK}\nother\n{END}\nafter\n")
     difficulty.main(["--tables", str(result), "--docs", str(page)])
