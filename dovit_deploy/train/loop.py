@@ -171,11 +171,11 @@ class Trainer:
         """Train until the budget is spent, or until step `stop_after`; the state is saved at the end.
 
         Raises:
-            Interrupted: `stopped` says so after a step; the state is saved then too.
+            Interrupted: `stopped` says so after a step, when the state is saved too, or before the first.
         """
         began, saved, smooth = self.clock() - self.seconds, self.seconds, float("nan")
         if self.step == 0:
-            self.fit()
+            self.fit(stopped)
         first = (self.step, self.seconds)
 
         def now() -> TrainingProgress:
@@ -208,12 +208,22 @@ class Trainer:
                 break
         self.save()
 
-    def fit(self) -> None:
-        """Fit gates and lenses to the first batches, as many as the recipe says, as the network is."""
+    def fit(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Fit gates and lenses to the first batches, as many as the recipe says, as the network is.
+
+        Raises:
+            Interrupted: `stopped` says so before a batch; there is no state yet.
+        """
         if not self.config.fitted or not isinstance(self.model, VisionTransformer):
             return
-        first = (self.maker.batch(plan) for plan in islice(self.plans(None), self.config.fitted))
-        fit_gates(self.model, first, self.config, self.objective.weights)
+
+        def first() -> Iterator[Batch]:
+            for plan in islice(self.plans(None), self.config.fitted):
+                if stopped():
+                    raise Interrupted("stopped before the first step; the same command with --resume begins again")
+                yield self.maker.batch(plan)
+
+        fit_gates(self.model, first(), self.config, self.objective.weights)
         self.average.load_state_dict(self.model.state_dict())
 
     def plans(self, stop_after: int | None) -> Iterator[Plan]:

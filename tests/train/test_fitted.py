@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.errors import Interrupted
 from dovit_deploy.train import fitted
 from dovit_deploy.train.batches import BatchMaker, Planner
 from dovit_deploy.train.config import Phase, TokenPassing, TrainConfig
@@ -145,3 +146,13 @@ def test_layers_of_a_run_move_at_their_own_rates(tmp_path, data):
     assert moved["blocks.3.mlp.expand.weight"] == pytest.approx(1e-3, rel=0.1)
     assert moved["blocks.2.mlp.expand.weight"] == pytest.approx(1e-6, rel=0.1)
     assert moved["head.conv.weight"] == pytest.approx(1e-2, rel=0.1)
+
+
+def test_a_run_can_be_stopped_before_its_first_step(tmp_path, data):
+    folder = RunFolder.create(tmp_path / "run", record_of(config_of()))
+    trainer = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
+    with pytest.raises(Interrupted, match="stopped before the first step; the same command with --resume"):
+        trainer.run(stopped=lambda: True)
+    assert trainer.step == 0
+    again = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
+    assert not again.resume()
