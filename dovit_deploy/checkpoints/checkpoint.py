@@ -266,6 +266,10 @@ def _from_two(source: ModelSource, head: WeightsFile, given: Configuration | Non
         architecture = joined_architecture(reader, sources, separate=True)
     except ValidationError as error:
         raise invalid_as_config_error(error, both.name) from error
+    names = source.settings.get("classes")
+    # The names of a folder are those of its own classifier, which the head replaces.
+    if isinstance(names, list) and names == settings.get("classes") and len(names) != architecture.spec.classes:
+        settings.pop("classes")
     return _assembled(replace(source, weights=both), architecture, both.state, settings, flags)
 
 

@@ -135,6 +135,25 @@ def test_parts_are_read_as_one(folder: Path) -> None:
     assert backbone_from_path(folder / "model.safetensors.index.json").source_sha256 == whole.source_sha256
 
 
+def test_a_folder_brings_class_names_and_normalisation(folder: Path, tmp_path: Path) -> None:
+    save_file(HEAD, tmp_path / "head.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    names = {str(number): name for number, name in enumerate(("road", "sky", "car", "tree", "sign"))}
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": names}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.485, 0, 0.5], "image_std": [0.5] * 3})
+    )
+    checkpoint = checkpoint_from_path(folder, head=tmp_path / "head.safetensors")
+    assert [entry.name for entry in checkpoint.classes] == list(names.values())
+    assert checkpoint.preprocessing.mean == (123.675, 0.0, 127.5)
+    assert not checkpoint.preprocessing.assumed
+    # Names of the folder's own classifier, and the placeholders of transformers.
+    for others in ({"0": "cat", "1": "dog"}, {"0": "LABEL_0", "1": "LABEL_1"}):
+        (folder / "config.json").write_text(json.dumps({**config, "id2label": others}))
+        found = checkpoint_from_path(folder, head=tmp_path / "head.safetensors").classes
+        assert [entry.name for entry in found] == [f"class_{number}" for number in range(5)]
+
+
 def test_a_part_that_is_not_there_or_another_is_said(folder: Path) -> None:
     part = folder / "model-00002-of-00002.safetensors"
     save_file({"embeddings.cls_token": torch.zeros(1, 1, 64), "odd": torch.zeros(1)}, part)
