@@ -36,8 +36,8 @@ def standard_attention(model: ir.Model) -> ir.passes.PassResult:
 def fused_attention(model: ir.Model) -> ir.passes.PassResult:
     """Attention as `com.microsoft.MultiHeadAttention`, the fastest form in ONNX Runtime (docs/benchmarks.md).
 
-    Rotations become `com.microsoft.RotaryEmbedding`: 0.3 to 3 % of the time of attention and its projections (1,029 to
-    150 tokens of width 384), where standard operators take 5 to 10 %.
+    Rotations become `com.microsoft.RotaryEmbedding`, which adds at most 1 % to attention and its projections, where
+    standard operators add 5 to 12 % (benchmarks/rotary.py).
     """
     modified = _lower(model, {ROTATION: _fused_rotation, ATTENTION: _fused})
     model.graph.opset_imports[CONTRIB] = 1
