@@ -196,9 +196,9 @@ def table(report: dict[str, Any]) -> str:
             f"| {figures['name']} | {figures['images']}, {figures['blocks']} | {gain} | {macs} | {_value(figures)} |"
         )
     judged = [figures for figures in report["photographs"] if figures["interval"] is not None]
-    verdict = (
-        "reached" if judged and all(map(_reached, judged)) else "**missed**" if judged else "no drive is long enough"
-    )
+    verdict = "no drive is long enough"
+    if judged:
+        verdict = "reached" if all(map(_reached, judged)) else "**missed**"
     thresholds = ", ".join(str(value) for value in report["thresholds"])
     return "\n".join(
         [
