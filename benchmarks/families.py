@@ -144,7 +144,7 @@ def table(report: dict[str, Any]) -> str:
             "| network | saves tokens by | mIoU | boundary IoU | drop from the first (95 %) | GMAC | MACs saved "
             "| speed-up over the first | over its own dense run |",
             "|---|---|---|---|---|---|---|---|---|",
-            *(_line(row, drop="-" if row is rows[0] else _drop(row)) for row in rows),
+            *(_line(row, drop="-" if row is rows[0] and row.drop_interval is None else _drop(row)) for row in rows),
             "",
         ]
     lines.append(
