@@ -147,6 +147,7 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     config = _config(recipe, start, size, training_data)
     if recipe.trained == "gates" and not config.spec.gates:
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
+    _say_padding(start, remark)
     validation = validation_data(request.dataset, recipe, size, request.classes)
     remark(f"checking {training_data.main.name}")
     # Rendered scenes need no check: they are made as they are needed.
@@ -213,6 +214,19 @@ def _start(request: TrainingRequest, recipe: Recipe, size: tuple[int, int], clas
     if request.init is None:
         return None
     return start_from_path(request.init, recipe.network, config=recipe.init_config, size=size, classes=classes)
+
+
+def _say_padding(start: Start | None, remark: Remark) -> None:
+    """A line where a pretrained backbone is shown padding, since the input is no whole number of its patches."""
+    if start is None or not isinstance(start.given, Backbone):
+        return
+    patch, size = start.spec.patch, start.spec.size
+    whole = (start.spec.grid[0] * patch, start.spec.grid[1] * patch)
+    if whole != size:
+        remark(
+            f"inputs of {size[0]}x{size[1]} are padded to {whole[0]}x{whole[1]}, whole patches of {patch}; "
+            "network.size in the configuration resizes images instead"
+        )
 
 
 def _refuse_without_network(recipe: Recipe, start: Start | None) -> None:

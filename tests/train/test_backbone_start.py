@@ -146,7 +146,8 @@ def test_a_run_from_it_ends_in_a_checkpoint_with_its_licence(backbone, folder, t
             "init_config": str(backbone.with_suffix(".json")),
         }
     )
-    result, _ = quietly(requested(folder, tmp_path / "run", recipe, backbone))
+    result, lines = quietly(requested(folder, tmp_path / "run", recipe, backbone))
+    assert not any("padded" in line for line in lines)
     made = checkpoint_from_path(result.checkpoint)
     assert made.license == "for tests; backbone: DINOv2 (Meta), Apache-2.0"
     assert made.spec == spec_at_size(started(backbone, **network).spec, (42, 56))
@@ -217,3 +218,17 @@ batch = 2
     recipe.write_text(recipe.read_text().replace('head = "linear"', "width = 16"))
     assert called("-o", tmp_path / "other") == 3
     assert "network.width is the backbone's affair" in capsys.readouterr().err
+
+
+def test_padding_is_said(backbone, folder, tmp_path):
+    recipe = Recipe.model_validate(
+        {
+            "steps": 1,
+            "network": {"gates": [1], "head": "linear"},
+            "phases": [{"until": 1.0, "crop": [28, 28], "batch": 1}],
+            "precision": "fp32",
+            "init_config": str(backbone.with_suffix(".json")),
+        }
+    )
+    _, lines = quietly(requested(folder, tmp_path / "run", recipe, backbone))
+    assert "inputs of 40x56 are padded to 42x56, whole patches of 14" in "\n".join(lines)
