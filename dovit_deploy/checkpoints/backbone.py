@@ -136,7 +136,7 @@ def joined_weights(weights: WeightsFile, reader: BackboneReader, head: WeightsFi
     """The backbone in `weights`, which `reader` recognises, and the head in another file, as if they were one file.
 
     Raises:
-        CheckpointMismatch: the second file holds a backbone, too.
+        CheckpointMismatch: the second file holds a backbone, too, or entries of one.
     """
     if prefix_of(reader, facts_from_state(head.state)) is not None:
         raise CheckpointMismatch(
@@ -144,11 +144,20 @@ def joined_weights(weights: WeightsFile, reader: BackboneReader, head: WeightsFi
             "Give it alone where it has a head; else --head takes a file with the head's entries only",
         )
     alone = without_head(weights, reader)
+    state = {**alone.state, **head.state}
+    # A `norm` of the head's would be read as the backbone's, and take its place.
+    beside = beside_backbone(reader, facts_from_state(state)).shapes
+    claimed = [name for name in head.state if name not in beside]
+    if claimed:
+        raise CheckpointMismatch(
+            f"{head.name} has entries that are the backbone's by their names: {listed(claimed)}",
+            "--head takes the entries of a head alone, which starts behind the backbone's last norm",
+        )
     return WeightsFile(
         name=f"{alone.name} with {head.name}",
         # Of both, so that a bundle says what it was made of.
         sha256=f"{alone.sha256} with {head.sha256}",
-        state={**alone.state, **head.state},
+        state=state,
         meta={**alone.meta, **head.meta},
         remarks=(*alone.remarks, *(f"{head.name}: {remark}" for remark in head.remarks)),
     )

@@ -266,11 +266,9 @@ def _from_two(source: ModelSource, head: WeightsFile, given: Configuration | Non
         architecture = joined_architecture(reader, sources, separate=True)
     except ValidationError as error:
         raise invalid_as_config_error(error, both.name) from error
-    names = source.settings.get("classes")
-    # The names of a folder are those of its own classifier, which the head replaces.
-    if isinstance(names, list) and names == settings.get("classes") and len(names) != architecture.spec.classes:
-        settings.pop("classes")
-    return _assembled(replace(source, weights=both), architecture, both.state, settings, flags)
+    # A folder may name the classes of a classifier that is left out, as ImageNet's.
+    names = source.class_names if len(source.class_names) == architecture.spec.classes else ()
+    return _assembled(replace(source, weights=both, class_names=names), architecture, both.state, settings, flags)
 
 
 def _assembled(
@@ -282,7 +280,8 @@ def _assembled(
 ) -> Checkpoint:
     spec, weights = _resized_by(flags.positions, architecture.spec), source.weights
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
-    entries = class_entries(settings, weights.meta, spec.classes, given=flags.classes)
+    named = {"classes": source.class_names, **settings}
+    entries = class_entries(named, weights.meta, spec.classes, given=flags.classes)
     ignored = unneeded(state, architecture.key_map, spec)
     taken = f"{len(state) - len(ignored)} entries are taken"
     remark = f"{taken}; ignored: {listed(ignored)}" if ignored else taken

@@ -31,6 +31,8 @@ class ModelSource:
     weights: WeightsFile
     settings: Mapping[str, object] = field(default_factory=dict)
     """Of the folder's own files; empty for a file by itself."""
+    class_names: tuple[str, ...] = ()
+    """Of the head that the folder has; empty where it names none."""
     license: str = ""
     """What the model card says, or timm's `config.json`."""
 
@@ -60,12 +62,11 @@ def source_from_path(path: Path, *, allow_pickle: bool) -> ModelSource:
         return ModelSource(weights_from_file(path, allow_pickle=allow_pickle))
     weights = _weights_in(folder, allow_pickle=allow_pickle)
     config, preprocessor = _contents(folder / CONFIG), _contents(folder / PREPROCESSOR)
-    names = _class_names(config)
     # timm's own arguments; what stands above them describes the training.
     arguments = config.get("model_args")
     settings = {**config, **(arguments if isinstance(arguments, Mapping) else {})}
-    settings |= {**_normalisation(config, preprocessor), **({"classes": names} if names else {})}
-    return ModelSource(weights, settings, _license(folder, config))
+    settings |= _normalisation(config, preprocessor)
+    return ModelSource(weights, settings, _class_names(config), _license(folder, config))
 
 
 def model_folder_of(path: Path) -> Path | None:
@@ -161,13 +162,13 @@ def _normalisation(config: Mapping[str, object], preprocessor: Mapping[str, obje
     return {"img_norm_cfg": {"mean": scaled[: len(mean)], "std": scaled[len(mean) :]}}
 
 
-def _class_names(config: Mapping[str, object]) -> list[str]:
+def _class_names(config: Mapping[str, object]) -> tuple[str, ...]:
     """Names of classes in the order of their numbers; none where they are the placeholders of transformers."""
     names = config.get("id2label")
     if not isinstance(names, Mapping) or set(names) != {str(number) for number in range(len(names))}:
-        return []
-    ordered = [str(names[str(number)]) for number in range(len(names))]
-    return [] if all(re.fullmatch(r"LABEL_\d+", name) for name in ordered) else ordered
+        return ()
+    ordered = tuple(str(names[str(number)]) for number in range(len(names)))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in ordered) else ordered
 
 
 def _license(folder: Path, config: Mapping[str, object]) -> str:
@@ -188,4 +189,7 @@ def _license_fields(card: Path) -> dict[str, str]:
     except (NotData, ValueError, OSError):
         # A card that cannot be read is no reason to refuse the weights beside it.
         return {}
-    return dict(re.findall(r"^(license(?:_name|_link)?):\s*(\S.*?)\s*$", head[1], flags=re.MULTILINE)) if head else {}
+    found = re.findall(r"^(license(?:_name|_link)?):(.*(?:\n[ \t]*-.*)*)$", head[1], flags=re.MULTILINE) if head else []
+    # Several stand in a list, each on a line of its own.
+    lines = {name: [line.strip(" \t-\"'") for line in text.splitlines()] for name, text in found}
+    return {name: ", ".join(filter(None, parts)) for name, parts in lines.items() if any(parts)}

@@ -40,16 +40,20 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "a Swin with UPerNet": (
         "backbone.stages.*.blocks.*.attn.w_msa.**",
         "backbone.encoder.layers.*.blocks.*.attention.self.relative_position_bias_table",
+        "backbone.swin.encoder.layers.**",
     ),
     "an EoMT on DINOv3 (what is published of these is a difference to the gated weights)": (
-        "layers.*.attention.o_proj.**",
+        "query.weight layers.*.attention.o_proj.**",
     ),
     "an EoMT under the names of its own code (those of transformers are read, and of EoMT on DINOv3 neither: what is "
     "published is a difference to the gated weights)": ("**upscale.*.conv1.*",),
-    "a ViTDet": ("backbone.net.blocks.**", "backbone.simfp_*.**", "**.rel_pos_h"),
+    "a ViTDet": (
+        *("backbone.net.blocks.**", "backbone.simfp_*.**", "**.rel_pos_h"),
+        "**embeddings.projection.weight **encoder.layer.*.attention.qkv.*",
+    ),
 }
-"""Networks that are not read -> patterns of names that only they have. They keep no grid of plain tokens that a gate
-could stop, or hold a difference to weights that are elsewhere."""
+"""Networks that are not read -> patterns of names that only they have; of several with blanks between, each must match.
+They keep no grid of plain tokens that a gate could stop, or hold a difference to weights that are elsewhere."""
 
 
 def readers() -> Iterator[Reader]:
@@ -89,7 +93,12 @@ def backbone_reader_of(facts: KeyFacts, source: str) -> BackboneReader:
 
 
 def _refuse_others(facts: KeyFacts, source: str) -> None:
-    other = next((name for name, patterns in OTHERS.items() if facts.has(*patterns)), None)
+    other = next((name for name, signs in OTHERS.items() if any(_shows(facts, sign) for sign in signs)), None)
     if other is not None:
         supported = ", ".join(reader.title for reader in readers())
         raise NetworkUnknown(f"{source} is {other}, which is not read", f"Supported: {supported}")
+
+
+def _shows(facts: KeyFacts, sign: str) -> bool:
+    """Each of the patterns in `sign`, with blanks between, matches some name."""
+    return all(facts.has(pattern) for pattern in sign.split())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dovit_deploy.checkpoints.backbone import backbone_from_path
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
@@ -70,6 +70,19 @@ def test_what_does_not_fit_is_said_with_numbers(call: Call, backbone: Path, tmp_
         (HEAD, ("--classes", tmp_path / "two.txt"), 3, r"--classes names 2 classes; the network has 5"),
         (HEAD, ("--size", "8x8"), 2, r"at least 16 pixels"),
         ({"classifier.weight": torch.zeros(5, 64, 1, 1)}, (), 6, r"missing: classifier\.bias"),
+        # The backbone's last norm has this name.
+        (
+            {**HEAD, "norm.weight": torch.ones(64)},
+            (),
+            6,
+            r"entries that are the backbone's by their names: norm\.weight",
+        ),
+        (
+            {"0.weight": torch.zeros(64, 64), "2.weight": torch.zeros(5, 64)},
+            (),
+            6,
+            r"the head is none that is read; its entries",
+        ),
     ]:
         save_file(state, head)
         found, text = call(*given, *words)
@@ -107,6 +120,34 @@ def test_other_networks_are_refused_by_name(tmp_path: Path, name: str, entry: st
     for read in (checkpoint_from_path, backbone_from_path):
         with pytest.raises(NetworkUnknown, match=rf"is a {name}, which is not read(.|\n)*Supported: .*DINOv2"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (("backbone.swin.encoder.layers.0.blocks.0.mlp.fc1.weight",), r"is a Swin with UPerNet"),
+        (("embeddings.projection.weight", "encoder.layer.0.attention.qkv.weight"), r"is a ViTDet"),
+        # A plain one, in memory: layers called as EoMT on DINOv3 calls them.
+        (("embeddings.cls_token", "layers.0.attention.o_proj.weight"), r"of no supported family"),
+    ],
+)
+def test_names_that_transformers_has_in_memory_are_refused(
+    tmp_path: Path, entries: tuple[str, ...], words: str
+) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({entry: torch.zeros(3) for entry in entries}, path)
+    with pytest.raises(NetworkUnknown, match=words):
+        checkpoint_from_path(path)
+
+
+@pytest.mark.parametrize("head", ["head", "decoder"])
+def test_a_backbone_called_encoder_is_not_taken_for_segmenter(backbone: Path, tmp_path: Path, head: str) -> None:
+    state = {f"encoder.{name}": tensor for name, tensor in load_file(backbone).items()}
+    state |= {f"{head}.weight": torch.zeros(5, 64, 1, 1), f"{head}.bias": torch.zeros(5)}
+    save_file(state, tmp_path / "whole.safetensors")
+    assert (
+        checkpoint_from_path(tmp_path / "whole.safetensors", config=tmp_path / "settings.json").spec.family == "dinov2"
+    )
 
 
 # Folders of transformers, in parts.
@@ -152,6 +193,19 @@ def test_a_folder_brings_class_names_and_normalisation(folder: Path, tmp_path: P
         (folder / "config.json").write_text(json.dumps({**config, "id2label": others}))
         found = checkpoint_from_path(folder, head=tmp_path / "head.safetensors").classes
         assert [entry.name for entry in found] == [f"class_{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("license:\n- mit\n- cc-by-nc-4.0\ntags: [a]", "; model card: mit, cc-by-nc-4.0"),
+        ("license: other\nlicense_name: 'own'\nlicense_link:\ntags: [a]", "; model card: own"),
+        ("license:\ntags: [a]", ""),
+    ],
+)
+def test_a_model_card_says_the_licences(folder: Path, head: str, said: str) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# a\n")
+    assert backbone_from_path(folder).license == f"backbone: DINOv2 (Meta), Apache-2.0{said}"
 
 
 def test_a_part_that_is_not_there_or_another_is_said(folder: Path) -> None:

@@ -71,6 +71,12 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
     values: dict[str, Any] = dict(backbone.values)
     beside = replace(sources, facts=beside_backbone(reader, sources.facts))
     head = found_head(beside, width=values["width"], separate=separate)
+    if head is None and separate:
+        raise CheckpointMismatch(
+            f"{sources.checkpoint}: the head is none that is read; its entries: {listed(beside.facts.shapes)}",
+            "Read are one linear layer or 1x1 convolution, alone or with a batch norm before it, decode_head.* of "
+            "mmsegmentation, and linear and light heads of ours",
+        )
     if head is None:
         raise HeadMissing(
             f"{sources.checkpoint} is a backbone without a decode head: {reader.title}, width {values['width']}, "

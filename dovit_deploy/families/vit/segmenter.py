@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
-from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, batched, extra_token, packed, transposed
+from dovit_deploy.checkpoints.keys import KeyFacts, KeyMap, KeyTable, batched, extra_token, packed, transposed
 from dovit_deploy.checkpoints.reader import Architecture, Reader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size, training_size
 from dovit_deploy.errors import NetworkUnknown
@@ -170,9 +170,16 @@ def _slide(network: Section) -> tuple[tuple[int, int] | None, tuple[int, int] | 
     return (stride, window) if window is not None and stride is not None else (None, None)
 
 
+def _is_segmenter(facts: KeyFacts) -> bool:
+    """An encoder without LayerScale, which DINOv2 has, with Segmenter's decoder or nothing beside it."""
+    alone = all(name.startswith("encoder.") for name in facts.shapes)
+    scaled = facts.has("encoder.blocks.*.ls*.gamma")
+    return facts.has("encoder.blocks.**") and not scaled and (alone or facts.has("decoder.**"))
+
+
 READER = Reader(
     title="Segmenter",
-    recognises=lambda facts: facts.has("encoder.blocks.**"),
+    recognises=_is_segmenter,
     settings=NETWORK_SETTINGS | FILE_SETTINGS | IMAGE_SETTINGS,
     architecture=segmenter_architecture,
     tables=(SEGMENTER_KEYS,),

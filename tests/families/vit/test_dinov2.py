@@ -254,7 +254,10 @@ def test_damaged_entries_are_listed(tmp_path: Path, damage: Any, words: str) -> 
         ({"weight": torch.zeros(5, 192), "bias": torch.zeros(5)}, r"4 times as wide: it reads several layers"),
         ({"weight": torch.zeros(5, 48, 3, 3), "bias": torch.zeros(5)}, r"a convolution of 3x3"),
         ({"weight": torch.zeros(5, 48)}, r"missing: bias"),
-        ({"a.weight": torch.zeros(5, 48), "b.weight": torch.zeros(5, 48)}, r"without a decode head.*a\.weight, b"),
+        (
+            {"a.weight": torch.zeros(5, 48), "b.weight": torch.zeros(5, 48)},
+            r"the head is none that is read.*a\.weight, b",
+        ),
         ({"weight": torch.zeros(5, 48), "bias": torch.full((5,), float("inf"))}, r"NaN or Inf: bias"),
     ],
 )
