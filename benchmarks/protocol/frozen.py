@@ -9,8 +9,8 @@
 what they were chosen and how many recipes were tried, and a digest of all of it. `read` measures a bundle on the frozen
 split, at the frozen thresholds and with all controls, once. It refuses (4) where the frozen file was changed, the
 recipe or the choice looked at the split that is to be read, the checkpoint was trained by another recipe, the bundle
-was made of another checkpoint, or the same weights were read before: that they were is noted beside the frozen file,
-in `frozen.reads.json`, which is committed, too.
+was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were is
+noted beside the frozen file, in `frozen.reads.json`, which is committed, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 from report import at_least, circumstances, command_text, errors_in_a_line, output_file
 
 from dovit_deploy.bundle.bundle import Bundle, file_entry
-from dovit_deploy.commands.arguments import numbers
+from dovit_deploy.commands.arguments import numbers_within_one
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.documents import data_from_json, fault_of, read_text
@@ -109,8 +109,8 @@ def frozen_from_file(path: Path) -> Frozen:
     return found
 
 
-def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> str:
-    """SHA-256 of the checkpoint's weights, if the bundle is what was frozen.
+def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str, int]:
+    """SHA-256 of the checkpoint's weights and the seed of its run, if the bundle is what was frozen.
 
     Raises:
         InputError: the checkpoint cannot be read.
@@ -119,7 +119,8 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> str:
     try:
         trained = data_from_json(read_text(checkpoint / TRAINING))
         assert isinstance(trained, dict)
-        recipe = recipe_content(Recipe.model_validate(trained["recipe"]))
+        whole = Recipe.model_validate(trained["recipe"])
+        recipe = recipe_content(whole)
         weights = file_entry(checkpoint / WEIGHTS).sha256
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise InputError(f"{checkpoint}: no checkpoint of `dovit train` ({error})") from error
@@ -130,7 +131,7 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> str:
         )
     if bundle.manifest.provenance.source_sha256 != weights:
         raise CheckError(f"{bundle.path} was made of another checkpoint than {checkpoint}")
-    return weights
+    return weights, whole.seed
 
 
 def check_unseen(frozen: Frozen, dataset: Path) -> None:
@@ -180,7 +181,7 @@ def freeze(options: argparse.Namespace) -> None:
     frozen = Frozen(
         recipe=recipe_content(recipe_from_file(options.recipe)),
         recipe_file=options.recipe.name,
-        thresholds=list(numbers(options.thresholds, option="--thresholds")),
+        thresholds=list(numbers_within_one(options.thresholds, option="--thresholds")),
         chosen_on=options.chosen_on,
         chosen_on_digest=list_digest(options.chosen_on),
         tried=options.tried,
@@ -193,19 +194,27 @@ def freeze(options: argparse.Namespace) -> None:
 
 
 def read(options: argparse.Namespace) -> None:
-    """Measure a bundle on the frozen split, once."""
+    """Measure a bundle on the frozen split, once; UsageError where another look is written already."""
+    if options.output.exists():
+        raise UsageError(f"{options.output} exists: a look cannot be taken again; write this one to another file")
     frozen, bundle = frozen_from_file(options.frozen), Bundle.open(options.bundle)
     check_unseen(frozen, options.dataset)
-    weights = check_bundle(frozen, options.checkpoint, bundle)
+    weights, seed = check_bundle(frozen, options.checkpoint, bundle)
     reads = reads_of(options.frozen)
     before = next((look for look in reads if look["weights"] == weights), None)
     if before is not None:
         raise CheckError(f"{options.bundle}: these weights were read on {before['date']}, by {before['command']}")
+    before = next((look for look in reads if look["seed"] == seed), None)
+    if before is not None:
+        raise CheckError(
+            f"{options.bundle}: weights of seed {seed} were read on {before['date']}, by {before['command']}; "
+            "a seed is read once, however often it is trained"
+        )
     figures = evaluation(options.bundle, options.dataset, frozen)
     command = command_text("protocol/frozen.py", sys.argv[1:])
-    look = {**circumstances(command), "frozen": frozen.digest, "weights": weights, "eval": figures}
+    look = {**circumstances(command), "frozen": frozen.digest, "weights": weights, "seed": seed, "eval": figures}
     write_text(options.output, json.dumps(look, indent=1) + "\n")
-    summary = {key: look[key] for key in ("date", "weights", "command")}
+    summary = {key: look[key] for key in ("date", "weights", "seed", "command")}
     summary |= {"dense": figures["dense"]["miou"], "dynamic": figures["dynamic"]["miou"]}
     write_text(options.frozen.with_suffix(READS), json.dumps([*reads, summary], indent=1) + "\n")
     print(f"{options.output}: look {len(reads) + 1} at {frozen.reads}, after {frozen.tried} recipes tried elsewhere")

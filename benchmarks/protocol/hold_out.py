@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.seconds > 0:
         parser.error(f"--seconds {options.seconds:g}: more than 0 is needed")
+    if options.output.resolve() == options.fit.resolve():
+        parser.error(f"-o and --fit are both {options.fit}: two files are needed")
     data = dataset_from_path(options.dataset, options.split)
     fit, held = divided(data, seconds=options.seconds, every=options.every)
     for path, stems in ((options.output, held), (options.fit, fit)):

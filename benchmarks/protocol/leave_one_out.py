@@ -6,7 +6,8 @@
 
 The recipe is the same for all, but for what it trains on (all drives but one) and is watched on (every third piece of
 ten seconds of these, so that nothing of the drive is seen). A drive is trained, exported and measured with all controls
-in a folder of its own below --work; what is finished there is not done again, and an interrupted run goes on.
+in a folder of its own below --work; what is finished there is not done again, and an interrupted run goes on. A
+folder of another recipe, seed, start, data set or thresholds is refused (4).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from report import command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
 from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.errors import CheckError
 from dovit_deploy.files import write_text
 from dovit_deploy.measure.intervals import BLOCK_SECONDS
 from dovit_deploy.train.recipe import recipe_from_file
@@ -33,6 +35,8 @@ from protocol.hold_out import divided
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 MARK = "<!-- table: benchmarks/protocol/leave_one_out.py -->"
+PLAN = "plan.json"
+"""Of a drive's folder: what is done there."""
 PIECE = 3
 """Every so-manieth piece of the drives that are trained on is watched."""
 
@@ -96,8 +100,33 @@ def own_recipe(recipe: Path, run: DriveRun) -> Path:
     return own
 
 
+def claim_folder(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> None:
+    """Note in the folder what is done there; nothing of another recipe, or made with other options, is taken for it.
+
+    Raises:
+        CheckError: the folder's note says otherwise.
+        InputError, ConfigError: the recipe cannot be read, or is none.
+    """
+    plan = {
+        "dataset": str(run.dataset),
+        "recipe": recipe_from_file(recipe).model_dump(mode="json"),
+        "init": None if init is None else str(init),
+        "thresholds": thresholds,
+        "seed": seed,
+    }
+    note = run.folder / PLAN
+    if note.exists():
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        other = [name for name, value in plan.items() if noted[name] != value]
+        if other:
+            raise CheckError(f"{run.folder} was begun with another {' and '.join(other)}; give another --work")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(plan, indent=1) + "\n")
+
+
 def measured(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> dict[str, Any]:
     """The figures of one drive; exits with the code of a command that fails."""
+    claim_folder(run, recipe, init=init, thresholds=thresholds, seed=seed)
     own = own_recipe(recipe, run)
     for command in run.commands(own, init=init, thresholds=thresholds, seed=seed):
         code = subprocess.run([*DOVIT, *command], check=False).returncode
@@ -162,8 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif None in (options.dataset, options.recipe, options.drives, options.work):
         command_line.error("DATASET, --recipe, --drives and --work are needed, or --tables")
     else:
+        drives = options.drives.split(",")
+        if not all(drives):
+            command_line.error(f"--drives {options.drives}: names separated by commas are needed")
         given = {"init": options.init, "thresholds": options.thresholds, "seed": options.seed}
-        runs = [DriveRun(options.dataset, drive, options.work / drive) for drive in options.drives.split(",")]
+        runs = [DriveRun(options.dataset, drive, options.work / drive) for drive in drives]
         rows = [measured(run, options.recipe, **given) for run in runs]
         figures = {"recipe": options.recipe.name, "seed": options.seed, "drives": rows}
         command = command_text("protocol/leave_one_out.py", sys.argv[1:])

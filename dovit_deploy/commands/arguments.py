@@ -220,10 +220,15 @@ def thresholds(text: str | None) -> tuple[float, ...] | None:
     """The values of `--threshold`, each within [0, 1]."""
     if text is None:
         return None
-    values = numbers(text, option="--threshold")
+    return numbers_within_one(text, option="--threshold")
+
+
+def numbers_within_one(text: str, *, option: str) -> tuple[float, ...]:
+    """As `numbers`, each within [0, 1]."""
+    values = numbers(text, option=option)
     for value in values:
         if not 0 <= value <= 1:
-            raise UsageError(f"--threshold: {value:g} is outside [0, 1]")
+            raise UsageError(f"{option}: {value:g} is outside [0, 1]")
     return values
 
 

@@ -53,6 +53,15 @@ def test_what_cannot_be_divided_is_a_line(tmp_path, capsys, more, words):
     assert not (tmp_path / FIT).exists() and not (tmp_path / HELD).exists()
 
 
+def test_one_file_cannot_take_both_lists(tmp_path, capsys):
+    root = write_labelled(tmp_path / "set", images=2)
+    with pytest.raises(SystemExit) as left:
+        main([str(root), "--split", "val", "-o", str(tmp_path / FIT), "--fit", str(tmp_path / "set" / ".." / FIT)])
+    assert left.value.code == 2
+    assert "two files are needed" in capsys.readouterr().err
+    assert not (tmp_path / FIT).exists()
+
+
 def test_the_committed_lists_never_hold_the_drive_that_is_read_once():
     lists = {name: (ROOT / "benchmarks" / "protocol" / name).read_text().split() for name in (FIT, HELD)}
     assert (len(lists[FIT]), len(lists[HELD])) == (176, 90)

@@ -11,7 +11,7 @@ from protocol import frozen, leave_one_out
 
 from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.errors import ConfigError
+from dovit_deploy.errors import CheckError, ConfigError, InputError
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
 from tests.datasets.labelled_folder import write_labelled
 
@@ -64,11 +64,18 @@ def test_what_was_frozen_is_read_once_per_seed(case, capsys):
     assert case.read("second.json") == 4
     assert "were read on" in capsys.readouterr().err
     assert len(case.looks) == 1 and not (case.folder / "second.json").exists()
-    # Another seed of the same recipe is another look.
-    (case.checkpoint / frozen.WEIGHTS).write_bytes(b"weights of another seed")
+    # The same seed, trained again, is no other look; another seed of the same recipe is.
+    (case.checkpoint / frozen.WEIGHTS).write_bytes(b"other weights")
     case.bundle.manifest.provenance.source_sha256 = file_entry(case.checkpoint / frozen.WEIGHTS).sha256
+    assert case.read("second.json") == 4
+    assert "weights of seed 7 were read on" in capsys.readouterr().err
+    changed(case.checkpoint / frozen.TRAINING, lambda it: it["recipe"].update(seed=8))
+    assert case.read("first.json") == 2
+    assert "cannot be taken again" in capsys.readouterr().err
+    assert json.loads((case.folder / "first.json").read_text()) == look
     assert case.read("second.json") == 0
-    assert len(json.loads((case.folder / "frozen.reads.json").read_text())) == 2
+    reads = json.loads((case.folder / "frozen.reads.json").read_text())
+    assert [one["seed"] for one in reads] == [7, 8]
 
 
 def changed(path: Path, change) -> None:
@@ -122,6 +129,11 @@ def test_what_is_frozen_stays_so_and_the_seed_is_open(case, capsys):
     with pytest.raises(SystemExit) as left:
         frozen.main(["freeze", *case.words, "--reads", "train:drive_01", "-o", str(case.folder / "frozen.json")])
     assert left.value.code == 2 and "stays so" in capsys.readouterr().err
+    other = case.folder / "other.json"
+    with pytest.raises(SystemExit) as left:
+        frozen.main(["freeze", *case.words, "--thresholds", "2", "--reads", "train:drive_01", "-o", str(other)])
+    assert left.value.code == 2 and "--thresholds: 2 is outside" in capsys.readouterr().err
+    assert not other.exists()
     assert frozen.recipe_content(Recipe(seed=1)) == frozen.recipe_content(Recipe(seed=2)) == {}
 
 
@@ -158,6 +170,29 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     assert run.commands(Path("own.toml"), **given) == [measure]
     run.report.touch()
     assert run.commands(Path("own.toml"), **given) == []
+
+
+def test_figures_of_another_recipe_are_not_taken_for_this_one(tmp_path):
+    recipe, given = tmp_path / "r.toml", {"init": None, "thresholds": "0.9", "seed": 3}
+    recipe.write_text(RECIPE)
+    run = leave_one_out.DriveRun(tmp_path / "set", "a", tmp_path / "work" / "a")
+    leave_one_out.claim_folder(run, recipe, **given)
+    # An interrupted run goes on.
+    leave_one_out.claim_folder(run, recipe, **given)
+    with pytest.raises(CheckError, match="begun with another thresholds and seed; give another --work"):
+        leave_one_out.claim_folder(run, recipe, **{**given, "thresholds": None, "seed": 4})
+    recipe.write_text(RECIPE.replace("minutes = 20", "minutes = 21"))
+    with pytest.raises(CheckError, match="another recipe"):
+        leave_one_out.claim_folder(run, recipe, **given)
+    with pytest.raises(InputError, match="cannot be read"):
+        leave_one_out.claim_folder(run, tmp_path / "none.toml", **given)
+
+
+def test_a_drive_without_a_name_is_refused_before_the_first_is_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        leave_one_out.main([str(tmp_path), "--recipe", "r.toml", "--drives", "a,", "--work", str(tmp_path / "work")])
+    assert left.value.code == 2 and "--drives a,: names" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_table_has_a_row_for_every_drive():
