@@ -5,8 +5,9 @@ Where the control by position learns where tokens stop, `--position-from` says; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from dovit_deploy.commands import console
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
+from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.decisions import Decisions, decisions_of
 from dovit_deploy.measure.intervals import blocks_of
@@ -68,18 +70,39 @@ def positions_for(
         raise UsageError("--position-from is for label maps: a classifier has no gates whose decisions are replayed")
     if plan.controls is None or isinstance(data, LabelledImages) or not manifest.spec.gates:
         return None
-    return position_source(given, data, plan.dataset, classes=classes, remark=partial(console.remark, quiet=quiet))
+    evaluated = Evaluated(plan.dataset, split_from_text(plan.split).name, data.stems)
+    return position_source(given, evaluated, classes=classes, remark=partial(console.remark, quiet=quiet))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The images that are evaluated, which nothing is learned from."""
+
+    dataset: str
+    """Its folder, or the word for rendered scenes."""
+    split: str
+    """The whole split that they belong to."""
+    stems: tuple[str, ...]
+
+    def among(self, dataset: str, split: str) -> frozenset[str]:
+        """The stems of those that lie in this split, which is named whole or in part."""
+        # Images of another folder, or of another split of the same one, may have the same names: both count from 0.
+        same = self.is_of(dataset) and split_from_text(split).name == self.split
+        return frozenset(self.stems) if same else frozenset()
+
+    def is_of(self, dataset: str) -> bool:
+        """Whether they are images of this data set."""
+        return Path(dataset).resolve() == Path(self.dataset).resolve()
 
 
 def position_source(
-    given: str | None, data: Dataset, dataset: str, *, classes: Path | None, remark: Callable[[str], None]
+    given: str | None, evaluated: Evaluated, *, classes: Path | None, remark: Callable[[str], None]
 ) -> Dataset | None:
     """The images to learn from, without those that are evaluated.
 
     Args:
-        given: DATASET or DATASET:SPLIT; None: the training split of `dataset`, where it has one.
-        data: what is evaluated.
-        dataset: its folder, or the word for rendered scenes.
+        given: DATASET or DATASET:SPLIT; None: the training split of the evaluated data set, where it has one.
+        evaluated: what is evaluated.
         classes: a list of its classes, where it needs one.
         remark: reports why a training split that nobody named is not used.
 
@@ -91,13 +114,12 @@ def position_source(
     """
     if given is not None:
         source, split = _named(given)
-        # Images of another folder may have the same names.
-        same = Path(source).resolve() == Path(dataset).resolve()
-        return _others(source, split, data.stems if same else (), classes=classes if same else None)
+        return _others(source, split, evaluated, classes=classes if evaluated.is_of(source) else None)
+    dataset = evaluated.dataset
     if not is_rendered(dataset) and not has_split(dataset, TRAINING):
         return None
     try:
-        return _others(dataset, TRAINING, data.stems, classes=classes)
+        return _others(dataset, TRAINING, evaluated, classes=classes)
     except DatasetError as error:
         remark(f"positions are learned from the evaluated images, each without itself: {error}")
         return None
@@ -114,9 +136,9 @@ def _named(given: str) -> tuple[str, str]:
     return parts[0], ":".join(parts[1:]) or TRAINING
 
 
-def _others(dataset: str, split: str, evaluated: Collection[str], *, classes: Path | None) -> Dataset:
-    """At most `IMAGES` of the split, without those whose stems are `evaluated`, checked."""
-    whole, left_out = dataset_from_path(dataset, split, classes=classes), frozenset(evaluated)
+def _others(dataset: str, split: str, evaluated: Evaluated, *, classes: Path | None) -> Dataset:
+    """At most `IMAGES` of the split, without those that are `evaluated`, checked."""
+    whole, left_out = dataset_from_path(dataset, split, classes=classes), evaluated.among(dataset, split)
     others = [number for number, stem in enumerate(whole.stems) if stem not in left_out]
     if not others:
         raise DatasetError(f"{whole.name}: all of its {len(whole)} images are evaluated; none is left to learn from")

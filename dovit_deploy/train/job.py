@@ -231,6 +231,8 @@ def _say_padding(start: Start | None, remark: Remark) -> None:
 
 def _refuse_without_network(recipe: Recipe, start: Start | None) -> None:
     """Raise ConfigError for a recipe that needs a trained network, where there is none or only its backbone."""
+    if start is None and recipe.frozen_layers:
+        raise ConfigError(f"frozen_layers = {recipe.frozen_layers}: without --init they would stay as they are drawn")
     lacking = "without --init" if start is None else "in a backbone without a head"
     if start is not None and not isinstance(start.given, Backbone):
         return

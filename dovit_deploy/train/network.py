@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dovit_deploy.bounds import MOST_STAGES, Channels, Heads, LayerNumber, Layers, Share
+from dovit_deploy.bounds import MOST_STAGES, Channels, Heads, Layers, Share
 from dovit_deploy.checkpoints.settings import invalid_as_config_error
 from dovit_deploy.errors import ConfigError
 from dovit_deploy.families.any_spec import AnySpec
@@ -66,7 +66,7 @@ class NetworkChoice(Record):
     """Of the setr and the light head."""
     taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
     """The decode head sees the tokens after so many layers, too, beside those of the last one."""
-    gates: tuple[LayerNumber, ...] | None = Field(default=None, max_length=MOST_STAGES - 1)
+    gates: tuple[Layers, ...] | None = Field(default=None, max_length=MOST_STAGES - 1)
     """Layers before which a gate stands; none: a dense network. Default: a quarter, half and three quarters of the
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
     gate_channels: int = Field(default=128, ge=0, le=65_536)
@@ -84,6 +84,8 @@ class NetworkChoice(Record):
             default = type(self).model_fields[name].default
             if self.family not in families and getattr(self, name) != default:
                 raise ValueError(f"{name} is a choice of {' and '.join(families)}, the family is {self.family}")
+        if self.family == "evovit" and self.head == "light":
+            raise ValueError("head 'light' is a choice of dovit and stvit, the family is evovit")
         return self
 
 
@@ -160,10 +162,11 @@ def _stem(choice: NetworkChoice) -> ConvStem | PatchStem:
 
 
 def head_on_backbone(choice: NetworkChoice, values: Mapping[str, Any]) -> AnyHead:
-    """The head that a pretrained backbone gets, whose spec has the fields `values`; without a word, the light one."""
-    stated = "head" in choice.model_fields_set
+    """The head that a pretrained backbone gets, whose spec has the fields `values`; without a word, the light one
+    where the family has it."""
+    kept = "head" in choice.model_fields_set or choice.family == "evovit"
     return _decode_head(
-        choice if stated else choice.model_copy(update={"head": "light"}), values["width"], values["heads"]
+        choice if kept else choice.model_copy(update={"head": "light"}), values["width"], values["heads"]
     )
 
 

@@ -63,7 +63,8 @@ def recipe_from_file(path: Path) -> Recipe:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"--config {path}: cannot be read ({error})") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--config {path}: cannot be read ({why})") from error
     return recipe_from_contents(_parsed(text, path), path.name)
 
 

@@ -90,10 +90,10 @@ def test_where_positions_are_learned(dovit, tiny_bundle_path, folder, tmp_path):
             copied = (folder / kind / "val" / f"drive_{number:03d}.png").read_bytes()
             (folder / kind / "train" / f"drive_{number + 2:03d}.png").write_bytes(copied)
     (folder / "train.txt").write_text("drive_002\ndrive_003\ndrive_004\n")
-    # drive_002 is evaluated itself.
-    assert learned() == ("set (train)", 2)
-    (folder / "train.txt").write_text("drive_002\n")
-    assert learned() == ("set (val)", 3)
+    # An image of the same name in another split is another image; one that is evaluated itself is left out.
+    assert learned() == ("set (train)", 3)
+    assert learned("--split", "train:drive_002") == ("set (train)", 2)
+    assert learned("--split", "train") == ("set (train)", 3)
 
 
 def test_without_controls_there_are_none_and_the_next_command_works(dovit, tiny_bundle_path, folder, tmp_path):

@@ -12,7 +12,7 @@ from dovit_deploy.checkpoints.backbone import Backbone
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.errors import ConfigError, UsageError
-from dovit_deploy.families.parts import LightHead, LinearHead, MaskHead
+from dovit_deploy.families.parts import LightHead, LinearHead, MaskHead, SetrHead
 from dovit_deploy.families.registry import model_from_spec, spec_at_size
 from dovit_deploy.train.initialise import initialise, load_start, trainable_model
 from dovit_deploy.train.job import TrainingRequest, train
@@ -88,6 +88,8 @@ def test_it_gets_a_head_gates_and_the_size_of_the_run(backbone):
     assert started(backbone, head="mask").spec.head == MaskHead(width=WIDTH, layers=2, heads=2)
     assert started(backbone, gates=(), depth=2).spec.depth == 2
     assert started(backbone, taps=(1, 2)).spec.taps == (1, 2)
+    # Evo-ViT has no light head.
+    assert isinstance(started(backbone, family="evovit").spec.head, SetrHead)
     for taps, depth in (((3,), 3), ((2,), 2)):
         with pytest.raises(ConfigError, match=f"must rise and stay below the depth {depth}"):
             started(backbone, taps=taps, depth=depth)
@@ -181,6 +183,13 @@ def test_what_needs_a_trained_network_is_refused(backbone, folder, tmp_path, rec
     assert not (tmp_path / "run").exists()
 
 
+def test_layers_that_were_drawn_are_not_frozen(folder, tmp_path):
+    recipe = Recipe.model_validate({"steps": 1, "frozen_layers": 1})
+    with pytest.raises(ConfigError, match="frozen_layers = 1: without --init they would stay as they are drawn"):
+        quietly(requested(folder, tmp_path / "run", recipe, None))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_line_takes_a_backbone(backbone, folder, tmp_path, capsys):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
@@ -218,6 +227,9 @@ batch = 2
     recipe.write_text(recipe.read_text().replace('head = "linear"', "width = 16"))
     assert called("-o", tmp_path / "other") == 3
     assert "network.width is the backbone's affair" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("gates = [1]", "gates = [0]"))
+    assert called("-o", tmp_path / "other") == 3
+    assert "network.gates.0: Input should be greater than or equal to 1" in capsys.readouterr().err
 
 
 def test_padding_is_said(backbone, folder, tmp_path):

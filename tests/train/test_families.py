@@ -102,6 +102,8 @@ def test_a_choice_of_another_family_is_refused():
     for family, choice in (("evovit", {"gates": (1,)}), ("stvit", {"depth": 3}), ("dovit", {"ratio": 0.4})):
         with pytest.raises(ValidationError, match=f"{next(iter(choice))} is a choice of"):
             NetworkChoice(family=family, **choice)
+    with pytest.raises(ValidationError, match="head 'light' is a choice of dovit and stvit"):
+        NetworkChoice(family="evovit", head="light")
 
 
 def test_windows_are_laid_out_for_crops_too():

@@ -99,7 +99,7 @@ def test_yaml_that_is_none_and_absent_files_are_refused(tmp_path):
         recipe_from_file(written(tmp_path, "a: [", "r.yaml"))
     with pytest.raises(ConfigError, match="valid dictionary"):
         recipe_from_file(written(tmp_path, "- a", "r.yaml"))
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\)$"):
         recipe_from_file(tmp_path / "absent.toml")
 
 
