@@ -89,7 +89,7 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
         raise CheckpointMismatch(
             f"{sources.checkpoint}: the head reads {head.layers} layers, the backbone has {values['depth']}"
         )
-    values["taps"] = tuple(range(values["depth"] - head.layers + 1, values["depth"]))
+    values["taps"] = _taps(sources, head.layers, depth=values["depth"])
     spec = VisionTransformerSpec.model_validate({**values, "classes": head.classes, "head": head.head})
     return Architecture(
         spec,
@@ -98,6 +98,17 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
         slide_size=head.window,
         license=backbone.license,
     )
+
+
+def _taps(sources: Sources, layers: int, *, depth: int) -> tuple[int, ...]:
+    """The layers before the last that a head reads: those stated as mmsegmentation does, else the last few."""
+    if layers == 1:
+        return ()
+    backbone = sources.part("backbone", "")
+    read = backbone.integers("out_indices") or tuple(range(depth - layers, depth))
+    if len(read) != layers or list(read) != sorted(set(read)) or read[0] < 0 or read[-1] != depth - 1:
+        raise backbone.wrong("out_indices", f"the head reads {layers} layers: from 0, rising, and at last {depth - 1}")
+    return tuple(index + 1 for index in read[:-1])
 
 
 def _others(beside: KeyFacts) -> str:

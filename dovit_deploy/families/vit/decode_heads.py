@@ -17,8 +17,8 @@ from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.parts import LightHead, LinearHead, MaskHead
 from dovit_deploy.families.vit.mmseg_heads import CLASSES, DECODE_KEYS, mmseg_head
 
-HEAD_SETTINGS = frozenset({"decode_head"})
-"""What a configuration may say of a head, beside what it says of a backbone."""
+HEAD_SETTINGS = frozenset({"decode_head", "backbone"})
+"""What a configuration of mmsegmentation says of a head, and of the layers that it reads."""
 
 _CLASSIFIER = "head.head.classifier"
 BN_HEAD_KEYS: KeyTable = {
@@ -50,7 +50,8 @@ _BN_SETTINGS = frozenset(
         *("align_corners", "resize_factors"),
     }
 )
-_UNUSED = ("**.num_batches_tracked",)
+_UNUSED = ("**.num_batches_tracked", "auxiliary_head.**")
+"""Counters, and heads that only a training has."""
 
 HeadFormat = Callable[[Sources, int, bool], FoundHead | None]
 """What `found_head` takes -> the head that the entries make; None: they are none of this format's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
@@ -81,3 +81,23 @@ def test_what_cannot_be_read_is_named(backbone, tmp_path, layers, settings, word
     config.write_text(f'{{"decode_head": {{"resize_factors": {settings or "null"}}}}}')
     with pytest.raises(DovitError, match=words):
         checkpoint_from_path(backbone[1], head=head, config=config)
+
+
+def test_layers_that_are_stated_are_those_that_are_read(backbone, tmp_path):
+    head, config = saved(tmp_path / "head.safetensors", *head_of(3)), tmp_path / "config.json"
+    config.write_text('{"backbone": {"out_indices": [0, 3, 5]}}')
+    assert checkpoint_from_path(backbone[1], head=head, config=config).spec.taps == (1, 4)
+    for wrong in ("[0, 5]", "[3, 0, 5]", "[0, 1, 4]"):
+        config.write_text(f'{{"backbone": {{"out_indices": {wrong}}}}}')
+        with pytest.raises(DovitError, match=r"'backbone\.out_indices' is .*the head reads 3 layers"):
+            checkpoint_from_path(backbone[1], head=head, config=config)
+
+
+def test_the_auxiliary_heads_of_a_training_are_left_out(backbone, tmp_path):
+    path = saved(tmp_path / "head.safetensors", *head_of(1))
+    auxiliary = {
+        "auxiliary_head.0.conv_seg.weight": torch.zeros(5, 8, 1, 1),
+        "auxiliary_head.0.conv_seg.bias": torch.zeros(5),
+    }
+    save_file(load_file(path) | auxiliary, path)
+    assert "auxiliary_head.0.conv_seg.weight" in checkpoint_from_path(backbone[1], head=path).remarks[-1]
