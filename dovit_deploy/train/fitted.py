@@ -50,6 +50,9 @@ def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainC
     """
     draw = np.random.default_rng((config.seed, FIT_STREAM))
     seen = _seen(model, batches, config, draw)
+    # Nothing follows from one token, of which a batch norm has no statistics.
+    if len(seen.last) < 2:
+        return
     for number, reached in enumerate(seen.reached):
         gate = cast("TokenGate", model.gates[number])
         _fit_head(gate.head, reached, seen.histograms, weights, draw)

@@ -156,3 +156,13 @@ def test_a_run_can_be_stopped_before_its_first_step(tmp_path, data):
     assert trainer.step == 0
     again = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
     assert not again.resume()
+
+
+def test_nothing_is_fitted_to_a_single_token(data):
+    config = config_of(fitted=1, phases=(Phase(until=1, crop=(16, 16), batch=1),))
+    batch = BatchMaker(config, TrainingData(data, None)).batch(Planner(config, len(data)).plan(0, 0.0))
+    model = model_of()
+    before = copy.deepcopy(model.state_dict())
+    fit_gates(model, [batch], config, EQUAL)
+    for name, values in model.state_dict().items():
+        torch.testing.assert_close(values, before[name], atol=0, rtol=0)
