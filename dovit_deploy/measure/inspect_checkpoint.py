@@ -100,15 +100,15 @@ def checkpoint_contents(path: Path, *, check: ExportCheck | None = None) -> Chec
     # Only checkpoints need PyTorch; everything else is inspected without it.
     packages.load("torch")
     from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-    from dovit_deploy.checkpoints.weights_file import weights_from_file
+    from dovit_deploy.checkpoints.model_folder import model_folder_of, source_from_path
 
     try:
         checkpoint = checkpoint_from_path(path)
     except (ConfigError, NetworkUnknown) as error:
-        if not path.is_file():
+        if not path.is_file() and model_folder_of(path) is None:
             raise
-        # A file whose network is unknown can be sound all the same, so its entries are described.
-        weights = weights_from_file(path, allow_pickle=False)
+        # Weights whose network is unknown can be sound all the same, so their entries are described.
+        weights = source_from_path(path, allow_pickle=False).weights
         export = _export_after(error)
         return _described(path, weights.state, network=None, export=export, remarks=weights.remarks)
     export = _checked_export(checkpoint, check)

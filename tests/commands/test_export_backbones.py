@@ -208,6 +208,11 @@ def test_a_model_card_says_the_licences(folder: Path, head: str, said: str) -> N
     assert backbone_from_path(folder).license == f"backbone: DINOv2 (Meta), Apache-2.0{said}"
 
 
+def test_a_folder_of_a_backbone_alone_is_inspected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(_application(), ["inspect", str(folder)]) == 0
+    assert "backbone without a decode head" in capsys.readouterr().out
+
+
 def test_a_part_that_is_not_there_or_another_is_said(folder: Path) -> None:
     part = folder / "model-00002-of-00002.safetensors"
     save_file({"embeddings.cls_token": torch.zeros(1, 1, 64), "odd": torch.zeros(1)}, part)
