@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.bundle.parity import CompactWeights
-from dovit_deploy.checkpoints.folders import other_checkpoint
+from dovit_deploy.checkpoints.folders import INDEXES, other_checkpoint
 from dovit_deploy.errors import InputError, SourceError
 from dovit_deploy.measure.inspect_checkpoint import ExportCheck, checkpoint_contents
 from dovit_deploy.measure.inspect_files import Facts, onnx_contents, safetensors_contents, source_contents
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     pass
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-CHECKPOINT_FILES = ("config.json", "checkpoint.pth")
-"""Of our own format, and of Segmenter's; either makes a folder a checkpoint."""
+CHECKPOINT_FILES = ("config.json", "checkpoint.pth", *INDEXES)
+"""Of our own format and of transformers, of Segmenter's, and lists of parts; any makes a folder a checkpoint."""
 
 
 class Contents(Protocol):
@@ -63,7 +63,11 @@ def contents_of(path: Path, *, check: ExportCheck | None = None) -> Contents:
     suffix = path.suffix.lower()
     if suffix == ".dovit" or (path / "manifest.json").is_file():
         return bundle_contents(Bundle.open(path))
-    if suffix in CHECKPOINT_SUFFIXES or any((path / name).is_file() for name in CHECKPOINT_FILES):
+    if (
+        suffix in CHECKPOINT_SUFFIXES
+        or path.name in INDEXES
+        or any((path / name).is_file() for name in CHECKPOINT_FILES)
+    ):
         return checkpoint_contents(path, check=check)
     if suffix == ".onnx" and path.is_file():
         return onnx_contents(path)

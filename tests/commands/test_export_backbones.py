@@ -209,8 +209,13 @@ def test_a_model_card_says_the_licences(folder: Path, head: str, said: str) -> N
 
 
 def test_a_folder_of_a_backbone_alone_is_inspected(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (folder, folder / "model.safetensors.index.json"):
+        assert _run(_application(), ["inspect", str(path)]) == 0
+        assert "backbone without a decode head" in capsys.readouterr().out
+    # Parts alone: the number of attention heads is in no key.
+    (folder / "config.json").unlink()
     assert _run(_application(), ["inspect", str(folder)]) == 0
-    assert "backbone without a decode head" in capsys.readouterr().out
+    assert "num_attention_heads" in capsys.readouterr().out
 
 
 def test_a_part_that_is_not_there_or_another_is_said(folder: Path) -> None:
