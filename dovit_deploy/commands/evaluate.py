@@ -128,7 +128,9 @@ def evaluate(
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
     _show(report, opened, data, verbose=verbose)
-    console.next_command(_next(report, opened.path, json_file, classes), quiet=quiet)
+    how = {"--engine": None if engine == "onnxruntime" else engine, "--precision": precision}
+    what = {"--classes": classes, "--threshold": threshold, "--position-from": position_from}
+    console.next_command(_next(report, opened.path, json_file, how=how, what=what), quiet=quiet)
 
 
 # The verb's name; a function defined as `eval` would hide Python's own.
@@ -387,11 +389,22 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _next(report: EitherReport, path: Path, json_file: Path | None, classes: Path | None) -> str:
-    """With the report kept in a file, measuring time beside accuracy; without, keeping it, with its controls."""
+def _next(
+    report: EitherReport, path: Path, json_file: Path | None, *, how: Mapping[str, object], what: Mapping[str, object]
+) -> str:
+    """With the report kept in a file, measuring time beside accuracy; without, keeping it, with its controls.
+
+    Args:
+        how: flags that say how the bundle is run, with their values; None: not given.
+        what: those that say what is evaluated.
+    """
     if json_file is not None:
-        return f"dovit bench {quote(str(path))}"
+        return f"dovit bench {quote(str(path))}{_flags(how)}"
     controls = " --controls" if report.thresholds else ""
     dataset, split = quote(report.dataset), quote(report.split)
-    own = "" if classes is None else f" --classes {quote(str(classes))}"
+    own = _flags({**what, **how})
     return f"dovit eval {quote(str(path))} {dataset} --split {split}{own}{controls} --json eval.json"
+
+
+def _flags(given: Mapping[str, object]) -> str:
+    return "".join(f" {flag} {quote(str(value))}" for flag, value in given.items() if value is not None)

@@ -72,6 +72,8 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     ):
         assert text in done.stdout
     assert f"next: dovit bench {tiny_bundle_path}" in done.stderr
+    fp32 = dovit("eval", tiny_bundle_path, "set", "--precision", "fp32", "--json", "fp32.json")
+    assert f"next: dovit bench {tiny_bundle_path} --precision fp32" in fp32.stderr
 
 
 def test_where_positions_are_learned(dovit, tiny_bundle_path, folder, tmp_path):
@@ -102,6 +104,8 @@ def test_without_controls_there_are_none_and_the_next_command_works(dovit, tiny_
     assert "random" not in done.stdout
     assert "IoU per class" in done.stdout and "image by image" in done.stdout and "drive_002" in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("next: ")]
+    # Of the same run.
+    assert "--threshold 0.9,0.5 " in line
     again = dovit(*line.removeprefix("next: dovit ").split())
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "eval.json").read_text())["controls"] is not None
