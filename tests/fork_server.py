@@ -32,9 +32,10 @@ HEAVY = (
 
 SET_BY_IMPORTS = {
     *("OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_LOGLEVEL", "ORT_DISABLE_TELEMETRY"),
-    *("LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR"),
+    *("LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR", "HF_HUB_OFFLINE"),
 }
-"""Variables that our package, OpenCV and PyTorch set when they are imported; the server's children have them, too."""
+"""Variables that our package, OpenCV and PyTorch set when they are imported, which the server's children have, too, and
+the one that tests set for transformers and timm, which nothing of ours reads."""
 
 
 def environment() -> dict[str, str]:

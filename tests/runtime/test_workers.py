@@ -118,6 +118,8 @@ def test_a_folder_on_several_threads_is_what_it_is_on_one(engine, tiny_bundle_pa
         rows[threads] = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
         for row in rows[threads]:
             assert row.pop("latency_ms")["total"] > 0
+            # Which image meets a size first depends on the order, as its latency does.
+            row.pop("compiled", None)
     assert rows[1] == rows[3] and [Path(row["source"]).stem for row in rows[3]] == list("012345678")
     for kind in ("masks", "tokens"):
         files = sorted((tmp_path / "1" / kind).iterdir())
@@ -185,6 +187,8 @@ def test_windows_side_by_side_give_the_bits_of_one_after_another(engine, sliding
         assert _run(_application(), [*words, "--save", "masks,tokens", "-o", str(out), "--threads", str(threads)]) == 0
         (rows[threads],) = [json.loads(line) for line in (out / "frames.jsonl").read_text().splitlines()]
         assert rows[threads].pop("latency_ms")["total"] > 0
+        # Every session of windows side by side compiles for itself.
+        rows[threads].pop("compiled", None)
         reached[threads] = most
     assert rows[1] == rows[3] and rows[1]["windows"] == 16
     assert reached == {1: 1, 3: 3}
