@@ -1,7 +1,7 @@
 """What does a deadline cost? The model step's time and the accuracy of labelled images, as the deadline shrinks.
 
-    python benchmarks/deadline.py camvid --engine openvino --precision bf16 -o benchmarks/results/deadline.json \\
-        --docs docs/benchmarks.md
+    OPENBLAS_NUM_THREADS=1 python benchmarks/deadline.py camvid --engine openvino --precision bf16 \\
+        -o benchmarks/results/deadline.json --docs docs/benchmarks.md
     python benchmarks/deadline.py --tables benchmarks/results/deadline.json --docs docs/benchmarks.md
 
 The second line writes the table again without measuring. A latency model is fitted first. Deadlines go from what half
