@@ -24,8 +24,8 @@ class TimedSession:
 
     def run_one(self, pixels: NDArray[np.float32], settings: RunSettings) -> tuple[NDArray[np.float32], TokenReport]:
         """As `Session.run_one`."""
-        # CPU time of all threads of the process. The engines here have one; NumPy has without OPENBLAS_NUM_THREADS=1, which
-        # the command line sets, others that spin.
+        # CPU time of all threads of the process. The engines here have one; NumPy has others that spin, unless
+        # OPENBLAS_NUM_THREADS is 1, as the command line sets it.
         start = process_time()
         logits, report = self.session.run_one(pixels, settings)
         return logits, dataclasses.replace(report, timing=RunTiming(1e3 * (process_time() - start), ()))
