@@ -11,18 +11,11 @@ Width 384, 6 heads, fused attention, one thread, interleaved, CPU time of the pr
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 import torch
-from report import at_least, output_file, publish
+from attention_forms import Figures, Step, command_line, step_of, timed
 from torch import Tensor
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
@@ -64,55 +57,29 @@ class Turning(torch.nn.Module):
         return self.layer(tokens, attend)
 
 
-def step_of(module: Turning, count: int, folder: Path) -> Callable[[], np.ndarray]:
+def step_of_form(module: Turning, count: int, folder: Path) -> Step:
     """One run of the fast form of `module` in one thread on random tokens."""
     takes = tuple(Port(name, "float32", (count, width)) for name, width in PORTS.items())
     graph = onnx_from_module(module, GraphInterface(takes, (Port("mixed", "float32", (count, WIDTH)),)))
-    ir.save(applied(graph, FAST).model, folder / "form.onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(folder / "form.onnx"), options, providers=["CPUExecutionProvider"])
     # One row of patches, so that any count is a grid.
     tables = rotation_tables(periods_from_base(100.0, WIDTH // HEADS), 0, (1, count))
     tokens = np.random.default_rng(0).normal(size=(count, WIDTH)).astype(np.float32)
     feed = {"tokens": tokens, "cosines": tables.cosines.numpy(), "sines": tables.sines.numpy()}
-    return lambda: session.run(None, {port.name: feed[port.name] for port in session.get_inputs()})[0]
+    return step_of(applied(graph, FAST).model, folder, feed)
 
 
-def measure(count: int, repeat: int, folder: Path) -> dict[str, dict[str, float]]:
+def measure(count: int, repeat: int, folder: Path) -> Figures:
     """Median milliseconds, and median of form / none, for `count` tokens."""
     layer = Attention(WIDTH, HEADS).eval().requires_grad_(False)
-    steps = {form: step_of(Turning(layer, form).eval(), count, folder) for form in ("none", "operators", "kernel")}
+    steps = {form: step_of_form(Turning(layer, form).eval(), count, folder) for form in ("none", "operators", "kernel")}
     # A form that computed something else would be measured for nothing.
     assert np.allclose(steps["operators"](), steps["kernel"](), atol=1e-4)
-    seconds: dict[str, list[float]] = {form: [] for form in steps}
-    for _ in range(repeat):
-        for form, step in steps.items():
-            start = time.process_time()
-            step()
-            seconds[form].append(time.process_time() - start)
-    return {
-        form: {
-            "ms": 1e3 * statistics.median(values),
-            "ratio": statistics.median(value / first for value, first in zip(values, seconds["none"], strict=True)),
-        }
-        for form, values in seconds.items()
-    }
+    return timed(steps, repeat)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="*", default=[1029, 400, 150])
-    parser.add_argument("--repeat", type=at_least(1), default=40)
-    parser.add_argument("-o", "--output", type=output_file)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = {f"{count} tokens": measure(count, arguments.repeat, Path(folder)) for count in arguments.tokens}
-    tokens = " ".join(map(str, arguments.tokens))
-    command = f"python benchmarks/rotary.py --tokens {tokens} --repeat {arguments.repeat}"
-    publish({"figures": figures}, command=command, output=arguments.output)
+    command_line("rotary.py", (__doc__ or "").splitlines()[0], counts=(1029, 400, 150), measure=measure)
 
 
 if __name__ == "__main__":

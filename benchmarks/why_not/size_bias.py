@@ -11,28 +11,21 @@ Three heads of 64 channels, one thread, interleaved, CPU time of the process; ra
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import torch
 
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report import at_least, output_file, publish
+from attention_forms import Figures, command_line, step_of, timed
 
 from dovit_deploy.bundle.interface import GraphInterface, Port
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.families.layers import attention
-from dovit_deploy.graphs.attention import CONTRIB
 from dovit_deploy.graphs.forms import FAST, PORTABLE
 from dovit_deploy.graphs.passes import applied
 from why_not.merging import proportional_attention
@@ -95,7 +88,7 @@ def models(count: int) -> dict[str, ir.Model]:
     }
 
 
-def measure(count: int, repeat: int, folder: Path) -> dict[str, dict[str, float]]:
+def measure(count: int, repeat: int, folder: Path) -> Figures:
     """Median milliseconds, and median of form / without sizes, for `count` tokens."""
     draw = np.random.default_rng(0)
     feed = {name: draw.normal(size=(count, WIDTH)).astype(np.float32) for name in ("query", "key", "value")}
@@ -104,47 +97,12 @@ def measure(count: int, repeat: int, folder: Path) -> dict[str, dict[str, float]
     answers = [steps[name]() for name in ("operators", "bias", "channel")]
     # A form that computed something else would be measured for nothing.
     assert all(np.allclose(answer, answers[0], atol=1e-4) for answer in answers)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeat):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - start)
-    base = seconds["without sizes"]
-    return {
-        name: {
-            "ms": 1e3 * statistics.median(values),
-            "ratio": statistics.median(value / first for value, first in zip(values, base, strict=True)),
-        }
-        for name, values in seconds.items()
-    }
-
-
-def step_of(model: ir.Model, folder: Path, feed: dict[str, np.ndarray]) -> Callable[[], np.ndarray]:
-    """One run of `model` in one thread on what it takes of `feed`."""
-    path = folder / "form.onnx"
-    model.graph.opset_imports.setdefault(CONTRIB, 1)
-    ir.save(model, path)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    taken = {port.name: feed[port.name] for port in session.get_inputs()}
-    return lambda: session.run(None, taken)[0]
+    return timed(steps, repeat)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="*", default=[691, 500, 300])
-    parser.add_argument("--repeat", type=at_least(1), default=40)
-    parser.add_argument("-o", "--output", type=output_file)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = {f"{count} tokens": measure(count, arguments.repeat, Path(folder)) for count in arguments.tokens}
-    tokens = " ".join(map(str, arguments.tokens))
-    command = f"python benchmarks/why_not/size_bias.py --tokens {tokens} --repeat {arguments.repeat}"
-    publish({"figures": figures}, command=command, output=arguments.output)
+    command_line("why_not/size_bias.py", (__doc__ or "").splitlines()[0], counts=(691, 500, 300), measure=measure)
 
 
 if __name__ == "__main__":

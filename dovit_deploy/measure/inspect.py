@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import Manifest
@@ -16,9 +16,6 @@ from dovit_deploy.measure.inspect_network import CostRow, cost_rows, gate_facts,
 from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 from dovit_deploy.signatures import head_of, placeholder_for
-
-if TYPE_CHECKING:
-    pass
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 CHECKPOINT_FILES = ("config.json", "checkpoint.pth", *INDEXES)

@@ -9,11 +9,7 @@ from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count
 from dovit_deploy.families.parts import PositionMode
 from dovit_deploy.families.vit.backbones import whole_network
 
-DINOV2_KEYS: KeyTable = {
-    "cls_token": extra_token(0),
-    # Which rows these two are depends on the number of registers: `row_keys`.
-    "register_tokens": some_rows("extra_tokens", range(1, 5)),
-    "pos_embed": some_rows("positions", range(1)),
+LAYER_KEYS: KeyTable = {
     "patch_embed.proj.{entry}": "stem.projection.{entry}",
     "blocks.{layer}.norm1.{entry}": "blocks.{layer}.norm1.{entry}",
     "blocks.{layer}.attn.qkv.{entry}": packed("blocks.{layer}.attention.{part}.{entry}"),
@@ -22,6 +18,14 @@ DINOV2_KEYS: KeyTable = {
     "blocks.{layer}.norm2.{entry}": "blocks.{layer}.norm2.{entry}",
     "blocks.{layer}.ls2.gamma": "blocks.{layer}.scale2.factor",
     "norm.{entry}": "norm.{entry}",
+}
+"""As DINOv2 and DINOv3 both call them."""
+DINOV2_KEYS: KeyTable = {
+    "cls_token": extra_token(0),
+    # Which rows these two are depends on the number of registers: `row_keys`.
+    "register_tokens": some_rows("extra_tokens", range(1, 5)),
+    "pos_embed": some_rows("positions", range(1)),
+    **LAYER_KEYS,
 }
 GELU_KEYS: KeyTable = {
     "blocks.{layer}.mlp.fc1.{entry}": "blocks.{layer}.mlp.expand.{entry}",
@@ -123,8 +127,13 @@ def row_keys(tokens: str, positions: str, *, registers: int, patches: int) -> di
         patches: of the grid that the positions are made for.
     """
     first = 1 + registers
-    keys = {positions: some_rows("positions", range(1), range(first, first + patches))}
-    return {tokens: some_rows("extra_tokens", range(1, first)), **keys} if registers else keys
+    rows = some_rows("positions", range(1), range(first, first + patches))
+    return {positions: rows, **register_keys(tokens, registers)}
+
+
+def register_keys(tokens: str, registers: int) -> dict[str, Ours]:
+    """The rows of `tokens`, (1, registers, C), behind the class token; nothing where there are none."""
+    return {tokens: some_rows("extra_tokens", range(1, 1 + registers))} if registers else {}
 
 
 BACKBONE = BackboneReader(

@@ -6,29 +6,19 @@ They have registers, called storage tokens, and rotary positions, whose periods 
 from __future__ import annotations
 
 from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
-from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, extra_token, packed, some_rows
+from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, extra_token, some_rows
 from dovit_deploy.checkpoints.reader import BackboneArchitecture, BackboneReader, OfficialState
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size
 from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.vit.backbones import whole_network
+from dovit_deploy.families.vit.dinov2 import GELU_KEYS, LAYER_KEYS, register_keys
 
 DINOV3_KEYS: KeyTable = {
     "cls_token": extra_token(0),
     # As many rows as there are: `dinov3_backbone`.
     "storage_tokens": some_rows("extra_tokens", range(1, 5)),
     "rope_embed.periods": "rotary.periods",
-    "patch_embed.proj.{entry}": "stem.projection.{entry}",
-    "blocks.{layer}.norm1.{entry}": "blocks.{layer}.norm1.{entry}",
-    "blocks.{layer}.attn.qkv.{entry}": packed("blocks.{layer}.attention.{part}.{entry}"),
-    "blocks.{layer}.attn.proj.{entry}": "blocks.{layer}.attention.output.{entry}",
-    "blocks.{layer}.ls1.gamma": "blocks.{layer}.scale1.factor",
-    "blocks.{layer}.norm2.{entry}": "blocks.{layer}.norm2.{entry}",
-    "blocks.{layer}.ls2.gamma": "blocks.{layer}.scale2.factor",
-    "norm.{entry}": "norm.{entry}",
-}
-GELU_KEYS: KeyTable = {
-    "blocks.{layer}.mlp.fc1.{entry}": "blocks.{layer}.mlp.expand.{entry}",
-    "blocks.{layer}.mlp.fc2.{entry}": "blocks.{layer}.mlp.contract.{entry}",
+    **LAYER_KEYS,
 }
 SWIGLU_KEYS: KeyTable = {
     "blocks.{layer}.mlp.w1.{entry}": "blocks.{layer}.mlp.gate.{entry}",
@@ -102,7 +92,7 @@ def dinov3_backbone(network: Sources) -> BackboneArchitecture:
         {
             **DINOV3_KEYS,
             **(SWIGLU_KEYS if gated else GELU_KEYS),
-            **({"storage_tokens": some_rows("extra_tokens", range(1, 1 + registers))} if registers else {}),
+            **register_keys("storage_tokens", registers),
         },
         # The token stands for patches that are hidden in pre-training, the norms for class tokens that no head reads.
         unused=("mask_token", "cls_norm.*", "local_cls_norm.*"),

@@ -12,6 +12,7 @@ from dovit_deploy.checkpoints.reader import BackboneArchitecture, BackboneReader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, size
 from dovit_deploy.families.rotary import PERIODS, periods_from_base
 from dovit_deploy.families.vit.backbones import whole_network
+from dovit_deploy.families.vit.dinov2 import register_keys
 from dovit_deploy.families.vit.dinov3 import HEADS_OF_WIDTH, LICENSE, NORM_EPS, SIZE_OF_SOURCE
 
 STORED, IN_MEMORY = "layer", "model.layer"
@@ -102,7 +103,7 @@ def transformers_backbone(network: Sources) -> BackboneArchitecture:
         {
             **TRANSFORMERS_KEYS,
             **(IN_MEMORY_KEYS if layers == IN_MEMORY else STORED_KEYS),
-            **({"embeddings.register_tokens": some_rows("extra_tokens", range(1, 1 + registers))} if registers else {}),
+            **register_keys("embeddings.register_tokens", registers),
         },
         unused=("embeddings.mask_token", "rope_embeddings.*"),
         zero_if_absent=_absent_biases(network, layers),

@@ -12,6 +12,7 @@ from dovit_deploy.checkpoints.reader import Architecture, OfficialState, Reader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
 from dovit_deploy.families.parts import QueryHead
+from dovit_deploy.families.vit.dinov2 import HEADS_OF_WIDTH, NORM_EPS, register_keys
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 EOMT_KEYS: KeyTable = {
@@ -68,9 +69,6 @@ SETTINGS = IMAGE_SETTINGS | frozenset(
     }
 )
 """Of `config.json`."""
-HEADS_OF_WIDTH = {384: 6, 768: 12, 1024: 16, 1536: 24}
-"""Attention heads of the published sizes (S, B, L, g) by width."""
-NORM_EPS = 1e-6
 
 WIDTH = SpecValue("hidden_size", Section.positive, 1, shown=size(("layers.*.norm*.*", 0), ("layernorm.*", 0)))
 DEPTH = SpecValue("num_hidden_layers", Section.positive, 1, shown=count("layers"))
@@ -148,9 +146,10 @@ def eomt_architecture(network: Sources) -> Architecture:
     }
     network.finish()
     spec, first = VisionTransformerSpec.model_validate(values), 1 + registers
-    rows = {_POSITIONS: Ours("positions", rows=tuple(range(first, first + spec.patches)))}
-    if registers:
-        rows[_REGISTERS] = some_rows("extra_tokens", range(1, first))
+    rows = {
+        _POSITIONS: Ours("positions", rows=tuple(range(first, first + spec.patches))),
+        **register_keys(_REGISTERS, registers),
+    }
     key_map = KeyMap(
         {**EOMT_KEYS, **mlp_keys, **rows},
         # The masks of training, and how much its loss weighs each class.
