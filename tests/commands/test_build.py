@@ -60,7 +60,7 @@ def test_into_the_bundle(faked: Path, single_copy: Path, capsys) -> None:
         (["--buckets", "0"], "token counts separated by commas"),
         (["--buckets", "900"], "runs 1 to 21 tokens"),
         (["--compute-capability", "86"], "as in 8.6,12.0"),
-        (["--compute-capability", "9.0"], "it builds for: 8.6, 12.0"),
+        (["--compute-capability", "9.0"], "it builds for: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1"),
         (["--json", "/nowhere/report.json"], "existing folder"),
     ],
 )

@@ -64,7 +64,7 @@ def gpu(sound: EngineSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A fake GPU with a fake TensorRT, in this process."""
     bench = Bench(sound, home)
     for module in (tensorrt_run, tensorrt_package):
-        monkeypatch.setattr(module, "tensorrt_package", lambda engine: fake_tensorrt(bench.state, engine))
+        monkeypatch.setattr(module, "tensorrt_package", lambda engine: fake_tensorrt(bench.state))
     monkeypatch.setattr(tensorrt_run, "opened_memory", lambda name: bench.memory)
     # The registry checks whether it can be imported at all.
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", ModuleType("tensorrt_rtx"))

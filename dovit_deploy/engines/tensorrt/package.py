@@ -57,7 +57,7 @@ class Capabilities:
     plugins: bool
     """IPluginV3 classes written in Python."""
     runtime_config: bool
-    """Execution contexts accept an IRuntimeConfig: CUDA graphs, kernel specialisation, runtime cache."""
+    """Execution contexts take CUDA graphs, kernel specialisation and a cache of kernels (TensorRT for RTX)."""
     given_memory: bool
     """Execution contexts can share memory of the caller, as much as each profile needs (10.1 and later)."""
     reports_capturable: bool
@@ -138,17 +138,23 @@ def installed_version(engine: str) -> str | None:
 
 def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
     """What `module` (`tensorrt` or `tensorrt_rtx`) has."""
-    names, context = dir(getattr(module, "ComputeCapability", None)), getattr(module, "IExecutionContext", None)
+
+    def has(kind: str, *names: str) -> bool:
+        return all(hasattr(getattr(module, kind, None), name) for name in names)
+
+    targets = [name for name in dir(getattr(module, "ComputeCapability", None)) if re.fullmatch(r"SM\d+", name)]
     return Capabilities(
-        strongly_typed=hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
-        compute_capabilities=tuple(
-            sorted((_dotted(name) for name in names if re.fullmatch(r"SM\d+", name)), key=float)
-        ),
+        strongly_typed=has("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+        compute_capabilities=tuple(sorted(map(_dotted, targets), key=float)),
         plugins=hasattr(module, "IPluginV3") and hasattr(module, "IPluginCreatorV3One"),
-        runtime_config=hasattr(module.ICudaEngine, "create_runtime_config"),
-        given_memory=hasattr(context, "set_device_memory")
-        and hasattr(module.ICudaEngine, "get_device_memory_size_for_profile_v2"),
-        reports_capturable=hasattr(context, "is_stream_capturable"),
+        # Not by `create_runtime_config`: TensorRT 10.11 and later has it, too, and nothing in what it returns.
+        runtime_config=has(
+            "IRuntimeConfig",
+            *("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy", "create_runtime_cache"),
+        ),
+        given_memory=has("IExecutionContext", "set_device_memory")
+        and has("ICudaEngine", "get_device_memory_size_for_profile_v2"),
+        reports_capturable=has("IExecutionContext", "is_stream_capturable"),
     )
 
 

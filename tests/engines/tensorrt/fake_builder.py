@@ -6,30 +6,28 @@ import os
 import signal
 import sys
 import time
-import types
 from pathlib import Path
+from typing import Any
 
 from dovit_deploy.engines.tensorrt.builder import BuilderJob, BuilderOutcome, die_with
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
-from dovit_deploy.engines.tensorrt.package import Capabilities, TensorRtPackage
+from dovit_deploy.engines.tensorrt.package import TensorRtPackage, capabilities_of
 from dovit_deploy.engines.tensorrt.record import TensorRecord
+from tests.engines.tensorrt.bindings import PLAIN, RTX, Bindings, all_bindings, fake_module
 
 MODULE = "tests.engines.tensorrt.fake_builder"
 VARIABLE = "FAKE_BUILDER"
 
 
-def fake_package(engine: str = "tensorrt-rtx") -> TensorRtPackage:
-    """A package with next to nothing in it."""
-    capabilities = Capabilities(
-        strongly_typed=True,
-        compute_capabilities=("8.6", "12.0"),
-        plugins=True,
-        runtime_config=True,
-        given_memory=True,
-        reports_capturable=True,
-    )
-    module = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(SM86=1, SM120=2))
-    return TensorRtPackage(engine, "1.7.1", capabilities, module, ("8.0", "8.6"))
+def fake_package(
+    engine: str | None = None, *, bindings: Bindings | None = None, fakes: dict[str, Any] | None = None
+) -> TensorRtPackage:
+    """The package of one version, of which only `fakes` do anything; by default TensorRT for RTX."""
+    bindings = bindings or all_bindings()[RTX if engine in (None, "tensorrt-rtx") else PLAIN]
+    module, name = fake_module(bindings, fakes), bindings.version.split()[0].replace("_", "-")
+    # Fewer targets than the real package has by default, so that tests can name one that is missing.
+    defaults = ("8.0", "8.6") if name == "tensorrt-rtx" else ()
+    return TensorRtPackage(name, "1.7.1", capabilities_of(module), module, defaults)
 
 
 def runnable(path: Path) -> tuple[bytes, tuple[TensorRecord, ...]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.tensorrt import build as tensorrt_build
+from dovit_deploy.engines.tensorrt import record as tensorrt_record
 from dovit_deploy.engines.tensorrt.build import build_engines
 from dovit_deploy.engines.tensorrt.builder import BuilderJob
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
@@ -17,6 +18,7 @@ from dovit_deploy.engines.tensorrt.record import BuildRequest
 from dovit_deploy.engines.tensorrt.run import TensorRtBackend
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
 from tests.engines.cuda.fake_device import FakeMemory
+from tests.engines.tensorrt.bindings import RTX, all_bindings
 from tests.engines.tensorrt.fake_builder import VARIABLE, carry_out, fake_package
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRt, fake_tensorrt
 from tests.tiny import tiny_pixels
@@ -30,27 +32,29 @@ def in_this_process(job: Path, package: TensorRtPackage) -> tuple[int, str]:
     return 0, ""
 
 
-def built(bundle: Bundle, cache: EngineCache, **choices) -> EngineSet:
+def built(bundle: Bundle, cache: EngineCache, *, version: str = RTX, **choices) -> EngineSet:
     """Engines that the fake TensorRT runs; without plugins unless `choices` has them."""
-    request = BuildRequest(**{"plugins": False, **choices})
+    request, package = BuildRequest(**{"plugins": False, **choices}), fake_package(bindings=all_bindings()[version])
     with (
         mock.patch.object(tensorrt_build, "run_child", in_this_process),
+        mock.patch.object(tensorrt_record, "gpu_device", lambda: FakeMemory().device),
         mock.patch.dict(os.environ, {VARIABLE: "runnable"}),
     ):
-        engines, _ = build_engines(bundle, request, package=fake_package(), cache=cache, progress=lambda step: None)
+        engines, _ = build_engines(bundle, request, package=package, cache=cache, progress=lambda step: None)
     return engines
 
 
 class Bench:
     """A fake device, a fake TensorRT that knows the profiles of `engines`, and backends over both."""
 
-    def __init__(self, engines: EngineSet, home: Path) -> None:
+    def __init__(self, engines: EngineSet, home: Path, *, version: str = RTX) -> None:
         self.memory, self.home, self.engines = FakeMemory(), home, engines
-        self.state = FakeTensorRt(profiles={record.file.sha256: record.profiles for record in engines.records.values()})
+        profiles = {record.file.sha256: record.profiles for record in engines.records.values()}
+        self.state = FakeTensorRt(all_bindings()[version], profiles=profiles)
 
-    def backend(self, *, precision: str = "fp32", trust_engine: bool = False, **capabilities: bool) -> TensorRtBackend:
+    def backend(self, *, precision: str = "fp32", trust_engine: bool = False) -> TensorRtBackend:
         return TensorRtBackend(
-            fake_tensorrt(self.state, **capabilities),
+            fake_tensorrt(self.state),
             precision=precision,
             trust_engine=trust_engine,
             cache=EngineCache(self.home),

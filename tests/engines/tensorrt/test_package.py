@@ -19,26 +19,7 @@ from dovit_deploy.engines.tensorrt.package import (
     tensorrt_package,
 )
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing, ProviderMissing, UsageError
-
-
-class Empty:
-    pass
-
-
-def fake_module(version: str, *, rtx: bool) -> types.SimpleNamespace:
-    """A module with what the real ones have."""
-    flags = type("Flags", (), {} if version.startswith("11") else {"STRONGLY_TYPED": 1})
-    engine = type("Engine", (), {"create_runtime_config": None} if rtx else {})
-    module = types.SimpleNamespace(
-        __version__=version,
-        NetworkDefinitionCreationFlag=flags,
-        ICudaEngine=engine,
-        IPluginV3=Empty,
-        IPluginCreatorV3One=Empty,
-    )
-    if rtx:
-        module.ComputeCapability = types.SimpleNamespace(NONE=0, CURRENT=1, SM120=2, SM75=3, SM86=4)
-    return module
+from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
 
 
 def install(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
@@ -46,27 +27,33 @@ def install(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
 
 
 def test_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fake_module("1.7.1.116", rtx=True))
+    install(monkeypatch, fake_module(all_bindings()[RTX]))
     package = tensorrt_package("tensorrt-rtx")
-    assert package.capabilities.compute_capabilities == ("7.5", "8.6", "12.0")
-    assert package.capabilities.runtime_config
-    assert package.network_flags == 2
-    assert package.compute_capability("12.0") == 2
-    with pytest.raises(UsageError, match=r"'9\.0'.*7\.5, 8\.6, 12\.0"):
+    found = package.capabilities
+    assert found.compute_capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+    assert found.runtime_config and found.given_memory and found.reports_capturable and found.plugins
+    assert package.network_flags == 1
+    assert package.compute_capability("12.0") == 120
+    with pytest.raises(UsageError, match=r"'9\.0'.*7\.5, 8\.0, 8\.6"):
         package.compute_capability("9.0")
 
 
-def test_tensorrt_11_has_strong_typing_without_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fake_module("11.0.0", rtx=False))
+@pytest.mark.parametrize(("version", "flags"), [("10.0.1", 2), ("10.13.3.9", 2), ("11.4.0.106", 1)])
+def test_tensorrt(version: str, flags: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No version has what RTX has in its runtime configuration; the flags have other numbers in 11."""
+    install(monkeypatch, fake_module(all_bindings()[f"tensorrt {version}"]))
     package = tensorrt_package("tensorrt")
-    assert package.network_flags == 0
+    assert package.network_flags == flags
+    assert not package.capabilities.runtime_config and not package.capabilities.reports_capturable
+    assert package.capabilities.given_memory == (version != "10.0.1")
+    assert package.capabilities.plugins
     with pytest.raises(UsageError, match="this machine's GPU only"):
         package.compute_capability("8.6")
 
 
 @pytest.mark.parametrize(("engine", "version"), [("tensorrt-rtx", "1.6.9"), ("tensorrt", "8.6.1")])
 def test_too_old(engine: str, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fake_module(version, rtx=True))
+    install(monkeypatch, types.SimpleNamespace(__version__=version))
     with pytest.raises(EnvironmentProblem, match=f"{version} is installed, .* or later is needed: pip install"):
         tensorrt_package(engine)
 
@@ -95,7 +82,7 @@ def test_the_library_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.M
     (libraries / "libtensorrt_rtx.so.1").write_text("library")
     monkeypatch.syspath_prepend(str(libraries.parent))
     monkeypatch.delitem(sys.modules, "tensorrt_rtx_libs", raising=False)
-    install(monkeypatch, fake_module("1.7.1", rtx=True))
+    install(monkeypatch, fake_module(all_bindings()[RTX]))
     package = tensorrt_package("tensorrt-rtx")
     folder = library_folder(package, home=tmp_path / "cache")
     assert folder is not None

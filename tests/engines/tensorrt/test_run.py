@@ -22,6 +22,8 @@ from dovit_deploy.errors import (
     ProviderMissing,
 )
 from dovit_deploy.runtime.session import Session
+from tests.engines.tensorrt.bindings import RTX, all_bindings
+from tests.engines.tensorrt.fake_tensorrt import fake_tensorrt
 from tests.engines.tensorrt.run_fakes import BUCKETS, Bench, assert_nothing_is_left, built, pixels_of, since
 from tests.graphs.derived import DerivedBackend
 from tests.tiny import tiny_pixels
@@ -113,17 +115,26 @@ def test_a_replay_may_keep_nothing_or_everything(bundle: Bundle, session: Sessio
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "capabilities",
-    [{"runtime_config": False}, {"runtime_config": False, "given_memory": False}, {"reports_capturable": False}],
-    ids=["tensorrt", "tensorrt 10.0", "unreported"],
-)
-def test_other_packages(capabilities, bundle: Bundle, bench: Bench, session: Session) -> None:
+@pytest.mark.parametrize("version", [version for version in all_bindings() if version != RTX])
+def test_every_version_of_tensorrt_runs(version: str, bundle: Bundle, session: Session, tmp_path: Path) -> None:
+    """Of plain TensorRT, none has CUDA graphs of its own, a cache of kernels, or says what can be captured."""
     want = session.run(pixels_of(bundle))[0]
-    other = Bench(bench.engines, bench.home)
-    with Session(bundle, backend=other.backend(**capabilities)) as opened:
+    engines = built(bundle, EngineCache(tmp_path), version=version, precision="fp32", buckets=BUCKETS)
+    other = Bench(engines, tmp_path, version=version)
+    with Session(bundle, backend=other.backend()) as opened:
         assert np.array_equal(opened.run(pixels_of(bundle))[0], want)
+        assert opened.engine("stage1").graphs > 0
+    assert not other.state.configs and not other.state.given_caches
     assert_nothing_is_left(other)
+
+
+def test_rtx_compiles_before_the_capture_and_leaves_capturing_to_us(session: Session, bench: Bench) -> None:
+    trt = fake_tensorrt(bench.state).module
+    assert bench.state.configs
+    for config in bench.state.configs:
+        assert config.cuda_graph_strategy == trt.CudaGraphStrategy.DISABLED
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        assert config.dynamic_shapes_kernel_specialization_strategy == eager
 
 
 def test_compiled_kernels_are_kept_for_the_next_time(dense_bundle_path: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from dovit_deploy.bundle.bundle import ENGINES, Bundle
 from dovit_deploy.bundle.manifest import FileEntry
 from dovit_deploy.engines.tensorrt import search as engine_search
-from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, build_digest
 from dovit_deploy.engines.tensorrt.search import EngineSearch, why_outdated
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
@@ -166,9 +165,7 @@ def test_gpus_that_rtx_engines_run_on(device: str, runs: bool) -> None:
 
 
 def test_engines_of_tensorrt_run_on_the_gpu_that_they_were_built_on(bundle: Bundle, cache: EngineCache) -> None:
-    made = fake_package("tensorrt")
-    capabilities = type(made.capabilities)(**{**vars(made.capabilities), "compute_capabilities": ()})
-    package = TensorRtPackage("tensorrt", made.version, capabilities, made.module, ())
+    package = fake_package("tensorrt")
     assert package.runs_on(("8.6",), "8.6")
     assert not package.runs_on(("8.6",), "8.9")
 
