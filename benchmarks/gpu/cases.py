@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from gpu.models import (
     EVERYTHING,
     PIXELS,
     PROFILES,
+    TINY_PIXELS,
     Case,
+    TinyCase,
     predicted_speedup,
     random_model,
     random_pixels,
@@ -26,39 +27,16 @@ from gpu.packed_runner import DenseRunner, StagedRunner
 from gpu.packed_stages import PackedAttend, masked_attention, varlen_attention
 from gpu.parity import parity
 from gpu.result import Boundary, ParityRow, StagedRow, Undone
+from gpu.section import Bench, Found, attempted
 
 BATCH = 8
+TINY_STEP = 8
 PARITY_PROFILE = "p45"
 NEVER = 2.0
 """A threshold that no probability reaches, rounding included."""
 SECONDS_A_PROFILE = 1.5
 GUESS_S = {"S": 10.0, "B": 13.0, "L": 20.0}
 """Seconds for a case of one image at 768 pixels, capturing included: a guess until one was measured."""
-
-
-@dataclass
-class TimeBudget:
-    """A time by which everything must be done; what does not fit is left out and reported."""
-
-    end: float
-    undone: list[Undone] = field(default_factory=list)
-
-    @classmethod
-    def minutes(cls, minutes: float) -> TimeBudget:
-        """A budget that starts now."""
-        return cls(time.monotonic() + 60 * minutes)
-
-    @property
-    def left(self) -> float:
-        """Seconds that remain."""
-        return self.end - time.monotonic()
-
-    def allows(self, what: str, seconds: float) -> bool:
-        """Whether `seconds` remain; if not, `what` is recorded as not done."""
-        if self.left >= seconds:
-            return True
-        self.undone.append(Undone(what=what, why=f"{max(self.left, 0):.0f} s remained, about {seconds:.0f} are needed"))
-        return False
 
 
 @dataclass(frozen=True)
@@ -77,19 +55,18 @@ class Conditions:
     """Token counts are rounded up to multiples of it."""
 
 
-def gpu_conditions(device: torch.device) -> Conditions:
-    """Half precision and the fastest packed attention that works on `device`."""
+def conditions_on(device: torch.device) -> Conditions:
+    """Half precision and the fastest packed attention that works on a GPU; on the CPU what tiny models take."""
+    if device.type == "cpu":
+        return Conditions(device, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=TINY_STEP)
     attend, attention = fastest_attention(device)
     return Conditions(device, torch.float16, attend, attention, torch.cuda.synchronize)
 
 
-@dataclass
-class CaseResults:
-    """The rows that cases add to the report."""
-
-    staged: list[StagedRow] = field(default_factory=list)
-    parity: list[ParityRow] = field(default_factory=list)
-    boundaries: list[Boundary] = field(default_factory=list)
+def cases_on(bench: Bench, *, batches: bool) -> Iterator[Case]:
+    """Single images or batches: every case on a GPU, a tiny one on the CPU."""
+    cases = all_cases() if bench.on_gpu else (TinyCase("S", TINY_PIXELS, images) for images in (1, 3))
+    return (case for case in cases if (case.images > 1) == batches)
 
 
 def all_cases() -> Iterator[Case]:
@@ -104,24 +81,19 @@ def all_cases() -> Iterator[Case]:
             yield Case(size, pixels, BATCH)
 
 
-def run_cases(
-    cases: Iterable[Case], budget: TimeBudget, conditions: Conditions, say: Callable[[str], None]
-) -> CaseResults:
+def run_cases(cases: Iterable[Case], bench: Bench, conditions: Conditions) -> Iterator[Found]:
     """Measure `cases` until the budget is spent."""
-    results = CaseResults()
     for case in cases:
-        if case.images > 1 and conditions.device.type == "cuda" and conditions.attend is masked_attention:
-            budget.undone.append(Undone(what=case.name, why="this PyTorch or GPU has no packed attention"))
-        elif budget.allows(case.name, guess_s(case)):
-            say(case.name)
-            try:
-                run_case(case, results, conditions)
+        if case.images > 1 and bench.on_gpu and conditions.attend is masked_attention:
+            yield "undone", Undone(what=case.name, why="this PyTorch or GPU has no packed attention")
+        elif (missing := bench.budget.lacks(case.name, guess_s(case))) is not None:
+            yield "undone", missing
+        else:
+            bench.say(f"  {case.name}")
             # One case too large for this GPU is no reason to lose the others.
-            except torch.OutOfMemoryError as error:
-                budget.undone.append(Undone(what=case.name, why=str(error).partition(".")[0]))
-            if conditions.device.type == "cuda":
+            yield from attempted(case.name, run_case(case, conditions))
+            if bench.on_gpu:
                 torch.cuda.empty_cache()
-    return results
 
 
 def guess_s(case: Case) -> float:
@@ -143,8 +115,8 @@ def fastest_attention(device: torch.device) -> tuple[PackedAttend, str]:
     return varlen_attention, "packed (torch.nn.attention.varlen)"
 
 
-def run_case(case: Case, results: CaseResults, conditions: Conditions) -> None:
-    """Parity, the boundary and all profiles of one case."""
+def run_case(case: Case, conditions: Conditions) -> Iterator[Found]:
+    """Parity, all profiles and the boundary of one case."""
     spec = case.spec
     reference = random_model(spec, conditions.device)
     model = copy.deepcopy(reference).to(conditions.dtype)
@@ -155,19 +127,17 @@ def run_case(case: Case, results: CaseResults, conditions: Conditions) -> None:
     # The reference is fp32: PyTorch lets convolutions round their inputs to TF32 by default.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         runs = parity(runner, reference, pixels, thresholds)
-    results.parity.append(parity_row(case.name, str(conditions.dtype).removeprefix("torch."), runs))
+    yield "parity", parity_row(case.name, str(conditions.dtype).removeprefix("torch."), runs)
     # The measurements below need the memory: a ViT-L in fp32 takes more than a gigabyte.
     del reference
     for profile, shares in {EVERYTHING: None, **PROFILES}.items():
         chosen = [NEVER] * len(spec.gates) if shares is None else thresholds_for(runner, pixels, shares)
         runner.set_thresholds(chosen)
         row, difference = measured(case, runner, dense, pixels.to(conditions.dtype), profile, conditions)
-        results.staged.append(row.model_copy(update={"thresholds": tuple(chosen)}))
+        yield "staged", row.model_copy(update={"thresholds": tuple(chosen)})
         if shares is None:
             micros = 1e6 * difference / len(spec.gates)
-            results.boundaries.append(
-                Boundary(model=case.size, pixels=case.pixels, images=case.images, microseconds=micros)
-            )
+            yield "boundaries", Boundary(model=case.size, pixels=case.pixels, images=case.images, microseconds=micros)
 
 
 def measured(

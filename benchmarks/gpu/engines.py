@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.engines.base import Backend
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
-from dovit_deploy.errors import DovitError, EngineBuildFailed
+from dovit_deploy.errors import EngineBuildFailed, EnvironmentProblem
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.verify import ReferenceRun, reference_runs
 from dovit_deploy.families.cost import cost_model
@@ -32,7 +32,8 @@ from gpu.latency import latency, paired
 from gpu.models import CLASSES, random_model, random_pixels, vit_spec
 from gpu.parity import HALF_TOLERANCE
 from gpu.programs import StartProgram
-from gpu.result import EngineRow, Undone
+from gpu.result import EngineRow
+from gpu.section import Found, NotDone, TimeBudget, attempted, said
 
 BUNDLE_PIXELS = 512
 BUILD_SECONDS = 90.0
@@ -99,25 +100,38 @@ def build(bundle: Bundle, engine: str, precision: str, run: StartProgram = subpr
 def engine_rows(
     bundle: Bundle,
     backends: Iterable[tuple[str, str, Callable[[], Backend]]],
+    budget: TimeBudget,
     *,
     seconds: float,
-    allows: Callable[[str, float], bool],
-) -> tuple[list[EngineRow], list[Undone]]:
+) -> Iterator[Found]:
     """One row for each backend that runs here."""
     pixels = random_pixels(bundle.manifest.spec, 1, torch.device("cpu")).numpy()
     with Session(bundle, engine="torch") as reference:
         # Each image's second setting stops about half of its tokens at each gate.
         expected = reference_runs(reference, settings_from_images(reference, [("noise", pixels)])[1:])[0]
-    rows, undone = [], []
     for name, precision, backend in backends:
-        if not allows(f"engine {name} {precision}", 6 * seconds):
-            continue
-        try:
-            with Session(bundle, backend=backend()) as session:
-                rows.append(engine_row(session, expected, name, precision, seconds=seconds))
-        except DovitError as error:
-            undone.append(Undone(what=f"engine {name} {precision}", why=str(error).replace("\n", " ")))
-    return rows, undone
+        what = f"engine {name} {precision}"
+        if (missing := budget.lacks(what, 6 * seconds)) is not None:
+            yield "undone", missing
+        else:
+            yield from attempted(what, _engine_row(bundle, backend, expected, name, precision, seconds=seconds))
+
+
+def _engine_row(
+    bundle: Bundle,
+    backend: Callable[[], Backend],
+    expected: ReferenceRun,
+    name: str,
+    precision: str,
+    *,
+    seconds: float,
+) -> Iterator[Found]:
+    """The row of one backend; what its engine lacks on this machine is not done, with its own words."""
+    try:
+        with Session(bundle, backend=backend()) as session:
+            yield "engines", engine_row(session, expected, name, precision, seconds=seconds)
+    except EnvironmentProblem as error:
+        raise NotDone(said(error)) from error
 
 
 def engine_row(session: Session, expected: ReferenceRun, name: str, precision: str, *, seconds: float) -> EngineRow:

@@ -21,6 +21,7 @@ from gpu.packed_runner import StagedRunner
 WIDTHS = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 """Width, depth, heads."""
 PIXELS = (512, 768, 1024)
+TINY_PIXELS = 80
 PROFILES = {"p70": (0.85, 0.70, 0.55), "p45": (0.70, 0.45, 0.30), "p12": (0.50, 0.25, 0.12)}
 """Share of all patches that runs on after each gate."""
 EVERYTHING = "all kept"
@@ -47,6 +48,15 @@ class Case:
         """The architecture: four stages of a quarter of the layers each."""
         width, depth, heads = WIDTHS[self.size]
         return vit_spec(width, depth, heads, self.pixels)
+
+
+class TinyCase(Case):
+    """A case of a model small enough for the CPU; its size is called S because tables need one of the known names."""
+
+    @property
+    def spec(self) -> VisionTransformerSpec:
+        """Four layers, 26 tokens."""
+        return vit_spec(32, 4, 4, self.pixels)
 
 
 def vit_spec(width: int, depth: int, heads: int, pixels: int) -> VisionTransformerSpec:

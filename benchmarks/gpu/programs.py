@@ -10,11 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dovit_deploy.engines.cuda.memory import MEMORIES
 from gpu.result import Outcome, Undone
+from gpu.section import Found, NotDone
 from tests.paths import ROOT
 
 NO_GPU = 2
@@ -22,12 +23,11 @@ NO_GPU = 2
 
 StartProgram = Callable[..., "subprocess.CompletedProcess[str]"]
 """`subprocess.run`, or what stands for it in a test."""
-Findings = tuple[list[Outcome], list[Undone]]
 
 
 def plugin_outcomes(
     compute_capability: str, *, seconds: float, headers: str | None = None, run: StartProgram = subprocess.run
-) -> Findings:
+) -> Iterator[Found]:
     """Build csrc's libraries and harness for this GPU, and let the harness run the plugins' own enqueue.
 
     Args:
@@ -35,41 +35,41 @@ def plugin_outcomes(
     """
     missing = [tool for tool in ("make", "nvcc") if shutil.which(tool) is None]
     if missing:
-        return [], [Undone(what="C++ plugins", why=f"{' and '.join(missing)} is not installed (CUDA toolkit)")]
+        raise NotDone(f"{' and '.join(missing)} is not installed (CUDA toolkit)")
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         variables = [f"BUILD={folder}", f"ARCHS={compute_capability.replace('.', '')}"]
         variables += [f"TENSORRT_INCLUDE={headers}"] if headers else []
         built = _done(["make", "-C", str(ROOT / "csrc"), "plugins", "harness", *variables], seconds=seconds, run=run)
         if built is None or built.returncode:
-            return [Outcome(name="C++ plugins", ok=False, detail=f"not built: {_last_line(built)}")], []
+            yield "plugin", Outcome(name="C++ plugins", ok=False, detail=f"not built: {_last_line(built)}")
+            return
         library = Path(folder) / "libdovit_plugins.so"
-        undone = []
         if not library.exists():
             library = Path(folder) / "libdovit_kernels.so"
-            undone.append(Undone(what="IPluginV3's enqueue", why="no TensorRT headers (TENSORRT_INCLUDE)"))
+            yield "undone", Undone(what="IPluginV3's enqueue", why="no TensorRT headers (TENSORRT_INCLUDE)")
         ran = _done([str(Path(folder) / "harness"), str(library)], seconds=seconds, run=run)
     if ran is not None and ran.returncode == NO_GPU:
-        return [], [*undone, Undone(what="C++ plugins", why=_last_line(ran))]
-    return [Outcome(name="C++ plugins", ok=ran is not None and not ran.returncode, detail=_last_line(ran))], undone
+        raise NotDone(_last_line(ran))
+    yield "plugin", Outcome(name="C++ plugins", ok=ran is not None and not ran.returncode, detail=_last_line(ran))
 
 
-def memory_outcomes(*, seconds: float, run: StartProgram = subprocess.run) -> Findings:
+def memory_outcomes(*, seconds: float, run: StartProgram = subprocess.run) -> Iterator[Found]:
     """Both packages for device memory against the promises of tests/engines/cuda/memory_contract.py."""
-    outcomes, undone = [], []
     for name in MEMORIES:
         ran = _done([sys.executable, "-m", "tests.engines.cuda.memory_contract", name], seconds=seconds, run=run)
         if ran is not None and ran.returncode == 0:
-            outcomes.append(Outcome(name=name, ok=True, detail=_last_line(ran)))
+            yield "memory", Outcome(name=name, ok=True, detail=_last_line(ran))
         elif ran is not None and ("PackageMissing" in ran.stderr or "ProviderMissing" in ran.stderr):
-            undone.append(Undone(what=f"memory by {name}", why=_last_line(ran)))
+            yield "undone", Undone(what=f"memory by {name}", why=_last_line(ran))
         else:
-            outcomes.append(Outcome(name=name, ok=False, detail=_last_line(ran)))
-    return outcomes, undone
+            yield "memory", Outcome(name=name, ok=False, detail=_last_line(ran))
 
 
 def _done(command: Sequence[str], *, seconds: float, run: StartProgram) -> subprocess.CompletedProcess[str] | None:
     """The finished process; None if it took longer than `seconds`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    inherited = os.environ.get("PYTHONPATH")
+    # In front: what else the path names, perhaps the packages themselves, is needed as well.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])}
     try:
         return run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dovit_deploy.record import Record
 
 AIMS = {"L": 0.92, "B": 0.85, "S": 0.75}
@@ -30,6 +32,17 @@ class Undone(Record):
 
     what: str
     why: str
+
+
+class SectionOutcome(Record):
+    """How a section of the proof ended."""
+
+    name: str
+    outcome: Literal["done", "failed", "not done"]
+    """Done: it ran to its end, whatever it found. Not done: this machine or the time lacks what it needs."""
+    why: str
+    """The error's text, or what is lacking; empty where it is done."""
+    seconds: float
 
 
 class Bandwidth(Record):
@@ -131,7 +144,9 @@ class GpuReport(Record):
     minutes: float
     gpu: Gpu | None
     """None where there was none: then only the self-test ran."""
-    selftest: tuple[Outcome, ...]
+    sections: tuple[SectionOutcome, ...] = ()
+    """In the order in which they ran."""
+    selftest: tuple[Outcome, ...] = ()
     """The same code on CPU tensors and tiny models."""
     kernels: tuple[Outcome, ...] = ()
     copy_gb_per_s: float | None = None
@@ -143,12 +158,21 @@ class GpuReport(Record):
     boundaries: tuple[Boundary, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     undone: tuple[Undone, ...] = ()
+    """Parts of sections that this machine or the time did not allow."""
+    broken: tuple[Outcome, ...] = ()
+    """Parts of sections that failed."""
+
+    def with_found(self, field: str, value: Record | float) -> GpuReport:
+        """This report with `value` as `field`, or behind what is in it already."""
+        before = getattr(self, field)
+        return self.model_copy(update={field: (*before, value) if isinstance(before, tuple) else value})
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Whatever was tried and is wrong; slow is not wrong."""
-        tried = (*self.selftest, *self.kernels, *self.plugin, *self.memory)
-        wrong = [f"{outcome.name}: {outcome.detail}" for outcome in tried if not outcome.ok]
+        tried = (*self.selftest, *self.kernels, *self.plugin, *self.memory, *self.broken)
+        wrong = [f"{section.name}: {section.why}" for section in self.sections if section.outcome == "failed"]
+        wrong += [f"{outcome.name}: {outcome.detail}" for outcome in tried if not outcome.ok]
         wrong += [f"{row.name}, {failure}" for row in self.parity for failure in row.failures]
         wrong += [f"{row.engine} {row.precision}, {failure}" for row in self.engines for failure in row.parity]
         return tuple(wrong)

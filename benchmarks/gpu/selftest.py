@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,55 +14,45 @@ import torch
 
 from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.registry import backend_from_name
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from gpu.cases import CaseResults, Conditions, run_case
+from gpu.cases import conditions_on, run_case
 from gpu.engines import engine_rows, random_bundle
 from gpu.kernels import kernel_checks
-from gpu.models import Case, vit_spec
-from gpu.packed_stages import masked_attention
-from gpu.result import GpuReport, Outcome, Undone
+from gpu.models import TINY_PIXELS, TinyCase
+from gpu.result import EngineRow, GpuReport, Outcome, ParityRow, Undone
+from gpu.section import ABSENT, Found, NotDone, TimeBudget, error_line, said
 from gpu.tables import TABLES
 
 CPU = torch.device("cpu")
-TINY_PIXELS, TINY_STEP = 80, 8
 
 
-class TinyCase(Case):
-    """A case of a model small enough for the CPU; its size is called S because tables need one of the known names."""
-
-    @property
-    def spec(self) -> VisionTransformerSpec:
-        """Four layers, 26 tokens."""
-        return vit_spec(32, 4, 4, self.pixels)
-
-
-def selftest() -> tuple[list[Outcome], list[Undone]]:
+def selftest() -> Iterator[Found]:
     """Everything that can be tried without a GPU."""
-    results, outcomes, undone = CaseResults(), [], []
+    rows: list[Found] = []
     for images in (1, 3):
-        outcomes.append(_tried(f"packed stages, batch of {images}", lambda images=images: _stages(results, images)))
-    outcomes.append(_tried("engines on a bundle", _engines))
+        yield _tried(f"packed stages, batch of {images}", functools.partial(_stages, rows, images))
+    yield _tried("engines on a bundle", _engines)
     if shutil.which("g++") is None:
-        undone.append(Undone(what="kernels' source on the CPU", why="g++ is not installed"))
+        yield "undone", Undone(what="kernels' source on the CPU", why="g++ is not installed")
     else:
-        outcomes.append(_tried("kernels' source on the CPU", _kernels))
-    outcomes.append(_tried("device memory's contract, on a fake", _memory))
-    outcomes.append(_tried("tables", lambda: _tables(results)))
-    return outcomes, undone
+        yield _tried("kernels' source on the CPU", _kernels)
+    yield _tried("device memory's contract, on a fake", _memory)
+    yield _tried("tables", functools.partial(_tables, rows))
 
 
-def _tried(name: str, check: Callable[[], str]) -> Outcome:
+def _tried(name: str, check: Callable[[], str]) -> Found:
     """The outcome of `check`; whatever goes wrong is a finding, to be reported before the next check runs."""
     try:
-        return Outcome(name=name, ok=True, detail=check())
+        return "selftest", Outcome(name=name, ok=True, detail=check())
+    # What this machine lacks is not wrong.
+    except ABSENT as error:
+        return "undone", Undone(what=name, why=said(error))
     except Exception as error:  # noqa: BLE001
-        return Outcome(name=name, ok=False, detail=f"{type(error).__name__}: {error}".partition("\n")[0])
+        return "selftest", Outcome(name=name, ok=False, detail=error_line(error))
 
 
-def _stages(results: CaseResults, images: int) -> str:
-    conditions = Conditions(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=TINY_STEP)
-    run_case(TinyCase("S", TINY_PIXELS, images), results, conditions)
-    parity = results.parity[-1]
+def _stages(rows: list[Found], images: int) -> str:
+    rows += run_case(TinyCase("S", TINY_PIXELS, images), conditions_on(CPU))
+    parity = [row for _, row in rows if isinstance(row, ParityRow)][-1]
     if parity.failures:
         raise AssertionError(parity.failures[0])
     return f"agree with the reference; floats at {parity.float_error:.1%} of what is allowed"
@@ -70,11 +62,11 @@ def _engines() -> str:
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         bundle = random_bundle(TinyCase("S", TINY_PIXELS, 1).spec, Path(folder))
         cpu = [("onnxruntime", "fp32", lambda: backend_from_name("onnxruntime", threads=1))]
-        rows, undone = engine_rows(bundle, cpu, seconds=0.0, allows=lambda what, seconds: True)
-    if undone:
-        return f"not tried: {undone[0].why}"
-    if rows[0].parity:
-        raise AssertionError(rows[0].parity[0])
+        ((_, row),) = engine_rows(bundle, cpu, TimeBudget(math.inf), seconds=0.0)
+    if isinstance(row, Undone):
+        raise NotDone(row.why)
+    if not isinstance(row, EngineRow) or row.parity:
+        raise AssertionError(row.parity[0] if isinstance(row, EngineRow) else str(row))
     return "onnxruntime on the CPU agrees with the reference"
 
 
@@ -102,19 +94,10 @@ def _memory() -> str:
     return f"{len(CHECKS)} promises kept"
 
 
-def _tables(results: CaseResults) -> str:
-    report = GpuReport(
-        command="",
-        date="",
-        machine={},
-        versions={},
-        minutes=0,
-        gpu=None,
-        selftest=(),
-        parity=tuple(results.parity),
-        staged=tuple(results.staged),
-        boundaries=tuple(results.boundaries),
-    )
+def _tables(rows: list[Found]) -> str:
+    report = GpuReport(command="", date="", machine={}, versions={}, minutes=0, gpu=None)
+    for found in rows:
+        report = report.with_found(*found)
     again = GpuReport.model_validate_json(report.model_dump_json())
     lines = sum(table(again).count("\n") for table in TABLES.values())
     return f"{len(TABLES)} tables of {lines} lines"

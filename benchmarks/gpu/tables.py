@@ -29,6 +29,7 @@ def proved_table(report: GpuReport) -> str:
         ("kernels on the GPU", report.kernels),
         ("C++ plugins", report.plugin),
         ("device memory", report.memory),
+        ("", report.broken),
     )
     rows = [
         (group, outcome.name, "ok" if outcome.ok else "**wrong**", outcome.detail)
@@ -41,6 +42,9 @@ def proved_table(report: GpuReport) -> str:
             detail = row.failures[0]
         rows.append(("parity, " + row.precision, row.name, "**wrong**" if row.failures else "ok", detail))
     rows += [("", undone.what, "not done", undone.why) for undone in report.undone]
+    for section in report.sections:
+        shown = "**failed**" if section.outcome == "failed" else section.outcome
+        rows.append(("section", section.name, shown, section.why))
     return f"{head}\n\n{_table(('', 'what', 'outcome', ''), rows)}"
 
 

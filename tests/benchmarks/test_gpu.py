@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from gpu import cases, engines, kernels, programs, prove, selftest, tables
-from gpu.cases import CaseResults, Conditions, TimeBudget, all_cases, guess_s, run_case, run_cases
+from gpu import cases, engines, kernels, programs, prove, sections, selftest, tables
+from gpu.cases import all_cases, conditions_on, guess_s, run_case, run_cases
 from gpu.kernels import kernel_checks
 from gpu.latency import Paired, latency, paired
-from gpu.models import EVERYTHING, PIXELS, PROFILES, WIDTHS, Case
+from gpu.models import EVERYTHING, PIXELS, PROFILES, TINY_PIXELS, WIDTHS, Case, TinyCase
 from gpu.packed_stages import masked_attention
 from gpu.result import AIMS, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
-from gpu.selftest import TINY_PIXELS, TinyCase
+from gpu.section import Bench, Found, NotDone, TimeBudget
+from gpu.sections import GPU_ITSELF, SECTIONS
 from gpu.tables import NOT_RUN, TABLES, mark, write_tables
 from report import END
 
@@ -26,9 +29,17 @@ from dovit_deploy.errors import ProviderMissing
 from tests.paths import ROOT
 
 CPU = torch.device("cpu")
-HERE = Conditions(CPU, torch.float32, masked_attention, "masked", lambda: None, seconds=0.0, step=8)
+HERE = conditions_on(CPU)
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run make prove-gpu")
+
+
+def collected(found: Iterable[Found]) -> GpuReport:
+    """A report of what was found."""
+    report = GpuReport(command="", date="", machine={}, versions={}, minutes=0, gpu=None)
+    for each in found:
+        report = report.with_found(*each)
+    return report
 
 
 def page_with_marks(folder: Path) -> Path:
@@ -43,28 +54,46 @@ def test_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path, ca
     monkeypatch.setattr(kernels, "TOTALS", tuple(total for total in kernels.TOTALS if total < 300))
     monkeypatch.setattr(kernels, "MASKS", tuple(mask for mask in kernels.MASKS if mask < 5000))
     output, page = tmp_path / "gpu.json", page_with_marks(tmp_path)
-    assert prove.main(["--minutes", "1", "-o", str(output), "--docs", str(page)]) == 0
+    assert prove.main(["--minutes", "5", "-o", str(output), "--docs", str(page)]) == 0
     report = GpuReport.model_validate_json(output.read_text())
     assert report.gpu is None and not report.staged and not report.engines and report.copy_gb_per_s is None
     assert len(report.selftest) >= 5 and all(outcome.ok for outcome in report.selftest)
-    assert {entry.what for entry in report.undone} >= set(prove.ONLY_ON_A_GPU)
-    said = capsys.readouterr().err
-    assert all(f"not done: {what}" in said for what in prove.ONLY_ON_A_GPU)
+    outcomes = {section.name: section.outcome for section in report.sections}
+    assert outcomes.pop("self-test on the CPU") == "done"
+    assert set(outcomes) == {GPU_ITSELF.name, *(section.name for section in SECTIONS if not section.everywhere)}
+    assert set(outcomes.values()) == {"not done"}
     text = page.read_text()
-    assert "of yesterday" not in text and text.count(NOT_RUN) == 4 and "no GPU" in text
+    assert all(f"| section | {name} | not done | PyTorch" in text for name in outcomes)
+    assert "of yesterday" not in text and text.count(NOT_RUN) == len(TABLES) - 1 and "no GPU" in text
     written = page.read_text()
     page.write_text(page_with_marks(tmp_path).read_text())
     assert prove.main(["--tables", str(output), "--docs", str(page)]) == 0
     assert page.read_text() == written, "the tables come from the JSON"
 
 
-@no_gpu
+def test_on_the_cpu_the_sections_code_runs_on_tiny_models(tmp_path, monkeypatch) -> None:
+    """Every section but those that only a GPU can have; the self-test above has its own test."""
+    monkeypatch.setattr(prove, "SECTIONS", tuple(section for section in SECTIONS if not section.everywhere))
+    output = tmp_path / "gpu.json"
+    assert prove.main(["--device", "cpu", "--minutes", "5", "-o", str(output)]) == 0
+    report = GpuReport.model_validate_json(output.read_text())
+    for section in SECTIONS:
+        outcome = next((each for each in report.sections if each.name == section.name), None)
+        if not section.everywhere:
+            assert outcome is not None
+            assert (outcome.outcome == "done") == (not section.only_gpu), f"{outcome.name}: {outcome.why}"
+    assert {(row.images, row.profile) for row in report.staged} == {
+        (images, profile) for images in (1, 3) for profile in (EVERYTHING, *PROFILES)
+    }
+
+
 def test_a_selftest_that_fails_is_exit_code_4(monkeypatch, tmp_path) -> None:
     def wrong():
-        return [Outcome(name="x", ok=False, detail="it is wrong")], []
+        yield "selftest", Outcome(name="x", ok=False, detail="it is wrong")
 
-    monkeypatch.setattr(prove, "selftest", wrong)
-    assert prove.main(["-o", str(tmp_path / "gpu.json")]) == 4
+    monkeypatch.setattr(sections, "selftest", wrong)
+    monkeypatch.setattr(prove, "SECTIONS", tuple(section for section in SECTIONS if section.everywhere))
+    assert prove.main(["-o", str(tmp_path / "gpu.json"), "--device", "cpu"]) == 4
 
 
 def test_a_wrong_stage_fails_the_selftest(monkeypatch) -> None:
@@ -75,8 +104,8 @@ def test_a_wrong_stage_fails_the_selftest(monkeypatch) -> None:
         whole = torch.stack([bounds[0], bounds[-1] + 1])
         return masked_attention(query, key, value, heads, whole, longest)
 
-    monkeypatch.setattr(selftest, "masked_attention", leaking)
-    outcomes, _ = selftest.selftest()
+    monkeypatch.setattr(cases, "masked_attention", leaking)
+    outcomes = [outcome for _, outcome in selftest.selftest()]
     assert [outcome.ok for outcome in outcomes[:2]] == [False, False], "attention that sees padding or other images"
     assert "differ" in outcomes[0].detail
 
@@ -95,8 +124,7 @@ def test_a_wrong_kernel_fails_the_check() -> None:
 
 
 def test_a_case_gives_parity_every_profile_and_the_boundary() -> None:
-    results = CaseResults()
-    run_case(TinyCase("S", TINY_PIXELS, 2), results, HERE)
+    results = collected(run_case(TinyCase("S", TINY_PIXELS, 2), HERE))
     assert [row.profile for row in results.staged] == [EVERYTHING, *PROFILES]
     assert results.staged[0].predicted <= 1 < results.staged[1].predicted < results.staged[3].predicted
     assert results.staged[0].kept == (1.0, 1.0, 1.0)
@@ -106,23 +134,35 @@ def test_a_case_gives_parity_every_profile_and_the_boundary() -> None:
         assert 0 < row.dense.p50 <= row.dense.p99 and row.runs >= 10
 
 
+def bench(seconds: float, say=lambda text: None) -> Bench:
+    return Bench(CPU, TimeBudget(time.monotonic() + seconds), say)
+
+
 def test_what_does_not_fit_is_left_out_and_said() -> None:
-    budget = TimeBudget(time.monotonic() + 5)
     said: list[str] = []
-    results = run_cases([Case("L", 1024, 1), TinyCase("S", 64, 1)], budget, HERE, said.append)
-    assert said == [TinyCase("S", 64, 1).name] and len(results.staged) == 4
-    (left_out,) = budget.undone
+    results = collected(run_cases([Case("L", 1024, 1), TinyCase("S", 64, 1)], bench(5, said.append), HERE))
+    assert said == ["  " + TinyCase("S", 64, 1).name] and len(results.staged) == 4
+    (left_out,) = results.undone
     assert left_out.what == "ViT-L 1024 px, 1 image" and "needed" in left_out.why
 
 
-def test_too_little_memory_leaves_one_case_out(monkeypatch) -> None:
-    def out_of_memory(*arguments) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+def test_a_case_that_fails_leaves_the_others(monkeypatch) -> None:
+    def failing(case, conditions):
+        if case.pixels == 512:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nand more")
+        if case.pixels == 768:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+        yield from run_case(case, conditions)
 
-    monkeypatch.setattr(cases, "run_case", out_of_memory)
-    budget = TimeBudget.minutes(10)
-    run_cases([Case("S", 512, 1)], budget, HERE, lambda text: None)
-    assert budget.undone == [Undone(what="ViT-S 512 px, 1 image", why="CUDA out of memory")]
+    monkeypatch.setattr(cases, "run_case", failing)
+    tried = [Case("S", 512, 1), Case("S", 768, 1), TinyCase("S", 64, 1)]
+    results = collected(run_cases(tried, bench(600), HERE))
+    assert results.undone == (Undone(what="ViT-S 512 px, 1 image", why="CUDA out of memory. Tried to allocate 1 GiB."),)
+    assert [(each.name, each.ok) for each in results.broken] == [("ViT-S 768 px, 1 image", False)]
+    assert results.failures == (
+        "ViT-S 768 px, 1 image: RuntimeError: CUDA error: operation not permitted when stream is capturing",
+    )
+    assert len(results.staged) == 4
 
 
 def test_cases_are_all_there_the_aims_first() -> None:
@@ -180,11 +220,13 @@ def tools(monkeypatch):
 
 def test_the_harness_is_built_for_this_gpu_and_its_last_line_is_reported(tools) -> None:
     run = Programs(make=done(0, "built"), harness=done(0, "x\n251 of 251 cases equal, through dovit_enqueue\n"))
-    outcomes, undone = programs.plugin_outcomes("9.0", seconds=7, run=run)
-    assert outcomes == [Outcome(name="C++ plugins", ok=True, detail="251 of 251 cases equal, through dovit_enqueue")]
+    found = collected(programs.plugin_outcomes("9.0", seconds=7, run=run))
+    assert found.plugin == (
+        Outcome(name="C++ plugins", ok=True, detail="251 of 251 cases equal, through dovit_enqueue"),
+    )
     assert "ARCHS=90" in run.commands[0] and {"plugins", "harness"} <= set(run.commands[0])
-    assert run.commands[1][1].endswith("libdovit_kernels.so") and undone[0].what == "IPluginV3's enqueue"
-    programs.plugin_outcomes("12.0", seconds=7, headers="/x/include", run=run)
+    assert run.commands[1][1].endswith("libdovit_kernels.so") and found.undone[0].what == "IPluginV3's enqueue"
+    collected(programs.plugin_outcomes("12.0", seconds=7, headers="/x/include", run=run))
     assert {"ARCHS=120", "TENSORRT_INCLUDE=/x/include"} <= set(run.commands[2])
 
 
@@ -194,37 +236,39 @@ def test_a_harness_that_differs_crashes_or_hangs_is_wrong(tools) -> None:
         (done(-11, "", ""), "left with code -11"),
         (None, "took too long"),
     ):
-        outcomes, _ = programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(0), harness=answer))
+        run = Programs(make=done(0), harness=answer)
+        outcomes = collected(programs.plugin_outcomes("8.6", seconds=7, run=run)).plugin
         assert [outcome.ok for outcome in outcomes] == [False] and detail in outcomes[0].detail
-    outcomes, _ = programs.plugin_outcomes("8.6", seconds=7, run=Programs(make=done(2, "", "nvcc fatal: x\n")))
+    run = Programs(make=done(2, "", "nvcc fatal: x\n"))
+    outcomes = collected(programs.plugin_outcomes("8.6", seconds=7, run=run)).plugin
     assert outcomes[0].detail == "not built: nvcc fatal: x"
 
 
 def test_what_the_harness_cannot_run_is_not_done(tools, monkeypatch) -> None:
     run = Programs(make=done(0), harness=done(2, "", "no GPU: no CUDA-capable device is detected\n"))
-    outcomes, undone = programs.plugin_outcomes("8.6", seconds=7, run=run)
-    assert outcomes == [] and "no GPU" in undone[-1].why
+    with pytest.raises(NotDone, match="no GPU"):
+        collected(programs.plugin_outcomes("8.6", seconds=7, run=run))
     monkeypatch.setattr(programs.shutil, "which", lambda name: None if name == "nvcc" else name)
-    outcomes, undone = programs.plugin_outcomes("8.6", seconds=7, run=run)
-    assert outcomes == [] and "nvcc is not installed" in undone[0].why
+    with pytest.raises(NotDone, match="nvcc is not installed"):
+        collected(programs.plugin_outcomes("8.6", seconds=7, run=run))
 
 
 def test_memory_is_proved_by_its_contract() -> None:
     missing = "dovit_deploy.errors.PackageMissing: the package 'pycuda.driver' is needed\n"
     run = Programs(**{"cuda-core": done(0, "13 promises kept by cuda-core on X\n"), "pycuda": done(1, "", missing)})
-    outcomes, undone = programs.memory_outcomes(seconds=7, run=run)
-    assert outcomes == [Outcome(name="cuda-core", ok=True, detail="13 promises kept by cuda-core on X")]
-    assert [entry.what for entry in undone] == ["memory by pycuda"]
+    found = collected(programs.memory_outcomes(seconds=7, run=run))
+    assert found.memory == (Outcome(name="cuda-core", ok=True, detail="13 promises kept by cuda-core on X"),)
+    assert [entry.what for entry in found.undone] == ["memory by pycuda"]
     run = Programs(**{"cuda-core": done(1, "", "AssertionError: bytes differ\n"), "pycuda": None})
-    outcomes, undone = programs.memory_outcomes(seconds=7, run=run)
-    assert [outcome.ok for outcome in outcomes] == [False, False] and not undone
+    found = collected(programs.memory_outcomes(seconds=7, run=run))
+    assert [outcome.ok for outcome in found.memory] == [False, False] and not found.undone
 
 
 @no_gpu
 def test_the_memory_programs_really_start() -> None:
     """Without a driver they report that: everything but the GPU is exercised."""
-    outcomes, undone = programs.memory_outcomes(seconds=60)
-    assert outcomes == [] and len(undone) == len(programs.MEMORIES)
+    found = collected(programs.memory_outcomes(seconds=60))
+    assert found.memory == () and len(found.undone) == len(programs.MEMORIES)
 
 
 def test_every_engine_that_uses_a_gpu_is_tried() -> None:
@@ -244,8 +288,8 @@ def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
 
     bundle = Bundle.open(tiny_bundle_path)
     backends = [entry for entry in engines.gpu_backends(bundle, run) if entry[0].startswith("tensorrt")]
-    rows, undone = engines.engine_rows(bundle, backends, seconds=0.0, allows=lambda what, seconds: True)
-    assert rows == [] and {entry.why for entry in undone} == {"TensorRT needs a GPU"}
+    found = collected(engines.engine_rows(bundle, backends, TimeBudget(math.inf), seconds=0.0))
+    assert found.engines == () and {entry.why for entry in found.undone} == {"TensorRT needs a GPU"}
     assert ["build", str(bundle.path), "--engine", "tensorrt-rtx", "--precision", "fp16", "--quiet"] in commands
     assert len(commands) == len(backends) == 4
 
@@ -254,16 +298,18 @@ def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path)
     def refused():
         raise ProviderMissing("no NVIDIA driver here")
 
+    def wrong():
+        raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED\nand more")
+
     backends = [
         ("cuda", "fp32", refused),
+        ("tensorrt", "fp16", wrong),
         ("onnxruntime", "fp32", lambda: backend_from_name("onnxruntime", threads=1)),
-        ("cuda", "fp16", refused),
     ]
-    rows, undone = engines.engine_rows(
-        Bundle.open(tiny_bundle_path), backends, seconds=0.0, allows=lambda what, seconds: "fp16" not in what
-    )
-    assert undone == [Undone(what="engine cuda fp32", why="no NVIDIA driver here")]
-    (row,) = rows
+    found = collected(engines.engine_rows(Bundle.open(tiny_bundle_path), backends, TimeBudget(math.inf), seconds=0.0))
+    assert found.undone == (Undone(what="engine cuda fp32", why="no NVIDIA driver here"),)
+    assert found.failures == ("engine tensorrt fp16: RuntimeError: CUDNN_STATUS_EXECUTION_FAILED",)
+    (row,) = found.engines
     assert row.engine == "onnxruntime" and row.parity == () and row.predicted > 0
 
 

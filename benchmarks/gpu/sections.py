@@ -1,0 +1,107 @@
+"""The sections of the proof, in their order: what only a GPU can show first, and of that the aims; engines last.
+
+To add one, write a function like `gpu.section.Find` and add a line to `SECTIONS`. Each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dovit_deploy.engines.plugins.kernels import TokenKernels
+from gpu.cases import cases_on, conditions_on, run_cases
+from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
+from gpu.kernels import bandwidths, kernel_checks
+from gpu.programs import memory_outcomes, plugin_outcomes
+from gpu.result import Gpu, Outcome
+from gpu.section import Bench, Found, NotDone, Section
+from gpu.selftest import one_thread, selftest
+
+PROGRAM_S, ENGINE_SECONDS = 120.0, 1.5
+
+
+def gpu_itself(bench: Bench) -> Iterator[Found]:
+    """The GPU as PyTorch describes it."""
+    if not torch.cuda.is_available():
+        raise NotDone(f"PyTorch {torch.__version__} sees no GPU")
+    properties = torch.cuda.get_device_properties(bench.device)
+    yield (
+        "gpu",
+        Gpu(
+            name=properties.name,
+            compute_capability=f"{properties.major}.{properties.minor}",
+            memory_gb=round(properties.total_memory / 1e9, 1),
+            torch_cuda=str(torch.version.cuda),
+        ),
+    )
+
+
+def kernels_alone(bench: Bench) -> Iterator[Found]:
+    """The token kernels, compiled for this GPU: against the reference, and their bandwidth beside that of a copy."""
+    # The kernels are loaded into the current context: PyTorch's, which its first tensor makes current.
+    torch.zeros(1, device=bench.device)
+    kernels = TokenKernels.on_current_device()
+    for outcome in kernel_checks(kernels, bench.device, stream=torch.cuda.current_stream(bench.device).cuda_stream):
+        yield "kernels", outcome
+    ceiling, found = bandwidths(kernels, bench.device)
+    yield "copy_gb_per_s", ceiling
+    for row in found:
+        yield "bandwidth", row
+
+
+def device_memory(bench: Bench) -> Iterator[Found]:
+    """Both packages for device memory."""
+    del bench
+    yield from memory_outcomes(seconds=PROGRAM_S / 2)
+
+
+def plugins(bench: Bench) -> Iterator[Found]:
+    """The C++ plugins, compiled here."""
+    if bench.gpu is None:
+        raise NotDone("there is no GPU")
+    headers = os.environ.get("TENSORRT_INCLUDE")
+    yield from plugin_outcomes(bench.gpu.compute_capability, seconds=PROGRAM_S, headers=headers)
+
+
+def single_images(bench: Bench) -> Iterator[Found]:
+    """Staged against dense, one image."""
+    yield from run_cases(cases_on(bench, batches=False), bench, conditions_on(bench.device))
+
+
+def batches(bench: Bench) -> Iterator[Found]:
+    """Staged against dense, packed batches."""
+    yield from run_cases(cases_on(bench, batches=True), bench, conditions_on(bench.device))
+
+
+def engines(bench: Bench) -> Iterator[Found]:
+    """The registry's engines for GPUs, on a bundle that is exported here."""
+    with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
+        # Engines of random weights do not belong in the user's cache.
+        os.environ["XDG_CACHE_HOME"] = folder
+        bundle = random_bundle(bundle_spec(), Path(folder))
+        yield from engine_rows(bundle, gpu_backends(bundle), bench.budget, seconds=ENGINE_SECONDS)
+
+
+def on_the_cpu(bench: Bench) -> Iterator[Found]:
+    """The code of the other sections on CPU tensors and tiny models."""
+    with one_thread():
+        for field, found in selftest():
+            yield field, found
+            if isinstance(found, Outcome):
+                bench.say(f"  {'ok' if found.ok else 'WRONG'}  {found.name}: {found.detail}")
+
+
+GPU_ITSELF = Section("the GPU", gpu_itself, seconds=60, only_gpu=True)
+SECTIONS = (
+    Section("token kernels and their bandwidth", kernels_alone, seconds=60, only_gpu=True),
+    Section("staged against dense, one image", single_images, seconds=300),
+    Section("staged against dense, batches", batches, seconds=240),
+    Section("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
+    Section("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),
+    Section("self-test on the CPU", on_the_cpu, seconds=180, everywhere=True),
+    Section("engines of the registry", engines, seconds=300, least=60, only_gpu=True),
+)

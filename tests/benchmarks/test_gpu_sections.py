@@ -1,0 +1,289 @@
+"""The proof's sections: each has one outcome, whatever it does, and what it found is in the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gpu import child, prove
+from gpu.child import run_section
+from gpu.result import Gpu, GpuReport, Outcome
+from gpu.section import Bench, Found, NotDone, Section, TimeBudget
+
+from dovit_deploy.errors import PackageMissing
+
+FORK = multiprocessing.get_context("fork")
+CARD = Gpu(name="G", compute_capability="9.0", memory_gb=80.0, torch_cuda="13.0")
+
+
+def bench(seconds: float = math.inf, device: str = "cpu") -> Bench:
+    return Bench(torch.device(device), TimeBudget(time.monotonic() + seconds), lambda text: None)
+
+
+def found(name: str) -> Found:
+    return "kernels", Outcome(name=name, ok=True, detail="")
+
+
+def fine(bench: Bench) -> Iterator[Found]:
+    del bench
+    yield found("fine")
+
+
+def nothing(bench: Bench) -> Iterator[Found]:
+    raise AssertionError("not to be run")
+
+
+def section(find, name: str = "s", **fields) -> Section:
+    return Section(name, find, **{"seconds": 60.0, "least": 0.0, **fields})
+
+
+def ran(find, bench: Bench | None = None, **fields):
+    """The outcome, and the names of what was kept."""
+    kept: list[str] = []
+    outcome = run_section(
+        section(find, **fields), bench or globals()["bench"](), lambda given: kept.append(given[1].name)
+    )
+    return outcome, kept
+
+
+def test_a_section_that_ends_is_done() -> None:
+    outcome, kept = ran(fine)
+    assert (outcome.outcome, outcome.why, kept) == ("done", "", ["fine"])
+
+
+def test_a_section_that_raises_has_failed_with_the_errors_text_and_keeps_what_it_found(capfd) -> None:
+    def raises(bench):
+        yield found("before")
+        raise RuntimeError("CUDA error: an illegal memory access\nCompile with TORCH_USE_CUDA_DSA\n")
+
+    outcome, kept = ran(raises)
+    assert outcome.outcome == "failed" and kept == ["before"]
+    assert outcome.why == "RuntimeError: CUDA error: an illegal memory access"
+    assert "Traceback" in capfd.readouterr().err, "where it was, for whoever reads the log"
+
+
+@pytest.mark.parametrize("error", [NotDone("no toolkit"), PackageMissing("no toolkit"), torch.OutOfMemoryError("no")])
+def test_what_this_machine_lacks_is_not_done(error: Exception) -> None:
+    def lacking(bench):
+        yield found("before")
+        raise error
+
+    outcome, kept = ran(lacking)
+    assert (outcome.outcome, outcome.why, kept) == ("not done", str(error), ["before"])
+
+
+def test_a_section_that_is_killed_has_failed_and_keeps_what_it_found() -> None:
+    def killed(bench):
+        for number in range(200):
+            yield found(str(number))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    outcome, kept = ran(killed)
+    assert outcome.outcome == "failed" and "SIGKILL" in outcome.why and kept == [str(n) for n in range(200)]
+
+
+def test_a_process_that_leaves_without_an_outcome_has_failed() -> None:
+    def leaves(bench):
+        yield found("before")
+        os._exit(3)
+
+    outcome, kept = ran(leaves)
+    assert (outcome.outcome, kept) == ("failed", ["before"]) and "code 3" in outcome.why
+
+
+def test_a_section_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    def hangs(bench):
+        started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (tmp_path / "pid").write_text(str(started.pid))
+        yield found("before")
+        # As a driver that hangs: it does not hear.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(600)
+
+    start = time.monotonic()
+    outcome, kept = ran(hangs, seconds=2.0)
+    assert time.monotonic() - start < 60
+    assert (outcome.outcome, kept) == ("failed", ["before"]) and "2 s; killed" in outcome.why
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends soon; it is nobody's child of ours any more."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_section_that_a_child_of_its_own_outlives_ends_all_the_same() -> None:
+    """The pipe stays open in what a section forked; its outcome does not wait for that."""
+
+    def leaves_a_child(bench):
+        if os.fork() == 0:
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield found("never")
+
+    start = time.monotonic()
+    outcome, _ = ran(leaves_a_child)
+    assert outcome.outcome == "failed" and time.monotonic() - start < 30
+
+
+def test_when_time_is_up_a_section_is_not_done_and_keeps_what_it_found() -> None:
+    def slow(bench):
+        yield found("before")
+        time.sleep(600)
+
+    outcome, kept = ran(slow, bench(seconds=1.5))
+    assert (outcome.outcome, kept) == ("not done", ["before"]) and "time was up" in outcome.why
+    outcome, kept = ran(nothing, bench(seconds=5), least=10)
+    assert (outcome.outcome, kept) == ("not done", []) and "about 10 are needed" in outcome.why
+
+
+# The report
+
+
+def report() -> GpuReport:
+    return GpuReport(command="c", date="d", machine={}, versions={}, minutes=1, gpu=None)
+
+
+def raising(bench: Bench) -> Iterator[Found]:
+    yield found("before")
+    raise ValueError("wrong")
+
+
+def test_the_file_holds_every_result_as_soon_as_it_is_there(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+
+    def looks(bench):
+        yield found("first")
+        # The parent takes it while this process goes on.
+        for _ in range(200):
+            if output.exists() and len(json.loads(output.read_text())["kernels"]) == 2:
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it is not in the file")
+
+    sections = [section(raising, "a"), section(nothing, "b", only_gpu=True), section(looks, "c"), section(fine, "d")]
+    prove.prove(prove.Proof(report(), output), bench(), sections)
+    written = GpuReport.model_validate_json(output.read_text())
+    assert [(each.name, each.outcome) for each in written.sections] == [
+        ("a", "failed"),
+        ("b", "not done"),
+        ("c", "done"),
+        ("d", "done"),
+    ]
+    assert [row.name for row in written.kernels] == ["before", "first", "fine"]
+    assert written.failures == ("a: ValueError: wrong",)
+
+
+def test_without_a_gpu_each_section_that_needs_one_is_not_done_by_name(tmp_path: Path) -> None:
+    def no_gpu(bench):
+        raise NotDone("no GPU here")
+        yield
+
+    sections = [
+        section(no_gpu, prove.GPU_ITSELF.name),
+        section(nothing, "b", only_gpu=True),
+        section(nothing, "c"),
+        section(fine, "d", everywhere=True),
+    ]
+    proof = prove.Proof(report(), None)
+    prove.prove(proof, bench(device="cuda"), sections)
+    assert [(each.outcome, each.why) for each in proof.report.sections] == [
+        *[("not done", "no GPU here")] * 3,
+        ("done", ""),
+    ]
+
+
+def test_sections_behind_the_first_know_the_gpu() -> None:
+    def card(bench):
+        yield "gpu", CARD
+
+    def knows(bench):
+        assert bench.gpu == CARD
+        yield found("it knows")
+
+    proof = prove.Proof(report(), None)
+    prove.prove(proof, bench(device="cuda"), [section(card, prove.GPU_ITSELF.name), section(knows, "b")])
+    assert [each.outcome for each in proof.report.sections] == ["done", "done"]
+
+
+def test_a_full_disk_loses_nothing_that_is_printed(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Measuring goes on, the report is printed, and the exit code is that of the disk."""
+    monkeypatch.setattr(prove, "SECTIONS", (section(fine, "a", everywhere=True), section(fine, "b", everywhere=True)))
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(fine, "g", everywhere=True))
+
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dovit_deploy.files.os.fsync", full)
+    monkeypatch.setattr("dovit_deploy.files.os.replace", full)
+    output = tmp_path / "gpu.json"
+    output.write_text("of yesterday")
+    with pytest.raises(SystemExit) as ended:
+        prove.main(["-o", str(output)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 5 and "No space left" in err
+    assert len(GpuReport.model_validate_json(out).sections) == 3
+    assert output.read_text() == "of yesterday"
+
+
+def test_sigterm_keeps_what_is_there_and_names_what_was_not_done(tmp_path: Path, monkeypatch) -> None:
+    output = tmp_path / "gpu.json"
+
+    def waits(bench):
+        yield found("before")
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(fine, "a", everywhere=True))
+    sections = (section(waits, "b", everywhere=True), section(nothing, "c", everywhere=True))
+    monkeypatch.setattr(prove, "SECTIONS", sections)
+    process = FORK.Process(target=lambda: os._exit(prove.main(["--minutes", "9", "-o", str(output)])))
+    process.start()
+    while not (tmp_path / "pid").exists() or "before" not in output.read_text():
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 130
+    written = GpuReport.model_validate_json(output.read_text())
+    assert [(each.name, each.outcome, each.why) for each in written.sections] == [
+        ("a", "done", ""),
+        ("b", "not done", "interrupted"),
+        ("c", "not done", "interrupted"),
+    ]
+    assert [row.name for row in written.kernels] == ["fine", "before"]
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_minute_of_the_minutes_is_left(monkeypatch) -> None:
+    ends = []
+    monkeypatch.setattr(prove, "prove", lambda proof, bench, sections: ends.append(bench.budget.end))
+    for minutes, seconds in ((10, 540), (7, 360), (1, 45)):
+        prove.proved(prove.parser().parse_args(["--minutes", str(minutes)]), "c", 1000.0)
+        assert ends.pop() == 1000.0 + seconds
+
+
+def test_a_section_forks_and_so_the_parent_never_touches_the_gpu() -> None:
+    """CUDA does not survive a fork: that there is a GPU is found in a section's process, too."""
+    source = Path(prove.__file__).read_text() + Path(child.__file__).read_text()
+    assert "torch.cuda" not in source
