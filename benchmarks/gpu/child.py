@@ -21,7 +21,7 @@ from typing import Literal
 
 from dovit_deploy.interruption import signal_name
 from gpu.result import SectionOutcome
-from gpu.section import ABSENT, Bench, Found, Section, error_line, said
+from gpu.section import ABSENT, Bench, Found, ProofSection, error_line, said
 
 FORK = multiprocessing.get_context("fork")
 STDERR = 2
@@ -39,7 +39,7 @@ class Ended:
     why: str
 
 
-def run_section(section: Section, bench: Bench, keep: Callable[[Found], None]) -> SectionOutcome:
+def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], None]) -> SectionOutcome:
     """Run `section` within its time and the budget's; `keep` is called with each result as it comes.
 
     Raises:
@@ -66,7 +66,7 @@ def run_section(section: Section, bench: Bench, keep: Callable[[Found], None]) -
     )
 
 
-def _work(section: Section, bench: Bench, receiver: Connection, sender: Connection, seconds: float) -> None:
+def _work(section: ProofSection, bench: Bench, receiver: Connection, sender: Connection, seconds: float) -> None:
     """What the process does."""
     # Where it hangs, on stderr, shortly before it is killed.
     faulthandler.dump_traceback_later(0.95 * seconds, file=STDERR)

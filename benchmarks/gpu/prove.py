@@ -39,7 +39,7 @@ from dovit_deploy.files import write_text
 from dovit_deploy.interruption import interruptible
 from gpu.child import run_section
 from gpu.result import GpuReport, SectionOutcome
-from gpu.section import Bench, Found, Section, TimeBudget
+from gpu.section import Bench, Found, ProofSection, TimeBudget
 from gpu.sections import GPU_ITSELF, SECTIONS
 from gpu.tables import write_tables
 
@@ -97,7 +97,7 @@ class Proof:
         return self.report.model_dump_json(indent=1) + "\n"
 
 
-def prove(proof: Proof, bench: Bench, sections: Sequence[Section]) -> None:
+def prove(proof: Proof, bench: Bench, sections: Sequence[ProofSection]) -> None:
     """Run `sections`, one after the other, whatever happens to each.
 
     Raises:
@@ -120,12 +120,12 @@ def prove(proof: Proof, bench: Bench, sections: Sequence[Section]) -> None:
             proof.ended(not_done(section, "interrupted"))
 
 
-def not_done(section: Section, why: str) -> SectionOutcome:
+def not_done(section: ProofSection, why: str) -> SectionOutcome:
     """The outcome of a section that was not begun, or not finished."""
     return SectionOutcome(name=section.name, outcome="not done", why=why, seconds=0.0)
 
 
-def _lacking(section: Section, bench: Bench, report: GpuReport) -> str | None:
+def _lacking(section: ProofSection, bench: Bench, report: GpuReport) -> str | None:
     """Why `section` cannot run on this device; None where it can."""
     if section.everywhere:
         return None

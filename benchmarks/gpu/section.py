@@ -73,7 +73,7 @@ Find = Callable[[Bench], Iterator[Found]]
 
 
 @dataclass(frozen=True)
-class Section:
+class ProofSection:
     """A part of the proof that fails alone.
 
     Args:

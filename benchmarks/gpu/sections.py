@@ -18,7 +18,7 @@ from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
 from gpu.kernels import bandwidths, kernel_checks
 from gpu.programs import memory_outcomes, plugin_outcomes
 from gpu.result import Gpu, Outcome
-from gpu.section import Bench, Found, NotDone, Section
+from gpu.section import Bench, Found, NotDone, ProofSection
 from gpu.selftest import one_thread, selftest
 
 PROGRAM_S, ENGINE_SECONDS = 120.0, 1.5
@@ -95,13 +95,13 @@ def on_the_cpu(bench: Bench) -> Iterator[Found]:
                 bench.say(f"  {'ok' if found.ok else 'WRONG'}  {found.name}: {found.detail}")
 
 
-GPU_ITSELF = Section("the GPU", gpu_itself, seconds=60, only_gpu=True)
+GPU_ITSELF = ProofSection("the GPU", gpu_itself, seconds=60, only_gpu=True)
 SECTIONS = (
-    Section("token kernels and their bandwidth", kernels_alone, seconds=60, only_gpu=True),
-    Section("staged against dense, one image", single_images, seconds=300),
-    Section("staged against dense, batches", batches, seconds=240),
-    Section("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
-    Section("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),
-    Section("self-test on the CPU", on_the_cpu, seconds=180, everywhere=True),
-    Section("engines of the registry", engines, seconds=300, least=60, only_gpu=True),
+    ProofSection("token kernels and their bandwidth", kernels_alone, seconds=60, only_gpu=True),
+    ProofSection("staged against dense, one image", single_images, seconds=300),
+    ProofSection("staged against dense, batches", batches, seconds=240),
+    ProofSection("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
+    ProofSection("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),
+    ProofSection("self-test on the CPU", on_the_cpu, seconds=180, everywhere=True),
+    ProofSection("engines of the registry", engines, seconds=300, least=60, only_gpu=True),
 )

@@ -18,7 +18,7 @@ import torch
 from gpu import child, prove
 from gpu.child import run_section
 from gpu.result import Gpu, GpuReport, Outcome
-from gpu.section import Bench, Found, NotDone, Section, TimeBudget
+from gpu.section import Bench, Found, NotDone, ProofSection, TimeBudget
 
 from dovit_deploy.errors import PackageMissing
 
@@ -43,8 +43,8 @@ def nothing(bench: Bench) -> Iterator[Found]:
     raise AssertionError("not to be run")
 
 
-def section(find, name: str = "s", **fields) -> Section:
-    return Section(name, find, **{"seconds": 60.0, "least": 0.0, **fields})
+def section(find, name: str = "s", **fields) -> ProofSection:
+    return ProofSection(name, find, **{"seconds": 60.0, "least": 0.0, **fields})
 
 
 def ran(find, bench: Bench | None = None, **fields):
