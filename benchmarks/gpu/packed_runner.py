@@ -45,21 +45,29 @@ class GraphLauncher:
     def __call__(self, key: Hashable, work: Work) -> None:
         """Launch the graph of `work`, which must read and write the same memory at every call."""
         if key not in self._graphs:
-            self._graphs[key] = self._captured(work)
+            self._graphs[key] = captured_graph(work, self._pool)
         self._graphs[key].replay()
 
-    def _captured(self, work: Work) -> torch.cuda.CUDAGraph:
-        # Libraries allocate at their first call, which is not allowed within a capture.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+
+def captured_graph(work: Work, pool: tuple[int, int], *, keep: bool = False) -> torch.cuda.CUDAGraph:
+    """`work`, captured after it ran twice.
+
+    Args:
+        work: reads and writes the same memory at every call.
+        pool: of `torch.cuda.graph_pool_handle`: the memory that it uses in passing, which lives as long as the graph.
+        keep: keep what was captured (`raw_cuda_graph`) and make it runnable at the first replay only.
+    """
+    # Libraries allocate at their first call, which is not allowed within a capture.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
             work()
-        return graph
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph(keep_graph=True) if keep else torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph
 
 
 def launcher_for(device: torch.device) -> AtOnce | GraphLauncher:
@@ -106,12 +114,14 @@ class StagedRunner:
         images: B.
         attend: attention of packed tokens.
         step: token counts of the whole batch are rounded up to a multiple of it.
+        sizes: per gate, the counts to which they are rounded up instead, ascending; the last one is all tokens.
     """
 
     model: VisionTransformer
     images: int
     attend: PackedAttend
     step: int = 128
+    sizes: Sequence[Sequence[int]] | None = None
     decisions: list[PackedDecision] = field(default_factory=list)
     """Of the last run, one a gate; overwritten by the next run."""
 
@@ -139,9 +149,18 @@ class StagedRunner:
         for limits, threshold in zip(self.limits, thresholds, strict=True):
             limits.thresholds.fill_(threshold)
 
-    def bucket(self, count: int) -> int:
-        """`count` tokens of the batch, rounded up to a multiple of the step, at most all."""
+    def bucket(self, count: int, gate: int = 0) -> int:
+        """`count` tokens of the batch behind `gate`, rounded up; at most all."""
+        if self.sizes is not None:
+            return next(size for size in self.sizes[gate] if size >= count)
         return min(self.total, -(-count // self.step) * self.step)
+
+    def pretend(self, gate: int, count: int) -> None:
+        """Write a decision of `gate` by which `count` tokens run on, in equal parts: for a run that is captured."""
+        decision, bounds = self.decisions[gate], self.bounds[gate]
+        bounds.copy_(torch.arange(self.images + 1, device=bounds.device) * count // self.images)
+        decision.order.copy_(torch.arange(self.total, device=bounds.device))
+        decision.counts.copy_(bounds.diff())
 
     def run(self, pixels: Tensor, replay: Sequence[Sequence[Tensor]] | None = None) -> StagedResult:
         """Pixels (B, 3, H, W) on the device through all stages.
@@ -154,23 +173,25 @@ class StagedRunner:
         counts, own = [], []
         with torch.inference_mode():
             self.pixels.copy_(pixels)
-            self._launch("stage0", self._first)
+            self._launch("stage0", self.first_stage)
             for gate in range(len(self.model.spec.gates)):
                 # The gate decides all the same; what it decided is noted and then replaced.
                 if replay is not None:
                     own.append(self._kept_mask(gate))
                     self._replace(gate, replay[gate])
                 counts.append(self._read_counts(gate))
-                bucket = self.bucket(sum(counts[-1]))
-                self._launch((gate + 1, bucket), lambda gate=gate, bucket=bucket: self._later(gate + 1, bucket))
+                bucket = self.bucket(sum(counts[-1]), gate)
+                self._launch((gate + 1, bucket), lambda gate=gate, bucket=bucket: self.later_stage(gate + 1, bucket))
         return StagedResult(self.logits, counts, own)
 
-    def _first(self) -> None:
+    def first_stage(self) -> None:
+        """The work of stage 0, which reads `pixels` and `limits`; it can be captured."""
         tokens, decision = packed_stages.first_stage(self.model, self.pixels, self.limits[0])
         self.tokens[0].copy_(tokens)
         self._keep(0, decision)
 
-    def _later(self, number: int, bucket: int) -> None:
+    def later_stage(self, number: int, bucket: int) -> None:
+        """The work of stage `number` on at most `bucket` tokens, as the gate before it decided; it can be captured."""
         index, bounds = self.decisions[number - 1].order[:bucket], self.bounds[number - 1]
         before, tokens = self.tokens[number - 1], self.tokens[number]
         rows, running, runs = packed_stages.advanced(self.model, number, before, index, bounds, self.attend)

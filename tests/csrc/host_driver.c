@@ -1,8 +1,9 @@
 /* A stand-in for the NVIDIA driver (libcuda.so.1) whose GPU is the CPU: memory is host memory, work is done at once.
  *
  * It has what the two packages for device memory call, so that their own code runs where there is no GPU. Copies on a
- * stream in capture are kept, and done when the graph is launched. It computes nothing and stands for no speed.
- * Compiled by tests/engines/cuda/test_memory.py: gcc -shared -fPIC -Wl,-soname,libcuda.so.1
+ * stream in capture are kept, and done when the graph is launched. A kernel is a function on the host that a test
+ * registers by name. It computes nothing and stands for no speed.
+ * Compiled by tests/csrc/stand_in.py: gcc -shared -fPIC -Wl,-soname,libcuda.so.1
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -11,20 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host_graphs.h"
+
 typedef int CUresult;
 typedef uint64_t CUdeviceptr;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, CAPTURE = 900 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_SUPPORTED = 801, CAPTURE = 900 };
 #define LIMIT ((uint64_t)1 << 30)
 
-typedef struct {
-    void *target;
-    const void *source;
-    size_t bytes;
-} Copy;
-typedef struct {
-    Copy copies[256];
-    int count;
-} Graph;
 typedef struct {
     Graph *capture;
 } Stream;
@@ -33,9 +27,24 @@ static int live_blocks, live_pinned, live_streams, live_events, contexts;
 
 /* What a test asks at the end: everything that was taken and not given back. */
 int host_driver_live(void) { return live_blocks + live_streams + live_events + contexts; }
+int host_driver_live_graphs(void) { return live_graphs; }
+
+/* The kernels that a module has, whatever bytes it is loaded from. */
+static Function functions[64];
+static int function_count;
+int host_driver_register(const char *name, void (*call)(void **), const size_t *sizes, int count) {
+    if (function_count == 64 || count > MOST_PARAMETERS) return INVALID;
+    Function *function = &functions[function_count++];
+    snprintf(function->name, sizeof(function->name), "%s", name);
+    function->call = call;
+    memcpy(function->sizes, sizes, (size_t)count * sizeof(size_t));
+    return OK;
+}
 
 CUresult cuInit(unsigned flags) { return flags ? INVALID : OK; }
-CUresult cuDriverGetVersion(int *version) { return *version = 13000, OK; }
+static int driver_version = 13000;
+void host_driver_version(int version) { driver_version = version; }
+CUresult cuDriverGetVersion(int *version) { return *version = driver_version, OK; }
 CUresult cuDeviceGetCount(int *count) { return *count = 1, OK; }
 CUresult cuDeviceGet(int *device, int number) { return *device = number, number ? 101 : OK; }
 CUresult cuDeviceGetName(char *name, int size, int device) {
@@ -114,14 +123,20 @@ CUresult cuEventDestroy_v2(void *event) { return free(event), live_events--, OK;
 CUresult cuEventElapsedTime(float *ms, void *start, void *end) { return (void)start, (void)end, *ms = 0, OK; }
 CUresult cuEventElapsedTime_v2(float *ms, void *start, void *end) { return cuEventElapsedTime(ms, start, end); }
 
+static Node *added(Graph *graph, int type) {
+    if (graph->count == MOST_NODES) return NULL;
+    Node *node = calloc(1, sizeof(Node));
+    node->type = type;
+    return graph->nodes[graph->count++] = node;
+}
 static CUresult copy(void *target, const void *source, size_t bytes, void *stream) {
     Graph *graph = stream ? ((Stream *)stream)->capture : NULL;
-    if (graph) {
-        if (graph->count == 256) return INVALID;
-        graph->copies[graph->count++] = (Copy){target, source, bytes};
-    } else {
-        memmove(target, source, bytes);
-    }
+    if (!graph) return memmove(target, source, bytes), OK;
+    Node *node = added(graph, COPY_NODE);
+    if (!node) return INVALID;
+    node->copy = (Copy){target, source, bytes};
+    /* Work on a stream is done in order. */
+    if (graph->count > 1) node->waits_for[node->waits++] = graph->count - 2;
     return OK;
 }
 #define POINTER(address) ((void *)(uintptr_t)(address))
@@ -134,7 +149,7 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr of, size_t n, void *s)
 
 CUresult cuStreamBeginCapture_v2(void *stream, int mode) {
     (void)mode;
-    ((Stream *)stream)->capture = calloc(1, sizeof(Graph));
+    ((Stream *)stream)->capture = new_graph();
     return OK;
 }
 CUresult cuStreamEndCapture(void *stream, void **graph) {
@@ -142,20 +157,116 @@ CUresult cuStreamEndCapture(void *stream, void **graph) {
     ((Stream *)stream)->capture = NULL;
     return OK;
 }
+
+CUresult cuModuleLoadData(void **module, const void *image) { return *module = functions, image ? OK : INVALID; }
+CUresult cuModuleUnload(void *module) { return (void)module, OK; }
+CUresult cuModuleGetFunction(void **function, void *module, const char *name) {
+    (void)module;
+    for (int i = 0; i < function_count; ++i) {
+        if (!strcmp(functions[i].name, name)) return *function = &functions[i], OK;
+    }
+    return NOT_FOUND;
+}
+
+CUresult cuGraphCreate(void **graph, unsigned flags) { return *graph = new_graph(), flags ? INVALID : OK; }
+CUresult cuGraphDestroy(void *graph) { return delete_graph(graph), OK; }
+CUresult cuGraphConditionalHandleCreate(uint64_t *handle, void *graph, void *context, unsigned initial, unsigned flags) {
+    Graph *owner = graph;
+    (void)context;
+    if (owner->handle_count == 16 || flags > ASSIGN_DEFAULT) return INVALID;
+    static uint64_t handles_made;
+    *handle = ++handles_made;
+    /* Without a default the value is whatever it was: here, one that no body has. */
+    *(owner->handles[owner->handle_count++] = calloc(1, sizeof(Handle))) =
+        (Handle){*handle, 0xA5A5A5A5u, initial, flags, 0};
+    return OK;
+}
+/* The device function of the same purpose calls this. */
+static const Graph *running;
+void host_driver_set_conditional(uint64_t handle, unsigned value) {
+    Handle *found = running ? handle_of(running, handle) : NULL;
+    if (found) found->value = value;
+}
+CUresult cuGraphAddNode_v2(void **added_node, void *graph, void **waits_for, const void *edges, size_t count,
+                           NodeParameters *given) {
+    Graph *owner = graph;
+    (void)edges;
+    if (given->type == ALLOC_NODE && owner->is_body) return INVALID;
+    if (given->type == GRAPH_NODE) {
+        const Graph *child = given->graph.graph;
+        if (holds(child, ALLOC_NODE) || holds(child, FREE_NODE) || holds(child, CONDITIONAL_NODE)) return INVALID;
+        if (given->graph.ownership != 0) return NOT_SUPPORTED;
+    }
+    if (given->type == CONDITIONAL_NODE) {
+        const Handle *handle = handle_of(owner, given->conditional.handle);
+        if (!handle || handle->used || given->conditional.type != SWITCH) return INVALID;
+    }
+    Node *node = added(owner, given->type);
+    if (!node) return INVALID;
+    for (size_t i = 0; i < count; ++i) {
+        int found = -1;
+        for (int n = 0; n < owner->count - 1; ++n) found = owner->nodes[n] == waits_for[i] ? n : found;
+        if (found < 0) return INVALID;
+        node->waits_for[node->waits++] = found;
+    }
+    if (given->type == KERNEL_NODE) {
+        node->function = given->kernel.func;
+        for (int i = 0; node->function->sizes[i]; ++i) {
+            memcpy(&node->parameters[i], given->kernel.parameters[i], node->function->sizes[i]);
+        }
+    } else if (given->type == GRAPH_NODE) {
+        node->child = cloned_graph(given->graph.graph, NULL);
+    } else if (given->type == CONDITIONAL_NODE) {
+        node->handle = handle_of(owner, given->conditional.handle);
+        node->handle->used = 1;
+        node->size = given->conditional.size;
+        node->bodies = calloc(node->size, sizeof(Graph *));
+        for (unsigned body = 0; body < node->size; ++body) {
+            node->bodies[body] = new_graph();
+            node->bodies[body]->is_body = 1;
+        }
+        given->conditional.bodies = node->bodies;
+    }
+    *added_node = node;
+    return OK;
+}
+CUresult cuGraphNodeGetType(const Node *node, int *type) { return *type = node->type, OK; }
+CUresult cuGraphChildGraphNodeGetGraph(const Node *node, void **graph) {
+    return *graph = node->child, node->child ? OK : INVALID;
+}
+CUresult cuGraphGetNodes(const Graph *graph, void **nodes, size_t *count) {
+    for (size_t i = 0; nodes && i < *count && i < (size_t)graph->count; ++i) nodes[i] = graph->nodes[i];
+    *count = (size_t)graph->count;
+    return OK;
+}
+CUresult cuGraphGetEdges_v2(const Graph *graph, void **from, void **to, void *data, size_t *count) {
+    size_t found = 0;
+    (void)data;
+    for (int n = 0; n < graph->count; ++n) {
+        for (int i = 0; i < graph->nodes[n]->waits; ++i, ++found) {
+            if (!from || found >= *count) continue;
+            from[found] = graph->nodes[graph->nodes[n]->waits_for[i]];
+            to[found] = graph->nodes[n];
+        }
+    }
+    *count = found;
+    return OK;
+}
 CUresult cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long flags) {
     (void)flags;
-    *handle = memcpy(malloc(sizeof(Graph)), graph, sizeof(Graph));
+    if (!instantiable(graph)) return INVALID;
+    *handle = cloned_graph(graph, NULL);
     return OK;
 }
+CUresult cuGraphUpload(void *handle, void *stream) { return (void)handle, (void)stream, OK; }
 CUresult cuGraphLaunch(void *handle, void *stream) {
-    const Graph *graph = handle;
-    for (int i = 0; i < graph->count; ++i) {
-        copy(graph->copies[i].target, graph->copies[i].source, graph->copies[i].bytes, stream);
-    }
+    (void)stream;
+    running = handle;
+    run_graph(handle);
+    running = NULL;
     return OK;
 }
-CUresult cuGraphExecDestroy(void *handle) { return free(handle), OK; }
-CUresult cuGraphDestroy(void *graph) { return free(graph), OK; }
+CUresult cuGraphExecDestroy(void *handle) { return delete_graph(handle), OK; }
 
 CUresult cuGetErrorName(CUresult status, const char **name) { return (void)status, *name = "CUDA_ERROR", OK; }
 CUresult cuGetErrorString(CUresult status, const char **text) { return (void)status, *text = "an error", OK; }

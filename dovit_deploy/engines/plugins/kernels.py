@@ -43,6 +43,15 @@ def compiled_kernels(architecture: str) -> bytes:
     """The kernels as a cubin for `architecture` ("sm_90"); needs no GPU and no driver.
 
     Raises:
+        PackageMissing, EnvironmentProblem: see `compiled_cubin`.
+    """
+    return compiled_cubin(kernel_source(), "token_kernels", architecture)
+
+
+def compiled_cubin(source: str, name: str, architecture: str) -> bytes:
+    """CUDA source, which includes nothing, as a cubin for `architecture`; needs no GPU and no driver.
+
+    Raises:
         PackageMissing: cuda-bindings is not installed.
         EnvironmentProblem: NVRTC is missing, or refuses the architecture.
     """
@@ -50,18 +59,18 @@ def compiled_kernels(architecture: str) -> bytes:
     # For the very architecture: a driver refuses PTX of a newer NVRTC, but not a cubin of its own architecture.
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     try:
-        source = kernel_source().encode()
-        program = _nvrtc_value(nvrtc, nvrtc.nvrtcCreateProgram(source, b"token_kernels.cu", 0, None, None))
+        created = nvrtc.nvrtcCreateProgram(source.encode(), f"{name}.cu".encode(), 0, None, None)
     # cuda-bindings raises this where it finds no NVRTC library.
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"NVRTC, which compiles the CUDA kernels, cannot be loaded ({_first_line(error)}); "
             "install it with: pip install nvidia-cuda-nvrtc"
         ) from error
+    program = _nvrtc_value(nvrtc, created)
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)[0]
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise EnvironmentProblem(
-            f"NVRTC {_version(nvrtc)} does not compile the token kernels for {architecture}: {status.name}"
+            f"NVRTC {_version(nvrtc)} does not compile the CUDA kernels ({name}) for {architecture}: {status.name}"
         )
     # cuda-bindings writes into the bytes object that it is given.
     cubin = bytes(_nvrtc_value(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))

@@ -10,7 +10,6 @@ import ctypes
 import importlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +20,12 @@ import pytest
 from dovit_deploy.engines.cuda.driver import GpuDevice, gpu_device
 from dovit_deploy.engines.cuda.memory import MEMORIES, DeviceArray, opened_memory
 from dovit_deploy.errors import PackageMissing, ProviderMissing, UsageError
+from tests.csrc.stand_in import stand_in_driver
 from tests.engines.cuda.fake_device import FakeMemory
 from tests.engines.cuda.memory_contract import CHECKS
 from tests.paths import ROOT
 
 PACKAGES = {"cuda-core": "cuda.bindings", "pycuda": "pycuda"}
-DRIVER_SOURCE = ROOT / "tests" / "csrc" / "host_driver.c"
 
 
 def installed(name: str) -> bool:
@@ -55,28 +54,7 @@ def test_the_fake_keeps_the_contract(check) -> None:
 @pytest.fixture(scope="module")
 def host_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `libcuda.so.1` that does its work on the CPU."""
-    if shutil.which("gcc") is None or shutil.which("nm") is None:
-        pytest.skip("needs gcc and nm to make a stand-in for the driver")
-    folder = tmp_path_factory.mktemp("driver")
-    sources = [str(DRIVER_SOURCE)]
-    if installed("pycuda"):
-        (folder / "rest.c").write_text(refused_calls())
-        sources.append(str(folder / "rest.c"))
-    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run(["gcc", *flags, *sources, "-o", str(folder / "libcuda.so.1"), "-ldl"], check=True)
-    return folder
-
-
-def refused_calls() -> str:
-    """Functions that PyCUDA links and these tests never call; they answer "not supported"."""
-    folders = importlib.util.find_spec("pycuda").submodule_search_locations  # type: ignore[union-attr]
-    library = next(path for folder in folders or () for path in Path(folder).glob("_driver*.so"))
-    listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
-    names = {line.split()[-1] for line in listed.stdout.splitlines() if line.split()[-1].startswith("cu")}
-    own = DRIVER_SOURCE.read_text()
-    return "".join(
-        f"int {name}(void);\nint {name}(void) {{ return 801; }}\n" for name in names if f" {name}(" not in own
-    )
+    return stand_in_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.mark.parametrize("name", list(MEMORIES))
