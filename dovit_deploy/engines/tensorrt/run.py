@@ -92,7 +92,8 @@ class TensorRtBackend:
             plan = checked_plan(opened.engines, graph)
             stage = self._stage(opened, graph, plan, closed=lambda: self._closed(bundle.path, graph))
             opened.stages[graph] = stage
-            stage.warm_up(_sources(opened, graph))
+            before = _stage_before(opened, graph)
+            stage.warm_up(_sources(opened, graph), None if before is None else before.gate)
         except BaseException:
             # Also after Ctrl-C: the process may live on, and must not keep memory of the GPU.
             self._unload(bundle.path, graph)
@@ -114,6 +115,8 @@ class TensorRtBackend:
         host = self._staging[: buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
         memory.copy(host, buffer)
         memory.mark().wait()
+        if not buffer.shape:
+            self._note_count(buffer, int(host))
         return host.copy()
 
     def narrow(self, buffer: Buffer, count: int) -> Buffer:
@@ -147,6 +150,13 @@ class TensorRtBackend:
         engine = TensorRtEngine(self._package, plan, name=graph, kernels=kernels)
         return TensorRtStage(engine, record, memory, closed=closed)
 
+    def _note_count(self, buffer: DeviceArray, value: int) -> None:
+        """The host has read `value`; if it is a gate's count, the next stage may read it on the device."""
+        for opened in self._bundles.values():
+            for stage in opened.stages.values():
+                if stage.gate is not None and stage.gate.count.address == buffer.address:
+                    stage.gate.read = value
+
     def _device(self) -> DeviceMemory:
         if self._memory is None:
             self._memory = self._open_memory(self._memory_name)
@@ -173,11 +183,16 @@ class TensorRtBackend:
             self._memory = None
 
 
+def _stage_before(opened: _Opened, graph: str) -> TensorRtStage | None:
+    """The loaded stage whose gate gives `graph` its tokens."""
+    number = stage_number(graph)
+    return opened.stages.get(stage_name(number - 1)) if number else None
+
+
 def _sources(opened: _Opened, graph: str) -> dict[str, DeviceArray]:
     """The inputs that a stage will take from others, if the one before it is loaded: `tokens`, `order` as `index`, and
     what is carried."""
-    number = stage_number(graph)
-    before = opened.stages.get(stage_name(number - 1)) if number else None
+    number, before = stage_number(graph), _stage_before(opened, graph)
     if number is None or before is None or ORDER not in before.outputs:
         return {}
     sources = {TOKENS: before.outputs[tokens_output(number - 1)], INDEX: before.outputs[ORDER]}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dovit_deploy.bundle.interface import INDEX, TOKENS
+from dovit_deploy.bundle.interface import COUNT, INDEX, ORDER, TOKENS
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.base import Array, Buffer
 from dovit_deploy.engines.cuda.memory import Allocation, DeviceArray, DeviceMemory, Launch, Mark
@@ -45,6 +45,20 @@ class Bucket:
 
 ONLY = (Bucket(0, 0),)
 """The buckets of a graph of one size."""
+
+
+@dataclass
+class GateCount:
+    """What a gate decided, on the device, and how many tokens it lets on as the host has read it."""
+
+    order: DeviceArray
+    count: DeviceArray
+    read: int | None = None
+    """None until the host has read `count`."""
+
+    def decided(self, index: Buffer) -> bool:
+        """Whether `index` is as much of `order` as `count` says: a caller may take less, or an index of its own."""
+        return isinstance(index, DeviceArray) and index.address == self.order.address and len(index) == self.read
 
 
 @dataclass
@@ -77,6 +91,10 @@ class TensorRtStage:
         self._rooms: dict[str, _Room] = {}
         self._scratch: Allocation | None = None
         self._staged: Mark | None = None
+        self._slots_written = False
+        self._before: GateCount | None = None
+        self.gate: GateCount | None = None
+        """What the gate at the end of this stage decided in its last run; None before the first, and without a gate."""
         self.outputs: dict[str, DeviceArray] = {}
         """The outputs of the last run, by name."""
 
@@ -91,26 +109,29 @@ class TensorRtStage:
         if INDEX in given:
             count = len(given[INDEX])
             bucket = bucket_for_count(self.buckets, count, graph=self._record.graph)
-            # Of the padded graph: how many entries of `index` count.
-            given[VALID] = np.asarray(count, np.int64)
+            given[VALID] = self._valid(given[INDEX])
             given[INDEX] = self._padded(given[INDEX], bucket.size)
-        addresses = {tensor.name: self._address(tensor, given[tensor.name]) for tensor in self._record.inputs}
-        # Behind the copies to the slots: pinned memory may be written again when this mark is reached.
-        self._staged = self._memory.mark()
-        context = self._context(bucket)
-        context.enqueue({**addresses, **{name: array.address for name, array in self._fixed_outputs().items()}})
+        addresses = tuple(self._address(tensor, given[tensor.name]) for tensor in self._record.inputs)
+        if self._slots_written:
+            # Behind the copies to the slots: pinned memory may be written again when this mark is reached.
+            self._staged, self._slots_written = self._memory.mark(), False
+        if self.gate is not None:
+            self.gate.read = None
+        self._context(bucket).enqueue(addresses)
         return {tensor.name: self.outputs[tensor.name] for tensor in self._record.outputs}
 
-    def warm_up(self, sources: Mapping[str, DeviceArray]) -> None:
+    def warm_up(self, sources: Mapping[str, DeviceArray], before: GateCount | None = None) -> None:
         """Run every bucket once, so that nothing is allocated, compiled or captured while frames wait.
 
         Args:
             sources: inputs that will come from other engines, at their future addresses. Their values are overwritten.
+            before: of the stage that comes before: its count is read where it is, on the device.
 
         Raises:
             DeviceFailed: see `run`; or the work itself failed.
         """
         takes = {tensor.name: tensor for tensor in self._record.inputs if tensor.name != VALID}
+        self._before = before
         # The largest first, so that memory that grows does so once.
         for bucket in reversed(self.buckets):
             inputs: dict[str, Buffer] = {
@@ -124,8 +145,13 @@ class TensorRtStage:
                 if INDEX in sources:
                     self._memory.copy(sources[INDEX], order)
                     inputs[INDEX] = sources[INDEX].narrow(bucket.size)
+            if before is not None:
+                self._memory.copy(before.count, np.asarray(bucket.size, before.count.dtype))
+                before.read = bucket.size
             self.run(inputs)
             self._memory.mark().wait()
+        if before is not None:
+            before.read = None
 
     @property
     def graphs(self) -> int:
@@ -164,7 +190,9 @@ class TensorRtStage:
             if -1 in tensor.shape:
                 self._rooms.setdefault(tensor.name, _Room(tensor, self._memory, self.outputs)).attach(context)
         # Where an output's size depends on the data, TensorRT waits within a run, which cannot be captured.
-        self._contexts[bucket] = BucketContext(context, self._memory, capture=not self._rooms)
+        inputs = tuple(tensor.name for tensor in self._record.inputs)
+        outputs = {name: array.address for name, array in self._fixed_outputs().items()}
+        self._contexts[bucket] = BucketContext(context, self._memory, inputs, outputs, capture=not self._rooms)
         return self._contexts[bucket]
 
     def _give_scratch(self, context: TensorRtContext) -> None:
@@ -180,6 +208,8 @@ class TensorRtStage:
         for tensor in self._record.outputs:
             if -1 not in tensor.shape and tensor.name not in self.outputs:
                 self.outputs[tensor.name] = self._allocated(tensor, tensor.shape)
+        if self.gate is None and {ORDER, COUNT} <= self.outputs.keys():
+            self.gate = GateCount(self.outputs[ORDER], self.outputs[COUNT])
         return {tensor.name: self.outputs[tensor.name] for tensor in self._record.outputs if -1 not in tensor.shape}
 
     def _allocated(self, tensor: TensorRecord, shape: tuple[int, ...]) -> DeviceArray:
@@ -205,6 +235,7 @@ class TensorRtStage:
         if self._staged is not None:
             # The last copy may not have left the pinned memory yet.
             self._staged.wait()
+        self._slots_written = True
         np.copyto(pinned, value, casting="same_kind")
         self._memory.copy(slot.device.narrow(shape[0]) if -1 in tensor.shape else slot.device, pinned)
         # An index of another length would leave the rest of the slot as it was: it is always copied.
@@ -218,6 +249,12 @@ class TensorRtStage:
             pinned = self._memory.pinned(device.nbytes).view(device.dtype).reshape(device.shape)
             self._slots[tensor.name] = _Slot(device, pinned)
         return self._slots[tensor.name]
+
+    def _valid(self, index: Buffer) -> Buffer:
+        """Of the padded graph: how many entries of `index` count; a gate's own count where it decided as many."""
+        if self._before is not None and self._before.decided(index):
+            return self._before.count
+        return np.asarray(len(index), np.int64)
 
     def _padded(self, index: Buffer, size: int) -> Buffer:
         """`index` extended to the bucket's size: by what follows it in device memory, else by other positions."""
@@ -235,10 +272,25 @@ class TensorRtStage:
 
 
 class BucketContext:
-    """An execution context whose shapes are fixed: run once kernel by kernel, from then on as one CUDA graph."""
+    """An execution context whose shapes are fixed: run once kernel by kernel, from then on as one CUDA graph.
 
-    def __init__(self, context: TensorRtContext, memory: DeviceMemory, *, capture: bool) -> None:
-        self._context, self._memory, self._capture = context, memory, capture
+    Args:
+        inputs: the names of all inputs, in the order of the addresses that `enqueue` takes.
+        outputs: the addresses of every output of known size, by name; they never change.
+    """
+
+    def __init__(
+        self,
+        context: TensorRtContext,
+        memory: DeviceMemory,
+        inputs: tuple[str, ...],
+        outputs: Mapping[str, int],
+        *,
+        capture: bool,
+    ) -> None:
+        self._context, self._memory, self._inputs, self._capture = context, memory, inputs, capture
+        for name, address in outputs.items():
+            context.bind(name, address)
         self._launches: dict[tuple[int, ...], Launch | None] = {}
 
     @property
@@ -246,27 +298,23 @@ class BucketContext:
         """Number of CUDA graphs captured so far, at most `MOST_GRAPHS`."""
         return sum(launch is not None for launch in self._launches.values())
 
-    def enqueue(self, addresses: Mapping[str, int]) -> None:
-        """Enqueue one run on the memory's stream.
-
-        Args:
-            addresses: of every input, and of every output of known size, in an order that never changes.
+    def enqueue(self, addresses: tuple[int, ...]) -> None:
+        """Enqueue one run that reads its inputs at `addresses`, on the memory's stream.
 
         Raises:
             DeviceFailed: TensorRT refuses.
         """
         # A graph replays these very addresses, so each set of them needs its own.
-        key = tuple(addresses.values())
-        launch = self._launches.get(key)
+        launch = self._launches.get(addresses)
         if launch is not None:
             launch.enqueue()
             return
-        for name, address in addresses.items():
+        for name, address in zip(self._inputs, addresses, strict=True):
             self._context.bind(name, address)
         # The first run also does what a capture must not contain: compiling kernels, and changes of shape.
         self._context.enqueue(self._memory.stream)
-        if self._capture and key not in self._launches and len(self._launches) < MOST_GRAPHS:
-            self._launches[key] = self._captured()
+        if self._capture and addresses not in self._launches and len(self._launches) < MOST_GRAPHS:
+            self._launches[addresses] = self._captured()
 
     def free(self) -> None:
         """Free graphs and context."""

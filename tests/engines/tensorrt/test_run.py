@@ -22,6 +22,8 @@ from dovit_deploy.errors import (
     ProviderMissing,
 )
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import RunSettings
+from tests.engines.cuda.fake_device import FakeMemory
 from tests.engines.tensorrt.bindings import RTX, all_bindings
 from tests.engines.tensorrt.fake_tensorrt import fake_tensorrt
 from tests.engines.tensorrt.run_fakes import BUCKETS, Bench, assert_nothing_is_left, built, pixels_of, since
@@ -76,10 +78,49 @@ def test_a_frame_is_one_launch_a_stage_and_only_the_count_comes_back(
     assert log.count("launch") == 3
     assert not [line for line in log if line.startswith(("run", "allocate", "capture"))]
     before_the_last = log[: len(log) - log[::-1].index("launch") - 1]
-    assert before_the_last.count("copy device to host") == 2, "the counts of two gates"
+    # The counts of two gates come back; the next stage reads each where it is, so nothing goes there again.
+    between = before_the_last[2:]
+    assert between == ["copy device to host", "launch", "copy device to host"]
     # Logits, and for the report an index and confidences of each gate, after everything was enqueued.
     assert log[-5:] == ["copy device to host"] * 5
     assert len(report.kept) == 3
+
+
+def test_of_a_gate_the_host_reads_the_count_and_writes_nothing(
+    bundle: Bundle, session: Session, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls of a frame whose counts are others than those before: one copy to the device, and no event of a stage's own
+    but that of this copy (with `valid` from the host it was two copies and two events more)."""
+    before = session.run(pixels_of(bundle), thresholds=0.99)[1]
+    session.run(pixels_of(bundle), thresholds=0.4)
+    marks: list[int] = []
+    mark = FakeMemory.mark
+    monkeypatch.setattr(FakeMemory, "mark", lambda memory: marks.append(1) or mark(memory))
+    start = len(bench.memory.log)
+    report = session.run(pixels_of(bundle), thresholds=0.4)[1]
+    assert before.kept[1:] != report.kept[1:]
+    log = since(bench, start)
+    assert log.count("copy host to device") == 1, "the pixels"
+    assert len(marks) == 1 + log.count("copy device to host") == 1 + 2 + 5
+
+
+def test_an_index_other_than_the_gates_own_brings_its_count(
+    bundle: Bundle, session: Session, plain: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that takes less of the order than the gate let on: the count on the device would be wrong."""
+    settings = RunSettings.resolve(bundle.manifest, thresholds=0.9)
+
+    def halved(running: Session) -> np.ndarray:
+        def half(number: int, outputs) -> object:
+            read = int(running.backend.download(outputs["count"]))
+            return running.backend.narrow(outputs["order"], max(1, read // 2))
+
+        frames = running.stages(pixels_of(bundle), settings, decide=half)
+        return next(running.backend.download(outputs["logits"]) for outputs, index in frames if index is None)
+
+    # What `half` gives is on the device already.
+    monkeypatch.setattr(session.backend, "upload", lambda value: value)
+    np.testing.assert_allclose(halved(session), halved(plain), atol=1e-4)
 
 
 def test_nothing_is_allocated_after_the_first_frames(bundle: Bundle, session: Session, bench: Bench) -> None:
