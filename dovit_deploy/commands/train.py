@@ -33,6 +33,10 @@ def train(
         Path | None,
         typer.Option(metavar="CHECKPOINT", help="Start from trained weights: ViT, Segmenter, SETR, DoViT, a backbone."),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Learn from the answers of a trained network, too."),
+    ] = None,
     classes: arguments.Classes = None,
     minutes: Annotated[float | None, typer.Option(help="Length of the run; default: the recipe's, else 60.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all that is drawn; default: recipe's, else 0.")] = None,
@@ -56,13 +60,14 @@ def train(
 
     recipe = Recipe() if config is None else recipe_from_file(config)
     folder = _claimed_folder(output, dataset)
-    targets.claim_report(json_file, inputs=(dataset, init, config, classes), output=folder)
+    targets.claim_report(json_file, inputs=(dataset, init, teacher, config, classes), output=folder)
     request = TrainingRequest(
         dataset=dataset,
         output=folder,
-        recipe=with_flags(recipe, minutes=minutes, seed=seed),
+        recipe=with_flags(recipe, minutes=minutes, seed=seed, teacher=teacher is not None),
         recipe_given=config is not None,
         init=init,
+        teacher=teacher,
         resume=resume,
         classes=classes,
     )

@@ -111,13 +111,14 @@ Stopping = float | tuple[float, ...]
 
 
 class Distillation(Record):
-    """What steps that stop tokens learn from a dense copy of the network."""
+    """What a run learns from the answers of a dense network: a copy of its own, in steps that stop tokens, or another
+    one, in every step."""
 
-    teacher: Literal["off", "init", "average", "current"] = "off"
+    teacher: Literal["off", "init", "average", "current", "checkpoint"] = "off"
     """init: the network that the run starts from. average: the moving average when tokens are first stopped, frozen.
-    current: the moving average as it is at each step."""
+    current: the moving average as it is at each step. checkpoint: the network of `--teacher`."""
     features: float = Field(default=0.5, ge=0, le=1e6)
-    """Weight of the mean squared difference of the last features."""
+    """Weight of the mean squared difference of the last features; above 0 a teacher must be as wide as the network."""
     pixels: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the Kullback-Leibler divergence of the class probabilities."""
 

@@ -98,8 +98,12 @@ def training_images(dataset: str, recipe: Recipe, classes: Path | None = None) -
     return None if is_rendered(dataset) else dataset_from_path(dataset, recipe.split, classes=classes)
 
 
-def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int], classes: Path | None = None) -> Dataset | None:
+def validation_data(
+    dataset: str, recipe: Recipe, size: tuple[int, int], classes: Path | None = None, *, resumed: bool = False
+) -> Dataset | None:
     """The validation images; None where the default split is not there.
+
+    `resumed`: the recipe is of a run's record, which holds every key, whether or not the user wrote it.
 
     Raises:
         DatasetError: a split that the recipe names is not there, or is faulty.
@@ -111,7 +115,7 @@ def validation_data(dataset: str, recipe: Recipe, size: tuple[int, int], classes
                 "val", size=_renderable(size), count=min(VALIDATION_SCENES, recipe.scenes or VALIDATION_SCENES)
             )
         )
-    stated = "watch" in recipe.model_fields_set
+    stated = recipe.watch != Recipe().watch if resumed else "watch" in recipe.model_fields_set
     try:
         return dataset_from_path(dataset, recipe.watch, classes=classes)
     except DatasetError:

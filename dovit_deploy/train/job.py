@@ -47,12 +47,14 @@ from dovit_deploy.train.state import (
     RunFolder,
     RunRecord,
     data_facts,
-    init_facts,
+    entries_of,
+    given_facts,
     refuse_other_data,
     refuse_other_recipe,
     refuse_taken,
     write_run_file,
 )
+from dovit_deploy.train.teacher import Teacher, refuse_other_teacher, teacher_from_path
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
 
@@ -72,6 +74,8 @@ class TrainingRequest:
     recipe_given: bool
     """A configuration file was given."""
     init: Path | None = None
+    teacher: Path | None = None
+    """A checkpoint whose answers it learns from, too."""
     resume: bool = False
     classes: Path | None = None
     """A list of the data set's own classes."""
@@ -143,8 +147,10 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     size = recipe.network.size or _size_of(data)
     training_data = TrainingData(data, scenes_for(recipe, size, None))
     start = _start(request, recipe, size, len(training_data.main.classes.names))
-    _refuse_without_network(recipe, start)
+    _refuse_without_network(recipe, start, teacher=request.teacher is not None)
     config = _config(recipe, start, size, training_data)
+    teacher = _teacher(request, config, training_data)
+    config = _licensed(config, start, teacher)
     if recipe.trained == "gates" and not config.spec.gates:
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
     _say_padding(start, remark)
@@ -164,10 +170,11 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
         recipe=recipe,
         config=config,
         data=data_facts(training_data, frequencies),
-        init=init_facts(None if start is None else start.given),
+        init=given_facts(None if start is None else start.given),
+        teacher=given_facts(None if teacher is None else teacher.given),
     )
     folder = RunFolder.create(request.output, record)
-    return _trainer(record, data, validation, folder, start), record
+    return _trainer(record, data, validation, folder, start, teacher), record
 
 
 def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunRecord]:
@@ -184,8 +191,12 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     _refuse_other_start(request, record, begun=(folder.path / STATE).exists())
     # Not by the recipe: what its record leaves out cannot be told from what a user stated.
     start = start_again(request.init, record.config.spec, config=recipe.init_config) if request.init else None
-    validation = validation_data(request.dataset, recipe, record.config.spec.size, request.classes)
-    trainer = _trainer(record, data, validation, folder, start)
+    teacher = _teacher(request, record.config, training_data)
+    refuse_other_teacher(request.teacher, teacher, record.teacher)
+    validation = validation_data(
+        request.dataset, recipe, record.config.spec.size, request.classes, resumed=True
+    )
+    trainer = _trainer(record, data, validation, folder, start, teacher)
     # There may be no state yet: then the run was killed before its first save and begins again.
     if trainer.resume():
         remark(f"going on after step {trainer.step}")
@@ -197,7 +208,7 @@ def _refuse_other_start(request: TrainingRequest, record: RunRecord, *, begun: b
     if request.init is None and (begun or record.init is None):
         return
     given = None if request.init is None else given_at(request.init, record.recipe.init_config)
-    if init_facts(given) != record.init:
+    if given_facts(given) != record.init:
         own = f"--init with the checkpoint {record.init.source}" if record.init else "random weights"
         other = f", not from {request.init}" if request.init else ""
         raise UsageError(f"--resume: the run began from {own}{other}; give what it began with")
@@ -216,6 +227,19 @@ def _start(request: TrainingRequest, recipe: Recipe, size: tuple[int, int], clas
     return start_from_path(request.init, recipe.network, config=recipe.init_config, size=size, classes=classes)
 
 
+def _teacher(request: TrainingRequest, config: TrainConfig, training_data: TrainingData) -> Teacher | None:
+    if request.teacher is None:
+        return None
+    return teacher_from_path(request.teacher, config, entries_of(training_data.main))
+
+
+def _licensed(config: TrainConfig, start: Start | None, teacher: Teacher | None) -> TrainConfig:
+    """`config` with what the given weights came with: it holds for what is made of them."""
+    given = (start.given.license if start else "", teacher.given.license if teacher else "")
+    notes = dict.fromkeys(note for text in (config.license, *given) for note in text.split("; ") if note)
+    return config.model_copy(update={"license": "; ".join(notes)})
+
+
 def _say_padding(start: Start | None, remark: Remark) -> None:
     """A line where a pretrained backbone is shown padding, since the input is no whole number of its patches."""
     if start is None or not isinstance(start.given, Backbone):
@@ -229,10 +253,14 @@ def _say_padding(start: Start | None, remark: Remark) -> None:
         )
 
 
-def _refuse_without_network(recipe: Recipe, start: Start | None) -> None:
+def _refuse_without_network(recipe: Recipe, start: Start | None, *, teacher: bool) -> None:
     """Raise ConfigError for a recipe that needs a trained network, where there is none or only its backbone."""
     if start is None and recipe.frozen_layers:
         raise ConfigError(f"frozen_layers = {recipe.frozen_layers}: without --init they would stay as they are drawn")
+    if recipe.distillation.teacher == "checkpoint" and not teacher:
+        raise ConfigError(
+            "distillation.teacher = 'checkpoint': --teacher gives the network to learn from"
+        )
     lacking = "without --init" if start is None else "in a backbone without a head"
     if start is not None and not isinstance(start.given, Backbone):
         return
@@ -247,9 +275,6 @@ def _config(recipe: Recipe, start: Start | None, size: tuple[int, int], training
     if start is not None:
         found = start.given.preprocessing
         scaling = Scaling(mean=found.mean, std=found.std)
-        # What the weights came with holds for what is made of them.
-        notes = dict.fromkeys(note for note in (recipe.license, start.given.license) if note)
-        recipe = recipe.model_copy(update={"license": "; ".join(notes)})
         return run_config(recipe, start.spec, scaling=scaling, rendered_only=rendered_only)
     try:
         spec = spec_from_choice(recipe.network, size, len(training_data.main.classes.names))
@@ -264,12 +289,25 @@ def _refuse_other_classes(main: Dataset, validation: Dataset | None) -> None:
 
 
 def _trainer(
-    record: RunRecord, data: Dataset | None, validation: Dataset | None, folder: RunFolder, start: Start | None
+    record: RunRecord,
+    data: Dataset | None,
+    validation: Dataset | None,
+    folder: RunFolder,
+    start: Start | None,
+    teacher: Teacher | None,
 ) -> Trainer:
     config = record.config
     scenes = scenes_for(record.recipe, config.spec.size, folder.path) if config.renders else None
     training_data = TrainingData(data, scenes)
-    return Trainer(config, training_data, validation, folder, frequencies=record.data.frequencies, start=start)
+    return Trainer(
+        config,
+        training_data,
+        validation,
+        folder,
+        frequencies=record.data.frequencies,
+        start=start,
+        teacher=None if teacher is None else teacher.network,
+    )
 
 
 def _measured(

@@ -83,6 +83,7 @@ class Trainer:
         folder: where log and state go.
         frequencies: share of each class among the labelled pixels.
         start: weights to start from.
+        teacher: the network of `--teacher`, frozen, on the run's device.
         clock: seconds, for tests; None: the one that `config` names.
     """
 
@@ -95,6 +96,7 @@ class Trainer:
         *,
         frequencies: Sequence[float],
         start: Start | None = None,
+        teacher: TrainableNetwork | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         # On a shared machine the wall clock counts what others do; the processor clock counts this process alone.
@@ -113,7 +115,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_trained(name, config))
         self.average = self._frozen(self.model)
-        self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else None
+        self.teacher = self._frozen(self.model) if start and config.distillation.teacher == "init" else teacher
         groups = rate_groups(self.model, config)
         self.shares = [group.share for group in groups]
         self.optimiser = optimiser_from_groups(groups, config)
@@ -124,6 +126,11 @@ class Trainer:
 
     def _frozen(self, model: TrainableNetwork) -> TrainableNetwork:
         return copy.deepcopy(model).eval().requires_grad_(False)
+
+    @property
+    def _learns_from_itself(self) -> bool:
+        """The teacher is a copy of the run's own network; another one stays in its file."""
+        return self.config.distillation.teacher != "checkpoint"
 
     @property
     def progress(self) -> float:
@@ -157,7 +164,7 @@ class Trainer:
                 model=self.model.state_dict(),
                 average=self.average.state_dict(),
                 optimiser=self.optimiser.state_dict(),
-                teacher=None if self.teacher is None else self.teacher.state_dict(),
+                teacher=self.teacher.state_dict() if self.teacher is not None and self._learns_from_itself else None,
             )
         )
 

@@ -65,10 +65,16 @@ def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
 
 def distillation_loss(student: TrainingOutput, teacher: TrainingOutput, *, features: float, pixels: float) -> Tensor:
     """`features` x mean squared difference of the last features + `pixels` x KL(teacher, student) of each position."""
-    near = functional.mse_loss(student.features.float(), teacher.features.float())
-    wanted = teacher.logits.float().log_softmax(1)
-    apart = (wanted.exp() * (wanted - student.logits.float().log_softmax(1))).sum(1).mean()
-    return features * near + pixels * apart
+    logits = teacher.logits.float()
+    # Another decode head may answer on a finer or coarser grid of the same crop.
+    if logits.shape != student.logits.shape:
+        logits = functional.interpolate(logits, size=student.logits.shape[-2:], mode="bilinear", align_corners=False)
+    wanted = logits.log_softmax(1)
+    total = pixels * (wanted.exp() * (wanted - student.logits.float().log_softmax(1))).sum(1).mean()
+    # Features of another width, which cannot be compared, have no weight.
+    if features:
+        total = total + features * functional.mse_loss(student.features.float(), teacher.features.float())
+    return total
 
 
 def passing_of(spec: AnySpec, stopping: Stopping | None) -> Passing | Quotas | None:
@@ -100,9 +106,10 @@ class Objective:
         teacher: TrainableNetwork | None,
         skips: np.random.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """The sum that is minimised, and its parts as numbers; without `stopping` nothing stops or is distilled.
+        """The sum that is minimised, and its parts as numbers; without `stopping` nothing stops.
 
-        `skips` draws what skips layers.
+        A dense step is distilled from another network only: its own copy would answer the same. `skips` draws what
+        skips layers.
         """
         config, spec, device = self.config, self.config.spec, self.weights.device
         pixels = batch.pixels.to(device, memory_format=torch.channels_last)
@@ -124,10 +131,10 @@ class Objective:
         total = main + config.auxiliary_weight * sum(gates, self.weights.new_zeros(()))
         row = {"loss": main.item(), **{f"gate{i}": loss.item() for i, loss in enumerate(gates)}}
         row |= {f"kept{i}": float(gate.keep.float().mean()) for i, gate in enumerate(output.gates)}
-        if teacher is not None and passing is not None:
+        rule = config.distillation
+        if teacher is not None and (passing is not None or rule.teacher == "checkpoint"):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
                 wanted = training_forward(teacher, pixels, origin=origin)
-            rule = config.distillation
             distilled = distillation_loss(output, wanted, features=rule.features, pixels=rule.pixels)
             total, row["distillation"] = total + distilled, distilled.item()
         return total, row

@@ -12,7 +12,7 @@ from dovit_deploy.errors import ConfigError, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.spec import Size
 from dovit_deploy.record import Record
-from dovit_deploy.train.config import Phase, Scaling, Settings, TrainConfig, crop_step
+from dovit_deploy.train.config import Distillation, Phase, Scaling, Settings, TrainConfig, crop_step
 from dovit_deploy.train.network import NetworkChoice
 
 DEFAULT_MINUTES = 60.0
@@ -133,11 +133,11 @@ def _phases(recipe: Recipe, spec: AnySpec) -> tuple[Phase, ...]:
     )
 
 
-def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None) -> Recipe:
-    """`recipe` with what flags say instead; `minutes` also instead of steps.
+def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None, teacher: bool) -> Recipe:
+    """`recipe` with what flags say instead; `minutes` also instead of steps. `teacher`: the flag is given.
 
     Raises:
-        UsageError: a flag is outside the bounds that recipes have.
+        UsageError: a flag is outside the bounds that recipes have, or the recipe names another teacher.
     """
     # Only what was stated, so that a default never counts as the user's word when a run is resumed.
     stated = {name: getattr(recipe, name) for name in recipe.model_fields_set}
@@ -145,7 +145,16 @@ def with_flags(recipe: Recipe, *, minutes: float | None, seed: int | None) -> Re
         stated = {name: value for name, value in stated.items() if name != "steps"} | {"minutes": minutes}
     if seed is not None:
         stated["seed"] = seed
+    if teacher:
+        stated["distillation"] = _distillation_from_checkpoint(recipe.distillation)
     try:
         return Recipe.model_validate(stated)
     except ValidationError as error:
         raise UsageError(f"--{fault_of(error, with_value=True)}") from error
+
+
+def _distillation_from_checkpoint(stated: Distillation) -> Distillation:
+    if stated.teacher not in ("off", "checkpoint"):
+        raise UsageError(f"--teacher: the recipe has distillation.teacher = {stated.teacher!r}; take one of them out")
+    weights = {name: getattr(stated, name) for name in stated.model_fields_set}
+    return Distillation.model_validate({**weights, "teacher": "checkpoint"})

@@ -67,7 +67,7 @@ def start_from_path(
         whole: AnySpec = given.spec(classes=classes, head=head_on_backbone(choice, given.values), taps=choice.taps)
     else:
         whole = given.spec
-        _refuse_other_task(whole, classes, path)
+        refuse_other_task(whole, classes, f"--init {path}")
         is_vit = isinstance(whole, VisionTransformerSpec)
         _refuse_stated(choice, OPEN_WITH_INIT if is_vit else frozenset({"size"}), "checkpoint")
     chosen = spec_at_size(whole, choice.size or size)
@@ -75,20 +75,20 @@ def start_from_path(
         chosen = spec_from_trained(chosen, choice, source=str(path))
         if choice.family == "evovit":
             chosen = evovit_from_trained(chosen, choice.ratio, source=str(path))
-    return _start_at(chosen, whole, given)
+    return start_at(chosen, whole, given)
 
 
 def start_again(path: Path, spec: AnySpec, *, config: str | None) -> Start:
     """The weights of `--init` for a run that has the network `spec`; raises as `start_from_path`."""
     given = given_at(path, config)
     if not isinstance(given, Backbone):
-        return _start_at(spec, given.spec, given)
+        return start_at(spec, given.spec, given)
     if not isinstance(spec, VisionTransformerSpec | EvoDeitSpec):
         raise ConfigError(f"--init {path}: a backbone; the run's network is {spec.family}")
-    return _start_at(spec, given.spec(classes=spec.classes, head=LinearHead()), given)
+    return start_at(spec, given.spec(classes=spec.classes, head=LinearHead()), given)
 
 
-def _start_at(spec: AnySpec, whole: AnySpec, given: Given) -> Start:
+def start_at(spec: AnySpec, whole: AnySpec, given: Given) -> Start:
     """`given`, weights of the network `whole`, for `spec`, which has its layers at perhaps another size."""
     state = state_at_size(given.state, whole, spec.size)
     if isinstance(whole, VisionTransformerSpec) and isinstance(spec, VisionTransformerSpec | EvoDeitSpec):
@@ -96,15 +96,15 @@ def _start_at(spec: AnySpec, whole: AnySpec, given: Given) -> Start:
     return Start(spec, state, given)
 
 
-def _refuse_other_task(spec: AnySpec, classes: int, path: Path) -> None:
-    """Raise ConfigError unless `spec` is a segmenter of so many classes."""
+def refuse_other_task(spec: AnySpec, classes: int, option: str) -> None:
+    """Raise ConfigError unless `spec`, of the checkpoint that `option` gives, is a segmenter of so many classes."""
     if not isinstance(spec, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or spec.task != "segmentation":
-        raise ConfigError(f"--init {path}: a {spec.family} for {spec.task}; training starts from a segmenter")
+        raise ConfigError(f"{option}: a {spec.family} for {spec.task}; training starts from a segmenter")
     if isinstance(spec.head, QueryHead):
-        raise ConfigError(f"--init {path}: a network whose queries answer ({spec.family}), which is not trained here")
+        raise ConfigError(f"{option}: a network whose queries answer ({spec.family}), which is not trained here")
     if spec.classes != classes:
         raise ConfigError(
-            f"--init {path}: a network of {spec.classes} classes, the data set has {classes}; "
+            f"{option}: a network of {spec.classes} classes, the data set has {classes}; "
             "give a checkpoint of these classes, its backbone alone, or train from scratch"
         )
 

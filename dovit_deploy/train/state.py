@@ -17,6 +17,7 @@ import torch
 
 from dovit_deploy import __version__
 from dovit_deploy.bundle.manifest import ClassEntry
+from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.errors import DatasetError, InputError, UsageError
 from dovit_deploy.files import reported_writes, write_bytes, written_aside
@@ -40,8 +41,8 @@ class DataFacts(Record):
     """Share of each class among the labelled pixels."""
 
 
-class InitFacts(Record):
-    """The checkpoint that a run started from."""
+class GivenFacts(Record):
+    """A checkpoint that a run was given."""
 
     source: str
     sha256: str
@@ -54,11 +55,20 @@ class RunRecord(Record):
     recipe: Recipe
     config: TrainConfig
     data: DataFacts
-    init: InitFacts | None = None
+    init: GivenFacts | None = None
+    """What it started from."""
+    teacher: GivenFacts | None = None
+    """What it learns from beside the labels."""
 
     def to_json(self) -> str:
         """The text of `train.json`."""
         return self.model_dump_json(indent=1) + "\n"
+
+
+def entries_of(data: Dataset) -> tuple[ClassEntry, ...]:
+    """Names and colours of a data set's classes."""
+    pairs = zip(data.classes.names, data.classes.palette, strict=True)
+    return tuple(ClassEntry(name=name, color=color) for name, color in pairs)
 
 
 def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> DataFacts:
@@ -69,17 +79,14 @@ def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> D
         name=data.name,
         images=training_data.images,
         frequencies=frequencies,
-        classes=tuple(
-            ClassEntry(name=name, color=color)
-            for name, color in zip(data.classes.names, data.classes.palette, strict=True)
-        ),
+        classes=entries_of(data),
         digest=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
     )
 
 
-def init_facts(given: Given | None) -> InitFacts | None:
-    """What is remembered of `--init`."""
-    return None if given is None else InitFacts(source=given.source, sha256=given.source_sha256)
+def given_facts(given: Given | None) -> GivenFacts | None:
+    """What is remembered of `--init` or `--teacher`."""
+    return None if given is None else GivenFacts(source=given.source, sha256=given.source_sha256)
 
 
 def refuse_other_recipe(record: RunRecord, recipe: Recipe, *, whole: bool) -> None:
@@ -144,7 +151,7 @@ class RunState:
     average: dict[str, Any]
     optimiser: dict[str, Any]
     teacher: dict[str, Any] | None
-    """The dense network that is learnt from, once there is one."""
+    """The dense copy that is learnt from, once there is one; the network of `--teacher` stays in its file."""
 
 
 KEPT = "what was saved before is kept, and the same command with --resume goes on"

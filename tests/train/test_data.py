@@ -75,6 +75,11 @@ def test_the_default_split_to_look_at_may_be_absent_but_not_faulty(root, tmp_pat
         validation_data(str(both), Recipe(), (40, 56))
     with pytest.raises(DatasetError, match=r"test\.txt"):
         validation_data(str(root), Recipe(watch="test"), (40, 56))
+    # A run's record holds every key, the default of this one, too.
+    recorded = Recipe.model_validate_json(Recipe().model_dump_json())
+    assert validation_data(str(root), recorded, (40, 56), resumed=True) is None
+    with pytest.raises(DatasetError, match="test"):
+        validation_data(str(root), Recipe(watch="test"), (40, 56), resumed=True)
 
 
 def test_what_was_found_is_said_of_both_splits_and_a_doubt_once(root, tmp_path):

@@ -124,15 +124,15 @@ def test_phases_that_do_not_fit_the_network_are_refused(tmp_path):
 
 
 def test_flags_have_the_say():
-    flagged = with_flags(Recipe(steps=9, seed=1), minutes=2.0, seed=5)
+    flagged = with_flags(Recipe(steps=9, seed=1), minutes=2.0, seed=5, teacher=False)
     assert (flagged.steps, flagged.minutes, flagged.seed) == (None, 2.0, 5)
-    assert with_flags(Recipe(steps=9), minutes=None, seed=None) == Recipe(steps=9)
+    assert with_flags(Recipe(steps=9), minutes=None, seed=None, teacher=False) == Recipe(steps=9)
 
 
 @pytest.mark.parametrize(("minutes", "seed", "flag"), [(1e300, None, "--minutes"), (1.0, 10**30, "--seed")])
 def test_flags_are_bounded_as_recipes_are(minutes, seed, flag):
     with pytest.raises(UsageError, match=f"^{flag}: .* given"):
-        with_flags(Recipe(), minutes=minutes, seed=seed)
+        with_flags(Recipe(), minutes=minutes, seed=seed, teacher=False)
 
 
 def test_the_network_is_built_from_the_choice():
