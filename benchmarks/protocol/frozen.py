@@ -1,15 +1,16 @@
 """Was everything chosen before the drive was read that the claim is about? What is frozen, and the one look after it.
 
-    python benchmarks/protocol/frozen.py freeze --recipe RECIPE --thresholds 0.9,0.9,0.85 --tried 12 \\\\
+    python benchmarks/protocol/frozen.py freeze --recipe RECIPE --init BACKBONE --thresholds 0.9,0.9,0.85 --tried 12 \\\\
         --chosen-on train:@benchmarks/protocol/held.txt --reads train:0006R0 -o benchmarks/protocol/frozen.json
     python benchmarks/protocol/frozen.py read benchmarks/protocol/frozen.json \\\\
         --checkpoint runs/seed0/checkpoint --bundle seed0.dovit --dataset CAMVID -o benchmarks/results/seed0.json
 
-`freeze` writes a file that is committed before anything is read: the recipe (but its seed), the operating point, on
-what they were chosen and how many recipes were tried, and a digest of all of it. `read` measures a bundle on the frozen
+`freeze` writes a file that is committed before anything is read: the recipe (but its seed), the weights that its runs
+start from, the operating point, on what they were chosen, how many recipes were tried, what is in every list that a
+split names, and a digest of all of it. `read` measures a bundle on the frozen
 split, at the frozen thresholds and with all controls, once. It refuses (4) where the frozen file was changed, the
-recipe or the choice looked at the split that is to be read, the checkpoint was trained by another recipe, the bundle
-was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were is
+recipe or the choice looked at the split that is to be read, a list has other images by now, the checkpoint was trained
+by another recipe or from other weights, the bundle was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were is
 noted beside the frozen file, in `frozen.reads.json`, which is committed, too.
 """
 
@@ -40,6 +41,8 @@ from dovit_deploy.errors import CheckError, InputError, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
+from dovit_deploy.train.start import given_at
+from dovit_deploy.train.state import GivenFacts, given_facts
 
 WEIGHTS, TRAINING = "model.safetensors", "train.json"
 """Of a checkpoint: its weights, and the record of the run that made it."""
@@ -59,12 +62,14 @@ class Frozen(Record):
     """Per gate, or one for all."""
     chosen_on: str
     """The split."""
-    chosen_on_digest: str | None
-    """SHA-256 of the list that names it; None: no list does."""
     tried: int
     """Recipes, this one included."""
     reads: str
     """The split that is read once per seed."""
+    init: GivenFacts | None
+    """The weights that runs start from; None: drawn ones."""
+    lists: dict[str, str]
+    """Of all these splits, those that a list names -> SHA-256 of what is in it."""
 
     @property
     def digest(self) -> str:
@@ -83,10 +88,26 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def list_digest(split: str) -> str | None:
-    """SHA-256 of the stems in the list that `split` names, sorted; None where it names none."""
-    listed = split_from_text(split).listed
-    return None if listed is None else hashlib.sha256("\n".join(sorted(listed)).encode()).hexdigest()
+def list_digests(*splits: str) -> dict[str, str]:
+    """SHA-256 of the stems in the list that a split names, sorted; splits that name none are left out."""
+    listed = {split: split_from_text(split).listed for split in splits}
+    return {
+        split: hashlib.sha256("\n".join(sorted(stems)).encode()).hexdigest()
+        for split, stems in listed.items()
+        if stems is not None
+    }
+
+
+def start_facts(init: Path | None, recipe: Recipe) -> GivenFacts | None:
+    """What is frozen of the weights that runs start from.
+
+    Raises:
+        UsageError: none are given, and the recipe keeps layers of them.
+        DovitError: they cannot be read.
+    """
+    if init is None and recipe.frozen_layers:
+        raise UsageError(f"the recipe keeps {recipe.frozen_layers} layers of --init as they are; name it")
+    return None if init is None else given_facts(given_at(init, recipe.init_config))
 
 
 def frozen_from_file(path: Path) -> Frozen:
@@ -114,13 +135,14 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str,
 
     Raises:
         InputError: the checkpoint cannot be read.
-        CheckError: another recipe or checkpoint.
+        CheckError: another recipe, start or checkpoint.
     """
     try:
         trained = data_from_json(read_text(checkpoint / TRAINING))
         assert isinstance(trained, dict)
         whole = Recipe.model_validate(trained["recipe"])
         recipe = recipe_content(whole)
+        start = None if trained.get("init") is None else GivenFacts.model_validate(trained["init"])
         weights = file_entry(checkpoint / WEIGHTS).sha256
     except (OSError, ValueError, KeyError, AssertionError) as error:
         raise InputError(f"{checkpoint}: no checkpoint of `dovit train` ({error})") from error
@@ -128,6 +150,11 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str,
     if other:
         raise CheckError(
             f"{checkpoint} was trained by another recipe than was frozen: it differs in {', '.join(other)}"
+        )
+    if (start and start.sha256) != (frozen.init and frozen.init.sha256):
+        own, wanted = (one.source if one else "drawn weights" for one in (start, frozen.init))
+        raise CheckError(
+            f"{checkpoint} was trained from {own}, which is not what was frozen ({wanted}, by its SHA-256)"
         )
     if bundle.manifest.provenance.source_sha256 != weights:
         raise CheckError(f"{bundle.path} was made of another checkpoint than {checkpoint}")
@@ -143,8 +170,10 @@ def check_unseen(frozen: Frozen, dataset: Path) -> None:
         seen = unseen & set(dataset_from_path(dataset, split).stems)
         if seen:
             raise CheckError(f"the recipe {what} {split}: {len(seen)} images of {frozen.reads}, as {min(seen)}")
-    if list_digest(frozen.chosen_on) != frozen.chosen_on_digest:
-        raise CheckError(f"{frozen.chosen_on}: the list was changed after the recipe was frozen")
+    now = list_digests(recipe.split, recipe.watch, frozen.chosen_on, frozen.reads)
+    changed = sorted(split for split in now.keys() | frozen.lists.keys() if now.get(split) != frozen.lists.get(split))
+    if changed:
+        raise CheckError(f"{changed[0]}: the list was changed after the recipe was frozen")
 
 
 def reads_of(path: Path) -> list[dict[str, Any]]:
@@ -178,14 +207,16 @@ def freeze(options: argparse.Namespace) -> None:
     """Write what is frozen; UsageError where something is frozen there already."""
     if options.output.exists():
         raise UsageError(f"{options.output} exists: what is frozen stays so; freeze another choice under another name")
+    recipe = recipe_from_file(options.recipe)
     frozen = Frozen(
-        recipe=recipe_content(recipe_from_file(options.recipe)),
+        recipe=recipe_content(recipe),
         recipe_file=options.recipe.name,
         thresholds=list(numbers_within_one(options.thresholds, option="--thresholds")),
         chosen_on=options.chosen_on,
-        chosen_on_digest=list_digest(options.chosen_on),
         tried=options.tried,
         reads=options.reads,
+        init=start_facts(options.init, recipe),
+        lists=list_digests(recipe.split, recipe.watch, options.chosen_on, options.reads),
     )
     command = command_text("protocol/frozen.py", sys.argv[1:])
     content = {**circumstances(command), "frozen": frozen.model_dump(mode="json"), "digest": frozen.digest}
@@ -228,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = result.add_subparsers(metavar="freeze|read")
     one = verbs.add_parser("freeze", help="write down what was chosen")
     one.add_argument("--recipe", type=Path, required=True, help="of the final run")
+    one.add_argument("--init", type=Path, metavar="CHECKPOINT", help="what its runs start from; default: drawn weights")
     one.add_argument("--thresholds", required=True, metavar="T[,T...]", help="the operating point")
     one.add_argument("--tried", type=at_least(1), required=True, help="how many recipes were tried, this one included")
     one.add_argument("--chosen-on", required=True, metavar="SPLIT", help="what they were compared on")

@@ -193,9 +193,7 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     start = start_again(request.init, record.config.spec, config=recipe.init_config) if request.init else None
     teacher = _teacher(request, record.config, training_data)
     refuse_other_teacher(request.teacher, teacher, record.teacher)
-    validation = validation_data(
-        request.dataset, recipe, record.config.spec.size, request.classes, resumed=True
-    )
+    validation = validation_data(request.dataset, recipe, record.config.spec.size, request.classes, resumed=True)
     trainer = _trainer(record, data, validation, folder, start, teacher)
     # There may be no state yet: then the run was killed before its first save and begins again.
     if trainer.resume():
@@ -258,9 +256,7 @@ def _refuse_without_network(recipe: Recipe, start: Start | None, *, teacher: boo
     if start is None and recipe.frozen_layers:
         raise ConfigError(f"frozen_layers = {recipe.frozen_layers}: without --init they would stay as they are drawn")
     if recipe.distillation.teacher == "checkpoint" and not teacher:
-        raise ConfigError(
-            "distillation.teacher = 'checkpoint': --teacher gives the network to learn from"
-        )
+        raise ConfigError("distillation.teacher = 'checkpoint': --teacher gives the network to learn from")
     lacking = "without --init" if start is None else "in a backbone without a head"
     if start is not None and not isinstance(start.given, Backbone):
         return

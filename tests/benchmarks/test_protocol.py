@@ -16,6 +16,7 @@ from dovit_deploy.train.recipe import Recipe, recipe_from_file
 from tests.datasets.labelled_folder import write_labelled
 
 RECIPE = 'minutes = 20\nseed = 4\nsplit = "train:-drive_00"\nwatch = "train:drive_010"\n\n[network]\nsize = [48, 64]\n'
+START = frozen.GivenFacts(source="backbone.safetensors", sha256="1" * 64)
 
 
 @pytest.fixture
@@ -28,7 +29,9 @@ def case(tmp_path, monkeypatch):
     checkpoint.mkdir()
     (checkpoint / frozen.WEIGHTS).write_bytes(b"weights of one seed")
     trained = recipe_from_file(recipe).model_copy(update={"seed": 7})
-    (checkpoint / frozen.TRAINING).write_text(json.dumps({"recipe": trained.model_dump(mode="json")}))
+    write_record(checkpoint, trained)
+    monkeypatch.setattr(frozen, "given_facts", lambda given: START)
+    monkeypatch.setattr(frozen, "given_at", lambda path, config: path)
     provenance = SimpleNamespace(source_sha256=file_entry(checkpoint / frozen.WEIGHTS).sha256)
     bundle = SimpleNamespace(path=tmp_path / "seed.dovit", manifest=SimpleNamespace(provenance=provenance))
     monkeypatch.setattr(frozen.Bundle, "open", lambda path: bundle)
@@ -40,7 +43,18 @@ def case(tmp_path, monkeypatch):
         return {"dense": {"miou": 50.0}, "dynamic": {"miou": 49.8}}
 
     monkeypatch.setattr(frozen, "evaluation", evaluated)
-    words = ["--recipe", str(recipe), "--thresholds", "0.9,0.85", "--tried", "5", "--chosen-on", f"train:@{held}"]
+    words = [
+        "--recipe",
+        str(recipe),
+        "--init",
+        "backbone.safetensors",
+        "--thresholds",
+        "0.9,0.85",
+        "--tried",
+        "5",
+        "--chosen-on",
+        f"train:@{held}",
+    ]
     frozen.main(["freeze", *words, "--reads", "train:drive_00", "-o", str(tmp_path / "frozen.json")])
 
     def read(output: str) -> int | str | None:
@@ -52,6 +66,11 @@ def case(tmp_path, monkeypatch):
         return 0
 
     return SimpleNamespace(folder=tmp_path, checkpoint=checkpoint, bundle=bundle, looks=looks, read=read, words=words)
+
+
+def write_record(checkpoint: Path, recipe: Recipe) -> None:
+    record = {"recipe": recipe.model_dump(mode="json"), "init": START.model_dump(mode="json")}
+    (checkpoint / frozen.TRAINING).write_text(json.dumps(record))
 
 
 def test_what_was_frozen_is_read_once_per_seed(case, capsys):
@@ -99,11 +118,19 @@ def changed(path: Path, change) -> None:
             lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it["recipe"]["network"].update(depth=5)),
             "differs in network",
         ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it["init"].update(sha256="2" * 64)),
+            "trained from backbone.safetensors, which is not what was frozen",
+        ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it.update(init=None)),
+            "trained from drawn weights",
+        ),
         (lambda case: (case.checkpoint / frozen.WEIGHTS).write_bytes(b"x"), "made of another checkpoint"),
         (lambda case: (case.folder / "held.txt").write_text("drive_010\n"), "the list was changed"),
         (lambda case: (case.folder / "held.txt").write_text("drive_003\n"), "was chosen on"),
     ],
-    ids=["file", "recipe", "network", "weights", "list", "peeked"],
+    ids=["file", "recipe", "network", "start", "no start", "weights", "list", "peeked"],
 )
 def test_what_was_not_frozen_is_not_measured(case, capsys, harm, words):
     harm(case)
@@ -118,11 +145,36 @@ def test_a_recipe_that_looks_at_the_drive_is_refused(case, capsys, line):
     key = line.split()[0]
     recipe.write_text("\n".join(line if kept.startswith(key) else kept for kept in RECIPE.splitlines()))
     trained = recipe_from_file(recipe)
-    (case.checkpoint / frozen.TRAINING).write_text(json.dumps({"recipe": trained.model_dump(mode="json")}))
+    write_record(case.checkpoint, trained)
     (case.folder / "frozen.json").unlink()
     frozen.main(["freeze", *case.words, "--reads", "train:drive_00", "-o", str(case.folder / "frozen.json")])
     assert case.read("look.json") == 4
     assert "images of train:drive_00" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["split", "watch"])
+def test_lists_that_the_recipe_names_are_frozen_too(case, capsys, key):
+    listed = case.folder / "listed.txt"
+    listed.write_text("drive_011\n")
+    recipe = case.folder / "final.toml"
+    lines = [f'{key} = "train:@{listed}"' if line.startswith(key) else line for line in RECIPE.splitlines()]
+    recipe.write_text("\n".join(lines))
+    write_record(case.checkpoint, recipe_from_file(recipe))
+    (case.folder / "frozen.json").unlink()
+    frozen.main(["freeze", *case.words, "--reads", "train:drive_00", "-o", str(case.folder / "frozen.json")])
+    listed.write_text("drive_010\n")
+    assert case.read("look.json") == 4
+    assert f"train:@{listed}: the list was changed" in capsys.readouterr().err
+    listed.write_text("drive_011\n")
+    assert case.read("look.json") == 0
+
+
+def test_a_recipe_that_keeps_layers_of_its_start_names_it(case, capsys):
+    (case.folder / "final.toml").write_text("frozen_layers = 3\n" + RECIPE)
+    words = [word for word in case.words if word not in ("--init", "backbone.safetensors")]
+    with pytest.raises(SystemExit) as left:
+        frozen.main(["freeze", *words, "--reads", "train:drive_00", "-o", str(case.folder / "other.json")])
+    assert left.value.code == 2 and "keeps 3 layers of --init" in capsys.readouterr().err
 
 
 def test_what_is_frozen_stays_so_and_the_seed_is_open(case, capsys):
