@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
@@ -67,6 +68,8 @@ def gpu_backends(
     """Engine, precision and a function that makes the backend: those of the registry, and the reference on the GPU."""
 
     def made(name: str, precision: str) -> Backend:
+        # Before anything is built: a machine without the package is told so, and nothing else.
+        packages.load(ENGINES[name].packages[0])
         # Engines that can be trusted or not are those that are built beforehand.
         if "trust_engine" in ENGINES[name].options:
             build(bundle, name, precision, run)

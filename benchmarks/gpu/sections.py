@@ -15,7 +15,7 @@ import torch
 from dovit_deploy.engines.plugins.kernels import TokenKernels
 from gpu.cases import cases_on, conditions_on, run_cases
 from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
-from gpu.kernels import bandwidths, kernel_checks
+from gpu.kernels import MASKS, TOTALS, bandwidths, kernel_checks
 from gpu.programs import memory_outcomes, plugin_outcomes
 from gpu.result import Gpu, Outcome
 from gpu.section import Bench, Found, NotDone, ProofSection
@@ -45,7 +45,8 @@ def kernels_alone(bench: Bench) -> Iterator[Found]:
     # The kernels are loaded into the current context: PyTorch's, which its first tensor makes current.
     torch.zeros(1, device=bench.device)
     kernels = TokenKernels.on_current_device()
-    for outcome in kernel_checks(kernels, bench.device, stream=torch.cuda.current_stream(bench.device).cuda_stream):
+    stream = torch.cuda.current_stream(bench.device).cuda_stream
+    for outcome in kernel_checks(kernels, bench.device, stream=stream, totals=TOTALS, masks=MASKS):
         yield "kernels", outcome
     ceiling, found = bandwidths(kernels, bench.device)
     yield "copy_gb_per_s", ceiling

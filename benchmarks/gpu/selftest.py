@@ -16,7 +16,7 @@ from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.registry import backend_from_name
 from gpu.cases import conditions_on, run_case
 from gpu.engines import engine_rows, random_bundle
-from gpu.kernels import kernel_checks
+from gpu.kernels import FEW_MASKS, FEW_TOTALS, kernel_checks
 from gpu.models import TINY_PIXELS, TinyCase
 from gpu.result import EngineRow, GpuReport, Outcome, ParityRow, Undone
 from gpu.section import ABSENT, Found, NotDone, TimeBudget, error_line, said
@@ -76,7 +76,7 @@ def _kernels() -> str:
 
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         kernels = TokenKernels(HostDriver(host_library(Path(folder))), {name: name for name in KERNELS})
-        outcomes = kernel_checks(kernels, CPU, stream=0)
+        outcomes = kernel_checks(kernels, CPU, stream=0, totals=FEW_TOTALS, masks=FEW_MASKS)
     wrong = [outcome.detail for outcome in outcomes if not outcome.ok]
     if wrong:
         raise AssertionError(wrong[0])

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
+import os
+import re
+import runpy
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,9 +33,12 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import ProviderMissing
 from tests.paths import ROOT
+from tests.test_floors import imports
 
 CPU = torch.device("cpu")
 HERE = conditions_on(CPU)
+
+HERE_ARE = Path(__file__).parent
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run make prove-gpu")
 
@@ -49,15 +58,25 @@ def page_with_marks(folder: Path) -> Path:
 
 
 @no_gpu
-def test_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path, capsys, monkeypatch) -> None:
-    # Up to a few tiles: on the CPU larger sizes take ten seconds, and no other path.
-    monkeypatch.setattr(kernels, "TOTALS", tuple(total for total in kernels.TOTALS if total < 300))
-    monkeypatch.setattr(kernels, "MASKS", tuple(mask for mask in kernels.MASKS if mask < 5000))
+def test_on_a_bare_machine_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path) -> None:
+    """The real command, where nothing can be imported but what docs/tensorrt.md lists."""
     output, page = tmp_path / "gpu.json", page_with_marks(tmp_path)
-    assert prove.main(["--minutes", "5", "-o", str(output), "--docs", str(page)]) == 0
+    words = ["--minutes", "7", "-o", str(output), "--docs", str(page)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE_ARE / "bare_machine")}
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "gpu" / "prove.py"), *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
     report = GpuReport.model_validate_json(output.read_text())
+    assert GpuReport.model_validate_json(ran.stdout) == report
     assert report.gpu is None and not report.staged and not report.engines and report.copy_gb_per_s is None
     assert len(report.selftest) >= 5 and all(outcome.ok for outcome in report.selftest)
+    assert report.undone == () or shutil.which("g++") is None, "on a bare machine all of the self-test runs"
     outcomes = {section.name: section.outcome for section in report.sections}
     assert outcomes.pop("self-test on the CPU") == "done"
     assert set(outcomes) == {GPU_ITSELF.name, *(section.name for section in SECTIONS if not section.everywhere)}
@@ -69,6 +88,40 @@ def test_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path, ca
     page.write_text(page_with_marks(tmp_path).read_text())
     assert prove.main(["--tables", str(output), "--docs", str(page)]) == 0
     assert page.read_text() == written, "the tables come from the JSON"
+
+
+def test_what_a_bare_machine_must_be_given_is_in_one_list_and_on_the_page() -> None:
+    brought = (ROOT / "benchmarks" / "gpu" / "wheels.txt").read_text()
+    names = [line for line in brought.splitlines() if not line.startswith("#")]
+    finders = list(sys.meta_path)
+    bare = runpy.run_path(str(HERE_ARE / "bare_machine" / "sitecustomize.py"))
+    sys.meta_path[:] = finders
+    assert {name.replace("-", "_") for name in needed(names)} == bare["BROUGHT"]
+    page = (ROOT / "docs" / "tensorrt.md").read_text()
+    assert all(f"`{name}`" in page for name in needed(names)) and "benchmarks/gpu/wheels.txt" in page
+
+
+def test_no_section_imports_what_a_bare_machine_lacks() -> None:
+    """Nor where only a GPU would lead."""
+    finders = list(sys.meta_path)
+    bare = runpy.run_path(str(HERE_ARE / "bare_machine" / "sitecustomize.py"))
+    sys.meta_path[:] = finders
+    for path in (ROOT / "benchmarks" / "gpu").glob("*.py"):
+        unlisted = {name for name, _ in imports(path) if name.partition(".")[0] not in bare["LISTED"]}
+        assert not unlisted, path.name
+
+
+def needed(names: list[str]) -> set[str]:
+    """`names` and the distributions that they need, but for what PyTorch brings."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found and name != "typing-extensions":
+            found.add(name)
+            needs = importlib.metadata.requires(name) or []
+            left += [re.split(r"[^\w-]", need)[0] for need in needs if "extra ==" not in need]
+    return found
 
 
 def test_on_the_cpu_the_sections_code_runs_on_tiny_models(tmp_path, monkeypatch) -> None:
@@ -118,7 +171,7 @@ def test_a_wrong_kernel_fails_the_check() -> None:
         def scatter(self, *addresses, **sizes) -> None: ...
         def compact(self, *addresses, **sizes) -> None: ...
 
-    outcomes = kernel_checks(Nothing(), CPU, stream=0)
+    outcomes = kernel_checks(Nothing(), CPU, stream=0, totals=kernels.FEW_TOTALS, masks=kernels.FEW_MASKS)
     assert [outcome.ok for outcome in outcomes] == [False, False]
     assert "rows of" in outcomes[0].detail and "entries of" in outcomes[1].detail
 
