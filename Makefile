@@ -33,7 +33,7 @@ check: $(VENV)/.installed-test
 
 # The CUDA kernels and, with TENSORRT_INCLUDE=/path/to/TensorRT/include, the TensorRT plugins around them (needs nvcc).
 plugins:
-	$(MAKE) -C csrc plugins
+	$(MAKE) -C csrc plugins $(if $(TENSORRT_INCLUDE),TENSORRT_INCLUDE=$(abspath $(TENSORRT_INCLUDE)))
 
 # On a machine with an NVIDIA GPU: kernels, plugins, memory, stages against dense, engines and parity, in ten minutes (once
 # installed); the tables of docs/benchmarks.md are written from the result. Without one the self-test runs. It has an

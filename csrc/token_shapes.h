@@ -4,6 +4,7 @@
 #define DOVIT_TOKEN_SHAPES_H
 
 #include <cstdint>
+#include <initializer_list>
 
 namespace dovit {
 

@@ -38,7 +38,8 @@ def plugin_outcomes(
         raise NotDone(f"{' and '.join(missing)} is not installed (CUDA toolkit)")
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         variables = [f"BUILD={folder}", f"ARCHS={compute_capability.replace('.', '')}"]
-        variables += [f"TENSORRT_INCLUDE={headers}"] if headers else []
+        # make runs in csrc/; a relative path is meant from here.
+        variables += [f"TENSORRT_INCLUDE={Path(headers).absolute()}"] if headers else []
         built = _done(["make", "-C", str(ROOT / "csrc"), "plugins", "harness", *variables], seconds=seconds, run=run)
         if built is None or built.returncode:
             yield "plugin", Outcome(name="C++ plugins", ok=False, detail=f"not built: {_last_line(built)}")

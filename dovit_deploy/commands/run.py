@@ -195,7 +195,7 @@ def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, recursiv
 def _write_report(json_file: Path | None, outcome: RunOutcome) -> None:
     """The file of `--json`, before anything is printed: a reader that stops reading must not cost it."""
     # On a disk that is full, the error to come says what is where.
-    with nullcontext() if outcome.full is None else suppress(OutputFailed):
+    with suppress(OutputFailed) if isinstance(outcome.ended, OutputFailed) else nullcontext():
         console.write_json(json_file, outcome.summary)
 
 
@@ -242,10 +242,10 @@ def _raise_unless_complete(outcome: RunOutcome, folder: Path, source: Source) ->
     """Raise Interrupted or PartialFailure unless everything was done."""
     done = plural(outcome.summary["frames"], noun_of(source))
     # First, since an interrupt explains whatever else is missing.
-    if outcome.summary["interrupted"] and outcome.full is None:
+    if outcome.summary["interrupted"] and outcome.ended is None:
         raise Interrupted(f"stopped after {done}; what was done is in {folder}")
-    if outcome.full is not None:
-        raise OutputFailed(f"{outcome.full}; done until then: {done}, in {folder}") from outcome.full
+    if outcome.ended is not None:
+        raise type(outcome.ended)(f"{outcome.ended}; done until then: {done}, in {folder}") from outcome.ended
     if outcome.failures:
         raise PartialFailure(
             f"{plural(len(outcome.failures), 'input')} could not be read, the others are done: {folder}"

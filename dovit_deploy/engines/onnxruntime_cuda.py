@@ -36,6 +36,9 @@ DEVICE = "cuda"
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 """With this option ONNX Runtime refuses a graph of which any node would run on the CPU."""
 
+ON_GPU = {"device_id": "0", "use_tf32": "0"}
+"""TF32, on by default, has 10 bits of mantissa: fp32 would not be fp32, nor would decisions be in fp16 graphs."""
+
 FATAL, WARNING = 4, 2
 """Levels of ONNX Runtime's log; the second is its default."""
 ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
@@ -82,7 +85,7 @@ def session_on_gpu(runtime: Any, model: Path | bytes, *, described: str) -> Any:
     runtime.set_default_logger_severity(FATAL)
     try:
         # The Python class would catch the refusal and retry on the CPU: `enable_fallback=0`.
-        session = runtime.InferenceSession(source, options, providers=[(PROVIDER, {"device_id": 0})], enable_fallback=0)
+        session = runtime.InferenceSession(source, options, providers=[(PROVIDER, ON_GPU)], enable_fallback=0)
     except load_errors(runtime) as error:
         raise _refusal(error, described, Path(runtime.__file__).parent / "capi") from error
     finally:

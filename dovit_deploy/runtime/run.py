@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dovit_deploy.errors import OutputFailed, SourceError
+from dovit_deploy.errors import DeviceFailed, OutputFailed, SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.runtime.outputs import (
@@ -88,8 +88,8 @@ class RunOutcome:
     """Lines for the user, about what was written."""
     seconds: float
     """From before the first frame was read until the last was written."""
-    full: OutputFailed | None = None
-    """Why the disk took no more; what was done until then is in the folder, as after an interrupt."""
+    ended: OutputFailed | DeviceFailed | None = None
+    """What ended it early, the disk or the GPU; what was done until then is in the folder, as after an interrupt."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Work:
     report: RunReport
     failures: list[FailedFrame]
     warnings: list[str]
-    full: OutputFailed | None
+    ended: OutputFailed | DeviceFailed | None
 
 
 def run_source(
@@ -127,6 +127,7 @@ def run_source(
         UsageError: the folder exists, and is not ours or the plan does not allow to overwrite it; or another run writes
             there.
         OutputFailed: the disk did not take one frame, or no summary; nothing is left behind.
+        DeviceFailed: the GPU did not do one frame; nothing is left behind.
     """
     with written_aside(plan.folder, overwrite=plan.overwrite, mark=foreign_in_run) as folder:
         # Room for the summary, so that also on a disk that is full by then the work is kept.
@@ -135,13 +136,13 @@ def run_source(
         frames = source if frames is None else frames
         work = _work_through(session, source, frames, plan, folder, stop, advance, failed)
         seconds = perf_counter() - start
-        summary = _summary(session, plan, work, interrupted=stop.is_set() or work.full is not None)
+        summary = _summary(session, plan, work, interrupted=stop.is_set() or work.ended is not None)
         # A run that is interrupted before its first frame has not failed: its report has 0 frames.
         if not work.report.frames and not stop.is_set():
             reason = work.failures[0].message if work.failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return RunOutcome(summary, tuple(work.failures), tuple(work.warnings), seconds, work.full)
+    return RunOutcome(summary, tuple(work.failures), tuple(work.warnings), seconds, work.ended)
 
 
 def _work_through(
@@ -175,21 +176,21 @@ def _work_through(
         failures.append(frame)
         failed(frame.message)
 
-    full = None
+    ended = None
     try:
         with report, outputs:
             # Frames of a video alone: images that equal each other may be anywhere in a folder.
             frames = frames if source.video is None else with_stills_marked(frames)
             Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop, workers=workers).run()
-    except OutputFailed as error:
+    except (OutputFailed, DeviceFailed) as error:
         # Under the name that the user gave; the folder is called otherwise while it grows.
-        full = OutputFailed(str(error).replace(str(folder), str(plan.folder)))
+        ended = type(error)(str(error).replace(str(folder), str(plan.folder)))
         if not report.frames:
-            raise full from error
+            raise ended from error
         report.keep_whole()
         outputs.keep_whole(report.frames)
     # The writers complete their warnings when they are closed.
-    return _Work(report, failures, outputs.warnings, full)
+    return _Work(report, failures, outputs.warnings, ended)
 
 
 class _Predicting:

@@ -23,6 +23,7 @@ from dovit_deploy.engines.tensorrt import run as tensorrt_run
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, copy_into_bundle
 from tests.conftest import Run
 from tests.datasets.labelled_folder import write_labelled
+from tests.engines.tensorrt.bindings import PLAIN
 from tests.engines.tensorrt.fake_tensorrt import fake_tensorrt
 from tests.engines.tensorrt.run_fakes import Bench, built
 
@@ -62,12 +63,16 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def gpu(sound: EngineSet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A fake GPU with a fake TensorRT, in this process."""
-    bench = Bench(sound, home)
+    return with_gpu(Bench(sound, home), monkeypatch)
+
+
+def with_gpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
     for module in (tensorrt_run, tensorrt_package):
         monkeypatch.setattr(module, "tensorrt_package", lambda engine: fake_tensorrt(bench.state))
-    monkeypatch.setattr(tensorrt_run, "opened_memory", lambda name: bench.memory)
+    monkeypatch.setattr(tensorrt_run, "opened_memory", bench.opened_memory)
     # The registry checks whether it can be imported at all.
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", ModuleType("tensorrt_rtx"))
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     return bench
 
 
@@ -86,6 +91,53 @@ def test_an_image(gpu: Bench, tiny_bundle_path: Path, image: Path, tmp_path: Pat
     (row,) = map(json.loads, (tmp_path / "out" / "frames.jsonl").read_text().splitlines())
     assert row["tokens"]["kept"][0] == 21
     assert gpu.memory.closed and not gpu.memory.live
+
+
+def test_an_image_with_plain_tensorrt(
+    tiny_bundle_path: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The newest version has `create_runtime_config`, too, and little of what TensorRT for RTX has behind it."""
+    home = tmp_path / "xdg" / "dovit-deploy"
+    engines = built(Bundle.open(tiny_bundle_path), EngineCache(home), version=PLAIN, buckets=(8,))
+    bench = with_gpu(Bench(engines, home, version=PLAIN), monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.chdir(tmp_path)
+    assert run(image, tiny_bundle_path, engine="tensorrt") == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["engine"] == "tensorrt"
+    assert bench.memory.closed and not bench.memory.live
+
+
+def test_out_of_memory_on_the_way(gpu: Bench, tiny_bundle_path: Path, image: Path, tmp_path: Path, capsys) -> None:
+    """The frames that were done stay, whole, as they do on a full disk."""
+    (tmp_path / "many").mkdir()
+    for number in range(6):
+        shutil.copyfile(image, tmp_path / "many" / f"{number}.png")
+    stages, frames = 3, 4
+    gpu.memory.launches_left = stages * frames + 1
+    words = ("out of memory", f"done until then: {frames} images, in out")
+    refused(capsys, 5, run(tmp_path / "many", tiny_bundle_path), *words)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["frames"] == frames and summary["interrupted"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "frames.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(frames))
+    assert not list(tmp_path.glob("out.*"))
+    assert gpu.memory.closed and not gpu.memory.live
+    # Not one frame: nothing is left behind.
+    shutil.rmtree(tmp_path / "out")
+    gpu.memory.launches_left = 0
+    refused(capsys, 5, run(tmp_path / "many", tiny_bundle_path), "out of memory")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_rtx_does_not_support(gpu: Bench, folder: Path, tiny_bundle_path: Path, image: Path, capsys) -> None:
+    gpu.memory.device = driver.GpuDevice("NVIDIA H200", "9.0")
+    refused(
+        capsys, 5, run(image, tiny_bundle_path), "does not support this GPU", "use --engine tensorrt, or --engine cuda"
+    )
+    shutil.rmtree(folder)
+    refused(
+        capsys, 5, run(image, tiny_bundle_path), "does not support this GPU", "use --engine tensorrt, or --engine cuda"
+    )
 
 
 def test_bench_beside_another_engine(gpu: Bench, tiny_bundle_path: Path, image: Path, tmp_path: Path, capsys) -> None:

@@ -16,17 +16,26 @@
 
 typedef int CUresult;
 typedef uint64_t CUdeviceptr;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, NOT_SUPPORTED = 801, CAPTURE = 900 };
+enum {
+    OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, NOT_FOUND = 500, NOT_SUPPORTED = 801, CAPTURE = 900
+};
 #define LIMIT ((uint64_t)1 << 30)
 
 typedef struct {
     Graph *capture;
 } Stream;
 
-static int live_blocks, live_pinned, live_streams, live_events, contexts;
+static int live_blocks, live_pinned, live_streams, live_events, live_modules, contexts, module_loads, blocking_streams;
+static CUresult failure; /* what every call answers once a kernel has met an illegal address */
+static _Thread_local void *current;
 
 /* What a test asks at the end: everything that was taken and not given back. */
 int host_driver_live(void) { return live_blocks + live_streams + live_events + contexts; }
+int host_driver_live_modules(void) { return live_modules; }
+int host_driver_contexts(void) { return contexts; }
+int host_driver_module_loads(void) { return module_loads; }
+int host_driver_blocking_streams(void) { return blocking_streams; }
+void host_driver_fail(CUresult status) { failure = status; }
 int host_driver_live_graphs(void) { return live_graphs; }
 
 /* The kernels that a module has, whatever bytes it is loaded from. */
@@ -40,6 +49,10 @@ int host_driver_register(const char *name, void (*call)(void **), const size_t *
     memcpy(function->sizes, sizes, (size_t)count * sizeof(size_t));
     return OK;
 }
+
+/* What stands in the way of any work: an earlier failure, or no context in this thread. */
+static CUresult refusal(void) { return failure ? failure : current ? OK : NO_CONTEXT; }
+#define WORK() do { CUresult status = refusal(); if (status) return status; } while (0)
 
 CUresult cuInit(unsigned flags) { return flags ? INVALID : OK; }
 static int driver_version = 13000;
@@ -67,7 +80,6 @@ CUresult cuDevicePrimaryCtxRetain(void **context, int device) {
     return OK;
 }
 CUresult cuDevicePrimaryCtxRelease_v2(int device) { return (void)device, contexts--, OK; }
-static void *current;
 CUresult cuCtxSetCurrent(void *context) { return current = context, OK; }
 CUresult cuCtxGetCurrent(void **context) { return *context = current, OK; }
 CUresult cuCtxPushCurrent_v2(void *context) { return current = context, OK; }
@@ -83,13 +95,17 @@ CUresult cuCtxDetach(void *context) { return (void)context, OK; }
 CUresult cuCtxGetApiVersion(void *context, unsigned *version) { return (void)context, *version = 13000, OK; }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
+    WORK();
     if (!bytes) return INVALID;
     if (bytes > LIMIT) return OUT_OF_MEMORY;
     *address = (CUdeviceptr)(uintptr_t)aligned_alloc(512, (bytes + 511) / 512 * 512);
     live_blocks++;
     return OK;
 }
-CUresult cuMemFree_v2(CUdeviceptr address) { return free((void *)(uintptr_t)address), live_blocks--, OK; }
+CUresult cuMemFree_v2(CUdeviceptr address) {
+    WORK();
+    return free((void *)(uintptr_t)address), live_blocks--, OK;
+}
 CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
     (void)flags;
     *address = malloc(bytes);
@@ -100,13 +116,17 @@ CUresult cuMemAllocHost_v2(void **address, size_t bytes) { return cuMemHostAlloc
 CUresult cuMemFreeHost(void *address) { return free(address), live_pinned--, OK; }
 
 CUresult cuStreamCreate(void **stream, unsigned flags) {
-    (void)flags;
+    WORK();
+    blocking_streams += !(flags & 1);
     *stream = calloc(1, sizeof(Stream));
     live_streams++;
     return OK;
 }
 CUresult cuStreamDestroy_v2(void *stream) { return free(stream), live_streams--, OK; }
-CUresult cuStreamSynchronize(void *stream) { return stream && ((Stream *)stream)->capture ? CAPTURE : OK; }
+CUresult cuStreamSynchronize(void *stream) {
+    WORK();
+    return stream && ((Stream *)stream)->capture ? CAPTURE : OK;
+}
 CUresult cuStreamQuery(void *stream) { return (void)stream, OK; }
 CUresult cuStreamWaitEvent(void *stream, void *event, unsigned flags) { return (void)stream, (void)event, (void)flags, OK; }
 
@@ -116,8 +136,8 @@ CUresult cuEventCreate(void **event, unsigned flags) {
     live_events++;
     return OK;
 }
-CUresult cuEventRecord(void *event, void *stream) { return (void)event, (void)stream, OK; }
-CUresult cuEventSynchronize(void *event) { return (void)event, OK; }
+CUresult cuEventRecord(void *event, void *stream) { return (void)event, (void)stream, refusal(); }
+CUresult cuEventSynchronize(void *event) { return (void)event, refusal(); }
 CUresult cuEventQuery(void *event) { return (void)event, OK; }
 CUresult cuEventDestroy_v2(void *event) { return free(event), live_events--, OK; }
 CUresult cuEventElapsedTime(float *ms, void *start, void *end) { return (void)start, (void)end, *ms = 0, OK; }
@@ -131,6 +151,7 @@ static Node *added(Graph *graph, int type) {
 }
 static CUresult copy(void *target, const void *source, size_t bytes, void *stream) {
     Graph *graph = stream ? ((Stream *)stream)->capture : NULL;
+    WORK();
     if (!graph) return memmove(target, source, bytes), OK;
     Node *node = added(graph, COPY_NODE);
     if (!node) return INVALID;
@@ -158,8 +179,13 @@ CUresult cuStreamEndCapture(void *stream, void **graph) {
     return OK;
 }
 
-CUresult cuModuleLoadData(void **module, const void *image) { return *module = functions, image ? OK : INVALID; }
-CUresult cuModuleUnload(void *module) { return (void)module, OK; }
+CUresult cuModuleLoadData(void **module, const void *image) {
+    WORK();
+    if (!image) return INVALID;
+    live_modules++, module_loads++;
+    return *module = functions, OK;
+}
+CUresult cuModuleUnload(void *module) { return (void)module, live_modules--, OK; }
 CUresult cuModuleGetFunction(void **function, void *module, const char *name) {
     (void)module;
     for (int i = 0; i < function_count; ++i) {

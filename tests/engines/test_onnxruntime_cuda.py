@@ -251,5 +251,21 @@ def test_the_command_line_refuses_with_code_5(dovit, tiny_bundle_path, tmp_path)
     assert dovit("run", onnx_file, "--engine", "cuda", "--precision", "int8").returncode == 2
 
 
+def test_the_fake_has_nothing_that_onnxruntime_lacks(runtime, gated) -> None:
+    """It may show more than the installed ONNX Runtime does only where that is a build without a GPU."""
+    own = {"available", "session_providers", "fails_to_load", "fails_to_run", "copied", "narrowed", "addresses"}
+    own |= {"sessions", "levels"}
+    assert {name for name in dir(runtime) if not name.startswith("_")} - own <= set(dir(onnxruntime))
+    with Session(gated, engine="cuda"):
+        session = runtime.sessions[0]
+        for fake, real, internal in (
+            (session, onnxruntime.InferenceSession, {"real", "runtime", "options"}),
+            (session.io_binding(), onnxruntime.IOBinding, {"real", "runtime"}),
+            (session.options, onnxruntime.SessionOptions, {"entries"}),
+        ):
+            shown = {name for name in dir(fake) if not name.startswith("_")} - internal
+            assert shown <= set(dir(real)), real.__name__
+
+
 def test_the_registry_knows_it() -> None:
     assert ENGINES["cuda"].precisions == ("fp32", "fp16")

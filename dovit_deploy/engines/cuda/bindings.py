@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.engines.cuda.driver import CudaGraph, GpuDevice, captured, gpu_device, nvidia_driver
+from dovit_deploy.engines.cuda.driver import NON_BLOCKING, CudaGraph, GpuDevice, captured, gpu_device, nvidia_driver
 from dovit_deploy.engines.cuda.memory import DeviceArray, HostArray, check_sizes, out_of_memory
 from dovit_deploy.errors import DeviceFailed, ProviderMissing
 
@@ -28,9 +28,9 @@ class CudaCoreAllocation:
         live[address] = self
 
     def free(self) -> None:
-        # The driver itself waits for the work that uses it.
+        # The driver itself waits for the work that uses it. Unchecked, see `DeviceMemory.close`.
         if self._live.pop(self.address, None) is not None:
-            checked(self._driver, self._driver.cuMemFree(self.address))
+            self._driver.cuMemFree(self.address)
 
 
 class CudaCoreMark:
@@ -56,9 +56,13 @@ class CudaCoreMemory:
         self.device, self._driver = device, driver
         checked(driver, driver.cuInit(0))
         self._device = checked(driver, driver.cuDeviceGet(number))
-        checked(driver, driver.cuCtxSetCurrent(checked(driver, driver.cuDevicePrimaryCtxRetain(self._device))))
-        self.stream = int(checked(driver, driver.cuStreamCreate(0)))
+        self._context = checked(driver, driver.cuDevicePrimaryCtxRetain(self._device))
+        self.activate()
+        self.stream = int(checked(driver, driver.cuStreamCreate(NON_BLOCKING)))
         self._live: dict[int, CudaCoreAllocation] = {}
+
+    def activate(self) -> None:
+        checked(self._driver, self._driver.cuCtxSetCurrent(self._context))
 
     def allocate(self, nbytes: int) -> CudaCoreAllocation:
         # The driver refuses to allocate nothing.
@@ -91,13 +95,15 @@ class CudaCoreMemory:
     def close(self) -> None:
         if not self.stream:
             return
-        checked(self._driver, self._driver.cuStreamSynchronize(self.stream))
+        driver, stream, self.stream = self._driver, self.stream, 0
+        # Whichever thread closes.
+        driver.cuCtxSetCurrent(self._context)
+        driver.cuStreamSynchronize(stream)
         for allocation in list(self._live.values()):
             allocation.free()
-        checked(self._driver, self._driver.cuStreamDestroy(self.stream))
+        driver.cuStreamDestroy(stream)
         # Released, not destroyed: the primary context belongs to every user of the GPU in this process.
-        checked(self._driver, self._driver.cuDevicePrimaryCtxRelease(self._device))
-        self.stream = 0
+        driver.cuDevicePrimaryCtxRelease(self._device)
 
 
 def opened_memory(number: int) -> CudaCoreMemory:

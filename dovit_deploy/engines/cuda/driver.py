@@ -8,11 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dovit_deploy.errors import DeviceFailed, ProviderMissing
+from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory, ProviderMissing
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: a stream that does not wait for the default stream, which would break another's capture."""
+OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY."""
+GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch")
 THREAD_LOCAL = 1
 """CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile does not invalidate the capture."""
 
@@ -82,8 +87,11 @@ def captured(driver: Any, stream: int, work: Callable[[], None]) -> CudaGraph:  
         driver: the driver's library, see `nvidia_driver`.
 
     Raises:
-        DeviceFailed: it cannot be captured.
+        DeviceFailed: it cannot be captured, or the driver is too old for it.
     """
+    missing = [name for name in GRAPH_CALLS if not hasattr(driver, name)]
+    if missing:
+        raise DeviceFailed(f"CUDA graph: the NVIDIA driver is too old, it has no {missing[0]}")
     # Wrapped: ctypes passes a plain int as a C int, which cuts an address in half.
     handle_of_stream, graph, handle = ctypes.c_void_p(stream), ctypes.c_void_p(), ctypes.c_void_p()
     # "_v2" as cuda.h maps the name: the symbol without it is an older function that takes no mode.
@@ -110,5 +118,7 @@ def _check_device(status: int, what: str) -> None:
 
 
 def _check_graph(status: int, what: str) -> None:
+    if status == OUT_OF_MEMORY:
+        raise DeviceOutOfMemory(f"CUDA graph: {what}, the GPU is out of memory; end other programs that use it")
     if status:
         raise DeviceFailed(f"CUDA graph: {what} (error {status} of the driver)")

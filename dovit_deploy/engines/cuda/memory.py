@@ -3,8 +3,8 @@
 Two packages provide it, each behind a file of its own: NVIDIA's cuda-bindings (`--cuda-memory cuda-core`, the default)
 and PyCUDA (`--cuda-memory pycuda`). The tests have a third one that needs no GPU.
 
-All work on memory is enqueued on the one stream and happens in order; only `Mark.wait` blocks the host. A memory is
-used by the thread that opened it.
+All work on memory is enqueued on the one stream and happens in order; only `Mark.wait` blocks the host. One thread at a
+time uses a memory; a thread that did not open it calls `activate` first.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ class Allocation(Protocol):
     nbytes: int
 
     def free(self) -> None:
-        """Release it after the enqueued work that uses it is done. A second call does nothing."""
+        """Release it after the enqueued work that uses it is done. A second call does nothing.
+
+        Raises nothing, like `DeviceMemory.close`.
+        """
 
 
 class Mark(Protocol):
@@ -123,6 +126,13 @@ class DeviceMemory(Protocol):
     stream: int
     """The stream's address (CUstream), for callers that enqueue work of their own."""
 
+    def activate(self) -> None:
+        """Let the calling thread use this memory, and whatever runs on its stream: contexts belong to threads.
+
+        Raises:
+            UsageError: the package serves only the thread that opened the memory.
+        """
+
     def allocate(self, nbytes: int) -> Allocation:
         """Device memory, at least one byte, aligned to 256 bytes.
 
@@ -154,7 +164,11 @@ class DeviceMemory(Protocol):
         """
 
     def close(self) -> None:
-        """Wait for all enqueued work and free everything."""
+        """Wait for all enqueued work and free everything.
+
+        Raises nothing: after an error from which a GPU does not recover (an illegal address) every call repeats it, and
+        whoever waited for the work knows of it already.
+        """
 
 
 def opened_memory(name: str = DEFAULT_MEMORY, *, number: int = 0) -> DeviceMemory:

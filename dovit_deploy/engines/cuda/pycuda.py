@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy import packages
-from dovit_deploy.engines.cuda.driver import CudaGraph, GpuDevice, captured, gpu_device, nvidia_driver
+from dovit_deploy.engines.cuda.driver import NON_BLOCKING, CudaGraph, GpuDevice, captured, gpu_device, nvidia_driver
 from dovit_deploy.engines.cuda.memory import DeviceArray, HostArray, check_sizes, out_of_memory
-from dovit_deploy.errors import DeviceFailed
+from dovit_deploy.errors import DeviceFailed, UsageError
 
 PycudaDriver = Any
 """The module `pycuda.driver`."""
@@ -21,15 +22,22 @@ PycudaDriver = Any
 class PycudaAllocation:
     """A piece of device memory."""
 
-    def __init__(self, allocation: Any, nbytes: int, live: dict[int, PycudaAllocation]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        driver: PycudaDriver,
+        allocation: Any,  # noqa: ANN401
+        nbytes: int,
+        live: dict[int, PycudaAllocation],
+    ) -> None:
         self.address, self.nbytes = int(allocation), nbytes
-        self._allocation, self._live = allocation, live
+        self._driver, self._allocation, self._live = driver, allocation, live
         live[self.address] = self
 
     def free(self) -> None:
         # The driver itself waits for the work that uses it.
         if self._live.pop(self.address, None) is not None:
-            self._allocation.free()
+            with suppress(self._driver.Error):
+                self._allocation.free()
 
 
 class PycudaMark:
@@ -55,15 +63,23 @@ class PycudaMemory:
             driver.init()
             self._context = driver.Device(number).retain_primary_context()
             self._context.push()
-            self._stream = driver.Stream()
+            self._stream = driver.Stream(NON_BLOCKING)
         self.stream = int(self._stream.handle)
+        self._thread = threading.get_ident()
         self._live: dict[int, PycudaAllocation] = {}
+
+    def activate(self) -> None:
+        # PyCUDA keeps contexts per thread, and ends the process where a thread ends with one.
+        if threading.get_ident() != self._thread:
+            raise UsageError(
+                "--cuda-memory pycuda: memory is used by the thread that opened it; use --cuda-memory cuda-core"
+            )
 
     def allocate(self, nbytes: int) -> PycudaAllocation:
         # The driver refuses to allocate nothing.
         size = max(1, nbytes)
         with mapped_errors(self._driver, needed=size):
-            return PycudaAllocation(self._driver.mem_alloc(size), size, self._live)
+            return PycudaAllocation(self._driver, self._driver.mem_alloc(size), size, self._live)
 
     def pinned(self, nbytes: int) -> npt.NDArray[np.uint8]:
         with mapped_errors(self._driver, needed=nbytes):
@@ -94,10 +110,11 @@ class PycudaMemory:
     def close(self) -> None:
         if not self.stream:
             return
-        with mapped_errors(self._driver):
+        with suppress(self._driver.Error):
             self._stream.synchronize()
-            for allocation in list(self._live.values()):
-                allocation.free()
+        for allocation in list(self._live.values()):
+            allocation.free()
+        with suppress(self._driver.Error):
             # Before the context goes: PyCUDA destroys a stream in the context in which it was created.
             del self._stream
             self._context.pop()

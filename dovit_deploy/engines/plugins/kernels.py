@@ -86,6 +86,8 @@ class TokenKernels:
     driver: Any
     """The module `cuda.bindings.driver`, or one that behaves like it."""
     functions: Mapping[str, Any]
+    module: Any = None
+    """What `unload` unloads; None: nothing."""
 
     @classmethod
     def on_current_device(cls) -> TokenKernels:
@@ -97,14 +99,8 @@ class TokenKernels:
             EnvironmentProblem: the kernels cannot be compiled.
         """
         driver = packages.load("cuda.bindings.driver")
-        try:
-            device = _driver_value(driver, driver.cuCtxGetDevice())
-        # cuda-bindings raises this where it finds no driver.
-        except RuntimeError as error:
-            raise ProviderMissing(
-                f"the token kernels need an NVIDIA GPU and its driver ({_first_line(error)}); "
-                "build the engines without plugins, or run where there is a GPU"
-            ) from error
+        current_context(driver)
+        device = _driver_value(driver, driver.cuCtxGetDevice())
         attributes = driver.CUdevice_attribute
         major, minor = (
             _driver_value(driver, driver.cuDeviceGetAttribute(attribute, device))
@@ -115,7 +111,12 @@ class TokenKernels:
         )
         module = _driver_value(driver, driver.cuModuleLoadData(compiled_kernels(f"sm_{major}{minor}")))
         names = {name: _driver_value(driver, driver.cuModuleGetFunction(module, name.encode())) for name in KERNELS}
-        return cls(driver, names)
+        return cls(driver, names, module)
+
+    def unload(self) -> None:
+        """Unload them, in their context; unchecked, since after an error that stays nothing can be."""
+        if self.module is not None:
+            self.driver.cuModuleUnload(self.module)
 
     def gather(
         self, tokens: int, index: int, values: int, *, total: int, kept: int, row_bytes: int, stream: int
@@ -166,6 +167,25 @@ class TokenKernels:
         _driver_value(self.driver, launched)
 
 
+def current_context(driver: Any) -> int:  # noqa: ANN401
+    """The address of the calling thread's CUDA context.
+
+    Raises:
+        ProviderMissing: there is no NVIDIA driver, or no current context.
+    """
+    try:
+        context = int(_driver_value(driver, driver.cuCtxGetCurrent()))
+    # cuda-bindings raises this where it finds no driver.
+    except RuntimeError as error:
+        raise ProviderMissing(
+            f"the token kernels need an NVIDIA GPU and its driver ({_first_line(error)}); "
+            "build the engines without plugins, or run where there is a GPU"
+        ) from error
+    if not context:
+        raise ProviderMissing("the token kernels need a CUDA context, this thread has none")
+    return context
+
+
 def unit_bytes(first: int, second: int, row_bytes: int) -> int:
     """The largest unit that divides a row and both addresses."""
     return next(unit for unit in UNITS if (first | second | row_bytes) % unit == 0)
@@ -194,7 +214,10 @@ def _driver_value(driver: Any, answer: tuple[Any, ...]) -> Any:  # noqa: ANN401
     """The value of a driver call that returned `answer`, a status and perhaps a value."""
     status, *values = answer
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise ProviderMissing(f"the CUDA driver refused the token kernels: {status.name}")
+        raise ProviderMissing(
+            f"the CUDA driver refused the token kernels: {status.name}; a driver for the CUDA of the installed "
+            "nvidia-cuda-nvrtc, or a later one, is needed"
+        )
     return values[0] if values else None
 
 

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dovit_deploy import packages
 from dovit_deploy.bundle.bundle import file_entry
-from dovit_deploy.engines.plugins.kernels import TokenKernels, kernel_source
+from dovit_deploy.engines.plugins.kernels import kernel_source
+from dovit_deploy.engines.plugins.loaded import current_kernels
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import EnvironmentProblem
 from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
@@ -91,14 +91,6 @@ def plugin_digest() -> str:
         "kernels": kernel_source(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def check_plugins_run() -> None:
-    """Raise PackageMissing where the Python plugins serve and cannot compile or launch their kernels."""
-    if compiled_library() is None:
-        # Before a run: TensorRT prints the exceptions of Python plugins, and reports only that the run failed.
-        for module in ("cuda.bindings.driver", "cuda.bindings.nvrtc"):
-            packages.load(module)
 
 
 @functools.cache
@@ -172,7 +164,6 @@ class _TokenPlugin:
         self.plugin_name = kind.name
         self.plugin_namespace = DOMAIN
         self.plugin_version = VERSION
-        self._kernels: TokenKernels | None = None
 
     def get_capability_interface(self, kind: Any) -> _TokenPlugin:  # noqa: ANN401
         # One class is core, build and runtime at once, so every capability is this object.
@@ -238,15 +229,15 @@ class _TokenPlugin:
         stream: int,
     ) -> None:
         """Launch the kernel of this plugin; raises `ProviderMissing` where there is no driver."""
-        # Compiled at the first call: only then is it certain that the engine's context is current.
-        self._kernels = self._kernels or TokenKernels.on_current_device()
+        # Looked up at every call: only now is it certain that the engine's context is current.
+        kernels = current_kernels()
         total = input_desc[0].dims[0]
         # Masks are int64 in the graphs, which sum them up: 8 bytes an entry.
         if self.kind.name == PARTITION:
-            self._kernels.compact(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
+            kernels.compact(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
         elif self.kind.name == INDEX:
-            self._kernels.compact_index(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
+            kernels.compact_index(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
         else:
-            run = self._kernels.gather if self.kind.name == GATHER else self._kernels.scatter
+            run = kernels.gather if self.kind.name == GATHER else kernels.scatter
             row_bytes = input_desc[0].dims[1] * input_desc[0].type.itemsize
             run(*inputs, *outputs, total=total, kept=input_desc[1].dims[0], row_bytes=row_bytes, stream=stream)

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dovit_deploy.bundle.interface import INDEX
+from dovit_deploy.bundle.interface import INDEX, MERGED
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.plugins.library import registered_plugins
 from dovit_deploy.engines.tensorrt.layers import LayerSummary, layer_table, summary_of_log
@@ -136,8 +136,7 @@ def built_engine(
     if not parser.parse_from_file(str(onnx_path)):
         raise _refusal("the parser", onnx_path, _parser_errors(parser) or logger.errors)
     config = builder.create_builder_config()
-    # Only the detailed layer table shows fused attention, plugins and host copies.
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    configure(package, config, capturable=onnx_path.stem != MERGED)
     _add_profiles(builder, config, network, profiles)
     _set_compute_capabilities(package, config, compute_capabilities)
     # Returns None, and aborts or crashes on some graphs; the reason, if any, is in the log.
@@ -146,6 +145,21 @@ def built_engine(
         raise _refusal("the builder", onnx_path, logger.errors)
     # A view, not a copy: a plan is as large as the weights.
     return BuiltEngine(memoryview(plan), _tensors(network, trt), tuple(logger.messages), perf_counter() - start)
+
+
+def configure(package: TensorRtPackage, config: Any, *, capturable: bool) -> None:  # noqa: ANN401
+    """Set what every engine is built with.
+
+    Args:
+        capturable: whether it must be possible to capture its work. Sizes that the data decide make it impossible.
+    """
+    trt = package.module
+    # Only the detailed layer table shows fused attention, plugins and host copies.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # On by default, with 10 bits of mantissa: fp32 means fp32, and so it does in what fp16 graphs decide in fp32.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if capturable and package.capabilities.promises_capture:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def peak_memory() -> int:

@@ -5,6 +5,7 @@ Where TensorRT returns None or False, the error raised here carries what it logg
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,9 +95,13 @@ class TensorRtEngine:
 
     def _runtime_cache(self, path: Path) -> Any:  # noqa: ANN401
         cache = self._config.create_runtime_cache()
-        if path.is_file():
-            # TensorRT itself rejects kernels that were compiled for another GPU, driver or version.
-            cache.deserialize(path.read_bytes())
+        with contextlib.suppress(OSError):
+            # TensorRT itself rejects what was compiled for another GPU, driver or version, and what is damaged. It then
+            # compiles again, and `close` replaces the file.
+            if path.is_file() and not cache.deserialize(path.read_bytes()):
+                cache = self._config.create_runtime_cache()
+        # No later error should be taken for this one.
+        self._logger.errors.clear()
         self._config.set_runtime_cache(cache)
         return cache
 

@@ -18,7 +18,7 @@ from typing import Any
 import platformdirs
 
 from dovit_deploy import packages
-from dovit_deploy.errors import EnvironmentProblem, UsageError
+from dovit_deploy.errors import EnvironmentProblem, ProviderMissing, UsageError
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Capabilities:
     """Execution contexts can share memory of the caller, as much as each profile needs (10.1 and later)."""
     reports_capturable: bool
     """A context says whether its work can be captured as a CUDA graph."""
+    promises_capture: bool
+    """The builder can be asked for an engine whose work can be captured for certain."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,22 @@ class TensorRtPackage:
         """A logger of the package's own class that keeps `errors`, and with `everything` all `messages`."""
         return _logger(self.module, everything=everything)
 
+    def check_gpu(self, device: str) -> None:
+        """Raise ProviderMissing where no engine of this package can run on such a GPU ("9.0"): building would not help.
+
+        TensorRT for RTX knows a list, and runs on what is newer than all of it; TensorRT builds for the GPU it is on.
+        """
+        known = self.capabilities.compute_capabilities
+        if known and device not in known and float(device) < max(map(float, known)):
+            raise ProviderMissing(
+                f"{self.engine} {self.version} does not support this GPU (compute capability {device}; it runs on "
+                f"{', '.join(known)} and later); use --engine tensorrt, or --engine cuda"
+            )
+
     def runs_on(self, built_for: Sequence[str], device: str) -> bool:
         """Whether engines built for these compute capabilities run on a GPU of this one ("8.9").
 
-        TensorRT for RTX finishes its engines on the device, also on GPUs newer than every target.
+        TensorRT for RTX finishes its engines on the device, also on supported GPUs newer than every target.
         """
         if device in built_for:
             return True
@@ -155,6 +169,7 @@ def capabilities_of(module: Any) -> Capabilities:  # noqa: ANN401
         given_memory=has("IExecutionContext", "set_device_memory")
         and has("ICudaEngine", "get_device_memory_size_for_profile_v2"),
         reports_capturable=has("IExecutionContext", "is_stream_capturable"),
+        promises_capture=has("BuilderFlag", "REQUIRE_USER_ALLOCATION"),
     )
 
 

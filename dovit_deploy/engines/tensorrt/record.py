@@ -27,7 +27,7 @@ from dovit_deploy.record import Record
 
 DTYPES = ("float16", "float32", "int64", "int32", "bool")
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Raise it when builder.py makes another engine of the same graph than before (flags, profiles, verbosity)."""
 
 

@@ -25,14 +25,15 @@ from dovit_deploy.bundle.interface import (
 )
 from dovit_deploy.engines.base import Array, Buffer, EngineOptions
 from dovit_deploy.engines.cuda.memory import DEFAULT_MEMORY, DeviceArray, DeviceMemory, check_memory_name, opened_memory
-from dovit_deploy.engines.plugins.library import check_plugins_run, registered_plugins
+from dovit_deploy.engines.plugins.library import compiled_library, registered_plugins
+from dovit_deploy.engines.plugins.loaded import HeldKernels
 from dovit_deploy.engines.square import MATRIX
 from dovit_deploy.engines.tensorrt.context import TensorRtEngine
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.search import EngineSearch
 from dovit_deploy.engines.tensorrt.stage import TensorRtStage
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
-from dovit_deploy.errors import EngineMissing, ProviderMissing
+from dovit_deploy.errors import EngineInvalid, EngineMissing, EnvironmentProblem, ProviderMissing
 
 
 @dataclass
@@ -72,6 +73,8 @@ class TensorRtBackend:
         self._memory: DeviceMemory | None = None
         self._bundles: dict[Path, _Opened] = {}
         self._staging: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._kernels: HeldKernels | None = None
+        """Of the Python plugins, from the first engine that calls them until the last engine is closed."""
 
     def load(self, bundle: Bundle, graph: str) -> TensorRtStage:
         """Load the engine of `graph`, and run it once in every bucket.
@@ -126,7 +129,7 @@ class TensorRtBackend:
     def _opened(self, bundle: Bundle, search: EngineSearch, graph: str) -> _Opened:
         """The engines of `bundle`, searched for once."""
         if bundle.path not in self._bundles:
-            found = search.found()
+            found = self._found(search)
             if graph in found[0].records:
                 # Before a GPU is needed: damage is reported on machines without one, too.
                 checked_plan(found[0], graph)
@@ -140,13 +143,35 @@ class TensorRtBackend:
                 raise
         return self._bundles[bundle.path]
 
+    def _found(self, search: EngineSearch) -> list[EngineSet]:
+        """`search.found()`; where nothing is found although the GPU could run nothing either, that is the error."""
+        try:
+            return search.found()
+        except (EngineMissing, EngineInvalid):
+            capability = self._capability_of_gpu()
+            if capability is not None:
+                self._package.check_gpu(capability)
+            raise
+
+    def _capability_of_gpu(self) -> str | None:
+        """Its compute capability; None where there is no GPU, or no package that opens it."""
+        opened_before = self._memory is not None
+        try:
+            return self._device().device.compute_capability
+        except EnvironmentProblem:
+            return None
+        finally:
+            if not opened_before:
+                self._close_memory()
+
     def _stage(self, opened: _Opened, graph: str, plan: bytes, *, closed: Callable[[], None]) -> TensorRtStage:
         memory, record = self._device(), opened.engines.records[graph]
         if record.plugins is not None:
-            # Before TensorRT sees the engine: otherwise a plugin that cannot run fails within the first run.
-            check_plugins_run()
+            if self._kernels is None and compiled_library() is None:
+                # Before TensorRT sees the engine: it prints a plugin's errors, and says only that a run failed.
+                self._kernels = HeldKernels()
             registered_plugins(self._package)
-        kernels = self._cache.kernels_path(opened.engines.entry.key, graph, memory.device.compute_capability)
+        kernels = self._cache.kernels_path(opened.engines.entry.key, graph, memory.device)
         engine = TensorRtEngine(self._package, plan, name=graph, kernels=kernels)
         return TensorRtStage(engine, record, memory, closed=closed)
 
@@ -158,8 +183,11 @@ class TensorRtBackend:
                     stage.gate.read = value
 
     def _device(self) -> DeviceMemory:
+        """The device memory, opened when it is first needed, for the calling thread."""
         if self._memory is None:
             self._memory = self._open_memory(self._memory_name)
+        else:
+            self._memory.activate()
         return self._memory
 
     def _unload(self, path: Path, graph: str) -> None:
@@ -177,7 +205,15 @@ class TensorRtBackend:
             opened.stages.pop(graph, None)
             if not opened.stages:
                 del self._bundles[path]
-        if not self._bundles and self._memory is not None:
+        if not self._bundles:
+            self._close_memory()
+
+    def _close_memory(self) -> None:
+        if self._kernels is not None:
+            # Before the memory: with it goes the context in which they are loaded.
+            self._kernels.release()
+            self._kernels = None
+        if self._memory is not None:
             self._staging = np.empty(0, np.uint8)
             self._memory.close()
             self._memory = None
@@ -247,6 +283,7 @@ def _probe(engine: str) -> str:
     memory.copy(back, array)
     memory.mark().wait()
     memory.close()
+    package.check_gpu(memory.device.compute_capability)
     if not np.array_equal(back, MATRIX):
         raise ArithmeticError(f"the GPU returned {back.tolist()} for {MATRIX.tolist()}")
     return f"{package.version}, {memory.device.name} (compute capability {memory.device.compute_capability})"

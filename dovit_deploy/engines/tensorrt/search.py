@@ -72,8 +72,10 @@ class EngineSearch:
         """The first of the engines `found` that run on a GPU of this compute capability.
 
         Raises:
+            ProviderMissing: see `TensorRtPackage.check_gpu`.
             EngineInvalid: none do.
         """
+        self.package.check_gpu(compute_capability)
         for engines in found:
             # All of them: a session takes every stage from one set.
             built = engines.compute_capabilities

@@ -11,6 +11,7 @@ for replays, whose index comes from the host.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class TensorRtStage:
             InputError: an input of another shape or type, or more tokens than the engine was built for.
             DeviceFailed: TensorRT refuses.
         """
+        # Perhaps this is another thread than the one that loaded the engine.
+        self._memory.activate()
         given, bucket = dict(inputs), self.buckets[0]
         if INDEX in given:
             count = len(given[INDEX])
@@ -159,11 +162,13 @@ class TensorRtStage:
         return sum(context.graphs for context in self._contexts.values())
 
     def close(self) -> None:
-        """Wait for enqueued work, and free everything."""
+        """Wait for enqueued work, and free everything; also where that work failed, see `DeviceMemory.close`."""
         if self._engine is None:
             return
         # In the order of use: work, contexts with their graphs, the engine, and last the memory that they address.
-        self._memory.mark().wait()
+        with contextlib.suppress(DeviceFailed):
+            self._memory.activate()
+            self._memory.mark().wait()
         for context in self._contexts.values():
             context.free()
         self._contexts.clear()

@@ -1,7 +1,7 @@
 """Engines on disk: one folder per key, checked whenever it is opened, changed only under a lock and in one step.
 
     <home>/engines/<key>/entry.json, <graph>.engine, <graph>.json, <graph>.onnx, <graph>.layers.txt, weights.safetensors
-    <home>/kernels/<key>/<graph>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
+    <home>/kernels/<key>/<graph>-<GPU>-<compute capability>.bin: what TensorRT for RTX compiled for a GPU
     <home>/engines/<key>.lock, <key>.*.partial while one is being built
 
 Inside a bundle, `engines/<key>/` holds only the engines, their sidecars and `entry.json`.
@@ -10,6 +10,7 @@ Inside a bundle, `engines/<key>/` holds only the engines, their sidecars and `en
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from dovit_deploy.bundle.bundle import ENGINES, PACKAGE_FOLDERS, Bundle, file_en
 from dovit_deploy.bundle.interface import graph_file
 from dovit_deploy.claims import PARTIAL, claimed, remove
 from dovit_deploy.documents import fault_of
+from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.tensorrt.package import cache_home
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.errors import EngineInvalid, UsageError
@@ -201,10 +203,12 @@ class EngineCache:
         finally:
             remove(folder)
 
-    def kernels_path(self, key: EngineKey, graph: str, compute_capability: str) -> Path:
+    def kernels_path(self, key: EngineKey, graph: str, device: GpuDevice) -> Path:
         """File of the kernels that TensorRT for RTX compiled for a GPU; with them an engine loads faster."""
+        # By name, too: TensorRT refuses those of another card of the same compute capability.
+        card = re.sub(r"[^A-Za-z0-9]+", "-", device.name).strip("-")[:64]
         # Not among the engines: their folder never changes once it has its name.
-        return self.root.parent / KERNELS / key.name / f"{graph}-{compute_capability}.bin"
+        return self.root.parent / KERNELS / key.name / f"{graph}-{card}-{device.compute_capability}.bin"
 
     def folders(self) -> list[Path]:
         """The folder of every key, sorted by name."""

@@ -114,7 +114,8 @@ class FakeCudaRuntime:
         self.levels.append(level)
 
     def InferenceSession(self, source, options, *, providers, enable_fallback):
-        assert providers == [(CUDA, {"device_id": 0})] and enable_fallback == 0
+        # No TF32: fp32 is fp32.
+        assert providers == [(CUDA, {"device_id": "0", "use_tf32": "0"})] and enable_fallback == 0
         assert options.entries["session.disable_cpu_ep_fallback"] == "1"
         if self.fails_to_load is not None:
             raise self.fails_to_load

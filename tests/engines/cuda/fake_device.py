@@ -1,13 +1,15 @@
 """A fake GPU: device memory is separate host memory, and work on its stream is done only when it is waited for.
 
-What is enqueued sees its arguments when it runs, so a host array that is read or changed too early shows. `log` holds
-what was enqueued, in order, and `live` the blocks that were not given back.
+What is enqueued sees its arguments when it runs, so a host array that is read or changed too early shows. A thread that
+did not open it must `activate` it before any work. `log` holds what was enqueued, in order, and `live` the blocks that
+were not given back.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -34,6 +36,8 @@ class FakeAllocation:
 
     def free(self) -> None:
         if self._memory.live.pop(self.address, None) is not None:
+            if self._memory.failed:
+                self._memory.queue.clear()
             self._memory.run_until(len(self._memory.queue))
             self._storage[:] = 0x5A
 
@@ -45,6 +49,7 @@ class FakeMark:
     """How many works were enqueued before it, since the memory was opened."""
 
     def wait(self) -> None:
+        self.memory.check_usable()
         assert self.memory.capturing is None, "waiting cannot be captured"
         self.memory.run_until(self.position - self.memory.done)
 
@@ -57,6 +62,10 @@ class FakeLaunch:
 
     def enqueue(self) -> None:
         assert not self.freed
+        if self.memory.launches_left is not None:
+            self.memory.launches_left -= 1
+            if self.memory.launches_left < 0:
+                raise DeviceOutOfMemory("CUDA graph: a captured graph cannot be launched, the GPU is out of memory")
         works = self.works
         self.memory.enqueue("launch", lambda: [work() for _, work in works])
 
@@ -67,13 +76,17 @@ class FakeLaunch:
 
 @dataclass(eq=False)
 class FakeMemory:
-    """`limit`: bytes in all. `refuse_capture`: as a driver does where captured work waits."""
+    """`limit`: bytes in all. `refuse_capture`: as a driver does where captured work waits. `failed`: nothing works any
+    more, as after an illegal address. `launches_left`: until the GPU is out of memory."""
 
     name: str = "fake"
     device: GpuDevice = field(default_factory=lambda: GpuDevice("fake GPU", "8.6"))
     stream: int = field(default_factory=lambda: next(NUMBERS))
     limit: int = 1 << 28
     refuse_capture: bool = False
+    failed: bool = False
+    launches_left: int | None = None
+    threads: set[int] = field(default_factory=lambda: {threading.get_ident()})
     live: dict[int, FakeAllocation] = field(default_factory=dict)
     launches: set[int] = field(default_factory=set)
     queue: list[Callable[[], None]] = field(default_factory=list)
@@ -85,7 +98,16 @@ class FakeMemory:
     def __post_init__(self) -> None:
         MEMORIES[self.stream] = self
 
+    def activate(self) -> None:
+        self.threads.add(threading.get_ident())
+
+    def check_usable(self) -> None:
+        assert threading.get_ident() in self.threads, "no CUDA context in this thread"
+        if self.failed:
+            raise DeviceFailed("the NVIDIA driver reports CUDA_ERROR_ILLEGAL_ADDRESS")
+
     def allocate(self, nbytes: int) -> FakeAllocation:
+        self.check_usable()
         assert self.capturing is None, "allocation cannot be captured"
         if sum(block.nbytes for block in self.live.values()) + nbytes > self.limit:
             raise DeviceOutOfMemory(f"out of GPU memory: {nbytes / 1e6:.1f} MB more are needed")
@@ -110,9 +132,11 @@ class FakeMemory:
         self.enqueue(f"copy {kinds[0]} to {kinds[1]}", work)
 
     def mark(self) -> FakeMark:
+        self.check_usable()
         return FakeMark(self, self.done + len(self.queue))
 
     def capture(self, work: Callable[[], None]) -> FakeLaunch:
+        self.check_usable()
         if self.refuse_capture:
             raise DeviceFailed("CUDA graph: what was to be captured cannot be (error 901 of the driver)")
         self.capturing = []
@@ -126,6 +150,8 @@ class FakeMemory:
         return launch
 
     def close(self) -> None:
+        if self.failed:
+            self.queue.clear()
         self.run_until(len(self.queue))
         for block in list(self.live.values()):
             block.free()
@@ -133,6 +159,7 @@ class FakeMemory:
 
     def enqueue(self, name: str, work: Callable[[], None]) -> None:
         """Like a kernel launch: `work` runs when it is waited for."""
+        self.check_usable()
         assert not self.closed
         if self.capturing is not None:
             self.capturing.append((name, work))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 
 from dovit_deploy.engines.cuda.memory import DeviceArray, DeviceMemory, opened_memory
-from dovit_deploy.errors import DeviceOutOfMemory
+from dovit_deploy.errors import DeviceOutOfMemory, UsageError
 
 
 @contextmanager
@@ -146,6 +147,26 @@ def an_array_shows_itself_to_other_packages(memory: DeviceMemory) -> None:
     assert (shown["shape"], shown["typestr"], shown["data"]) == ((2, 3), "<f2", (array.address, False))
 
 
+def another_thread_activates_it_first(memory: DeviceMemory) -> None:
+    """PyCUDA keeps contexts per thread, and says so."""
+    array = device_array(memory, (3,), np.int64)
+
+    def work() -> np.ndarray:
+        memory.activate()
+        memory.copy(array, np.asarray([1, 2, 3]))
+        return downloaded(memory, array)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        if memory.name == "pycuda":
+            with refused(UsageError, "use --cuda-memory cuda-core"):
+                done.result()
+        else:
+            assert np.array_equal(done.result(), [1, 2, 3])
+    memory.activate()
+    what_goes_in_comes_out(memory)
+
+
 def a_device_is_named(memory: DeviceMemory) -> None:
     assert memory.device.name and float(memory.device.compute_capability) >= 5.0
     assert memory.stream
@@ -163,6 +184,7 @@ CHECKS = (
     a_failed_capture_leaves_the_stream_usable,
     too_much_is_refused,
     an_array_shows_itself_to_other_packages,
+    another_thread_activates_it_first,
     a_device_is_named,
 )
 

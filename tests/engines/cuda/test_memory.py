@@ -13,13 +13,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dovit_deploy.engines.cuda.driver import GpuDevice, gpu_device
+from dovit_deploy.engines.cuda.driver import GpuDevice, captured, gpu_device
 from dovit_deploy.engines.cuda.memory import MEMORIES, DeviceArray, opened_memory
-from dovit_deploy.errors import PackageMissing, ProviderMissing, UsageError
+from dovit_deploy.errors import DeviceFailed, PackageMissing, ProviderMissing, UsageError
 from tests.csrc.stand_in import stand_in_driver
 from tests.engines.cuda.fake_device import FakeMemory
 from tests.engines.cuda.memory_contract import CHECKS
@@ -74,6 +75,40 @@ def test_a_real_package_keeps_the_contract(name: str, request: pytest.FixtureReq
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert f"{len(CHECKS)} promises kept by {name}" in run.stdout
+
+
+@pytest.mark.skipif(not installed("cuda-core"), reason="cuda.bindings is not installed")
+def test_on_the_stand_in_alone(host_driver: Path) -> None:
+    """Also where there is a GPU: stand_in_checks.py counts calls and lets them fail."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.engines.cuda.stand_in_checks"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(host_driver)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "both hold\n"), run.stderr[-3000:]
+
+
+def test_a_driver_that_is_too_old_for_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda-bindings raises RuntimeError where a function is missing."""
+
+    def missing(flags: int) -> None:
+        raise RuntimeError('Function "cuInit" not found\nmore')
+
+    module = importlib.import_module(MEMORIES["cuda-core"])
+    monkeypatch.setattr(module, "gpu_device", lambda number: GpuDevice("a GPU", "8.6"))
+    monkeypatch.setattr(module.packages, "load", lambda name: SimpleNamespace(cuInit=missing))
+    with pytest.raises(ProviderMissing, match="cannot use the NVIDIA driver: Function") as caught:
+        opened_memory("cuda-core")
+    assert caught.value.exit_code == 5 and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_driver_that_is_too_old_for_graphs() -> None:
+    old = SimpleNamespace(cuStreamBeginCapture_v2=None, cuStreamEndCapture=None)
+    with pytest.raises(DeviceFailed, match="driver is too old, it has no cuGraphInstantiateWithFlags"):
+        captured(old, 1, lambda: None)
 
 
 @pytest.mark.parametrize("name", list(MEMORIES))

@@ -12,11 +12,11 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.plugins import kernels, library
 from dovit_deploy.engines.plugins.library import (
     VARIABLE,
-    check_plugins_run,
     compiled_library,
     plugin_digest,
     registered_plugins,
 )
+from dovit_deploy.engines.plugins.loaded import HeldKernels
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing
 from tests.engines.tensorrt.fake_builder import fake_package
@@ -108,10 +108,7 @@ def test_a_library_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert made.module.registry.loaded == [str(tmp_path / "good.so")]
 
 
-def test_python_plugins_need_what_compiles_their_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_plugins_need_what_compiles_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(PackageMissing, match="pip install cuda-bindings"):
-        check_plugins_run()
-    (tmp_path / "good.so").write_text("library")
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "good.so"))
-    check_plugins_run()
+        HeldKernels()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import inspect
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,7 +26,9 @@ from dovit_deploy.engines.plugins.kernels import (
 )
 from dovit_deploy.errors import EnvironmentProblem, ProviderMissing
 from tests.csrc.host_kernels import CSRC, HostDriver, host_library
+from tests.csrc.host_kernels import KERNELS as KERNEL_FOLDER
 from tests.engines.plugins.reference import compacted, gathered, scattered
+from tests.paths import ROOT
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
 STREAM = 77
@@ -198,7 +202,8 @@ def test_usual_widths_move_sixteen_bytes_and_idle_few_threads():
 @needs_nvcc
 def test_kernels_compile_for_every_architecture_and_uncompiled_glue_is_said_to_be(tmp_path):
     made = subprocess.run(
-        ["make", "-C", str(CSRC), "plugins", "harness", f"BUILD={tmp_path / 'built'}", f"TENSORRT_INCLUDE={tmp_path}"],
+        ["make", "-C", str(CSRC), "plugins", "harness", f"BUILD={tmp_path / 'built'}"],
+        env={**os.environ, "TENSORRT_INCLUDE": ""},
         capture_output=True,
         text=True,
         check=False,
@@ -259,6 +264,69 @@ def _the_library_checks_what_it_is_given(library: ctypes.CDLL) -> None:
     assert enqueue("TokenPartition", [some], [some, _tensor(4)]) == invalid
     assert enqueue("TokenIndex", [some], [some, _tensor(8)]) == invalid
     assert enqueue("TokenSort", [some], [some, _tensor(8)]) == invalid
+
+
+@needs_nvrtc
+def test_the_host_driver_has_the_calls_of_cuda_bindings(driver):
+    """The fake takes what the real module takes, and nothing that it does not have."""
+    import cuda.bindings.driver as real
+
+    own = {"library", "streams", "fails"}
+    for name in {name for name in dir(driver) if not name.startswith("_")} - own:
+        value = getattr(driver, name)
+        if name.startswith("cu"):
+            parameters = inspect.signature(value).parameters.values()
+            taken = len(inspect.signature(getattr(real, name)).parameters)
+            anything = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+            assert len(parameters) == taken or (anything and len(parameters) <= taken), name
+        else:
+            names = [member for member in dir(value) if member.startswith("CU")]
+            assert names and all(hasattr(getattr(real, name), member) for member in names), name
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("header", ["token_shapes.h"])
+def test_a_header_needs_no_other_before_it(header, tmp_path):
+    (tmp_path / "alone.cpp").write_text(f'#include "{header}"\nint main() {{ return 0; }}\n')
+    command = ["g++", "-std=c++17", "-fsyntax-only", f"-I{CSRC}", str(tmp_path / "alone.cpp")]
+    subprocess.run(command, check=True)
+    assert "<initializer_list>" in (CSRC / header).read_text(), "a list of units is one; other headers may bring it"
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def planned(folder: Path, *variables: str) -> subprocess.CompletedProcess[str]:
+    """What `make plugins` would do, from the checkout's root."""
+    return subprocess.run(
+        ["make", "-n", "-C", str(folder), "plugins", *variables], capture_output=True, text=True, check=False
+    )
+
+
+@needs_make
+def test_headers_by_a_relative_path_are_meant_from_where_make_was_started(tmp_path):
+    for name in ("Makefile", "csrc/Makefile"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for name in ("token_plugins.cpp", "token_enqueue.cpp", "token_kernels.cu", "token_kernels.h", "token_enqueue.h"):
+        (tmp_path / "csrc" / name).touch()
+    refused = planned(tmp_path, "TENSORRT_INCLUDE=headers")
+    assert refused.returncode != 0
+    assert f"no NvInferRuntime.h in TENSORRT_INCLUDE={tmp_path / 'headers'}" in refused.stderr
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers" / "NvInferRuntime.h").touch()
+    for folder, path in ((tmp_path, "headers"), (tmp_path / "csrc", "../headers")):
+        done = planned(folder, f"TENSORRT_INCLUDE={path}", f"SHARED={KERNEL_FOLDER}", "HEADERS=")
+        assert "built build/libdovit_plugins.so with the headers in" in done.stdout, done.stderr
+        assert f"-isystem {tmp_path / 'headers' if path == 'headers' else path}" in done.stdout
+
+
+@needs_make
+def test_without_headers_that_were_asked_for_the_kernels_alone_are_compiled():
+    if Path("/usr/include/x86_64-linux-gnu/NvInferRuntime.h").exists():
+        pytest.skip("TensorRT's headers are installed")
+    done = planned(ROOT)
+    assert done.returncode == 0 and "UNCOMPILED" in done.stdout
 
 
 @needs_nvrtc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import subprocess
@@ -13,41 +14,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dovit_deploy.engines.plugins import library
 from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.plugins.library import KINDS, _plugin_class, plugin_creators
 from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
 from tests.csrc.host_kernels import HostDriver, host_library
 from tests.engines.plugins.reference import compacted, gathered, scattered
+from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx (pip install tensorrt-rtx-cu13)"
 )
 NAMES = (GATHER, SCATTER, PARTITION, INDEX)
+INTERFACES = ("IPluginV3OneCore", "IPluginV3OneBuild", "IPluginV3OneRuntime")
 
 
-class Base:
-    """In place of a base class of TensorRT: only the Python side is tried here."""
+FAKE = fake_module(all_bindings()[RTX], {"PluginFieldCollection": list})
+"""Only the Python side is tried here: its classes have the names of TensorRT's, and do nothing."""
 
 
-FAKE = SimpleNamespace(
-    IPluginV3=type("A", (Base,), {}),
-    IPluginV3OneCore=type("B", (Base,), {}),
-    IPluginV3OneBuild=type("C", (Base,), {}),
-    IPluginV3OneRuntime=type("D", (Base,), {}),
-    IPluginCreatorV3One=type("E", (Base,), {}),
-    PluginFieldCollection=list,
-)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(host_kernels, monkeypatch):
     """`enqueue` of the plugin called `name`, on the CPU."""
-    driver = HostDriver(host_library(tmp_path_factory.mktemp("host")))
+    monkeypatch.setattr(library, "current_kernels", lambda: host_kernels)
 
     def enqueue(name, inputs, outputs):
-        plugin = _plugin_class(FAKE)(next(kind for kind in KINDS if kind.name == name))
-        plugin._kernels = TokenKernels(driver, {kernel: kernel for kernel in KERNELS})
-        plugin.attach_to_context(None)
+        plugin = _plugin_class(FAKE)(next(kind for kind in KINDS if kind.name == name)).attach_to_context(None)
         descriptions = [
             [SimpleNamespace(dims=array.shape, type=array.dtype) for array in arrays] for arrays in (inputs, outputs)
         ]
@@ -55,6 +47,28 @@ def run(tmp_path_factory):
         plugin.enqueue(*descriptions, *addresses, 0, 5)
 
     return enqueue
+
+
+@pytest.fixture(scope="module")
+def host_kernels(tmp_path_factory):
+    driver = HostDriver(host_library(tmp_path_factory.mktemp("host")))
+    return TokenKernels(driver, {kernel: kernel for kernel in KERNELS})
+
+
+@pytest.mark.parametrize("version", list(all_bindings()))
+def test_plugins_override_what_tensorrt_calls(version):
+    """A method that is called otherwise would never run: TensorRT would call its own, which refuses."""
+    classes = all_bindings()[version].classes
+    called = {name for kind in ("IPluginV3", *INTERFACES) for name in classes[kind]}
+    # TensorRT 10.0 lists it under another name than the one it calls.
+    called |= {"get_output_data_types"}
+    own = {name for name in vars(library._TokenPlugin) if not name.startswith("_")} - {"trt", "interfaces"}
+    assert own <= called
+    for kind in ("IPluginV3", *INTERFACES):
+        for name in own & classes[kind].keys():
+            taken = len(inspect.signature(getattr(library._TokenPlugin, name)).parameters) - 1
+            counts = {len(parameters) for parameters in classes[kind][name].overloads}
+            assert not counts or taken in counts, f"{name} takes {taken}"
 
 
 @pytest.mark.parametrize("kept", [0, 1, 9, 21])
@@ -176,8 +190,8 @@ def links_in(folder: Path) -> Path:
 
     links = folder / "links"
     links.mkdir()
-    for library in Path(tensorrt_rtx_libs.__file__).parent.glob("*.so.*"):
-        (links / f"{library.name.partition('.so')[0]}.so").symlink_to(library)
+    for path in Path(tensorrt_rtx_libs.__file__).parent.glob("*.so.*"):
+        (links / f"{path.name.partition('.so')[0]}.so").symlink_to(path)
     return links
 
 

@@ -58,8 +58,14 @@ class Bench:
             precision=precision,
             trust_engine=trust_engine,
             cache=EngineCache(self.home),
-            open_memory=lambda name: self.memory,
+            open_memory=self.opened_memory,
         )
+
+    def opened_memory(self, name: str) -> FakeMemory:
+        """The one memory, which may be opened again."""
+        self.memory.closed = False
+        self.memory.activate()
+        return self.memory
 
 
 def assert_nothing_is_left(bench: Bench) -> None:

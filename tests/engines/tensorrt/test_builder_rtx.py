@@ -12,6 +12,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import graph_interfaces, is_crossing
 from dovit_deploy.bundle.manifest import TokenCount
 from dovit_deploy.engines.tensorrt.build import build_engines, build_graph
+from dovit_deploy.engines.tensorrt.builder import configure
 from dovit_deploy.engines.tensorrt.layers import layers_from_table
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
@@ -53,6 +54,18 @@ def stage1(bundle: Bundle, folder: Path, package: TensorRtPackage, **choices):
     key = engine_key(bundle, BuildRequest(**choices), package)
     graphs, _ = derive_graphs(bundle, ["stage1"], folder, precision=key.precision, plugins=key.plugins)
     return build_graph(folder, graphs[0], key, package)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_what_an_engine_is_built_with(capturable: bool, package: TensorRtPackage) -> None:
+    """TF32 is on in a new configuration; whatever a network may run at is in the engine."""
+    trt = package.module
+    config = trt.Builder(package.logger(everything=False)).create_builder_config()
+    assert config.get_flag(trt.BuilderFlag.TF32)
+    configure(package, config, capturable=capturable)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION) == capturable
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
 
 
 def test_fused_attention_no_host_syncs_no_plugins(engines: EngineSet) -> None:

@@ -66,30 +66,3 @@ def test_what_is_no_engine(damage: str, package: TensorRtPackage, plan: bytes) -
 def test_nothing_at_all(package: TensorRtPackage) -> None:
     with pytest.raises(DovitError, match="stage0: "):
         TensorRtEngine(package, b"", name="stage0")
-
-
-def test_what_this_version_can_do(package: TensorRtPackage) -> None:
-    found = package.capabilities
-    assert found.runtime_config and found.given_memory and found.reports_capturable and found.plugins
-    trt = package.module
-    for kind, names in {
-        trt.Runtime: ["deserialize_cuda_engine"],
-        trt.ICudaEngine: ["create_execution_context", "create_runtime_config", "get_device_memory_size_for_profile_v2"],
-        trt.IRuntimeConfig: [
-            *("create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy"),
-            *("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"),
-        ],
-        trt.IRuntimeCache: ["serialize", "deserialize"],
-        trt.IExecutionContext: [
-            *("set_input_shape", "set_tensor_address", "set_device_memory", "set_output_allocator"),
-            *("set_optimization_profile_async", "execute_async_v3", "is_stream_capturable"),
-        ],
-    }.items():
-        assert not [name for name in names if not hasattr(kind, name)], "the fake has what the real one has"
-    assert (
-        trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        and trt.ExecutionContextAllocationStrategy.STATIC is not None
-    )
-    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER is not None
-    assert trt.CudaGraphStrategy.DISABLED is not None
-    assert issubclass(trt.IOutputAllocator, object)

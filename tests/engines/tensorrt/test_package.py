@@ -12,6 +12,7 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.engines.cuda.driver import gpu_device
+from dovit_deploy.engines.tensorrt.builder import configure
 from dovit_deploy.engines.tensorrt.package import (
     DISTRIBUTIONS,
     child_environment,
@@ -19,7 +20,8 @@ from dovit_deploy.engines.tensorrt.package import (
     tensorrt_package,
 )
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing, ProviderMissing, UsageError
-from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
+from tests.engines.tensorrt.bindings import RTX, Bindings, FakeOf, all_bindings, fake_module
+from tests.engines.tensorrt.fake_builder import fake_package
 
 
 def install(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
@@ -49,6 +51,44 @@ def test_tensorrt(version: str, flags: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert package.capabilities.plugins
     with pytest.raises(UsageError, match="this machine's GPU only"):
         package.compute_capability("8.6")
+
+
+class FakeBuilderConfig(FakeOf, of="IBuilderConfig"):
+    """A new configuration: TF32 is on."""
+
+    profiling_verbosity = None
+
+    def __init__(self, bindings: Bindings, flags: set[int]) -> None:
+        super().__init__(bindings)
+        self._flags = flags
+
+    def set_flag(self, flag: int) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: int) -> None:
+        self._flags.discard(flag)
+
+
+@pytest.mark.parametrize("version", list(all_bindings()))
+def test_no_engine_is_built_with_tf32(version: str) -> None:
+    """The flags have other numbers in each version; RTX alone can promise that work can be captured."""
+    bindings = all_bindings()[version]
+    package = fake_package(bindings=bindings)
+    flags = package.module.BuilderFlag
+    for capturable in (True, False):
+        on = {flags.TF32}
+        configure(package, FakeBuilderConfig(bindings, on), capturable=capturable)
+        assert on == ({flags.REQUIRE_USER_ALLOCATION} if capturable and version == RTX else set())
+
+
+def test_gpus_that_a_package_does_not_support() -> None:
+    rtx, plain = fake_package("tensorrt-rtx"), fake_package("tensorrt")
+    for capability in ("7.5", "8.0", "8.9", "12.0", "12.1", "13.0"):
+        rtx.check_gpu(capability)
+    for capability in ("7.0", "8.7", "9.0", "10.0"):
+        plain.check_gpu(capability)
+        with pytest.raises(ProviderMissing, match=f"compute capability {capability}; it runs on 7.5, .* and later"):
+            rtx.check_gpu(capability)
 
 
 @pytest.mark.parametrize(("engine", "version"), [("tensorrt-rtx", "1.6.9"), ("tensorrt", "8.6.1")])

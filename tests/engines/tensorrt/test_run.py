@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.tensorrt import run as tensorrt_run
-from dovit_deploy.engines.tensorrt.store import EngineCache
+from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
 from dovit_deploy.errors import (
     DeviceFailed,
     DeviceOutOfMemory,
@@ -184,7 +187,7 @@ def test_compiled_kernels_are_kept_for_the_next_time(dense_bundle_path: Path, tm
     first, second = Bench(engines, tmp_path), Bench(engines, tmp_path)
     with Session(bundle, backend=first.backend()):
         assert first.state.given_caches == []
-    path = EngineCache(tmp_path).kernels_path(engines.entry.key, "stage0", "8.6")
+    path = EngineCache(tmp_path).kernels_path(engines.entry.key, "stage0", first.memory.device)
     assert path.read_bytes() == b"kernels"
     with Session(bundle, backend=second.backend()):
         assert second.state.given_caches == [b"kernels"]
@@ -234,8 +237,72 @@ def test_what_tensorrt_refuses(call: str, logged: str, error, words: str, bundle
     assert_nothing_is_left(bench)
 
 
+def test_compiled_kernels_that_are_cut_short(dense_bundle_path: Path, tmp_path: Path) -> None:
+    """They are compiled again and the file is replaced; what fails later is not explained by what was logged of it."""
+    bundle = Bundle.open(dense_bundle_path)
+    engines = built(bundle, EngineCache(tmp_path), precision="fp32")
+    bench, failing = Bench(engines, tmp_path), Bench(engines, tmp_path)
+    path = EngineCache(tmp_path).kernels_path(engines.entry.key, "stage0", bench.memory.device)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"ker")
+    for state in (bench.state, failing.state):
+        state.faults.cache = "Serialization assertion size failed"
+    with Session(bundle, backend=bench.backend()) as session:
+        session.run(pixels_of(bundle))
+        assert bench.state.given_caches == [b"ker"]
+    assert path.read_bytes() == b"kernels"
+    failing.state.faults.execute = "no tactic"
+    with pytest.raises(DeviceFailed, match="TensorRT does not run: no tactic"):
+        Session(bundle, backend=failing.backend())
+
+
+def test_a_card_of_the_same_capability_compiles_its_own_kernels(engines: EngineSet, tmp_path: Path) -> None:
+    cache, key = EngineCache(tmp_path), engines.entry.key
+    one, other = GpuDevice("NVIDIA RTX A6000", "8.6"), GpuDevice("NVIDIA A10/24 (../x)", "8.6")
+    assert cache.kernels_path(key, "stage0", one).name == "stage0-NVIDIA-RTX-A6000-8.6.bin"
+    assert cache.kernels_path(key, "stage0", other).name == "stage0-NVIDIA-A10-24-x-8.6.bin"
+
+
+def test_another_thread_runs_what_this_one_loaded(bundle: Bundle, session: Session) -> None:
+    want = session.run(pixels_of(bundle))[0]
+    with ThreadPoolExecutor(1) as pool:
+        assert np.array_equal(pool.submit(lambda: session.run(pixels_of(bundle))[0]).result(), want)
+
+
+def test_another_thread_loads_and_closes(bundle: Bundle, bench: Bench) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        session = pool.submit(lambda: Session(bundle, backend=bench.backend())).result()
+        session.run(pixels_of(bundle), dense=True)
+    session.close()
+    assert_nothing_is_left(bench)
+
+
+def test_after_a_failure_that_stays_closing_frees_everything(bundle: Bundle, bench: Bench) -> None:
+    session = Session(bundle, backend=bench.backend())
+    bench.memory.failed = True
+    with pytest.raises(DeviceFailed, match="ILLEGAL_ADDRESS") as caught:
+        session.run(pixels_of(bundle))
+    assert caught.value.exit_code == 5
+    session.close()
+    session.close()
+    assert_nothing_is_left(bench)
+
+
+@pytest.mark.parametrize("built_before", [True, False], ids=["built", "none built"])
+def test_a_gpu_that_rtx_does_not_support(built_before: bool, bundle: Bundle, bench: Bench, tmp_path: Path) -> None:
+    """Building again would not help: what does is said, also where nothing was built."""
+    bench.memory.device = GpuDevice("NVIDIA H200", "9.0")
+    bench.home = bench.home if built_before else tmp_path
+    words = r"tensorrt-rtx 1\.7\.1 does not support this GPU \(compute capability 9\.0; .* use --engine tensorrt, or"
+    with pytest.raises(ProviderMissing, match=words) as caught:
+        Session(bundle, backend=bench.backend())
+    assert "dovit build" not in str(caught.value)
+    assert not bench.state.engines
+    assert_nothing_is_left(bench)
+
+
 def test_another_gpu(bundle: Bundle, bench: Bench) -> None:
-    bench.memory.device = type(bench.memory.device)("another", "7.5")
+    bench.memory.device = GpuDevice("another", "7.5")
     words = r"were built for compute capability 8\.0, 8\.6, this GPU has 7\.5; .*dovit build"
     with pytest.raises(EngineInvalid, match=words):
         Session(bundle, backend=bench.backend())
@@ -274,7 +341,7 @@ def test_a_model_without_gates(dense_bundle_path: Path, tmp_path: Path) -> None:
 
 def test_all_stages_in_one_engine(bundle: Bundle, plain: Session, tmp_path: Path, monkeypatch) -> None:
     """Its sizes come from plugins, whose bodies ONNX Runtime runs; nothing of it can be captured."""
-    monkeypatch.setattr(tensorrt_run, "check_plugins_run", lambda: None)
+    monkeypatch.setattr(tensorrt_run, "HeldKernels", mock.MagicMock())
     monkeypatch.setattr(tensorrt_run, "registered_plugins", lambda package: None)
     bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", plugins=True, merged=True), tmp_path)
     bench.state.capturable = False
@@ -293,6 +360,27 @@ def test_plugins_are_asked_for_before_tensorrt_sees_an_engine(bundle: Bundle, tm
     with pytest.raises(PackageMissing, match="pip install cuda-bindings"):
         Session(bundle, backend=bench.backend())
     assert not bench.state.engines
+    assert_nothing_is_left(bench)
+
+
+def test_kernels_are_held_once_a_session_and_released_before_the_memory(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", plugins=True), tmp_path)
+    held: list[str] = []
+
+    class Held:
+        def __init__(self) -> None:
+            held.append("loaded")
+
+        def release(self) -> None:
+            held.append("released after close" if bench.memory.closed else "released")
+
+    monkeypatch.setattr(tensorrt_run, "HeldKernels", Held)
+    monkeypatch.setattr(tensorrt_run, "registered_plugins", lambda package: held.append("registered"))
+    with Session(bundle, backend=bench.backend()):
+        assert held[:2] == ["loaded", "registered"]
+    assert held.count("loaded") == 1 and held[-1] == "released"
     assert_nothing_is_left(bench)
 
 

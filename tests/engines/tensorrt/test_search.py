@@ -13,7 +13,7 @@ from dovit_deploy.engines.tensorrt import search as engine_search
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, build_digest
 from dovit_deploy.engines.tensorrt.search import EngineSearch, why_outdated
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet, checked_plan
-from dovit_deploy.errors import EngineInvalid, EngineMissing
+from dovit_deploy.errors import EngineInvalid, EngineMissing, ProviderMissing
 from tests.engines.tensorrt.fake_builder import fake_package
 from tests.engines.tensorrt.test_store import DAMAGE, PLAN, fill, made_key
 from tests.fakes import fake_manifest
@@ -179,5 +179,7 @@ def test_of_several_the_best_that_the_gpu_runs(bundle: Bundle, cache: EngineCach
     assert [engines.folder for engines in wanted.found()] == [newer, older, carried]
     for capability, folder in (("8.6", newer), ("8.0", older), ("7.5", carried)):
         assert wanted.for_gpu(wanted.found(), capability).folder == folder
-    with pytest.raises(EngineInvalid, match=r"capability 8\.6, 8\.9, this GPU has 5\.0; .*--precision fp16$"):
+    with pytest.raises(EngineInvalid, match=r"capability 8\.6, 8\.9, this GPU has 7\.5; .*--compute-capability 7\.5$"):
+        wanted.for_gpu(wanted.found()[:2], "7.5")
+    with pytest.raises(ProviderMissing, match=r"does not support this GPU \(compute capability 5\.0"):
         wanted.for_gpu(wanted.found(), "5.0")

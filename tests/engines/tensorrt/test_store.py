@@ -13,6 +13,7 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import FileEntry, TokenCount
+from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.record import BuildRecord, EngineKey, EngineRecord
 from dovit_deploy.engines.tensorrt.store import EngineCache, copy_into_bundle, open_engines
@@ -262,8 +263,8 @@ def test_an_installed_bundle_is_left_alone(tmp_path: Path, bundle_copy: Path, ca
 
 
 def test_compiled_kernels_go_with_their_engines(cache: EngineCache, filled: Path) -> None:
-    own = cache.kernels_path(made_key(), "stage0", "8.6")
-    other = cache.kernels_path(made_key(precision="fp32"), "stage0", "8.6")
+    own = cache.kernels_path(made_key(), "stage0", GpuDevice("a GPU", "8.6"))
+    other = cache.kernels_path(made_key(precision="fp32"), "stage0", GpuDevice("a GPU", "8.6"))
     for path in (own, other):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"kernels")
