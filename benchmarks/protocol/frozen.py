@@ -1,17 +1,17 @@
 """Was everything chosen before the drive was read that the claim is about? What is frozen, and the one look after it.
 
-    python benchmarks/protocol/frozen.py freeze --recipe RECIPE --init BACKBONE --thresholds 0.9,0.9,0.85 --tried 12 \\\\
+    python benchmarks/protocol/frozen.py freeze --recipe RECIPE --init BACKBONE --thresholds 0.9 --tried 12 \\\\
         --chosen-on train:@benchmarks/protocol/held.txt --reads train:0006R0 -o benchmarks/protocol/frozen.json
     python benchmarks/protocol/frozen.py read benchmarks/protocol/frozen.json \\\\
         --checkpoint runs/seed0/checkpoint --bundle seed0.dovit --dataset CAMVID -o benchmarks/results/seed0.json
 
 `freeze` writes a file that is committed before anything is read: the recipe (but its seed), the weights that its runs
 start from, the operating point, on what they were chosen, how many recipes were tried, what is in every list that a
-split names, and a digest of all of it. `read` measures a bundle on the frozen
-split, at the frozen thresholds and with all controls, once. It refuses (4) where the frozen file was changed, the
-recipe or the choice looked at the split that is to be read, a list has other images by now, the checkpoint was trained
-by another recipe or from other weights, the bundle was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were is
-noted beside the frozen file, in `frozen.reads.json`, which is committed, too.
+split names, and a digest of all of it. `read` measures a bundle on the frozen split, at the frozen thresholds and with
+all controls, once. It refuses (4) where the frozen file was changed, the recipe or the choice looked at the split that
+is to be read, a list has other images by now, the checkpoint was trained by another recipe or from other weights, the
+bundle was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were
+is noted beside the frozen file, in `frozen.reads.json`, which is committed, too.
 """
 
 from __future__ import annotations

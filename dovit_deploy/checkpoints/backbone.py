@@ -42,6 +42,8 @@ class Backbone:
     """File name of the weights."""
     source_sha256: str
     license: str = ""
+    assumed: str = ""
+    """What nothing stated and a flag may correct, in a line."""
     remarks: tuple[str, ...] = ()
     """How its entries were found in the file; for the curious."""
 
@@ -113,6 +115,7 @@ def backbone_from_path(
         source=alone.name,
         source_sha256=alone.sha256,
         license=both_licenses(found.license, source.license),
+        assumed="" if positions else found.assumed,
         remarks=alone.remarks,
     )
 

@@ -29,13 +29,14 @@ from dovit_deploy.checkpoints.reader import Architecture, OfficialState
 from dovit_deploy.checkpoints.readers import backbone_reader_of, reader_of, readers
 from dovit_deploy.checkpoints.settings import Sources, invalid_as_config_error, thresholds_per_gate
 from dovit_deploy.checkpoints.weights_file import WeightsFile, weights_from_file
-from dovit_deploy.errors import InputError, UsageError
+from dovit_deploy.errors import HeadMissing, InputError, UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.parts import PositionMode
 from dovit_deploy.families.registry import state_from_bundle
 from dovit_deploy.families.vit.backbones import joined_architecture
 from dovit_deploy.families.vit.decode_heads import HEAD_SETTINGS
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.printing import quote
 
 SEGMENTER_FILES = ("checkpoint.pth", "variant.yml")
 """What Segmenter writes into a folder: weights, and their configuration."""
@@ -61,6 +62,8 @@ class Checkpoint:
     """File name of the weights."""
     source_sha256: str
     license: str = ""
+    assumed: str = ""
+    """What nothing stated and a flag may correct, in a line."""
     remarks: tuple[str, ...] = ()
     """How its entries were found in the file; for the curious."""
 
@@ -134,7 +137,11 @@ def checkpoint_from_path(
     source = source_from_path(path, allow_pickle=allow_pickle)
     given = _configuration_for(path, config, source)
     if head is None:
-        return _from_official(source, given, flags)
+        try:
+            return _from_official(source, given, flags)
+        except HeadMissing as error:
+            remedy = f"Give its head, --head FILE, or train one: dovit train DATASET --init {quote(str(path))}"
+            raise HeadMissing(error.lines[0], remedy) from error
     if Path(head).is_dir():
         raise InputError(f"--head {head} is a folder; give the file that holds the head's entries")
     return _from_two(source, weights_from_file(Path(head), allow_pickle=allow_pickle), given, flags)
@@ -279,6 +286,8 @@ def _assembled(
     flags: _Flags,
 ) -> Checkpoint:
     spec, weights = _resized_by(flags.positions, architecture.spec), source.weights
+    if flags.thresholds is not None and not spec.gates:
+        raise UsageError(f"{weights.name} has no gates and takes no thresholds; leave --threshold out")
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     named = {"classes": source.class_names, **settings}
     entries = class_entries(named, weights.meta, spec.classes, given=flags.classes)
@@ -302,5 +311,6 @@ def _assembled(
         source=weights.name,
         source_sha256=weights.sha256,
         license=both_licenses(architecture.license, source.license),
+        assumed="" if flags.positions else architecture.assumed,
         remarks=(*weights.remarks, remark),
     )

@@ -34,6 +34,8 @@ class Architecture:
     logits_cover: Literal["image", "padded"] = "image"
     license: str = ""
     """Of the weights, where the format says it."""
+    assumed: str = ""
+    """What its entries do not show and a flag may correct, in a line."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class BackboneArchitecture:
     key_map: KeyMap
     license: str = ""
     """Of the weights, where the format says it."""
+    assumed: str = ""
+    """How positions are resized, where the format does not show it, in a line."""
 
 
 def _unchanged(state: OfficialState, source: str) -> OfficialState:

@@ -17,6 +17,7 @@ READERS = (
     "dovit_deploy.families.stvit.reader:STVIT_DEIT",
     "dovit_deploy.families.vit.mmseg:READER",
     "dovit_deploy.families.vit.eomt:READER",
+    "dovit_deploy.families.vit.eomt_own:READER",
     "dovit_deploy.families.vit.dinov3:READER",
     "dovit_deploy.families.vit.dinov3_transformers:READER",
     "dovit_deploy.families.vit.dinov2:READER",
@@ -45,8 +46,9 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "an EoMT on DINOv3 (what is published of these is a difference to the gated weights)": (
         "query.weight layers.*.attention.o_proj.**",
     ),
-    "an EoMT under the names of its own code (those of transformers are read, and of EoMT on DINOv3 neither: what is "
-    "published is a difference to the gated weights)": ("**upscale.*.conv1.*",),
+    "an EoMT of LightlyTrain, whose files do not say whether its training is finished": (
+        "queries.weight upscale.*.conv1.*",
+    ),
     "a ViTDet": (
         *("backbone.net.blocks.**", "backbone.simfp_*.**", "**.rel_pos_h"),
         "**embeddings.projection.weight **encoder.layer.*.attention.qkv.*",

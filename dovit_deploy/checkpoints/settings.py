@@ -320,7 +320,9 @@ def thresholds_per_gate(
     Raises:
         UsageError, ConfigError: whichever is `kind`; outside [0, 1], or of the wrong number.
     """
-    if gates == 0 or len(values) not in (1, gates):
+    if gates == 0:
+        raise kind("a network without gates takes no thresholds; leave --threshold out")
+    if len(values) not in (1, gates):
         raise kind(f"{plural(len(values), 'threshold')} for {plural(gates, 'gate')}; give one for all, or one per gate")
     if not all(0.0 <= value <= 1.0 for value in values):
         raise kind(f"thresholds {', '.join(map(str, values))}: each must lie between 0 and 1")

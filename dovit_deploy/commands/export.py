@@ -97,6 +97,8 @@ def export(
     plan = ExportPlan.resolve(
         source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite, compact=compact
     )
+    if source.assumed:
+        console.remark(f"{source.assumed} (--positions)", quiet=quiet)
     for line in _assumptions(plan.manifest):
         console.remark(line, quiet=quiet)
     bundle, report = _exported(plan, request, _parity_pixels(plan.manifest, parity_images), quiet=quiet)

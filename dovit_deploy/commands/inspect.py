@@ -94,6 +94,8 @@ def next_line(contents: Contents) -> str:
     export = _export_of(contents)
     if export is not None and export.flags is not None:
         return f"dovit export {quote(str(path))}{export.flags}"
+    if export is not None and export.headless:
+        return f"dovit train DATASET --init {quote(str(path))}"
     return "dovit doctor" if export is not None or contents.kind == "onnx" else f"dovit run {quote(str(path))}"
 
 

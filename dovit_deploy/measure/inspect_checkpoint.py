@@ -15,6 +15,7 @@ from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.errors import (
     ConfigError,
     DovitError,
+    HeadMissing,
     NetworkUnknown,
     UsageError,
 )
@@ -50,6 +51,8 @@ class ExportOutlook:
     """What the command needs besides the path; None: nothing that is known here makes it succeed."""
     problem: str | None = None
     """Why it does not succeed without them."""
+    headless: bool = False
+    """It is a backbone that lacks nothing but a head."""
 
 
 class CheckpointContents(Record):
@@ -139,7 +142,8 @@ def _checked_export(checkpoint: Checkpoint, check: ExportCheck | None) -> Export
 
 
 def _export_after(error: DovitError) -> ExportOutlook:
-    return ExportOutlook(" --config FILE" if isinstance(error, ConfigError) else None, ". ".join(error.lines))
+    flags = " --config FILE" if isinstance(error, ConfigError) else None
+    return ExportOutlook(flags, ". ".join(error.lines), headless=isinstance(error, HeadMissing))
 
 
 def _network_contents(checkpoint: Checkpoint) -> NetworkContents:

@@ -220,6 +220,8 @@ class TrainConfig(Settings):
         if excess is not None:
             raise ValueError(f"network: {excess}")
         self._check_layers()
+        if self.steps is not None and self.fitted > self.steps:
+            raise ValueError(f"fitted = {self.fitted}: more batches than the run has steps, {self.steps}")
         if not 0 <= self.fullness[0] <= self.fullness[1] <= 1:
             raise ValueError(f"fullness {self.fullness}: lowest and highest, within [0, 1]")
         ends = [phase.until for phase in self.phases]

@@ -123,7 +123,7 @@ def train(
         for line in found.lines():
             remark(line)
         with stop_requests() as stop:
-            trainer.run(stopped=stop.is_set, report=progress)
+            trainer.run(stopped=stop.is_set, report=progress, remark=remark)
             # Before anything is measured, which may take as long as the run: what was trained can be used at once.
             _save(trainer, record, UNMEASURED_THRESHOLD)
 
@@ -153,6 +153,8 @@ def _new_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, RunReco
     config = _licensed(config, start, teacher)
     if recipe.trained == "gates" and not config.spec.gates:
         raise ConfigError("trained = 'gates': the network has none; name their layers in network.gates")
+    if start is not None and start.given.assumed:
+        remark(start.given.assumed)
     _say_padding(start, remark)
     validation = validation_data(request.dataset, recipe, size, request.classes)
     remark(f"checking {training_data.main.name}")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dovit_deploy.datasets.dataset import Dataset
-from dovit_deploy.errors import CheckError, Interrupted
+from dovit_deploy.errors import CheckError, ConfigError, Interrupted
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import SKIP_STREAM, THRESHOLD_STREAM, Stopping, TrainConfig
@@ -33,6 +33,9 @@ from dovit_deploy.train.rates import is_trained, optimiser_from_groups, rate_gro
 from dovit_deploy.train.start import Start
 from dovit_deploy.train.state import RunFolder, RunState
 from dovit_deploy.train.validation import validate
+
+TIMED = 4
+"""Batches after which it is known how long a fit to many takes."""
 
 
 @dataclass(frozen=True)
@@ -174,15 +177,17 @@ class Trainer:
         stop_after: int | None = None,
         stopped: Callable[[], bool] = lambda: False,
         report: Callable[[TrainingProgress], None] = lambda now: None,
+        remark: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Train until the budget is spent, or until step `stop_after`; the state is saved at the end.
 
         Raises:
+            ConfigError: gates are to be fitted to more batches than the run has time for.
             Interrupted: `stopped` says so after a step, when the state is saved too, or before the first.
         """
         began, saved, smooth = self.clock() - self.seconds, self.seconds, float("nan")
         if self.step == 0:
-            self.fit(stopped)
+            self.fit(stopped, remark)
         first = (self.step, self.seconds)
 
         def now() -> TrainingProgress:
@@ -215,23 +220,40 @@ class Trainer:
                 break
         self.save()
 
-    def fit(self, stopped: Callable[[], bool] = lambda: False) -> None:
+    def fit(
+        self, stopped: Callable[[], bool] = lambda: False, remark: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Fit gates and lenses to the first batches, as many as the recipe says, as the network is.
 
         Raises:
             Interrupted: `stopped` says so before a batch; there is no state yet.
+            ConfigError: the batches would take longer than the run.
         """
-        if not self.config.fitted or not isinstance(self.model, VisionTransformer):
+        config, began = self.config, self.clock()
+        if not config.fitted or not isinstance(self.model, VisionTransformer):
             return
+        whole = None if config.minutes is None else 60.0 * config.minutes
 
         def first() -> Iterator[Batch]:
-            for plan in islice(self.plans(None), self.config.fitted):
+            for number, plan in enumerate(islice(self.plans(None), config.fitted)):
                 if stopped():
                     raise Interrupted("stopped before the first step; the same command with --resume begins again")
+                # The first ones also pay for what is made once.
+                if whole and number == TIMED and (self.clock() - began) * config.fitted / number > whole:
+                    raise ConfigError(
+                        f"fitted = {config.fitted}: {config.fitted} batches take longer than the run of "
+                        f"{config.minutes:g} minutes; lower it, and start again with another -o"
+                    )
                 yield self.maker.batch(plan)
 
-        fit_gates(self.model, first(), self.config, self.objective.weights)
+        fit_gates(self.model, first(), config, self.objective.weights)
         self.average.load_state_dict(self.model.state_dict())
+        taken = self.clock() - began
+        if whole and taken > config.warm_up * whole > 0:
+            remark(
+                f"fitting gates to {config.fitted} batches took {taken:.0f} s of the run, more than its warm-up "
+                f"({config.warm_up * whole:.0f} s)"
+            )
 
     def plans(self, stop_after: int | None) -> Iterator[Plan]:
         """The plans of the steps to come; made ahead, they take the progress of a timed run as it is then."""

@@ -406,7 +406,7 @@ def test_thresholds_given_by_the_caller_are_checked(tmp_path: Path) -> None:
         checkpoint_from_path(weights, config=config)
     assert checkpoint_from_path(weights, config=config, thresholds=[0.3]).thresholds == (0.3, 0.3)
     weights, config = write(tmp_path, official.setr_state(), official.SETR_PUP)
-    with pytest.raises(UsageError, match="0 gates"):
+    with pytest.raises(UsageError, match="without gates takes no thresholds"):
         checkpoint_from_path(weights, config=config, thresholds=[0.3])
 
 

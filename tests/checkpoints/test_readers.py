@@ -12,6 +12,7 @@ from dovit_deploy.checkpoints.reader import Reader
 from dovit_deploy.checkpoints.readers import readers
 from dovit_deploy.checkpoints.settings import Sources
 from dovit_deploy.errors import CheckpointMismatch, ConfigError
+from dovit_deploy.families.vit import eomt_own
 from tests.checkpoints.test_keys import MAPS
 from tests.families.official_state import official_shapes
 
@@ -23,7 +24,9 @@ VALUES = st.recursive(SMALL, lambda inner: st.lists(inner, max_size=6), max_leav
 
 
 def test_each_project_has_a_reader_of_its_own() -> None:
-    assert {id(reader) for reader in READERS.values()} == {id(reader) for reader in readers()}
+    # EoMT's own names become those of transformers, whose key map is the one above.
+    own = {id(reader) for reader in readers() if reader is not eomt_own.READER}
+    assert {id(reader) for reader in READERS.values()} == own
 
 
 @pytest.mark.parametrize("name", MAPS)

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_said_with_numbers(call: Call, backbone: Path, tmp_
         ({**HEAD, "weight": torch.zeros(5, 48)}, (), 6, r"tokens of width 48, the backbone has 64"),
         (HEAD, ("--classes", tmp_path / "two.txt"), 3, r"--classes names 2 classes; the network has 5"),
         (HEAD, ("--size", "8x8"), 2, r"at least 16 pixels"),
-        ({"classifier.weight": torch.zeros(5, 64, 1, 1)}, (), 6, r"missing: classifier\.bias"),
+        (HEAD, ("--threshold", "0.9"), 2, r"has no gates and takes no thresholds"),
         # The backbone's last norm has this name.
         (
             {**HEAD, "norm.weight": torch.ones(64)},
@@ -101,6 +101,14 @@ def test_a_backbone_alone_is_inspected_all_the_same(backbone: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "blocks.0.norm1.weight" in shown
     assert "num_heads" in shown
+
+
+def test_a_backbone_that_lacks_nothing_but_a_head_is_trained_next(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (folder, folder / "model.safetensors.index.json"):
+        assert _run(_application(), ["inspect", str(path)]) == 0
+        assert f"next: dovit train DATASET --init {path}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def timm_vit(*, seed: int = 0, **options: Any) -> Any:
     """A vision transformer of timm for inputs of any size, of small width, without a classifier unless asked for."""
     fields = {"img_size": 14 * TRAINED, "patch_size": 14, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": HEADS}
     size = {"num_classes": 0, "dynamic_img_size": True, **options}
-    return randomised(timm_vision_transformer().VisionTransformer(**fields, **size), seed)
+    return randomised(timm_vision_transformer().VisionTransformer(**{**fields, **size}), seed)
 
 
 def timm_distilled(seed: int = 0) -> Any:

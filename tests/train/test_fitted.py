@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.errors import Interrupted
+from dovit_deploy.errors import ConfigError, Interrupted
 from dovit_deploy.train import fitted
 from dovit_deploy.train.batches import BatchMaker, Planner
 from dovit_deploy.train.config import Phase, TokenPassing, TrainConfig
@@ -136,7 +136,9 @@ def test_a_resumed_run_with_everything_new_is_the_straight_run(tmp_path, data):
 
 
 def test_layers_of_a_run_move_at_their_own_rates(tmp_path, data):
-    config = config_of(steps=1, layer_decay=1e-3, head_rate=1e-2, learning_rate=1e-3, weight_decay=0.0, warm_up=0.0)
+    config = config_of(
+        steps=1, fitted=1, layer_decay=1e-3, head_rate=1e-2, learning_rate=1e-3, weight_decay=0.0, warm_up=0.0
+    )
     folder = RunFolder.create(tmp_path / "run", record_of(config))
     trainer = Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist())
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
@@ -156,6 +158,35 @@ def test_a_run_can_be_stopped_before_its_first_step(tmp_path, data):
     assert trainer.step == 0
     again = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
     assert not again.resume()
+
+
+def test_more_batches_than_a_run_holds_are_refused(tmp_path, data):
+    with pytest.raises(ValueError, match="fitted = 7: more batches than the run has steps, 6"):
+        config_of(fitted=7)
+    config = config_of(fitted=1000, steps=None, minutes=1.0)
+    folder, ticks = RunFolder.create(tmp_path / "run", record_of(config)), iter(range(0, 10_000, 5))
+    shares = data.class_frequencies().tolist()
+    # Five seconds each time that the clock is read.
+    trainer = Trainer(
+        config, TrainingData(data, None), None, folder, frequencies=shares, clock=lambda: float(next(ticks))
+    )
+    with pytest.raises(ConfigError, match=r"1000 batches take longer than the run of 1 minutes"):
+        trainer.run()
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize("warm_up", [0.01, 0.5])
+def test_a_fit_that_outlasts_the_warm_up_is_said(tmp_path, data, warm_up):
+    config = config_of(fitted=1, steps=None, minutes=1.0, warm_up=warm_up)
+    folder, ticks = RunFolder.create(tmp_path / "run", record_of(config)), iter(range(0, 10_000, 5))
+    shares, lines = data.class_frequencies().tolist(), list[str]()
+    trainer = Trainer(
+        config, TrainingData(data, None), None, folder, frequencies=shares, clock=lambda: float(next(ticks))
+    )
+    trainer.fit(remark=lines.append)
+    assert lines == (
+        ["fitting gates to 1 batches took 5 s of the run, more than its warm-up (1 s)"] if warm_up < 0.1 else []
+    )
 
 
 def test_nothing_is_fitted_to_a_single_token(data):

@@ -80,8 +80,7 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
     if head is None:
         raise HeadMissing(
             f"{sources.checkpoint} is a backbone without a decode head: {reader.title}, width {values['width']}, "
-            f"{values['depth']} layers{_others(beside.facts)}",
-            f"Give its head, --head FILE, or train one: dovit train DATASET --init {sources.checkpoint}",
+            f"{values['depth']} layers{_others(beside.facts)}"
         )
     if head.padding is not None:
         values["padding"] = head.padding
@@ -97,6 +96,7 @@ def joined_architecture(reader: BackboneReader, sources: Sources, *, separate: b
         stride=head.stride,
         slide_size=head.window,
         license=backbone.license,
+        assumed=backbone.assumed,
     )
 
 

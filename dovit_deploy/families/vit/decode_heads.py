@@ -160,7 +160,13 @@ def _of_one_layer(entries: Sources, width: int, separate: bool) -> FoundHead | N
     }
     if norm is not None:
         table[_literal(norm) + "{entry}"] = f"{_CLASSIFIER}.prior.{{entry}}"
-    key_map = KeyMap(table, unused=_UNUSED, norms_before=() if norm is None else (_CLASSIFIER,))
+    key_map = KeyMap(
+        table,
+        unused=_UNUSED,
+        # Of a layer that was made without one there is no entry.
+        zero_if_absent=(f"{prefix}bias",),
+        norms_before=() if norm is None else (_CLASSIFIER,),
+    )
     return FoundHead(LinearHead(), shape[0], key_map)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 from dovit_deploy.checkpoints.images import IMAGE_SETTINGS
-from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, Ours, extra_token, packed, some_rows
-from dovit_deploy.checkpoints.reader import BackboneArchitecture, BackboneReader
+from dovit_deploy.checkpoints.keys import KeyMap, KeyTable, Ours, extra_token, listed, packed, some_rows
+from dovit_deploy.checkpoints.reader import BackboneArchitecture, BackboneReader, OfficialState
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, size, training_size
+from dovit_deploy.errors import CheckpointMismatch
 from dovit_deploy.families.parts import PositionMode
 from dovit_deploy.families.vit.backbones import whole_network
 
@@ -46,6 +50,7 @@ SETTINGS = IMAGE_SETTINGS | frozenset(
 """Constructor arguments."""
 HEADS_OF_WIDTH = {384: 6, 768: 12, 1024: 16, 1536: 24}
 """Attention heads of the published sizes (S, B, L, g) by width."""
+_CHUNKED = re.compile(r"(^|\.)blocks\.\d+\.(\d+)\.")
 NORM_EPS = 1e-6
 """Of every LayerNorm."""
 LICENSE = "backbone: DINOv2 (Meta), Apache-2.0"
@@ -136,16 +141,33 @@ def register_keys(tokens: str, registers: int) -> dict[str, Ours]:
     return {tokens: some_rows("extra_tokens", range(1, 1 + registers))} if registers else {}
 
 
+def without_chunks(state: OfficialState, source: str) -> OfficialState:
+    """`state` without the numbers of the chunks that a training in shards puts before those of blocks.
+
+    Each chunk numbers its blocks as if all were in it: `blocks.1.6.norm1.weight` is of block 6.
+
+    Raises:
+        CheckpointMismatch: two chunks have blocks of one number.
+    """
+    names = {name: _CHUNKED.sub(r"\1blocks.\2.", name) for name in state}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise CheckpointMismatch(f"{source}: two of its chunks of blocks have {listed(twice)}")
+    return {names[name]: tensor for name, tensor in state.items()}
+
+
 BACKBONE = BackboneReader(
     title="DINOv2",
     # Only its own code and transformers keep the token that hides patches; timm calls registers otherwise.
     recognises=lambda facts: (
-        facts.has("blocks.*.attn.qkv.*") and facts.has("mask_token", "register_tokens", "blocks.*.mlp.w12.*")
+        facts.has("blocks.*.attn.qkv.*", "blocks.*.*.attn.qkv.*")
+        and facts.has("mask_token", "register_tokens", "blocks.*.mlp.w12.*")
     ),
     settings=SETTINGS,
     architecture=dinov2_backbone,
     tables=(DINOV2_KEYS, GELU_KEYS, SWIGLU_KEYS),
     needed=("blocks.*.attn.qkv.*", "blocks.*.ls*.gamma", "patch_embed.proj.*", "pos_embed", "cls_token"),
     unused=frozenset({"mask_token"}),
+    prepared=without_chunks,
 )
 READER = whole_network(BACKBONE)

@@ -15,6 +15,8 @@ from dovit_deploy.checkpoints.reader import BackboneArchitecture, BackboneReader
 from dovit_deploy.checkpoints.settings import Section, Sources, SpecValue, count, has, size, training_size
 from dovit_deploy.errors import NetworkUnknown
 from dovit_deploy.families.vit.backbones import whole_network
+from dovit_deploy.families.vit.dinov2 import HEADS_OF_WIDTH as DINOV2_WIDTHS
+from dovit_deploy.families.vit.dinov2 import LICENSE
 
 TOKEN_KEYS: KeyTable = {
     # Which rows these are depends on how many tokens stand before the patches: `_rows`.
@@ -51,7 +53,7 @@ SETTINGS = IMAGE_SETTINGS | frozenset(
     {
         *("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"),
         *("class_token", "reg_tokens", "no_embed_class", "pre_norm", "final_norm", "qk_norm", "act_layer"),
-        *("pos_embed", "norm_eps", "num_classes", "global_pool", "fc_norm", "dynamic_img_size"),
+        *("pos_embed", "norm_eps", "num_classes", "global_pool", "fc_norm", "dynamic_img_size", "architecture"),
     }
 )
 """Constructor arguments."""
@@ -89,6 +91,10 @@ HEADS_OF_WIDTH = {
 }
 """Attention heads of timm's models by width, where all of a width have as many."""
 SWIGLU_HEADS = {1536: 24}
+ASSUMED = (
+    "positions: resized as timm does, antialias; a file of DINOv2's own code without its mask_token looks the same, "
+    "and that one resizes by scale"
+)
 _NORM_EPS = 1e-6
 
 
@@ -169,6 +175,9 @@ def timm_backbone(network: Sources) -> BackboneArchitecture:
         "mlp": "swiglu" if gated else "gelu",
     }
     network[ACTIVATION]
+    dinov2, architecture = _is_dinov2(network), network.text("architecture")
+    # With registers both resize alike, and a folder of timm says what it is.
+    unclear = dinov2 and not network[REGISTERS] and architecture is None
     network.finish()
     scales = DEIT3_SCALE_KEYS if network.facts.has("blocks.*.gamma_1") else SCALE_KEYS
     biased = network.present("qkv_bias", "blocks.*.attn.qkv.bias")
@@ -178,7 +187,12 @@ def timm_backbone(network: Sources) -> BackboneArchitecture:
         zero_if_absent=() if biased else ("blocks.*.attn.qkv.bias",),
         layer_scale=network.facts.has("blocks.*.ls*.gamma", "blocks.*.gamma_*"),
     )
-    return BackboneArchitecture(values, key_map)
+    return BackboneArchitecture(values, key_map, LICENSE if dinov2 else "", assumed=ASSUMED if unclear else "")
+
+
+def _is_dinov2(network: Sources) -> bool:
+    """By its shapes: of timm's networks that are read, DINOv2's alone have patches of 14 and scales of layers."""
+    return network.facts.has("blocks.*.ls1.gamma") and network[PATCH] == 14 and network[WIDTH] in DINOV2_WIDTHS
 
 
 def _refuse_other_parts(network: Sources) -> None:

@@ -136,7 +136,9 @@ def test_sizes_that_are_no_whole_patches_are_padded(tmp_path: Path, padding: Pad
     torch.testing.assert_close(patches_of(backbone, pixels, padding), wanted, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["bare", "convolution", "bn", "ours", "named", "one file"])
+@pytest.mark.parametrize(
+    "kind", ["bare", "convolution", "no bias", "bare without bias", "bn", "ours", "named", "one file"]
+)
 def test_every_head_gives_the_logits_of_its_parts(tmp_path: Path, kind: str) -> None:
     model, head = vits.dinov2(), head_state()
     pixels = tiny_pixels((84, 42), 5)
@@ -147,9 +149,13 @@ def test_every_head_gives_the_logits_of_its_parts(tmp_path: Path, kind: str) -> 
     files: dict[str, dict[str, Tensor]] = {
         "bare": head,
         "convolution": {**head, "weight": kernel},
+        "no bias": {"conv_seg.weight": kernel},
+        "bare without bias": {"weight": head["weight"]},
         "ours": {f"head.head.classifier.{name}": tensor for name, tensor in head.items()},
         "named": {f"classifier.{name}": tensor for name, tensor in head.items()},
     }
+    if "bias" in kind:
+        wanted = patches @ head["weight"].T
     if kind == "bn":
         draw = torch.Generator().manual_seed(9)
         norm = {name: torch.randn(vits.WIDTH, generator=draw) for name in ("weight", "bias", "running_mean")}
@@ -206,6 +212,31 @@ def test_a_head_of_mmsegmentation_gives_the_logits_of_its_layers(tmp_path: Path)
     torch.testing.assert_close(logits, functional.conv2d(inner, final, bias), atol=1e-4, rtol=0)
 
 
+def in_chunks(state: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
+    """Names of a training in shards: so many blocks in a chunk, each with its number in the whole network."""
+
+    def name_of(name: str) -> str:
+        first, *parts = name.split(".")
+        return name if first != "blocks" else ".".join(("blocks", str(int(parts[0]) // blocks), *parts))
+
+    return {name_of(name): tensor for name, tensor in state.items()}
+
+
+def test_blocks_in_chunks_are_those_of_the_whole(tmp_path: Path) -> None:
+    path, config = saved(vits.dinov2(), tmp_path, "official")
+    flat = backbone_from_path(path, config=config)
+    names = in_chunks(load_file(path), 2)
+    assert "blocks.1.2.norm1.weight" in names
+    save_file({f"teacher.backbone.{name}": one for name, one in names.items()}, path)
+    chunked = backbone_from_path(path, config=config)
+    assert chunked.values == flat.values and chunked.license == flat.license
+    assert all(torch.equal(chunked.state[name], tensor) for name, tensor in flat.state.items())
+    names["blocks.0.2.norm1.weight"] = names["blocks.1.2.norm1.weight"].clone()
+    save_file(names, path)
+    with pytest.raises(CheckpointMismatch, match=r"two of its chunks of blocks have blocks\.2\.norm1\.weight"):
+        backbone_from_path(path, config=config)
+
+
 def test_weights_of_other_types_are_widened(tmp_path: Path) -> None:
     model = vits.dinov2().bfloat16()
     path, config = saved(model, tmp_path, "official")
@@ -220,7 +251,8 @@ def test_what_a_backbone_lacks_is_named(tmp_path: Path) -> None:
     path, config = saved(vits.dinov2(), tmp_path, "official")
     with pytest.raises(NetworkUnknown, match=r"a backbone without a decode head: DINOv2, width 48, 3 layers") as caught:
         checkpoint_from_path(path, config=config)
-    assert "--head FILE, or train one: dovit train DATASET --init" in str(caught.value)
+    # The path as it was given, so that the line can be run.
+    assert f"--head FILE, or train one: dovit train DATASET --init {path}" in str(caught.value)
     with pytest.raises(ConfigError, match=r"cannot be determined.*num_heads"):
         backbone_from_path(path)
     with pytest.raises(ConfigError, match=r"'depth' is 4 in the configuration and 3 in the keys"):
@@ -253,7 +285,6 @@ def test_damaged_entries_are_listed(tmp_path: Path, damage: Any, words: str) -> 
         ({"weight": torch.zeros(5, 64), "bias": torch.zeros(5)}, r"tokens of width 64, the backbone has 48"),
         ({"weight": torch.zeros(5, 192), "bias": torch.zeros(5)}, r"4 times as wide: it reads several layers"),
         ({"weight": torch.zeros(5, 48, 3, 3), "bias": torch.zeros(5)}, r"a convolution of 3x3"),
-        ({"weight": torch.zeros(5, 48)}, r"missing: bias"),
         (
             {"a.weight": torch.zeros(5, 48), "b.weight": torch.zeros(5, 48)},
             r"the head is none that is read.*a\.weight, b",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,74 @@ def test_a_folder_of_transformers_needs_no_configuration(oracle, tmp_path: Path)
     assert [entry.name for entry in checkpoint.classes] == ["road", "sky", "car", "tree"]
     assert checkpoint.spec == given.spec
     assert all(torch.equal(checkpoint.state[name], tensor) for name, tensor in given.state.items())
+
+
+def in_own_names(model, *, gated: bool) -> dict[str, torch.Tensor]:
+    """The weights of a model of transformers as EoMT's own code stores them, within its training module."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layer = r"^layers\.(\d+)\."
+    renamings = {
+        r"^embeddings\.position_embeddings\.weight": "encoder.backbone.pos_embed",
+        r"^embeddings\.patch_embeddings\.projection": "encoder.backbone.patch_embed.proj",
+        r"^embeddings\.register_tokens": "encoder.backbone.reg_token",
+        r"^embeddings\.cls_token": "encoder.backbone.cls_token",
+        layer + "attention.out_proj": r"encoder.backbone.blocks.\1.attn.proj",
+        layer + "layer_scale([12]).lambda1": r"encoder.backbone.blocks.\1.ls\2.gamma",
+        layer: r"encoder.backbone.blocks.\1.",
+        r"^layernorm\.": "encoder.backbone.norm.",
+        r"^query\.": "q.",
+        r"^upscale_block\.block\.(\d+)\.layernorm2d": r"upscale.\1.norm",
+        r"^upscale_block\.block\.": "upscale.",
+        r"^mask_head\.fc1": "mask_head.0",
+        r"^mask_head\.fc2": "mask_head.2",
+        r"^mask_head\.fc3": "mask_head.4",
+        r"^class_predictor": "class_head",
+    }
+    for number in range(len(model.layers)):
+        for entry in ("weight", "bias"):
+            names = [f"layers.{number}.attention.{part}_proj.{entry}" for part in "qkv"]
+            state[f"encoder.backbone.blocks.{number}.attn.qkv.{entry}"] = torch.cat([state.pop(one) for one in names])
+            if gated:
+                names = [f"layers.{number}.mlp.{part}_proj.{entry}" for part in ("gate", "up")]
+                state[f"layers.{number}.mlp.fc1.{entry}"] = torch.cat([state.pop(one) for one in names])
+                state[f"layers.{number}.mlp.fc2.{entry}"] = state.pop(f"layers.{number}.mlp.down_proj.{entry}")
+    own = {}
+    for name, tensor in state.items():
+        found = (re.sub(pattern, text, name) for pattern, text in renamings.items() if re.search(pattern, name))
+        own[next(found, name)] = tensor
+    own["encoder.backbone.pos_embed"] = own["encoder.backbone.pos_embed"][None]
+    own["encoder.pixel_mean"] = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
+    return {name if name.startswith("criterion") else f"network.{name}": one for name, one in own.items()}
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["gelu", "swiglu"])
+def test_its_own_names_are_read_as_those_of_transformers(oracle, tmp_path: Path, gated: bool) -> None:
+    model = oracle(gated=gated)
+    wanted = read(model, tmp_path)
+    own = in_own_names(model, gated=gated)
+    torch.save({"state_dict": own}, tmp_path / "own.ckpt")
+    found = checkpoint_from_path(tmp_path / "own.ckpt", config=tmp_path / "config.json")
+    assert found.spec == wanted.spec and found.state.keys() == wanted.state.keys()
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in wanted.state.items())
+
+
+def test_what_of_its_own_names_is_not_read_is_said(oracle, tmp_path: Path) -> None:
+    own, path = in_own_names(oracle(), gated=False), tmp_path / "own.ckpt"
+    for change, words in [
+        ({"network.encoder.backbone.reg_token": None}, "another backbone than DINOv2 with registers"),
+        ({"network.encoder.pixel_mean": torch.full((3,), 0.5)}, r"pixel_mean is \[0\.5"),
+        ({"network.attn_mask_probs": torch.ones(2)}, "is not a finished EoMT"),
+        ({"network.class_head.bias": None}, r"missing: class_predictor\.bias"),
+        ({"network.encoder.backbone.fc_norm.weight": torch.ones(WIDTH)}, r"unexpected: encoder\.backbone\.fc_norm"),
+    ]:
+        torch.save({"state_dict": {k: v for k, v in {**own, **change}.items() if v is not None}}, path)
+        with pytest.raises((CheckpointMismatch, NetworkUnknown), match=words):
+            checkpoint_from_path(path, config=read_config(tmp_path))
+
+
+def read_config(folder: Path) -> Path:
+    (folder / "config.json").write_text('{"num_attention_heads": 2}')
+    return folder / "config.json"
 
 
 def test_another_size_has_its_positions_resized(oracle, tmp_path: Path) -> None:

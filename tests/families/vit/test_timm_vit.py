@@ -134,6 +134,32 @@ def test_what_no_key_shows_is_named(tmp_path: Path) -> None:
         backbone_from_path(path, config=config)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_a_dinov2_without_its_mask_token_keeps_its_licence_and_says_what_is_assumed(
+    tmp_path: Path, registers: int
+) -> None:
+    # timm's file and one of DINOv2's own code without the token have the same names.
+    options = {"embed_dim": 384, "depth": 1, "num_heads": 6, "init_values": 0.1, "reg_tokens": registers}
+    _, path, _ = saved(tmp_path, **options)
+    found = backbone_from_path(path)
+    assert found.license == "backbone: DINOv2 (Meta), Apache-2.0"
+    assert found.values["position_mode"] == "antialias"
+    # With registers both resize alike.
+    assert ("resizes by scale" in found.assumed) == (registers == 0)
+    assert not backbone_from_path(path, positions="scale").assumed
+    (tmp_path / "hub").mkdir()
+    path.rename(tmp_path / "hub" / "model.safetensors")
+    about = {"architecture": "vit_small_patch14_dinov2", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(about))
+    assert not backbone_from_path(tmp_path / "hub").assumed
+
+
+def test_other_vits_of_timm_have_no_licence_and_nothing_is_assumed(tmp_path: Path) -> None:
+    _, path, _ = saved(tmp_path, embed_dim=384, depth=1, num_heads=6)
+    found = backbone_from_path(path)
+    assert (found.license, found.assumed) == ("", "")
+
+
 def test_a_backbone_alone_says_how_it_gets_a_head(tmp_path: Path) -> None:
     _, path, config = saved(tmp_path, init_values=0.1)
     with pytest.raises(CheckpointMismatch, match=r"timm ViT, width 48, 3 layers(.|\n)*--head FILE"):
