@@ -72,15 +72,17 @@ bool rows_agree(Enqueue enqueue, int64_t total, int64_t kept, int64_t width, std
     std::shuffle(order.begin(), order.end(), draw);
     const std::vector<int64_t> index(order.begin(), order.begin() + kept);
 
-    std::vector<T> gathered(kept * width), scattered = tokens;
+    const int64_t valid = kept / 2;
+    std::vector<T> gathered(kept * width), scattered = tokens, front = tokens;
     for (int64_t k = 0; k < kept; ++k) {
         std::copy_n(&tokens[index[k] * width], width, &gathered[k * width]);
         std::copy_n(&changed[k * width], width, &scattered[index[k] * width]);
+        if (k < valid) std::copy_n(&changed[k * width], width, &front[index[k] * width]);
     }
 
     const OnDevice<T> d_tokens(tokens), d_changed(changed), d_gathered(std::vector<T>(kept * width)),
-        d_scattered(std::vector<T>(total * width));
-    const OnDevice<int64_t> d_index(index);
+        d_scattered(std::vector<T>(total * width)), d_front(std::vector<T>(total * width));
+    const OnDevice<int64_t> d_index(index), d_valid(std::vector<int64_t>{valid});
     const dovit_tensor all = tensor(d_tokens, {total, width}), some = tensor(d_index, {kept});
 
     const dovit_tensor gather_in[] = {all, some}, gather_out[] = {tensor(d_gathered, {kept, width})};
@@ -88,7 +90,10 @@ bool rows_agree(Enqueue enqueue, int64_t total, int64_t kept, int64_t width, std
     const dovit_tensor scatter_in[] = {all, some, tensor(d_changed, {kept, width})};
     const dovit_tensor scatter_out[] = {tensor(d_scattered, {total, width})};
     check(enqueue("TokenScatter", scatter_in, 3, scatter_out, 1, nullptr), "TokenScatter");
-    return d_gathered.read() == gathered && d_scattered.read() == scattered;
+    const dovit_tensor front_in[] = {all, some, scatter_in[2], tensor(d_valid, {})};
+    const dovit_tensor front_out[] = {tensor(d_front, {total, width})};
+    check(enqueue("TokenScatterValid", front_in, 4, front_out, 1, nullptr), "TokenScatterValid");
+    return d_gathered.read() == gathered && d_scattered.read() == scattered && d_front.read() == front;
 }
 
 // The two plugins on a mask of int64, and the launcher on a mask of bytes.

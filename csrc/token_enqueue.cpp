@@ -36,14 +36,15 @@ cudaError_t gather(const dovit_tensor* in, const dovit_tensor* out, cudaStream_t
                         stream);
 }
 
-cudaError_t scatter(const dovit_tensor* in, const dovit_tensor* out, cudaStream_t stream) {
+// `padded`: a fourth input says how many entries of the index are none of padding.
+cudaError_t scatter(const dovit_tensor* in, const dovit_tensor* out, bool padded, cudaStream_t stream) {
     const dovit_tensor &tokens = in[0], &index = in[1], &values = in[2], &output = out[0];
     if (!is_tokens(tokens) || !is_index(index) || !is_rows(values, index.dims[0], tokens) ||
-        !is_rows(output, tokens.dims[0], tokens)) {
+        !is_rows(output, tokens.dims[0], tokens) || (padded && !is_scalar(in[3], 8))) {
         return cudaErrorInvalidValue;
     }
-    return dovit_scatter(tokens.data, integers(index), values.data, output.data, tokens.dims[0], index.dims[0],
-                         row_bytes(tokens), stream);
+    return dovit_scatter(tokens.data, integers(index), values.data, padded ? integers(in[3]) : nullptr, output.data,
+                         tokens.dims[0], index.dims[0], row_bytes(tokens), stream);
 }
 
 cudaError_t partition(const dovit_tensor* in, const dovit_tensor* out, cudaStream_t stream) {
@@ -71,7 +72,8 @@ cudaError_t dovit_enqueue(const char* name, const dovit_tensor* inputs, int32_t 
         return std::strcmp(name, plugin) == 0 && input_count == inputs_of && output_count == outputs_of;
     };
     if (is("TokenGather", 2, 1)) return gather(inputs, outputs, stream);
-    if (is("TokenScatter", 3, 1)) return scatter(inputs, outputs, stream);
+    if (is("TokenScatter", 3, 1)) return scatter(inputs, outputs, false, stream);
+    if (is("TokenScatterValid", 4, 1)) return scatter(inputs, outputs, true, stream);
     if (is("TokenPartition", 1, 2)) return partition(inputs, outputs, stream);
     if (is("TokenIndex", 1, 2)) return index(inputs, outputs, stream);
     return cudaErrorInvalidValue;

@@ -23,6 +23,7 @@ typedef struct {
 /* Runs the plugin called `name` on `stream`; cudaErrorInvalidValue where name, ranks, types or sizes are not these:
  *   TokenGather     tokens (N, C), index (K,) int64                -> values (K, C)
  *   TokenScatter    tokens (N, C), index (K,) int64, values (K, C) -> tokens (N, C)
+ *   TokenScatterValid  as TokenScatter, and valid () int64: only the first so many entries of index count
  *   TokenPartition  keep (N,) int64                                -> order (N,) int64, count () int64
  *   TokenIndex      keep (N,) int64                                -> index (up to N,) int64, size () int32 */
 cudaError_t dovit_enqueue(const char* name, const dovit_tensor* inputs, int32_t input_count,

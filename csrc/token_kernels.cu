@@ -9,7 +9,7 @@ namespace {
 template <typename Unit>
 using Gather = void (*)(const Unit*, const long long*, Unit*, long long, long long, long long);
 template <typename Unit>
-using Scatter = void (*)(const long long*, const Unit*, Unit*, long long, long long, long long);
+using Scatter = void (*)(const long long*, const Unit*, Unit*, const long long*, long long, long long, long long);
 
 struct Rows {
     int64_t total, kept, row_bytes;
@@ -27,13 +27,13 @@ cudaError_t launch_gather(Gather<Unit> kernel, const void* tokens, const int64_t
 }
 
 template <typename Unit>
-cudaError_t launch_scatter(Scatter<Unit> kernel, const int64_t* index, const void* values, void* output,
-                           const Rows& rows, cudaStream_t stream) {
+cudaError_t launch_scatter(Scatter<Unit> kernel, const int64_t* index, const void* values, const int64_t* valid,
+                           void* output, const Rows& rows, cudaStream_t stream) {
     const long long units = rows.row_bytes / static_cast<int64_t>(sizeof(Unit));
     const dovit::RowGrid grid = dovit::row_grid(units, rows.kept);
     kernel<<<grid.blocks, dim3(grid.width, grid.rows), 0, stream>>>(
         reinterpret_cast<const long long*>(index), static_cast<const Unit*>(values), static_cast<Unit*>(output),
-        rows.total, rows.kept, units);
+        reinterpret_cast<const long long*>(valid), rows.total, rows.kept, units);
     return cudaGetLastError();
 }
 
@@ -73,8 +73,8 @@ cudaError_t dovit_gather(const void* tokens, const int64_t* index, void* values,
     }
 }
 
-cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, void* output, int64_t total,
-                          int64_t kept, int64_t row_bytes, cudaStream_t stream) {
+cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, const int64_t* valid,
+                          void* output, int64_t total, int64_t kept, int64_t row_bytes, cudaStream_t stream) {
     if (total < 0 || kept < 0 || row_bytes < 0) return cudaErrorInvalidValue;
     if (total == 0 || row_bytes == 0) return cudaSuccess;
     if (output != tokens) {
@@ -85,13 +85,13 @@ cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* 
     const Rows rows{total, kept, row_bytes};
     switch (dovit::unit_bytes(values, output, row_bytes)) {
         case 16:
-            return launch_scatter(dovit_scatter_rows_16, index, values, output, rows, stream);
+            return launch_scatter(dovit_scatter_rows_16, index, values, valid, output, rows, stream);
         case 4:
-            return launch_scatter(dovit_scatter_rows_4, index, values, output, rows, stream);
+            return launch_scatter(dovit_scatter_rows_4, index, values, valid, output, rows, stream);
         case 2:
-            return launch_scatter(dovit_scatter_rows_2, index, values, output, rows, stream);
+            return launch_scatter(dovit_scatter_rows_2, index, values, valid, output, rows, stream);
         default:
-            return launch_scatter(dovit_scatter_rows_1, index, values, output, rows, stream);
+            return launch_scatter(dovit_scatter_rows_1, index, values, valid, output, rows, stream);
     }
 }
 

@@ -19,9 +19,10 @@ cudaError_t dovit_gather(const void* tokens, const int64_t* index, void* values,
                          int64_t row_bytes, cudaStream_t stream);
 
 /* output (total, C) = tokens with rows `index` (kept,), each named once, replaced by values (kept, C).
- * `output` may be `tokens` itself: then only the rows are written. */
-cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, void* output, int64_t total,
-                          int64_t kept, int64_t row_bytes, cudaStream_t stream);
+ * `output` may be `tokens` itself: then only the rows are written. `valid` () int64, or NULL: only the first so many
+ * entries of `index` are replaced, the others are padding. */
+cudaError_t dovit_scatter(const void* tokens, const int64_t* index, const void* values, const int64_t* valid,
+                          void* output, int64_t total, int64_t kept, int64_t row_bytes, cudaStream_t stream);
 
 /* order (total,) int64: positions where `keep` (total,) is not 0, then the others, each in raster order;
  * count () int64: how many are kept. An entry of `keep` has `mask_bytes` bytes: 1 (bool) or 8 (int64). */

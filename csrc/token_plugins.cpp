@@ -1,4 +1,4 @@
-// TokenGather, TokenScatter, TokenPartition and TokenIndex as TensorRT plugins (IPluginV3: core, build, runtime).
+// TokenGather, TokenScatter, TokenScatterValid, TokenPartition and TokenIndex as TensorRT plugins (IPluginV3: core, build, runtime).
 //
 // Compiled against the headers of the user's TensorRT or TensorRT for RTX, linked with no library of either: all that
 // is called is virtual or inline. What a plugin does when it runs is in token_enqueue.cpp.
@@ -22,7 +22,7 @@ using nvinfer1::TensorFormat;
 
 constexpr char const* kNamespace = "dovit";
 constexpr char const* kVersion = "1";
-constexpr int32_t kMostTensors = 3;
+constexpr int32_t kMostTensors = 4;
 
 // Rows (N, C) of the type of the tokens; int64 vectors and scalars; the int32 scalar that TensorRT requires for a size.
 enum class Role { kTokens, kIntegers, kSize };
@@ -41,6 +41,11 @@ struct Kind {
 constexpr Kind kKinds[] = {
     {"TokenGather", Shapes::kGather, 2, 1, {Role::kTokens, Role::kIntegers, Role::kTokens}},
     {"TokenScatter", Shapes::kScatter, 3, 1, {Role::kTokens, Role::kIntegers, Role::kTokens, Role::kTokens}},
+    {"TokenScatterValid",
+     Shapes::kScatter,
+     4,
+     1,
+     {Role::kTokens, Role::kIntegers, Role::kTokens, Role::kIntegers, Role::kTokens}},
     {"TokenPartition", Shapes::kPartition, 1, 2, {Role::kIntegers, Role::kIntegers, Role::kIntegers}},
     {"TokenIndex", Shapes::kIndex, 1, 2, {Role::kIntegers, Role::kIntegers, Role::kSize}},
 };
@@ -218,8 +223,9 @@ nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
 // TensorRT looks these two functions up by name in a plugin library.
 DOVIT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static TokenPluginCreator gather{kKinds[0]}, scatter{kKinds[1]}, partition{kKinds[2]}, index{kKinds[3]};
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&gather, &scatter, &partition, &index};
+    static TokenPluginCreator gather{kKinds[0]}, scatter{kKinds[1]}, scatter_valid{kKinds[2]}, partition{kKinds[3]},
+        index{kKinds[4]};
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&gather, &scatter, &scatter_valid, &partition, &index};
     static_assert(sizeof(creators) / sizeof(creators[0]) == kKindCount, "a kind without a creator");
     count = kKindCount;
     return creators;

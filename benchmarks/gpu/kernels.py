@@ -57,9 +57,13 @@ def _row_cases(
         sizes = {"total": total, "kept": len(index), "row_bytes": width * tokens.itemsize, "stream": stream}
         kernels.gather(source, positions, taken.data_ptr(), **sizes)
         kernels.scatter(source, positions, values, output.data_ptr(), **sizes)
+        valid, front = torch.tensor(len(index) // 2, device=device), torch.zeros_like(output)
+        kernels.scatter(source, positions, values, front.data_ptr(), **sizes, valid=valid.data_ptr())
         name = f"{len(index)} of {total} rows of {width} {dtype.__name__}"
         yield f"gather {name}", np.array_equal(taken.cpu().numpy(), gathered(tokens, index))
         yield f"scatter {name}", np.array_equal(output.cpu().numpy(), scattered(tokens, index, update))
+        expected = scattered(tokens, index, update, len(index) // 2)
+        yield f"scatter half of {name}", np.array_equal(front.cpu().numpy(), expected)
 
 
 def _mask_cases(

@@ -92,7 +92,7 @@ def _unused_nodes() -> Pass:
     return remover
 
 
-VERSIONS = {"weighted_sums": 2, "padding": 2, "half_precision": 2, "plugin_form": 2}
+VERSIONS = {"weighted_sums": 2, "padding": 2, "half_precision": 2, "plugin_form": 3}
 """Raise the number of a pass of `engine_passes` when it makes another graph of the same input than before: engines in
 users' caches are then built again. `tests/graphs/test_forms.py` fails when this is forgotten."""
 

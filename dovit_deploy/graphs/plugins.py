@@ -4,11 +4,15 @@
 |---|---|---|
 | `TokenGather` | tokens (N, C), index (kept,) | values (kept, C): the rows at these positions |
 | `TokenScatter` | tokens (N, C), index (kept,), values (kept, C) | output (N, C): tokens with these rows replaced |
+| `TokenScatterValid` | tokens, index, values, valid () | output (N, C): only the first `valid` positions count |
 | `TokenPartition` | keep (N,) of 0 and 1 | order (N,), count (): a mask's stable order, and how many it keeps |
 | `TokenIndex` | keep (N,) of 0 and 1 | index (count,), size () int32: the kept positions alone |
 
 Positions, masks and counts are int64; `size` is int32, as TensorRT wants it of a size that the data decide. With
 `TokenIndex` the merged graph can be one engine.
+
+`TokenScatterValid` is what a scatter is where padding is masked (padding.py): without it, what stood in the rows of
+padding is gathered and chosen first, in two kernels more.
 
 All are model-local functions, and the calling nodes name a plugin. So one file serves both: ONNX Runtime runs the
 bodies and computes what the portable graph computes, bit for bit; TensorRT takes its plugins of these names, or the
@@ -22,7 +26,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dovit_deploy import packages
-from dovit_deploy.graphs.passes import infer_types, rank, result, source
+from dovit_deploy.graphs.passes import infer_types, present, rank, result, source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 DOMAIN = "dovit"
 """Domain of the functions, and namespace of the plugins."""
 VERSION = "1"
-GATHER, SCATTER, PARTITION, INDEX = "TokenGather", "TokenScatter", "TokenPartition", "TokenIndex"
+GATHER, SCATTER, SCATTER_VALID = "TokenGather", "TokenScatter", "TokenScatterValid"
+PARTITION, INDEX = "TokenPartition", "TokenIndex"
 
 # A cumulative sum gives each position where it goes in the order, which needs no sort: kept positions one after the
 # other, and behind them the rest.
@@ -64,6 +69,20 @@ BODIES = {
     last = Constant <value = int64[1] {1}> ()
     targets = Unsqueeze (index, last)
     output = ScatterND (tokens, targets, values)
+}""",
+    SCATTER_VALID: """(tokens, index, values, valid) => (output) {
+    zero = Constant <value = int64 {0}> ()
+    one = Constant <value = int64 {1}> ()
+    last = Constant <value = int64[1] {1}> ()
+    shape = Shape (index)
+    length = Squeeze (shape)
+    entries = Range (zero, length, one)
+    runs = Less (entries, valid)
+    mask = Unsqueeze (runs, last)
+    targets = Unsqueeze (index, last)
+    before = GatherND (tokens, targets)
+    kept = Where (mask, values, before)
+    output = ScatterND (tokens, targets, kept)
 }""",
     PARTITION: f"(keep) => (order, count) {{{_ORDER}}}",
     INDEX: f"""(keep) => (index, size) {{{_ORDER}
@@ -137,9 +156,42 @@ def _replace_rows(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     if "reduction" in node.attributes and node.attributes["reduction"].as_string() != "none":
         return False
-    name = SCATTER if node.op_type == "ScatterND" else GATHER
-    _replace(graph, node, name, [node.inputs[0], index, *node.inputs[2:]])
+    padded = _padded_rows(node, index) if node.op_type == "ScatterND" else None
+    if padded is not None:
+        _replace(graph, node, SCATTER_VALID, [node.inputs[0], index, *padded])
+    else:
+        name = SCATTER if node.op_type == "ScatterND" else GATHER
+        _replace(graph, node, name, [node.inputs[0], index, *node.inputs[2:]])
     return True
+
+
+def _padded_rows(scatter: ir.Node, index: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None] | None:
+    """The values, and how many entries of `index` are valid, of a scatter that writes back what stood in other rows."""
+    where = present(scatter.inputs[2]).producer()
+    if where is None or where.op_type != "Where":
+        return None
+    runs, values, before = where.inputs
+    mask, taken = source(runs, "Unsqueeze"), present(before).producer()
+    less = None if mask is None else mask.producer()
+    # Taken may be a call already: the nodes of a graph are replaced in their order.
+    same_rows = taken is not None and taken.op_type in ("GatherND", GATHER) and taken.inputs[0] is scatter.inputs[0]
+    if less is None or less.op_type != "Less" or taken is None or not same_rows:
+        return None
+    taken_at = taken.inputs[1] if taken.op_type == GATHER else source(taken.inputs[1], "Unsqueeze")
+    if taken_at is not index or not _numbers_entries(less.inputs[0], index):
+        return None
+    return values, less.inputs[1]
+
+
+def _numbers_entries(value: ir.Value | None, index: ir.Value | None) -> bool:
+    """Whether `value` is 0, 1, 2, ... for the entries of `index`."""
+    counting = present(value).producer()
+    if counting is None or counting.op_type != "Range":
+        return False
+    start, end, _ = counting.inputs
+    first = present(start).const_value
+    shape = source(source(end, "Squeeze"), "Shape")
+    return shape is not None and shape is index and first is not None and not first.numpy().any()
 
 
 def _computed(value: ir.Value | None, dimensions: int, *kinds: ir.DataType) -> bool:

@@ -21,9 +21,11 @@ void gather(void (*kernel)(const Unit*, const long long*, Unit*, long long, long
 }
 
 template <typename Unit>
-void scatter(void (*kernel)(const long long*, const Unit*, Unit*, long long, long long, long long), void** a) {
+void scatter(void (*kernel)(const long long*, const Unit*, Unit*, const long long*, long long, long long, long long),
+             void** a) {
     kernel(argument<const long long*>(a, 0), argument<const Unit*>(a, 1), argument<Unit*>(a, 2),
-           argument<long long>(a, 3), argument<long long>(a, 4), argument<long long>(a, 5));
+           argument<const long long*>(a, 3), argument<long long>(a, 4), argument<long long>(a, 5),
+           argument<long long>(a, 6));
 }
 
 template <typename Mask>

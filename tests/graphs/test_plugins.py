@@ -20,6 +20,7 @@ from dovit_deploy.graphs.plugins import (
     INDEX,
     PARTITION,
     SCATTER,
+    SCATTER_VALID,
     VERSION,
     plugin_call,
     plugin_calls,
@@ -70,8 +71,10 @@ def rows_functions(request):
     kind = HALF if request.param is np.float16 else FULL
     tokens, index, values = ("tokens", kind, ["n", "c"]), ("index", INT64, ["k"]), ("values", kind, ["k", "c"])
     gather = called(GATHER, [tokens, index], [values])
-    scatter = called(SCATTER, [tokens, index, values], [("output", kind, ["n", "c"])])
-    return request.param, gather, scatter
+    output = ("output", kind, ["n", "c"])
+    scatter = called(SCATTER, [tokens, index, values], [output])
+    scatter_valid = called(SCATTER_VALID, [tokens, index, values, ("valid", INT64, [])], [output])
+    return request.param, gather, scatter, scatter_valid
 
 
 @QUICK
@@ -79,7 +82,7 @@ def rows_functions(request):
     total=st.integers(0, 40), share=st.sampled_from([0.0, 0.4, 1.0]), width=st.integers(1, 20), seed=st.integers(0, 9)
 )
 def test_row_functions_are_the_reference(rows_functions, total, share, width, seed):
-    dtype, gather, scatter = rows_functions
+    dtype, gather, scatter, scatter_valid = rows_functions
     draw = np.random.default_rng(seed)
     tokens = draw.standard_normal((total, width)).astype(dtype)
     index = draw.permutation(total)[: round(share * total)].astype(np.int64)
@@ -89,6 +92,10 @@ def test_row_functions_are_the_reference(rows_functions, total, share, width, se
     np.testing.assert_array_equal(taken, gathered(tokens, index))
     np.testing.assert_array_equal(output, scattered(tokens, index, values))
     np.testing.assert_array_equal(scattered(tokens, index, taken), tokens)
+    given = {"tokens": tokens, "index": index, "values": values}
+    for valid in {0, len(index) // 2, len(index)}:
+        (front,) = scatter_valid.run(None, {**given, "valid": np.asarray(valid, np.int64)})
+        np.testing.assert_array_equal(front, scattered(tokens, index, values, valid))
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +207,64 @@ def test_stages_are_bit_equal_in_onnx_runtime(folders, bundle):
         for index in (np.arange(total), np.array([0]), np.concatenate([[0], some]), own):
             inputs = {"tokens": tokens, "index": index.astype(np.int64), **gate_inputs(pairs[name][0])}
             outputs = compared(pairs[name], inputs)
+
+
+PADDED_CALLS = {
+    ("tiny", "stage1"): {GATHER: 2, SCATTER_VALID: 1, PARTITION: 1},
+    ("tiny", "stage2"): {GATHER: 1, SCATTER_VALID: 1},
+    ("setr", "stage1"): {GATHER: 1, SCATTER_VALID: 1},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("bundle", "name"), PADDED_CALLS)
+def test_under_padding_rows_are_put_back_in_one_call(folders, bundle, name, precision):
+    """No gather and no choice in front of it any more, and byte for byte what they gave, whatever number is valid."""
+    given, folder = ir.load(folders[bundle] / f"{name}.onnx"), folders[bundle]
+    with_calls, without = (
+        ir.to_proto(applied(given, engine_passes(precision=precision, plugins=plugins)).model)
+        for plugins in (True, False)
+    )
+    assert plugin_calls(ir.from_proto(with_calls)) == Counter(PADDED_CALLS[bundle, name])
+    if precision == "fp16":
+        return
+    pair = [session(form, folder) for form in (without, with_calls)]
+    total, width = next(value.shape for value in pair[0].get_inputs() if value.name == "tokens")
+    draw = np.random.default_rng(5)
+    index = draw.permutation(np.arange(1, total))[: total // 2]
+    inputs = {
+        "tokens": draw.standard_normal((total, width)).astype(np.float32),
+        "index": np.concatenate([[0], np.sort(index)]).astype(np.int64),
+        **gate_inputs(pair[0]),
+    }
+    for valid in (1, len(index) // 2, len(index) + 1):
+        compared(pair, {**inputs, "valid": np.asarray(valid, np.int64)})
+
+
+def test_a_choice_of_other_rows_stays_in_front_of_the_scatter():
+    """Only what stood in the very rows that are written may be left out."""
+    nodes = [
+        onnx.helper.make_node("Shape", ["index"], ["shape"]),
+        onnx.helper.make_node("Squeeze", ["shape"], ["length"]),
+        onnx.helper.make_node("Range", ["zero", "length", "one"], ["entries"]),
+        onnx.helper.make_node("Less", ["entries", "valid"], ["runs"]),
+        onnx.helper.make_node("Unsqueeze", ["runs", "last"], ["mask"]),
+        onnx.helper.make_node("Unsqueeze", ["index", "last"], ["targets"]),
+        onnx.helper.make_node("GatherND", ["others", "targets"], ["before"]),
+        onnx.helper.make_node("Where", ["mask", "values", "before"], ["kept"]),
+        onnx.helper.make_node("ScatterND", ["tokens", "targets", "kept"], ["out"]),
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(value, name)
+        for name, value in (("zero", np.asarray(0)), ("one", np.asarray(1)), ("last", np.asarray([1])))
+    ]
+    inputs = [TOKENS, INDEXED, ("others", FULL, [6, 4]), ("values", FULL, ["k", 4]), ("valid", INT64, [])]
+    model = ir.from_proto(graph(nodes, inputs, [("out", FULL, None)], constants))
+    plugin_form(model)
+    assert plugin_calls(model) == Counter({GATHER: 1, SCATTER: 1})
+    nodes[6].input[0] = "tokens"
+    changed = in_plugin_form(ir.from_proto(graph(nodes, inputs, [("out", FULL, None)], constants)))
+    assert plugin_calls(ir.from_proto(changed)) == Counter({SCATTER_VALID: 1})
 
 
 @pytest.mark.parametrize("bundle", ["tiny", "setr"])

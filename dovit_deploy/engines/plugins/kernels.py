@@ -129,11 +129,22 @@ class TokenKernels:
             self._launch(f"dovit_gather_rows_{unit}", grid, block, arguments, stream)
 
     def scatter(
-        self, tokens: int, index: int, values: int, output: int, *, total: int, kept: int, row_bytes: int, stream: int
+        self,
+        tokens: int,
+        index: int,
+        values: int,
+        output: int,
+        *,
+        total: int,
+        kept: int,
+        row_bytes: int,
+        stream: int,
+        valid: int = 0,
     ) -> None:
         """`output` (total, C) = `tokens` with rows `index` (kept,) int64, without repetition, replaced by `values`.
 
-        `output` may be `tokens` itself: then only those rows are written.
+        `output` may be `tokens` itself: then only those rows are written. `valid`: address of () int64, the number of
+        entries of `index` that count, the others being padding; 0: all of them.
         """
         if output != tokens and total * row_bytes:
             _driver_value(self.driver, self.driver.cuMemcpyDtoDAsync(output, tokens, total * row_bytes, stream))
@@ -142,7 +153,8 @@ class TokenKernels:
         unit = unit_bytes(values, output, row_bytes)
         grid, block = row_grid(row_bytes // unit, kept)
         numbers = (total, kept, row_bytes // unit)
-        self._launch(f"dovit_scatter_rows_{unit}", grid, block, _arguments((index, values, output), numbers), stream)
+        arguments = _arguments((index, values, output, valid), numbers)
+        self._launch(f"dovit_scatter_rows_{unit}", grid, block, arguments, stream)
 
     def compact(self, keep: int, order: int, count: int, *, mask_bytes: int, total: int, stream: int) -> None:
         """`order` (total,) and `count` () int64 of the mask `keep` (total,), whose entries are 1 or 8 bytes long."""

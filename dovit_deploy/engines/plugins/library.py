@@ -1,4 +1,4 @@
-"""TokenGather, TokenScatter, TokenPartition and TokenIndex for TensorRT: compiled, or as Python classes.
+"""The plugins of `KINDS` (TokenGather and others) for TensorRT: compiled, or as Python classes.
 
 The environment variable `DOVIT_PLUGIN_LIBRARY` names the library that `make plugins` compiles (csrc/token_plugins.cpp).
 Without it the Python classes of this file serve, for machines without TensorRT's headers: they have the same names and
@@ -24,7 +24,7 @@ from dovit_deploy.engines.plugins.kernels import kernel_source
 from dovit_deploy.engines.plugins.loaded import current_kernels
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import EnvironmentProblem
-from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
+from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, SCATTER_VALID, VERSION
 
 VARIABLE = "DOVIT_PLUGIN_LIBRARY"
 
@@ -51,6 +51,7 @@ class PluginKind:
 KINDS = (
     PluginKind(GATHER, (ROWS, INTEGERS), (ROWS,)),
     PluginKind(SCATTER, (ROWS, INTEGERS, ROWS), (ROWS,)),
+    PluginKind(SCATTER_VALID, (ROWS, INTEGERS, ROWS, INTEGERS), (ROWS,)),
     PluginKind(PARTITION, (INTEGERS,), (INTEGERS, INTEGERS)),
     PluginKind(INDEX, (INTEGERS,), (INTEGERS, SIZE)),
 )
@@ -238,6 +239,10 @@ class _TokenPlugin:
         elif self.kind.name == INDEX:
             kernels.compact_index(*inputs, *outputs, mask_bytes=8, total=total, stream=stream)
         else:
-            run = kernels.gather if self.kind.name == GATHER else kernels.scatter
-            row_bytes = input_desc[0].dims[1] * input_desc[0].type.itemsize
-            run(*inputs, *outputs, total=total, kept=input_desc[1].dims[0], row_bytes=row_bytes, stream=stream)
+            row_bytes, kept = input_desc[0].dims[1] * input_desc[0].type.itemsize, input_desc[1].dims[0]
+            sizes = {"total": total, "kept": kept, "row_bytes": row_bytes, "stream": stream}
+            if self.kind.name == GATHER:
+                kernels.gather(*inputs, *outputs, **sizes)
+            else:
+                # The fourth input is that of TokenScatterValid alone.
+                kernels.scatter(*inputs[:3], *outputs, **sizes, valid=sum(inputs[3:]))

@@ -31,12 +31,13 @@ __device__ void gather_rows(const Unit* tokens, const long long* index, Unit* va
     for (long long unit = threadIdx.x; unit < units; unit += blockDim.x) target[unit] = inside ? source[unit] : Unit{};
 }
 
-// `index` holds every row at most once: a row named twice would get either value.
+// `index` holds every row at most once: a row named twice would get either value. Where `valid` is given, only the first
+// `*valid` entries of it are rows to put back; the others are padding, whose rows keep what stands there.
 template <typename Unit>
-__device__ void scatter_rows(const long long* index, const Unit* values, Unit* tokens, long long total, long long kept,
-                             long long units) {
+__device__ void scatter_rows(const long long* index, const Unit* values, Unit* tokens, const long long* valid,
+                             long long total, long long kept, long long units) {
     const long long entry = static_cast<long long>(blockIdx.x) * blockDim.y + threadIdx.y;
-    if (entry >= kept) return;
+    if (entry >= kept || (valid != nullptr && entry >= *valid)) return;
     const long long row = index[entry];
     if (row < 0 || row >= total) return;
     const Unit* source = values + entry * units;
@@ -117,8 +118,9 @@ __device__ void compact(const Mask* keep, long long* order, long long* count, in
         dovit::gather_rows(tokens, index, values, total, kept, units);                                               \
     }                                                                                                                \
     extern "C" __global__ void dovit_scatter_rows_##bytes(const long long* index, const Unit* values, Unit* tokens,  \
-                                                          long long total, long long kept, long long units) {        \
-        dovit::scatter_rows(index, values, tokens, total, kept, units);                                              \
+                                                          const long long* valid, long long total, long long kept,   \
+                                                          long long units) {                                         \
+        dovit::scatter_rows(index, values, tokens, valid, total, kept, units);                                       \
     }
 
 DOVIT_ROW_KERNELS(16, uint4)

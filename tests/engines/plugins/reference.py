@@ -19,12 +19,13 @@ def gathered(tokens: Array, index: Index) -> Array:
     return values
 
 
-def scattered(tokens: Array, index: Index, values: Array) -> Array:
+def scattered(tokens: Array, index: Index, values: Array, valid: int | None = None) -> Array:
     """`tokens` (N, C) with rows `index` (kept,), each named once, replaced by `values` (kept, C).
 
-    A row outside [0, N) is skipped.
+    A row outside [0, N) is skipped, and so are all behind the first `valid`.
     """
     output = tokens.copy()
+    index, values = index[:valid], values[:valid]
     inside = (index >= 0) & (index < len(tokens))
     output[index[inside]] = values[inside]
     return output

@@ -102,6 +102,14 @@ def test_rows_are_gathered_and_put_back_as_the_reference_does(kernels, total, sh
     np.testing.assert_array_equal(output.array, scattered(tokens, index, changed))
     assert taken.intact() and output.intact()
 
+    # Only the first entries of the index: what is behind them is padding.
+    for valid in {0, len(index) // 2, len(index), len(index) + 3}:
+        front, number = Guarded(np.zeros_like(tokens), shift), Guarded(np.asarray([valid], np.int64))
+        places = (source.address, positions.address, update.address, front.address)
+        kernels.scatter(*places, **numbers, valid=number.address)
+        np.testing.assert_array_equal(front.array, scattered(tokens, index, changed, valid))
+        assert front.intact()
+
     # In place: the other rows stay as they are.
     kernels.scatter(source.address, positions.address, update.address, source.address, **numbers)
     np.testing.assert_array_equal(source.array, output.array)
@@ -260,6 +268,14 @@ def _the_library_checks_what_it_is_given(library: ctypes.CDLL) -> None:
     ):
         assert enqueue("TokenGather", inputs, outputs) == invalid
     assert enqueue("TokenScatter", [tokens, some, _tensor(2, 2, 8)], [tokens]) == invalid
+    rows, valid = _tensor(2, 0, 8), _tensor(8)
+    # No row at all: nothing is launched but the copy of the tokens, which are none.
+    empty = _tensor(2, 0, 8)
+    assert enqueue("TokenScatterValid", [empty, nothing, rows, valid], [empty]) == success
+    assert enqueue("TokenScatterValid", [empty, nothing, rows], [empty]) == invalid
+    assert enqueue("TokenScatterValid", [empty, nothing, rows, some], [empty]) == invalid
+    assert enqueue("TokenScatterValid", [empty, nothing, rows, _tensor(4)], [empty]) == invalid
+    assert enqueue("TokenScatter", [empty, nothing, rows, valid], [empty]) == invalid
     assert enqueue("TokenPartition", [some], [_tensor(8, 4), _tensor(8)]) == invalid
     assert enqueue("TokenPartition", [some], [some, _tensor(4)]) == invalid
     assert enqueue("TokenIndex", [some], [some, _tensor(8)]) == invalid

@@ -64,7 +64,7 @@ def test_built_once_then_taken_from_the_cache(bundle: Bundle, cache: EngineCache
     assert (record.seconds, record.layers.attention, record.compute_capabilities) == (1.5, 2, ("8.0", "8.6"))
     assert record.profiles == (bundle.manifest.counts[1],)
     assert record.plugins is not None
-    assert record.plugins.calls["TokenScatter"] == 1
+    assert record.plugins.calls["TokenScatterValid"] == 1
     again, built = build(bundle, cache)
     assert not built
     assert again.entry == engines.entry
