@@ -17,7 +17,7 @@ import pytest
 from dovit_deploy.engines.plugins import library
 from dovit_deploy.engines.plugins.kernels import KERNELS, TokenKernels
 from dovit_deploy.engines.plugins.library import KINDS, _plugin_class, plugin_creators
-from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, VERSION
+from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, SCATTER_VALID, VERSION
 from tests.csrc.host_kernels import HostDriver, host_library
 from tests.engines.plugins.reference import compacted, gathered, scattered
 from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
@@ -25,7 +25,7 @@ from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx (pip install tensorrt-rtx-cu13)"
 )
-NAMES = (GATHER, SCATTER, PARTITION, INDEX)
+NAMES = (GATHER, SCATTER, SCATTER_VALID, PARTITION, INDEX)
 INTERFACES = ("IPluginV3OneCore", "IPluginV3OneBuild", "IPluginV3OneRuntime")
 
 
@@ -81,6 +81,9 @@ def test_rows_plugins_do_what_the_reference_does(run, kept, dtype):
     run(SCATTER, [tokens, index, values], [output])
     np.testing.assert_array_equal(taken, gathered(tokens, index))
     np.testing.assert_array_equal(output, scattered(tokens, index, values))
+    for valid in {0, kept // 2, kept}:
+        run(SCATTER_VALID, [tokens, index, values, np.asarray(valid, np.int64)], [output])
+        np.testing.assert_array_equal(output, scattered(tokens, index, values, valid))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
