@@ -8,6 +8,8 @@ from dovit_deploy.record import Record
 
 AIMS = {"L": 0.92, "B": 0.85, "S": 0.75}
 """Efficiency to reach at 768 pixels with one image."""
+PACKED_AIM = 0.90
+"""At 768 pixels with a batch."""
 
 
 class Gpu(Record):
@@ -94,6 +96,44 @@ class StagedRow(Record):
         return self.speedup / self.predicted
 
 
+class BaselineRow(Record):
+    """Another way to run the dense network, beside dense as the other tables have it, interleaved."""
+
+    model: str
+    pixels: int
+    images: int
+    way: str
+    dense: Latency
+    """fp16, one CUDA graph, whichever attention PyTorch picks."""
+    latency: Latency
+    """This way."""
+    images_per_s: float
+    speedup: float
+    """Over `dense`: median of paired ratios."""
+    agreement: float
+    """Share of the classes at logit positions that are those of `dense`."""
+
+
+class TraceRow(Record):
+    """What a frame does on average, counted in a trace; the wait at its end is not."""
+
+    model: str
+    pixels: int
+    images: int
+    way: str
+    frames: int
+    host_syncs: float
+    """Calls by which the host waits for the device."""
+    waits: dict[str, float]
+    """The same by their names."""
+    graph_launches: float
+    kernels: float
+    busy_us: float
+    """Microseconds in which the device works, under the profiler."""
+    attention: tuple[str, ...]
+    """Names of the attention kernels."""
+
+
 class Boundary(Record):
     """What token passing costs at a gate: everything kept, staged less dense, over the number of gates."""
 
@@ -156,6 +196,8 @@ class GpuReport(Record):
     parity: tuple[ParityRow, ...] = ()
     staged: tuple[StagedRow, ...] = ()
     boundaries: tuple[Boundary, ...] = ()
+    baselines: tuple[BaselineRow, ...] = ()
+    traces: tuple[TraceRow, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     undone: tuple[Undone, ...] = ()
     """Parts of sections that this machine or the time did not allow."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dovit_deploy.engines.plugins.kernels import TokenKernels
+from gpu.baselines import dense_baselines, dense_in_fp8
 from gpu.cases import cases_on, conditions_on, run_cases
 from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
 from gpu.kernels import MASKS, TOTALS, bandwidths, kernel_checks
@@ -20,6 +21,7 @@ from gpu.programs import memory_outcomes, plugin_outcomes
 from gpu.result import Gpu, Outcome
 from gpu.section import Bench, Found, NotDone, ProofSection
 from gpu.selftest import one_thread, selftest
+from gpu.traces import frame_traces
 
 PROGRAM_S, ENGINE_SECONDS = 120.0, 1.5
 
@@ -100,6 +102,9 @@ GPU_ITSELF = ProofSection("the GPU", gpu_itself, seconds=60, only_gpu=True)
 SECTIONS = (
     ProofSection("token kernels and their bandwidth", kernels_alone, seconds=60, only_gpu=True),
     ProofSection("staged against dense, one image", single_images, seconds=300),
+    ProofSection("host syncs, counted in traces", frame_traces, seconds=90),
+    ProofSection("dense baselines", dense_baselines, seconds=180),
+    ProofSection("dense in fp8", dense_in_fp8, seconds=120),
     ProofSection("staged against dense, batches", batches, seconds=240),
     ProofSection("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
     ProofSection("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),

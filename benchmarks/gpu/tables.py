@@ -14,7 +14,7 @@ from pathlib import Path
 from report import between_marks
 
 from gpu.models import EVERYTHING, PROFILES
-from gpu.result import AIMS, GpuReport, StagedRow
+from gpu.result import AIMS, PACKED_AIM, BaselineRow, GpuReport, StagedRow, TraceRow
 
 NOT_RUN = "Not measured: there was no GPU. `make prove-gpu` fills this table on a machine with one."
 
@@ -54,7 +54,9 @@ def latency_table(report: GpuReport) -> str:
         return NOT_RUN
     rows = []
     for row in report.staged:
-        aim = AIMS[row.model] if row.pixels == 768 and row.images == 1 and row.profile != EVERYTHING else None
+        aim = None
+        if row.pixels == 768 and row.profile != EVERYTHING:
+            aim = AIMS[row.model] if row.images == 1 else PACKED_AIM
         rows.append(
             (
                 _case(row),
@@ -105,6 +107,46 @@ def _fewest(rows: Iterable[StagedRow | None]) -> str:
     return f"above {points[-1][0]:.0%}"
 
 
+def baselines_table(report: GpuReport) -> str:
+    """Other ways to run the dense network."""
+    if not report.baselines:
+        return NOT_RUN
+    rows = [
+        (
+            _case(row),
+            row.way,
+            f"{row.dense.p50:.2f} / {row.dense.p99:.2f}",
+            f"{row.latency.p50:.2f} / {row.latency.p99:.2f}",
+            f"{row.speedup:.2f}x",
+            f"{row.images_per_s:.0f}",
+            f"{row.agreement:.4f}",
+        )
+        for row in report.baselines
+    ]
+    return _table(
+        ("", "dense", "as elsewhere, ms p50 / p99", "this way, ms p50 / p99", "faster", "images/s", "agreement"), rows
+    )
+
+
+def traces_table(report: GpuReport) -> str:
+    """What a frame does, counted in a trace."""
+    if not report.traces:
+        return NOT_RUN
+    rows = [
+        (
+            _case(row),
+            row.way,
+            f"{row.host_syncs:g}",
+            f"{row.graph_launches:g}",
+            f"{row.kernels:g}",
+            f"{row.busy_us:.0f}",
+            ", ".join(row.attention),
+        )
+        for row in report.traces
+    ]
+    return _table(("", "", "host syncs", "graph launches", "kernels", "device busy us", "attention kernels"), rows)
+
+
 def bandwidth_table(report: GpuReport) -> str:
     """The token kernels beside a copy of as many bytes."""
     if not report.bandwidth or report.copy_gb_per_s is None:
@@ -149,6 +191,8 @@ TABLES = {
     "proved": proved_table,
     "latency": latency_table,
     "break-even": break_even_table,
+    "baselines": baselines_table,
+    "traces": traces_table,
     "engines": engines_table,
     "bandwidth": bandwidth_table,
 }
@@ -167,7 +211,7 @@ def write_tables(report: GpuReport, page: Path) -> None:
     page.write_text(text)
 
 
-def _case(row: StagedRow) -> str:
+def _case(row: StagedRow | BaselineRow | TraceRow) -> str:
     return f"ViT-{row.model} {row.pixels} px, {row.images} image{'s' if row.images > 1 else ''}"
 
 

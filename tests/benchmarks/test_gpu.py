@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu import cases, engines, kernels, programs, prove, sections, selftest, tables
+from gpu import baselines, cases, engines, kernels, programs, prove, sections, selftest, tables
 from gpu.cases import all_cases, conditions_on, guess_s, run_case, run_cases
 from gpu.kernels import kernel_checks
 from gpu.latency import Paired, latency, paired
@@ -135,6 +135,11 @@ def test_on_the_cpu_the_sections_code_runs_on_tiny_models(tmp_path, monkeypatch)
         if not section.everywhere:
             assert outcome is not None
             assert (outcome.outcome == "done") == (not section.only_gpu), f"{outcome.name}: {outcome.why}"
+    assert report.failures == () and report.undone == ()
+    assert {row.way: row.agreement for row in report.baselines if "fp8" not in row.way} == {
+        way.name: 1.0 for way in baselines.WAYS
+    }
+    assert len(report.baselines) == 3 and {row.way for row in report.traces} >= {"dense", "staged"}
     assert {(row.images, row.profile) for row in report.staged} == {
         (images, profile) for images in (1, 3) for profile in (EVERYTHING, *PROFILES)
     }
