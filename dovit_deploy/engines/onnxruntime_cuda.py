@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.onnxruntime import check_interface, load_errors
 from dovit_deploy.engines.registry import CUDA_INSTALL
 from dovit_deploy.engines.square import MATRIX, SQUARE_MODEL, check_square
-from dovit_deploy.errors import DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
+from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory, DovitError, GraphMismatch, ProviderMissing
 from dovit_deploy.graphs.forms import half_passes, write_derived
 
 PROVIDER = "CUDAExecutionProvider"
@@ -38,6 +39,9 @@ NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
 ON_GPU = {"device_id": "0", "use_tf32": "0"}
 """TF32, on by default, has 10 bits of mantissa: fp32 would not be fp32, nor would decisions be in fp16 graphs."""
+
+CUDA_FAILURE = re.compile(r"\bCU\w+ failure \d+")
+"""How ONNX Runtime's messages begin where CUDA, cuDNN or cuBLAS failed; there is no error class for it."""
 
 FATAL, WARNING = 4, 2
 """Levels of ONNX Runtime's log; the second is its default."""
@@ -164,6 +168,7 @@ class OnnxRuntimeCudaEngine:
 
         Raises:
             DeviceOutOfMemory: the GPU has too little memory.
+            DeviceFailed: CUDA or one of its libraries failed.
         """
         binding = self._session.io_binding()
         for name in self._inputs:
@@ -174,9 +179,11 @@ class OnnxRuntimeCudaEngine:
         try:
             self._session.run_with_iobinding(binding)
         except self._errors as error:
+            first = str(error).partition("\n")[0]
             if memory_is_short(error):
-                first = str(error).partition("\n")[0]
                 raise DeviceOutOfMemory(f"the GPU has too little memory for this run: {first}") from error
+            if CUDA_FAILURE.search(first):
+                raise DeviceFailed(f"the GPU failed in this run: {first}") from error
             raise
         values = (OrtArray(value) for value in binding.get_outputs())
         return dict(zip(self._outputs, values, strict=True))

@@ -16,7 +16,7 @@ from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, OrtArray, write_half_precision
 from dovit_deploy.engines.registry import CUDA_INSTALL, ENGINES, backend_from_name
 from dovit_deploy.engines.square import SQUARE_MODEL
-from dovit_deploy.errors import DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
+from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory, GraphMismatch, PackageMissing, ProviderMissing
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import settings_from_images, trace_from_session
@@ -201,6 +201,10 @@ def test_too_little_memory_is_said(runtime, gated) -> None:
     with Session(gated, engine="cuda") as gpu:
         with pytest.raises(DeviceOutOfMemory, match=r"too little memory for this run.*123$"):
             gpu.run(pixels_of(gated))
+        runtime.fails_to_run = Fail("CUDA failure 700: an illegal memory access was encountered ; GPU=0\nmore")
+        with pytest.raises(DeviceFailed, match=r"the GPU failed in this run: CUDA failure 700.*GPU=0$") as caught:
+            gpu.run(pixels_of(gated))
+        assert caught.value.exit_code == 5
         runtime.fails_to_run = Fail("something else")
         with pytest.raises(Fail, match="something else"):
             gpu.run(pixels_of(gated))

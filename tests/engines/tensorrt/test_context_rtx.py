@@ -9,12 +9,13 @@ import pytest
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.cuda.driver import gpu_device
+from dovit_deploy.engines.plugins.library import VARIABLE, registered_plugins
 from dovit_deploy.engines.tensorrt.build import build_engines
 from dovit_deploy.engines.tensorrt.context import TensorRtEngine
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.record import BuildRequest
 from dovit_deploy.engines.tensorrt.store import EngineCache
-from dovit_deploy.errors import DovitError, EngineInvalid, ProviderMissing
+from dovit_deploy.errors import DovitError, EngineInvalid, EnvironmentProblem, ProviderMissing
 
 
 def has_gpu() -> bool:
@@ -61,6 +62,15 @@ def test_what_is_no_engine(damage: str, package: TensorRtPackage, plan: bytes) -
     with pytest.raises(EngineInvalid, match=r"stage0: .*Serialization.*build it again") as caught:
         TensorRtEngine(package, bad, name="stage0")
     assert caught.value.exit_code == 6
+
+
+def test_a_plugin_library_that_is_none(
+    package: TensorRtPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.so").write_text("no library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "text.so"))
+    with pytest.raises(EnvironmentProblem, match=r"TensorRT does not load .*text\.so; compile it for tensorrt-rtx"):
+        registered_plugins(package)
 
 
 def test_nothing_at_all(package: TensorRtPackage) -> None:

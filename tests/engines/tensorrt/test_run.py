@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.engines.cuda.driver import GpuDevice
+from dovit_deploy.engines.plugins.library import VARIABLE
 from dovit_deploy.engines.tensorrt import run as tensorrt_run
 from dovit_deploy.engines.tensorrt.store import EngineCache, EngineSet
 from dovit_deploy.errors import (
@@ -361,6 +362,16 @@ def test_plugins_are_asked_for_before_tensorrt_sees_an_engine(bundle: Bundle, tm
         Session(bundle, backend=bench.backend())
     assert not bench.state.engines
     assert_nothing_is_left(bench)
+
+
+def test_a_plugin_library_of_another_version(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(built(bundle, EngineCache(tmp_path), precision="fp32", plugins=True), tmp_path)
+    (tmp_path / "other.so").write_bytes(b"another library")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "other.so"))
+    with pytest.raises(EngineInvalid, match=r"were built with other plugins than .*; build them again with") as caught:
+        Session(bundle, backend=bench.backend())
+    assert caught.value.exit_code == 6
+    assert not bench.state.engines
 
 
 def test_kernels_are_held_once_a_session_and_released_before_the_memory(
