@@ -31,7 +31,7 @@ HEAVY = (
 """Packages that verbs import; one that is not installed is left out, as the verbs then do without it."""
 
 SET_BY_IMPORTS = {
-    *("OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_LOGLEVEL", "ORT_DISABLE_TELEMETRY"),
+    *("OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_LOGLEVEL", "OPENCV_FOR_THREADS_NUM", "ORT_DISABLE_TELEMETRY"),
     *("LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR", "HF_HUB_OFFLINE"),
 }
 """Variables that our package, OpenCV and PyTorch set when they are imported, which the server's children have, too, and
@@ -59,14 +59,16 @@ class ForkServer:
         """Whether the environment is still that in which the server was started."""
         return environment() == self._environment
 
-    def run(self, arguments: Sequence[str], *, folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-        """`dovit ARGUMENTS` in `folder`, as `subprocess.run` with captured text gives it.
+    def run(
+        self, arguments: Sequence[str], *, folder: Path, timeout: float, script: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`dovit ARGUMENTS` in `folder`, or `python SCRIPT ARGUMENTS`, as `subprocess.run` with captured text gives it.
 
         Raises:
             subprocess.TimeoutExpired: it took more than `timeout` seconds; it was killed.
         """
         pipes = [os.pipe(), os.pipe()]
-        request = json.dumps([list(arguments), str(folder)]).encode(errors="surrogateescape")
+        request = json.dumps([list(arguments), str(folder), script and str(script)]).encode(errors="surrogateescape")
         socket.send_fds(self._socket, [len(request).to_bytes(4, "big")], [write for _, write in pipes])
         self._socket.sendall(request)
         for _, write in pipes:
@@ -126,11 +128,11 @@ def serve(link: socket.socket) -> None:
         size, ends, _, _ = socket.recv_fds(link, 4, 2)
         if not size:
             return
-        arguments, folder = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+        arguments, folder, script = json.loads(link.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
         child = os.fork()
         if not child:
             link.close()
-            become_dovit(arguments, folder, ends)
+            become(script, arguments, folder, ends)
         for end in ends:
             os.close(end)
         link.sendall(child.to_bytes(4, "big"))
@@ -150,8 +152,8 @@ def import_everything() -> None:
             importlib.import_module(module.name)
 
 
-def become_dovit(arguments: list[str], folder: str, ends: list[int]) -> None:
-    """Be `python -m dovit_deploy ARGUMENTS` in this process, which ends with it."""
+def become(script: str | None, arguments: list[str], folder: str, ends: list[int]) -> None:
+    """Be `python SCRIPT ARGUMENTS`, or `python -m dovit_deploy ARGUMENTS`, in this process, which ends with it."""
     code = 1
     try:
         os.chdir(folder)
@@ -163,8 +165,13 @@ def become_dovit(arguments: list[str], folder: str, ends: list[int]) -> None:
         sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
             2, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False
         )
-        sys.argv = ["dovit", *arguments]
-        runpy.run_module("dovit_deploy", run_name="__main__", alter_sys=True)
+        sys.argv = [script or "dovit", *arguments]
+        if script is None:
+            runpy.run_module("dovit_deploy", run_name="__main__", alter_sys=True)
+        else:
+            # A script's own folder stands where this module's does.
+            sys.path[0] = str(Path(script).parent)
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:  # noqa: BLE001  the end of a process, as the interpreter has it

@@ -19,6 +19,18 @@ def test_it_gives_what_a_new_interpreter_gives(fork_server: ForkServer, tmp_path
         assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
 
 
+def test_a_script_finds_what_lies_beside_it_and_nothing_of_the_server(fork_server: ForkServer, tmp_path) -> None:
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\n")
+    script = tmp_path / "script.py"
+    script.write_text("import beside, sys\nprint(__name__, beside.NAME, sys.argv, sys.path[0])\nsys.exit(3)\n")
+    (tmp_path / "elsewhere").mkdir()
+    fresh = subprocess.run(
+        [sys.executable, str(script), "a"], cwd=tmp_path / "elsewhere", capture_output=True, text=True, check=False
+    )
+    forked = fork_server.run(["a"], folder=tmp_path / "elsewhere", timeout=60, script=script)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+
+
 def test_it_is_used_whatever_was_imported(fork_server: ForkServer, monkeypatch) -> None:
     """Packages set variables when they are imported; those that a test sets are another matter."""
     import_everything()

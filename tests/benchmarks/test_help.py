@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fork_server import ForkServer
 from tests.paths import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -23,9 +22,9 @@ def test_there_are_scripts() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_works_from_another_folder(script: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / script), "--help"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_help_works_from_another_folder(script: str, tmp_path: Path, fork_server: ForkServer) -> None:
+    assert fork_server.suits()
+    result = fork_server.run(["--help"], folder=tmp_path, timeout=120, script=FOLDER / script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: {Path(script).name}")
     assert not list(tmp_path.iterdir())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import deadline
@@ -13,12 +11,15 @@ import worst_case
 
 from tests.benchmarks.test_help import FOLDER, SCRIPTS
 from tests.datasets.labelled_folder import write_labelled
+from tests.fork_server import ForkServer
 
 
 @pytest.mark.parametrize("script", sorted(set(SCRIPTS) - {"cpu.py"}))
-def test_an_output_that_cannot_be_written_is_refused_at_once(script: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / script), "-o", str(tmp_path / "nowhere" / "x.json")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+    script: str, tmp_path: Path, fork_server: ForkServer
+) -> None:
+    words = ["-o", str(tmp_path / "nowhere" / "x.json")]
+    result = fork_server.run(words, folder=tmp_path, timeout=120, script=FOLDER / script)
     assert result.returncode == 2
     assert "x.json cannot be written" in result.stderr and "Traceback" not in result.stderr
 
