@@ -125,11 +125,17 @@ def built_engine(
         compute_capabilities: ("8.6", ...) to build for; empty: the package's default.
 
     Raises:
-        EngineBuildFailed: the parser or the builder refuses the graph; with its messages.
+        EngineBuildFailed: TensorRT does not start, or its parser or builder refuses the graph; with its messages.
     """
     trt, start = package.module, perf_counter()
     logger = package.logger(everything=True)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    # pybind11 raises it where TensorRT itself returns nothing, as with a driver that is too old.
+    except TypeError as error:
+        raise EngineBuildFailed(
+            f"{package.engine} {package.version} does not start: {_reasons(logger.errors)}"
+        ) from error
     network = builder.create_network(package.network_flags)
     parser = trt.OnnxParser(network, logger)
     # From the file, not from its bytes: the weights are external data, found beside it.
@@ -182,8 +188,11 @@ def _parser_errors(parser: Any) -> list[str]:  # noqa: ANN401
 
 
 def _refusal(who: str, path: Path, messages: Sequence[str]) -> EngineBuildFailed:
-    reasons = "; ".join(" ".join(message.split()) for message in messages[:SHOWN]) or "it gave no reason"
-    return EngineBuildFailed(f"{path.stem}: {who} of TensorRT refuses the graph: {reasons}")
+    return EngineBuildFailed(f"{path.stem}: {who} of TensorRT refuses the graph: {_reasons(messages)}")
+
+
+def _reasons(messages: Sequence[str]) -> str:
+    return "; ".join(" ".join(message.split()) for message in messages[:SHOWN]) or "it gave no reason"
 
 
 def _add_profiles(builder: Any, config: Any, network: Any, profiles: Sequence[TokenCount]) -> None:  # noqa: ANN401

@@ -15,7 +15,7 @@ from dovit_deploy.engines.tensorrt.package import TensorRtPackage
 from dovit_deploy.errors import DeviceFailed, DeviceOutOfMemory, DovitError, EngineInvalid, ProviderMissing
 from dovit_deploy.files import optional_writes, write_bytes
 
-CUDA_ERROR = re.compile(r"cudaError (\d+)")
+CUDA_ERROR = re.compile(r"(?:cudaError|CUDA initialization failure with error:) (\d+)")
 NO_DRIVER = frozenset({35, 100, 101, 999})
 """cudaErrorInsufficientDriver, NoDevice, InvalidDevice, Unknown (a driver that was updated but not reloaded)."""
 OUT_OF_MEMORY = 2
@@ -42,7 +42,11 @@ class TensorRtEngine:
         trt = package.module
         self._package, self._name, self._kernels = package, name, kernels
         self._logger = package.logger(everything=False)
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        # pybind11 raises it where TensorRT itself returns nothing, as with a driver that is too old.
+        except TypeError as error:
+            raise self._error("TensorRT does not start", otherwise=ProviderMissing) from error
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._error("TensorRT does not accept the engine", otherwise=EngineInvalid)

@@ -47,6 +47,7 @@ class FakeOutputAllocator:
 class Faults:
     """What goes wrong, by the name of the call -> what TensorRT logs."""
 
+    start: str = ""
     deserialize: str = ""
     context: str = ""
     execute: str = ""
@@ -242,9 +243,13 @@ class FakeContext(FakeOf, of="IExecutionContext"):
 
 def fake_tensorrt(state: FakeTensorRt) -> TensorRtPackage:
     """The package of the version that `state` stands for."""
-    fakes = {
-        "ILogger": FakeLogger,
-        "IOutputAllocator": FakeOutputAllocator,
-        "Runtime": lambda logger: FakeRuntime(state, logger),
-    }
+
+    def runtime(logger) -> FakeRuntime:
+        if state.faults.start:
+            logger.log(FakeLogger.ERROR, state.faults.start)
+            # The real bindings' own words, read from them (10.0.1 and 11.4) on libraries that return nothing.
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return FakeRuntime(state, logger)
+
+    fakes = {"ILogger": FakeLogger, "IOutputAllocator": FakeOutputAllocator, "Runtime": runtime}
     return fake_package(bindings=state.bindings, fakes=fakes)

@@ -61,7 +61,7 @@ class Bench:
             open_memory=self.opened_memory,
         )
 
-    def opened_memory(self, name: str) -> FakeMemory:
+    def opened_memory(self, name: str = "fake") -> FakeMemory:
         """The one memory, which may be opened again."""
         self.memory.closed = False
         self.memory.activate()

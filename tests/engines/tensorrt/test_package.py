@@ -12,14 +12,14 @@ import pytest
 
 from dovit_deploy import packages
 from dovit_deploy.engines.cuda.driver import gpu_device
-from dovit_deploy.engines.tensorrt.builder import configure
+from dovit_deploy.engines.tensorrt.builder import built_engine, configure
 from dovit_deploy.engines.tensorrt.package import (
     DISTRIBUTIONS,
     child_environment,
     library_folder,
     tensorrt_package,
 )
-from dovit_deploy.errors import EnvironmentProblem, PackageMissing, ProviderMissing, UsageError
+from dovit_deploy.errors import EngineBuildFailed, EnvironmentProblem, PackageMissing, ProviderMissing, UsageError
 from tests.engines.tensorrt.bindings import RTX, Bindings, FakeOf, all_bindings, fake_module
 from tests.engines.tensorrt.fake_builder import fake_package
 
@@ -79,6 +79,21 @@ def test_no_engine_is_built_with_tf32(version: str) -> None:
         on = {flags.TF32}
         configure(package, FakeBuilderConfig(bindings, on), capturable=capturable)
         assert on == ({flags.REQUIRE_USER_ALLOCATION} if capturable and version == RTX else set())
+
+
+def test_a_builder_that_does_not_start(tmp_path: Path) -> None:
+    """With a driver that is too old: the bindings raise, and the reason is in the log."""
+
+    class Logger:
+        INTERNAL_ERROR, ERROR = 0, 1
+
+    def builder(logger) -> None:
+        logger.log(Logger.ERROR, "CUDA initialization failure\nwith error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    package = fake_package("tensorrt", fakes={"ILogger": Logger, "Builder": builder})
+    with pytest.raises(EngineBuildFailed, match=r"tensorrt 1\.7\.1 does not start: CUDA .* with error: 35$"):
+        built_engine(package, tmp_path / "stage0.onnx", profiles=(), compute_capabilities=())
 
 
 def test_gpus_that_a_package_does_not_support() -> None:

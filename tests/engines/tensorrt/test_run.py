@@ -210,6 +210,8 @@ def test_out_of_device_memory_gives_everything_back(limit: int, bundle: Bundle, 
 @pytest.mark.parametrize(
     ("call", "logged", "error", "words"),
     [
+        ("start", "CUDA initialization failure with error: 35. Please check", ProviderMissing, "nvidia-smi"),
+        ("start", "", ProviderMissing, "TensorRT does not start: it gave no reason"),
         ("deserialize", "(cudaError 35: CUDA driver version is insufficient)", ProviderMissing, "nvidia-smi"),
         (
             "deserialize",
@@ -286,6 +288,18 @@ def test_after_a_failure_that_stays_closing_frees_everything(bundle: Bundle, ben
     assert caught.value.exit_code == 5
     session.close()
     session.close()
+    assert_nothing_is_left(bench)
+
+
+def test_the_probe_of_the_doctor_says_that_the_gpu_is_not_supported(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_run, "tensorrt_package", lambda engine: fake_tensorrt(bench.state))
+    monkeypatch.setattr(tensorrt_run, "opened_memory", bench.opened_memory)
+    assert "compute capability 8.6" in tensorrt_run.probe_tensorrt_rtx()
+    bench.memory.device = GpuDevice("NVIDIA H200", "9.0")
+    with pytest.raises(ProviderMissing, match="does not support this GPU"):
+        tensorrt_run.probe_tensorrt_rtx()
     assert_nothing_is_left(bench)
 
 
