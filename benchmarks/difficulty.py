@@ -1,6 +1,6 @@
 """Do FLOPs follow difficulty? Where depth gains an image much, a rule that knows what it does spends much on it.
 
-    python benchmarks/difficulty.py road-tiny.dovit CAMVID --split train:0006R0 \\
+    python benchmarks/difficulty.py BUNDLE CAMVID --split train:0006R0 \\
         -o benchmarks/results/difficulty.json --docs docs/benchmarks.md
     python benchmarks/difficulty.py --tables benchmarks/results/difficulty.json --docs docs/benchmarks.md
 

@@ -7,7 +7,7 @@ what an engine prepares for a size is prepared there. Then each frame keeps a ra
 An engine that prepares something for every count it sees would grow for hours, and be slow whenever a count is new:
 resident memory, mapped regions and the 99.9th percentile of a frame's CPU time are taken of ten parts of these frames.
 Exit code 4: the last part holds a tenth more memory or mappings than the first, or its slowest take twice as long as
-those of the parts before it usually do. On a quiet machine the default model takes 7 minutes in int8, 8 in bf16 and 13
+those of the parts before it usually do. On a quiet machine road-tiny takes 7 minutes in int8, 8 in bf16 and 13
 in fp32.
 """
 

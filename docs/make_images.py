@@ -16,14 +16,20 @@ from dovit_deploy.runtime.token_maps import KEY_BACKGROUND
 from dovit_scenes import street_frames
 
 TARGET = Path(__file__).parent / "images" / "strip.png"
-# The one that is being released, which need not be installed.
-MODEL = Path(__file__).parent.parent / "models" / "road-tiny" / "dovit_model_road_tiny" / "road-tiny.dovit"
+MODELS = Path(__file__).parent.parent / "models"
+
+
+def default_bundle() -> Path:
+    """That of the default model which is being released: it need not be the installed one."""
+    projects = MODELS.glob("*/pyproject.toml")
+    (name,) = (path.parent.name for path in projects if "\ndefault = " in path.read_text(encoding="utf-8"))
+    return MODELS / name / f"dovit_model_{name.replace('-', '_')}" / f"{name}.dovit"
 
 
 def main() -> None:
     """Write the strip."""
     frame = list(street_frames(12, seed=7, size=(360, 480), density=0.6))[-1]
-    with Session(Bundle.open(MODEL)) as session:
+    with Session(Bundle.open(default_bundle())) as session:
         result = Predictor(session).predict(frame.rgb)
     overlay, tokens = result.plot(), result.plot_tokens()
     draw_legend(overlay, result.shares())

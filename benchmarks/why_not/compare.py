@@ -1,6 +1,6 @@
 """Why not just a smaller input, fewer layers, or merged tokens? On the same frames, in one engine and thread a table.
 
-    python benchmarks/why_not/compare.py CAMVID --split val --split train:0006R0 --bundle road-tiny.dovit \\
+    python benchmarks/why_not/compare.py CAMVID --split val --split train:0006R0 --bundle BUNDLE \\
         --smaller 384x288.dovit 320x240.dovit --dense-trained dense.dovit --dense-trained-smaller dense-384x288.dovit \\
         --shallower 10.dovit 8.dovit 6.dovit --merge 8 16 24 32 40 48 56 \\
         --runtimes onnxruntime:fp32 openvino:fp32 openvino:int8 \\
@@ -43,6 +43,13 @@ CURVE = ("0.5", "0.6", "0.7", "0.8", "0.9", "0.95", "0.98")
 
 def measure(comparison: WayComparison, data: Dataset, split: str, *, show: bool = False) -> SplitReport:
     """Run every way on every frame of `data`."""
+    ways = measured_ways(comparison, data, split, show=show)
+    names = [entry.name for entry in comparison.manifest.classes]
+    return split_report(split, data.stems, ways, names, blocks_of(len(data), data.moments), comparison.runtime)
+
+
+def measured_ways(comparison: WayComparison, data: Dataset, split: str, *, show: bool = False) -> list[Way]:
+    """Every way after all frames of `data`, the order of the ways turning from frame to frame."""
     check_classes(data, comparison.manifest)
     ways = [dataclasses.replace(way, tally=SegmentationTally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
     # One untimed run each: the first allocates.
@@ -54,8 +61,7 @@ def measure(comparison: WayComparison, data: Dataset, split: str, *, show: bool 
         frame = comparison.frame(data.sample(number), number)
         for way in turned(ways, number):
             way.measure(frame)
-    names = [entry.name for entry in comparison.manifest.classes]
-    return split_report(split, data.stems, ways, names, blocks_of(len(data), data.moments), comparison.runtime)
+    return ways
 
 
 def turned(ways: Sequence[Way], number: int) -> list[Way]:
@@ -94,6 +100,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--merge", type=int, nargs="*", default=[], help="tokens merged per layer")
     result.add_argument(
         "--runtimes", nargs="+", type=runtime, default=[Runtime()], metavar="ENGINE:PRECISION", help="a table for each"
+    )
+    result.add_argument(
+        "--controls", action=argparse.BooleanOptionalAction, default=True, help="random stopping, and the first gate"
     )
     result.add_argument("--every", type=int, default=1)
     result.add_argument("-o", "--output", type=output_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.measure.bench import median, median_ratio
@@ -161,6 +161,19 @@ def _drop(before: Way, after: Way, blocks: Blocks) -> PointsLost:
     return PointsLost(points=first.miou - second.miou, interval=miou_drop_interval(first, second, blocks))
 
 
+class Compared(Protocol):
+    """What is asked of a way that is compared at equal latency."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def miou(self) -> float: ...
+    @property
+    def speedup(self) -> float: ...
+
+
 class Point(NamedTuple):
     """A measured way of an alternative."""
 
@@ -170,7 +183,7 @@ class Point(NamedTuple):
     """Percent."""
 
 
-def equal_latency(rows: Sequence[WayRow]) -> tuple[EqualLatency, ...]:
+def equal_latency(rows: Sequence[Compared]) -> tuple[EqualLatency, ...]:
     """Each operating point of token passing beside the alternatives at its latency; latency is 1 / speed-up."""
     fronts = {family: _points(rows, family, first) for family, first in FAMILIES.items()}
     return tuple(
@@ -185,7 +198,7 @@ def equal_latency(rows: Sequence[WayRow]) -> tuple[EqualLatency, ...]:
     )
 
 
-def _points(rows: Sequence[WayRow], family: str, first: tuple[str, ...]) -> list[Point]:
+def _points(rows: Sequence[Compared], family: str, first: tuple[str, ...]) -> list[Point]:
     present = {row.family for row in rows}
     if family not in present:
         return []

@@ -33,7 +33,8 @@ class LabelledFrame:
 
     sample: Sample
     number: int
-    tokens: FrameTokens
+    tokens: FrameTokens | None
+    """None: no control asks for it."""
 
 
 class Runtime(NamedTuple):
@@ -55,6 +56,8 @@ class Alternatives:
     dense_trained_smaller: Sequence[Path] = ()
     shallower: Sequence[Path] = ()
     merge: Sequence[int] = ()
+    controls: bool = True
+    """Whether random stopping, and everything at the first gate, run, too."""
 
 
 @dataclass
@@ -94,7 +97,8 @@ class WayComparison:
         self.runtime = runtime or Runtime()
         self.main = self._predictor(chosen.bundle)
         self.manifest = self.main.session.bundle.manifest
-        self.ways = self._passing(chosen.thresholds, chosen.curve) + self._controls()
+        self._controlled = chosen.controls
+        self.ways = self._passing(chosen.thresholds, chosen.curve) + (self._controls() if chosen.controls else [])
         self.ways += [self._dense(path, "smaller", "same weights, {size}") for path in chosen.smaller]
         if chosen.dense_trained is not None:
             self.ways.append(self._dense(chosen.dense_trained, "dense-trained", "dense-trained"))
@@ -107,7 +111,7 @@ class WayComparison:
 
     def frame(self, sample: Sample, number: int) -> LabelledFrame:
         """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
-        return LabelledFrame(sample, number, self.main.predict(sample.rgb).tokens)
+        return LabelledFrame(sample, number, self.main.predict(sample.rgb).tokens if self._controlled else None)
 
     def _passing(self, thresholds: Iterable[str], curve: Iterable[str]) -> list[Way]:
         own = _short(short_thresholds(thresholds_from(None, self.manifest)))
@@ -130,6 +134,7 @@ class WayComparison:
         steering = Steering(self.main.session)
 
         def random(frame: LabelledFrame) -> SegmentationResult:
+            assert frame.tokens is not None
             return steering.random(frame.sample.rgb, frame.tokens, number=frame.number)
 
         return [

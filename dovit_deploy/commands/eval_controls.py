@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from dovit_deploy.commands import console
 from dovit_deploy.datasets.classification import LabelledImages
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
-from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
+from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
 from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.errors import DatasetError, UsageError
 from dovit_deploy.measure.decisions import Decisions, decisions_of
@@ -113,8 +113,8 @@ def position_source(
         DatasetError: what is named is not there, cannot be read, or holds no other image.
     """
     if given is not None:
-        source, split = _named(given)
-        return _others(source, split, evaluated, classes=classes if evaluated.is_of(source) else None)
+        source, split = named_split(given)
+        return _others(source, split or TRAINING, evaluated, classes=classes if evaluated.is_of(source) else None)
     dataset = evaluated.dataset
     if not is_rendered(dataset) and not has_split(dataset, TRAINING):
         return None
@@ -123,17 +123,6 @@ def position_source(
     except DatasetError as error:
         remark(f"positions are learned from the evaluated images, each without itself: {error}")
         return None
-
-
-def _named(given: str) -> tuple[str, str]:
-    """Data set and split."""
-    parts = given.split(":")
-    # A colon may belong to the path: the longest beginning that is there is the data set.
-    for count in range(len(parts), 0, -1):
-        dataset = ":".join(parts[:count])
-        if Path(dataset).exists() or is_rendered(dataset):
-            return dataset, ":".join(parts[count:]) or TRAINING
-    return parts[0], ":".join(parts[1:]) or TRAINING
 
 
 def _others(dataset: str, split: str, evaluated: Evaluated, *, classes: Path | None) -> Dataset:

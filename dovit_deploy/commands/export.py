@@ -53,7 +53,7 @@ def export(
         str, typer.Option(metavar="fp32[,int8]", help="Number formats of the graphs; fp32 is always among them.")
     ] = "fp32",
     calibration: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Images or a labelled data set that int8 is made and judged with.")
+        str | None, typer.Option(metavar="SRC", help="Images, or DATASET[:SPLIT], that int8 is made and judged with.")
     ] = None,
     max_drop: MaxDrop = None,
     positions: arguments.Positions = None,

@@ -2,7 +2,8 @@
 
 SRC is a labelled data set, a folder of images, an image pattern or a video. Ranges are taken of one part of the images,
 and what a precision loses is measured on the other; of a data set with both, ranges come from `train` and losses from
-`val`. Few images are used for both.
+`val`. DATASET:SPLIT takes another split, or a part of one, than the whole of `train`: a drive that a claim is about is
+left out. Few images are used for both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dovit_deploy.calibrate.images import (
     image_files,
     spread,
 )
-from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered
+from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
+from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.errors import DatasetError, SourceError, UsageError, shown
 from dovit_deploy.export.quantise import TRIED, Loss, QuantisePlan
 from dovit_deploy.measure.evaluate import check_classes
@@ -136,9 +138,10 @@ def calibration_images(given: str, manifest: Manifest) -> GivenImages:
         DatasetError: fewer than `FEWEST` images in a part, or labels of other classes than the model's.
         SourceError: nothing to read there.
     """
-    splits = [split for split in ("train", "val") if is_rendered(given) or has_split(given, split)]
+    dataset, named = named_split(given)
+    splits = _splits(dataset, named)
     if manifest.task == "segmentation" and splits:
-        parts = [_split(given, split, manifest) for split in splits]
+        parts = [_split(dataset, split, manifest) for split in splits]
     else:
         parts = [_folder(Path(given)) if Path(given).is_dir() else _frames(given)]
     count = min(len(part.numbers) for part in parts)
@@ -170,6 +173,14 @@ def _halves(whole: _Part) -> tuple[_Part, _Part]:
     if len(whole.numbers) < 2 * FEWEST:
         return whole, whole
     return _Part(whole.image, whole.numbers[::2]), _Part(whole.image, whole.numbers[1::2])
+
+
+def _splits(dataset: str, named: str) -> list[str]:
+    """That of the ranges, and that of the losses where it is another one; none of what is no data set of label maps."""
+    found = [split for split in ("train", "val") if is_rendered(dataset) or has_split(dataset, split)]
+    if named and found:
+        return [named, *(split for split in found if split == "val" != split_from_text(named).name)]
+    return found
 
 
 def _split(given: str, split: str, manifest: Manifest) -> _Part:

@@ -32,6 +32,17 @@ def is_rendered(dataset: str | Path) -> bool:
     return str(dataset) in RENDERED_NAMES and not Path(dataset).exists()
 
 
+def named_split(given: str) -> tuple[str, str]:
+    """Data set and split of DATASET or DATASET:SPLIT, as `dovit eval` takes the split; empty where none is named."""
+    parts = given.split(":")
+    # A colon may belong to the path: the longest beginning that is there is the data set.
+    for count in range(len(parts), 0, -1):
+        dataset = ":".join(parts[:count])
+        if Path(dataset).exists() or is_rendered(dataset):
+            return dataset, ":".join(parts[count:])
+    return parts[0], ":".join(parts[1:])
+
+
 def dataset_from_path(path: str | Path, split: str, *, classes: Path | None = None) -> Dataset:
     """The split of the data set of label maps at `path`.
 

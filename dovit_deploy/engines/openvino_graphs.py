@@ -1,7 +1,7 @@
 """How does one compiled graph run, and a stage whose token count is another one at every frame?
 
 A graph compiled for a size that is open until it runs is prepared anew at every change of the token count: 1 to 3.5 ms
-a stage of the default model, a quarter of its time, and half a megabyte for every count seen. So the later stages are
+a stage of road-tiny, a quarter of its time, and half a megabyte for every count seen. So the later stages are
 compiled for a few counts (buckets), and a frame runs in the smallest that holds its tokens; the rest of `index` is
 padding, which the graph masks (graphs/padding.py). docs/decisions/0010 has the figures.
 """

@@ -1,6 +1,6 @@
 """What does OpenVINO compute faster when it is written in another way? The results stay the same, bit for bit.
 
-Measured in stages of the default model, one thread (OpenVINO 2026.4.1, docs/decisions/0010).
+Measured in stages of road-tiny, one thread (OpenVINO 2026.4.1, docs/decisions/0010).
 """
 
 from __future__ import annotations

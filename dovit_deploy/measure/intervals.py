@@ -109,15 +109,46 @@ def miou_drop_interval(
     Returns:
         Lower and upper end; None for too few blocks, and where no set that was drawn has a labelled pixel.
     """
+    return miou_drop_interval_over_seeds([before], [after], blocks, resamples=resamples, seed=seed, level=level)
+
+
+def miou_drop_interval_over_seeds(
+    before: Sequence[ClassCounts],
+    after: Sequence[ClassCounts],
+    blocks: Blocks,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> tuple[float, float] | None:
+    """The interval of the drop in mIoU, mean over networks that were trained with several seeds, in points.
+
+    Every set that is drawn holds as many blocks as there are, and as many seeds, both with replacement: what another
+    street or another run would change is in the interval.
+
+    Args:
+        before, after: of each seed, of the same images, (n, K); the two of a seed belong together.
+        blocks: of these images.
+        resamples, seed, level: as of `miou_drop_interval`.
+    """
     if not blocks.enough:
         return None
     # Sums over blocks come first, and drawing blocks with replacement is counting how often each is drawn: a product of
     # small matrices in place of 2000 sums over images.
     membership = np.equal(np.arange(blocks.count)[:, None], blocks.number[None, :]).astype(np.int64)
-    rng = np.random.default_rng(seed)
+    rng, seeds = np.random.default_rng(seed), len(before)
     drawn = rng.multinomial(blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples)
-    drops = before.weighted(membership).weighted(drawn).mious - after.weighted(membership).weighted(drawn).mious
-    return _percentiles(drops, level)
+    of_seed = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples)
+    drops = np.stack(
+        [
+            one.weighted(membership).weighted(drawn).mious - other.weighted(membership).weighted(drawn).mious
+            for one, other in zip(before, after, strict=True)
+        ],
+        axis=1,
+    )
+    # A seed that is not drawn must not make a set unknown.
+    weighted = np.where(of_seed > 0, of_seed * drops, 0.0)
+    return _percentiles(weighted.sum(1) / seeds, level)
 
 
 def accuracy_drop_interval(

@@ -1,4 +1,4 @@
-"""Colours that can be told apart: the distance, the generated ones, and those of the default model."""
+"""Colours that can be told apart: the distance, the generated ones, and those of our models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from dovit_deploy.bundle.palette import MOST_COLORS, color_distances, generated_palette, oklab_from_rgb
 from tests.paths import ROOT
 
-ROAD_TINY = ROOT / "models/road-tiny/dovit_model_road_tiny/road-tiny.dovit/manifest.json"
+OURS = sorted([*ROOT.glob("models/*/*/*.dovit/manifest.json"), *ROOT.glob("models/*/classes.json")])
+"""What the bundles have, and what one that is to be made will get."""
 TOLD_APART = 0.15
 """Distance from which two colours differ at a glance, also where half of the image shines through."""
 
@@ -49,8 +50,9 @@ def test_generated_colours_are_stable_and_differ() -> None:
     assert all(0 <= value <= 255 for color in generated_palette(MOST_COLORS) for value in color)
 
 
-def test_the_default_models_classes_can_be_told_apart() -> None:
-    classes = {entry["name"]: entry["color"] for entry in json.loads(ROAD_TINY.read_text())["classes"]}
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.parent.name)
+def test_our_models_classes_can_be_told_apart(path) -> None:
+    classes = {entry["name"]: entry["color"] for entry in json.loads(path.read_text())["classes"]}
     assert closest(list(classes.values())) > TOLD_APART
     # The two that are beside each other in every street.
     assert closest([classes["road"], classes["car"]]) > 0.25

@@ -15,6 +15,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands.console import ProgressDisplay
 from dovit_deploy.commands.precisions import PrecisionRequest, calibration_images
+from dovit_deploy.errors import DatasetError
 from dovit_deploy.runtime import auto
 from tests.datasets.labelled_folder import noise, write_labelled
 
@@ -105,6 +106,19 @@ def test_layers_are_tried_by_labels_where_there_are_labels(tiny_bundle_path: Pat
         lost.append(plan.lost(before, after))
     # Answers that have nothing to do with each other change most classes, and mIoU hardly.
     assert lost[0] is not None and abs(lost[0]) < 10 and lost[1] is None
+
+
+def test_ranges_come_of_the_part_of_a_data_set_that_is_named(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(tiny_bundle_path).manifest
+    root = write_labelled(write_labelled(tmp_path / "set", images=18, split="train"), images=9)
+    given = (root, f"{root}:train:-drive_00", f"{root}:val:drive_00")
+    whole, part, own = (calibration_images(str(name), manifest) for name in given)
+    # drive_000 to drive_017.
+    assert (len(whole.ranged), len(part.ranged)) == (18, 8)
+    # What it loses is measured on val in both; of val itself alone, on the same few images.
+    assert len(whole.compared) == len(part.compared) == len(own.compared) == len(own.ranged) == 9
+    with pytest.raises(DatasetError, match="none starts with 'street'"):
+        calibration_images(f"{root}:train:street", manifest)
 
 
 def test_an_interrupt_in_a_long_step_leaves_nothing(

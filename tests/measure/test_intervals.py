@@ -16,6 +16,7 @@ from dovit_deploy.measure.intervals import (
     blocks_of,
     images_needed,
     miou_drop_interval,
+    miou_drop_interval_over_seeds,
     p_value,
     upper_bound,
 )
@@ -79,6 +80,19 @@ def test_seven_blocks_say_nothing_and_eight_do(images: int, has_one: bool):
     assert (miou_drop_interval(both, both, blocks_of(images, moments)) is not None) is has_one
     hits = np.ones(images, bool)
     assert (accuracy_drop_interval(hits, hits) is not None) is has_one
+
+
+def test_what_differs_between_seeds_is_in_the_interval():
+    share = np.random.default_rng(1).uniform(0.5, 0.9, 40)
+    before, blocks = counts(share), blocks_of(40, None)
+    # One seed loses 2 points, the other 6.
+    after = [counts(share - 0.02), counts(share - 0.06)]
+    alone = [miou_drop_interval(before, one, blocks) for one in after]
+    assert miou_drop_interval_over_seeds([before], after[:1], blocks) == alone[0]
+    low, high = miou_drop_interval_over_seeds([before, before], after, blocks)
+    # Sets of one of them alone are drawn, too.
+    assert low == pytest.approx(alone[0][0], abs=0.2) and high == pytest.approx(alone[1][1], abs=0.2)
+    assert miou_drop_interval_over_seeds([before], after[:1], blocks_of(7, None)) is None
 
 
 def test_the_same_answer_has_no_drop_at_all():

@@ -1,0 +1,131 @@
+"""Networks of several seeds against static ones, on tiny bundles and four images; nothing is exported here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from report import END
+from why_not import rivals
+from why_not.compare import measured_ways
+from why_not.result import PointsLost
+from why_not.rivals_result import RivalRow, RivalTable, verdict
+from why_not.ways import Alternatives, WayComparison
+
+from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.datasets.open import dataset_from_path
+from tests.datasets.labelled_folder import write_labelled
+
+
+@pytest.fixture
+def compared(tiny_bundle_path, dense_bundle_path, monkeypatch, tmp_path):
+    """Runs the script on runs of two seeds whose bundles are exported already; returns its exit code."""
+    # A file of weights holds its digest, so that it fits a bundle of other weights.
+    monkeypatch.setattr(rivals, "file_entry", lambda path: SimpleNamespace(sha256=path.read_text()))
+    # The gates of the second are never asked: rivals run dense.
+    found = {"ours": tiny_bundle_path, "dense": tiny_bundle_path, "shallow": dense_bundle_path}
+    for name, bundle in found.items():
+        for seed in (0, 1):
+            weights = tmp_path / "runs" / f"{name}-seed{seed}" / "checkpoint" / rivals.WEIGHTS
+            weights.parent.mkdir(parents=True)
+            weights.write_text(Bundle.open(bundle).manifest.provenance.source_sha256)
+            shutil.copytree(bundle, tmp_path / "work" / "bundles" / f"{name}-seed{seed}.dovit")
+    data = write_labelled(tmp_path / "labelled")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{rivals.MARK}\n{END}\nafter\n")
+
+    def run(*more: str, seeds=("0", "1")) -> int:
+        words = [str(data), "--runs", str(tmp_path / "runs"), "--ours", "ours", "--rivals", "dense", "shallow"]
+        words += ["--seeds", *seeds, "--threshold", "0.7", "--work", str(tmp_path / "work"), *more]
+        with pytest.raises(SystemExit) as ended:
+            rivals.main([*words, "-o", str(tmp_path / "rivals.json"), "--docs", str(page)])
+            raise SystemExit(0)
+        return ended.value.code
+
+    return run
+
+
+def test_seeds_are_compared_and_nothing_is_measured_twice(compared, tmp_path, monkeypatch, capsys) -> None:
+    assert compared("--merge", "2", seeds=("0",)) == 0
+    (alone,) = json.loads((tmp_path / "rivals.json").read_text())["tables"]
+    assert alone["seeds"] == [0] and alone["rows"][0]["speedup"] == 1.0
+    assert compared("--merge", "2") == 0
+    (table,) = json.loads((tmp_path / "rivals.json").read_text())["tables"]
+    assert [row["family"] for row in table["rows"]] == [
+        *("dense", "token passing", "dense-trained", "shallower", "merging"),
+    ]
+    bundles = tmp_path / "work" / "bundles"
+    chosen = Alternatives(
+        bundle=bundles / "ours-seed1.dovit",
+        dense_trained=bundles / "dense-seed1.dovit",
+        shallower=[bundles / "shallow-seed1.dovit"],
+        controls=False,
+    )
+    data = dataset_from_path(tmp_path / "labelled", "val")
+    ways = measured_ways(WayComparison(chosen, folder=tmp_path), data, "val")
+    for way, row in zip(ways, table["rows"], strict=False):
+        # The same weights stand for both seeds.
+        assert (row["name"], row["mious"]) == (way.name, [pytest.approx(way.tally.counts.miou)] * 2)
+        assert row["boundary_iou"] == pytest.approx(way.tally.boundary_counts.miou)
+        if way is not ways[1]:
+            assert row["better_by"]["points"] == pytest.approx(ways[1].tally.counts.miou - way.tally.counts.miou)
+    text = (tmp_path / "page.md").read_text()
+    assert "`val`, ONNX Runtime fp32 (4 frames, 4 blocks, seeds 0, 1):" in text and text.endswith("\nafter\n")
+
+    def again(*given, **more):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(rivals, "measured_ways", again)
+    assert compared("--merge", "2") == 0
+    capsys.readouterr()
+    # Another setting, other weights, no run: nothing is taken for what it is not.
+    assert compared("--merge", "3") == 4
+    assert "measured with other merge" in capsys.readouterr().err
+    (tmp_path / "runs" / "shallow-seed1" / "checkpoint" / rivals.WEIGHTS).write_text("other")
+    assert compared("--merge", "2") == 4
+    assert "shallow-seed1.dovit was made of other weights" in capsys.readouterr().err
+    assert compared(seeds=("7",)) == 3
+    assert "ours-seed7/checkpoint: there is no such run" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared(compared, capsys) -> None:
+    for words, message in (
+        (("--rivals", "shallow"), "one network of the size and depth of ours is needed, trained dense; given: none"),
+        (("--rivals", "dense", "dense"), "given: dense-seed0, dense-seed0"),
+        (("--runtimes", "onnxruntime:int8"), "needs --calibration SRC"),
+        (("--runtimes", "onnxruntime:int8", "--calibration", "x"), "was exported without int8"),
+        (("--threshold", "1.5"), "--threshold: 1.5 is outside"),
+        (("--smaller", "12"), "--smaller, --size"),
+    ):
+        assert compared(*words) in (2, 4)
+        assert message in capsys.readouterr().err
+
+
+def test_the_verdict_is_about_what_is_as_fast() -> None:
+    def row(name, family, miou, speedup, better=None):
+        return RivalRow(
+            name=name,
+            family=family,
+            miou=miou,
+            mious=(miou,),
+            boundary_iou=1.0,
+            gmacs=1.0,
+            macs_saved=0.0,
+            speedup=speedup,
+            model_ms=1.0,
+            better_by=None if better is None else PointsLost(points=better, interval=(better - 1, better + 1)),
+            boundary_better_by=None,
+        )
+
+    def judged(*others):
+        rows = (row("dense", "dense", 60.0, 1.0, -1.0), row("own", "token passing", 59.0, 1.7), *others)
+        kind = {"split": "val", "engine": "openvino", "precision": "int8"}
+        return verdict(RivalTable(**kind, seeds=(0,), frames=1, blocks=9, rows=rows, equal_latency=()))
+
+    slower, worse = row("12", "dense-trained", 61.0, 1.0, -2.0), row("small", "smaller", 58.0, 1.8, 1.0)
+    assert judged(slower) == "Nothing else that was measured is as fast as token passing."
+    assert judged(slower, worse) == "The best that is as fast, small, is worse by 1.00 (0.00 to 2.00) points."
+    better = row("6 layers", "shallower", 59.5, 1.9, -0.5)
+    assert judged(worse, better) == "**6 layers is as fast and better**, by 0.50 (-0.50 to 1.50) points."
