@@ -48,19 +48,20 @@ def compared(tiny_bundle_path, dense_bundle_path, monkeypatch, tmp_path):
 
 
 def test_seeds_are_compared_and_nothing_is_measured_twice(compared, tmp_path, monkeypatch, capsys) -> None:
-    assert compared("--merge", "2", seeds=("0",)) == 0
+    assert compared("--curve", "0.5", seeds=("0",)) == 0
     (alone,) = json.loads((tmp_path / "rivals.json").read_text())["tables"]
     assert alone["seeds"] == [0] and alone["rows"][0]["speedup"] == 1.0
-    assert compared("--merge", "2") == 0
+    assert compared("--curve", "0.5") == 0
     (table,) = json.loads((tmp_path / "rivals.json").read_text())["tables"]
     assert [row["family"] for row in table["rows"]] == [
-        *("dense", "token passing", "dense-trained", "shallower", "merging"),
+        *("dense", "token passing", "curve", "dense-trained", "shallower"),
     ]
     bundles = tmp_path / "work" / "bundles"
     chosen = Alternatives(
         bundle=bundles / "ours-seed1.dovit",
         dense_trained=bundles / "dense-seed1.dovit",
         shallower=[bundles / "shallow-seed1.dovit"],
+        curve=["0.5"],
         controls=False,
     )
     data = dataset_from_path(tmp_path / "labelled", "val")
@@ -78,13 +79,13 @@ def test_seeds_are_compared_and_nothing_is_measured_twice(compared, tmp_path, mo
         raise AssertionError("measured again")
 
     monkeypatch.setattr(rivals, "measured_ways", again)
-    assert compared("--merge", "2") == 0
+    assert compared("--curve", "0.5") == 0
     capsys.readouterr()
     # Another setting, other weights, no run: nothing is taken for what it is not.
-    assert compared("--merge", "3") == 4
-    assert "measured with other merge" in capsys.readouterr().err
+    assert compared("--curve", "0.6") == 4
+    assert "measured with other curve" in capsys.readouterr().err
     (tmp_path / "runs" / "shallow-seed1" / "checkpoint" / rivals.WEIGHTS).write_text("other")
-    assert compared("--merge", "2") == 4
+    assert compared("--curve", "0.5") == 4
     assert "shallow-seed1.dovit was made of other weights" in capsys.readouterr().err
     assert compared(seeds=("7",)) == 3
     assert "ours-seed7/checkpoint: there is no such run" in capsys.readouterr().err
