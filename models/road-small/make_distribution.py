@@ -25,6 +25,7 @@ from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import CheckError, DovitError, InputError
 from dovit_deploy.files import reported_writes, write_text, written_aside
+from dovit_deploy.interruption import interruptible
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
 
 HERE = Path(__file__).resolve().parent
@@ -181,10 +182,15 @@ def main(words: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(words)
     given = {"recipe": flags.recipe, "threshold": flags.threshold, "version": flags.version}
     try:
-        size = make(flags.run, flags.dataset, folder=flags.output, **given)
+        # Also SIGTERM is raised here: else half a package would stay.
+        with interruptible():
+            size = make(flags.run, flags.dataset, folder=flags.output, **given)
     except DovitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
     print(f"{flags.output}: {size:,} bytes; try it: pip install --no-deps {flags.output}")
     return 0
 
