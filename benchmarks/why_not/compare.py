@@ -52,6 +52,7 @@ def measured_ways(comparison: WayComparison, data: Dataset, split: str, *, show:
     """Every way after all frames of `data`, the order of the ways turning from frame to frame."""
     check_classes(data, comparison.manifest)
     ways = [dataclasses.replace(way, tally=SegmentationTally(), model_ms=[], wall_ms=[]) for way in comparison.ways]
+    comparison.warm_up()
     # One untimed run each: the first allocates.
     warm = comparison.frame(data.sample(0), 0)
     for way in ways:

@@ -161,7 +161,7 @@ def _drop(before: Way, after: Way, blocks: Blocks) -> PointsLost:
     return PointsLost(points=first.miou - second.miou, interval=miou_drop_interval(first, second, blocks))
 
 
-class Compared(Protocol):
+class TimedWay(Protocol):
     """What is asked of a way that is compared at equal latency."""
 
     @property
@@ -183,7 +183,7 @@ class Point(NamedTuple):
     """Percent."""
 
 
-def equal_latency(rows: Sequence[Compared]) -> tuple[EqualLatency, ...]:
+def equal_latency(rows: Sequence[TimedWay]) -> tuple[EqualLatency, ...]:
     """Each operating point of token passing beside the alternatives at its latency; latency is 1 / speed-up."""
     fronts = {family: _points(rows, family, first) for family, first in FAMILIES.items()}
     return tuple(
@@ -198,7 +198,7 @@ def equal_latency(rows: Sequence[Compared]) -> tuple[EqualLatency, ...]:
     )
 
 
-def _points(rows: Sequence[Compared], family: str, first: tuple[str, ...]) -> list[Point]:
+def _points(rows: Sequence[TimedWay], family: str, first: tuple[str, ...]) -> list[Point]:
     present = {row.family for row in rows}
     if family not in present:
         return []

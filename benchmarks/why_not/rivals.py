@@ -143,7 +143,7 @@ def made_of(chosen: Alternatives, options: argparse.Namespace) -> dict[str, str]
     }
 
 
-class Cells:
+class MeasuredSeeds:
     """What was measured, in a folder: a file for each seed, runtime and split."""
 
     def __init__(self, folder: Path, *, every: int) -> None:
@@ -201,7 +201,7 @@ def measured(options: argparse.Namespace) -> dict[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
     exports = Exports(options.runs, bundles, options.threshold, options.size, options.calibration)
     chosen = {seed: alternatives(exports, options, seed) for seed in options.seeds}
-    kept = Cells(cells, every=options.every)
+    kept = MeasuredSeeds(cells, every=options.every)
     results = [
         kept.result(chosen[seed], made_of(chosen[seed], options), seed, one, options.dataset, split)
         for one in options.runtimes

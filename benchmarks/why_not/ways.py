@@ -19,6 +19,7 @@ from dovit_deploy.commands.arguments import numbers
 from dovit_deploy.datasets.dataset import Sample
 from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.evaluate import SegmentationTally
+from dovit_deploy.runtime.latency_fit import run_every_size
 from dovit_deploy.runtime.results import FrameTokens
 from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
@@ -95,7 +96,8 @@ class WayComparison:
 
     def __init__(self, chosen: Alternatives, *, folder: Path, runtime: Runtime | None = None) -> None:
         self.runtime = runtime or Runtime()
-        self.main = self._predictor(chosen.bundle)
+        self._session = self._opened(chosen.bundle)
+        self.main = _timed(self._session)
         self.manifest = self.main.session.bundle.manifest
         self._controlled = chosen.controls
         self.ways = self._passing(chosen.thresholds, chosen.curve) + (self._controls() if chosen.controls else [])
@@ -108,6 +110,12 @@ class WayComparison:
         # Merging is made for networks that were trained dense; without one the bundle's own weights serve.
         merged = Bundle.open(chosen.dense_trained or chosen.bundle)
         self.ways += [self._merging(merged, count, folder) for count in chosen.merge]
+
+    def warm_up(self) -> None:
+        """Have the engine compile whatever it compiles for a number of tokens: no frame's time is to hold that."""
+        spec = self.manifest.spec
+        if spec.gates:
+            run_every_size(self._session, spec.tokens)
 
     def frame(self, sample: Sample, number: int) -> LabelledFrame:
         """`sample` as every way gets it; runs the rule once, untimed, for the control that stops as many at random."""
@@ -146,13 +154,13 @@ class WayComparison:
             ),
         ]
 
-    def _predictor(self, path: Path) -> Predictor:
+    def _opened(self, path: Path) -> Session:
         engine, precision = self.runtime
-        return _timed(Session(Bundle.open(path), engine=engine, precision=precision, threads=1))
+        return Session(Bundle.open(path), engine=engine, precision=precision, threads=1)
 
     def _dense(self, path: Path, family: str, name: str) -> Way:
         """`name` may hold {size} and {depth}, of the model."""
-        predictor = self._predictor(path)
+        predictor = _timed(self._opened(path))
         height, width = predictor.spec.size
         # Width first, as in the published tables; everywhere else a size is height x width.
         full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
