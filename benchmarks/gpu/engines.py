@@ -19,7 +19,9 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.manifest import ClassEntry, Preprocessing
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.engines.base import Backend
+from dovit_deploy.engines.cuda.driver import gpu_device
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
+from dovit_deploy.engines.tensorrt.package import tensorrt_package
 from dovit_deploy.errors import EngineBuildFailed, EnvironmentProblem
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.export.verify import ReferenceRun, reference_runs
@@ -68,10 +70,11 @@ def gpu_backends(
     """Engine, precision and a function that makes the backend: those of the registry, and the reference on the GPU."""
 
     def made(name: str, precision: str) -> Backend:
-        # Before anything is built: a machine without the package is told so, and nothing else.
+        # Before anything is built: a machine without the package, or whose GPU it does not support, is told no more.
         packages.load(ENGINES[name].packages[0])
         # Engines that can be trusted or not are those that are built beforehand.
         if "trust_engine" in ENGINES[name].options:
+            tensorrt_package(name).check_gpu(gpu_device().compute_capability)
             build(bundle, name, precision, run)
         return backend_from_name(name, precision=precision)
 

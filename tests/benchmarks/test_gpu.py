@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,8 +31,10 @@ from gpu.tables import NOT_RUN, TABLES, mark, write_tables
 from report import END
 
 from dovit_deploy.bundle.bundle import Bundle
+from dovit_deploy.engines.cuda.driver import GpuDevice
 from dovit_deploy.engines.registry import ENGINES, backend_from_name
 from dovit_deploy.errors import ProviderMissing
+from tests.engines.tensorrt.fake_builder import fake_package
 from tests.paths import ROOT
 from tests.test_floors import imports
 
@@ -336,9 +339,13 @@ def test_every_engine_that_uses_a_gpu_is_tried() -> None:
     assert ("cuda", "fp16") in tried and ("torch on the GPU", "fp32") in tried
 
 
-def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
-    """The last line of a build that fails is what is reported."""
+@pytest.mark.parametrize(("capability", "built"), [("8.6", 4), ("9.0", 2)])
+def test_engines_that_are_built_are_built_first(capability: str, built: int, tiny_bundle_path, monkeypatch) -> None:
+    """The last line of a build that fails is what is reported; nothing is built that this GPU could not run."""
     commands = []
+    monkeypatch.setattr(engines, "packages", SimpleNamespace(load=lambda name: None))
+    monkeypatch.setattr(engines, "tensorrt_package", fake_package)
+    monkeypatch.setattr(engines, "gpu_device", lambda: GpuDevice("a GPU", capability))
 
     def run(words, **options):
         commands.append(words[3:])
@@ -347,9 +354,11 @@ def test_engines_that_are_built_are_built_first(tiny_bundle_path) -> None:
     bundle = Bundle.open(tiny_bundle_path)
     backends = [entry for entry in engines.gpu_backends(bundle, run) if entry[0].startswith("tensorrt")]
     found = collected(engines.engine_rows(bundle, backends, TimeBudget(math.inf), seconds=0.0))
-    assert found.engines == () and {entry.why for entry in found.undone} == {"TensorRT needs a GPU"}
-    assert ["build", str(bundle.path), "--engine", "tensorrt-rtx", "--precision", "fp16", "--quiet"] in commands
-    assert len(commands) == len(backends) == 4
+    assert found.engines == () and len(found.undone) == len(backends) == 4
+    whys = [entry.why for entry in found.undone]
+    assert whys.count("TensorRT needs a GPU") == len(commands) == built
+    assert sum("tensorrt-rtx 1.7.1 does not support this GPU" in why for why in whys) == 4 - built
+    assert ["build", str(bundle.path), "--engine", "tensorrt", "--precision", "fp16", "--quiet"] in commands
 
 
 def test_an_engine_that_is_refused_is_named_with_its_own_words(tiny_bundle_path) -> None:
