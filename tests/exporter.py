@@ -1,6 +1,6 @@
 """PyTorch's exporter, quicker: it gathers its two thousand operators anew for every graph, a quarter of an export.
 
-Here they are gathered once a process. What runs in processes of its own (`dovit` in conftest.py) does as always.
+Here they are gathered once a process, in those that the fork server makes, too; a new interpreter does as always.
 """
 
 from __future__ import annotations

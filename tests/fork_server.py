@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.exporter import gather_operators_once
+
 HEAVY = (
     *("torch", "onnx", "onnxscript", "onnxruntime", "cv2", "av", "PIL.Image", "safetensors.torch", "matplotlib.figure"),
 )
@@ -150,6 +152,8 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(dovit_deploy.__path__, "dovit_deploy."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    # Half a second for each graph of an export but its first.
+    gather_operators_once()
 
 
 def become(script: str | None, arguments: list[str], folder: str, ends: list[int]) -> None:
