@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -19,6 +18,7 @@ from dovit_deploy.engines.plugins.library import (
 from dovit_deploy.engines.plugins.loaded import HeldKernels
 from dovit_deploy.engines.tensorrt.record import BuildRequest, engine_key
 from dovit_deploy.errors import EnvironmentProblem, PackageMissing
+from tests.engines.tensorrt.bindings import RTX, FakeOf, all_bindings
 from tests.engines.tensorrt.fake_builder import fake_package
 
 
@@ -75,22 +75,19 @@ def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
             asked()
 
 
-class Registry:
+class Registry(FakeOf, of="IPluginRegistry"):
     def __init__(self, handle) -> None:
-        self.handle, self.loaded = handle, []
+        super().__init__(all_bindings()[RTX])
+        self._handle, self._loaded = handle, []
 
-    def load_library(self, path: str):
-        self.loaded.append(path)
-        return self.handle
+    def load_library(self, plugin_path: str):
+        self._loaded.append(plugin_path)
+        return self._handle
 
 
 def package(handle):
-    made = fake_package()
-    module = ModuleType("tensorrt")
-    module.registry = Registry(handle)
-    module.get_plugin_registry = lambda: module.registry
-    object.__setattr__(made, "module", module)
-    return made
+    registry = Registry(handle)
+    return fake_package(fakes={"get_plugin_registry": lambda: registry})
 
 
 def test_a_library_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +102,7 @@ def test_a_library_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(VARIABLE, str(tmp_path / "good.so"))
     made = package("handle")
     assert [registered_plugins(made) for _ in range(2)] == ["handle"] * 2
-    assert made.module.registry.loaded == [str(tmp_path / "good.so")]
+    assert made.module.get_plugin_registry()._loaded == [str(tmp_path / "good.so")]
 
 
 def test_python_plugins_need_what_compiles_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from dovit_deploy.engines.plugins.library import KINDS, _plugin_class, plugin_cr
 from dovit_deploy.graphs.plugins import DOMAIN, GATHER, INDEX, PARTITION, SCATTER, SCATTER_VALID, VERSION
 from tests.csrc.host_kernels import HostDriver, host_library
 from tests.engines.plugins.reference import compacted, gathered, scattered
-from tests.engines.tensorrt.bindings import RTX, all_bindings, fake_module
+from tests.engines.tensorrt.bindings import RTX, FakeOf, all_bindings, fake_module
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx (pip install tensorrt-rtx-cu13)"
@@ -33,6 +32,14 @@ FAKE = fake_module(all_bindings()[RTX], {"PluginFieldCollection": list})
 """Only the Python side is tried here: its classes have the names of TensorRT's, and do nothing."""
 
 
+class Description(FakeOf, of="PluginTensorDesc"):
+    dims = type = None
+
+    def __init__(self, array) -> None:
+        super().__init__(all_bindings()[RTX])
+        self.dims, self.type = array.shape, array.dtype
+
+
 @pytest.fixture
 def run(host_kernels, monkeypatch):
     """`enqueue` of the plugin called `name`, on the CPU."""
@@ -40,9 +47,7 @@ def run(host_kernels, monkeypatch):
 
     def enqueue(name, inputs, outputs):
         plugin = _plugin_class(FAKE)(next(kind for kind in KINDS if kind.name == name)).attach_to_context(None)
-        descriptions = [
-            [SimpleNamespace(dims=array.shape, type=array.dtype) for array in arrays] for arrays in (inputs, outputs)
-        ]
+        descriptions = [[Description(array) for array in arrays] for arrays in (inputs, outputs)]
         addresses = [[array.ctypes.data for array in arrays] for arrays in (inputs, outputs)]
         plugin.enqueue(*descriptions, *addresses, 0, 5)
 
