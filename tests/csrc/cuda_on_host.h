@@ -106,6 +106,16 @@ inline void launch(unsigned blocks, dim3 block, std::function<void()> kernel) {
     }
 }
 
+// `kernel<<<blocks, block, shared, stream>>>` as a function of the kernel's arguments; done at once, on no stream.
+template <typename... Parameters>
+auto kernel_call(void (*kernel)(Parameters...), unsigned blocks, dim3 block, unsigned, void*) {
+    return [=](Parameters... arguments) { launch(blocks, block, [=] { kernel(arguments...); }); };
+}
+template <typename... Parameters>
+auto kernel_call(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, unsigned shared, void* stream) {
+    return kernel_call(kernel, blocks, dim3{threads, 1, 1}, shared, stream);
+}
+
 inline int exchanged(int value, unsigned partner) {
     slots[current] = value;
     meet("shuffle: written");
