@@ -134,6 +134,55 @@ class TraceRow(Record):
     """Names of the attention kernels."""
 
 
+class DenseRatio(Record):
+    """Dense in one of the ways in which PyTorch runs it, beside one graph a frame."""
+
+    name: str
+    latency: Latency
+    ratio: float
+    """Median of paired ratios: dense over one graph a frame."""
+
+
+class FrameRow(Record):
+    """A frame as one CUDA graph, against dense and against the same stages one by one, interleaved."""
+
+    model: str
+    """S, B or L."""
+    pixels: int
+    images: int
+    profile: str
+    attention: str
+    kept: tuple[float, ...]
+    """Mean share of all tokens entering each stage behind a gate."""
+    buckets: tuple[tuple[int, ...], ...]
+    """Behind each gate, the token counts of the whole batch that were captured."""
+    chosen: tuple[int, ...]
+    """The one of them that the device chose."""
+    dense: tuple[DenseRatio, ...]
+    staged: Latency
+    staged_ratio: float
+    """Median of paired ratios: stages over one graph."""
+    one_graph: Latency
+    images_per_s: float
+    predicted: float
+    """Dense MACs over actual MACs."""
+    graph_seconds: float
+    """To make the graph runnable."""
+    graph_bytes: int
+    """Device memory that this took."""
+    graph_nodes: int
+
+    @property
+    def efficiency(self) -> float:
+        """How much faster it is than the fastest dense way, over what the MACs predict."""
+        return min((way.ratio for way in self.dense), default=0.0) / self.predicted
+
+    @property
+    def aim(self) -> float:
+        """The efficiency to reach: of a batch in images a second, of one image in latency."""
+        return PACKED_AIM if self.images > 1 else AIMS[self.model]
+
+
 class Boundary(Record):
     """What token passing costs at a gate: everything kept, staged less dense, over the number of gates."""
 
@@ -198,6 +247,7 @@ class GpuReport(Record):
     boundaries: tuple[Boundary, ...] = ()
     baselines: tuple[BaselineRow, ...] = ()
     traces: tuple[TraceRow, ...] = ()
+    frames: tuple[FrameRow, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     undone: tuple[Undone, ...] = ()
     """Parts of sections that this machine or the time did not allow."""

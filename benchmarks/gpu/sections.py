@@ -16,7 +16,9 @@ from dovit_deploy.engines.plugins.kernels import TokenKernels
 from gpu.baselines import dense_baselines, dense_in_fp8
 from gpu.cases import cases_on, conditions_on, run_cases
 from gpu.engines import bundle_spec, engine_rows, gpu_backends, random_bundle
+from gpu.frames import frame_cases, frame_rows
 from gpu.kernels import MASKS, TOTALS, bandwidths, kernel_checks
+from gpu.one_graph import gpu_builder
 from gpu.programs import memory_outcomes, plugin_outcomes
 from gpu.result import Gpu, Outcome
 from gpu.section import Bench, Found, NotDone, ProofSection
@@ -80,6 +82,12 @@ def batches(bench: Bench) -> Iterator[Found]:
     yield from run_cases(cases_on(bench, batches=True), bench, conditions_on(bench.device))
 
 
+def frames(bench: Bench) -> Iterator[Found]:
+    """A frame as one CUDA graph, against stages and dense."""
+    conditions = conditions_on(bench.device)
+    yield from frame_rows(frame_cases(bench), bench, conditions, lambda: gpu_builder(bench.device))
+
+
 def engines(bench: Bench) -> Iterator[Found]:
     """The registry's engines for GPUs, on a bundle that is exported here."""
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
@@ -105,6 +113,7 @@ SECTIONS = (
     ProofSection("host syncs, counted in traces", frame_traces, seconds=90),
     ProofSection("dense baselines", dense_baselines, seconds=180),
     ProofSection("dense in fp8", dense_in_fp8, seconds=120),
+    ProofSection("one graph a frame", frames, seconds=240, only_gpu=True),
     ProofSection("staged against dense, batches", batches, seconds=240),
     ProofSection("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
     ProofSection("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),

@@ -14,7 +14,7 @@ from pathlib import Path
 from report import between_marks
 
 from gpu.models import EVERYTHING, PROFILES
-from gpu.result import AIMS, PACKED_AIM, BaselineRow, GpuReport, StagedRow, TraceRow
+from gpu.result import AIMS, PACKED_AIM, BaselineRow, FrameRow, GpuReport, StagedRow, TraceRow
 
 NOT_RUN = "Not measured: there was no GPU. `make prove-gpu` fills this table on a machine with one."
 
@@ -187,9 +187,37 @@ def engines_table(report: GpuReport) -> str:
     return _table(head, rows)
 
 
+def frames_table(report: GpuReport) -> str:
+    """One graph a frame beside the stages one by one and every dense way, with what is aimed at."""
+    if not report.frames:
+        return NOT_RUN
+    rows = []
+    for row in report.frames:
+        dense = "; ".join(f"{way.name} {way.latency.p50:.2f} ({way.ratio:.2f}x)" for way in row.dense)
+        reached = "reached" if row.efficiency >= row.aim else "missed"
+        rows.append(
+            (
+                _case(row),
+                row.profile,
+                dense,
+                f"{row.staged.p50:.2f} ({row.staged_ratio:.2f}x)",
+                f"{row.one_graph.p50:.2f} / {row.one_graph.p99:.2f}",
+                f"{row.images_per_s:.0f}",
+                f"{row.predicted:.2f}x",
+                f"{row.efficiency:.2f}",
+                f"{row.aim:.2f} {reached}",
+                f"{row.graph_nodes} nodes, {row.graph_seconds:.2f} s, {row.graph_bytes / 1e6:.0f} MB",
+            )
+        )
+    times = ("dense ms p50 (one graph is faster)", "stages ms p50", "one graph ms p50 / p99", "images/s")
+    head = ("", "kept", *times, "by MACs", "efficiency", "aim", "the graph")
+    return _table(head, rows)
+
+
 TABLES = {
     "proved": proved_table,
     "latency": latency_table,
+    "frames": frames_table,
     "break-even": break_even_table,
     "baselines": baselines_table,
     "traces": traces_table,
@@ -211,7 +239,7 @@ def write_tables(report: GpuReport, page: Path) -> None:
     page.write_text(text)
 
 
-def _case(row: StagedRow | BaselineRow | TraceRow) -> str:
+def _case(row: StagedRow | BaselineRow | TraceRow | FrameRow) -> str:
     return f"ViT-{row.model} {row.pixels} px, {row.images} image{'s' if row.images > 1 else ''}"
 
 

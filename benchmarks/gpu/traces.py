@@ -118,7 +118,12 @@ def _traces(case: Case, conditions: Conditions) -> Iterator[Found]:
     staged = StagedRunner(model, case.images, conditions.attend, step=conditions.step)
     thresholds_for(staged, pixels, PROFILES[PARITY_PROFILE])
     for way, run in (("dense", lambda: dense.run(pixels)), ("staged", lambda: staged.run(pixels))):
-        events = traced_events(run, conditions.finish)
-        if conditions.device.type == "cuda" and not any(event.get("cat") in CALLS for event in events):
-            raise NotDone("the profiler shows no calls of CUDA (CUPTI cannot be used here)")
-        yield "traces", trace_row(case, way, events)
+        yield from traced(case, way, run, conditions)
+
+
+def traced(case: Case, way: str, run: Callable[[], object], conditions: Conditions) -> Iterator[Found]:
+    """The row of `run`; raises NotDone where a GPU's calls cannot be observed."""
+    events = traced_events(run, conditions.finish)
+    if conditions.device.type == "cuda" and not any(event.get("cat") in CALLS for event in events):
+        raise NotDone("the profiler shows no calls of CUDA (CUPTI cannot be used here)")
+    yield "traces", trace_row(case, way, events)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import sys
 import traceback
 import weakref
@@ -24,11 +25,15 @@ from tests.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu import switch_graph
+from gpu import frames, switch_graph
+from gpu.baselines import DenseWay
+from gpu.cases import conditions_on
+from gpu.frames import checked_counts, frame_cases, frame_rows
 from gpu.models import random_model, random_pixels, vit_spec
 from gpu.one_graph import GraphBuilder, OneGraphRunner, sizes_around
 from gpu.packed_runner import StagedRunner
 from gpu.packed_stages import masked_attention
+from gpu.section import Bench, NotDone, TimeBudget
 from gpu.switch_graph import Switch, add_nodes, check_captured, frame_graph, nodes_in
 
 from dovit_deploy.errors import DeviceFailed, ProviderMissing
@@ -317,6 +322,46 @@ def the_cost_is_reported(graphs: Graphs) -> None:
     one.close()
 
 
+def the_section_measures_every_profile(graphs: Graphs) -> None:
+    """The whole section on tiny models; a batch has one profile, and compiling is left to GPUs."""
+    bench = Bench(CPU, TimeBudget(math.inf), lambda line: None)
+    found = list(frame_rows(frame_cases(bench), bench, conditions_on(CPU), graphs.builder))
+    assert [field for field, _ in found] == ["frames", "frames", "traces", "frames", "frames"], found
+    rows, trace = [row for field, row in found if field == "frames"], found[2][1]
+    assert trace.way == "one graph a frame" and trace.host_syncs == 0
+    assert [(row.images, row.profile) for row in rows] == [(1, "p70"), (1, "p45"), (1, "p12"), (3, "p45")]
+    for row in rows:
+        assert [way.name for way in row.dense] == [way.name for way in frames.WAYS]
+        assert all(chosen in sizes for chosen, sizes in zip(row.chosen, row.buckets, strict=True))
+        assert row.graph_nodes > 10 and row.images_per_s > 0 and row.efficiency > 0
+    assert rows[0].predicted < rows[1].predicted < rows[2].predicted
+
+
+def a_dense_way_that_is_missing_is_named(graphs: Graphs) -> None:
+    def missing(model):
+        raise NotDone("no compiler")
+
+    bench, ways = Bench(CPU, TimeBudget(math.inf), lambda line: None), frames.WAYS
+    frames.WAYS = (ways[0], DenseWay("compiled", missing))
+    try:
+        first = next(iter(frame_cases(bench)))
+        (field, undone), *rows = frame_rows([first], bench, conditions_on(CPU), graphs.builder)
+    finally:
+        frames.WAYS = ways
+    assert (field, undone.what, undone.why) == ("undone", "ViT-S 80 px, 1 image, dense compiled", "no compiler")
+    assert len(rows) == 4 and [way.name for way in rows[0][1].dense] == ["as PyTorch picks"]
+
+
+def a_graph_that_runs_no_stage_is_found_out(graphs: Graphs) -> None:
+    """Its logits are those of the frame before, or none."""
+    one = OneGraphRunner(runner(1, [[8, SPEC.tokens]] * 3), graphs.builder())
+    pixels = random_pixels(SPEC, 1, CPU)
+    assert checked_counts(one, pixels)
+    one._graph.launch = lambda stream: None
+    with pytest.raises(AssertionError, match="differ from those of the stages by nan"):
+        checked_counts(one, pixels)
+
+
 def buckets_lie_around_what_is_expected(graphs: Graphs) -> None:
     del graphs
     assert sizes_around([1000, 500, 90], 2304, 128) == [
@@ -338,6 +383,9 @@ CHECKS = (
     too_many_buckets_and_wrong_ones_are_refused,
     an_old_driver_is_refused,
     the_cost_is_reported,
+    the_section_measures_every_profile,
+    a_dense_way_that_is_missing_is_named,
+    a_graph_that_runs_no_stage_is_found_out,
     buckets_lie_around_what_is_expected,
 )
 

@@ -24,7 +24,7 @@ from gpu.kernels import kernel_checks
 from gpu.latency import Paired, latency, paired
 from gpu.models import EVERYTHING, PIXELS, PROFILES, TINY_PIXELS, WIDTHS, Case, TinyCase
 from gpu.packed_stages import masked_attention
-from gpu.result import AIMS, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
+from gpu.result import AIMS, DenseRatio, FrameRow, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
 from gpu.section import Bench, Found, NotDone, TimeBudget
 from gpu.sections import GPU_ITSELF, SECTIONS
 from gpu.tables import NOT_RUN, TABLES, mark, write_tables
@@ -410,6 +410,37 @@ def test_aims_stand_beside_what_was_reached() -> None:
     assert lines[2].endswith("| 1.50x | 1.60x | 0.94 | 0.92 reached |")
     assert lines[3].endswith("| 0.75 | 0.85 missed |")
     assert lines[4].endswith("| 0.94 |  |") and lines[5].endswith("| 0.94 |  |")
+
+
+def test_one_graph_is_held_to_the_fastest_dense_way() -> None:
+    def frame(images: int, *ratios: float) -> FrameRow:
+        ways = [DenseRatio(name=f"way {n}", latency=Latency(p50=2.0, p99=2.5), ratio=r) for n, r in enumerate(ratios)]
+        return FrameRow(
+            model="S",
+            pixels=768,
+            images=images,
+            profile="p45",
+            attention="packed",
+            kept=(0.7, 0.45, 0.3),
+            buckets=((128, 256),) * 3,
+            chosen=(256, 128, 128),
+            dense=tuple(ways),
+            staged=Latency(p50=1.5, p99=1.6),
+            staged_ratio=1.25,
+            one_graph=Latency(p50=1.2, p99=1.3),
+            images_per_s=833.0,
+            predicted=2.0,
+            graph_seconds=0.12,
+            graph_bytes=5_000_000,
+            graph_nodes=640,
+        )
+
+    lines = tables.frames_table(report_of(frames=[frame(1, 1.9, 1.6), frame(32, 1.9, 1.6)])).splitlines()
+    dense = "| way 0 2.00 (1.90x); way 1 2.00 (1.60x) "
+    assert f"{dense}| 1.50 (1.25x) | 1.20 / 1.30 | 833 | 2.00x | 0.80 | 0.75 reached |" in lines[2]
+    assert lines[2].endswith("| 640 nodes, 0.12 s, 5 MB |")
+    assert "| 0.80 | 0.90 missed |" in lines[3]
+    assert report_of(frames=[frame(1, 0.5)]).failures == (), "slow is not wrong"
 
 
 def test_where_dense_is_faster_the_map_says_so() -> None:

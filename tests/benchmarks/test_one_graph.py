@@ -30,6 +30,9 @@ CHECKS = (
     "too_many_buckets_and_wrong_ones_are_refused",
     "an_old_driver_is_refused",
     "the_cost_is_reported",
+    "the_section_measures_every_profile",
+    "a_dense_way_that_is_missing_is_named",
+    "a_graph_that_runs_no_stage_is_found_out",
     "buckets_lie_around_what_is_expected",
 )
 
