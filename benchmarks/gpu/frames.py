@@ -33,7 +33,7 @@ from gpu.one_graph import GraphBuilder, OneGraphRunner, sizes_around
 from gpu.packed_runner import DenseRunner, StagedRunner
 from gpu.packed_stages import masked_attention
 from gpu.parity import HALF_TOLERANCE
-from gpu.result import DenseRatio, FrameRow, Undone
+from gpu.result import DenseRatio, OneGraphRow, Undone
 from gpu.section import Bench, Found, attempted
 from gpu.traces import traced
 
@@ -127,7 +127,7 @@ class Contest:
     dense: dict[str, Run]
 
 
-def measured_frame(contest: Contest) -> FrameRow:
+def measured_frame(contest: Contest) -> OneGraphRow:
     """One graph against each other way, in pairs.
 
     Raises:
@@ -145,7 +145,7 @@ def measured_frame(contest: Contest) -> FrameRow:
     # Of all pairs: one graph ran in each of them.
     own = tuple(second for times in (*ways.values(), stages) for second in times.second)
     case = contest.case
-    return FrameRow(
+    return OneGraphRow(
         model=case.size,
         pixels=case.pixels,
         images=case.images,

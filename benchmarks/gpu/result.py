@@ -143,7 +143,7 @@ class DenseRatio(Record):
     """Median of paired ratios: dense over one graph a frame."""
 
 
-class FrameRow(Record):
+class OneGraphRow(Record):
     """A frame as one CUDA graph, against dense and against the same stages one by one, interleaved."""
 
     model: str
@@ -247,7 +247,7 @@ class GpuReport(Record):
     boundaries: tuple[Boundary, ...] = ()
     baselines: tuple[BaselineRow, ...] = ()
     traces: tuple[TraceRow, ...] = ()
-    frames: tuple[FrameRow, ...] = ()
+    frames: tuple[OneGraphRow, ...] = ()
     engines: tuple[EngineRow, ...] = ()
     undone: tuple[Undone, ...] = ()
     """Parts of sections that this machine or the time did not allow."""

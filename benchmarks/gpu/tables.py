@@ -14,7 +14,7 @@ from pathlib import Path
 from report import between_marks
 
 from gpu.models import EVERYTHING, PROFILES
-from gpu.result import AIMS, PACKED_AIM, BaselineRow, FrameRow, GpuReport, StagedRow, TraceRow
+from gpu.result import AIMS, PACKED_AIM, BaselineRow, GpuReport, OneGraphRow, StagedRow, TraceRow
 
 NOT_RUN = "Not measured: there was no GPU. `make prove-gpu` fills this table on a machine with one."
 
@@ -239,7 +239,7 @@ def write_tables(report: GpuReport, page: Path) -> None:
     page.write_text(text)
 
 
-def _case(row: StagedRow | BaselineRow | TraceRow | FrameRow) -> str:
+def _case(row: StagedRow | BaselineRow | TraceRow | OneGraphRow) -> str:
     return f"ViT-{row.model} {row.pixels} px, {row.images} image{'s' if row.images > 1 else ''}"
 
 

@@ -24,7 +24,7 @@ from gpu.kernels import kernel_checks
 from gpu.latency import Paired, latency, paired
 from gpu.models import EVERYTHING, PIXELS, PROFILES, TINY_PIXELS, WIDTHS, Case, TinyCase
 from gpu.packed_stages import masked_attention
-from gpu.result import AIMS, DenseRatio, FrameRow, Gpu, GpuReport, Latency, Outcome, StagedRow, Undone
+from gpu.result import AIMS, DenseRatio, Gpu, GpuReport, Latency, OneGraphRow, Outcome, StagedRow, Undone
 from gpu.section import Bench, Found, NotDone, TimeBudget
 from gpu.sections import GPU_ITSELF, SECTIONS
 from gpu.tables import NOT_RUN, TABLES, mark, write_tables
@@ -413,9 +413,9 @@ def test_aims_stand_beside_what_was_reached() -> None:
 
 
 def test_one_graph_is_held_to_the_fastest_dense_way() -> None:
-    def frame(images: int, *ratios: float) -> FrameRow:
+    def frame(images: int, *ratios: float) -> OneGraphRow:
         ways = [DenseRatio(name=f"way {n}", latency=Latency(p50=2.0, p99=2.5), ratio=r) for n, r in enumerate(ratios)]
-        return FrameRow(
+        return OneGraphRow(
             model="S",
             pixels=768,
             images=images,
