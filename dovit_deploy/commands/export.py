@@ -94,11 +94,11 @@ def export(
     )
     for line in source.remarks:
         console.remark(f"{source_path.name}: {line}", quiet=not verbose)
+    if source.assumed:
+        console.remark(f"{source.assumed} (--positions)", quiet=quiet)
     plan = ExportPlan.resolve(
         source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite, compact=compact
     )
-    if source.assumed:
-        console.remark(f"{source.assumed} (--positions)", quiet=quiet)
     for line in _assumptions(plan.manifest):
         console.remark(line, quiet=quiet)
     bundle, report = _exported(plan, request, _parity_pixels(plan.manifest, parity_images), quiet=quiet)

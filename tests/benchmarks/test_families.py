@@ -9,23 +9,21 @@ from families import MARK, NetworkRow, figures_of, main, table
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.families.cost import cost_model
-from tests.bundles import export, export_tiny
-from tests.tiny import tiny_spec
+from tests.bundles import export
+from tests.datasets.labelled_folder import write_labelled
 from tests.tiny_evovit import tiny_deit_spec, tiny_evo_checkpoint
-from tests.train.tiny_folder import write_folder
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("families")
-    export_tiny(tiny_spec(size=(40, 56), classes=4, gates=(1,), depth=2, head="linear"), folder / "gated.dovit")
-    export(tiny_evo_checkpoint(tiny_deit_spec(size=(40, 56), classes=4, head="linear")), folder / "share.dovit")
-    return folder / "gated.dovit", folder / "share.dovit"
+def bundles(tiny_bundle_path, tmp_path_factory):
+    share = tmp_path_factory.mktemp("families") / "share.dovit"
+    export(tiny_evo_checkpoint(tiny_deit_spec(size=(40, 56), head="linear")), share)
+    return tiny_bundle_path, share
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data") / "set", images=3)
+    return write_labelled(tmp_path_factory.mktemp("data") / "set", images=3, split="train")
 
 
 def test_every_network_runs_as_deployed_and_dense(bundles, data):
@@ -33,7 +31,7 @@ def test_every_network_runs_as_deployed_and_dense(bundles, data):
     report = figures_of(data, ["train"], None, [gated, share])
     (split,) = report["splits"]
     rows = [NetworkRow.model_validate(row) for row in split["rows"]]
-    assert [row.name for row in rows] == ["gated, nothing saved", "gated", "share, nothing saved", "share"]
+    assert [row.name for row in rows] == ["tiny, nothing saved", "tiny", "share, nothing saved", "share"]
     assert rows[0].drop == 0 and rows[0].drop_interval is None and rows[0].speedup == 1
     cost = cost_model(Bundle.open(share).manifest.spec)
     kept = Bundle.open(share).manifest.spec.counts

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from dovit_deploy.checkpoints.backbone import backbone_from_path
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+from dovit_deploy.cli import _application, _run
 from dovit_deploy.errors import CheckpointMismatch, ConfigError, NetworkUnknown
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from tests.families.vit.test_dinov2 import SIZES, head_state, patches_of
@@ -136,7 +137,7 @@ def test_what_no_key_shows_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("registers", [0, 4])
 def test_a_dinov2_without_its_mask_token_keeps_its_licence_and_says_what_is_assumed(
-    tmp_path: Path, registers: int
+    tmp_path: Path, registers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # timm's file and one of DINOv2's own code without the token have the same names.
     options = {"embed_dim": 384, "depth": 1, "num_heads": 6, "init_values": 0.1, "reg_tokens": registers}
@@ -147,6 +148,11 @@ def test_a_dinov2_without_its_mask_token_keeps_its_licence_and_says_what_is_assu
     # With registers both resize alike.
     assert ("resizes by scale" in found.assumed) == (registers == 0)
     assert not backbone_from_path(path, positions="scale").assumed
+    save_file({"weight": torch.zeros(2, 384)}, tmp_path / "head.safetensors")
+    for words, said in ((), registers == 0), (("--positions", "scale"), False):
+        command = ["export", "--backbone", path, "--head", tmp_path / "head.safetensors", "--size", "8x8", *words]
+        assert _run(_application(), list(map(str, command))) == 2
+        assert ("resizes by scale (--positions)" in capsys.readouterr().err.replace("\n", " ")) == said
     (tmp_path / "hub").mkdir()
     path.rename(tmp_path / "hub" / "model.safetensors")
     about = {"architecture": "vit_small_patch14_dinov2", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
