@@ -13,6 +13,7 @@ from dovit_deploy.bundle.parity import RunParity
 from gpu.latency import latency, paired
 from gpu.models import (
     EVERYTHING,
+    PIXELS,
     PROFILES,
     TINY_PIXELS,
     Case,
@@ -62,22 +63,23 @@ def conditions_on(device: torch.device) -> Conditions:
     return Conditions(device, torch.float16, attend, attention, torch.cuda.synchronize)
 
 
-def cases_on(bench: Bench, *, batches: bool) -> Iterator[Case]:
-    """Single images or batches: every case on a GPU, a tiny one on the CPU."""
-    cases = all_cases() if bench.on_gpu else (TinyCase("S", TINY_PIXELS, images) for images in (1, 3))
-    return (case for case in cases if (case.images > 1) == batches)
+AIMED_PIXELS = 768
+"""The size for which there are aims."""
+
+
+def cases_on(bench: Bench, *, batches: bool, aimed: bool) -> Iterator[Case]:
+    """Single images or batches, of the size that has aims or of the others; on the CPU a tiny case of either."""
+    if not bench.on_gpu:
+        return iter((TinyCase("S", TINY_PIXELS, 3 if batches else 1),))
+    return (case for case in all_cases() if (case.images > 1) == batches and (case.pixels == AIMED_PIXELS) == aimed)
 
 
 def all_cases() -> Iterator[Case]:
-    """The aims first, then the other sizes, then batches."""
-    for size in ("L", "B", "S"):
-        yield Case(size, 768, 1)
-    for pixels in (512, 1024):
-        for size in ("L", "B", "S"):
-            yield Case(size, pixels, 1)
-    for pixels in (768, 512, 1024):
-        for size in ("B", "S", "L"):
-            yield Case(size, pixels, BATCH)
+    """Single images, then batches; in each the size with aims first."""
+    for images in (1, BATCH):
+        for pixels in (AIMED_PIXELS, *(other for other in PIXELS if other != AIMED_PIXELS)):
+            for size in ("L", "B", "S"):
+                yield Case(size, pixels, images)
 
 
 def run_cases(cases: Iterable[Case], bench: Bench, conditions: Conditions) -> Iterator[Found]:

@@ -14,17 +14,19 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from dovit_deploy.interruption import signal_name
 from gpu.result import SectionOutcome
-from gpu.section import ABSENT, Bench, Found, ProofSection, error_line, said
+from gpu.section import ABSENT, Bench, Found, ProofSection, TimeBudget, error_line, said
 
 FORK = multiprocessing.get_context("fork")
 STDERR = 2
+OWN_SHARE = 0.9
+"""Of a section's time, what its parts may plan with."""
 LOOK_S = 0.1
 """Seconds between two looks at whether a silent process still lives."""
 END_S = 10.0
@@ -49,6 +51,8 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
     if (missing := bench.budget.lacks(section.name, section.least)) is not None:
         return SectionOutcome(name=section.name, outcome="not done", why=missing.why, seconds=0.0)
     limit = min(section.seconds, bench.budget.left)
+    # What knows how long it takes stops by itself, before it is killed.
+    bench = replace(bench, budget=TimeBudget(min(bench.budget.end, start + OWN_SHARE * limit)))
     receiver, sender = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_work, args=(section, bench, receiver, sender, limit))
     process.start()

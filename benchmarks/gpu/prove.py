@@ -34,7 +34,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 import torch
 from report import circumstances, command_text, errors_in_a_line, output_file
 
-from dovit_deploy.errors import OutputFailed
+from dovit_deploy.errors import OutputFailed, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.interruption import interruptible
 from gpu.child import run_section
@@ -164,20 +164,37 @@ def parser() -> argparse.ArgumentParser:
         default="cuda",
         help="cpu: tiny models, which prove code and no figure",
     )
+    result.add_argument(
+        "--only", action="append", metavar="WORDS", help="run sections whose names have these words; several add up"
+    )
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; run nothing")
     result.add_argument("--docs", type=Path, help="the page with the marks of the tables")
     return result
 
 
+def chosen_sections(only: Sequence[str] | None) -> tuple[ProofSection, ...]:
+    """The sections with any of `only` in their names; all where nothing is asked for.
+
+    Raises:
+        UsageError: no section's name has these words.
+    """
+    for words in only or ():
+        if not any(words in section.name for section in SECTIONS):
+            names = "; ".join(section.name for section in SECTIONS)
+            raise UsageError(f"--only {words!r}: no section has this in its name", f"there are: {names}")
+    return tuple(section for section in SECTIONS if only is None or any(words in section.name for words in only))
+
+
 def proved(arguments: argparse.Namespace, command: str, start: float) -> tuple[GpuReport, bool]:
     """Run everything; the report, and whether the user interrupted it."""
+    chosen = (GPU_ITSELF, *chosen_sections(arguments.only))
     seconds = 60 * arguments.minutes
     budget = TimeBudget(start + seconds - min(ROOM_S, seconds / 4))
     report = GpuReport.model_validate({**circumstances(command), "minutes": arguments.minutes, "gpu": None})
     proof, interrupted = Proof(report, arguments.output), False
     with interruptible(), temporary_folder():
         try:
-            prove(proof, Bench(torch.device(arguments.device), budget, say), (GPU_ITSELF, *SECTIONS))
+            prove(proof, Bench(torch.device(arguments.device), budget, say), chosen)
         except KeyboardInterrupt:
             interrupted = True
         proof.finish()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from gpu.section import Bench, Found, NotDone, ProofSection
 from gpu.selftest import one_thread, selftest
 from gpu.traces import frame_traces
 
-PROGRAM_S, ENGINE_SECONDS = 120.0, 1.5
+PROGRAM_S, ENGINE_SECONDS = 100.0, 1.5
 
 
 def gpu_itself(bench: Bench) -> Iterator[Found]:
@@ -61,7 +62,7 @@ def kernels_alone(bench: Bench) -> Iterator[Found]:
 def device_memory(bench: Bench) -> Iterator[Found]:
     """Both packages for device memory."""
     del bench
-    yield from memory_outcomes(seconds=PROGRAM_S / 2)
+    yield from memory_outcomes(seconds=PROGRAM_S / 4)
 
 
 def plugins(bench: Bench) -> Iterator[Found]:
@@ -72,20 +73,15 @@ def plugins(bench: Bench) -> Iterator[Found]:
     yield from plugin_outcomes(bench.gpu.compute_capability, seconds=PROGRAM_S, headers=headers)
 
 
-def single_images(bench: Bench) -> Iterator[Found]:
-    """Staged against dense, one image."""
-    yield from run_cases(cases_on(bench, batches=False), bench, conditions_on(bench.device))
+def staged_against_dense(bench: Bench, *, batches: bool, aimed: bool) -> Iterator[Found]:
+    """Single images or packed batches, at the size that has aims or at the others."""
+    yield from run_cases(cases_on(bench, batches=batches, aimed=aimed), bench, conditions_on(bench.device))
 
 
-def batches(bench: Bench) -> Iterator[Found]:
-    """Staged against dense, packed batches."""
-    yield from run_cases(cases_on(bench, batches=True), bench, conditions_on(bench.device))
-
-
-def frames(bench: Bench) -> Iterator[Found]:
-    """A frame as one CUDA graph, against stages and dense."""
-    conditions = conditions_on(bench.device)
-    yield from frame_rows(frame_cases(bench), bench, conditions, lambda: gpu_builder(bench.device))
+def frames(bench: Bench, *, batches: bool) -> Iterator[Found]:
+    """A frame, or packed batches, as one CUDA graph, against stages and dense."""
+    cases = [case for case in frame_cases(bench) if (case.images > 1) == batches]
+    yield from frame_rows(cases, bench, conditions_on(bench.device), lambda: gpu_builder(bench.device))
 
 
 def engines(bench: Bench) -> Iterator[Found]:
@@ -106,17 +102,21 @@ def on_the_cpu(bench: Bench) -> Iterator[Found]:
                 bench.say(f"  {'ok' if found.ok else 'WRONG'}  {found.name}: {found.detail}")
 
 
+SINGLE, BATCHES = (partial(staged_against_dense, batches=batches) for batches in (False, True))
 GPU_ITSELF = ProofSection("the GPU", gpu_itself, seconds=60, only_gpu=True)
 SECTIONS = (
     ProofSection("token kernels and their bandwidth", kernels_alone, seconds=60, only_gpu=True),
-    ProofSection("staged against dense, one image", single_images, seconds=300),
-    ProofSection("host syncs, counted in traces", frame_traces, seconds=90),
-    ProofSection("dense baselines", dense_baselines, seconds=180),
-    ProofSection("dense in fp8", dense_in_fp8, seconds=120),
-    ProofSection("one graph a frame", frames, seconds=240, only_gpu=True),
-    ProofSection("staged against dense, batches", batches, seconds=240),
-    ProofSection("device memory by cuda-core and PyCUDA", device_memory, seconds=PROGRAM_S, only_gpu=True),
-    ProofSection("the C++ plugins' enqueue", plugins, seconds=2 * PROGRAM_S, only_gpu=True),
+    ProofSection("staged against dense: 768 px, one image", partial(SINGLE, aimed=True), seconds=120),
+    ProofSection("one graph a frame: one image", partial(frames, batches=False), seconds=120, only_gpu=True),
+    ProofSection("host syncs, counted in traces", frame_traces, seconds=60),
+    ProofSection("dense baselines", dense_baselines, seconds=120),
+    ProofSection("dense in fp8", dense_in_fp8, seconds=90),
+    ProofSection("staged against dense: 768 px, batches", partial(BATCHES, aimed=True), seconds=150),
+    ProofSection("one graph a frame: batches", partial(frames, batches=True), seconds=200, only_gpu=True),
+    ProofSection("device memory by cuda-core and PyCUDA", device_memory, seconds=60, only_gpu=True),
+    ProofSection("staged against dense: other sizes, one image", partial(SINGLE, aimed=False), 240, only_gpu=True),
+    ProofSection("staged against dense: other sizes, batches", partial(BATCHES, aimed=False), 300, only_gpu=True),
+    ProofSection("the C++ plugins' enqueue", plugins, seconds=240, only_gpu=True),
     ProofSection("self-test on the CPU", on_the_cpu, seconds=180, everywhere=True),
     ProofSection("engines of the registry", engines, seconds=300, least=60, only_gpu=True),
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from report import between_marks
 
+from gpu.cases import AIMED_PIXELS
 from gpu.models import EVERYTHING, PROFILES
 from gpu.result import AIMS, PACKED_AIM, BaselineRow, GpuReport, OneGraphRow, StagedRow, TraceRow
 
@@ -55,7 +56,7 @@ def latency_table(report: GpuReport) -> str:
     rows = []
     for row in report.staged:
         aim = None
-        if row.pixels == 768 and row.profile != EVERYTHING:
+        if row.pixels == AIMED_PIXELS and row.profile != EVERYTHING:
             aim = AIMS[row.model] if row.images == 1 else PACKED_AIM
         rows.append(
             (

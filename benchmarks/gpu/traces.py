@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gpu.cases import PARITY_PROFILE, Conditions, conditions_on
+from gpu.cases import AIMED_PIXELS, PARITY_PROFILE, Conditions, conditions_on
 from gpu.models import PROFILES, TINY_PIXELS, Case, TinyCase, random_model, random_pixels, thresholds_for
 from gpu.packed_runner import DenseRunner, StagedRunner
 from gpu.result import TraceRow
@@ -103,7 +103,7 @@ def frame_traces(bench: Bench) -> Iterator[Found]:
     conditions = conditions_on(bench.device)
     sizes = ("S", "B", "L") if bench.on_gpu else ("S",)
     for size in sizes:
-        case = Case(size, 768, 1) if bench.on_gpu else TinyCase(size, TINY_PIXELS, 1)
+        case = Case(size, AIMED_PIXELS, 1) if bench.on_gpu else TinyCase(size, TINY_PIXELS, 1)
         what = f"trace of {case.name}"
         if (missing := bench.budget.lacks(what, GUESS_TRACE_S if bench.on_gpu else 0.0)) is not None:
             yield "undone", missing

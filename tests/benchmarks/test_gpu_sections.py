@@ -156,6 +156,17 @@ def test_when_time_is_up_a_section_is_not_done_and_keeps_what_it_found() -> None
     assert (outcome.outcome, kept) == ("not done", []) and "about 10 are needed" in outcome.why
 
 
+def test_a_part_is_left_out_rather_than_killed() -> None:
+    """A section's own time is what its parts plan with, less a share."""
+
+    def plans(bench):
+        assert 17 < bench.budget.left <= 18
+        yield found(bench.budget.lacks("a part", 19).why)
+
+    outcome, kept = ran(plans, seconds=20.0)
+    assert outcome.outcome == "done" and kept == ["18 s remained, about 19 are needed"]
+
+
 # The report
 
 
