@@ -114,12 +114,12 @@ class PycudaMemory:
             self._stream.synchronize()
         for allocation in list(self._live.values()):
             allocation.free()
-        with suppress(self._driver.Error):
-            # Before the context goes: PyCUDA destroys a stream in the context in which it was created.
-            del self._stream
-            self._context.pop()
-            # Detached, not destroyed: the primary context belongs to every user of the GPU in this process.
-            self._context.detach()
+        # Before the context goes: PyCUDA destroys a stream in the context in which it was created.
+        del self._stream
+        # Detached, not destroyed: the primary context belongs to every user of the GPU in this process.
+        for leave in (self._context.pop, self._context.detach):
+            with suppress(self._driver.Error):
+                leave()
         self.stream = 0
 
 
