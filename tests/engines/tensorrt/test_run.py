@@ -161,11 +161,11 @@ def test_a_replay_may_keep_nothing_or_everything(bundle: Bundle, session: Sessio
 
 
 @pytest.mark.parametrize("version", [version for version in all_bindings() if version != RTX])
-def test_every_version_of_tensorrt_runs(version: str, bundle: Bundle, session: Session, tmp_path: Path) -> None:
+def test_every_version_of_tensorrt_runs(version: str, bundle: Bundle, session: Session, home: Path) -> None:
     """Of plain TensorRT, none has CUDA graphs of its own, a cache of kernels, or says what can be captured."""
     want = session.run(pixels_of(bundle))[0]
-    engines = built(bundle, EngineCache(tmp_path), version=version, precision="fp32", buckets=BUCKETS)
-    other = Bench(engines, tmp_path, version=version)
+    engines = built(bundle, EngineCache(home), version=version, precision="fp32", buckets=BUCKETS)
+    other = Bench(engines, home, version=version)
     with Session(bundle, backend=other.backend()) as opened:
         assert np.array_equal(opened.run(pixels_of(bundle))[0], want)
         assert opened.engine("stage1").graphs > 0
