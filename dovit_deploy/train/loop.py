@@ -16,6 +16,7 @@ from torch import nn
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.errors import CheckError, ConfigError, Interrupted
 from dovit_deploy.families.vit.network import VisionTransformer
+from dovit_deploy.printing import plural
 from dovit_deploy.train.batches import Batch, BatchMaker, Plan, Planner, batches
 from dovit_deploy.train.config import SKIP_STREAM, THRESHOLD_STREAM, Stopping, TrainConfig
 from dovit_deploy.train.data import TrainingData
@@ -251,7 +252,7 @@ class Trainer:
         taken = self.clock() - began
         if whole and taken > config.warm_up * whole > 0:
             remark(
-                f"fitting gates to {config.fitted} batches took {taken:.0f} s of the run, more than its warm-up "
+                f"fitting gates to {plural(config.fitted, 'batch', 'batches')} took {taken:.0f} s of the run, more than its warm-up "
                 f"({config.warm_up * whole:.0f} s)"
             )
 

@@ -185,7 +185,7 @@ def test_a_fit_that_outlasts_the_warm_up_is_said(tmp_path, data, warm_up):
     )
     trainer.fit(remark=lines.append)
     assert lines == (
-        ["fitting gates to 1 batches took 5 s of the run, more than its warm-up (1 s)"] if warm_up < 0.1 else []
+        ["fitting gates to 1 batch took 5 s of the run, more than its warm-up (1 s)"] if warm_up < 0.1 else []
     )
 
 
