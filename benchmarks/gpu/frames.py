@@ -86,20 +86,32 @@ def frame_case(case: Case, conditions: Conditions, builder: Callable[[], GraphBu
     dense: dict[str, Run] = {}
     for way in WAYS:
         yield from attempted(f"{case.name}, dense {way.name}", _added(dense, way, model, pixels))
-    chooser = StagedRunner(model, case.images, conditions.attend, step=conditions.step)
-    for profile, shares in PROFILES.items():
-        if case.images == 1 or profile == "p45":
-            thresholds = thresholds_for(chooser, pixels, shares)
-            counts = chooser.run(pixels).counts
-            sizes = sizes_around([sum(row) for row in counts], chooser.total, conditions.step)
-            staged = StagedRunner(model, case.images, conditions.attend, sizes=sizes)
-            staged.set_thresholds(thresholds)
-            one = OneGraphRunner(staged, builder())
-            yield "frames", measured_frame(Contest(case, profile, conditions, pixels, one, dense))
-            if case.images == 1 and profile == PARITY_PROFILE:
-                run = functools.partial(one.run, pixels)
-                yield from attempted(f"trace of {case.name}", traced(case, "one graph a frame", run, conditions))
-            one.close()
+    for profile in PROFILES if case.images == 1 else (PARITY_PROFILE,):
+        one = one_graph(model, pixels, profile, conditions, builder())
+        yield "frames", measured_frame(Contest(case, profile, conditions, pixels, one, dense))
+        one.close()
+
+
+def one_graph(
+    model: VisionTransformer, pixels: Tensor, profile: str, conditions: Conditions, builder: GraphBuilder
+) -> OneGraphRunner:
+    """The graph of a profile, with buckets around the counts that these very pixels have."""
+    chooser = StagedRunner(model, len(pixels), conditions.attend, step=conditions.step)
+    thresholds = thresholds_for(chooser, pixels, PROFILES[profile])
+    counts = [sum(row) for row in chooser.run(pixels).counts]
+    sizes = sizes_around(counts, chooser.total, conditions.step)
+    staged = StagedRunner(model, len(pixels), conditions.attend, sizes=sizes)
+    staged.set_thresholds(thresholds)
+    return OneGraphRunner(staged, builder)
+
+
+def frame_trace(case: Case, conditions: Conditions, builder: Callable[[], GraphBuilder]) -> Iterator[Found]:
+    """How often the host waits within a frame, read from a trace."""
+    model = random_model(case.spec, conditions.device).to(conditions.dtype)
+    pixels = random_pixels(case.spec, case.images, conditions.device).to(conditions.dtype)
+    one = one_graph(model, pixels, PARITY_PROFILE, conditions, builder())
+    yield from traced(case, "one graph a frame", functools.partial(one.run, pixels), conditions)
+    one.close()
 
 
 def _added(dense: dict[str, Run], way: DenseWay, model: VisionTransformer, pixels: Tensor) -> Iterator[Found]:
