@@ -251,10 +251,8 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         taken = self.clock() - began
         if whole and taken > config.warm_up * whole > 0:
-            remark(
-                f"fitting gates to {plural(config.fitted, 'batch', 'batches')} took {taken:.0f} s of the run, more than its warm-up "
-                f"({config.warm_up * whole:.0f} s)"
-            )
+            shown, warm_up = plural(config.fitted, "batch", "batches"), config.warm_up * whole
+            remark(f"fitting gates to {shown} took {taken:.0f} s of the run, more than its warm-up ({warm_up:.0f} s)")
 
     def plans(self, stop_after: int | None) -> Iterator[Plan]:
         """The plans of the steps to come; made ahead, they take the progress of a timed run as it is then."""
