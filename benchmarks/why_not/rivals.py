@@ -2,7 +2,7 @@
 
     python benchmarks/why_not/rivals.py CAMVID --runs runs --ours class \\
         --rivals class-dense class-dense-392x294 class-10-layers class-8-layers class-6-layers --seeds 0 1 2 \\
-        --threshold 0.9 --smaller 294x392 --merge 16 32 48 --split train:0006R0 --split val \\
+        --frozen frozen.json --smaller 294x392 --merge 16 32 48 --split train:0006R0 --split val \\
         --runtimes onnxruntime:fp32 onnxruntime:int8 openvino:fp32 openvino:bf16 openvino:int8 \\
         --calibration CAMVID:train:@benchmarks/protocol/fit.txt --work work/rivals \\
         -o benchmarks/results/rivals.json --docs docs/benchmarks.md
@@ -29,6 +29,7 @@ from tempfile import TemporaryDirectory
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from protocol.frozen import check_bundle, frozen_from_file
 from report import at_least, command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
 from dovit_deploy.bundle.bundle import Bundle, file_entry
@@ -61,6 +62,10 @@ class Exports:
     calibration: str | None
     """Images for 8 bits; None: no runtime computes in them."""
 
+    def checkpoint(self, name: str, seed: int) -> Path:
+        """Of a run."""
+        return self.runs / f"{name}-seed{seed}" / "checkpoint"
+
     def bundle(self, name: str, seed: int, *, size: str | None = None, ours: bool = False) -> Path:
         """The bundle of a run, exported unless it is there.
 
@@ -74,7 +79,7 @@ class Exports:
             InputError: there is no such run, or it has not ended.
             CheckError: the bundle that is there was made of other weights, or has not what is needed.
         """
-        checkpoint, at = self.runs / f"{name}-seed{seed}" / "checkpoint", size or self.size
+        checkpoint, at = self.checkpoint(name, seed), size or self.size
         if not (checkpoint / WEIGHTS).is_file():
             raise InputError(f"{checkpoint}: there is no such run, or it has not ended")
         path = self.folder / f"{name}-seed{seed}{'' if at is None else f'-{at}'}.dovit"
@@ -100,8 +105,11 @@ def alternatives(exports: Exports, options: argparse.Namespace, seed: int) -> Al
 
     Raises:
         UsageError: a rival is nothing that is compared, or there are two of a kind.
+        CheckError: ours is not what was frozen.
     """
     ours = exports.bundle(options.ours, seed, ours=True)
+    if options.frozen is not None:
+        check_bundle(frozen_from_file(options.frozen), exports.checkpoint(options.ours, seed), Bundle.open(ours))
     spec = Bundle.open(ours).manifest.spec
     kinds: dict[str, list[Path]] = {"dense-trained": [], "smaller": [], "shallower": []}
     for name in options.rivals:
@@ -221,6 +229,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rivals", nargs="+", metavar="NAME", help="of the static ones, the dense-trained among them")
     result.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
     result.add_argument("--threshold", metavar="T[,T...]", help="of ours: the operating point that was chosen before")
+    result.add_argument("--frozen", type=Path, metavar="JSON", help="... as `protocol/frozen.py freeze` wrote it down")
     result.add_argument("--curve", nargs="*", default=[], metavar="T", help="further thresholds")
     result.add_argument("--size", metavar="HxW", help="of all inputs; default: as each was trained")
     result.add_argument("--smaller", nargs="*", default=[], metavar="HxW", help="ours dense at these inputs")
@@ -240,7 +249,11 @@ def parser() -> argparse.ArgumentParser:
 
 def check(command_line: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what cannot be meant."""
-    needed = ("dataset", "runs", "ours", "rivals", "threshold", "work")
+    if (options.threshold is None) == (options.frozen is None):
+        command_line.error("one of --threshold and --frozen is needed, or --tables")
+    if options.frozen is not None:
+        options.threshold = ",".join(f"{value:.9g}" for value in frozen_from_file(options.frozen).thresholds)
+    needed = ("dataset", "runs", "ours", "rivals", "work")
     missing = [name for name in needed if getattr(options, name) is None]
     if missing:
         command_line.error(f"{', '.join(missing)}: needed, or --tables")

@@ -16,6 +16,7 @@ from why_not.ways import Alternatives, WayComparison
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.datasets.open import dataset_from_path
+from dovit_deploy.errors import CheckError
 from tests.datasets.labelled_folder import write_labelled
 
 
@@ -36,9 +37,9 @@ def compared(tiny_bundle_path, dense_bundle_path, monkeypatch, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{rivals.MARK}\n{END}\nafter\n")
 
-    def run(*more: str, seeds=("0", "1")) -> int:
+    def run(*more: str, seeds=("0", "1"), at=("--threshold", "0.7")) -> int:
         words = [str(data), "--runs", str(tmp_path / "runs"), "--ours", "ours", "--rivals", "dense", "shallow"]
-        words += ["--seeds", *seeds, "--threshold", "0.7", "--work", str(tmp_path / "work"), *more]
+        words += ["--seeds", *seeds, *at, "--work", str(tmp_path / "work"), *more]
         with pytest.raises(SystemExit) as ended:
             rivals.main([*words, "-o", str(tmp_path / "rivals.json"), "--docs", str(page)])
             raise SystemExit(0)
@@ -102,6 +103,32 @@ def test_what_cannot_be_compared(compared, capsys) -> None:
     ):
         assert compared(*words) in (2, 4)
         assert message in capsys.readouterr().err
+
+
+def test_the_frozen_thresholds_are_those_of_ours(compared, tmp_path, monkeypatch, capsys) -> None:
+    frozen, asked = SimpleNamespace(thresholds=[0.7, 0.8]), []
+
+    def refuse(found, checkpoint, bundle):
+        asked.append((found, checkpoint, bundle.path))
+        raise CheckError("another recipe than was frozen")
+
+    monkeypatch.setattr(rivals, "frozen_from_file", lambda path: frozen)
+    monkeypatch.setattr(rivals, "check_bundle", refuse)
+    assert compared(at=("--frozen", "frozen.json")) == 4
+    assert "another recipe than was frozen" in capsys.readouterr().err
+    checkpoint, bundle = (
+        tmp_path / "runs" / "ours-seed0" / "checkpoint",
+        tmp_path / "work" / "bundles" / "ours-seed0.dovit",
+    )
+    assert asked == [(frozen, checkpoint, bundle)]
+    options = rivals.parser().parse_args(
+        ["x", "--frozen", "y", "--runs", "r", "--ours", "o", "--rivals", "d", "--work", "w"]
+    )
+    rivals.check(rivals.parser(), options)
+    assert options.threshold == "0.7,0.8"
+    for at in ((), ("--threshold", "0.7", "--frozen", "frozen.json")):
+        assert compared(at=at) == 2
+        assert "one of --threshold and --frozen" in capsys.readouterr().err
 
 
 def test_the_verdict_is_about_what_is_as_fast() -> None:
