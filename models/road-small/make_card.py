@@ -94,7 +94,8 @@ def facts_table(bundle: Bundle) -> str:
     rows = {
         "architecture": f"DINOv2 ViT-S/14: {shape}; gates before layers {layers}; the decode head ({spec.head.kind}) "
         f"sees a stopped token as its gate did{lens}",
-        "input": f"RGB, resized to {width}x{height}: {spec.grid[0]}x{spec.grid[1]} tokens; ImageNet mean, deviation",
+        "input": f"RGB, resized to {width}x{height}: {spec.grid[0]}x{spec.grid[1]} tokens; "
+        "mean and standard deviation of ImageNet",
         "size": f"{parameters(bundle) / 1e6:.1f} M parameters, {megabytes[False]:.0f} MB with large weights in fp16; "
         f"{megabytes[True]:.0f} MB more for the forms in 8 bits",
         "cost": f"{cost.total / 1e9:.1f} GMAC dense, of which the transformer layers are {cost.layers / 1e9:.1f}",

@@ -39,6 +39,9 @@ def contents(clone):
 
 def test_every_line_that_installs_the_default_model_names_the_new_one(script, clone) -> None:
     old = script.default_name(clone)
+    card = f"[a card](models/{old}/MODEL_CARD.md)"
+    with (clone / "README.md").open("a") as readme:
+        readme.write(f"{card}\n")
     before = contents(clone)
     left = script.make_default("another-one", clone)
     assert script.default_name(clone) == "another-one"
@@ -51,8 +54,8 @@ def test_every_line_that_installs_the_default_model_names_the_new_one(script, cl
         text = changed[clone / name]
         assert "./models/another-one" in text and f"./models/{old}" not in text
     # What is said about the old model stays its own, and is listed.
-    assert f"[the model card](models/{old}/MODEL_CARD.md)" in changed[clone / "README.md"]
-    assert any(line.startswith("README.md:") for line in left)
+    assert card in changed[clone / "README.md"]
+    assert f"README.md:{len(changed[clone / 'README.md'].splitlines())}" in left
     script.make_default(old, clone)
     assert contents(clone) == before
 
