@@ -5,6 +5,7 @@ The process is forked, so that PyTorch is imported once; the parent never touche
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from gpu.section import ABSENT, Bench, Found, ProofSection, TimeBudget, error_li
 
 FORK = multiprocessing.get_context("fork")
 STDERR = 2
+PR_SET_PDEATHSIG = 1
 OWN_SHARE = 0.9
 """Of a section's time, what its parts may plan with."""
 LOOK_S = 0.1
@@ -74,6 +76,7 @@ def _work(section: ProofSection, bench: Bench, receiver: Connection, sender: Con
     """What the process does."""
     # Where it hangs, on stderr, shortly before it is killed.
     faulthandler.dump_traceback_later(0.95 * seconds, file=STDERR)
+    _end_with_parent()
     # A group of its own: what a section starts (compilers, `dovit build`) is killed with it.
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -95,6 +98,12 @@ def _work(section: ProofSection, bench: Bench, receiver: Connection, sender: Con
     sys.stderr.flush()
     # At once: taking a driver down that a section broke may crash, and its outcome is sent.
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Let this process be killed when its parent is, which could not do it: else it would keep the GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _received(process: BaseProcess, receiver: Connection, end: float, keep: Callable[[Found], None]) -> Ended | None:

@@ -118,6 +118,23 @@ def test_a_section_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_section_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    def waits(bench):
+        (tmp_path / "new").write_text(str(os.getpid()))
+        (tmp_path / "new").rename(tmp_path / "pid")
+        time.sleep(600)
+        yield found("never")
+
+    process = FORK.Process(target=lambda: ran(waits))
+    process.start()
+    while not (tmp_path / "pid").exists():
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
 def gone(pid: int) -> bool:
     """Whether the process ends soon; it is nobody's child of ours any more."""
     for _ in range(100):
@@ -262,7 +279,8 @@ def test_sigterm_keeps_what_is_there_and_names_what_was_not_done(tmp_path: Path,
 
     def waits(bench):
         yield found("before")
-        (tmp_path / "pid").write_text(str(os.getpid()))
+        (tmp_path / "new").write_text(str(os.getpid()))
+        (tmp_path / "new").rename(tmp_path / "pid")
         time.sleep(600)
 
     monkeypatch.setattr(prove, "GPU_ITSELF", section(fine, "a", everywhere=True))
