@@ -7,7 +7,9 @@ Ctrl-C and SIGTERM are one request. A verb that can end in order, with what was 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1
+"""Of <sys/prctl.h>."""
 SAME_REQUEST_S = 0.5
 """Signals this close together are one request: `timeout` and terminals signal the process and its whole group."""
 
@@ -103,6 +107,19 @@ def stop_requests() -> Iterator[threading.Event]:
 
     with _handled(ask):
         yield stop
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, however that ends; on Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
+    # Imported here: every verb imports this file, and no verb is such a process.
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call.
+    if os.getppid() != parent:
+        sys.exit(1)
 
 
 def signal_name(number: int) -> str:

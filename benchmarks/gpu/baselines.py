@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +43,19 @@ class DenseWay:
     Args:
         name: in tables.
         model: makes its own model of one in half precision.
-        around: a context in which it is captured and run.
+        around: a context in which it is captured.
     """
 
     name: str
     model: Callable[[VisionTransformer], VisionTransformer]
     around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def captured(self, model: VisionTransformer, pixels: Tensor) -> DenseRunner:
+        """A runner of this way that ran once: later runs launch its graph, and lose no time in `around`."""
+        runner = DenseRunner(self.model(model), len(pixels))
+        with self.around():
+            runner.run(pixels)
+        return runner
 
 
 class Float8Linear(nn.Module):
@@ -99,15 +109,24 @@ def compiled(model: VisionTransformer) -> VisionTransformer:
         NotDone: the compiler for GPUs, or what it needs, is not there.
     """
     on_gpu = model.positions.is_cuda
-    if on_gpu and importlib.util.find_spec("triton") is None:
-        raise NotDone("torch.compile needs triton, which is not installed")
-    if on_gpu and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
-        raise NotDone("torch.compile needs a C compiler, and there is none")
+    if on_gpu:
+        check_compiler()
     model = copy.deepcopy(model)
     for block in model.blocks:
         # On the CPU only that the code can be traced is proved: no compiler is needed for that.
         block.compile(dynamic=False, backend="inductor" if on_gpu else "eager")
     return model
+
+
+def check_compiler() -> None:
+    """Raise NotDone where triton, or what it compiles its launchers with, is missing."""
+    if importlib.util.find_spec("triton") is None:
+        raise NotDone("torch.compile needs triton, which is not installed")
+    if not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang"))):
+        raise NotDone("torch.compile needs a C compiler (gcc or clang), and there is none")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        raise NotDone(f"torch.compile needs the headers of Python, and there is no {header}")
 
 
 def flash_alone() -> AbstractContextManager[object]:
@@ -164,15 +183,12 @@ def dense_ways(bench: Bench, ways: tuple[DenseWay, ...]) -> Iterator[Found]:
 def _measured(case: Case, way: DenseWay, conditions: Conditions) -> Iterator[Found]:
     model = random_model(case.spec, conditions.device).to(conditions.dtype)
     pixels = random_pixels(case.spec, case.images, conditions.device).to(conditions.dtype)
-    default, other = DenseRunner(model, case.images), DenseRunner(way.model(model), case.images)
-
-    def run() -> Tensor:
-        with way.around():
-            return other.run(pixels)
-
-    expected, got = default.run(pixels).argmax(1), run().argmax(1)
+    default, other = DenseRunner(model, case.images), way.captured(model, pixels)
+    expected, got = default.run(pixels).argmax(1), other.run(pixels).argmax(1)
     agreement = float((expected == got).float().mean())
-    times = paired(lambda: default.run(pixels), run, seconds=conditions.seconds, finish=conditions.finish)
+    times = paired(
+        lambda: default.run(pixels), lambda: other.run(pixels), seconds=conditions.seconds, finish=conditions.finish
+    )
     mine = latency(times.second)
     yield (
         "baselines",

@@ -5,7 +5,6 @@ The process is forked, so that PyTorch is imported once; the parent never touche
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -20,13 +19,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
-from dovit_deploy.interruption import signal_name
+from dovit_deploy.interruption import die_with, signal_name
 from gpu.result import SectionOutcome
 from gpu.section import ABSENT, Bench, Found, ProofSection, TimeBudget, error_line, said
 
 FORK = multiprocessing.get_context("fork")
 STDERR = 2
-PR_SET_PDEATHSIG = 1
 OWN_SHARE = 0.9
 """Of a section's time, what its parts may plan with."""
 LOOK_S = 0.1
@@ -56,7 +54,7 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
     # What knows how long it takes stops by itself, before it is killed.
     bench = replace(bench, budget=TimeBudget(min(bench.budget.end, start + OWN_SHARE * limit)))
     receiver, sender = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_work, args=(section, bench, receiver, sender, limit))
+    process = FORK.Process(target=_work, args=(section, bench, receiver, sender, limit, os.getpid()))
     process.start()
     # Without this copy of ours the pipe ends when the process does.
     sender.close()
@@ -72,11 +70,14 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
     )
 
 
-def _work(section: ProofSection, bench: Bench, receiver: Connection, sender: Connection, seconds: float) -> None:
+def _work(
+    section: ProofSection, bench: Bench, receiver: Connection, sender: Connection, seconds: float, parent: int
+) -> None:
     """What the process does."""
+    # Killed, or hung up on with its terminal, the parent ends nothing; what hangs would keep the GPU for ever.
+    die_with(parent)
     # Where it hangs, on stderr, shortly before it is killed.
     faulthandler.dump_traceback_later(0.95 * seconds, file=STDERR)
-    _end_with_parent()
     # A group of its own: what a section starts (compilers, `dovit build`) is killed with it.
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,12 +99,6 @@ def _work(section: ProofSection, bench: Bench, receiver: Connection, sender: Con
     sys.stderr.flush()
     # At once: taking a driver down that a section broke may crash, and its outcome is sent.
     os._exit(0)
-
-
-def _end_with_parent() -> None:
-    """Let this process be killed when its parent is, which could not do it: else it would keep the GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _received(process: BaseProcess, receiver: Connection, end: float, keep: Callable[[Found], None]) -> Ended | None:

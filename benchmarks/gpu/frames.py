@@ -30,7 +30,7 @@ from gpu.models import (
     thresholds_for,
 )
 from gpu.one_graph import GraphBuilder, OneGraphRunner, sizes_around
-from gpu.packed_runner import DenseRunner, StagedRunner
+from gpu.packed_runner import StagedRunner
 from gpu.packed_stages import masked_attention
 from gpu.parity import HALF_TOLERANCE
 from gpu.result import DenseRatio, OneGraphRow, Undone
@@ -116,14 +116,7 @@ def frame_trace(case: Case, conditions: Conditions, builder: Callable[[], GraphB
 
 def _added(dense: dict[str, Run], way: DenseWay, model: VisionTransformer, pixels: Tensor) -> Iterator[Found]:
     """Compile and capture a way to run dense; it counts only if it runs."""
-    runner = DenseRunner(way.model(model), len(pixels))
-
-    def run(given: Tensor) -> Tensor:
-        with way.around():
-            return runner.run(given)
-
-    run(pixels)
-    dense[way.name] = run
+    dense[way.name] = way.captured(model, pixels).run
     yield from ()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dovit_deploy.families.cost import cost_model
 from dovit_deploy.families.parts import GateSpec, LinearHead
-from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.registry import family_of, model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from gpu.packed_runner import StagedRunner
@@ -78,7 +78,9 @@ def vit_spec(width: int, depth: int, heads: int, pixels: int) -> VisionTransform
 def random_model(spec: VisionTransformerSpec, device: torch.device) -> VisionTransformer:
     """Weights of gain about 1 in fp32, the same on every device."""
     draw = torch.Generator().manual_seed(0)
-    shapes = {name: value.shape for name, value in model_from_spec(spec).state_dict().items()}
+    # On the meta device nothing is allocated or drawn: of a large model that takes seconds.
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in family_of(spec).build(spec).state_dict().items()}
     state = {}
     for name, shape in shapes.items():
         if "norm" in name:

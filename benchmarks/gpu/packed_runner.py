@@ -240,7 +240,8 @@ class StagedRunner:
         # The copy to pinned memory does not wait for the GPU, and the counts choose the next graph.
         if self.pixels.is_cuda:
             torch.cuda.current_stream().synchronize()
-        return [int(count) for count in self._counts]
+        counts: list[int] = self._counts.tolist()
+        return counts
 
 
 def _buffer(model: VisionTransformer, *shape: int) -> Tensor:

@@ -19,6 +19,8 @@ STARTED = time.monotonic()
 
 import argparse
 import dataclasses
+import json
+import math
 import os
 import sys
 import tempfile
@@ -32,16 +34,16 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS.parent)]
 
 import torch
-from report import circumstances, command_text, errors_in_a_line, output_file
+from report import circumstances, command_text, errors_in_a_line, output_file, page_with
 
-from dovit_deploy.errors import OutputFailed, UsageError
+from dovit_deploy.errors import InputError, OutputFailed, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.interruption import interruptible
 from gpu.child import run_section
 from gpu.result import GpuReport, SectionOutcome
 from gpu.section import Bench, Found, ProofSection, TimeBudget
 from gpu.sections import GPU_ITSELF, SECTIONS
-from gpu.tables import write_tables
+from gpu.tables import TABLES, mark, write_tables
 
 ROOM_S = 60.0
 """Left of the minutes when the last section ends: to kill it, to write, and for whoever ends this from outside."""
@@ -58,11 +60,20 @@ class Proof:
     Args:
         report: without results.
         output: the file; None: it is only printed.
+
+    Raises:
+        UsageError: the file holds something else.
     """
 
     def __init__(self, report: GpuReport, output: Path | None) -> None:
         self.report = report
         self._output = output
+        self._guarded = output is not None and holds_results_of_a_gpu(output)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether the file keeps the results of a GPU that it had, because there was none now."""
+        return self._guarded and self.report.gpu is None
 
     def keep(self, found: Found) -> None:
         """Add a result."""
@@ -81,11 +92,13 @@ class Proof:
             OutputFailed: the disk refuses it.
         """
         print(self._text())
-        if self._output is not None:
+        if self.withheld:
+            say(f"{self._output} stays as it is: it has the results of a GPU, and there was none now")
+        elif self._output is not None:
             write_text(self._output, self._text())
 
     def _write(self) -> None:
-        if self._output is None:
+        if self._output is None or self.withheld:
             return
         try:
             write_text(self._output, self._text())
@@ -95,6 +108,35 @@ class Proof:
 
     def _text(self) -> str:
         return self.report.model_dump_json(indent=1) + "\n"
+
+
+def read_report(path: Path) -> GpuReport:
+    """What an earlier run wrote.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
+    try:
+        return GpuReport.model_validate_json(path.read_text(encoding="utf-8"))
+    # What pydantic raises is a ValueError.
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tables {path} is no result of prove.py: {str(error).splitlines()[0]}") from error
+
+
+def holds_results_of_a_gpu(output: Path) -> bool:
+    """Whether an earlier run wrote `output`, and had a GPU.
+
+    Raises:
+        UsageError: something else is in it.
+    """
+    try:
+        text = output.read_text(encoding="utf-8") if output.exists() else ""
+        report = json.loads(text) if text else {"gpu": None}
+    except (OSError, ValueError):
+        report = None
+    if not (isinstance(report, dict) and "gpu" in report):
+        raise UsageError(f"-o {output}: this file is no result of prove.py", "choose another name")
+    return report["gpu"] is not None
 
 
 def prove(proof: Proof, bench: Bench, sections: Sequence[ProofSection]) -> None:
@@ -151,11 +193,20 @@ def temporary_folder() -> Iterator[None]:
                 os.environ["TMPDIR"] = before[1]
 
 
+def minutes(text: str) -> float:
+    """A type for `argparse`: a time in which something can run."""
+    value = float(text)
+    # NaN is more than nothing for no comparison, and no clock reaches infinity.
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} given, a number above 0 is needed")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     result.add_argument(
-        "--minutes", type=float, default=10, help="be done by then, a minute to spare; what does not fit is left out"
+        "--minutes", type=minutes, default=10, help="be done by then, a minute to spare; what does not fit is left out"
     )
     result.add_argument("-o", "--output", type=output_file)
     result.add_argument(
@@ -168,7 +219,8 @@ def parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="WORDS", help="run sections whose names have these words; several add up"
     )
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; run nothing")
-    result.add_argument("--docs", type=Path, help="the page with the marks of the tables")
+    first_mark = mark(next(iter(TABLES)))
+    result.add_argument("--docs", type=page_with(first_mark), help="the page with the marks of the tables")
     return result
 
 
@@ -185,8 +237,8 @@ def chosen_sections(only: Sequence[str] | None) -> tuple[ProofSection, ...]:
     return tuple(section for section in SECTIONS if only is None or any(words in section.name for words in only))
 
 
-def proved(arguments: argparse.Namespace, command: str, start: float) -> tuple[GpuReport, bool]:
-    """Run everything; the report, and whether the user interrupted it."""
+def proved(arguments: argparse.Namespace, command: str, start: float) -> tuple[Proof, bool]:
+    """Run everything; the proof, and whether the user interrupted it."""
     chosen = (GPU_ITSELF, *chosen_sections(arguments.only))
     seconds = 60 * arguments.minutes
     budget = TimeBudget(start + seconds - min(ROOM_S, seconds / 4))
@@ -198,7 +250,7 @@ def proved(arguments: argparse.Namespace, command: str, start: float) -> tuple[G
         except KeyboardInterrupt:
             interrupted = True
         proof.finish()
-    return proof.report, interrupted
+    return proof, interrupted
 
 
 @errors_in_a_line()
@@ -208,10 +260,11 @@ def main(words: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if words is None else words)
     arguments = parser().parse_args(given)
     if arguments.tables is not None:
-        report, interrupted = GpuReport.model_validate_json(arguments.tables.read_text()), False
+        report, interrupted, publish = read_report(arguments.tables), False, True
     else:
-        report, interrupted = proved(arguments, command_text("gpu/prove.py", given), start)
-    if arguments.docs is not None:
+        proof, interrupted = proved(arguments, command_text("gpu/prove.py", given), start)
+        report, publish = proof.report, not proof.withheld
+    if arguments.docs is not None and publish:
         write_tables(report, arguments.docs)
     for undone in report.undone:
         say(f"not done: {undone.what}: {undone.why}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from dovit_deploy.record import Record
 
 AIMS = {"L": 0.92, "B": 0.85, "S": 0.75}
@@ -12,7 +14,13 @@ PACKED_AIM = 0.90
 """At 768 pixels with a batch."""
 
 
-class Gpu(Record):
+class GpuRecord(Record):
+    """A record whose figures may be infinite or none at all, which is what broken work gives; read back, they are."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class Gpu(GpuRecord):
     """The GPU, and what PyTorch was built for."""
 
     name: str
@@ -21,7 +29,7 @@ class Gpu(Record):
     torch_cuda: str
 
 
-class Outcome(Record):
+class Outcome(GpuRecord):
     """Something that was tried."""
 
     name: str
@@ -29,14 +37,14 @@ class Outcome(Record):
     detail: str
 
 
-class Undone(Record):
+class Undone(GpuRecord):
     """Something that was not tried, and why."""
 
     what: str
     why: str
 
 
-class SectionOutcome(Record):
+class SectionOutcome(GpuRecord):
     """How a section of the proof ended."""
 
     name: str
@@ -47,7 +55,7 @@ class SectionOutcome(Record):
     seconds: float
 
 
-class Bandwidth(Record):
+class Bandwidth(GpuRecord):
     """A kernel over rows of one shape."""
 
     kernel: str
@@ -61,14 +69,14 @@ class Bandwidth(Record):
     """Over what a device-to-device copy of as many bytes reaches."""
 
 
-class Latency(Record):
+class Latency(GpuRecord):
     """Milliseconds from the pixels on the device to the logits on the device."""
 
     p50: float
     p99: float
 
 
-class StagedRow(Record):
+class StagedRow(GpuRecord):
     """A model at a size, a batch and a profile: staged against dense, interleaved."""
 
     model: str
@@ -96,7 +104,7 @@ class StagedRow(Record):
         return self.speedup / self.predicted
 
 
-class BaselineRow(Record):
+class BaselineRow(GpuRecord):
     """Another way to run the dense network, beside dense as the other tables have it, interleaved."""
 
     model: str
@@ -114,7 +122,7 @@ class BaselineRow(Record):
     """Share of the classes at logit positions that are those of `dense`."""
 
 
-class TraceRow(Record):
+class TraceRow(GpuRecord):
     """What a frame does on average, counted in a trace; the wait at its end is not."""
 
     model: str
@@ -134,7 +142,7 @@ class TraceRow(Record):
     """Names of the attention kernels."""
 
 
-class DenseRatio(Record):
+class DenseRatio(GpuRecord):
     """Dense in one of the ways in which PyTorch runs it, beside one graph a frame."""
 
     name: str
@@ -143,7 +151,7 @@ class DenseRatio(Record):
     """Median of paired ratios: dense over one graph a frame."""
 
 
-class OneGraphRow(Record):
+class OneGraphRow(GpuRecord):
     """A frame as one CUDA graph, against dense and against the same stages one by one, interleaved."""
 
     model: str
@@ -183,7 +191,7 @@ class OneGraphRow(Record):
         return PACKED_AIM if self.images > 1 else AIMS[self.model]
 
 
-class Boundary(Record):
+class Boundary(GpuRecord):
     """What token passing costs at a gate: everything kept, staged less dense, over the number of gates."""
 
     model: str
@@ -192,7 +200,7 @@ class Boundary(Record):
     microseconds: float
 
 
-class ParityRow(Record):
+class ParityRow(GpuRecord):
     """The contract's rule over the images of a case."""
 
     name: str
@@ -204,7 +212,7 @@ class ParityRow(Record):
     """Largest, as a share of what is allowed."""
 
 
-class EngineRow(Record):
+class EngineRow(GpuRecord):
     """An engine of the registry on a bundle, one image."""
 
     engine: str
@@ -223,7 +231,7 @@ class EngineRow(Record):
         return self.speedup / self.predicted
 
 
-class GpuReport(Record):
+class GpuReport(GpuRecord):
     """The contents of `results/gpu.json`."""
 
     command: str

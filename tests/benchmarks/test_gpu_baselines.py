@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 
@@ -73,6 +74,40 @@ def test_a_way_that_fails_leaves_the_others(monkeypatch) -> None:
     row = found[2][1]
     assert isinstance(row, BaselineRow) and row.agreement == 1.0 and row.way == "copy"
     assert row.images_per_s == pytest.approx(2000 / row.latency.p50)
+
+
+def test_a_way_loses_no_time_in_its_context() -> None:
+    """It is entered to capture; a frame that is measured only launches what was captured."""
+    entered = []
+
+    @contextlib.contextmanager
+    def around():
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    model, pixels = random_model(CASE.spec, CPU), random_pixels(CASE.spec, 1, CPU)
+    runner = baselines.DenseWay("w", copy.deepcopy, around).captured(model, pixels)
+    assert entered == ["in", "out"] and runner.logits.numel()
+    runner.run(pixels)
+    assert entered == ["in", "out"]
+
+
+def test_what_a_compiler_lacks_is_said_before_it_fails(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(baselines.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(baselines.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(NotDone, match="C compiler"):
+        baselines.check_compiler()
+    monkeypatch.setattr(baselines.shutil, "which", lambda name: name if name == "gcc" else None)
+    with pytest.raises(NotDone, match=r"no .*Python\.h"):
+        baselines.check_compiler()
+    (tmp_path / "Python.h").touch()
+    baselines.check_compiler()
+    monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotDone, match="triton"):
+        baselines.check_compiler()
 
 
 def test_fp8_is_not_done_where_the_gpu_has_none() -> None:

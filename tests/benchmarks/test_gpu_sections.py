@@ -17,8 +17,10 @@ import pytest
 import torch
 from gpu import child, prove
 from gpu.child import run_section
-from gpu.result import Gpu, GpuReport, Outcome
+from gpu.result import Gpu, GpuReport, Outcome, ParityRow
 from gpu.section import Bench, Found, NotDone, ProofSection, TimeBudget
+from gpu.tables import TABLES, mark
+from report import END
 
 from dovit_deploy.errors import PackageMissing
 
@@ -265,13 +267,14 @@ def test_a_full_disk_loses_nothing_that_is_printed(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr("dovit_deploy.files.os.fsync", full)
     monkeypatch.setattr("dovit_deploy.files.os.replace", full)
     output = tmp_path / "gpu.json"
-    output.write_text("of yesterday")
+    yesterday = '{"gpu": null}'
+    output.write_text(yesterday)
     with pytest.raises(SystemExit) as ended:
         prove.main(["-o", str(output)])
     out, err = capsys.readouterr()
     assert ended.value.code == 5 and "No space left" in err
     assert len(GpuReport.model_validate_json(out).sections) == 3
-    assert output.read_text() == "of yesterday"
+    assert output.read_text() == yesterday
 
 
 def test_sigterm_keeps_what_is_there_and_names_what_was_not_done(tmp_path: Path, monkeypatch) -> None:
@@ -302,6 +305,71 @@ def test_sigterm_keeps_what_is_there_and_names_what_was_not_done(tmp_path: Path,
     ]
     assert [row.name for row in written.kernels] == ["fine", "before"]
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_no_time_at_all_is_refused(minutes: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        prove.main(["--minutes", minutes, "-o", str(tmp_path / "gpu.json")])
+    assert ended.value.code == 2 and "--minutes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_result_is_never_replaced(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(nothing, "g", everywhere=True))
+    for text in ("a page\n", '["a list"]', '{"command": "of another benchmark"}'):
+        output = tmp_path / "page.md"
+        output.write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            prove.main(["-o", str(output)])
+        assert ended.value.code == 2 and "no result of prove.py" in capsys.readouterr().err
+        assert output.read_text() == text
+
+
+def test_results_of_a_gpu_are_not_replaced_where_there_is_none(tmp_path: Path, monkeypatch, capsys) -> None:
+    def card(bench):
+        yield "gpu", CARD
+
+    output, page = tmp_path / "gpu.json", tmp_path / "page.md"
+    page.write_text("\n".join(f"{mark(name)}\nof the GPU\n{END}" for name in TABLES))
+    monkeypatch.setattr(prove, "SECTIONS", ())
+    words = ["-o", str(output), "--docs", str(page)]
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(card, "g", everywhere=True))
+    assert prove.main(words[:2]) == 0
+    written = output.read_text()
+    assert GpuReport.model_validate_json(written).gpu == CARD
+
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(fine, "g", everywhere=True))
+    capsys.readouterr()
+    assert prove.main(words) == 0
+    out, err = capsys.readouterr()
+    assert output.read_text() == written and "stays as it is" in err and "of the GPU" in page.read_text()
+    assert GpuReport.model_validate_json(out).gpu is None, "it is printed all the same"
+
+    monkeypatch.setattr(prove, "GPU_ITSELF", section(card, "another", everywhere=True))
+    assert prove.main(words) == 0
+    assert "another" in output.read_text() and "of the GPU" not in page.read_text()
+
+
+def test_figures_that_are_none_are_read_back(tmp_path: Path) -> None:
+    """Broken work gives them, and then the report matters most."""
+    row = ParityRow(
+        name="x", precision="float16", explained=0, failures=("x",), confidence_error=math.nan, float_error=math.inf
+    )
+    text = report().with_found("parity", row).model_dump_json()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    (again,) = GpuReport.model_validate_json(text).parity
+    assert math.isnan(again.confidence_error) and again.float_error == math.inf
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"gpu": null}'])
+def test_tables_of_what_is_no_result_are_refused_in_a_line(text: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    for given in (path, tmp_path / "missing.json"):
+        with pytest.raises(SystemExit) as ended:
+            prove.main(["--tables", str(given)])
+        assert ended.value.code == 3 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_minute_of_the_minutes_is_left(monkeypatch) -> None:

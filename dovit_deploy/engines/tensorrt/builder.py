@@ -6,8 +6,6 @@ report it. All of TensorRT's own calls for building are here: what this file doe
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,10 +21,9 @@ from dovit_deploy.engines.tensorrt.layers import LayerSummary, layer_table, summ
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, tensorrt_package
 from dovit_deploy.engines.tensorrt.record import TensorRecord
 from dovit_deploy.errors import DovitError, EngineBuildFailed
+from dovit_deploy.interruption import die_with
 from dovit_deploy.record import Record
 
-PR_SET_PDEATHSIG = 1
-"""Of <sys/prctl.h>."""
 SHOWN = 3
 """Number of TensorRT's messages that an error repeats."""
 
@@ -75,6 +72,7 @@ class BuiltEngine:
 def main(path: str) -> None:
     """Carry out the job that is stored at `path`; what build.py runs in the child process."""
     job = BuilderJob.model_validate_json(Path(path).read_bytes())
+    # No orphan keeps building into a removed folder.
     die_with(job.parent)
     # Ctrl-C reaches the whole process group; only the parent handles it, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -84,16 +82,6 @@ def main(path: str) -> None:
         outcome = BuilderOutcome(error=str(error))
     # Last of all: without this file the parent takes the build for failed.
     Path(job.outcome).write_text(outcome.model_dump_json(), encoding="utf-8")
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel end this process when its parent ends, so that no orphan keeps building into a removed folder."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before the call.
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def _carried_out(job: BuilderJob) -> BuilderOutcome:

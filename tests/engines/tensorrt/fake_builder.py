@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dovit_deploy.engines.tensorrt.builder import BuilderJob, BuilderOutcome, die_with
+from dovit_deploy.engines.tensorrt.builder import BuilderJob, BuilderOutcome
 from dovit_deploy.engines.tensorrt.layers import LayerSummary
 from dovit_deploy.engines.tensorrt.package import TensorRtPackage, capabilities_of
 from dovit_deploy.engines.tensorrt.record import TensorRecord
+from dovit_deploy.interruption import die_with
 from tests.engines.tensorrt.bindings import PLAIN, RTX, Bindings, all_bindings, fake_module
 
 MODULE = "tests.engines.tensorrt.fake_builder"
