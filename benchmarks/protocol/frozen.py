@@ -6,12 +6,16 @@
         --checkpoint runs/seed0/checkpoint --bundle seed0.dovit --dataset CAMVID -o benchmarks/results/seed0.json
 
 `freeze` writes a file that is committed before anything is read: the recipe (but its seed), the weights that its runs
-start from, the operating point, on what they were chosen, how many recipes were tried, what is in every list that a
-split names, and a digest of all of it. `read` measures a bundle on the frozen split, at the frozen thresholds and with
-all controls, once. It refuses (4) where the frozen file was changed, the recipe or the choice looked at the split that
-is to be read, a list has other images by now, the checkpoint was trained by another recipe or from other weights, the
-bundle was made of another checkpoint, or the same weights, or others of the same seed, were read before: that they were
-is noted beside the frozen file, in `frozen.reads.json`, which is committed, too.
+start from, their teacher, the operating point, on what they were chosen, how many recipes were tried, what is in every
+list that a split names, how many looks were taken before, and a digest of all of it. `read` measures a bundle on the
+frozen split, at the frozen thresholds and with all controls, once. It refuses (4) where the frozen file was changed or
+is not committed, the recipe or the choice looked at the split that is to be read, a list has other images by now, the
+checkpoint was trained by another recipe, from other weights, with another teacher or on other images, the bundle was
+made of another checkpoint, or the same weights, or others of the same seed, were read before. Every look is noted
+before it is taken, in `looks.json` beside the frozen file, for all that is frozen in the folder; it is committed, too.
+
+What nobody can prevent is `dovit eval` on the drive by hand. So the history has to show it: a choice is in a commit
+before its first look, and figures that are published come from looks.
 """
 
 from __future__ import annotations
@@ -42,12 +46,11 @@ from dovit_deploy.files import write_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
 from dovit_deploy.train.start import given_at
-from dovit_deploy.train.state import GivenFacts, given_facts
+from dovit_deploy.train.state import DataFacts, GivenFacts, given_facts, names_digest
+from protocol.looks import Look, check_committed, looks_in, note_look
 
 WEIGHTS, TRAINING = "model.safetensors", "train.json"
 """Of a checkpoint: its weights, and the record of the run that made it."""
-
-READS = ".reads.json"
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 
@@ -68,17 +71,17 @@ class Frozen(Record):
     """The split that is read once per seed."""
     init: GivenFacts | None
     """The weights that runs start from; None: drawn ones."""
+    teacher: GivenFacts | None
+    """What runs learn from beside the labels; the same for every seed."""
+    looks_before: int
+    """At that split, of what was frozen earlier in the same folder: 0 where the choice knew nothing of it."""
     lists: dict[str, str]
     """Of all these splits, those that a list names -> SHA-256 of what is in it."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of all of it."""
-        return _digest(self.model_dump(mode="json"))
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def recipe_content(recipe: Recipe) -> dict[str, Any]:
@@ -91,11 +94,7 @@ def recipe_content(recipe: Recipe) -> dict[str, Any]:
 def list_digests(*splits: str) -> dict[str, str]:
     """SHA-256 of the stems in the list that a split names, sorted; splits that name none are left out."""
     listed = {split: split_from_text(split).listed for split in splits}
-    return {
-        split: hashlib.sha256("\n".join(sorted(stems)).encode()).hexdigest()
-        for split, stems in listed.items()
-        if stems is not None
-    }
+    return {split: names_digest(sorted(stems)) for split, stems in listed.items() if stems is not None}
 
 
 def start_facts(init: Path | None, recipe: Recipe) -> GivenFacts | None:
@@ -108,6 +107,13 @@ def start_facts(init: Path | None, recipe: Recipe) -> GivenFacts | None:
     if init is None and recipe.frozen_layers:
         raise UsageError(f"the recipe keeps {recipe.frozen_layers} layers of --init as they are; name it")
     return None if init is None else given_facts(given_at(init, recipe.init_config))
+
+
+def teacher_facts(teacher: Path | None, recipe: Recipe) -> GivenFacts | None:
+    """What is frozen of the teacher; UsageError where there is one and the recipe has none, or the other way round."""
+    if (teacher is not None) != (recipe.distillation.teacher == "checkpoint"):
+        raise UsageError('--teacher is for a recipe with teacher = "checkpoint" in [distillation], which needs it')
+    return None if teacher is None else given_facts(given_at(teacher, None))
 
 
 def frozen_from_file(path: Path) -> Frozen:
@@ -130,64 +136,86 @@ def frozen_from_file(path: Path) -> Frozen:
     return found
 
 
+class Trained(Record, extra="ignore"):
+    """What is asked of the record of a run."""
+
+    recipe: Recipe
+    data: DataFacts
+    init: GivenFacts | None = None
+    teacher: GivenFacts | None = None
+
+
+def trained_from_file(checkpoint: Path) -> Trained:
+    """The record of the run that made `checkpoint`; InputError where there is none."""
+    try:
+        return Trained.model_validate(data_from_json(read_text(checkpoint / TRAINING)))
+    except (OSError, ValueError) as error:
+        reason = fault_of(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{checkpoint}: no checkpoint of `dovit train` ({reason})") from error
+
+
 def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str, int]:
     """SHA-256 of the checkpoint's weights and the seed of its run, if the bundle is what was frozen.
 
     Raises:
         InputError: the checkpoint cannot be read.
-        CheckError: another recipe, start or checkpoint.
+        CheckError: another recipe, start, teacher or checkpoint.
     """
-    try:
-        trained = data_from_json(read_text(checkpoint / TRAINING))
-        assert isinstance(trained, dict)
-        whole = Recipe.model_validate(trained["recipe"])
-        recipe = recipe_content(whole)
-        start = None if trained.get("init") is None else GivenFacts.model_validate(trained["init"])
-        weights = file_entry(checkpoint / WEIGHTS).sha256
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        raise InputError(f"{checkpoint}: no checkpoint of `dovit train` ({error})") from error
+    trained = trained_from_file(checkpoint)
+    recipe = recipe_content(trained.recipe)
     other = sorted(key for key in recipe.keys() | frozen.recipe.keys() if recipe.get(key) != frozen.recipe.get(key))
     if other:
         raise CheckError(
             f"{checkpoint} was trained by another recipe than was frozen: it differs in {', '.join(other)}"
         )
-    if (start and start.sha256) != (frozen.init and frozen.init.sha256):
-        own, wanted = (one.source if one else "drawn weights" for one in (start, frozen.init))
-        raise CheckError(
-            f"{checkpoint} was trained from {own}, which is not what was frozen ({wanted}, by its SHA-256)"
-        )
-    if bundle.manifest.provenance.source_sha256 != weights:
+    given = (
+        ("from", "drawn weights", trained.init, frozen.init),
+        ("with", "no teacher", trained.teacher, frozen.teacher),
+    )
+    for how, nothing, own, wanted in given:
+        if (own and own.sha256) != (wanted and wanted.sha256):
+            names = [one.source if one else nothing for one in (own, wanted)]
+            raise CheckError(
+                f"{checkpoint} was trained {how} {names[0]}, which is not what was frozen ({names[1]}, by its SHA-256)"
+            )
+    weights = checkpoint / WEIGHTS
+    try:
+        digest = file_entry(weights).sha256
+    except OSError as error:
+        raise InputError(f"{weights}: cannot be read ({error.strerror})") from error
+    if bundle.manifest.provenance.source_sha256 != digest:
         raise CheckError(f"{bundle.path} was made of another checkpoint than {checkpoint}")
-    return weights, whole.seed
+    return digest, trained.recipe.seed
+
+
+def check_images(checkpoint: Path, dataset: Path) -> None:
+    """Raise CheckError where the run learnt from other images than its recipe names in `dataset`."""
+    trained = trained_from_file(checkpoint)
+    found = dataset_from_path(dataset, trained.recipe.split)
+    if names_digest(found.stems) != trained.data.digest:
+        raise CheckError(
+            f"{checkpoint} was trained on {trained.data.images} images of {trained.data.name}, which are not "
+            f"the {len(found)} of {found.name}"
+        )
+
+
+def refuse_seen(frozen: Frozen, dataset: Path, what: str, split: str) -> None:
+    """Raise CheckError, beginning with `what`, where `split` has images of the split that is to be read."""
+    seen = set(dataset_from_path(dataset, frozen.reads).stems) & set(dataset_from_path(dataset, split).stems)
+    if seen:
+        raise CheckError(f"{what} {split}: {len(seen)} images of {frozen.reads}, as {min(seen)}")
 
 
 def check_unseen(frozen: Frozen, dataset: Path) -> None:
     """Raise CheckError where training, validation or the choice saw an image of the split that is to be read."""
-    unseen = set(dataset_from_path(dataset, frozen.reads).stems)
     recipe = Recipe.model_validate(frozen.recipe)
-    looks = (("trains on", recipe.split), ("is watched on", recipe.watch), ("was chosen on", frozen.chosen_on))
-    for what, split in looks:
-        seen = unseen & set(dataset_from_path(dataset, split).stems)
-        if seen:
-            raise CheckError(f"the recipe {what} {split}: {len(seen)} images of {frozen.reads}, as {min(seen)}")
+    refuse_seen(frozen, dataset, "the recipe trains on", recipe.split)
+    refuse_seen(frozen, dataset, "the recipe is watched on", recipe.watch)
+    refuse_seen(frozen, dataset, "the recipe was chosen on", frozen.chosen_on)
     now = list_digests(recipe.split, recipe.watch, frozen.chosen_on, frozen.reads)
     changed = sorted(split for split in now.keys() | frozen.lists.keys() if now.get(split) != frozen.lists.get(split))
     if changed:
         raise CheckError(f"{changed[0]}: the list was changed after the recipe was frozen")
-
-
-def reads_of(path: Path) -> list[dict[str, Any]]:
-    """Every look that was taken, in its order; `path`: of the frozen file."""
-    log = path.with_suffix(READS)
-    if not log.exists():
-        return []
-    try:
-        reads = data_from_json(read_text(log))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{log}: cannot be read ({error})") from error
-    if not isinstance(reads, list):
-        raise InputError(f"{log}: no list of looks")
-    return reads
 
 
 def evaluation(bundle: Path, dataset: Path, frozen: Frozen) -> dict[str, Any]:
@@ -216,12 +244,14 @@ def freeze(options: argparse.Namespace) -> None:
         tried=options.tried,
         reads=options.reads,
         init=start_facts(options.init, recipe),
+        teacher=teacher_facts(options.teacher, recipe),
+        looks_before=sum(look.reads == options.reads for look in looks_in(options.output.parent)),
         lists=list_digests(recipe.split, recipe.watch, options.chosen_on, options.reads),
     )
     command = command_text("protocol/frozen.py", sys.argv[1:])
     content = {**circumstances(command), "frozen": frozen.model_dump(mode="json"), "digest": frozen.digest}
     write_text(options.output, json.dumps(content, indent=1) + "\n")
-    print(f"{options.output}: frozen, {frozen.digest[:12]}; {frozen.reads} may be read once per seed")
+    print(f"{options.output}: frozen, {frozen.digest[:12]}; commit it, then {frozen.reads} may be read once per seed")
 
 
 def read(options: argparse.Namespace) -> None:
@@ -229,26 +259,18 @@ def read(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise UsageError(f"{options.output} exists: a look cannot be taken again; write this one to another file")
     frozen, bundle = frozen_from_file(options.frozen), Bundle.open(options.bundle)
+    check_committed(options.frozen)
     check_unseen(frozen, options.dataset)
     weights, seed = check_bundle(frozen, options.checkpoint, bundle)
-    reads = reads_of(options.frozen)
-    before = next((look for look in reads if look["weights"] == weights), None)
-    if before is not None:
-        raise CheckError(f"{options.bundle}: these weights were read on {before['date']}, by {before['command']}")
-    before = next((look for look in reads if look["seed"] == seed), None)
-    if before is not None:
-        raise CheckError(
-            f"{options.bundle}: weights of seed {seed} were read on {before['date']}, by {before['command']}; "
-            "a seed is read once, however often it is trained"
-        )
-    figures = evaluation(options.bundle, options.dataset, frozen)
+    check_images(options.checkpoint, options.dataset)
     command = command_text("protocol/frozen.py", sys.argv[1:])
-    look = {**circumstances(command), "frozen": frozen.digest, "weights": weights, "seed": seed, "eval": figures}
-    write_text(options.output, json.dumps(look, indent=1) + "\n")
-    summary = {key: look[key] for key in ("date", "weights", "seed", "command")}
-    summary |= {"dense": figures["dense"]["miou"], "dynamic": figures["dynamic"]["miou"]}
-    write_text(options.frozen.with_suffix(READS), json.dumps([*reads, summary], indent=1) + "\n")
-    print(f"{options.output}: look {len(reads) + 1} at {frozen.reads}, after {frozen.tried} recipes tried elsewhere")
+    look = Look(reads=frozen.reads, frozen=frozen.digest, weights=weights, seed=seed, command=command)
+    number = note_look(options.frozen.parent, look, again=options.again)
+    figures = evaluation(options.bundle, options.dataset, frozen)
+    known = {"tried": frozen.tried, "looks_before": frozen.looks_before}
+    result = {**circumstances(command), **look.model_dump(mode="json"), **known, "eval": figures}
+    write_text(options.output, json.dumps(result, indent=1) + "\n")
+    print(f"{options.output}: look {number} at {frozen.reads}, after {frozen.tried} recipes tried elsewhere")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -260,6 +282,7 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("freeze", help="write down what was chosen")
     one.add_argument("--recipe", type=Path, required=True, help="of the final run")
     one.add_argument("--init", type=Path, metavar="CHECKPOINT", help="what its runs start from; default: drawn weights")
+    one.add_argument("--teacher", type=Path, metavar="CHECKPOINT", help="what its runs learn from beside the labels")
     one.add_argument("--thresholds", required=True, metavar="T[,T...]", help="the operating point")
     one.add_argument("--tried", type=at_least(1), required=True, help="how many recipes were tried, this one included")
     one.add_argument("--chosen-on", required=True, metavar="SPLIT", help="what they were compared on")
@@ -271,6 +294,9 @@ def parser() -> argparse.ArgumentParser:
     other.add_argument("--checkpoint", type=Path, required=True, help="of the run: RUN_DIR/checkpoint")
     other.add_argument("--bundle", type=Path, required=True, help="exported from it")
     other.add_argument("--dataset", type=Path, required=True)
+    other.add_argument(
+        "--again", action="store_true", help="a look at the same weights was interrupted; both are noted"
+    )
     other.add_argument("-o", "--output", type=output_file, required=True)
     other.set_defaults(verb=read)
     return result

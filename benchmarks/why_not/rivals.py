@@ -11,7 +11,8 @@
 RUNS/NAME-seedN is the folder of a `dovit train` run. Each is exported into --work, ours at the thresholds that are
 given and at smaller inputs, and a rival is dense-trained, at a smaller input, or shallower, as its network says. What
 is done in --work is kept: an interrupted run goes on, and further seeds, splits and runtimes only add to it. Networks
-or settings other than those it was begun with are refused (4). With --size all are exported at that size, for images
+or settings other than those it was begun with are refused (4). What --frozen says is to stay unseen is measured only
+as `protocol/frozen.py read` does it, and noted there: committed, and seen by no network. With --size all are exported at that size, for images
 of more pixels: `python -m dovit_scenes rendered-980x728 --size 980x728 --images 1 --val 40` renders some, in which
 every pixel is drawn and none enlarged.
 """
@@ -29,7 +30,8 @@ from tempfile import TemporaryDirectory
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from protocol.frozen import check_bundle, frozen_from_file
+from protocol.frozen import check_bundle, check_unseen, frozen_from_file, refuse_seen, trained_from_file
+from protocol.looks import Look, check_committed, note_look
 from report import at_least, command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
 from dovit_deploy.bundle.bundle import Bundle, file_entry
@@ -151,6 +153,32 @@ def made_of(chosen: Alternatives, options: argparse.Namespace) -> dict[str, str]
     }
 
 
+def note_looks(exports: Exports, options: argparse.Namespace, splits: Sequence[str], command: str) -> None:
+    """With --frozen: write down, before it is taken, a look at the split that was to stay unseen.
+
+    Raises:
+        CheckError: what is frozen is not committed, a network has seen the split, or other weights of a seed were read.
+    """
+    if options.frozen is None:
+        return
+    frozen = frozen_from_file(options.frozen)
+    unseen = set(dataset_from_path(options.dataset, frozen.reads).stems)
+    if not any(unseen & set(dataset_from_path(options.dataset, split).stems) for split in splits):
+        return
+    check_committed(options.frozen)
+    check_unseen(frozen, options.dataset)
+    for seed in options.seeds:
+        for name in options.rivals:
+            recipe = trained_from_file(exports.checkpoint(name, seed)).recipe
+            refuse_seen(frozen, options.dataset, f"{name} trains on", recipe.split)
+            refuse_seen(frozen, options.dataset, f"{name} is watched on", recipe.watch)
+    for seed in options.seeds:
+        weights = file_entry(exports.checkpoint(options.ours, seed) / WEIGHTS).sha256
+        look = Look(reads=frozen.reads, frozen=frozen.digest, weights=weights, seed=seed, command=command)
+        # At the same weights: a table of more splits, seeds or engines is another look at what was chosen.
+        note_look(options.frozen.parent, look, again=True)
+
+
 class MeasuredSeeds:
     """What was measured, in a folder: a file for each seed, runtime and split."""
 
@@ -198,8 +226,8 @@ class MeasuredSeeds:
         )
 
 
-def measured(options: argparse.Namespace) -> dict[str, object]:
-    """The figures of all that is asked for."""
+def measured(options: argparse.Namespace, command: str) -> dict[str, object]:
+    """The figures of all that is asked for; `command`: what asked."""
     splits = options.split or ["val"]
     for split in splits:
         # All splits are found before the first network is exported.
@@ -209,6 +237,7 @@ def measured(options: argparse.Namespace) -> dict[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
     exports = Exports(options.runs, bundles, options.threshold, options.size, options.calibration)
     chosen = {seed: alternatives(exports, options, seed) for seed in options.seeds}
+    note_looks(exports, options, splits, command)
     kept = MeasuredSeeds(cells, every=options.every)
     results = [
         kept.result(chosen[seed], made_of(chosen[seed], options), seed, one, options.dataset, split)
@@ -274,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         check(command_line, options)
         command = command_text("why_not/rivals.py", sys.argv[1:] if arguments is None else arguments)
-        report = publish(measured(options), command=command, output=options.output)
+        report = publish(measured(options, command), command=command, output=options.output)
     if options.docs is not None:
         write_table(options.docs, MARK, page(report))
 

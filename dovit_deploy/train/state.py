@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def entries_of(data: Dataset) -> tuple[ClassEntry, ...]:
     return tuple(ClassEntry(name=name, color=color) for name, color in pairs)
 
 
+def names_digest(stems: Sequence[str]) -> str:
+    """SHA-256 of the names of images, in their order."""
+    return hashlib.sha256("\n".join(stems).encode()).hexdigest()
+
+
 def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> DataFacts:
     """What is remembered of the data set; of rendered scenes only what they are."""
     data = training_data.main
@@ -80,7 +86,7 @@ def data_facts(training_data: TrainingData, frequencies: tuple[float, ...]) -> D
         images=training_data.images,
         frequencies=frequencies,
         classes=entries_of(data),
-        digest=hashlib.sha256("\n".join(stems).encode()).hexdigest(),
+        digest=names_digest(stems),
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from protocol import frozen, leave_one_out
+from protocol.looks import looks_in
 
 from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import CheckError, ConfigError, InputError
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
+from dovit_deploy.train.state import names_digest
 from tests.datasets.labelled_folder import write_labelled
 
 RECIPE = 'minutes = 20\nseed = 4\nsplit = "train:-drive_00"\nwatch = "train:drive_010"\n\n[network]\nsize = [48, 64]\n'
@@ -43,6 +46,7 @@ def case(tmp_path, monkeypatch):
         return {"dense": {"miou": 50.0}, "dynamic": {"miou": 49.8}}
 
     monkeypatch.setattr(frozen, "evaluation", evaluated)
+    git(tmp_path, "init", "-q")
     words = [
         "--recipe",
         str(recipe),
@@ -57,8 +61,11 @@ def case(tmp_path, monkeypatch):
     ]
     frozen.main(["freeze", *words, "--reads", "train:drive_00", "-o", str(tmp_path / "frozen.json")])
 
-    def read(output: str) -> int | str | None:
-        words = ["--checkpoint", str(checkpoint), "--bundle", str(bundle.path), "--dataset", str(data)]
+    def read(output: str, *more: str, commit: bool = True) -> int | str | None:
+        words = ["--checkpoint", str(checkpoint), "--bundle", str(bundle.path), "--dataset", str(data), *more]
+        if commit:
+            git(tmp_path, "add", "frozen.json")
+            git(tmp_path, "commit", "-q", "--allow-empty", "-m", "frozen")
         try:
             frozen.main(["read", str(tmp_path / "frozen.json"), *words, "-o", str(tmp_path / output)])
         except SystemExit as left:
@@ -68,8 +75,15 @@ def case(tmp_path, monkeypatch):
     return SimpleNamespace(folder=tmp_path, checkpoint=checkpoint, bundle=bundle, looks=looks, read=read, words=words)
 
 
+def git(folder: Path, *words: str) -> None:
+    author = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *author, *words], cwd=folder, check=True)
+
+
 def write_record(checkpoint: Path, recipe: Recipe) -> None:
-    record = {"recipe": recipe.model_dump(mode="json"), "init": START.model_dump(mode="json")}
+    stems = dataset_from_path(checkpoint.parent / "set", recipe.split).stems
+    data = {"name": "set", "images": len(stems), "classes": [], "digest": names_digest(stems), "frequencies": []}
+    record = {"recipe": recipe.model_dump(mode="json"), "init": START.model_dump(mode="json"), "data": data}
     (checkpoint / frozen.TRAINING).write_text(json.dumps(record))
 
 
@@ -93,8 +107,68 @@ def test_what_was_frozen_is_read_once_per_seed(case, capsys):
     assert "cannot be taken again" in capsys.readouterr().err
     assert json.loads((case.folder / "first.json").read_text()) == look
     assert case.read("second.json") == 0
-    reads = json.loads((case.folder / "frozen.reads.json").read_text())
-    assert [one["seed"] for one in reads] == [7, 8]
+    assert [look.seed for look in looks_in(case.folder)] == [7, 8]
+
+
+def test_an_interrupted_look_is_noted(case, capsys, monkeypatch):
+    def interrupted(*given):
+        raise SystemExit(130)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(frozen, "evaluation", interrupted)
+        assert case.read("look.json") == 130
+    assert case.read("look.json") == 4
+    assert "these weights were read" in capsys.readouterr().err
+    assert case.read("look.json", "--again") == 0
+    assert "look 2 at train:drive_00" in capsys.readouterr().out
+    # Other weights of the seed are no second chance.
+    (case.checkpoint / frozen.WEIGHTS).write_bytes(b"other weights")
+    case.bundle.manifest.provenance.source_sha256 = file_entry(case.checkpoint / frozen.WEIGHTS).sha256
+    assert case.read("other.json", "--again") == 4
+    assert len(looks_in(case.folder)) == 2
+
+
+def test_who_freezes_again_after_a_look_is_known_to_have_looked(case, capsys):
+    assert case.read("look.json") == 0
+    for reads, looks in (("train:drive_00", 1), ("train:drive_01", 0)):
+        other = case.folder / f"after-{looks}.json"
+        frozen.main(["freeze", *case.words, "--reads", reads, "-o", str(other)])
+        assert frozen.frozen_from_file(other).looks_before == looks
+    (case.folder / "looks.json").write_text("[{}]")
+    assert case.read("again.json") == 3
+    assert "cannot be read as looks" in capsys.readouterr().err
+
+
+def test_what_is_frozen_is_committed_before_a_look(case, capsys):
+    assert case.read("look.json", commit=False) == 4
+    assert "is not committed as it stands" in capsys.readouterr().err
+    assert not case.looks and not looks_in(case.folder)
+    # Edited by hand, digest and all, it has to be committed again, where the history shows it.
+    assert case.read("look.json") == 0
+    changed(case.folder / "frozen.json", lambda it: it["frozen"].update(tried=1))
+    content = json.loads((case.folder / "frozen.json").read_text())
+    digest = frozen.Frozen.model_validate(content["frozen"]).digest
+    changed(case.folder / "frozen.json", lambda it: it.update(digest=digest))
+    assert case.read("other.json", "--again", commit=False) == 4
+    assert "is not committed as it stands" in capsys.readouterr().err
+
+
+def test_a_teacher_is_frozen_too(case, capsys):
+    recipe = case.folder / "final.toml"
+    with pytest.raises(SystemExit) as left:
+        frozen.main(
+            ["freeze", *case.words, "--teacher", "t", "--reads", "train:drive_00", "-o", str(case.folder / "o.json")]
+        )
+    assert left.value.code == 2 and "--teacher is for a recipe" in capsys.readouterr().err
+    recipe.write_text(RECIPE + '\n[distillation]\nteacher = "checkpoint"\n')
+    (case.folder / "frozen.json").unlink()
+    words = ["--teacher", "t", "--reads", "train:drive_00", "-o", str(case.folder / "frozen.json")]
+    frozen.main(["freeze", *case.words, *words])
+    write_record(case.checkpoint, recipe_from_file(recipe))
+    assert case.read("look.json") == 4
+    assert "trained with no teacher, which is not what was frozen (backbone.safetensors" in capsys.readouterr().err
+    changed(case.checkpoint / frozen.TRAINING, lambda it: it.update(teacher=START.model_dump()))
+    assert case.read("look.json") == 0
 
 
 def changed(path: Path, change) -> None:
@@ -126,11 +200,19 @@ def changed(path: Path, change) -> None:
             lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it.update(init=None)),
             "trained from drawn weights",
         ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it.update(teacher=it["init"])),
+            "trained with backbone.safetensors, which is not what was frozen (no teacher",
+        ),
+        (
+            lambda case: changed(case.checkpoint / frozen.TRAINING, lambda it: it["data"].update(digest="2" * 64)),
+            "images of set, which are not the",
+        ),
         (lambda case: (case.checkpoint / frozen.WEIGHTS).write_bytes(b"x"), "made of another checkpoint"),
         (lambda case: (case.folder / "held.txt").write_text("drive_010\n"), "the list was changed"),
         (lambda case: (case.folder / "held.txt").write_text("drive_003\n"), "was chosen on"),
     ],
-    ids=["file", "recipe", "network", "start", "no start", "weights", "list", "peeked"],
+    ids=["file", "recipe", "network", "start", "no start", "teacher", "data", "weights", "list", "peeked"],
 )
 def test_what_was_not_frozen_is_not_measured(case, capsys, harm, words):
     harm(case)
