@@ -12,9 +12,10 @@ RUNS/NAME-seedN is the folder of a `dovit train` run. Each is exported into --wo
 given and at smaller inputs, and a rival is dense-trained, at a smaller input, or shallower, as its network says. What
 is done in --work is kept: an interrupted run goes on, and further seeds, splits and runtimes only add to it. Networks
 or settings other than those it was begun with are refused (4). What --frozen says is to stay unseen is measured only
-as `protocol/frozen.py read` does it, and noted there: committed, and seen by no network. With --size all are exported at that size, for images
-of more pixels: `python -m dovit_scenes rendered-980x728 --size 980x728 --images 1 --val 40` renders some, in which
-every pixel is drawn and none enlarged.
+where that is committed and no network saw it, and each look is noted as `protocol/frozen.py read` does.
+
+With --size all are exported at that size, for images of more pixels: `python -m dovit_scenes rendered-980x728
+--size 980x728 --images 1 --val 40` renders some, in which every pixel is drawn and none enlarged.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
+from protocol.looks import looks_in
 from report import END
 from why_not import rivals
 from why_not.compare import measured_ways
@@ -129,6 +131,33 @@ def test_the_frozen_thresholds_are_those_of_ours(compared, tmp_path, monkeypatch
     for at in ((), ("--threshold", "0.7", "--frozen", "frozen.json")):
         assert compared(at=at) == 2
         assert "one of --threshold and --frozen" in capsys.readouterr().err
+
+
+def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(compared, tmp_path, monkeypatch, capsys) -> None:
+    frozen = SimpleNamespace(thresholds=[0.7], reads="val", digest="d" * 64)
+    watched = SimpleNamespace(recipe=SimpleNamespace(split="val:drive_000", watch="val:drive_000"))
+    for name, stand_in in {
+        "frozen_from_file": lambda path: frozen,
+        "check_bundle": lambda frozen, checkpoint, bundle: None,
+        "check_unseen": lambda frozen, dataset: None,
+        "trained_from_file": lambda checkpoint: watched,
+        "measured_ways": lambda comparison, data, title, show: sys.exit(130),
+    }.items():
+        monkeypatch.setattr(rivals, name, stand_in)
+    choice = tmp_path / "frozen.json"
+    choice.write_text("{}")
+    assert compared(at=("--frozen", str(choice))) == 4
+    assert "not committed" in capsys.readouterr().err
+    monkeypatch.setattr(rivals, "check_committed", lambda path: None)
+    assert compared(at=("--frozen", str(choice))) == 4
+    assert "dense trains on val:drive_000: 1 images of val" in capsys.readouterr().err and not looks_in(tmp_path)
+    monkeypatch.setattr(rivals, "refuse_seen", lambda frozen, dataset, what, split: None)
+    assert compared(at=("--frozen", str(choice))) == 130
+    assert [(look.seed, look.reads) for look in looks_in(tmp_path)] == [(0, "val"), (1, "val")]
+    # What else is measured is no look.
+    frozen.reads = "val:drive_003"
+    assert compared("--split", "val:drive_001", at=("--frozen", str(choice))) == 130
+    assert len(looks_in(tmp_path)) == 2
 
 
 def test_the_verdict_is_about_what_is_as_fast() -> None:
