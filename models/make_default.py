@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dovit_deploy.files import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED_BY = (
     *("dovit_deploy/bundle/installed.py", "Dockerfile", "README.md"),
@@ -31,12 +33,16 @@ def default_line(name: str) -> str:
 
 
 def default_name(root: Path = ROOT) -> str:
-    """The model that is the default one."""
-    projects = root.glob("models/*/pyproject.toml")
-    (found,) = (
-        path.parent.name for path in projects if re.search(r"^default = ", path.read_text("utf-8"), re.MULTILINE)
-    )
-    return found
+    """The model that is the default one; ValueError where it is not one."""
+    found = _defaults(root)
+    if len(found) != 1:
+        raise ValueError(f"default models: {', '.join(found) or 'none'}; one is needed")
+    return found[0]
+
+
+def _defaults(root: Path) -> list[str]:
+    projects = sorted(root.glob("models/*/pyproject.toml"))
+    return [path.parent.name for path in projects if re.search(r"^default = ", path.read_text("utf-8"), re.MULTILINE)]
 
 
 def make_default(name: str, root: Path = ROOT) -> list[str]:
@@ -44,26 +50,35 @@ def make_default(name: str, root: Path = ROOT) -> list[str]:
 
     Raises:
         FileNotFoundError: `name` has no distribution.
-        ValueError: it is the default one already.
+        ValueError: it is the default one already, or its distribution is of another model.
     """
-    old, project = default_name(root), root / "models" / name / "pyproject.toml"
-    if name == old:
+    project = root / "models" / name / "pyproject.toml"
+    text, own = project.read_text("utf-8"), GROUP + default_line(name)
+    if default_line(name).replace("default", name, 1) not in text or GROUP not in text:
+        raise ValueError(f"{project}: no distribution of {name}: it has no entry point of that name")
+    # Of two, this one among them, the other is the old one: the script was interrupted.
+    others = [other for other in _defaults(root) if other != name]
+    if not others:
         raise ValueError(f"{name} is the default model already")
-    changed = {project: project.read_text("utf-8").replace(GROUP, GROUP + default_line(name))}
+    if len(others) > 1:
+        raise ValueError(f"default models: {', '.join(others)}; one is needed")
+    (old,) = others
+    changed, left = {}, []
+    for path in (root / file for file in INSTALLED_BY):
+        page = path.read_text("utf-8")
+        for form in AS_DEFAULT:
+            page = page.replace(form.format(old), form.format(name))
+        changed[path] = page
+        left += [
+            f"{path.relative_to(root)}:{number}" for number, line in enumerate(page.splitlines(), 1) if old in line
+        ]
+    changed[project] = text if own in text else text.replace(GROUP, own)
     before = root / "models" / old / "pyproject.toml"
     changed[before] = before.read_text("utf-8").replace(default_line(old), "")
-    left = []
-    for path in (root / file for file in INSTALLED_BY):
-        text = path.read_text("utf-8")
-        for form in AS_DEFAULT:
-            text = text.replace(form.format(old), form.format(name))
-        changed[path] = text
-        left += [
-            f"{path.relative_to(root)}:{number}" for number, line in enumerate(text.splitlines(), 1) if old in line
-        ]
-    # Everything is read before the first file is written.
-    for path, text in changed.items():
-        path.write_text(text, "utf-8")
+    # Everything is read before the first file is written, and the old one is forgotten last: what is interrupted can be
+    # done again.
+    for path, content in changed.items():
+        write_text(path, content)
     return left
 
 

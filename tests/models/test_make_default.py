@@ -60,6 +60,40 @@ def test_every_line_that_installs_the_default_model_names_the_new_one(script, cl
     assert contents(clone) == before
 
 
+def test_an_interrupted_change_is_finished_by_the_next(script, clone, monkeypatch) -> None:
+    before, old = contents(clone), script.default_name(clone)
+    write, files = script.write_text, len(script.INSTALLED_BY) + 2
+    for most in range(1, files):
+        written = []
+
+        def stopped(path, text, *, written=written, most=most):
+            if len(written) == most:
+                raise KeyboardInterrupt
+            written.append(path)
+            write(path, text)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(script, "write_text", stopped)
+            script.make_default("another-one", clone)
+        script.make_default("another-one", clone)
+        assert script.default_name(clone) == "another-one"
+        script.make_default(old, clone)
+        assert contents(clone) == before
+
+
+def test_a_distribution_of_another_name_changes_nothing(script, clone) -> None:
+    before = contents(clone)
+    for name in ("another-one/", "another"):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            script.make_default(name, clone)
+    assert contents(clone) == before
+    project = clone / "models" / "another-one" / "pyproject.toml"
+    project.write_text("[project]\n")
+    with pytest.raises(ValueError, match="no entry point"):
+        script.make_default("another-one", clone)
+    assert script.default_name(clone) != "another-one"
+
+
 def test_a_model_without_a_distribution_changes_nothing(script, clone) -> None:
     before = contents(clone)
     with pytest.raises(FileNotFoundError, match="nothing-here"):
