@@ -79,6 +79,11 @@ class Frozen(Record):
     """Of all these splits, those that a list names -> SHA-256 of what is in it."""
 
     @property
+    def threshold_text(self) -> str:
+        """As `--threshold` takes them."""
+        return ",".join(f"{value:.9g}" for value in self.thresholds)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all of it."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
@@ -220,8 +225,8 @@ def check_unseen(frozen: Frozen, dataset: Path) -> None:
 
 def evaluation(bundle: Path, dataset: Path, frozen: Frozen) -> dict[str, Any]:
     """What `dovit eval` finds on the frozen split at the frozen thresholds; exits with its code where it fails."""
-    thresholds = ",".join(f"{value:.9g}" for value in frozen.thresholds)
-    words = ["eval", str(bundle), str(dataset), "--split", frozen.reads, "--threshold", thresholds, "--controls"]
+    words = ["eval", str(bundle), str(dataset), "--split", frozen.reads, "--controls"]
+    words += ["--threshold", frozen.threshold_text]
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         report = Path(folder) / "eval.json"
         code = subprocess.run([*DOVIT, *words, "--threads", "1", "--json", str(report)], check=False).returncode

@@ -2,7 +2,7 @@
 
     python benchmarks/why_not/rivals.py CAMVID --runs runs --ours class \\
         --rivals class-dense class-dense-392x294 class-10-layers class-8-layers class-6-layers --seeds 0 1 2 \\
-        --frozen frozen.json --smaller 294x392 --merge 16 32 48 --split train:0006R0 --split val \\
+        --frozen benchmarks/protocol/class.json --smaller 294x392 --merge 16 32 48 --split train:0006R0 --split val \\
         --runtimes onnxruntime:fp32 onnxruntime:int8 openvino:fp32 openvino:bf16 openvino:int8 \\
         --calibration CAMVID:train:@benchmarks/protocol/fit.txt --work work/rivals \\
         -o benchmarks/results/rivals.json --docs docs/benchmarks.md
@@ -282,7 +282,7 @@ def check(command_line: argparse.ArgumentParser, options: argparse.Namespace) ->
     if (options.threshold is None) == (options.frozen is None):
         command_line.error("one of --threshold and --frozen is needed, or --tables")
     if options.frozen is not None:
-        options.threshold = ",".join(f"{value:.9g}" for value in frozen_from_file(options.frozen).thresholds)
+        options.threshold = frozen_from_file(options.frozen).threshold_text
     needed = ("dataset", "runs", "ours", "rivals", "work")
     missing = [name for name in needed if getattr(options, name) is None]
     if missing:

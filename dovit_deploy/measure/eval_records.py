@@ -83,6 +83,8 @@ class EvalReport(Record):
     dataset: str
     split: str
     bundle: str
+    source_sha256: str
+    """Of the weights that the bundle was made of, as its manifest has it."""
     engine: str
     precision: str
     thresholds: list[float] | list[list[float]]

@@ -81,6 +81,7 @@ def _base(measured: Measured[T], session: Session, plan: EvalPlan) -> EvalReport
         dataset=plan.dataset,
         split=plan.split,
         bundle=str(session.bundle.path),
+        source_sha256=session.bundle.manifest.provenance.source_sha256,
         engine=session.backend.name,
         precision=session.backend.precision,
         thresholds=short_thresholds(plan.settings.thresholds),

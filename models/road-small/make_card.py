@@ -1,10 +1,11 @@
 """MODEL_CARD.md of road-small: every figure comes from the bundle, the note of its run and the results of `dovit eval`.
 
-    dovit eval road-small CAMVID --split val --controls --json benchmarks/results/road-small-val.json
+    dovit eval BUNDLE CAMVID --split val --controls --json benchmarks/results/road-small-val.json
     python models/road-small/make_card.py
 
-Results are `benchmarks/results/road-small-NAME.json`, of `dovit eval --controls` or of `protocol/frozen.py read`. A
-result that is not there is not spoken of.
+Results are `benchmarks/results/road-small-NAME.json`: of `dovit eval --controls` and, of the drive that was left out,
+only of `protocol/frozen.py read`, which says that everything was chosen before. A result that is not there is not
+spoken of.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from dovit_deploy.runtime.settings import thresholds_from
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent.parent / "benchmarks" / "results"
 PACKAGE, BUNDLE, RUN, CARD = "dovit_model_road_small", "road-small.dovit", "run.json", "MODEL_CARD.md"
-SPLITS = {"val": "val", "train:0006R0": "0006R0"}
+UNSEEN = "train:0006R0"
+"""The split that is looked at once."""
+SPLITS = {"val": "val", UNSEEN: "0006R0"}
 """Splits that the card shows, and what it calls them."""
 CONTROLS = {
     "random": "as many, drawn at random",
@@ -47,9 +50,10 @@ CONTROLS = {
 ABOUT_FIGURES = """\
 ## Figures
 
-In the deployed bundle, ONNX Runtime, float32, at the default thresholds: `dovit eval road-small CAMVID --controls`
-with `--split val` and with `--split train:0006R0` ([the controls](../../docs/measuring.md#controls)). Intervals are
-over blocks of ten seconds of recording; a clip of fewer than eight of them has none.
+In the deployed bundle, ONNX Runtime, float32, at the default thresholds: `dovit eval road-small CAMVID --split val
+--controls` and, of 0006R0, [the look after everything was frozen](../../docs/measuring.md#choosing-without-looking),
+with [the controls](../../docs/measuring.md#controls). Intervals are over blocks of ten seconds of recording; a clip of
+fewer than eight of them has none.
 """
 
 ABOUT_PRECISIONS = """\
@@ -116,19 +120,28 @@ def results_in(folder: Path, bundle: Bundle) -> dict[str, dict[str, Any]]:
     """What `dovit eval` found with this bundle, by the card's name of the split, in its order.
 
     Raises:
-        InputError: a result is of another bundle, of other thresholds, or lacks the controls.
+        InputError: a result is of other weights, of other thresholds, lacks the controls, or is of a look that was not
+            taken by the protocol.
     """
     own = short_thresholds(thresholds_from(None, bundle.manifest))
     found = {}
     for path in sorted(folder.glob("road-small-*.json")):
         try:
-            report = json.loads(read_text(path))
-            report = report.get("eval", report)
+            whole = json.loads(read_text(path))
+            report = whole.get("eval", whole)
             if report["split"] not in SPLITS or (report["engine"], report["precision"]) != ("onnxruntime", "fp32"):
                 continue
             if report["thresholds"] != own or report["controls"] is None:
                 raise InputError(f"{path}: measured at thresholds {report['thresholds']}, or without the controls")
-            found[SPLITS[report["split"]]] = report
+            if report["source_sha256"] != bundle.manifest.provenance.source_sha256:
+                raise InputError(f"{path}: measured with other weights than those of {bundle.path}")
+            if report["split"] == UNSEEN and "frozen" not in whole:
+                raise InputError(
+                    f"{path}: no look of benchmarks/protocol/frozen.py, so nothing says what was chosen when"
+                )
+            if SPLITS[report["split"]] in found:
+                raise InputError(f"{path}: another result of {report['split']}; leave one")
+            found[SPLITS[report["split"]]] = report | {key: whole.get(key) for key in ("tried", "looks_before")}
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: no result of `dovit eval --json` ({error!r})") from error
     return {name: found[name] for name in SPLITS.values() if name in found}
@@ -190,11 +203,17 @@ def sentence(name: str, report: dict[str, Any]) -> str:
         for key, over in (("random", "chance"), ("position", "position alone"), ("other", "another image's decisions"))
     ]
     saved, efficiency = dynamic["spread"]["flops_saved"], controls["gate_efficiency"]
-    return (
+    notes = [
         f"On {name} the rule is worth {', '.join(gains)} points at the same counts; single images save "
         f"{saved['min']:.0%} to {saved['max']:.0%} of their MACs; worst class: {dynamic['worst_class']} "
-        f"({dynamic['worst_class_drop']:.1f})." + ("" if efficiency is None else f" Gate efficiency: {efficiency:.2f}.")
-    )
+        f"({dynamic['worst_class_drop']:.1f})."
+    ]
+    if efficiency is not None:
+        notes.append(f"Gate efficiency: {efficiency:.2f}.")
+    if report["tried"] is not None:
+        before = f"looks before the choice: {report['looks_before']}"
+        notes.append(f"Recipes tried before this look, elsewhere: {report['tried']}; {before}.")
+    return " ".join(notes)
 
 
 def precisions(report: ParityReport) -> str:

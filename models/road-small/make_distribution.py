@@ -1,12 +1,12 @@
 """The distribution of road-small out of a training run: its bundle, the package around it, and its card.
 
-    python models/road-small/make_distribution.py runs/road-small CAMVID --threshold 0.95,0.9,0.9 --version 0.1.0
+    python models/road-small/make_distribution.py runs/road-small CAMVID --frozen benchmarks/protocol/road-small.json --version 0.1.0
 
 Large weights are stored in fp16, and forms in 8 bits are made beside them; their ranges come from drives that were
 trained on, never from the one that was left out. Refused (4): a run of another recipe than the one that is published
-beside it, rounding that changes more than 0.01 % of the pixels, 8 bits that lose more than a
-point, a distribution above 95 MB. What can be installed is written last, and only as a whole. `make_card.py` writes the
-card again when there are new figures, `models/make_default.py road-small` makes it the default model.
+beside it or, with --frozen, was frozen, rounding that changes more than 0.01 % of the pixels, 8 bits that lose more
+than a point, a distribution above 95 MB. What can be installed is written last, and only as a whole. `make_card.py`
+writes the card again when there are new figures, `models/make_default.py road-small` makes it the default model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from make_card import BUNDLE, PACKAGE, RUN, TrainedRun, write_card
+# What was frozen is a matter of the benchmarks.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from make_card import BUNDLE, PACKAGE, RUN, TrainedRun, write_card
+from protocol.frozen import Frozen, check_bundle, frozen_from_file
+
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import CheckError, DovitError, InputError
@@ -144,9 +149,20 @@ def foreign(folder: Path) -> str | None:
     return next((entry.name for entry in sorted(folder.iterdir()) if entry.name not in known), None)
 
 
-def make(run: Path, dataset: Path, *, recipe: Path, threshold: str | None, version: str, folder: Path) -> int:
-    """Write the distribution into `folder`; the bytes that it takes."""
+def make(
+    run: Path,
+    dataset: Path,
+    *,
+    recipe: Path,
+    threshold: str | None,
+    version: str,
+    folder: Path,
+    choice: Frozen | None = None,
+) -> int:
+    """Write the distribution into `folder`; the bytes that it takes. `choice`: what was frozen, for `threshold`."""
     facts = trained_run(run, recipe)
+    if choice is not None:
+        threshold = choice.threshold_text
     if threshold is None and not (run / "curve.json").exists():
         # It is the last that a run writes, with the thresholds that it chose.
         raise CheckError(f"{run} has chosen no thresholds: give --threshold, or go on with it: dovit train --resume")
@@ -156,6 +172,8 @@ def make(run: Path, dataset: Path, *, recipe: Path, threshold: str | None, versi
         write_text(package / "__init__.py", MODULE)
         write_text(package / "py.typed", "")
         check(package)
+        if choice is not None:
+            check_bundle(choice, run / "checkpoint", Bundle.open(package / BUNDLE))
     with reported_writes(folder):
         for text in TEXTS:
             if folder.resolve() != HERE:
@@ -175,7 +193,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of `dovit train`")
     parser.add_argument("dataset", type=Path, help="CamVid, for the ranges of 8 bits and what they lose")
-    parser.add_argument("--threshold", metavar="T[,T...]", help="default: as the run chose it")
+    thresholds = parser.add_mutually_exclusive_group()
+    thresholds.add_argument("--threshold", metavar="T[,T...]", help="default: as the run chose it")
+    thresholds.add_argument(
+        "--frozen", type=Path, metavar="JSON", help="thresholds and recipe are what was frozen there"
+    )
     parser.add_argument("--recipe", type=Path, default=HERE / "recipes" / "road-small.toml")
     parser.add_argument("--version", default="0.1.0")
     parser.add_argument("-o", "--output", type=Path, default=HERE, help="default: beside this script")
@@ -184,7 +206,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         # Also SIGTERM is raised here: else half a package would stay.
         with interruptible():
-            size = make(flags.run, flags.dataset, folder=flags.output, **given)
+            choice = None if flags.frozen is None else frozen_from_file(flags.frozen)
+            size = make(flags.run, flags.dataset, folder=flags.output, choice=choice, **given)
     except DovitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

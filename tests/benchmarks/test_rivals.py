@@ -108,7 +108,7 @@ def test_what_cannot_be_compared(compared, capsys) -> None:
 
 
 def test_the_frozen_thresholds_are_those_of_ours(compared, tmp_path, monkeypatch, capsys) -> None:
-    frozen, asked = SimpleNamespace(thresholds=[0.7, 0.8]), []
+    frozen, asked = SimpleNamespace(threshold_text="0.7,0.8"), []
 
     def refuse(found, checkpoint, bundle):
         asked.append((found, checkpoint, bundle.path))
@@ -134,7 +134,7 @@ def test_the_frozen_thresholds_are_those_of_ours(compared, tmp_path, monkeypatch
 
 
 def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(compared, tmp_path, monkeypatch, capsys) -> None:
-    frozen = SimpleNamespace(thresholds=[0.7], reads="val", digest="d" * 64)
+    frozen = SimpleNamespace(threshold_text="0.7", reads="val", digest="d" * 64)
     watched = SimpleNamespace(recipe=SimpleNamespace(split="val:drive_000", watch="val:drive_000"))
     for name, stand_in in {
         "frozen_from_file": lambda path: frozen,

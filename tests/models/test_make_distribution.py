@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,9 +57,9 @@ def make(scripts, run, compact_bundle_path, monkeypatch, tmp_path):
 
     monkeypatch.setattr(scripts[0], "export", exported)
 
-    def made(*, bundle=exported, threshold="0.9"):
+    def made(*, bundle=exported, threshold="0.9", choice=None):
         monkeypatch.setattr(scripts[0], "export", bundle)
-        given = {"recipe": tmp_path / "recipe.toml", "threshold": threshold, "version": "1.2.3"}
+        given = {"recipe": tmp_path / "recipe.toml", "threshold": threshold, "version": "1.2.3", "choice": choice}
         return scripts[0].make(run, tmp_path / "set", folder=tmp_path / "made", **given)
 
     made.asked = asked
@@ -90,6 +91,13 @@ def test_a_whole_distribution_is_made(make, scripts, tmp_path, run) -> None:
         "road-small",
         "default",
     }
+
+
+def test_what_is_published_is_what_was_frozen(make, scripts, run, monkeypatch) -> None:
+    choice, asked = SimpleNamespace(threshold_text="0.8,0.7"), []
+    monkeypatch.setattr(scripts[0], "check_bundle", lambda *given: asked.append(given[:2]))
+    make(threshold=None, choice=choice)
+    assert make.asked[-1][2] == "0.8,0.7" and asked == [(choice, run / "checkpoint")]
 
 
 def test_what_must_not_be_published_is_refused(make, scripts, run, tmp_path, tiny_bundle_path, monkeypatch) -> None:
@@ -131,9 +139,19 @@ def test_the_card_has_the_figures_of_eval(make, scripts, tmp_path, dovit) -> Non
     )
     assert f"{controls['position']['rule_gain']:.2f} over position alone" in text and "| class 3 |" in text
     # The look that the protocol takes wraps the same report.
-    look = {"frozen": "x", "eval": found | {"split": "train:0006R0"}}
-    (results / "road-small-look.json").write_text(json.dumps(look))
-    assert "0006R0: mIoU" in scripts[1].card(tmp_path / "made", results)
+    drive, read = results / "road-small-look.json", found | {"split": "train:0006R0"}
+    drive.write_text(json.dumps({"frozen": "x", "tried": 5, "looks_before": 0, "eval": read}))
+    text = scripts[1].card(tmp_path / "made", results)
+    assert "0006R0: mIoU" in text and "elsewhere: 5; looks before the choice: 0." in text
+    for content, words in (
+        (read, "no look of benchmarks/protocol/frozen.py"),
+        ({"frozen": "x", "eval": read | {"source_sha256": "0" * 64}}, "measured with other weights"),
+        (found, "another result of val"),
+    ):
+        drive.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=words):
+            scripts[1].card(tmp_path / "made", results)
+    drive.unlink()
     report.write_text(json.dumps(found | {"thresholds": [0.5]}))
     with pytest.raises(InputError, match=r"road-small-val.json: measured at thresholds \[0.5\]"):
         scripts[1].card(tmp_path / "made", results)
