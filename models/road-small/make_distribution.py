@@ -1,6 +1,6 @@
 """The distribution of road-small out of a training run: its bundle, the package around it, and its card.
 
-    python models/road-small/make_distribution.py runs/road-small CAMVID --frozen benchmarks/protocol/road-small.json --version 0.1.0
+    python models/road-small/make_distribution.py runs/road-small CAMVID --frozen benchmarks/protocol/road-small.json
 
 Large weights are stored in fp16, and forms in 8 bits are made beside them; their ranges come from drives that were
 trained on, never from the one that was left out. Refused (4): a run of another recipe than the one that is published
