@@ -67,7 +67,7 @@ def start_from_path(
         whole: AnySpec = given.spec(classes=classes, head=head_on_backbone(choice, given.values), taps=choice.taps)
     else:
         whole = given.spec
-        refuse_other_task(whole, classes, f"--init {path}")
+        refuse_other_task(whole, classes, f"--init {path}", instead=", its backbone alone, or train from scratch")
         is_vit = isinstance(whole, VisionTransformerSpec)
         _refuse_stated(choice, OPEN_WITH_INIT if is_vit else frozenset({"size"}), "checkpoint")
     chosen = spec_at_size(whole, choice.size or size)
@@ -96,8 +96,11 @@ def start_at(spec: AnySpec, whole: AnySpec, given: Given) -> Start:
     return Start(spec, state, given)
 
 
-def refuse_other_task(spec: AnySpec, classes: int, option: str) -> None:
-    """Raise ConfigError unless `spec`, of the checkpoint that `option` gives, is a segmenter of so many classes."""
+def refuse_other_task(spec: AnySpec, classes: int, option: str, *, instead: str = "") -> None:
+    """Raise ConfigError unless `spec`, of the checkpoint that `option` gives, is a segmenter of so many classes.
+
+    `instead`: what else than another checkpoint can be given.
+    """
     if not isinstance(spec, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or spec.task != "segmentation":
         raise ConfigError(f"{option}: a {spec.family} for {spec.task}; training starts from a segmenter")
     if isinstance(spec.head, QueryHead):
@@ -105,7 +108,7 @@ def refuse_other_task(spec: AnySpec, classes: int, option: str) -> None:
     if spec.classes != classes:
         raise ConfigError(
             f"{option}: a network of {spec.classes} classes, the data set has {classes}; "
-            "give a checkpoint of these classes, its backbone alone, or train from scratch"
+            f"give a checkpoint of these classes{instead}"
         )
 
 
