@@ -123,8 +123,17 @@ def select_cubin(architecture: str) -> bytes:
 
 
 def opened_driver() -> Driver:
-    """The module `cuda.bindings.driver`; raises PackageMissing."""
-    return packages.load("cuda.bindings.driver")
+    """The module `cuda.bindings.driver`.
+
+    Raises:
+        PackageMissing: it is not installed.
+        ProviderMissing: it is older than 13, whose calls for graphs are others.
+    """
+    driver = packages.load("cuda.bindings.driver")
+    # 13 dropped the older call, and gave this one its name.
+    if hasattr(driver, "cuGraphAddNode_v2"):
+        raise ProviderMissing("one graph a frame needs cuda-bindings 13 or later; pip install -U 'cuda-bindings>=13'")
+    return driver
 
 
 def check_driver(driver: Driver) -> None:

@@ -8,11 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from gpu.one_graph import gpu_builder
-from gpu.switch_graph import select_cubin
+from gpu.switch_graph import opened_driver, select_cubin
 
 from dovit_deploy.errors import ProviderMissing
 from tests.csrc.stand_in import select_library, stand_in_driver
@@ -72,3 +73,10 @@ def test_a_pytorch_that_keeps_its_graphs_to_itself_is_refused(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     with pytest.raises(ProviderMissing, match=r"has no CUDAGraph.raw_cuda_graph"):
         gpu_builder(torch.device("cuda"))
+
+
+def test_bindings_with_other_calls_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda-bindings 12 has the calls of 13 under other names."""
+    monkeypatch.setattr("gpu.switch_graph.packages.load", lambda name: SimpleNamespace(cuGraphAddNode_v2=print))
+    with pytest.raises(ProviderMissing, match="needs cuda-bindings 13"):
+        opened_driver()
