@@ -25,9 +25,8 @@ HANDFUL = {
     "dovit": [
         "seg_w48_diff002_150c",
         "seg_w64_128x192_posresize_nofinal_tuple",
-        "setr_w64_128",
     ],
-    "evovit": ["evo_deit_w48_ratios", "evo_levit_mini"],
+    "evovit": ["evo_levit_mini"],
     "stvit": ["stvit_r_swin_t_w16", "stvit_deit_composed_w48"],
     "segmenter": ["segmenter_w64_mask_resize", "segmenter_w64_linear_distilled", "setr_naive_w64_160"],
 }

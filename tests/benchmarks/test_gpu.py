@@ -61,6 +61,7 @@ def page_with_marks(folder: Path) -> Path:
 
 
 @no_gpu
+@pytest.mark.slow
 def test_on_a_bare_machine_without_a_gpu_the_selftest_runs_and_says_what_was_not_done(tmp_path) -> None:
     """The real command, where nothing can be imported but what docs/tensorrt.md lists."""
     output, page = tmp_path / "gpu.json", page_with_marks(tmp_path)

@@ -99,7 +99,7 @@ class TokenKernels:
             EnvironmentProblem: the kernels cannot be compiled.
         """
         driver = packages.load("cuda.bindings.driver")
-        current_context(driver)
+        current_context()
         device = _driver_value(driver, driver.cuCtxGetDevice())
         attributes = driver.CUdevice_attribute
         major, minor = (
@@ -179,12 +179,14 @@ class TokenKernels:
         _driver_value(self.driver, launched)
 
 
-def current_context(driver: Any) -> int:  # noqa: ANN401
+def current_context() -> int:
     """The address of the calling thread's CUDA context.
 
     Raises:
+        PackageMissing: cuda-bindings is not installed.
         ProviderMissing: there is no NVIDIA driver, or no current context.
     """
+    driver = packages.load("cuda.bindings.driver")
     try:
         context = int(_driver_value(driver, driver.cuCtxGetCurrent()))
     # cuda-bindings raises this where it finds no driver.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from dovit_deploy import packages
 from dovit_deploy.engines.plugins.kernels import TokenKernels, current_context
 
 
@@ -32,7 +31,7 @@ def current_kernels() -> TokenKernels:
         PackageMissing, ProviderMissing, EnvironmentProblem: see `TokenKernels.on_current_device`.
     """
     with _lock:
-        return _entry(current_context(packages.load("cuda.bindings.driver"))).kernels
+        return _entry(current_context()).kernels
 
 
 class HeldKernels:
@@ -43,7 +42,7 @@ class HeldKernels:
     """
 
     def __init__(self) -> None:
-        self._context = current_context(packages.load("cuda.bindings.driver"))
+        self._context = current_context()
         with _lock:
             _entry(self._context).holders += 1
 
