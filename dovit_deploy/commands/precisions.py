@@ -178,9 +178,11 @@ def _halves(whole: _Part) -> tuple[_Part, _Part]:
 def _splits(dataset: str, named: str) -> list[str]:
     """That of the ranges, and that of the losses where it is another one; none of what is no data set of label maps."""
     found = [split for split in ("train", "val") if is_rendered(dataset) or has_split(dataset, split)]
-    if named and found:
-        return [named, *(split for split in found if split == "val" != split_from_text(named).name)]
-    return found
+    if not named or not found:
+        return found
+    # Part of `val`, too, is `val`: nothing is judged on the images that the ranges come from.
+    judged_elsewhere = "val" in found and split_from_text(named).name != "val"
+    return [named, "val"] if judged_elsewhere else [named]
 
 
 def _split(given: str, split: str, manifest: Manifest) -> _Part:
