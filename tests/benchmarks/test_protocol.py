@@ -274,6 +274,16 @@ def test_what_is_frozen_stays_so_and_the_seed_is_open(case, capsys):
 # Each drive left out in turn.
 
 
+@pytest.mark.parametrize("name", ["class", "road-small"])
+def test_what_this_repository_froze_is_what_it_holds(name, monkeypatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    choice = frozen.frozen_from_file(root / "benchmarks" / "protocol" / f"{name}.json")
+    recipe = recipe_from_file(root / "models" / "road-small" / "recipes" / choice.recipe_file)
+    assert frozen.recipe_content(recipe) == choice.recipe
+    assert frozen.list_digests(recipe.split, recipe.watch, choice.chosen_on, choice.reads) == choice.lists
+
+
 def test_a_drive_is_left_out_of_what_is_trained_on_and_watched(tmp_path):
     data = write_labelled(tmp_path / "set", images=16, split="train")
     classes = data / "classes.json"
