@@ -66,7 +66,7 @@ def flags_of(function: object) -> set[str]:
     import typer
     import typer.main
 
-    app = typer.Typer()
+    app = typer.Typer(add_completion=False)
     app.command()(function)  # type: ignore[type-var]
     command = typer.main.get_command(app)
     return {"--help", "-h", *(option for parameter in command.params for option in parameter.opts)}

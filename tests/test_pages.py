@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dovit_deploy.commands.export import export
+from dovit_deploy.measure.eval_records import ClassificationReport, SegmentationReport
 from tests.conftest import Run
 from tests.paths import ROOT
-from tests.test_docs import PAGES
+from tests.test_docs import PAGES, flags_of
 
 DOCS = ROOT / "docs"
 INDEX = DOCS / "README.md"
@@ -23,9 +25,9 @@ FREE_FORM = ("machine", "versions")
 """Keys whose own keys differ from machine to machine."""
 
 
-def documented(heading: str) -> set[str]:
-    """The keys in the first column of the table under `heading` of the page on a run's files."""
-    _, _, rest = (DOCS / "run.md").read_text().partition(f"\n## {heading}\n")
+def documented(heading: str, page: str = "run.md") -> set[str]:
+    """The keys in the first column of the table under `heading` of a page."""
+    _, _, rest = (DOCS / page).read_text().partition(f"\n## {heading}\n")
     rows = re.findall(r"^\| (`[^|]+) \|", rest.partition("\n## ")[0], flags=re.MULTILINE)
     return {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
 
@@ -66,6 +68,17 @@ def test_every_key_of_a_run_is_documented_and_written(reports: tuple[set[str], s
     numbers = {key for key in rows if key not in ("index", "source", "time_s") and not key.startswith("top")}
     assert documented("summary.json") == summary - numbers
     assert numbers <= summary, "every numeric field of the rows has its distribution"
+
+
+def test_the_report_of_an_evaluation_is_documented() -> None:
+    assert documented("The report", "measuring.md") == SegmentationReport.model_fields.keys()
+    block = (DOCS / "classification.md").read_text().partition("```text\n{images,")[2].partition("```")[0]
+    assert set(re.findall(r"\w+", block)) >= ClassificationReport.model_fields.keys() - {"images"}
+
+
+def test_every_flag_of_export_is_documented() -> None:
+    flags = {flag for flag in flags_of(export) if flag.startswith("--")} - {"--help", "--output"}
+    assert documented("Making one", "bundle-format.md") == {"-o", *flags}
 
 
 def test_the_index_names_every_page() -> None:

@@ -6,13 +6,14 @@
         --checkpoint runs/seed0/checkpoint --bundle seed0.dovit --dataset CAMVID -o benchmarks/results/seed0.json
 
 `freeze` writes a file that is committed before anything is read: the recipe (but its seed), the weights that its runs
-start from, their teacher, the operating point, on what they were chosen, how many recipes were tried, what is in every
-list that a split names, how many looks were taken before, and a digest of all of it. `read` measures a bundle on the
-frozen split, at the frozen thresholds and with all controls, once. It refuses (4) where the frozen file was changed or
-is not committed, the recipe or the choice looked at the split that is to be read, a list has other images by now, the
-checkpoint was trained by another recipe, from other weights, with another teacher or on other images, the bundle was
-made of another checkpoint, or the same weights, or others of the same seed, were read before. Every look is noted
-before it is taken, in `looks.json` beside the frozen file, for all that is frozen in the folder; it is committed, too.
+start from, their teachers (one for every seed, or one for all), the operating point, on what they were chosen, how
+many recipes were tried, what is in every list that a split names, how many looks were taken before, and a digest of all
+of it. `read` measures a bundle on the frozen split, at the frozen thresholds and with all controls, once. It refuses
+(4) where the frozen file was changed or is not committed, the recipe or the choice looked at the split that is to be
+read, a list has other images by now, the checkpoint was trained by another recipe, from other weights, with another
+teacher or on other images, the bundle was made of another checkpoint, or the same weights, or others of the same seed,
+were read before. Every look is noted before it is taken, in `looks.json` beside the frozen file, for all that is frozen
+in the folder; it is committed, too.
 
 What nobody can prevent is `dovit eval` on the drive by hand. So the history has to show it: a choice is in a commit
 before its first look, and figures that are published come from looks.
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +43,19 @@ from dovit_deploy.commands.arguments import numbers_within_one
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.datasets.split import split_from_text
 from dovit_deploy.documents import data_from_json, fault_of, read_text
-from dovit_deploy.errors import CheckError, InputError, UsageError
+from dovit_deploy.errors import CheckError, DatasetError, InputError, UsageError
 from dovit_deploy.files import write_text
 from dovit_deploy.record import Record
 from dovit_deploy.train.recipe import Recipe, recipe_from_file
 from dovit_deploy.train.start import given_at
 from dovit_deploy.train.state import DataFacts, GivenFacts, given_facts, names_digest
-from protocol.looks import Look, check_committed, looks_in, note_look
+from protocol.looks import LOOKS, Look, check_committed, looks_in, note_look
 
 WEIGHTS, TRAINING = "model.safetensors", "train.json"
 """Of a checkpoint: its weights, and the record of the run that made it."""
+
+HERE = Path(__file__).resolve().parent
+"""Where what is frozen is committed."""
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 
@@ -71,8 +76,8 @@ class Frozen(Record):
     """The split that is read once per seed."""
     init: GivenFacts | None
     """The weights that runs start from; None: drawn ones."""
-    teacher: GivenFacts | None
-    """What runs learn from beside the labels; the same for every seed."""
+    teachers: list[GivenFacts]
+    """What runs learn from beside the labels, each from one of them; none: from labels alone."""
     looks_before: int
     """At that split, of what was frozen earlier in the same folder: 0 where the choice knew nothing of it."""
     lists: dict[str, str]
@@ -114,11 +119,12 @@ def start_facts(init: Path | None, recipe: Recipe) -> GivenFacts | None:
     return None if init is None else given_facts(given_at(init, recipe.init_config))
 
 
-def teacher_facts(teacher: Path | None, recipe: Recipe) -> GivenFacts | None:
-    """What is frozen of the teacher; UsageError where there is one and the recipe has none, or the other way round."""
-    if (teacher is not None) != (recipe.distillation.teacher == "checkpoint"):
+def teacher_facts(teachers: Sequence[Path], recipe: Recipe) -> list[GivenFacts]:
+    """What is frozen of the teachers; UsageError where only they, or only the recipe, say that there are some."""
+    if bool(teachers) != (recipe.distillation.teacher == "checkpoint"):
         raise UsageError('--teacher is for a recipe with teacher = "checkpoint" in [distillation], which needs it')
-    return None if teacher is None else given_facts(given_at(teacher, None))
+    found = (given_facts(given_at(teacher, None)) for teacher in teachers)
+    return [facts for facts in found if facts is not None]
 
 
 def frozen_from_file(path: Path) -> Frozen:
@@ -138,6 +144,24 @@ def frozen_from_file(path: Path) -> Frozen:
         raise InputError(f"{path}: cannot be read as what was frozen ({reason})") from error
     if found.digest != stated:
         raise CheckError(f"{path} was changed after it was frozen: its digest is {found.digest[:12]}, not {stated}")
+    return found
+
+
+def keeping_unseen(dataset: Path, split: str) -> dict[Path, Frozen]:
+    """What is frozen in `HERE` and to stay unseen, where `split` has images of it, by its file.
+
+    Raises:
+        InputError, CheckError: as `frozen_from_file`; a list that a frozen split names is gone.
+    """
+    stems, found = set(dataset_from_path(dataset, split).stems), {}
+    for path in sorted(HERE.glob("*.json")):
+        if path.name == LOOKS:
+            continue
+        frozen = frozen_from_file(path)
+        # Another data set has nothing of that name.
+        with suppress(DatasetError):
+            if stems & set(dataset_from_path(dataset, frozen.reads).stems):
+                found[path] = frozen
     return found
 
 
@@ -174,14 +198,15 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str,
             f"{checkpoint} was trained by another recipe than was frozen: it differs in {', '.join(other)}"
         )
     given = (
-        ("from", "drawn weights", trained.init, frozen.init),
-        ("with", "no teacher", trained.teacher, frozen.teacher),
+        ("from", "drawn weights", trained.init, [] if frozen.init is None else [frozen.init]),
+        ("with", "no teacher", trained.teacher, frozen.teachers),
     )
     for how, nothing, own, wanted in given:
-        if (own and own.sha256) != (wanted and wanted.sha256):
-            names = [one.source if one else nothing for one in (own, wanted)]
+        if (own and own.sha256) not in ([one.sha256 for one in wanted] or [None]):
+            frozen_names = ", ".join(f"{one.source} {one.sha256[:12]}" for one in wanted) or nothing
             raise CheckError(
-                f"{checkpoint} was trained {how} {names[0]}, which is not what was frozen ({names[1]}, by its SHA-256)"
+                f"{checkpoint} was trained {how} {own.source if own else nothing}, "
+                f"which is not what was frozen ({frozen_names}, by its SHA-256)"
             )
     weights = checkpoint / WEIGHTS
     try:
@@ -249,7 +274,7 @@ def freeze(options: argparse.Namespace) -> None:
         tried=options.tried,
         reads=options.reads,
         init=start_facts(options.init, recipe),
-        teacher=teacher_facts(options.teacher, recipe),
+        teachers=teacher_facts(options.teacher, recipe),
         looks_before=sum(look.reads == options.reads for look in looks_in(options.output.parent)),
         lists=list_digests(recipe.split, recipe.watch, options.chosen_on, options.reads),
     )
@@ -287,7 +312,14 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("freeze", help="write down what was chosen")
     one.add_argument("--recipe", type=Path, required=True, help="of the final run")
     one.add_argument("--init", type=Path, metavar="CHECKPOINT", help="what its runs start from; default: drawn weights")
-    one.add_argument("--teacher", type=Path, metavar="CHECKPOINT", help="what its runs learn from beside the labels")
+    one.add_argument(
+        "--teacher",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CHECKPOINT",
+        help="what its runs learn from beside the labels: one for all seeds, or one for each",
+    )
     one.add_argument("--thresholds", required=True, metavar="T[,T...]", help="the operating point")
     one.add_argument("--tried", type=at_least(1), required=True, help="how many recipes were tried, this one included")
     one.add_argument("--chosen-on", required=True, metavar="SPLIT", help="what they were compared on")

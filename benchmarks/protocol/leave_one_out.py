@@ -7,7 +7,8 @@
 The recipe is the same for all, but for what it trains on (all drives but one) and is watched on (every third piece of
 ten seconds of these, so that nothing of the drive is seen). A drive is trained, exported and measured with all controls
 in a folder of its own below --work; what is finished there is not done again, and an interrupted run goes on. A
-folder of another recipe, seed, start, data set or thresholds is refused (4).
+folder of another recipe, seed, start, data set or thresholds is refused (4). A drive that is to stay unseen, by what is
+frozen beside this script, is read only where that is committed, and the look is noted before it is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
+from dovit_deploy.bundle.bundle import file_entry
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import CheckError
 from dovit_deploy.files import write_text
 from dovit_deploy.measure.intervals import BLOCK_SECONDS
 from dovit_deploy.train.recipe import recipe_from_file
+from protocol.frozen import WEIGHTS, Frozen, keeping_unseen
 from protocol.hold_out import divided
+from protocol.looks import Look, check_committed, note_look
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 MARK = "<!-- table: benchmarks/protocol/leave_one_out.py -->"
@@ -124,11 +128,37 @@ def claim_folder(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: 
     write_text(note, json.dumps(plan, indent=1) + "\n")
 
 
+def frozen_over(run: DriveRun) -> dict[Path, Frozen]:
+    """What is frozen and keeps images of the drive unseen, by its file; CheckError where that is not committed."""
+    kept = keeping_unseen(run.dataset, f"train:{run.drive}")
+    for path in kept:
+        check_committed(path)
+    return kept
+
+
+def note_drive(run: DriveRun, kept: Mapping[Path, Frozen], seed: int) -> None:
+    """Write down the look that is about to be taken, beside what is frozen."""
+    if not kept:
+        return
+    weights = file_entry(run.run / "checkpoint" / WEIGHTS).sha256
+    command = command_text("protocol/leave_one_out.py", sys.argv[1:])
+    for folder, reads in sorted({(path.parent, frozen.reads) for path, frozen in kept.items()}):
+        # An evaluation that was interrupted is done again, with the same weights.
+        note_look(folder, Look(reads=reads, frozen=None, weights=weights, seed=seed, command=command), again=True)
+
+
 def measured(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> dict[str, Any]:
-    """The figures of one drive; exits with the code of a command that fails."""
+    """The figures of one drive; exits with the code of a command that fails.
+
+    Raises:
+        CheckError: the folder was begun otherwise, or what keeps the drive unseen is not committed.
+    """
     claim_folder(run, recipe, init=init, thresholds=thresholds, seed=seed)
+    kept = frozen_over(run)
     own = own_recipe(recipe, run)
     for command in run.commands(own, init=init, thresholds=thresholds, seed=seed):
+        if command[0] == "eval":
+            note_drive(run, kept, seed)
         code = subprocess.run([*DOVIT, *command], check=False).returncode
         if code:
             # It has said why.

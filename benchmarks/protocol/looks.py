@@ -23,8 +23,8 @@ class Look(Record):
 
     reads: str
     """The split."""
-    frozen: str
-    """Digest of what was frozen."""
+    frozen: str | None
+    """Digest of what was frozen; None: weights beside it, as of a recipe that is tried on each drive."""
     weights: str
     """SHA-256."""
     seed: int
@@ -64,7 +64,8 @@ def note_look(folder: Path, look: Look, *, again: bool = False) -> int:
     for old in looks:
         if old.reads == look.reads and old.weights == look.weights and not again:
             raise CheckError(f"these weights were read on {old.date}, by {old.command}")
-        if (old.frozen, old.seed) == (look.frozen, look.seed) and old.weights != look.weights:
+        same_choice = look.frozen is not None and (old.frozen, old.seed) == (look.frozen, look.seed)
+        if same_choice and old.weights != look.weights:
             raise CheckError(
                 f"weights of seed {look.seed} were read on {old.date}, by {old.command}; "
                 "a seed is read once, however often it is trained"

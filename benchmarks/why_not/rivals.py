@@ -11,8 +11,9 @@
 RUNS/NAME-seedN is the folder of a `dovit train` run. Each is exported into --work, ours at the thresholds that are
 given and at smaller inputs, and a rival is dense-trained, at a smaller input, or shallower, as its network says. What
 is done in --work is kept: an interrupted run goes on, and further seeds, splits and runtimes only add to it. Networks
-or settings other than those it was begun with are refused (4). What --frozen says is to stay unseen is measured only
-where that is committed and no network saw it, and each look is noted as `protocol/frozen.py read` does.
+or settings other than those it was begun with are refused (4). What is to stay unseen, by what is frozen in
+`benchmarks/protocol`, is measured with --frozen alone, where that is committed and no network saw it, and each look is
+noted as `protocol/frozen.py read` does.
 
 With --size all are exported at that size, for images of more pixels: `python -m dovit_scenes rendered-980x728
 --size 980x728 --images 1 --val 40` renders some, in which every pixel is drawn and none enlarged.
@@ -31,7 +32,14 @@ from tempfile import TemporaryDirectory
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from protocol.frozen import check_bundle, check_unseen, frozen_from_file, refuse_seen, trained_from_file
+from protocol.frozen import (
+    check_bundle,
+    check_unseen,
+    frozen_from_file,
+    keeping_unseen,
+    refuse_seen,
+    trained_from_file,
+)
 from protocol.looks import Look, check_committed, note_look
 from report import at_least, command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
@@ -180,6 +188,15 @@ def note_looks(exports: Exports, options: argparse.Namespace, splits: Sequence[s
         note_look(options.frozen.parent, look, again=True)
 
 
+def refuse_unseen(dataset: Path, split: str) -> None:
+    """Raise CheckError where `split` has images that are to stay unseen."""
+    for path, frozen in keeping_unseen(dataset, split).items():
+        raise CheckError(
+            f"--split {split} has images of {frozen.reads}, which are to stay unseen; "
+            f"--frozen {path} in place of --threshold notes the look"
+        )
+
+
 class MeasuredSeeds:
     """What was measured, in a folder: a file for each seed, runtime and split."""
 
@@ -231,8 +248,10 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, object]:
     """The figures of all that is asked for; `command`: what asked."""
     splits = options.split or ["val"]
     for split in splits:
-        # All splits are found before the first network is exported.
+        # All splits are found, and may be read, before the first network is exported.
         dataset_from_path(options.dataset, split)
+        if options.frozen is None:
+            refuse_unseen(options.dataset, split)
     bundles, cells = options.work / "bundles", options.work / "cells"
     for folder in (bundles, cells):
         folder.mkdir(parents=True, exist_ok=True)

@@ -286,8 +286,8 @@ def _assembled(
     flags: _Flags,
 ) -> Checkpoint:
     spec, weights = _resized_by(flags.positions, architecture.spec), source.weights
-    if flags.thresholds is not None and not spec.gates:
-        raise UsageError(f"{weights.name} has no gates and takes no thresholds; leave --threshold out")
+    if flags.thresholds is not None:
+        thresholds_per_gate(flags.thresholds, len(spec.gates), UsageError)
     mean, std, assumed = mean_and_std(settings, mean=flags.mean, std=flags.std)
     named = {"classes": source.class_names, **settings}
     entries = class_entries(named, weights.meta, spec.classes, given=flags.classes)

@@ -54,7 +54,7 @@ from dovit_deploy.train.state import (
     refuse_taken,
     write_run_file,
 )
-from dovit_deploy.train.teacher import Teacher, refuse_other_teacher, teacher_from_path
+from dovit_deploy.train.teacher import Teacher, refuse_other_teacher, refuse_teacher_flag, teacher_from_path
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
 
@@ -185,6 +185,7 @@ def _resumed_run(request: TrainingRequest, remark: Remark) -> tuple[Trainer, Run
     # What could not be replaced at the end is refused before the hours of training.
     foreign = partial(foreign_in_checkpoint, documents=(RECORD,))
     refuse_existing(folder.path / CHECKPOINT, overwrite=True, mark=foreign)
+    refuse_teacher_flag(request.teacher, record.teacher)
     refuse_other_recipe(record, request.recipe, whole=request.recipe_given)
     recipe = record.recipe
     data = training_images(request.dataset, recipe, request.classes)

@@ -95,12 +95,23 @@ def _refuse_other_width(spec: VisionTransformerSpec, config: TrainConfig, option
         )
 
 
+def refuse_teacher_flag(path: Path | None, facts: GivenFacts | None) -> None:
+    """Raise UsageError if `--teacher` is given to a run that went on without, by its record, or the other way round.
+
+    Asked before recipes are compared: the flag is a key of theirs, too, which nobody has to know.
+    """
+    if (path is None) != (facts is None):
+        raise _other_teacher(path, facts)
+
+
 def refuse_other_teacher(path: Path | None, given: Teacher | None, facts: GivenFacts | None) -> None:
     """Raise UsageError if `--teacher`, at `path`, is not what the run that goes on has learnt from, by its record."""
-    found = given_facts(None if given is None else given.given)
-    if found == facts:
-        return
+    if given_facts(None if given is None else given.given) != facts:
+        raise _other_teacher(path, facts)
+
+
+def _other_teacher(path: Path | None, facts: GivenFacts | None) -> UsageError:
     # Its weights are not among the run's own, so that it has to be given again.
     own = "without --teacher" if facts is None else f"with --teacher, the checkpoint {facts.source}"
     other = "" if path is None else f", not with {path}"
-    raise UsageError(f"--resume: the run began {own}{other}; give what it began with")
+    return UsageError(f"--resume: the run began {own}{other}; give what it began with")

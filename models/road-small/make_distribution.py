@@ -123,14 +123,21 @@ def trained_run(run: Path, recipe: Path) -> TrainedRun:
 
 
 def export(run: Path, dataset: Path, output: Path, *, threshold: str | None) -> None:
-    """Write the bundle; exits with the code of `dovit export` where that fails."""
+    """Write the bundle; exits with the code of `dovit export` where that fails.
+
+    It lies in a temporary folder as yet, which no line of the export is to name.
+    """
     words = ["export", run / "checkpoint", "-o", output, "--compact", "--classes", HERE / "classes.json"]
     words += ["--precision", "fp32,int8", "--calibration", f"{dataset}:{CALIBRATED_ON}"]
     words += [] if threshold is None else ["--threshold", threshold]
-    code = subprocess.run([*DOVIT, *map(str, words)], check=False).returncode
-    if code:
+    print(f"exporting {run / 'checkpoint'} in fp32 and int8, which takes some minutes", file=sys.stderr)
+    command = [*DOVIT, *map(str, words), "--quiet"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
         # It has said why.
-        sys.exit(code)
+        sys.exit(done.returncode)
+    # All but the first line, which is the path.
+    print(*done.stdout.splitlines()[1:], sep="\n")
 
 
 def check(package: Path) -> None:

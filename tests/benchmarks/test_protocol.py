@@ -171,6 +171,21 @@ def test_a_teacher_is_frozen_too(case, capsys):
     assert case.read("look.json") == 0
 
 
+def test_each_seed_may_have_a_teacher_of_its_own(case, capsys, monkeypatch):
+    monkeypatch.setattr(frozen, "given_facts", lambda given: frozen.GivenFacts(source="t", sha256=str(given)[0] * 64))
+    recipe = case.folder / "final.toml"
+    recipe.write_text(RECIPE + '\n[distillation]\nteacher = "checkpoint"\n')
+    (case.folder / "frozen.json").unlink()
+    words = [*case.words, "--init", "1", "--teacher", "8", "9", "--reads", "train:drive_00"]
+    frozen.main(["freeze", *words, "-o", str(case.folder / "frozen.json")])
+    write_record(case.checkpoint, recipe_from_file(recipe))
+    for digit, code in (("7", 4), ("9", 0)):
+        teacher = {"source": "dense", "sha256": digit * 64}
+        changed(case.checkpoint / frozen.TRAINING, lambda it, teacher=teacher: it.update(teacher=teacher))
+        assert case.read(f"{digit}.json") == code
+    assert "trained with dense, which is not what was frozen (t 888888888888, t 999999999999" in capsys.readouterr().err
+
+
 def changed(path: Path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -330,6 +345,50 @@ def test_figures_of_another_recipe_are_not_taken_for_this_one(tmp_path):
         leave_one_out.claim_folder(run, recipe, **given)
     with pytest.raises(InputError, match="cannot be read"):
         leave_one_out.claim_folder(run, tmp_path / "none.toml", **given)
+
+
+def test_a_drive_that_is_to_stay_unseen_is_read_with_a_note(case, tmp_path, monkeypatch):
+    """What is done of the drive is stood in for; `case` has frozen a choice that keeps `drive_00` unseen."""
+    monkeypatch.setattr(frozen, "HERE", case.folder)
+    data, done = case.folder / "set", []
+    run = leave_one_out.DriveRun(data, "drive_00", tmp_path / "work" / "drive_00")
+    other = leave_one_out.DriveRun(data, "drive_01", tmp_path / "work" / "drive_01")
+    for one in (run, other):
+        (one.run / "checkpoint").mkdir(parents=True)
+        (one.run / "checkpoint" / frozen.WEIGHTS).write_bytes(b"x")
+
+    def one_command(words, *, check):
+        done.append((words[3], len(looks_in(case.folder))))
+        return SimpleNamespace(returncode=130 if words[3] == "eval" else 0)
+
+    monkeypatch.setattr(leave_one_out, "subprocess", SimpleNamespace(run=one_command))
+    monkeypatch.setattr(leave_one_out, "own_recipe", lambda recipe, run: recipe)
+    given = {"init": None, "thresholds": "0.9", "seed": 7}
+    monkeypatch.setattr(leave_one_out, "check_committed", refused := refusal())
+    with pytest.raises(CheckError, match="not committed"):
+        leave_one_out.measured(run, case.folder / "final.toml", **given)
+    assert refused.asked == [case.folder / "frozen.json"] and not done
+    monkeypatch.setattr(leave_one_out, "check_committed", lambda path: None)
+    # Before the evaluation, and again where it was interrupted.
+    for looks in (1, 2):
+        with pytest.raises(SystemExit):
+            leave_one_out.measured(run, case.folder / "final.toml", **given)
+        assert done[-3:] == [("train", looks - 1), ("export", looks - 1), ("eval", looks)]
+    assert {(look.reads, look.frozen, look.seed) for look in looks_in(case.folder)} == {("train:drive_00", None, 7)}
+    with pytest.raises(SystemExit):
+        leave_one_out.measured(other, case.folder / "final.toml", **given)
+    assert done[-1] == ("eval", 2)
+    # The frozen choice itself, of the same seed, may still be read.
+    assert case.read("look.json") == 0
+
+
+def refusal():
+    def refuse(path):
+        refuse.asked.append(path)
+        raise CheckError("not committed")
+
+    refuse.asked = []
+    return refuse
 
 
 def test_a_drive_without_a_name_is_refused_before_the_first_is_trained(tmp_path, capsys):

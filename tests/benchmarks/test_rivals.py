@@ -160,6 +160,16 @@ def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(compared, tmp_p
     assert len(looks_in(tmp_path)) == 2
 
 
+def test_what_is_to_stay_unseen_is_measured_with_what_was_frozen_alone(compared, monkeypatch, capsys, tmp_path) -> None:
+    keeping = {"val:drive_001": {tmp_path / "frozen.json": SimpleNamespace(reads="val:drive_00")}}
+    monkeypatch.setattr(rivals, "keeping_unseen", lambda dataset, split: keeping.get(split, {}))
+    monkeypatch.setattr(rivals, "measured_ways", lambda comparison, data, title, show: sys.exit(130))
+    assert compared("--split", "val:drive_000", "--split", "val:drive_001") == 4
+    wanted = "val:drive_001 has images of val:drive_00, which are to stay unseen; --frozen"
+    assert wanted in capsys.readouterr().err
+    assert compared("--split", "val:drive_000") == 130
+
+
 def test_the_verdict_is_about_what_is_as_fast() -> None:
     def row(name, family, miou, speedup, better=None):
         return RivalRow(

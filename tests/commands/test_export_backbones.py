@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_said_with_numbers(call: Call, backbone: Path, tmp_
         ({**HEAD, "weight": torch.zeros(5, 48)}, (), 6, r"tokens of width 48, the backbone has 64"),
         (HEAD, ("--classes", tmp_path / "two.txt"), 3, r"--classes names 2 classes; the network has 5"),
         (HEAD, ("--size", "8x8"), 2, r"at least 16 pixels"),
-        (HEAD, ("--threshold", "0.9"), 2, r"has no gates and takes no thresholds"),
+        (HEAD, ("--threshold", "0.9"), 2, r"a network without gates takes no thresholds; leave --threshold out"),
         # The backbone's last norm has this name.
         (
             {**HEAD, "norm.weight": torch.ones(64)},

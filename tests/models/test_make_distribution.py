@@ -93,6 +93,25 @@ def test_a_whole_distribution_is_made(make, scripts, tmp_path, run) -> None:
     }
 
 
+EXPORT = """
+import sys
+output = sys.argv[sys.argv.index("-o") + 1]
+print(output)
+print("verified against PyTorch")
+if "--quiet" not in sys.argv:
+    print("next: dovit run images --bundle", output, file=sys.stderr)
+"""
+"""What `dovit export` prints, in place of it."""
+
+
+def test_no_line_names_the_folder_that_is_renamed_at_the_end(scripts, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(scripts[0], "DOVIT", [sys.executable, "-c", EXPORT])
+    scripts[0].export(tmp_path / "run", tmp_path / "set", tmp_path / "aside" / "x.dovit", threshold=None)
+    printed = capfd.readouterr()
+    assert printed.out == "verified against PyTorch\n"
+    assert "exporting" in printed.err and "aside" not in printed.err
+
+
 def test_what_is_published_is_what_was_frozen(make, scripts, run, monkeypatch) -> None:
     choice, asked = SimpleNamespace(threshold_text="0.8,0.7"), []
     monkeypatch.setattr(scripts[0], "check_bundle", lambda *given: asked.append(given[:2]))

@@ -111,6 +111,10 @@ def test_a_run_that_goes_on_needs_it_again(tmp_path, folder, teacher, capsys):
         assert words in capsys.readouterr().err
     assert train(folder, "-o", teacher.parent, "--resume", "--teacher", teacher) == 2
     assert "began without --teacher" in capsys.readouterr().err
+    # A recipe that says nothing of teachers, as it was given with the flag.
+    (tmp_path / "plain.toml").write_text("steps = 2")
+    assert train(folder, "-o", run, "--resume", "--config", tmp_path / "plain.toml") == 2
+    assert "began with --teacher, the checkpoint checkpoint; give what" in capsys.readouterr().err
     assert (run / "state.pt").read_bytes() == whole
     assert train(folder, "-o", run, "--resume", "--teacher", teacher) == 0
 
