@@ -76,8 +76,8 @@ class Frozen(Record):
     """The split that is read once per seed."""
     init: GivenFacts | None
     """The weights that runs start from; None: drawn ones."""
-    teachers: list[GivenFacts]
-    """What runs learn from beside the labels, each from one of them; none: from labels alone."""
+    teacher: list[GivenFacts] | None
+    """What runs learn from beside the labels, each from one of these; None: from labels alone."""
     looks_before: int
     """At that split, of what was frozen earlier in the same folder: 0 where the choice knew nothing of it."""
     lists: dict[str, str]
@@ -119,12 +119,12 @@ def start_facts(init: Path | None, recipe: Recipe) -> GivenFacts | None:
     return None if init is None else given_facts(given_at(init, recipe.init_config))
 
 
-def teacher_facts(teachers: Sequence[Path], recipe: Recipe) -> list[GivenFacts]:
+def teacher_facts(teachers: Sequence[Path], recipe: Recipe) -> list[GivenFacts] | None:
     """What is frozen of the teachers; UsageError where only they, or only the recipe, say that there are some."""
     if bool(teachers) != (recipe.distillation.teacher == "checkpoint"):
         raise UsageError('--teacher is for a recipe with teacher = "checkpoint" in [distillation], which needs it')
     found = (given_facts(given_at(teacher, None)) for teacher in teachers)
-    return [facts for facts in found if facts is not None]
+    return [facts for facts in found if facts is not None] or None
 
 
 def frozen_from_file(path: Path) -> Frozen:
@@ -199,7 +199,7 @@ def check_bundle(frozen: Frozen, checkpoint: Path, bundle: Bundle) -> tuple[str,
         )
     given = (
         ("from", "drawn weights", trained.init, [] if frozen.init is None else [frozen.init]),
-        ("with", "no teacher", trained.teacher, frozen.teachers),
+        ("with", "no teacher", trained.teacher, frozen.teacher or []),
     )
     for how, nothing, own, wanted in given:
         if (own and own.sha256) not in ([one.sha256 for one in wanted] or [None]):
@@ -274,7 +274,7 @@ def freeze(options: argparse.Namespace) -> None:
         tried=options.tried,
         reads=options.reads,
         init=start_facts(options.init, recipe),
-        teachers=teacher_facts(options.teacher, recipe),
+        teacher=teacher_facts(options.teacher, recipe),
         looks_before=sum(look.reads == options.reads for look in looks_in(options.output.parent)),
         lists=list_digests(recipe.split, recipe.watch, options.chosen_on, options.reads),
     )
