@@ -258,7 +258,11 @@ def evaluation(bundle: Path, dataset: Path, frozen: Frozen) -> dict[str, Any]:
         if code:
             # It has said why.
             sys.exit(code)
-        return dict(json.loads(report.read_text(encoding="utf-8")))
+        text = report.read_text(encoding="utf-8")
+    for path in (bundle, dataset):
+        # What is published names no folders of a machine.
+        text = text.replace(json.dumps(str(path.resolve()))[1:-1], path.name)
+    return dict(json.loads(text))
 
 
 def freeze(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
 GROUP = "dovit.models"
 """Entry points: each names a module with `bundle_path() -> Path` and `LICENSE_LINE: str`."""
 DEFAULT = "default"
-INSTALL = "pip install ./models/road-tiny"
+INSTALL = "pip install ./models/road-small"
 """Installs a model from a clone of this project."""
 
 

@@ -198,13 +198,14 @@ def class_cells(report: dict[str, Any], name: str) -> str:
 def sentence(name: str, report: dict[str, Any]) -> str:
     """What the rule is worth on a split."""
     controls, dynamic = report["controls"], report["dynamic"]
-    gains = [
-        f"{points(controls[key]['rule_gain'], controls[key]['rule_gain_interval'])} over {over}"
-        for key, over in (("random", "chance"), ("position", "position alone"), ("other", "another image's decisions"))
-    ]
+    by_chance, by_position, by_other = (
+        points(controls[key]["rule_gain"], controls[key]["rule_gain_interval"])
+        for key in ("random", "position", "other")
+    )
     saved, efficiency = dynamic["spread"]["flops_saved"], controls["gate_efficiency"]
     notes = [
-        f"On {name} the rule is worth {', '.join(gains)} points at the same counts; single images save "
+        f"At the same counts on {name} the rule is worth {by_chance} points over chance, {by_position} over position "
+        f"alone and {by_other} over another image's decisions; single images save "
         f"{saved['min']:.0%} to {saved['max']:.0%} of their MACs; worst class: {dynamic['worst_class']} "
         f"({dynamic['worst_class_drop']:.1f})."
     ]
@@ -231,8 +232,8 @@ def precisions(report: ParityReport) -> str:
     return ABOUT_PRECISIONS.format(rounded=agree) + "\n".join(rows)
 
 
-def card(folder: Path, results: Path = RESULTS) -> str:
-    """The card of the distribution in `folder`.
+def card(folder: Path, results: Path | None) -> str:
+    """The card of the distribution in `folder`; None: nothing was measured with it yet.
 
     Raises:
         InputError, BundleError: there is no whole distribution, or a result of another one.
@@ -240,7 +241,7 @@ def card(folder: Path, results: Path = RESULTS) -> str:
     bundle = Bundle.open(folder / PACKAGE / BUNDLE)
     run = TrainedRun.model_validate_json(read_text(folder / RUN)).model_dump()
     parity = ParityReport.model_validate_json(read_text(bundle.path / "parity.json"))
-    found = results_in(results, bundle)
+    found = {} if results is None else results_in(results, bundle)
     text = read_text(HERE / "card.txt").format(
         **run | {"steps": f"{run['steps']:,}", "minutes": f"{run['minutes']:g}"},
         facts=facts_table(bundle),
@@ -251,7 +252,7 @@ def card(folder: Path, results: Path = RESULTS) -> str:
     return re.sub("\n{3,}", "\n\n", text)
 
 
-def write_card(folder: Path, results: Path = RESULTS) -> None:
+def write_card(folder: Path, results: Path | None) -> None:
     """Write it."""
     write_text(folder / CARD, card(folder, results))
 

@@ -187,7 +187,8 @@ def make(
                 shutil.copyfile(HERE / text, folder / text)
         shutil.copyfile(HERE.parent.parent / "LICENSE", folder / "LICENSE-APACHE")
     write_text(folder / RUN, facts.model_dump_json(indent=1) + "\n")
-    write_card(folder)
+    # Results that are there are of older weights.
+    write_card(folder, None)
     # Written again, the default model stays the default one.
     project = folder / "pyproject.toml"
     default = DEFAULT_LINE if project.exists() and DEFAULT_LINE in read_text(project) else ""

@@ -178,4 +178,4 @@ def test_the_card_has_the_figures_of_eval(make, scripts, tmp_path, dovit) -> Non
 
 @pytest.mark.skipif(not (FOLDER / "pyproject.toml").exists(), reason="the distribution is not made yet")
 def test_the_committed_card_is_the_generated_one(scripts) -> None:
-    assert (FOLDER / "MODEL_CARD.md").read_text() == scripts[1].card(FOLDER)
+    assert (FOLDER / "MODEL_CARD.md").read_text() == scripts[1].card(FOLDER, scripts[1].RESULTS)

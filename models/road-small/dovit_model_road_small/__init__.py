@@ -1,0 +1,14 @@
+"""The bundle `road-small.dovit`: 11 classes of street scenes, from a pretrained ViT-S, trained on CamVid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["LICENSE_LINE", "bundle_path"]
+
+LICENSE_LINE = "road-small: weights trained on CamVid, for non-commercial research only (CC BY-NC 4.0)"
+
+
+def bundle_path() -> Path:
+    """The bundle's folder inside this package."""
+    return Path(__file__).parent / "road-small.dovit"
