@@ -44,9 +44,9 @@ from dovit_deploy.families.vit.network import TokenGate, VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.measure.evaluate import check_classes
 from dovit_deploy.measure.intervals import FEWEST_BLOCKS, Blocks, blocks_of
-from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import short_thresholds
 
 MARK = "<!-- table: benchmarks/difficulty.py -->"
 AIM = 0.3

@@ -18,7 +18,7 @@ EVERY_FILE = [*FILES, *sorted(SCENES.rglob("*.py"))]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("credentials", "errors", "record"),
     (
-        *("bounds", "claims", "documents", "files", "interruption", "machine", "packages", "printing"),
+        *("betting", "bounds", "claims", "documents", "files", "interruption", "machine", "packages", "printing"),
         *("progress", "signatures"),
     ),
     ("bundle", "families/spec"),

@@ -21,10 +21,9 @@ from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.evaluate import SegmentationTally
 from dovit_deploy.runtime.latency_fit import run_every_size
 from dovit_deploy.runtime.results import FrameTokens
-from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.segmentation import Predictor, SegmentationResult
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.runtime.settings import RunsOne, thresholds_from
+from dovit_deploy.runtime.settings import RunsOne, short_thresholds, thresholds_from
 from why_not.merging import MergingSession
 
 

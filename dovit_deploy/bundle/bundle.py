@@ -145,6 +145,22 @@ class Bundle:
                 f"{self.path.name}: {PARITY} is not a parity report ({field}); export it again"
             ) from error
 
+    def calibration(self) -> Calibration | None:
+        """What `calibration.json` says; None where the bundle has none.
+
+        Raises:
+            BundleError: it is not what it must be.
+        """
+        if CALIBRATION not in self.manifest.files:
+            return None
+        try:
+            return Calibration.model_validate_json(self.content(CALIBRATION))
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise BundleError(
+                f"{self.path.name}: {CALIBRATION} is not that of a calibration ({field}); calibrate it again"
+            ) from error
+
     def calibrated(self, calibration: Calibration) -> Bundle:
         """This with the thresholds of `calibration` as its own, in memory alone."""
         defaults = GateDefaults(thresholds=calibration.thresholds, floor=calibration.floor, origin="calibration")

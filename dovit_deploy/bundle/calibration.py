@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from dovit_deploy.record import Record
 
 BudgetKind = Literal["max-drop", "flops", "latency-ms", "max-disagree"]
 PartName = Literal["search", "check", "all"]
+UnitKind = Literal["image", "block", "drive"]
+UNIT_KINDS: tuple[UnitKind, ...] = get_args(UnitKind)
+UnitSource = Literal["user", "data set", "nobody"]
 
 
 class BudgetEntry(Record):
@@ -72,6 +75,48 @@ class MeasuredPoint(Record):
     judged: float
     """What is compared with the budget's limit, in its unit."""
     met: bool
+
+
+class SequenceStep(Record):
+    """One setting of the sequence that was tested on held-out images."""
+
+    thresholds: tuple[float, ...]
+    """Per gate."""
+    flops_saved: float
+    differing: float
+    """Mean over the units of the share of differing pixels."""
+    bet: float
+    """Chosen on the images of the search; docs/decisions/0016."""
+    p_value: float
+    """Of the hypothesis that the limit is exceeded on images like these."""
+    bound: float
+    """The largest share that is not excluded with the confidence."""
+    shown: bool
+    """That the limit is kept: the p-value is at most 1 - confidence."""
+
+
+class SequenceTest(Record):
+    """The test behind a promise: a fixed sequence of settings, on units that the choice of the sequence did not see."""
+
+    max_disagree: float
+    """E: the share of the pixels that may differ from the dense answer."""
+    confidence: float
+    """C."""
+    unit: UnitKind
+    """What is counted as independent: images, blocks of ten seconds of recording, or drives."""
+    unit_said_by: UnitSource
+    units_searched: int
+    """That the sequence was chosen on."""
+    units: int
+    """That it was tested on."""
+    least_units: int
+    """Of fewer no test shows as much, even if no pixel differs."""
+    sequence: tuple[SequenceStep, ...]
+    """From cautious to bold, up to the first that is not shown: what is behind that was not tested."""
+    stopped_at: int | None
+    """The number of that one in `sequence`; None: all are shown."""
+    boldest: int
+    """The number of the last one that is shown: the chosen thresholds."""
 
 
 class PartEntry(Record):
@@ -155,5 +200,7 @@ class Calibration(Record):
     """The chosen thresholds on the images of both parts together."""
     passes: int
     """How often a part was really run, dense runs included, controls not."""
+    test: SequenceTest | None = None
+    """None for budgets other than "max-disagree", and in files of versions that had no such test."""
     controls: ChoiceControls | None = None
     """None without labels, and in files of versions that had no controls."""

@@ -9,14 +9,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
-from dovit_deploy.bundle.calibration import BudgetEntry, Interval
+import numpy as np
+
+from dovit_deploy.betting import Values, best_bet, p_value, upper_bound
+from dovit_deploy.bundle.calibration import BudgetEntry, Interval, SequenceStep
 from dovit_deploy.calibrate.trial import DensePart, Trial
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.bench import median
-from dovit_deploy.measure.intervals import FEWEST_BLOCKS, miou_drop_interval, upper_bound
+from dovit_deploy.measure.intervals import FEWEST_BLOCKS, miou_drop_interval
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.runtime.latency import LatencyModel
+
+ORDER_SEED = 0
+"""Of the order in which the losses of units are bet on."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Budget(Protocol):
     def entry(self) -> BudgetEntry:
         """The limit, as it stands in `calibration.json`."""
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
-        """The number that is compared with the limit."""
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
+        """The number that is compared with the limit; `searched`: the same setting on the images of the search."""
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
         """Whether the search may stop here: the limit is kept as far as the images of the search show."""
@@ -93,7 +99,8 @@ class DropBudget:
         )
         return BudgetEntry(kind="max-drop", limit=self.points, text=text)
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
+        del searched
         return drop_with_interval(dense, trial).highest
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
@@ -122,12 +129,12 @@ class FlopsBudget:
         text = f"at least {self.fraction:.1%} of the whole model's MACs saved"
         return BudgetEntry(kind="flops", limit=self.fraction, text=text)
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
-        del dense
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
+        del dense, searched
         return trial.flops_saved
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        return self.met(self.judged(dense, trial))
+        return self.met(self.judged(dense, trial, None))
 
     def met(self, judged: float) -> bool:
         return judged >= self.fraction
@@ -174,14 +181,14 @@ class LatencyBudget:
         text = f"median model step at most {self.milliseconds:g} ms on this machine{by}"
         return BudgetEntry(kind="latency-ms", limit=self.milliseconds, text=text)
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
-        del dense
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
+        del dense, searched
         if self.model is None:
             return median(trial.model_ms)
         return median([sum(map(self.model.milliseconds, windows)) for windows in trial.windows])
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        return self.met(self.judged(dense, trial))
+        return self.met(self.judged(dense, trial, None))
 
     def met(self, judged: float) -> bool:
         return judged <= self.milliseconds
@@ -211,14 +218,38 @@ class DisagreeBudget:
         )
         return BudgetEntry(kind="max-disagree", limit=self.share, confidence=self.confidence, text=text)
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
         del dense
-        return upper_bound(trial.mean_differing, len(trial.differing), confidence=self.confidence)
+        # On the images of the search alone the bet is one of hindsight: that only chooses what is tested.
+        return upper_bound(_drawn(trial), bet=self.bet(searched or trial), confidence=self.confidence)
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
         # The mean alone: its bound is judged on images that the search did not choose by.
         del dense
-        return trial.mean_differing <= self.share
+        return float(trial.losses.mean()) <= self.share
 
     def met(self, judged: float) -> bool:
         return judged <= self.share
+
+    def bet(self, searched: Trial) -> float:
+        """What is staked in the test of a setting, from what it does on the images of the search."""
+        return best_bet(searched.losses, limit=self.share)
+
+    def tested(self, trial: Trial, searched: Trial) -> SequenceStep:
+        """The test of a setting on held-out images; `searched`: the same setting on the images of the search."""
+        bet, losses = self.bet(searched), _drawn(trial)
+        p = p_value(losses, limit=self.share, bet=bet)
+        return SequenceStep(
+            thresholds=trial.thresholds,
+            flops_saved=trial.flops_saved,
+            differing=float(losses.mean()),
+            bet=bet,
+            p_value=p,
+            bound=upper_bound(losses, bet=bet, confidence=self.confidence),
+            shown=p <= 1 - self.confidence,
+        )
+
+
+def _drawn(trial: Trial) -> Values:
+    """The losses in an order that has nothing to do with them, the same every time."""
+    return np.random.default_rng(ORDER_SEED).permutation(trial.losses)

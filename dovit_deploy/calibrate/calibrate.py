@@ -4,27 +4,37 @@
     check part    one dense pass -> real runs of the chosen setting and of more cautious (or bolder) ones
 
 Nothing of the check part is seen before the search is over. The setting that is chosen keeps the budget on the check
-part alone and on all images together.
+part alone and on all images together; what is promised of other images (`promise.py`) is tested on the check part.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dovit_deploy import __version__
-from dovit_deploy.bundle.calibration import Calibration, CurvePoint, MeasuredPoint, PartEntry, PartName
+from dovit_deploy.bundle.calibration import (
+    Calibration,
+    CurvePoint,
+    MeasuredPoint,
+    PartEntry,
+    PartName,
+    SequenceTest,
+)
 from dovit_deploy.bundle.manifest import Manifest
-from dovit_deploy.calibrate.budgets import Budget, drop_with_interval
-from dovit_deploy.calibrate.images import CalibrationImages, Halves, halves
+from dovit_deploy.calibrate.budgets import Budget, DisagreeBudget, drop_with_interval
+from dovit_deploy.calibrate.images import CalibrationImages, halves
 from dovit_deploy.calibrate.predicted import Surrogate
+from dovit_deploy.calibrate.promise import Promise
 from dovit_deploy.calibrate.search import Judged, accepted, border, check_sequence, refined
 from dovit_deploy.calibrate.trial import DensePart, Runner, Trial, joined_parts, joined_trials
+from dovit_deploy.calibrate.units import Units
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
 from dovit_deploy.measure.bench import median
-from dovit_deploy.measure.intervals import images_needed
+from dovit_deploy.measure.intervals import blocks_of
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.printing import plural
 from dovit_deploy.progress import StepProgress
@@ -40,6 +50,7 @@ def calibrate(
     budget: Budget,
     *,
     progress: StepProgress,
+    units: Units | None = None,
     seed: int = SEED,
 ) -> Calibration:
     """Thresholds of all gates that keep to `budget` on images that the search never saw.
@@ -49,19 +60,21 @@ def calibrate(
         images: search and check part together.
         budget: what the thresholds must keep to.
         progress: shown to the user.
+        units: which images are independent of which, for a promise; None: each of all others, as far as is known.
         seed: of the division into the two parts.
 
     Raises:
-        UsageError: the model has no gates, or the budget needs labels that the images do not have.
-        DatasetError: too few images to hold some out.
-        CheckError: the budget cannot be met.
+        UsageError: the model has no gates; or nobody says that the images are independent, and they are not.
+        DatasetError: too few images to hold some out, or the budget needs labels that the images do not have.
+        CheckError: the budget cannot be met, or there are too few units to promise anything.
     """
     manifest = session.bundle.manifest
     _check_request(manifest, images, budget)
-    parts = halves(images.blocks, seed=seed)
-    # Before the search, which may take an hour, not after it.
-    _check_count(parts, budget)
-    runner = Runner(session, images, repeat=budget.repeat, progress=progress)
+    units = units or Units("image", "nobody", blocks_of(len(images.stems), None))
+    promise = Promise(budget, units) if isinstance(budget, DisagreeBudget) else None
+    # What is too little to promise anything is known before the search, which may take an hour.
+    parts = halves(images.blocks, seed=seed) if promise is None else promise.parts(seed=seed)
+    runner = Runner(session, images, repeat=budget.repeat, progress=progress, units=units.of_image)
     progress.begin(f"recording {plural(len(parts.search), 'image')}", len(parts.search))
     dense, recording = runner.record(parts.search, images.blocks.of(parts.search))
     progress.begin("predicting")
@@ -71,10 +84,11 @@ def calibrate(
     chosen, certain = _search(search, surrogate, curve, progress)
     progress.begin(f"checking on {len(parts.check)} held-out images")
     unseen = runner.dense(parts.check, images.blocks.of(parts.check))
-    check = _PartResults("check", unseen, runner, budget)
-    whole = _PartResults("all", joined_parts(dense, unseen, images.blocks), runner, budget)
+    check = _PartResults("check", unseen, runner, budget, searched=search)
+    joined = joined_parts(dense, unseen, images.blocks, units.of_image)
+    whole = _PartResults("all", joined, runner, budget, searched=search)
     sequence = check_sequence(chosen.point, certain, curve, limits_cost=budget.limits_cost)
-    final = _checked(sequence, search, check, whole)
+    final, test = _checked(sequence, search, check, whole, promise)
     # The manifest holds a threshold per gate and class; calibration chooses one per gate.
     table = tuple((float(value),) * manifest.spec.classes for value in final.point.thresholds)
     return Calibration(
@@ -93,6 +107,7 @@ def calibrate(
         chosen=check.entries[final.point.thresholds],
         chosen_on_all=whole.entries[final.point.thresholds],
         passes=runner.passes,
+        test=test,
     )
 
 
@@ -110,6 +125,8 @@ class _PartResults:
     dense: DensePart
     runner: Runner
     budget: Budget
+    searched: _PartResults | None = None
+    """The same settings on the images of the search; None: these are they."""
     entries: dict[tuple[float, ...], MeasuredPoint] = field(default_factory=dict)
     trials: dict[tuple[float, ...], Trial] = field(default_factory=dict)
 
@@ -122,7 +139,8 @@ class _PartResults:
 
     def judge(self, point: CurvePoint, trial: Trial) -> Judged:
         """Judge `trial` of `point` by the budget, and note both for the report."""
-        entry = self._entry(point, trial, self.budget.judged(self.dense, trial))
+        searched = None if self.searched is None else self.searched.trials[point.thresholds]
+        entry = self._entry(point, trial, self.budget.judged(self.dense, trial, searched))
         self.entries[point.thresholds] = entry
         good = self.budget.promising(self.dense, trial) if self.part == "search" else entry.met
         # An accuracy budget asks what can be saved for it; a setting that saves nothing is no answer.
@@ -131,7 +149,9 @@ class _PartResults:
         return Judged(point, good and useful, entry.met and useful, entry.flops_saved, harm)
 
     def _entry(self, point: CurvePoint, trial: Trial, judged: float) -> MeasuredPoint:
-        drop = drop_with_interval(self.dense, trial) if trial.counts else None
+        # Images of which no pixel is labelled are as good as any others, where no label is needed.
+        labelled = self.budget.needs_labels or not math.isnan(self._dense_miou)
+        drop = drop_with_interval(self.dense, trial) if labelled else None
         return MeasuredPoint(
             part=self.part,
             thresholds=point.thresholds,
@@ -141,13 +161,18 @@ class _PartResults:
             gmacs=float(np.mean(trial.gmacs)),
             kept=tuple(float(value) for value in np.mean(trial.kept, axis=0)),
             differing=trial.mean_differing,
-            miou=ClassCounts.stacked(trial.counts).miou if trial.counts else None,
+            miou=ClassCounts.stacked(trial.counts).miou if labelled else None,
             drop=None if drop is None else drop.drop,
             drop_interval=None if drop is None else drop.interval,
             model_ms=median(trial.model_ms),
             judged=judged,
             met=self.budget.met(judged),
         )
+
+    @property
+    def _dense_miou(self) -> float:
+        """In percent; NaN without a labelled pixel."""
+        return ClassCounts.stacked(self.dense.counts).miou if self.dense.counts else math.nan
 
     @property
     def measured(self) -> tuple[MeasuredPoint, ...]:
@@ -161,7 +186,7 @@ class _PartResults:
             part=self.part,
             images=tuple(images.stems[index] for index in self.dense.indices),
             blocks=self.dense.blocks.count,
-            dense_miou=ClassCounts.stacked(self.dense.counts).miou if self.dense.counts else None,
+            dense_miou=None if math.isnan(self._dense_miou) else self._dense_miou,
             # Dense MACs are the same whatever was run, so any entry gives them.
             dense_gmacs=first.gmacs / (1.0 - first.flops_saved),
         )
@@ -173,18 +198,6 @@ def _check_request(manifest: Manifest, images: CalibrationImages, budget: Budget
         raise DatasetError(
             f"{images.name} has no labels, and a drop of mIoU cannot be measured without; "
             "give a labelled data set, or --max-disagree E --confidence C, which needs none"
-        )
-
-
-def _check_count(parts: Halves, budget: Budget) -> None:
-    entry = budget.entry
-    if entry.confidence is None:
-        return
-    needed = images_needed(entry.limit, confidence=entry.confidence)
-    if len(parts.check) < needed:
-        raise CheckError(
-            f"{entry.text}: {len(parts.check)} held-out images cannot show that, even if no pixel differs; "
-            f"it takes {needed} of them: give at least {2 * needed} images, or allow more"
         )
 
 
@@ -207,14 +220,23 @@ def _search(
     return best, None if certain is None else certain.point
 
 
-def _checked(sequence: Sequence[CurvePoint], search: _PartResults, check: _PartResults, whole: _PartResults) -> Judged:
-    """The setting of `sequence` that keeps the budget on the held-out images alone and on all images together."""
+def _checked(
+    sequence: Sequence[CurvePoint],
+    search: _PartResults,
+    check: _PartResults,
+    whole: _PartResults,
+    promise: Promise | None,
+) -> tuple[Judged, SequenceTest | None]:
+    """The setting of `sequence` that is taken, and the test of a promise.
+
+    A budget must be kept on the held-out images alone and on all images together; a promise is tested on the former.
+    """
     search.measure(sequence)
     held_out = check.measure(sequence)
-    both = [
-        whole.judge(point, joined_trials(search.trials[point.thresholds], search.dense, result, check.dense))
-        for point, result in ((point, check.trials[point.thresholds]) for point in sequence)
-    ]
+    both = [whole.judge(point, _on_all(point, search, check, whole)) for point in sequence]
+    if promise is not None:
+        test = _tested(promise, sequence, search, check, whole)
+        return next(one for one in held_out if one.point.thresholds == test.sequence[test.boldest].thresholds), test
     met = [replace(one, met=one.met and other.met) for one, other in zip(held_out, both, strict=True)]
     final = accepted(met, limits_cost=check.budget.limits_cost)
     if final is None:
@@ -224,7 +246,32 @@ def _checked(sequence: Sequence[CurvePoint], search: _PartResults, check: _PartR
             if alone
             else _unmet(check.budget, check.measured, "held-out images")
         )
-    return final
+    return final, None
+
+
+def _on_all(point: CurvePoint, search: _PartResults, check: _PartResults, whole: _PartResults) -> Trial:
+    """A setting that was run on both parts."""
+    first, second = search.trials[point.thresholds], check.trials[point.thresholds]
+    trial = joined_trials(first, search.dense, second, check.dense, whole.dense.units)
+    whole.trials[point.thresholds] = trial
+    return trial
+
+
+def _tested(
+    promise: Promise,
+    sequence: Sequence[CurvePoint],
+    search: _PartResults,
+    check: _PartResults,
+    whole: _PartResults,
+) -> SequenceTest:
+    """The test of a promise; raises CheckError where nothing can be promised."""
+    promise.refuse_frames(whole.trials[sequence[-1].thresholds].differing)
+    settings = [point.thresholds for point in sequence]
+    points = [promise.budget.tested(check.trials[values], search.trials[values]) for values in settings]
+    test = promise.test(points, searched=search.dense.units.count)
+    if test is None:
+        raise CheckError(_unmet(check.budget, check.measured, "held-out images"))
+    return test
 
 
 def _unmet(budget: Budget, measured: Sequence[MeasuredPoint], where: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dovit_deploy.bundle.calibration import Calibration, ChoiceControls, ControlPoint, Interval, SmallerPoint
-from dovit_deploy.calibrate.images import CalibrationImages, SplitImages, halves
+from dovit_deploy.calibrate.images import CalibrationImages, SplitImages, indices_of
 from dovit_deploy.datasets.dataset import DatasetPart
 from dovit_deploy.errors import DatasetError
 from dovit_deploy.measure.controls import CONTROL_SEED
@@ -45,15 +45,14 @@ def controls_of_choice(
     """
     if not isinstance(images, SplitImages):
         raise DatasetError(f"{images.name} has no labels; accuracy cannot be compared without")
-    # By the calibration's own seed: the images that the choice was checked on.
-    parts = halves(images.blocks, seed=calibration.seed)
+    searched_images, held_out_images = (indices_of(calibration, images, part) for part in ("search", "check"))
     settings = RunSettings.resolve(session.bundle.manifest, thresholds=calibration.chosen.thresholds)
     plan = EvalPlan(images.name, images.split, settings, controls=NAMES)
-    held_out = DatasetPart(images.data, parts.check)
+    held_out = DatasetPart(images.data, held_out_images)
     # The blocks of the choice itself, so that the intervals can be compared; the part's own might be cut elsewhere.
-    blocks = images.blocks.of(parts.check)
+    blocks = images.blocks.of(held_out_images)
     # Positions are learned where the thresholds were: on the images of the search.
-    searched = DatasetPart(images.data, parts.search)
+    searched = DatasetPart(images.data, searched_images)
     decisions = decisions_of(session, held_out, settings, blocks, source=searched)
     measured = evaluate(
         session, held_out, SegmentationTally, plan, smaller=smaller, decisions=decisions, advance=advance

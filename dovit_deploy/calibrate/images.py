@@ -9,6 +9,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from dovit_deploy.bundle.calibration import Calibration, PartName
+from dovit_deploy.calibrate.units import Recorded
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.layouts import FolderFiles, images_in
 from dovit_deploy.datasets.summary import DataSummary, summary_of, summary_of_images
@@ -65,6 +67,10 @@ class CalibrationImages(Protocol):
     """Which of them the bootstrap draws together."""
 
     @property
+    def recorded(self) -> Recorded:
+        """What is known of when they were recorded."""
+
+    @property
     def split(self) -> str | None:
         """Which split of a data set; None for a folder."""
 
@@ -87,6 +93,7 @@ class SplitImages:
         self.data, self.name, self.split = data, name, split
         self.stems = tuple(data.stems)
         self.blocks = blocks_of(len(data), data.moments)
+        self.recorded = Recorded(self.stems, data.recording_rate)
 
     def image(self, index: int) -> CalibrationImage:
         sample = self.data.sample(index)
@@ -119,6 +126,8 @@ class FolderImages:
         self.stems = tuple(path.relative_to(folder).as_posix() for path in self.paths)
         # They may be frames of a video: what is alike stays on one side where they are divided.
         self.blocks = neighbours(len(self.paths))
+        # Without the suffix, before which the number of a frame stands.
+        self.recorded = Recorded(tuple(stem[: -len(Path(stem).suffix) or None] for stem in self.stems), None)
 
     def image(self, index: int) -> CalibrationImage:
         return CalibrationImage(read_image(self.paths[index]), None)
@@ -143,7 +152,7 @@ def image_files(folder: Path, *, recursive: bool = False) -> FolderFiles:
 
 
 @dataclass(frozen=True)
-class Halves:
+class Parts:
     """Indices of the images of both parts, rising."""
 
     search: tuple[int, ...]
@@ -156,7 +165,7 @@ def neighbours(images: int) -> Blocks:
     return Blocks(np.arange(images) // length)
 
 
-def halves(blocks: Blocks, *, seed: int) -> Halves:
+def halves(blocks: Blocks, *, seed: int) -> Parts:
     """Half of the blocks for the search, the other half held out, drawn by `seed`.
 
     Raises:
@@ -172,4 +181,10 @@ def halves(blocks: Blocks, *, seed: int) -> Halves:
         )
     drawn = np.random.default_rng(seed).permutation(divided.count)
     searched = np.isin(divided.number, drawn[: (divided.count + 1) // 2])
-    return Halves(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()))
+    return Parts(tuple(np.flatnonzero(searched).tolist()), tuple(np.flatnonzero(~searched).tolist()))
+
+
+def indices_of(calibration: Calibration, images: CalibrationImages, part: PartName) -> tuple[int, ...]:
+    """The indices of the images of one part of a calibration, rising."""
+    (found,) = (set(entry.images) for entry in calibration.parts if entry.part == part)
+    return tuple(index for index, stem in enumerate(images.stems) if stem in found)

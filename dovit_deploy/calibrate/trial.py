@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dovit_deploy.calibrate.images import CalibrationImage, CalibrationImages
 from dovit_deploy.calibrate.predicted import Recording, RecordingSession
-from dovit_deploy.measure.intervals import Blocks
+from dovit_deploy.calibrate.units import mean_of_units
+from dovit_deploy.measure.intervals import Blocks, blocks_of
 from dovit_deploy.measure.metrics import ClassCounts
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.results import ClassMap
@@ -29,6 +31,8 @@ class DensePart:
     indices: tuple[int, ...]
     """Of the images among all."""
     blocks: Blocks
+    units: Blocks
+    """What of them is independent of what."""
     counts: list[ClassCounts] = field(default_factory=list)
     """(K,) of each image; empty without labels."""
     answers: list[bytes] = field(default_factory=list, repr=False)
@@ -40,6 +44,8 @@ class Trial:
     """One setting on all images of a part, image by image."""
 
     thresholds: tuple[float, ...]
+    units: Blocks
+    """Of the images."""
     counts: list[ClassCounts] = field(default_factory=list)
     """(K,) of each image; empty without labels."""
     differing: list[float] = field(default_factory=list)
@@ -62,6 +68,11 @@ class Trial:
         """Mean over the images of the share of differing pixels."""
         return float(np.mean(self.differing))
 
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """(units,): the same over the images of each unit."""
+        return mean_of_units(self.differing, self.units)
+
 
 class Runner:
     """A session and images; counts its passes over a part.
@@ -69,12 +80,22 @@ class Runner:
     Args:
         session: of the deployed bundle.
         images: all of them.
+        units: which of them are independent of which; None: each of all others.
         repeat: runs of each setting on each image; more than one where the time is judged.
         progress: advanced after every image.
     """
 
-    def __init__(self, session: Session, images: CalibrationImages, *, repeat: int, progress: StepProgress) -> None:
+    def __init__(
+        self,
+        session: Session,
+        images: CalibrationImages,
+        *,
+        repeat: int,
+        progress: StepProgress,
+        units: Blocks | None = None,
+    ) -> None:
         self.images, self.repeat, self.progress = images, repeat, progress
+        self.units = blocks_of(len(images.stems), None) if units is None else units
         self.session, self.manifest = session, session.bundle.manifest
         self.predictor = Predictor(session)
         self.passes = 0
@@ -90,7 +111,7 @@ class Runner:
 
     def run(self, part: DensePart, thresholds: Sequence[tuple[float, ...]]) -> list[Trial]:
         """Run every setting on every image of `part`; the order of the settings changes from run to run."""
-        trials = [Trial(values) for values in thresholds]
+        trials = [Trial(values, part.units) for values in thresholds]
         settings = [RunSettings.resolve(self.manifest, thresholds=values) for values in thresholds]
         self.passes += len(trials)
         for position, index in enumerate(part.indices):
@@ -120,7 +141,8 @@ class Runner:
             trial.counts.append(self._counts(image.label, result.class_map))
 
     def _dense(self, predictor: Predictor, indices: Sequence[int], blocks: Blocks) -> DensePart:
-        part, settings = DensePart(tuple(indices), blocks), RunSettings.resolve(self.manifest, dense=True)
+        part = DensePart(tuple(indices), blocks, self.units.of(indices))
+        settings = RunSettings.resolve(self.manifest, dense=True)
         self.passes += 1
         for index in indices:
             image = self.images.image(index)
@@ -136,21 +158,22 @@ class Runner:
         return ClassCounts.of(label, class_map, classes=self.manifest.spec.classes)
 
 
-def joined_parts(first: DensePart, second: DensePart, blocks: Blocks) -> DensePart:
-    """Both parts in the order of the images, without their answers; `blocks`: of all images."""
+def joined_parts(first: DensePart, second: DensePart, blocks: Blocks, units: Blocks) -> DensePart:
+    """Both parts in the order of the images, without their answers; `blocks`, `units`: of all images."""
     # `blocks` numbers the images of both parts in their common order; counts must follow it.
     order = _order(first, second)
-    joined = DensePart(tuple(sorted((*first.indices, *second.indices))), blocks)
+    joined = DensePart(tuple(sorted((*first.indices, *second.indices))), blocks, units)
     if first.counts:
         joined.counts.extend(_picked(first.counts, second.counts, order))
     return joined
 
 
-def joined_trials(first: Trial, first_part: DensePart, second: Trial, second_part: DensePart) -> Trial:
-    """One setting on both parts, in the order of the images."""
+def joined_trials(first: Trial, first_part: DensePart, second: Trial, second_part: DensePart, units: Blocks) -> Trial:
+    """One setting on both parts, in the order of the images; `units`: of all images."""
     order = _order(first_part, second_part)
     return Trial(
         first.thresholds,
+        units,
         counts=_picked(first.counts, second.counts, order) if first.counts else [],
         differing=_picked(first.differing, second.differing, order),
         kept=_picked(first.kept, second.kept, order),

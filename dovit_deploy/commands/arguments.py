@@ -118,6 +118,16 @@ DeadlineMs = Annotated[
     float | None,
     typer.Option(metavar="D", help="Of a frame's model step: where it would take longer, the surest tokens stop, too."),
 ]
+Audit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=10**9, metavar="N", help="Run one of N frames, drawn, dense too: does the model still agree?"
+    ),
+]
+OnDrift = Annotated[
+    str | None,
+    typer.Option(help="When it no longer does: warn (default), tighten (more cautious thresholds) or dense."),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

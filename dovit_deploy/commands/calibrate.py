@@ -12,22 +12,22 @@ import typer
 
 from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
-from dovit_deploy.commands.console import show_table
+from dovit_deploy.commands.calibration_report import show_calibration
 from dovit_deploy.errors import CheckError, OutputFailed, PackageMissing, UsageError
 from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.bundle.calibration import Calibration, ControlPoint, Interval, MeasuredPoint
+    from dovit_deploy.bundle.calibration import Calibration, UnitKind
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.bundle.parity import PrecisionParity
     from dovit_deploy.calibrate.budgets import Budget
     from dovit_deploy.calibrate.images import CalibrationImages
+    from dovit_deploy.calibrate.units import Units
     from dovit_deploy.datasets.summary import DataSummary
     from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
-PART_NAMES = {"search": "search", "check": "held out", "all": "all"}
 
 
 def calibrate(
@@ -54,6 +54,13 @@ def calibrate(
     confidence: Annotated[
         float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
     ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="What --max-disagree counts as independent: image, block (10 s of recording) or drive."),
+    ] = None,
+    frame_rate: Annotated[
+        float | None, typer.Option(metavar="HZ", help="Frame numbers a second in the names of the images, for blocks.")
+    ] = None,
     recursive: arguments.Recursive = False,
     split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
     classes: arguments.Classes = None,
@@ -69,16 +76,20 @@ def calibrate(
 
     One half of the images is for the search, the other is held out: every image of the first is recorded once with
     nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
-    kept the budget on the held-out half. Where there are labels, random and oracle stopping of as many tokens and
+    kept the budget on the held-out half. --max-disagree promises something of images like these, without labels:
+    thresholds from cautious to bold are tested on two thirds of the images, and the last before the first that fails
+    is written. Where there are labels, random and oracle stopping of as many tokens and
     dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn. What
     the bundle states that other precisions lose (parity.json) is measured anew.
     """
     from dovit_deploy.bundle.bundle import Bundle, write_calibrated
     from dovit_deploy.calibrate.calibrate import calibrate as calibrated
+    from dovit_deploy.calibrate.units import units_of
     from dovit_deploy.commands.precisions import loss_lines
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
+    kind = _unit_kind(unit, frame_rate, max_disagree)
     named, labelled = arguments.bundle_and_dataset(bundle, dataset)
     path = arguments.bundle_path(named, quiet=quiet)
     inputs = (path, labelled, classes)
@@ -90,11 +101,16 @@ def calibrate(
     summary = images.summary()
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
+    units = units_of(images.recorded, asked=kind, rate=frame_rate)
+    if max_disagree is not None:
+        console.remark(_units_line(units), quiet=quiet)
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened, threads=_threads(budget)) as session, console.progress(quiet=quiet, timed=True) as progress:
-        calibration = calibrated(session, images, _timed(budget, session, progress, quiet=quiet), progress=progress)
-        if images.labelled:
+        timed = _timed(budget, session, progress, quiet=quiet)
+        calibration = calibrated(session, images, timed, progress=progress, units=units)
+        # Images without a labelled pixel have labels, and no mIoU.
+        if calibration.chosen.miou is not None:
             calibration = _with_controls(calibration, opened, session, images, progress)
         losses = _losses(calibration, opened, images, progress, quiet=quiet) if stated and not dry_run else ()
     target = opened.path if output is None else output
@@ -104,7 +120,7 @@ def calibrate(
     # The files come before the table: once its last line is printed they are there.
     console.write_json(json_file, _report(None if dry_run else target, summary, calibration))
     plot = None if dry_run else _plot(calibration, target, quiet=quiet)
-    _show(calibration, verbose=verbose, quiet=quiet)
+    show_calibration(calibration, verbose=verbose, quiet=quiet)
     if not dry_run:
         console.result(*loss_lines(losses), *map(str, filter(None, (target, plot))))
     used = path if dry_run or output is None else output
@@ -117,7 +133,7 @@ def _shown_anyway(calibration: Calibration, *, verbose: bool, quiet: bool) -> It
     try:
         yield
     except OutputFailed:
-        _show(calibration, verbose=verbose, quiet=quiet)
+        show_calibration(calibration, verbose=verbose, quiet=quiet)
         raise
 
 
@@ -169,6 +185,28 @@ def _budget(
     assert max_disagree is not None
     assert confidence is not None
     return DisagreeBudget(max_disagree, confidence)
+
+
+def _unit_kind(unit: str | None, frame_rate: float | None, max_disagree: float | None) -> UnitKind | None:
+    """The kind of unit that is named; raises UsageError for a wrong name, and where nothing is promised."""
+    from dovit_deploy.bundle.calibration import UNIT_KINDS
+
+    if max_disagree is None and not (unit is None and frame_rate is None):
+        raise UsageError("--unit and --frame-rate say what --max-disagree counts; other budgets take neither")
+    named = next((kind for kind in UNIT_KINDS if kind == unit), None)
+    if named is None and unit is not None:
+        raise UsageError(f"--unit: '{unit}' given; allowed: {', '.join(UNIT_KINDS)}")
+    return named
+
+
+def _units_line(units: Units) -> str:
+    """What is counted, and why."""
+    if units.said_by == "nobody":
+        return (
+            f"{units.named(units.count)}: nothing says when they were recorded, so each counts as independent; "
+            "of frames of a video give --frame-rate HZ, or --unit drive"
+        )
+    return f"{units.named(units.count)} count as independent of each other, as the {units.said_by} says"
 
 
 def _checked(bundle: Bundle, *, in_place: bool) -> bool:
@@ -274,12 +312,11 @@ def _losses(
     quiet: bool,
 ) -> tuple[PrecisionParity, ...]:
     """What precisions below fp32 lose at the chosen thresholds, on held-out images."""
-    from dovit_deploy.calibrate.images import PickedImages, spread
+    from dovit_deploy.calibrate.images import PickedImages, indices_of, spread
     from dovit_deploy.commands.precisions import COMPARED
     from dovit_deploy.measure.precisions import measured_precisions
 
-    (check,) = (set(part.images) for part in calibration.parts if part.part == "check")
-    numbers = [number for number, stem in enumerate(images.stems) if stem in check]
+    numbers = indices_of(calibration, images, "check")
     try:
         return measured_precisions(
             bundle.calibrated(calibration),
@@ -291,89 +328,6 @@ def _losses(
         # The search may have taken an hour, and its thresholds are right.
         console.remark(f"what other precisions lose is left out: {error}", quiet=quiet)
         return ()
-
-
-def _show(calibration: Calibration, *, verbose: bool, quiet: bool) -> None:
-    counts = {
-        part.part: f"{plural(len(part.images), 'image')} in {plural(part.blocks, 'block')}"
-        for part in calibration.parts
-    }
-    shown = [point for point in calibration.measured if verbose or point.part != "search"]
-    headers = ("images", "thresholds", "MACs saved", "differ", "mIoU", "drop", "95 % interval", "ms", "")
-    rows = [_row(point, chosen=point in (calibration.chosen, calibration.chosen_on_all)) for point in shown]
-    rows += _control_rows(calibration)
-    title = f"{calibration.budget.text}; searched on {counts['search']}, checked on {counts['check']}"
-    show_table(title, headers, rows, right=(2, 3, 4, 5, 7))
-    chosen = calibration.chosen
-    values = ", ".join(f"{value:g}" for value in chosen.thresholds)
-    console.result(
-        f"thresholds {values}: {chosen.flops_saved:z.1%} of the MACs saved{_drop_text(chosen)}, "
-        f"{chosen.differing:.2%} of the pixels differ from the dense answer, on held-out images"
-    )
-    whole = calibration.chosen_on_all
-    console.result(f"on all {plural(whole.images, 'image')}: {whole.flops_saved:z.1%} saved{_drop_text(whole)}")
-    if calibration.controls is not None and calibration.controls.left_out is not None:
-        console.remark(f"dense at smaller inputs is left out: {calibration.controls.left_out}", quiet=quiet)
-
-
-def _row(point: MeasuredPoint, *, chosen: bool) -> tuple[str, ...]:
-    return (
-        PART_NAMES[point.part],
-        ", ".join(f"{value:g}" for value in point.thresholds),
-        f"{point.flops_saved:z.1%}",
-        f"{point.differing:.2%}",
-        "-" if point.miou is None else f"{point.miou:.2f}",
-        "-" if point.drop is None else f"{point.drop:z.2f}",
-        _ends(point.drop_interval),
-        f"{point.model_ms:.1f}",
-        "chosen" if chosen else "met" if point.met else "not met",
-    )
-
-
-def _control_rows(calibration: Calibration) -> list[tuple[str, ...]]:
-    controls = calibration.controls
-    if controls is None:
-        return []
-    named: list[tuple[str, ControlPoint | None]] = [
-        ("random, same counts", controls.random),
-        ("position, same counts", controls.position),
-        ("another image's, same counts", controls.other),
-        ("oracle, same counts", controls.oracle),
-        *((f"dense at {small.size[0]}x{small.size[1]}", small) for small in controls.smaller_input),
-    ]
-    return [
-        (
-            PART_NAMES["check"],
-            name,
-            f"{point.flops_saved:z.1%}",
-            "-",
-            f"{point.miou:.2f}",
-            f"{point.drop:z.2f}",
-            _ends(point.drop_interval),
-            "-",
-            _control_text(point),
-        )
-        for name, point in named
-        if point is not None
-    ]
-
-
-def _control_text(point: ControlPoint) -> str:
-    if point.rule_gain is None:
-        return "control"
-    ends = "" if point.rule_gain_interval is None else f" ({_ends(point.rule_gain_interval)})"
-    return f"control; chosen {point.rule_gain:+.2f}{ends}"
-
-
-def _ends(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{interval.low:z.2f} to {interval.high:z.2f}"
-
-
-def _drop_text(point: MeasuredPoint) -> str:
-    if point.drop is None:
-        return ""
-    ends = "no interval" if point.drop_interval is None else _ends(point.drop_interval)
-    return f", mIoU drop {point.drop:z.2f} ({ends})"
 
 
 def _plot(calibration: Calibration, target: Path, *, quiet: bool) -> Path | None:

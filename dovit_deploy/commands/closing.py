@@ -9,6 +9,7 @@ from dovit_deploy.printing import plural, quote
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.runtime.audit import DriftAlarm
     from dovit_deploy.runtime.run import RunOutcome, RunPlan
     from dovit_deploy.sources.source import Source
 
@@ -70,6 +71,8 @@ def gain_lines(summary: dict[str, Any], *, noun: str, has_dense: bool) -> list[s
         lines.append(compiling_line(summary["compiling"], noun=noun))
     if summary["deadline"]:
         lines.append(deadline_line(summary["deadline"], frames=plural(summary["frames"], noun)))
+    if summary["audit"]:
+        lines.append(audit_line(summary["audit"], noun=noun))
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines
@@ -93,6 +96,32 @@ def deadline_line(deadline: dict[str, Any], *, frames: str) -> str:
         return f"{what}: no token was stopped for it{late}"
     each = deadline["capped_tokens"] / deadline["capped_frames"]
     return f"{what}: stopped {each:.0f} tokens more in {deadline['capped_frames']} of {frames}, the surest first{late}"
+
+
+def audit_line(audit: dict[str, Any], *, noun: str) -> str:
+    """What running a part of the frames dense showed, and what it cost."""
+    ran = f"audit: {plural(audit['frames'], noun)} ran dense, too ({audit['seconds']:.1f} s, in no latency)"
+    if not audit["frames"]:
+        return ran
+    asked = f"at most {audit['max_disagree']:.2%} asked for"
+    found = "no drift" if not audit["alarms"] else plural(len(audit["alarms"]), "alarm")
+    return f"{ran}; {audit['differing']:.2%} of their pixels differ from it, {asked}: {found}"
+
+
+def drift_line(alarm: DriftAlarm) -> str:
+    """An alarm, and what is run from now on."""
+    from dovit_deploy.runtime.settings import short_thresholds
+
+    if alarm.following is None:
+        then = "the run goes on as it is; calibrate on images like these, or run --on-drift tighten or dense"
+    elif alarm.following.dense:
+        then = "dense from here on"
+    else:
+        then = f"thresholds {', '.join(map(str, short_thresholds(alarm.following.thresholds)))} from here on"
+    return (
+        f"drift at frame {alarm.frame}, after {alarm.audited} audited: lately {alarm.differing:.2%} of the pixels "
+        f"differ from the dense answer, and {alarm.max_disagree:.2%} at most is what was asked for; {then}"
+    )
 
 
 def files_line(plan: RunPlan, source: Source) -> str:

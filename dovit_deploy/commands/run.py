@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dovit_deploy.commands import arguments, console, targets
-from dovit_deploy.commands.closing import bench_command, closing_lines, noun_of
+from dovit_deploy.commands.closing import bench_command, closing_lines, drift_line, noun_of
 from dovit_deploy.credentials import masked
 from dovit_deploy.engines.registry import AUTO, engine_entry
 from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
@@ -21,6 +21,7 @@ from dovit_deploy.printing import plural
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.manifest import Manifest
+    from dovit_deploy.runtime.audit import AuditPlan, DriftAction, DriftAlarm
     from dovit_deploy.runtime.auto import Chosen, Wanted
     from dovit_deploy.runtime.run import RunOutcome
     from dovit_deploy.runtime.settings import RunSettings, Thresholds
@@ -41,6 +42,8 @@ def run(
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     deadline_ms: arguments.DeadlineMs = None,
+    audit: arguments.Audit = None,
+    on_drift: arguments.OnDrift = None,
     save: arguments.SaveKinds = None,
     no_legend: arguments.NoLegend = False,
     overwrite: arguments.Overwrite = False,
@@ -71,6 +74,7 @@ def run(
 
     # What is wrong with the flags alone is found before anything is opened.
     _check_flags(dense=dense, threshold=threshold, deadline_ms=deadline_ms)
+    action = _action(audit, on_drift, dense=dense, deadline=deadline_ms is not None)
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
@@ -92,17 +96,27 @@ def run(
         kinds = _kinds(named, opened.manifest, frames)
         settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
-        sizes = _images(frames), _windows(opened.manifest, frames, ahead)
+        audits = _audits(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
+        # Where an alarm changes what is run, one image comes after another.
+        sizes = _images(frames) if action in (None, "warn") else None, _windows(opened.manifest, frames, ahead)
         given = arguments.thresholds(threshold), precision, _threads(threads, deadline=deadline_ms is not None)
-        wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None)
+        wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None, audited=audit is not None)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         with chosen.session as session:
             settings = _within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
-            plan = RunPlan(folder, overwrite, kinds, settings, every, not no_legend, chosen.at_once)
+            plan = RunPlan(folder, overwrite, kinds, settings, every, not no_legend, chosen.at_once, audits)
             unit = f"{noun_of(frames)}s"
             with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
-                advance = shown.advance
-                outcome = run_source(session, frames, plan, stop=stop, advance=advance, failed=_failed, frames=ahead)
+                outcome = run_source(
+                    session,
+                    frames,
+                    plan,
+                    stop=stop,
+                    advance=shown.advance,
+                    failed=_failed,
+                    frames=ahead,
+                    drifted=_drifted,
+                )
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
@@ -118,6 +132,39 @@ def _check_flags(*, dense: bool, threshold: str | None, deadline_ms: float | Non
     # Written so that NaN is refused, too.
     if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
         raise UsageError(f"--deadline-ms {deadline_ms:g}: a finite number of milliseconds above 0 is needed")
+
+
+def _action(audit: int | None, on_drift: str | None, *, dense: bool, deadline: bool) -> DriftAction | None:
+    """What is done about drift; None: nothing is audited."""
+    from dovit_deploy.runtime.audit import DRIFT_ACTIONS
+
+    if audit is None:
+        if on_drift is not None:
+            raise UsageError("--on-drift says what an audit does; give --audit N, too")
+        return None
+    if dense:
+        raise UsageError("--dense stops nothing, so --audit has nothing to compare; give one of them")
+    action = next((known for known in DRIFT_ACTIONS if known == (on_drift or "warn")), None)
+    if action is None:
+        raise UsageError(f"--on-drift: '{on_drift}' given; allowed: {', '.join(DRIFT_ACTIONS)}")
+    if deadline and action != "warn":
+        raise UsageError(f"--deadline-ms stops tokens whatever they cost, so --on-drift {action} cannot be kept")
+    return action
+
+
+def _audits(
+    bundle: Bundle, settings: RunSettings, every: int | None, action: DriftAction | None, *, own: bool, stream: bool
+) -> AuditPlan | None:
+    from dovit_deploy.runtime.audit import audit_plan
+
+    if every is None or action is None:
+        return None
+    return audit_plan(bundle, settings, every=every, on_drift=action, own_thresholds=own, stream=stream)
+
+
+def _drifted(alarm: DriftAlarm) -> None:
+    """Report an alarm, also to who wants quiet."""
+    console.remark(drift_line(alarm), quiet=False)
 
 
 def _settings(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:

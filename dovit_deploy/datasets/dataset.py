@@ -60,6 +60,11 @@ class Dataset(Protocol):
         """When each sample was recorded; None for samples that are independent of each other."""
         return None
 
+    @property
+    def recording_rate(self) -> RecordingRate | None:
+        """What the data set says of that; None: nothing."""
+        return None
+
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
@@ -220,6 +225,10 @@ class LabelledFiles(Dataset):
     def moments(self) -> tuple[Moment, ...] | None:
         return moments_from_stems(self.stems, self.frame_rate)
 
+    @property
+    def recording_rate(self) -> RecordingRate | None:
+        return self.frame_rate
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -267,6 +276,10 @@ class DatasetPart(Dataset):
     def moments(self) -> tuple[Moment, ...] | None:
         moments = self.whole.moments
         return None if moments is None else tuple(moments[index] for index in self.indices)
+
+    @property
+    def recording_rate(self) -> RecordingRate | None:
+        return self.whole.recording_rate
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dovit_deploy.datasets.dataset import ClassList, Dataset, DatasetPart, Sample
+from dovit_deploy.datasets.recording import RecordingRate
 from dovit_deploy.errors import EnvironmentProblem, UsageError
 from dovit_scenes import CLASS_NAMES, PALETTE, SceneFrame, street_frames
 from dovit_scenes.dataset import scene_sample
@@ -79,6 +80,11 @@ class RenderedScenes(Dataset):
     def stems(self) -> tuple[str, ...]:
         """Made when asked for: a million names are not kept."""
         return tuple(f"{self.split}_{number:06d}" for number in range(self.count))
+
+    @property
+    def recording_rate(self) -> RecordingRate | None:
+        """Each street is drawn anew."""
+        return RecordingRate(None)
 
     def __len__(self) -> int:
         return self.count

@@ -1,13 +1,9 @@
-"""How sure a measured number is: intervals of a drop from dense to dynamic, and upper bounds of a mean.
+"""How sure a measured drop from dense to dynamic is: its interval.
 
 Intervals are percentiles of a paired bootstrap: both answers to an image are drawn together. Frames of a drive are
 alike for as long as the same things are in sight, so that they are drawn together, too, in blocks of ten seconds of
 recording; drawn one by one they would pretend to be more evidence than they are. Independent images are blocks of
 their own. Fewer than eight blocks say too little about others: there is no interval then.
-
-Bounds assume nothing about the distribution of the values: Hoeffding and Bentkus, as combined by Angelopoulos et al.,
-"Learn then Test" (2021): the mean of n independent values is at most E with confidence C when the p-value of "it is
-larger than E" is at most 1 - C.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +25,6 @@ FEWEST_BLOCKS = 8
 """For an interval: of fewer the bootstrap draws a handful of different sets."""
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
-
-BISECTIONS = 60
-"""Halvings of [0, 1] in the search for a bound: it is found to 1e-18."""
 
 
 @dataclass(frozen=True)
@@ -182,67 +174,3 @@ def _percentiles(drops: NDArray[np.float64], level: float) -> tuple[float, float
         return None
     low, high = np.quantile(drops, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def upper_bound(mean: float, count: int, *, confidence: float) -> float:
-    """The largest value that the true mean can have, with `confidence`.
-
-    Args:
-        mean: of the values that were seen, in [0, 1].
-        count: how many were seen, at least 1.
-        confidence: in (0, 1).
-
-    Returns:
-        In [mean, 1]; rises with `mean` and `confidence`, falls with `count`.
-    """
-    # The p-value falls as the limit rises, so that bisection finds the smallest limit that is shown.
-    low, high = mean, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if p_value(mean, count, limit=middle) <= 1 - confidence:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def p_value(mean: float, count: int, *, limit: float) -> float:
-    """The p-value of the hypothesis that the true mean is larger than `limit`."""
-    if mean >= limit:
-        return 1.0
-    if limit >= 1.0:
-        return 0.0
-    hoeffding = math.exp(-count * _divergence(mean, limit))
-    # A rounding error must not lift `count * mean` of, say, exact eighths to the next whole number.
-    bentkus = math.e * _binomial_at_most(math.ceil(count * mean - 1e-9), count, limit)
-    return min(1.0, hoeffding, bentkus)
-
-
-def images_needed(limit: float, *, confidence: float) -> int:
-    """The fewest images that can show a mean of at most `limit`: as many as it takes when each of them has 0."""
-    # Without any difference the p-value is (1 - limit)^n.
-    return math.ceil(math.log(1 - confidence) / math.log1p(-limit))
-
-
-def _divergence(mean: float, limit: float) -> float:
-    """Kullback-Leibler divergence of two Bernoulli distributions."""
-    first = mean * math.log(mean / limit) if mean > 0 else 0.0
-    return first + (1 - mean) * math.log((1 - mean) / (1 - limit))
-
-
-def _binomial_at_most(successes: int, count: int, chance: float) -> float:
-    """Probability of at most `successes` in `count` draws."""
-    if chance <= 0:
-        return 1.0
-    k = np.arange(min(successes, count) + 1)
-    logs = _log_choices(count)[: len(k)] + k * math.log(chance) + (count - k) * math.log1p(-chance)
-    return min(1.0, float(np.exp(logs).sum()))
-
-
-@lru_cache(maxsize=8)
-def _log_choices(count: int) -> NDArray[np.float64]:
-    """Logarithms of the binomial coefficients (count over 0), ..., (count over count)."""
-    # Logarithms, since the coefficients themselves overflow float64 from about 1030 images on.
-    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
-    logs: NDArray[np.float64] = factorials[-1] - factorials - factorials[::-1]
-    return logs

@@ -38,8 +38,8 @@ from dovit_deploy.measure.eval_records import (
 from dovit_deploy.measure.evaluate import ClassificationTally, EvalPlan, Measured, SegmentationTally, Tally
 from dovit_deploy.measure.intervals import RESAMPLES, SEED, Blocks
 from dovit_deploy.measure.metrics import ClassCounts, accuracy
-from dovit_deploy.runtime.run import short_thresholds
 from dovit_deploy.runtime.session import Session
+from dovit_deploy.runtime.settings import short_thresholds
 
 TOP = 5
 """Classes among which the right one counts for `top5`."""

@@ -74,6 +74,8 @@ class Wanted:
     options: EngineOptions = NONE_GIVEN
     deadline: bool = False
     """Tokens will be stopped to keep one: no dense run is a choice, and nothing on a GPU."""
+    audited: bool = False
+    """Compared with dense: no dense run is a choice."""
 
     def at_once(self, engine: str) -> Workers:
         """What runs side by side in `engine`."""
@@ -275,6 +277,7 @@ def _situation(bundle: Bundle, here: Here, wanted: Wanted) -> Situation:
         precision=wanted.precision,
         dense=wanted.settings.dense,
         deadline=wanted.deadline,
+        audited=wanted.audited,
         thresholds=wanted.thresholds,
     )
 
@@ -302,7 +305,7 @@ def _terms(
 ) -> Terms | str:
     """What is measured and for how long; or why nothing is."""
     spec = bundle.manifest.spec
-    decided = wanted.thresholds is not None or wanted.settings.dense or wanted.deadline
+    decided = wanted.thresholds is not None or wanted.settings.dense or wanted.deadline or wanted.audited
     may_be_dense = bool(spec.gates) and spec.has_dense and not decided
     if not candidates and not may_be_dense:
         return "nothing else here may be faster"

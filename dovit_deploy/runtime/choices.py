@@ -23,6 +23,8 @@ class Situation(Circumstances):
     """As given; None: the bundle's own."""
     deadline: bool = False
     """One was given, so that a dense run is no choice."""
+    audited: bool = False
+    """Compared with dense, so that a dense run is no choice either."""
 
 
 class EngineChoice(Record):

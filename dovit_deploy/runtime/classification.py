@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,10 @@ class ClassificationResult(ImageAnswer):
         return {
             "top": [{"id": entry.id, "name": entry.name, "probability": entry.probability} for entry in self.classes]
         }
+
+    def differing(self, other: Self) -> float:
+        """0 where the most probable class is the same, else 1."""
+        return float(self.classes[0].id != other.classes[0].id)
 
     def png(self) -> bytes:
         """What `save` writes into a file called .png: a label has no map, so it is the painted image."""

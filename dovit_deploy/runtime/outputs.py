@@ -20,6 +20,7 @@ import numpy as np
 from dovit_deploy.claims import name_that_fits
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.files import first_foreign, reported_writes
+from dovit_deploy.runtime.audit import Audited
 from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
 from dovit_deploy.runtime.paint import png_from_rgb, write_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
@@ -34,7 +35,7 @@ ROWS, SUMMARY = "frames.jsonl", "summary.json"
 FrameRow = dict[str, Any]
 
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped", "compiled")
+_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped", "compiled", "audit")
 """Fields of a row that have no distribution: what identifies the frame, the answer, and what only some rows have."""
 
 
@@ -230,7 +231,7 @@ def _folders_within(path: Path) -> set[str]:
     return {"/".join(parts[begin:end]) for begin in range(len(parts)) for end in range(begin + 1, len(parts) + 1)}
 
 
-def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> FrameRow:
+def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming, audited: Audited | None = None) -> FrameRow:
     """One row of `frames.jsonl`: times in ms, MACs in 10^9, `flops_saved` a fraction."""
     row: FrameRow = {
         "index": frame.index,
@@ -251,6 +252,8 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming) -> Fr
     # Only where it is so: rows of other frames are what they always were.
     if tokens.capped:
         row["capped"] = tokens.capped
+    if audited is not None:
+        row["audit"] = {"differing": audited.differing, "ms": audited.ms}
     if tokens.compiled:
         row["compiled"] = tokens.compiled
     return {**row, "still": True} if tokens.still else row

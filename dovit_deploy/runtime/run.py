@@ -20,12 +20,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from dovit_deploy.errors import DeviceFailed, OutputFailed, SourceError
 from dovit_deploy.files import written_aside
 from dovit_deploy.machine import machine_facts, package_versions
+from dovit_deploy.runtime.audit import Audit, Audited, AuditPlan, DriftAlarm
+from dovit_deploy.runtime.frame_answers import Auditing, FrameAnswers
 from dovit_deploy.runtime.outputs import (
     ROWS,
     SUMMARY,
@@ -36,8 +35,8 @@ from dovit_deploy.runtime.outputs import (
     row_from_frame,
 )
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.runtime.settings import RunSettings
-from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+from dovit_deploy.runtime.settings import RunSettings, short_thresholds
+from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.runtime.workers import ONE_BY_ONE, Workers, rounds_of
 from dovit_deploy.sources.source import FailedFrame, Frame, Source
 from dovit_deploy.sources.stills import with_stills_marked
@@ -76,6 +75,8 @@ class RunPlan:
     """Letter classes and figures on what is painted."""
     at_once: Workers = ONE_BY_ONE
     """For which the session is made."""
+    audit: AuditPlan | None = None
+    """Frames that run dense, too; settings that change with what they show are for one image at a time."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class _Work:
     """What was done of a source, whole frames only."""
 
     report: RunReport
+    audit: Audit | None
     failures: list[FailedFrame]
     warnings: list[str]
     ended: OutputFailed | DeviceFailed | None
@@ -111,6 +113,7 @@ def run_source(
     advance: Advance,
     failed: Callable[[str], None],
     frames: Frames | None = None,
+    drifted: Callable[[DriftAlarm], None] | None = None,
 ) -> RunOutcome:
     """Work through `source` and write what `plan` names.
 
@@ -121,6 +124,7 @@ def run_source(
         advance: called after each frame that is written.
         failed: called with a line for the user for each frame that could not be read.
         frames: those of `source`, where somebody iterates it already.
+        drifted: called with each alarm of an audit.
 
     Raises:
         SourceError: not one frame could be read; nothing is left behind.
@@ -134,7 +138,7 @@ def run_source(
         (folder / SUMMARY).write_bytes(bytes(SUMMARY_ROOM))
         start = perf_counter()
         frames = source if frames is None else frames
-        work = _work_through(session, source, frames, plan, folder, stop, advance, failed)
+        work = _work_through(session, source, frames, plan, folder, stop, advance, failed, drifted)
         seconds = perf_counter() - start
         summary = _summary(session, plan, work, interrupted=stop.is_set() or work.ended is not None)
         # A run that is interrupted before its first frame has not failed: its report has 0 frames.
@@ -154,22 +158,26 @@ def _work_through(
     stop: threading.Event,
     advance: Advance,
     failed: Callable[[str], None],
+    drifted: Callable[[DriftAlarm], None] | None,
 ) -> _Work:
-    answer = _Predicting(session, plan)
     workers, failures = plan.at_once.images, list[FailedFrame]()
+    answer = FrameAnswers(session, plan.settings, plan.at_once)
+    auditing = Auditing(answer, plan.audit, drifted)
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
 
-    def predict(frame: Frame) -> tuple[ImageResult, PaintedFrame | None]:
+    def predict(frame: Frame) -> _Predicted:
         result = answer(frame)
+        audited = auditing.audited(frame, result)
         # Workers paint what they predicted: one thread could not do it for all of them. A single one goes on to the
         # next frame, and the writer paints beside it.
-        return result, outputs.painted(result) if workers > 1 else None
+        return _Predicted(result, audited, outputs.painted(result) if workers > 1 else None)
 
-    def write(frame: Frame, predicted: tuple[ImageResult, PaintedFrame | None]) -> None:
-        result, painted = predicted
-        outputs.write(frame, painted or outputs.painted(result))
-        report.add({**row_from_frame(frame, result.tokens, result.timing), **result.facts()})
+    def write(frame: Frame, predicted: _Predicted) -> None:
+        result, audited = predicted.result, predicted.audited
+        outputs.write(frame, predicted.painted or outputs.painted(result))
+        report.add(row_from_frame(frame, result.tokens, result.timing, audited) | result.facts())
+        auditing.written(frame, audited)
         advance(result.tokens.flops_saved)
 
     def note_failure(frame: FailedFrame) -> None:
@@ -190,22 +198,16 @@ def _work_through(
         report.keep_whole()
         outputs.keep_whole(report.frames)
     # The writers complete their warnings when they are closed.
-    return _Work(report, failures, outputs.warnings, ended)
+    auditing.finish()
+    return _Work(report, auditing.audit, failures, outputs.warnings, ended)
 
 
-class _Predicting:
-    """The answer to each frame; one that repeats the frame before takes the former's, bit for bit."""
-
-    def __init__(self, session: Session, plan: RunPlan) -> None:
-        self._predictor = predictor_for(session, windows_at_once=plan.at_once.windows)
-        self._settings = plan.settings
-        self._former: ImageResult | None = None
-
-    def __call__(self, frame: Frame) -> ImageResult:
-        if frame.still and self._former is not None:
-            return self._former.repeated(frame.decode_ms)
-        self._former = self._predictor.run(frame.rgb, self._settings, decode_ms=frame.decode_ms)
-        return self._former
+@dataclass(frozen=True)
+class _Predicted:
+    result: ImageResult
+    audited: Audited | None
+    painted: PaintedFrame | None
+    """None: the writer paints."""
 
 
 def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool) -> Summary:
@@ -218,6 +220,7 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
         "thresholds": None if plan.settings.dense else short_thresholds(plan.settings.thresholds),
         "dense": plan.settings.dense,
         "deadline": _deadline_facts(plan, work.report),
+        "audit": None if work.audit is None else work.audit.facts(),
         "compiling": work.report.compiling(),
         "bundle": str(session.bundle.path),
         "machine": machine_facts(),
@@ -246,15 +249,6 @@ def _deadline_facts(plan: RunPlan, report: RunReport) -> dict[str, Any] | None:
         "capped_tokens": report.capped_tokens,
         "late_frames": sum(late),
     }
-
-
-def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
-    """Thresholds (gates, K) as JSON: one number per gate where all classes share it, else one per gate and class."""
-    # float32 of 0.85 reads 0.8500000238; 7 digits give back what was typed.
-    rows = np.round(thresholds.astype(np.float64), 7)
-    if rows.size and (rows == rows[:, :1]).all():
-        return [float(row[0]) for row in rows]
-    return [[float(value) for value in row] for row in rows]
 
 
 _Result = TypeVar("_Result")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,10 @@ class SegmentationResult(ImageAnswer):
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""
         return {}
+
+    def differing(self, other: Self) -> float:
+        """Share of the pixels whose class is another one; both of the same image."""
+        return float(np.mean(self.class_map != other.class_map))
 
     def png(self) -> bytes:
         """What `save` writes."""

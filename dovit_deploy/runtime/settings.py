@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -188,3 +188,12 @@ def index_from_keep(keep: Keep, spec: ModelSpec) -> list[npt.NDArray[np.int64]]:
         extra = np.arange(spec.extra_tokens, dtype=np.int64)
         indices.append(np.concatenate([extra, spec.extra_tokens + np.flatnonzero(cells)]).astype(np.int64))
     return indices
+
+
+def short_thresholds(thresholds: npt.NDArray[np.float32]) -> list[Any]:
+    """Thresholds (gates, K) as JSON: one number per gate where all classes share it, else one per gate and class."""
+    # float32 of 0.85 reads 0.8500000238; 7 digits give back what was typed.
+    rows = np.round(thresholds.astype(np.float64), 7)
+    if rows.size and (rows == rows[:, :1]).all():
+        return [float(row[0]) for row in rows]
+    return [[float(value) for value in row] for row in rows]

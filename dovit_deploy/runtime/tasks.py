@@ -47,6 +47,9 @@ class ImageResult(Protocol):
     def png(self) -> bytes:
         """The answer as the content of a PNG."""
 
+    def differing(self, other: Self) -> float:
+        """Share of the pixels, or of a label all, in which the answer is another one; both of the same image."""
+
     def repeated(self, decode_ms: float) -> Self:
         """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
 

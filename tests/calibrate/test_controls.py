@@ -23,15 +23,29 @@ from tests.datasets.labelled_folder import write_labelled
 IMAGES = 16
 
 
+def with_parts(calibration: Calibration, images, held_out) -> Calibration:
+    """The parts are those that the file names."""
+    entry = calibration.parts[0]
+    named = {"search": set(range(len(images.stems))) - set(held_out), "check": held_out}
+    return calibration.model_copy(
+        update={
+            "parts": tuple(
+                entry.model_copy(update={"part": part, "images": tuple(images.stems[index] for index in indices)})
+                for part, indices in named.items()
+            )
+        }
+    )
+
+
 @pytest.mark.parametrize("fixture", ["tiny_bundle_path", "setr_bundle_path"])
 def test_they_are_those_of_an_evaluation(request, fixture, tmp_path):
     data = dataset_from_path(write_labelled(tmp_path / "set", images=IMAGES), "val")
     bundle = Bundle.open(request.getfixturevalue(fixture))
     values = VALUES[: len(bundle.manifest.spec.gates)]
     chosen = made().chosen.model_copy(update={"thresholds": values})
-    calibration = made().model_copy(update={"chosen": chosen})
     images, seen = SplitImages(data, name="set", split="val"), []
-    held_out = halves(images.blocks, seed=calibration.seed).check
+    held_out = halves(images.blocks, seed=1).check
+    calibration = with_parts(made().model_copy(update={"chosen": chosen}), images, held_out)
     with Session(bundle, threads=1) as session:
         controls = controls_of_choice(
             session,

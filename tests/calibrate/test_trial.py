@@ -23,7 +23,7 @@ def test_the_parts_together_are_the_whole(runner: Runner) -> None:
     parts = halves(blocks, seed=3)
     first, second = (runner.dense(part, blocks.of(part)) for part in (parts.search, parts.check))
     whole = runner.dense(range(20), blocks)
-    joined = joined_parts(first, second, blocks)
+    joined = joined_parts(first, second, blocks, blocks)
     assert joined.indices == whole.indices
     assert joined.blocks == blocks
     for ours, theirs in zip(joined.counts, whole.counts, strict=True):
@@ -31,7 +31,7 @@ def test_the_parts_together_are_the_whole(runner: Runner) -> None:
         assert (ours.predicted == theirs.predicted).all()
     pairs = zip(runner.run(first, SETTINGS), runner.run(second, SETTINGS), runner.run(whole, SETTINGS), strict=True)
     for one, other, together in pairs:
-        both = joined_trials(one, first, other, second)
+        both = joined_trials(one, first, other, second, blocks)
         assert both.thresholds == together.thresholds
         assert (both.differing, both.kept, both.gmacs) == (together.differing, together.kept, together.gmacs)
         assert both.flops_saved == together.flops_saved

@@ -12,16 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle, file_entry
 from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.parity import PrecisionParity
 from dovit_deploy.calibrate.images import SplitImages
-from dovit_deploy.commands.calibrate import _show, _with_controls
+from dovit_deploy.commands.calibrate import _with_controls
+from dovit_deploy.commands.calibration_report import show_calibration
 from dovit_deploy.commands.console import ProgressDisplay
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.runtime.session import Session
 from tests.bundle.test_bundle import VALUES, contents, made
+from tests.calibrate.test_controls import with_parts
 from tests.conftest import Run
 from tests.datasets.labelled_folder import write_labelled
 from tests.train.tiny_folder import write_folder
@@ -100,6 +103,60 @@ def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
     assert dry.stdout.splitlines()[-2].split(":")[0] == real.stdout.splitlines()[-4].split(":")[0]
 
 
+def test_a_promise_without_labels(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
+    """The sequence that was tested, its p-values and units stand in the report and in the bundle."""
+    arguments = ("--max-disagree", 0.6, "--confidence", 0.6, "--unit", "image", "--json", "report.json")
+    result = dovit("calibrate", bundle_copy, data / "images" / "val", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "10 images count as independent of each other, as the user says" in result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    test = report["test"]
+    assert json.loads((bundle_copy / "calibration.json").read_text())["test"] == test
+    assert (test["max_disagree"], test["confidence"]) == (0.6, 0.6)
+    assert (test["unit"], test["unit_said_by"]) == ("image", "user")
+    assert (test["units_searched"], test["units"], test["least_units"]) == (3, 7, 1)
+    steps = test["sequence"]
+    assert [step["shown"] for step in steps] == [step["p_value"] <= 0.4 for step in steps]
+    assert test["boldest"] == sum(step["shown"] for step in steps) - 1
+    assert test["stopped_at"] == (None if steps[-1]["shown"] else len(steps) - 1)
+    assert steps[test["boldest"]]["thresholds"] == report["chosen"]["thresholds"]
+    assert "at most 60.00% of the pixels differ from the dense answer, with confidence 0.6" in result.stdout
+    assert "tested on 7 images, p " in result.stdout
+
+
+def test_images_without_a_pixel_that_counts_are_judged_on_all_pixels(
+    dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path
+) -> None:
+    """Labels of nothing but void are as good as none; a budget of mIoU still refuses them."""
+    for label in (data / "labels" / "val").iterdir():
+        Image.new("L", (72, 56), 255).save(label)
+    promise = ("--max-disagree", 0.6, "--confidence", 0.6, "--dry-run")
+    labelled = dovit("calibrate", bundle_copy, data, *promise, "--json", "labelled.json")
+    assert labelled.returncode == 0, labelled.stderr
+    folder = dovit("calibrate", bundle_copy, data / "images" / "val", *promise, "--json", "folder.json")
+    assert folder.returncode == 0, folder.stderr
+    reports = [json.loads((tmp_path / name).read_text()) for name in ("labelled.json", "folder.json")]
+    assert reports[0]["chosen"]["miou"] is None and reports[0]["controls"] is None
+    assert reports[0]["test"]["sequence"] == reports[1]["test"]["sequence"]
+    refused(dovit("calibrate", bundle_copy, data, "--max-drop", 50), 3, "no labelled pixel")
+
+
+def test_too_few_units_are_counted_before_anything_runs(dovit: Run, bundle_copy: Path, data: Path) -> None:
+    before = contents(bundle_copy)
+    promise = ("--max-disagree", 0.02, "--confidence", 0.95)
+    refused(dovit("calibrate", bundle_copy, data, *promise), 4, "149 held-out images", "10 images given")
+    # All names are numbered alike: frames of one drive.
+    refused(
+        dovit("calibrate", bundle_copy, data, *promise, "--unit", "drive"), 4, "149 held-out drives", "1 drive given"
+    )
+    content = json.loads((data / "classes.json").read_text())
+    (data / "classes.json").write_text(json.dumps({**content, "frame_rate": 0.5}))
+    refused(
+        dovit("calibrate", bundle_copy, data, *promise), 4, "149 held-out blocks of 10 s", "2 blocks", "--unit image"
+    )
+    assert contents(bundle_copy) == before
+
+
 def test_what_other_precisions_lose_is_measured_anew(
     dovit: Run, int8_bundle_path: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -133,19 +190,13 @@ def test_a_control_that_cannot_be_run_is_reported(
     progress = ProgressDisplay("", total=None, unit="images")
     with Session(bundle, threads=1) as session:
         chosen = made().chosen.model_copy(update={"thresholds": VALUES[:1]})
-        calibration = _with_controls(
-            made().model_copy(update={"chosen": chosen, "chosen_on_all": chosen}),
-            bundle,
-            session,
-            images,
-            progress,
-        )
+        calibration = made().model_copy(update={"chosen": chosen, "chosen_on_all": chosen})
+        calibration = _with_controls(with_parts(calibration, images, range(4)), bundle, session, images, progress)
     assert calibration.controls is not None
     assert calibration.controls.smaller_input == ()
     assert "sliding window" in str(calibration.controls.left_out)
     assert progress.step == "controls on held-out images"
-    parts = (calibration.parts[0], calibration.parts[0].model_copy(update={"part": "search"}))
-    _show(calibration.model_copy(update={"parts": parts}), verbose=False, quiet=False)
+    show_calibration(calibration, verbose=False, quiet=False)
     shown = capsys.readouterr()
     assert "random, same counts" in shown.out and "dense at" not in shown.out
     assert "dense at smaller inputs is left out: a sliding window" in shown.err
@@ -161,6 +212,11 @@ def test_a_control_that_cannot_be_run_is_reported(
         (("--flops", "1.5"), "--flops"),
         (("--max-drop", "nan"), "--max-drop"),
         (("--latency-ms", "-1"), "--latency-ms"),
+        (("--flops", "0.2", "--unit", "image"), "--max-disagree"),
+        (("--max-disagree", "0.2", "--confidence", "0.9", "--unit", "frame"), "image, block, drive"),
+        (("--max-disagree", "0.2", "--confidence", "0.9", "--unit", "block"), "--frame-rate"),
+        (("--max-disagree", "0.2", "--confidence", "0.9", "--unit", "image", "--frame-rate", "9"), "no meaning"),
+        (("--max-disagree", "0.2", "--confidence", "0.9", "--frame-rate", "-9"), "--frame-rate"),
         (("--flops", "0.2", "-o", "new.folder"), "NAME.dovit"),
         (("--flops", "0.2", "--json", "no/such/x.json"), "--json"),
     ],
