@@ -43,28 +43,28 @@ CONFIDENCE = 0.95
 RESPLIT_LIMITS = (0.15, 0.2)
 """For which the drives that there are suffice, with some left to be judged on."""
 
-Image = NDArray[np.uint8]
-Losses = NDArray[np.float64]
+StreetImage = NDArray[np.uint8]
+DriveLosses = NDArray[np.float64]
 """(drives, settings): mean share of differing pixels over the frames of a drive; in fog and at night of one setting."""
 
 
-def fog(rgb: Image) -> Image:
+def fog(rgb: StreetImage) -> StreetImage:
     """Far things, towards the middle and above, fade into grey."""
     rows = np.linspace(1.0, -1.0, rgb.shape[0])
     haze = np.clip(0.75 - 0.45 * np.maximum(-rows, 0), 0, 1)[:, None, None]
     return np.asarray(np.rint(rgb * (1 - haze) + 205 * haze), dtype=np.uint8)
 
 
-def night(rgb: Image) -> Image:
+def night(rgb: StreetImage) -> StreetImage:
     """A tenth of the light, and the noise of a sensor."""
     noise = np.random.default_rng(0).normal(0, 6, rgb.shape)
     return np.asarray(np.clip(np.rint(rgb * 0.12 + noise), 0, 255), dtype=np.uint8)
 
 
-CONDITIONS: dict[str, Callable[[Image], Image]] = {"day": lambda rgb: rgb, "fog": fog, "night": night}
+CONDITIONS: dict[str, Callable[[StreetImage], StreetImage]] = {"day": lambda rgb: rgb, "fog": fog, "night": night}
 
 
-def measured(bundle: Path, work: Path, drives: int) -> dict[str, Losses]:
+def measured(bundle: Path, work: Path, drives: int) -> dict[str, DriveLosses]:
     """The losses of each condition; what lies in `work` is not measured again."""
     work.mkdir(parents=True, exist_ok=True)
     with Session(Bundle.open(bundle), threads=1) as session:
@@ -94,7 +94,7 @@ def _drive(predictor: Predictor, drive: int) -> dict[str, list[float]]:
     return found
 
 
-def promised(searched: Losses, tested: Losses, limit: float) -> int:
+def promised(searched: DriveLosses, tested: DriveLosses, limit: float) -> int:
     """How many settings are shown to keep `limit`, as `dovit calibrate` tests them."""
     # What the search takes for the boldest that keeps the limit ends the sequence.
     means = searched.mean(axis=0)
@@ -104,7 +104,7 @@ def promised(searched: Losses, tested: Losses, limit: float) -> int:
     return shown_in_sequence(p_values, confidence=CONFIDENCE)
 
 
-def drawn_anew(losses: Losses, limit: float, rounds: int) -> dict[str, Any]:
+def drawn_anew(losses: DriveLosses, limit: float, rounds: int) -> dict[str, Any]:
     """Calibrations on drives drawn with replacement, so that all drives together are the truth."""
     generator, truth = np.random.default_rng(0), losses.mean(axis=0)
     least = units_needed(limit, confidence=CONFIDENCE)
@@ -118,7 +118,7 @@ def drawn_anew(losses: Losses, limit: float, rounds: int) -> dict[str, Any]:
     return {"limit": limit, "units": tested, "rounds": rounds, "shown": shown / rounds, "broken": broken / rounds}
 
 
-def resplit(losses: Losses, limit: float, rounds: int) -> dict[str, Any]:
+def resplit(losses: DriveLosses, limit: float, rounds: int) -> dict[str, Any]:
     """Calibrations on some of the drives, judged on those that are left."""
     generator, count = np.random.default_rng(1), len(losses)
     least = units_needed(limit, confidence=CONFIDENCE)
@@ -136,7 +136,7 @@ def resplit(losses: Losses, limit: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def streams(losses: dict[str, Losses], limit: float, count: int, units: int) -> dict[str, Any]:
+def streams(losses: dict[str, DriveLosses], limit: float, count: int, units: int) -> dict[str, Any]:
     """Streams drawn drive by drive: how many have any alarm in control, and how soon one comes after a change."""
     generator, found = np.random.default_rng(2), {}
     day = losses["day"][:, SHIFTED]
@@ -168,7 +168,7 @@ def _alarm(values: NDArray[np.float64], limit: float) -> int | None:
     return None
 
 
-def results_of(losses: dict[str, Losses], rounds: int) -> dict[str, Any]:
+def results_of(losses: dict[str, DriveLosses], rounds: int) -> dict[str, Any]:
     """Everything that follows from what was measured."""
     day = losses["day"]
     means = {name: part.mean(axis=0).round(5).tolist() for name, part in losses.items()}

@@ -118,7 +118,34 @@ DeadlineMs = Annotated[
     float | None,
     typer.Option(metavar="D", help="Of a frame's model step: where it would take longer, the surest tokens stop, too."),
 ]
-Audit = Annotated[
+OtherNames = Annotated[
+    Path | None,
+    typer.Option("--classes", help="Class names instead of the bundle's: a line each, or JSON, as a data set's."),
+]
+MaxPoints = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop", metavar="POINTS", help="mIoU that may be lost at most: upper end of the drop's 95 % interval."
+    ),
+]
+LatencyMs = Annotated[
+    float | None, typer.Option(metavar="MS", help="Median model step at most, by a latency model of this machine.")
+]
+MaxDisagree = Annotated[
+    float | None,
+    typer.Option(metavar="E", help="Share of the pixels that may differ from the dense answer; needs no labels."),
+]
+Confidence = Annotated[
+    float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
+]
+Unit = Annotated[
+    str | None,
+    typer.Option(help="What --max-disagree counts as independent: image, block (10 s of recording) or drive."),
+]
+FrameNumbersPerSecond = Annotated[
+    float | None, typer.Option(metavar="HZ", help="Frame numbers a second in the names of the images, for blocks.")
+]
+AuditEvery = Annotated[
     int | None,
     typer.Option(
         min=1, max=10**9, metavar="N", help="Run one of N frames, drawn, dense too: does the model still agree?"

@@ -36,31 +36,16 @@ def calibrate(
         Path | None,
         typer.Argument(metavar="DATASET", help="Data set; a folder of images where no labels are needed."),
     ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(metavar="POINTS", help="mIoU that may be lost at most: upper end of the drop's 95 % interval."),
-    ] = None,
+    max_drop: arguments.MaxPoints = None,
     flops: Annotated[
         float | None,
         typer.Option(metavar="FRACTION", help="Save at least this fraction of the whole model's dense MACs."),
     ] = None,
-    latency_ms: Annotated[
-        float | None, typer.Option(metavar="MS", help="Median model step at most, by a latency model of this machine.")
-    ] = None,
-    max_disagree: Annotated[
-        float | None,
-        typer.Option(metavar="E", help="Share of the pixels that may differ from the dense answer; needs no labels."),
-    ] = None,
-    confidence: Annotated[
-        float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(help="What --max-disagree counts as independent: image, block (10 s of recording) or drive."),
-    ] = None,
-    frame_rate: Annotated[
-        float | None, typer.Option(metavar="HZ", help="Frame numbers a second in the names of the images, for blocks.")
-    ] = None,
+    latency_ms: arguments.LatencyMs = None,
+    max_disagree: arguments.MaxDisagree = None,
+    confidence: arguments.Confidence = None,
+    unit: arguments.Unit = None,
+    frame_rate: arguments.FrameNumbersPerSecond = None,
     recursive: arguments.Recursive = False,
     split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
     classes: arguments.Classes = None,
@@ -76,11 +61,11 @@ def calibrate(
 
     One half of the images is for the search, the other is held out: every image of the first is recorded once with
     nothing stopped, promising thresholds are predicted from that and really run, and those that are written have
-    kept the budget on the held-out half. --max-disagree promises something of images like these, without labels:
-    thresholds from cautious to bold are tested on two thirds of the images, and the last before the first that fails
-    is written. Where there are labels, random and oracle stopping of as many tokens and
-    dense runs at smaller inputs follow on that half. All is saved in the bundle as calibration.json, and drawn. What
-    the bundle states that other precisions lose (parity.json) is measured anew.
+    kept the budget on the held-out half. --max-disagree makes a promise about images like these, without labels:
+    thresholds from cautious to bold are tested on two thirds of them, the last before the first that fails is written.
+    Where there are labels, random and oracle stopping of as many tokens and dense runs at smaller inputs follow. All
+    is saved in the bundle as calibration.json, and drawn. What it states that other precisions lose (parity.json) is
+    measured anew.
     """
     from dovit_deploy.bundle.bundle import Bundle, write_calibrated
     from dovit_deploy.calibrate.calibrate import calibrate as calibrated
@@ -102,8 +87,7 @@ def calibrate(
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
     units = units_of(images.recorded, asked=kind, rate=frame_rate)
-    if max_disagree is not None:
-        console.remark(_units_line(units), quiet=quiet)
+    console.remarks([_units_line(units)] if max_disagree is not None else [], quiet=quiet)
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened, threads=_threads(budget)) as session, console.progress(quiet=quiet, timed=True) as progress:

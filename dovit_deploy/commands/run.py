@@ -36,13 +36,10 @@ def run(
     engine: arguments.EngineOrAuto = AUTO,
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="Class names instead of the bundle's: a line each, or JSON, as a data set's."),
-    ] = None,
+    classes: arguments.OtherNames = None,
     dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
     deadline_ms: arguments.DeadlineMs = None,
-    audit: arguments.Audit = None,
+    audit: arguments.AuditEvery = None,
     on_drift: arguments.OnDrift = None,
     save: arguments.SaveKinds = None,
     no_legend: arguments.NoLegend = False,
@@ -63,18 +60,16 @@ def run(
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.files import refuse_inputs
     from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.auto import Wanted
     from dovit_deploy.runtime.outputs import KINDS
     from dovit_deploy.runtime.run import RunPlan, run_source
     from dovit_deploy.sources.ahead import FramesAhead
-    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS, ImageSource
+    from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.sources.open import open_source
 
     # What is wrong with the flags alone is found before anything is opened.
-    _check_flags(dense=dense, threshold=threshold, deadline_ms=deadline_ms)
-    action = _action(audit, on_drift, dense=dense, deadline=deadline_ms is not None)
+    action = _checked_action(audit, on_drift, dense=dense, threshold=threshold, deadline_ms=deadline_ms)
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
@@ -90,15 +85,13 @@ def run(
         end=end,
         recursive=recursive,
     ) as frames:
-        # Also what a glob found.
-        refuse_inputs(folder, frames.paths if isinstance(frames, ImageSource) else ())
+        _refuse_inputs(folder, frames)
         opened = _renamed(Bundle.open(path), classes)
         kinds = _kinds(named, opened.manifest, frames)
         settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
         audits = _audits(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
-        # Where an alarm changes what is run, one image comes after another.
-        sizes = _images(frames) if action in (None, "warn") else None, _windows(opened.manifest, frames, ahead)
+        sizes = _images(frames, action), _windows(opened.manifest, frames, ahead)
         given = arguments.thresholds(threshold), precision, _threads(threads, deadline=deadline_ms is not None)
         wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None, audited=audit is not None)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
@@ -107,15 +100,9 @@ def run(
             plan = RunPlan(folder, overwrite, kinds, settings, every, not no_legend, chosen.at_once, audits)
             unit = f"{noun_of(frames)}s"
             with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
+                advance = shown.advance
                 outcome = run_source(
-                    session,
-                    frames,
-                    plan,
-                    stop=stop,
-                    advance=shown.advance,
-                    failed=_failed,
-                    frames=ahead,
-                    drifted=_drifted,
+                    session, frames, plan, stop=stop, advance=advance, failed=_failed, frames=ahead, drifted=_drifted
                 )
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
@@ -124,7 +111,10 @@ def run(
     _raise_unless_complete(outcome, folder, frames)
 
 
-def _check_flags(*, dense: bool, threshold: str | None, deadline_ms: float | None) -> None:
+def _checked_action(
+    audit: int | None, on_drift: str | None, *, dense: bool, threshold: str | None, deadline_ms: float | None
+) -> DriftAction | None:
+    """What is done about drift, None where nothing is audited; raises UsageError for flags that contradict."""
     if dense and threshold is not None:
         raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
     if dense and deadline_ms is not None:
@@ -132,6 +122,7 @@ def _check_flags(*, dense: bool, threshold: str | None, deadline_ms: float | Non
     # Written so that NaN is refused, too.
     if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
         raise UsageError(f"--deadline-ms {deadline_ms:g}: a finite number of milliseconds above 0 is needed")
+    return _action(audit, on_drift, dense=dense, deadline=deadline_ms is not None)
 
 
 def _action(audit: int | None, on_drift: str | None, *, dense: bool, deadline: bool) -> DriftAction | None:
@@ -189,9 +180,20 @@ def _threads(threads: int | None, *, deadline: bool) -> int | None:
     return numbered(threads) if deadline else threads
 
 
-def _images(source: Source) -> int | None:
-    """How many images there are, of which several may be run at once; None: frames of one stream."""
-    return source.count if source.kind == "images" else None
+def _refuse_inputs(folder: Path, source: Source) -> None:
+    """Raise UsageError where `folder` is or holds an input, also one that a glob found."""
+    from dovit_deploy.files import refuse_inputs
+    from dovit_deploy.sources.images import ImageSource
+
+    refuse_inputs(folder, source.paths if isinstance(source, ImageSource) else ())
+
+
+def _images(source: Source, action: DriftAction | None) -> int | None:
+    """How many images there are, of which several may be run at once.
+
+    None: one after another, as frames of a stream are, and images where an alarm of an audit changes what is run.
+    """
+    return source.count if source.kind == "images" and action in (None, "warn") else None
 
 
 def _windows(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:

@@ -84,7 +84,9 @@ def audit_plan(
     """
     manifest = bundle.manifest
     if not manifest.spec.gates or not manifest.spec.has_dense:
-        raise UsageError(f"{manifest.name} has no thresholds to stop tokens by, so --audit has nothing to compare")
+        raise UsageError(
+            f"{manifest.name} is a model without gates: it stops no tokens, so --audit has nothing to compare"
+        )
     calibration = bundle.calibration()
     promised = calibration is not None and calibration.budget.kind == "max-disagree"
     limit, confidence = DEFAULT_MAX_DISAGREE, DEFAULT_CONFIDENCE

@@ -150,7 +150,7 @@ def test_what_the_calibration_promises_is_what_is_watched(monkeypatch: pytest.Mo
 
 
 def test_a_model_without_gates_has_nothing_to_compare() -> None:
-    with pytest.raises(UsageError, match="no thresholds"):
+    with pytest.raises(UsageError, match="without gates"):
         audit_plan(
             Bundle(None, fake_manifest(gates=())),
             SETTINGS,
