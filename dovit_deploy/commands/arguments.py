@@ -138,7 +138,7 @@ MaxDisagree = Annotated[
 Confidence = Annotated[
     float | None, typer.Option(metavar="C", help="With which confidence --max-disagree must hold, as 0.95.")
 ]
-Unit = Annotated[
+UnitName = Annotated[
     str | None,
     typer.Option(help="What --max-disagree counts as independent: image, block (10 s of recording) or drive."),
 ]

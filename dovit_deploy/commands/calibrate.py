@@ -44,7 +44,7 @@ def calibrate(
     latency_ms: arguments.LatencyMs = None,
     max_disagree: arguments.MaxDisagree = None,
     confidence: arguments.Confidence = None,
-    unit: arguments.Unit = None,
+    unit: arguments.UnitName = None,
     frame_rate: arguments.FrameNumbersPerSecond = None,
     recursive: arguments.Recursive = False,
     split: Annotated[str | None, typer.Option(help=f"Of the data set; default: {DEFAULT_SPLIT}.")] = None,
