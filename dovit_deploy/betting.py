@@ -7,7 +7,7 @@ Betting on X - limit instead asks the opposite, of numbers that may go on for ev
 the mean of each, given those before it, is at most the limit, the chance that wealth *ever* reaches 1 / a is at most a.
 
 After Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2024); a fixed sequence of
-tests as in Angelopoulos et al., "Learn then Test" (2021). docs/decisions/0016 says why these bets.
+tests as in Angelopoulos et al., "Learn then Test" (2021). docs/decisions/0017 says why these bets.
 """
 
 from __future__ import annotations

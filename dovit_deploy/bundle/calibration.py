@@ -86,7 +86,7 @@ class SequenceStep(Record):
     differing: float
     """Mean over the units of the share of differing pixels."""
     bet: float
-    """Chosen on the images of the search; docs/decisions/0016."""
+    """Chosen on the images of the search; docs/decisions/0017."""
     p_value: float
     """Of the hypothesis that the limit is exceeded on images like these."""
     bound: float
