@@ -15,6 +15,9 @@ or settings other than those it was begun with are refused (4). What is to stay 
 `benchmarks/protocol`, is measured with --frozen alone, where that is committed and no network saw it, and each look is
 noted as `protocol/frozen.py read` does.
 
+Each export with 8 bits takes ranges of at most 32 images of --calibration, spread over them, and judges what is lost
+on at most 64: some minutes of processor time a network of the size of a ViT-S, however many there are.
+
 With --size all are exported at that size, for images of more pixels: `python -m dovit_scenes rendered-980x728
 --size 980x728 --images 1 --val 40` renders some, in which every pixel is drawn and none enlarged.
 """

@@ -42,8 +42,6 @@ from dovit_deploy.sources.source import RGB, ImageSet
 PRECISION = "int8"
 BALANCE = 0.5
 """How much of a channel's size is moved from inputs to weights: 0 nothing, 1 all of it."""
-PASSES = 2
-"""How often the images are run, in `Quantisation.observed`."""
 SMALLEST = 1e-5
 """Below this a channel counts as silent, and no quotient of it is trusted."""
 
@@ -166,7 +164,7 @@ class Quantisation:
 
     @classmethod
     def observed(cls, bundle: Bundle, drive: Callable[[Session], None]) -> Quantisation:
-        """Run what `drive` runs, `PASSES` times: the sizes of channels decide the smoothing, and smoothing the ranges.
+        """Run what `drive` runs: the sizes of channels decide the smoothing, and both the ranges.
 
         Raises:
             CheckError: the network has no product that could be computed in 8 bits.
@@ -177,31 +175,31 @@ class Quantisation:
         if not weights:
             raise CheckError(f"{bundle.manifest.name}: no layer of this network can be computed in int8; leave it out")
         state: FullWeights = {name: tensor.numpy() for name, tensor in state_from_bundle(bundle).items()}
-        first = _seen(bundle, weights, Observed(), drive).layers
-        divisors = {one: _divisor(one, first, state) for unit in units for one in unit.smoothings}
-        shared = {weight: divisors[one] for unit in units for one in unit.smoothings for weight in one.readers}
-        second = _seen(bundle, weights, Observed(shared), drive)
+        seen = Observed()
+        with Session(bundle, backend=ObservingBackend(weights, seen)) as session:
+            drive(session)
+        divisors = {one: _divisor(one, seen.layers, state) for unit in units for one in unit.smoothings}
         biases = {one.weight: one.bias for one in inner_products(model)}
-        return cls(units, biases, divisors, second.layers, second.results, state)
+        return cls(units, biases, divisors, seen.layers, seen.results, state)
 
     def table(self, units: Collection[Unit]) -> QuantisationTable:
         """The scales of `units`; layers of all others stay in float32."""
-        state, vectors = dict(self.state), dict[str, Float32]()
+        state, vectors, divided = dict(self.state), dict[str, Float32](), dict[str, Float32]()
         for smoothing in (one for unit in units for one in unit.smoothings):
             divisor = self.divisors[smoothing]
             for name in smoothing.vectors:
                 state[name] = vectors[name] = state[name] / divisor
             for weight in smoothing.readers:
-                state[weight] = state[weight] * divisor
+                state[weight], divided[weight] = state[weight] * divisor, divisor
             if smoothing.writer is not None:
                 state[smoothing.writer] = state[smoothing.writer] / divisor[:, None]
-        layers = {weight: self._layer(weight, state) for unit in units for weight in unit.layers}
+        layers = {weight: self._layer(weight, state, divided.get(weight)) for unit in units for weight in unit.layers}
         scores = {weight: score_scale(*self.results[weight]) for weight in layers if weight in self.results}
         return QuantisationTable(layers, vectors, scores)
 
-    def _layer(self, weight: str, state: FullWeights) -> QuantisedLayer:
-        bias, seen = self.biases[weight], self.inputs[weight]
-        return QuantisedLayer.of(state[weight], None if bias is None else state[bias], low=seen.low, high=seen.high)
+    def _layer(self, weight: str, state: FullWeights, divisor: Float32 | None) -> QuantisedLayer:
+        bias, (low, high) = self.biases[weight], self.inputs[weight].range_over(divisor)
+        return QuantisedLayer.of(state[weight], None if bias is None else state[bias], low=low, high=high)
 
 
 def write_quantised(bundle: Bundle, table: QuantisationTable) -> Bundle:
@@ -225,12 +223,6 @@ def write_quantised(bundle: Bundle, table: QuantisationTable) -> Bundle:
 def reference_graph(bundle: Bundle) -> str:
     """The graph whose layers are quantised: dense, which has no gates; of a model without gates the whole."""
     return DENSE if bundle.manifest.spec.has_dense else stage_name(0)
-
-
-def _seen(bundle: Bundle, weights: Collection[str], observed: Observed, drive: Callable[[Session], None]) -> Observed:
-    with Session(bundle, backend=ObservingBackend(weights, observed)) as session:
-        drive(session)
-    return observed
 
 
 def _divisor(smoothing: Smoothing, inputs: Mapping[str, InputStatistics], state: FullWeights) -> Float32:

@@ -25,7 +25,6 @@ from dovit_deploy.engines.base import Array
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import CheckError
 from dovit_deploy.export.quantise import (
-    PASSES,
     TRIED,
     Loss,
     Quantisation,
@@ -49,7 +48,7 @@ def quantised_bundle(bundle: Bundle, plan: QuantisePlan, *, progress: StepProgre
     Raises:
         CheckError: no layer can be computed in 8 bits within what is allowed.
     """
-    progress.begin("measure ranges for int8", PASSES * len(plan.images), unit="images")
+    progress.begin("measure ranges for int8", len(plan.images), unit="images")
     quantisation = Quantisation.observed(bundle, partial(plan.drive, advance=progress.advance))
     progress.begin("try int8")
     trial = UnitTrial(bundle, quantisation, _pixels(bundle, plan), lost=plan.lost)

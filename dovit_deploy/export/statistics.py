@@ -8,7 +8,7 @@ the stages what the gates leave.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,31 +23,31 @@ from dovit_deploy.graphs.forms import write_derived
 from dovit_deploy.graphs.passes import result
 from dovit_deploy.graphs.quantised import Float32, products, scored_products
 
-CUT = 0.005
-"""Percent of the values at either end of an image's range that may be cut off: the few largest would cost all others
-their accuracy."""
 
-SAMPLED = 2**18
-"""Values of an image that a range is taken of; of larger grids every n-th row."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class InputStatistics:
-    """What went into one layer, over all images so far."""
+    """What went into one layer, over all images so far: all of it. A single token may hold the largest value by far, as
+    the class token of DINOv2 does, and the network rests on it."""
 
-    largest: Float32
-    """(in,): the largest absolute value of each channel, before anything is divided."""
-    low: float = 0.0
-    high: float = 0.0
-    """The range, `CUT` of its values cut off, divided by what smooths the input."""
+    low: Float32
+    high: Float32
+    """(in,): the range of each channel, 0 included."""
+
+    @property
+    def largest(self) -> Float32:
+        """(in,): the largest absolute value of each channel."""
+        return np.maximum(-self.low, self.high)
+
+    def range_over(self, divisor: Float32 | None) -> tuple[float, float]:
+        """The range of all channels, each divided by its entry of `divisor` (in,), all above 0."""
+        by = np.float32(1) if divisor is None else divisor
+        return float((self.low / by).min()), float((self.high / by).max())
 
 
 @dataclass
 class Observed:
     """The statistics of all layers, filled while images run."""
 
-    divisors: Mapping[str, Float32] = field(default_factory=dict)
-    """Weight of a layer -> what its input will be divided by, channel by channel, once it is smoothed."""
     layers: dict[str, InputStatistics] = field(default_factory=dict)
     """By the names of their weights; layers that read one value share theirs."""
     results: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -55,28 +55,18 @@ class Observed:
 
     def add(self, readers: Sequence[str], values: Array) -> None:
         """Count `values`, tokens (n, in) or a grid (1, in, h, w), which go into the layers `readers`."""
-        rows = values if values.ndim == 2 else np.moveaxis(values[0], 0, -1).reshape(-1, values.shape[1])
-        seen = self.layers.setdefault(readers[0], InputStatistics(np.zeros(rows.shape[1], np.float32)))
-        self.layers.update(dict.fromkeys(readers, seen))
+        others = 0 if values.ndim == 2 else (0, 2, 3)
+        nothing = np.zeros(values.shape[1], np.float32)
+        seen = self.layers.get(readers[0], InputStatistics(nothing, nothing))
         # Without extra tokens no token at all may be left.
-        if not len(rows):
-            return
-        seen.largest = np.maximum(seen.largest, np.abs(rows).max(axis=0))
-        sample = rows[:: -(-rows.size // SAMPLED)]
-        if readers[0] in self.divisors:
-            sample = sample / self.divisors[readers[0]]
-        seen.low, seen.high = _widened((seen.low, seen.high), sample)
+        low = np.minimum(seen.low, values.min(axis=others, initial=0.0))
+        high = np.maximum(seen.high, values.max(axis=others, initial=0.0))
+        self.layers.update(dict.fromkeys(readers, replace(seen, low=low, high=high)))
 
     def add_result(self, weight: str, values: Array) -> None:
         """Count `values`, tokens (n, out), which come out of the layer `weight`."""
-        if len(values):
-            self.results[weight] = _widened(self.results.get(weight, (0.0, 0.0)), values)
-
-
-def _widened(known: tuple[float, float], values: Array) -> tuple[float, float]:
-    """The range `known`, and that of `values` with `CUT` of them cut off."""
-    low, high = np.percentile(values, [CUT, 100 - CUT])
-    return min(known[0], float(low)), max(known[1], float(high))
+        low, high = self.results.get(weight, (0.0, 0.0))
+        self.results[weight] = min(low, float(values.min(initial=0.0))), max(high, float(values.max(initial=0.0)))
 
 
 class ObservedGraph:

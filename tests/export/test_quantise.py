@@ -16,6 +16,7 @@ from dovit_deploy.errors import CheckError, UsageError
 from dovit_deploy.export import quantise, sensitivity
 from dovit_deploy.export.quantise import Quantisation, QuantisePlan, Unit
 from dovit_deploy.export.sensitivity import Cost, UnitTrial, units_within
+from dovit_deploy.export.statistics import Observed
 from dovit_deploy.progress import Unseen
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.trace import gate_parity, settings_from_images, trace_from_session
@@ -155,6 +156,26 @@ class FakeTrial:
     def cost(self, units: Collection[Unit]) -> Cost:
         count = sum(unit.layers[0] in self.bad for unit in units)
         return Cost(0.1 * count, count + 0.001 * len(units))
+
+
+def test_what_one_token_alone_holds_is_within_the_range() -> None:
+    """As a class token's massive activation: one value of hundreds of thousands, and nothing is right without it."""
+    tokens = np.random.default_rng(0).normal(size=(911, 384)).astype(np.float32)
+    tokens[0, 7] = 40.0
+    grid = -tokens.T.reshape(1, 384, 1, 911)
+    seen = Observed()
+    seen.add(["a.weight", "b.weight"], tokens)
+    seen.add(["conv.weight"], grid)
+    seen.add(["a.weight", "b.weight"], tokens[:0])
+    assert seen.layers["a.weight"].range_over(None) == (tokens.min(), 40.0)
+    assert seen.layers["conv.weight"].range_over(None) == (-40.0, -tokens.min())
+    np.testing.assert_array_equal(seen.layers["b.weight"].largest, np.abs(tokens).max(axis=0))
+    # What smooths the input divides the range, too.
+    divisor = np.where(np.arange(384) == 7, 20.0, 1.0).astype(np.float32)
+    assert seen.layers["a.weight"].range_over(divisor) == (tokens.min(), (tokens / divisor).max())
+    seen.add_result("query.weight", tokens)
+    seen.add_result("query.weight", tokens[:0])
+    assert seen.results["query.weight"] == (tokens.min(), 40.0)
 
 
 def units(count: int) -> tuple[Unit, ...]:

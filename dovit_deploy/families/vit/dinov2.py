@@ -158,10 +158,11 @@ def without_chunks(state: OfficialState, source: str) -> OfficialState:
 
 BACKBONE = BackboneReader(
     title="DINOv2",
-    # Only its own code and transformers keep the token that hides patches; timm calls registers otherwise.
+    # Only its own code and transformers keep the token that hides patches; timm calls registers otherwise, and has no
+    # chunks.
     recognises=lambda facts: (
-        facts.has("blocks.*.attn.qkv.*", "blocks.*.*.attn.qkv.*")
-        and facts.has("mask_token", "register_tokens", "blocks.*.mlp.w12.*")
+        facts.has("blocks.*.*.attn.qkv.*")
+        or (facts.has("blocks.*.attn.qkv.*") and facts.has("mask_token", "register_tokens", "blocks.*.mlp.w12.*"))
     ),
     settings=SETTINGS,
     architecture=dinov2_backbone,

@@ -237,6 +237,21 @@ def test_blocks_in_chunks_are_those_of_the_whole(tmp_path: Path) -> None:
         backbone_from_path(path, config=config)
 
 
+@pytest.mark.parametrize(("registers", "gated"), [(0, False), (0, True), (4, False), (4, True)])
+def test_chunks_alone_are_known_to_be_its_own(tmp_path: Path, registers: int, gated: bool) -> None:
+    """Without the token that hides patches, as tools leave it out."""
+    model = vits.dinov2(registers=registers, gated=gated)
+    path, config = saved(model, tmp_path, "official")
+    state = load_file(path)
+    del state["mask_token"]
+    save_file(in_chunks(state, 2), path)
+    backbone = backbone_from_path(path, config=config)
+    assert backbone.values["mlp"] == ("swiglu" if gated else "gelu")
+    assert backbone.values["extra_tokens"] == 1 + registers
+    pixels = tiny_pixels((14 * vits.TRAINED,) * 2, 6)
+    torch.testing.assert_close(patches_of(backbone, pixels), vits.dinov2_patches(model, pixels), atol=1e-4, rtol=0)
+
+
 def test_weights_of_other_types_are_widened(tmp_path: Path) -> None:
     model = vits.dinov2().bfloat16()
     path, config = saved(model, tmp_path, "official")
