@@ -13,6 +13,7 @@ import typer
 
 from dovit_deploy import __version__
 from dovit_deploy.commands import targets
+from dovit_deploy.commands.adapt import adapt
 from dovit_deploy.commands.arguments import CommonFlags, VerbCommand
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.build import build
@@ -36,7 +37,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # A call of OpenCV takes below a millisecond: a second thread saves nothing, and takes a core from the model.
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-VERBS: tuple[Callable[..., None], ...] = (run, export, bench, evaluate, calibrate, train, build, cache, inspect, doctor)
+VERBS: tuple[Callable[..., None], ...] = (
+    *(run, export, adapt, bench, evaluate, calibrate, train),
+    *(build, cache, inspect, doctor),
+)
 
 
 def _print_version(wanted: bool) -> None:

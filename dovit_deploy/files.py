@@ -200,6 +200,30 @@ def written_aside(path: Path, *, overwrite: bool, mark: ForeignCheck) -> Iterato
                     remove(partial)
 
 
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`, a target that was claimed, for what is needed on the way; it is removed when
+    the block ends, after a kill by the next run of this target.
+
+    Raises:
+        OutputFailed: the disk refuses the folder, or something in it.
+    """
+    real = real_path(path)
+    partial = _working_path(real)
+    with noted(partial, real):
+        try:
+            with reported_writes(path):
+                partial.mkdir(parents=True)
+            yield partial
+        except OSError as error:
+            if _concerns(error, partial):
+                raise _write_failure(path, error) from error
+            raise
+        finally:
+            with suppress(OSError):
+                remove(partial)
+
+
 def _put_or_keep(partial: Path, path: Path, *, overwrite: bool, mark: ForeignCheck) -> None:
     """`put_in_place`; what took long to make is not thrown away because somebody else took its name meanwhile."""
     real = real_path(path)

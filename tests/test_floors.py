@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("datasets",),
     ("measure", "export"),
     ("calibrate", "train"),
+    ("adapt",),
     ("commands",),
     ("cli",),
 )
@@ -47,7 +48,7 @@ SPEAKS = ("families/eager", "engines/base")
 SPEC_FILES = ("spec", "cost", "macs", "parts")
 """How the names of the files on the floor of `families/spec` end."""
 
-TORCH_ROOMS = {"families", "checkpoints", "export", "train"}
+TORCH_ROOMS = {"adapt", "families", "checkpoints", "export", "train"}
 OPTIONAL = {
     "onnxruntime",
     "tensorrt",

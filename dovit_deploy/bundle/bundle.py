@@ -304,11 +304,17 @@ def refuse_installed(bundle: Bundle) -> None:
 
 
 def write_calibrated(
-    bundle: Bundle, calibration: Calibration, target: Path, *, losses: tuple[PrecisionParity, ...] = ()
+    bundle: Bundle,
+    calibration: Calibration,
+    target: Path,
+    *,
+    losses: tuple[PrecisionParity, ...] = (),
+    overwrite: bool = False,
 ) -> Bundle:
     """Write `bundle` with the thresholds of `calibration` as its own to `target`, which may be the bundle itself.
 
     What `parity.json` states of other precisions was measured at the former thresholds; `losses` takes its place.
+    With `overwrite` another bundle at `target` is replaced.
 
     A new folder is filled beside `target` and renamed into place: a process that opens the bundle meanwhile, or
     after a kill, finds the old one or the new one, never a mixture.
@@ -321,7 +327,7 @@ def write_calibrated(
     path = bundle.path if in_place else target
     with (
         reported_writes(path, kept="nothing is changed"),
-        written_aside(path, overwrite=in_place, mark=foreign_in_bundle) as folder,
+        written_aside(path, overwrite=in_place or overwrite, mark=foreign_in_bundle) as folder,
     ):
         _fill(bundle, calibration, losses, folder, link=in_place)
         # Checked in full before anything is replaced.

@@ -60,11 +60,21 @@ def spread(numbers: Sequence[int], most: int) -> Sequence[int]:
 class CalibrationImages(Protocol):
     """A number of images, in an order in which neighbours are alike."""
 
-    name: str
-    stems: tuple[str, ...]
-    labelled: bool
-    blocks: Blocks
-    """Which of them the bootstrap draws together."""
+    @property
+    def name(self) -> str:
+        """As the user gave them."""
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """A name of each."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether they come with labels."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Which of them the bootstrap draws together."""
 
     @property
     def recorded(self) -> Recorded:

@@ -43,7 +43,12 @@ RunWindow = Callable[[int, Pixels], tuple[Logits, TokenReport]]
 
 def first_gate_keep(spec: ModelSpec) -> Keep:
     """Everything stops at the first gate: what the layers behind it are worth."""
-    return [np.zeros(spec.grid, dtype=bool)] * len(spec.gates)
+    return gate_keep(spec, 0)
+
+
+def gate_keep(spec: ModelSpec, gate: int) -> Keep:
+    """Everything stops at this gate, counted from 0, and nothing before it: a network of fewer layers."""
+    return [np.full(spec.grid, number < gate) for number in range(len(spec.gates))]
 
 
 def random_keep(kept: Sequence[int], spec: ModelSpec, *, rng: np.random.Generator) -> Keep:
@@ -242,7 +247,11 @@ class Steering:
 
     def first_gate(self, rgb: RGB) -> SegmentationResult:
         """Everything stops at the first gate."""
-        return self._replayed(rgb, lambda window, pixels: first_gate_keep(self.spec))
+        return self.at_gate(rgb, 0)
+
+    def at_gate(self, rgb: RGB, gate: int) -> SegmentationResult:
+        """Everything stops at this gate, counted from 0."""
+        return self._replayed(rgb, lambda window, pixels: gate_keep(self.spec, gate))
 
     def oracle(self, rgb: RGB, tokens: FrameTokens, logits: Sequence[Logits]) -> SegmentationResult:
         """As many tokens run on as by the rule, chosen with knowledge of the dense answer."""

@@ -143,6 +143,36 @@ def miou_drop_interval_over_seeds(
     return _percentiles(weighted.sum(1) / seeds, level)
 
 
+def mean_interval(
+    values: Sequence[float],
+    blocks: Blocks,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    level: float = LEVEL,
+) -> tuple[float, float] | None:
+    """The interval of the mean of one value an image, or of one difference between two runs of each image.
+
+    Args:
+        values: (n,).
+        blocks: of these images.
+        resamples: sets drawn, each of as many blocks as there are.
+        seed: of the draws.
+        level: share of the resampled means that lie in the interval.
+
+    Returns:
+        Lower and upper end; None for too few blocks.
+    """
+    if not blocks.enough:
+        return None
+    sums = np.bincount(blocks.number, weights=np.asarray(values, dtype=np.float64))
+    images = np.bincount(blocks.number)
+    drawn = np.random.default_rng(seed).multinomial(
+        blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples
+    )
+    return _percentiles((drawn @ sums) / (drawn @ images), level)
+
+
 def accuracy_drop_interval(
     before: Hits, after: Hits, *, resamples: int = RESAMPLES, seed: int = SEED, level: float = LEVEL
 ) -> tuple[float, float] | None:

@@ -24,6 +24,8 @@ TOKENS = 49_152
 """Kept of all batches together, spread evenly over them."""
 STEPS, AT_ONCE, RATE = 200, 4_096, 3e-3
 """Of the softmax regression of one gate: steps, tokens in each, and the learning rate that falls to zero."""
+LENS_AT_ONCE = 16_384
+"""Tokens that a lens is fitted to at a time."""
 RIDGE = 1e-2
 """On the diagonal of a lens's covariance, whose entries there are about 1."""
 
@@ -55,9 +57,9 @@ def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainC
         return
     for number, reached in enumerate(seen.reached):
         gate = cast("TokenGate", model.gates[number])
-        _fit_head(gate.head, reached, seen.histograms, weights, draw)
+        fit_head(gate.head, reached, seen.histograms, weights, draw)
         if model.lenses:
-            _fit_lens(model.lenses[number], reached, seen.last)
+            fit_lens(cast("Lens", model.lenses[number]), reached, seen.last)
 
 
 @torch.no_grad()
@@ -80,12 +82,20 @@ def _seen(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfi
     return Seen(tuple(reached), last, histograms)
 
 
-def _fit_head(head: nn.Module, tokens: Tensor, histograms: Tensor, weights: Tensor, draw: np.random.Generator) -> None:
-    """Softmax regression of a gate's head from `tokens` (M, C) to `histograms` (M, K)."""
+def fit_head(
+    head: nn.Module,
+    tokens: Tensor,
+    histograms: Tensor,
+    weights: Tensor,
+    draw: np.random.Generator,
+    *,
+    steps: int = STEPS,
+) -> None:
+    """Softmax regression of a gate's head from `tokens` (M, C) to `histograms` (M, K), classes weighed by `weights`."""
     head.train()
     optimiser = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=1e-3)
-    for step in range(STEPS):
-        optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / STEPS))
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = RATE * 0.5 * (1 + np.cos(np.pi * step / steps))
         rows = torch.from_numpy(draw.integers(0, len(tokens), min(AT_ONCE, len(tokens)))).to(tokens.device)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(histogram_loss(head(tokens[rows]), histograms[rows], weights))
@@ -94,16 +104,21 @@ def _fit_head(head: nn.Module, tokens: Tensor, histograms: Tensor, weights: Tens
 
 
 @torch.no_grad()
-def _fit_lens(lens: nn.Module, tokens: Tensor, last: Tensor) -> None:
-    """Ridge regression of a lens from `tokens` to `last`, both (M, C)."""
-    if not isinstance(lens, Lens):
-        raise TypeError("a lens is needed")
+def fit_lens(lens: Lens, tokens: Tensor, last: Tensor) -> None:
+    """Ridge regression of a lens from `tokens` to `last`, both (M, C); a part of them at a time is in memory."""
+    parts = [slice(start, start + LENS_AT_ONCE) for start in range(0, len(tokens), LENS_AT_ONCE)]
     # In double precision: the normal equations square the condition number.
-    given, wanted = lens.norm(tokens).double(), last.double()
-    mean, mean_wanted = given.mean(0), wanted.mean(0)
-    given, wanted = given - mean, wanted - mean_wanted
-    covariance = given.T @ given / len(given)
+    mean, mean_wanted = (
+        sum((make(part).sum(0) for part in parts), torch.zeros((), dtype=torch.float64)) / len(tokens)
+        for make in (lambda part: lens.norm(tokens[part]).double(), lambda part: last[part].double())
+    )
+    covariance = cross = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        given = lens.norm(tokens[part]).double() - mean
+        covariance = covariance + given.T @ given
+        cross = cross + given.T @ (last[part].double() - mean_wanted)
+    covariance = covariance / len(tokens)
     covariance.diagonal().add_(RIDGE)
-    weight = torch.linalg.solve(covariance, given.T @ wanted / len(given)).T
+    weight = torch.linalg.solve(covariance, cross / len(tokens)).T
     lens.linear.weight.copy_(weight)
     lens.linear.bias.copy_(mean_wanted - weight @ mean)

@@ -87,14 +87,16 @@ def test_gates_know_classes_lenses_the_last_layer_and_nothing_else_changes(batch
     assert {name.partition(".")[0] for name in changed} == {"gates", "lenses"}
 
 
-def test_a_lens_is_the_best_affine_map_of_its_tokens(monkeypatch):
-    """Where the last layer's tokens are an affine map of the normed ones, it is found."""
+@pytest.mark.parametrize("at_once", [500, 130])
+def test_a_lens_is_the_best_affine_map_of_its_tokens(monkeypatch, at_once):
+    """Where the last layer's tokens are an affine map of the normed ones, it is found, also of a part at a time."""
     monkeypatch.setattr(fitted, "RIDGE", 1e-9)
+    monkeypatch.setattr(fitted, "LENS_AT_ONCE", at_once)
     lens, draw = model_of().lenses[0], torch.Generator().manual_seed(0)
     tokens = torch.randn(500, SPEC.width, generator=draw) * 3 + 1
     matrix, shift = torch.randn(SPEC.width, SPEC.width, generator=draw), torch.randn(SPEC.width, generator=draw)
     wanted = lens.norm(tokens) @ matrix + shift
-    fitted._fit_lens(lens, tokens, wanted)
+    fitted.fit_lens(lens, tokens, wanted)
     torch.testing.assert_close(lens(tokens), wanted, atol=1e-3, rtol=1e-3)
 
 

@@ -1,0 +1,1 @@
+"""How does a dense network become dynamic, without labels?"""

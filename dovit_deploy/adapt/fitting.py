@@ -1,0 +1,101 @@
+"""How are gates and lenses fitted to a network's own answers? Nothing else of the network changes.
+
+A gate is a softmax regression from a token to the share of each class in the final answer to its patch: minimising
+their cross-entropy is minimising the Kullback-Leibler divergence from the answer. A lens is a ridge regression from a
+token to what the last layer makes of it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dovit_deploy.adapt.features import SeenTokens
+from dovit_deploy.adapt.report import GateEntry
+from dovit_deploy.families.heads import LinearTokenHead
+from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
+from dovit_deploy.progress import StepProgress
+from dovit_deploy.train.fitted import fit_head, fit_lens
+
+STEPS = 300
+"""Of a gate."""
+SEED = 0
+AT_ONCE = 16_384
+"""Tokens whose moments, or whose gate's answers, are computed together."""
+
+
+def fitted_parts(
+    model: VisionTransformer, seen: SeenTokens, progress: StepProgress
+) -> tuple[dict[str, Tensor], tuple[GateEntry, ...]]:
+    """Gates and lenses of `model` fitted to `seen`: their parameters by name, and how well the gates do."""
+    parts, fits, draw = dict[str, Tensor](), list[GateEntry](), np.random.default_rng(SEED)
+    for number, (gate, tokens) in enumerate(zip(model.spec.gates, seen.reached, strict=True)):
+        progress.begin(f"fitting the gate before layer {gate.layer}")
+        head = cast("TokenGate", model.gates[number]).head
+        if not isinstance(head, LinearTokenHead):
+            raise TypeError("gates that are fitted here are linear")
+        fitted = fitted_gate(tokens, seen.answers, draw)
+        fits.append(_gate_fit(gate.layer, fitted, seen, tokens))
+        lens = Lens(model.spec)
+        fit_lens(lens, tokens, seen.last)
+        for prefix, module in ((f"gates.{number}.head.classifier", fitted), (f"lenses.{number}.linear", lens.linear)):
+            parts |= {f"{prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
+    return parts, tuple(fits)
+
+
+class _Standardised(nn.Module):
+    """A linear layer on channels of mean 0 and spread 1, so that one learning rate fits all of them."""
+
+    def __init__(self, mean: Tensor, spread: Tensor, classes: int) -> None:
+        super().__init__()
+        self.mean, self.spread = mean, spread
+        self.linear = nn.Linear(len(mean), classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear((tokens - self.mean) / self.spread)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def plain(self) -> nn.Linear:
+        """The same function of the tokens themselves."""
+        layer = nn.Linear(len(self.mean), self.linear.out_features)
+        layer.weight.copy_(self.linear.weight / self.spread)
+        layer.bias.copy_(self.linear.bias - layer.weight @ self.mean)
+        return layer
+
+
+def fitted_gate(tokens: Tensor, answers: Tensor, draw: np.random.Generator) -> nn.Linear:
+    """Softmax regression from `tokens` (M, C) to `answers` (M, K): a layer of logits."""
+    head = _Standardised(*_moments(tokens), answers.shape[1])
+    with torch.enable_grad():
+        fit_head(head, tokens, answers, torch.ones(answers.shape[1]), draw, steps=STEPS)
+    return head.plain()
+
+
+def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of (M, C)."""
+    total = square = torch.zeros(tokens.shape[1], dtype=torch.float64)
+    for part in torch.split(tokens, AT_ONCE):
+        total, square = total + part.double().sum(0), square + part.double().square().sum(0)
+    mean = total / len(tokens)
+    spread = (square / len(tokens) - mean.square()).clamp(min=0).sqrt()
+    # A channel that is the same everywhere says nothing, whatever it is divided by.
+    return mean.float(), torch.where(spread > 1e-6, spread, 1.0).float()
+
+
+@torch.no_grad()
+def _gate_fit(layer: int, fitted: nn.Linear, seen: SeenTokens, tokens: Tensor) -> GateEntry:
+    found = [fitted(part).softmax(1).max(1) for part in torch.split(tokens, AT_ONCE)]
+    confidence, label = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    wanted = torch.cat([part.argmax(1) for part in torch.split(seen.answers, AT_ONCE)])
+    means = torch.stack([window.mean() for window in torch.split(confidence, list(seen.windows))])
+    return GateEntry(
+        layer=layer,
+        agreement=float((label == wanted).float().mean()),
+        confidence=float(means.mean()),
+        confidence_spread=float(means.std(correction=0)),
+    )

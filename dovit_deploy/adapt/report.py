@@ -1,0 +1,175 @@
+"""What is said of an adapted network: how gates fit, which thresholds, and whether something simpler is as good."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import computed_field
+
+from dovit_deploy.bundle.calibration import Interval
+from dovit_deploy.record import Record
+
+POINTS = 1.0
+"""Of the pixels, in percent, that may get another class than the dense network gives them."""
+FARTHEST = 3.0
+"""Spreads of the fitting images' confidences by which those of other images may differ."""
+
+
+class RuleBeside(Record):
+    """The rule beside another way to spend MACs, on the same images."""
+
+    thresholds: tuple[float, ...]
+    flops_saved: float
+    agreement: float
+    """Share of the pixels that have the dense network's class."""
+    miou: float | None
+    """In percent; None without labels."""
+    gain: float
+    """What the rule has more: points of mIoU, without labels percent of the pixels that agree with dense."""
+    gain_interval: Interval | None
+    """Of 95 %; None for fewer than 8 blocks."""
+
+    @property
+    def beaten(self) -> bool:
+        """The other way is as good, within the interval where there is one."""
+        return (self.gain if self.gain_interval is None else self.gain_interval.low) <= 0
+
+
+class WayEntry(Record):
+    """One way to spend fewer MACs than the dense network."""
+
+    name: str
+    kind: Literal["rule", "random", "static", "smaller-input"]
+    thresholds: tuple[float, ...] | None
+    gmacs: float
+    """Mean per image, in 10^9 MACs."""
+    flops_saved: float
+    agreement: float
+    """Share of the pixels that have the dense network's class."""
+    agreement_interval: Interval | None
+    miou: float | None
+    drop: float | None
+    """Dense mIoU - mIoU, in points."""
+    drop_interval: Interval | None
+    rule: RuleBeside | None
+    """The rule where it saves as much; None: it saves less at all thresholds, or this is the rule."""
+    chosen: RuleBeside | None
+    """The rule at the chosen thresholds, whatever it saves there; None: none are chosen, or this is the rule."""
+
+    @property
+    def as_good(self) -> bool:
+        """Something simpler: it costs no more than the rule as chosen and is as good, or as good where both cost as
+        much."""
+        if self.kind not in ("static", "smaller-input") or self.flops_saved <= 0:
+            return False
+        if self.chosen is not None and self.flops_saved >= self.chosen.flops_saved:
+            return self.chosen.beaten
+        return self.rule is not None and self.rule.beaten
+
+
+class TableEntry(Record):
+    """Every way on the same images."""
+
+    name: str
+    images: int
+    blocks: int
+    """Groups of images that were drawn together for intervals."""
+    labelled: bool
+    dense_gmacs: float
+    dense_miou: float | None
+    ways: tuple[WayEntry, ...]
+    left_out: str | None
+    """Why there is nothing at smaller inputs."""
+    confidence: float
+    """Mean of the first gate's confidences over all tokens."""
+
+    @property
+    def rule(self) -> WayEntry | None:
+        """The rule at the chosen thresholds; None where nothing stops."""
+        return next((way for way in self.ways if way.kind == "rule"), None)
+
+    @property
+    def simpler(self) -> tuple[WayEntry, ...]:
+        """What is as good as the rule."""
+        return tuple(way for way in self.ways if way.as_good)
+
+
+class GateEntry(Record):
+    """How well a gate says on the images that it was fitted to what the dense network answers."""
+
+    layer: int
+    agreement: float
+    """Share of the tokens whose most likely class is that of the final answer."""
+    confidence: float
+    """Mean over the images' windows."""
+    confidence_spread: float
+    """Standard deviation over the images' windows."""
+
+
+class AdaptReport(Record):
+    """What `dovit adapt --json` says."""
+
+    images: str
+    """IMAGES, as given."""
+    total: int
+    """How many there were to choose from."""
+    taken: int
+    failed: tuple[str, ...]
+    """A line for each that could not be read."""
+    fitted: int
+    """Images that gates and lenses were fitted to."""
+    gates: tuple[GateEntry, ...]
+    thresholds: tuple[float, ...] | None
+    """Per gate; None: nothing stops."""
+    refusal: str
+    """Why nothing stops; empty where something does."""
+    doubts: tuple[str, ...]
+    """What the images' confidences speak against."""
+    tables: tuple[TableEntry, ...]
+    """On held-out images, then on those with labels."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> str:
+        """What is saved at which price, or what is as good and simpler; by labels where there are some."""
+        return verdict(self.tables[-1], self.refusal)
+
+
+def domain_doubt(table: TableEntry, gates: tuple[GateEntry, ...]) -> str | None:
+    """What to say where the first gate is much surer, or much less sure, of these images than of those it was fitted
+    to; None: it is not."""
+    first = gates[0]
+    if abs(table.confidence - first.confidence) <= FARTHEST * max(first.confidence_spread, 0.01):
+        return None
+    return (
+        f"{table.name}: the first gate's mean confidence is {table.confidence:.2f} there, and {first.confidence:.2f} "
+        "on the images that it was fitted to; they seem to be of another kind, for which the thresholds may be wrong"
+    )
+
+
+def verdict(table: TableEntry, refusal: str) -> str:
+    """The first line: what is saved at which price, or what is as good and simpler.
+
+    Args:
+        table: with labels, where there are any.
+        refusal: why nothing stops; "" where something does.
+    """
+    if table.rule is None:
+        good = [way for way in table.ways if way.flops_saved > 0 and way.agreement >= 1 - POINTS / 100]
+        instead = f"; {good[-1].name} is simpler and good enough ({_said(good[-1])})" if good else ""
+        return f"nothing stops: {refusal}{instead}"
+    said, simpler = _said(table.rule), table.simpler
+    if not simpler:
+        return f"{said}; nothing simpler is as good at equal MACs"
+    best = max(simpler, key=lambda way: (way.miou or 0.0, way.agreement))
+    within = "" if best.agreement_interval is None else " within the interval"
+    return f"probably not worth it: {best.name} is as good{within} ({_said(best)}); token passing: {said}"
+
+
+def _said(way: WayEntry) -> str:
+    drop = "" if way.drop is None else f", mIoU drop {way.drop:z.2f}{_ends(way.drop_interval)}"
+    return f"{way.flops_saved:z.1%} of the MACs saved, {1 - way.agreement:.2%} of the pixels differ from dense{drop}"
+
+
+def _ends(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({interval.low:z.2f} to {interval.high:z.2f})"

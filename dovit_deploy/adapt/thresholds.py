@@ -1,0 +1,61 @@
+"""How much may the thresholds of an adapted network change? On average one percent of the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dovit_deploy.adapt.report import POINTS
+from dovit_deploy.bundle.calibration import BudgetEntry, Calibration
+from dovit_deploy.calibrate.calibrate import calibrate
+from dovit_deploy.calibrate.images import CalibrationImages
+from dovit_deploy.calibrate.trial import DensePart, Trial
+from dovit_deploy.errors import CheckError
+from dovit_deploy.progress import StepProgress
+from dovit_deploy.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class AgreementBudget:
+    """On average at most `points` percent of an image's pixels get another class than the dense network gives them."""
+
+    points: float = POINTS
+    limits_cost = False
+    needs_labels = False
+    repeat = 1
+
+    @property
+    def entry(self) -> BudgetEntry:
+        text = f"on average at most {self.points:g}% of the pixels differ from the dense answer"
+        return BudgetEntry(kind="max-disagree", limit=self.points / 100, text=text)
+
+    def judged(self, dense: DensePart, trial: Trial) -> float:
+        del dense
+        return trial.mean_differing
+
+    def promising(self, dense: DensePart, trial: Trial) -> bool:
+        return self.met(self.judged(dense, trial))
+
+    def met(self, judged: float) -> bool:
+        return judged <= self.points / 100
+
+
+@dataclass(frozen=True)
+class ThresholdChoice:
+    """The thresholds that were chosen, or why there are none."""
+
+    calibration: Calibration | None
+    refusal: str = ""
+    """Why nothing stops."""
+
+
+def chosen_thresholds(session: Session, images: CalibrationImages, *, progress: StepProgress) -> ThresholdChoice:
+    """Thresholds of the adapted bundle that `session` runs, searched on one half of `images` and checked on the other.
+
+    Where none saves anything within the budget that is no error: the bundle is then the dense network with gates at
+    which nothing stops.
+    """
+    budget = AgreementBudget()
+    try:
+        return ThresholdChoice(calibrate(session, images, budget, progress=progress))
+    except CheckError:
+        return ThresholdChoice(None, f"no thresholds save MACs where {budget.entry.text}")
