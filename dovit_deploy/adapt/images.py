@@ -211,8 +211,8 @@ def _of_video(source: Source, most: int, folder: Path, advance: Callable[[], Non
             kept = [index for index in kept if not index % step]
             if frame.index % step:
                 continue
-        with reported_writes(folder):
-            np.save(_frame_file(folder, frame.index), frame.rgb)
+        with reported_writes(folder), _frame_file(folder, frame.index).open("wb") as file:
+            np.save(file, frame.rgb)
         kept.append(frame.index)
         advance()
     if source.ended_early is not None:

@@ -63,7 +63,9 @@ def gated(spec: VisionTransformerSpec, layers: Sequence[int] | None) -> VisionTr
     if layers is None:
         layers = [layer for layer in added_layers(spec.depth) if layer < spec.rejoin]
         if not layers:
-            raise UsageError(f"{spec.depth} layers leave no room for a gate; supported: {SUPPORTED}")
+            raise UsageError(
+                f"{spec.rejoin} layers in which tokens may stop leave no room for a gate; supported: {SUPPORTED}"
+            )
     elif list(layers) != sorted(set(layers)) or not layers or layers[0] < 1 or layers[-1] >= spec.rejoin:
         joined = "" if spec.rejoin == spec.depth else f" (queries join at layer {spec.rejoin}, where all tokens run)"
         raise UsageError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.claims import name_that_fits
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.commands.console import show_table
@@ -123,8 +122,7 @@ def _target(output: Path | None, source: Path, *, inputs: targets.Inputs, overwr
     """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
     from dovit_deploy.bundle.bundle import foreign_in_bundle
 
-    named = source if source.name not in ("", "..") else source.resolve()
-    target = output or named.with_name(name_that_fits(named.stem or "network", "-adapted.dovit"))
+    target = output or targets.beside(source, added="-adapted")
     if target.suffix != ".dovit":
         raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
     return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
@@ -164,6 +162,13 @@ def _remark(plan: AdaptPlan, source: Path, *, quiet: bool, verbose: bool) -> Non
         console.remark(f"{source.name}: {line}", quiet=not verbose)
     if plan.dense.assumed:
         console.remark(f"{plan.dense.assumed} (dovit export --positions, then adapt the bundle)", quiet=quiet)
+    tapped = [tap for tap in plan.spec.taps if tap > plan.spec.gates[0].layer]
+    if tapped:
+        console.remark(
+            f"the head also reads the tokens after layers {', '.join(map(str, tapped))}, where a stopped one shows "
+            "what it stopped with: expect little to stop",
+            quiet=quiet,
+        )
     if plan.export.manifest.preprocessing.assumed:
         console.remark(
             "mean and std: ImageNet's assumed; the checkpoint does not say (dovit export --mean --std, then adapt the "

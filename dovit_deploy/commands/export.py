@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.claims import name_that_fits
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
 from dovit_deploy.errors import SourceError, UsageError
@@ -120,19 +119,11 @@ def _assumptions(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _beside(checkpoint: Path) -> Path:
-    # "." and ".." have no name to call a bundle by.
-    named = checkpoint if checkpoint.name not in ("", "..") else checkpoint.resolve()
-    if not named.name:
-        raise UsageError(f"{checkpoint} has no name to call the bundle by; give one with -o NAME.dovit")
-    return named.with_name(name_that_fits(named.stem, ".dovit"))
-
-
 def _target(output: Path | None, checkpoint: Path, *, inputs: targets.Inputs, overwrite: bool) -> Path:
     """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
     from dovit_deploy.bundle.bundle import foreign_in_bundle
 
-    target = output or _beside(checkpoint)
+    target = output or targets.beside(checkpoint)
     if target.suffix != ".dovit":
         raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
     return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)

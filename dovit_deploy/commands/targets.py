@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from dovit_deploy.claims import claimed, claimed_free, real_path
+from dovit_deploy.claims import claimed, claimed_free, name_that_fits, real_path
 from dovit_deploy.errors import UsageError
 from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs, refuse_unwritable
 from dovit_deploy.signatures import head_of
@@ -20,6 +20,16 @@ _until_the_end = ExitStack()
 def release() -> None:
     """Give up all that was claimed: the verb has ended."""
     _until_the_end.close()
+
+
+def beside(checkpoint: Path, *, added: str = "") -> Path:
+    """The bundle that is made of `checkpoint` where no `-o` says otherwise: NAME.dovit beside it, or NAME, what is
+    `added`, and .dovit; raises UsageError where it has no name."""
+    # "." and ".." have no name to call a bundle by.
+    named = checkpoint if checkpoint.name not in ("", "..") else checkpoint.resolve()
+    if not named.name:
+        raise UsageError(f"{checkpoint} has no name to call the bundle by; give one with -o NAME.dovit")
+    return named.with_name(name_that_fits(named.stem, f"{added}.dovit"))
 
 
 def claim_folder(path: Path, *, inputs: Inputs, overwrite: bool, mark: ForeignCheck) -> Path:

@@ -62,6 +62,7 @@ TEXTS = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(PATHS), st.text(max_
 ARGUMENTS = {
     "run": ("image.png", "--bundle", "tiny.dovit"),
     "export": ("weights.pth",),
+    "adapt": ("missing", "missing"),
     "bench": ("missing.dovit",),
     "eval": ("missing.dovit", "missing"),
     "calibrate": ("missing.dovit", "missing"),

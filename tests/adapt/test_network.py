@@ -1,0 +1,70 @@
+"""Which networks can be adapted, and where their gates stand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dovit_deploy.adapt.network import adaptable, adapted_checkpoint, empty_parts, gated
+from dovit_deploy.errors import UsageError
+from dovit_deploy.families.registry import model_from_spec
+from tests.bundles import tiny_checkpoint
+from tests.tiny import tiny_pixels, tiny_spec
+from tests.tiny_evovit import tiny_deit_spec
+from tests.tiny_stvit import tiny_swin
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(12, (2, 5, 8)), (24, (6, 12, 18)), (4, (1, 2, 3)), (6, (1, 3, 4)), (2, (1,))]
+)
+def test_gates_stand_where_the_depth_has_them(depth: int, layers: tuple[int, ...]) -> None:
+    spec = gated(tiny_spec(gates=(), depth=depth, head="linear"), None)
+    assert tuple(gate.layer for gate in spec.gates) == layers
+    assert spec.answer == "lens" and spec.aggregate_rate == 1.0
+
+
+def test_no_gate_stands_where_queries_join() -> None:
+    dense = tiny_spec(gates=(), head="query", depth=6)
+    assert dense.rejoin == 4
+    assert [gate.layer for gate in gated(dense, None).gates] == [1, 3]
+    with pytest.raises(UsageError, match=r"--gates 2,4: layers from 1 to 3 .* \(queries join at layer 4"):
+        gated(dense, (2, 4))
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (2, 1), (2, 2), (4,), (-1,), ()])
+def test_gates_outside_the_depth_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"--gates .*: layers from 1 to 3 that rise are needed"):
+        gated(tiny_spec(gates=(), depth=4), layers)
+
+
+def test_a_network_of_one_layer_has_no_room() -> None:
+    with pytest.raises(UsageError, match="1 layers in which tokens may stop leave no room for a gate"):
+        gated(tiny_spec(gates=(), depth=1, head="linear"), None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (tiny_spec(gates=(1, 3)), r"x is dynamic already \(gates before layers 1, 3\)"),
+        (tiny_spec(gates=(), extra_tokens=0), "x has no class token"),
+        (tiny_deit_spec(), "x is a network of the family .* that is for classification"),
+        (tiny_swin(), "x is a network of the family .* that is for classification"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(spec, said) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        adaptable(spec, source="x")
+    assert "dovit calibrate" in str(raised.value) or "supported: dense vision transformers" in str(raised.value)
+
+
+def test_the_dense_answer_is_the_same_bit_for_bit() -> None:
+    dense = tiny_checkpoint(tiny_spec(gates=(), padding="centre", patch=14))
+    spec = gated(adaptable(dense.spec, source="x"), None)
+    adapted = adapted_checkpoint(dense, spec, empty_parts(spec))
+    assert adapted.thresholds == (1.0, 1.0, 1.0)
+    pixels = torch.as_tensor(tiny_pixels(spec.size))
+    with torch.no_grad():
+        before, after = (
+            model_from_spec(one.spec, one.state).one_image(pixels, dense=True).results[0] for one in (dense, adapted)
+        )
+    torch.testing.assert_close(after, before, atol=0, rtol=0)
