@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dovit_deploy import files
 from dovit_deploy.bundle.class_files import classes_from_file
+from dovit_deploy.claims import claimed
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import InputError, OutputFailed, UsageError
 from dovit_deploy.files import (
@@ -245,3 +248,34 @@ def test_the_root_of_the_disk_may_be_asked_about() -> None:
         refuse_unwritable(Path("/"))
     except OutputFailed as error:
         assert "/" in str(error)
+
+
+def test_what_is_needed_on_the_way_goes_away(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    with claimed(target), files.working_folder(target) as folder:
+        assert folder.parent == tmp_path and folder.name.startswith("made.")
+        (folder / "cache").write_bytes(b"x")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), claimed(target), files.working_folder(target):
+        raise ZeroDivisionError
+    with (
+        pytest.raises(OutputFailed, match=r"cannot write .*made: No space left"),
+        claimed(target),
+        files.working_folder(target) as folder,
+    ):
+        raise OSError(28, "No space left on device", str(folder / "cache"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    script = (
+        "import os, sys; from pathlib import Path; from dovit_deploy import claims, files; t = Path(sys.argv[1])\n"
+        "with claims.claimed(t), files.working_folder(t) as folder:\n"
+        "    (folder / 'cache').write_bytes(b'x'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    with claimed(target), files.working_folder(target) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())

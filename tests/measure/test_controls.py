@@ -13,6 +13,7 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.measure.controls import (
     first_gate_keep,
     gate_efficiency,
+    gate_keep,
     oracle_keep,
     position_classes,
     random_keep,
@@ -200,3 +201,12 @@ def test_the_unlimited_oracle_stops_exactly_what_already_has_its_final_class(req
                 np.testing.assert_array_equal(grid.ravel(), running & ~stops)
                 running, stopped = running & ~stops, stopped + int(stops.sum())
     assert stopped > 0
+
+
+def test_everything_stops_at_one_gate_and_nothing_before_it() -> None:
+    spec = tiny_spec(gates=(1, 2, 3))
+    for gate in range(3):
+        assert [bool(grid.all()) for grid in gate_keep(spec, gate)] == [number < gate for number in range(3)]
+        assert [bool(grid.any()) for grid in gate_keep(spec, gate)] == [number < gate for number in range(3)]
+    for mine, theirs in zip(first_gate_keep(spec), gate_keep(spec, 0), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

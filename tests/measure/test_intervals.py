@@ -12,6 +12,7 @@ from dovit_deploy.measure.intervals import (
     Blocks,
     accuracy_drop_interval,
     blocks_of,
+    mean_interval,
     miou_drop_interval,
     miou_drop_interval_over_seeds,
 )
@@ -191,3 +192,17 @@ def test_it_is_paired():
 def test_the_draw_is_the_same_again():
     before, after = (np.random.default_rng(number).random(50) < 0.7 for number in range(2))
     assert accuracy_drop_interval(before, after) == accuracy_drop_interval(before, after)
+
+
+def test_a_mean_is_as_sure_as_its_blocks() -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(3.0, 1.0, 400)
+    low, high = mean_interval(values.tolist(), Blocks(np.arange(400)))
+    assert low < values.mean() < high
+    # The standard error of a mean of independent values, times 3.92.
+    assert high - low == pytest.approx(3.92 * values.std() / 20, rel=0.1)
+    # Ten images of one value are one piece of evidence, and not ten.
+    alike = np.repeat(values[:40], 10)
+    wide = mean_interval(alike.tolist(), Blocks(np.arange(400) // 10))
+    assert wide[1] - wide[0] == pytest.approx(3.92 * values[:40].std() / 40**0.5, rel=0.1)
+    assert mean_interval([1.0] * 70, Blocks(np.arange(70) // 10)) is None
