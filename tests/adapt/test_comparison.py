@@ -31,10 +31,10 @@ def test_the_most_cautious_thresholds_that_save_as_much(saved: float, values: tu
     assert beside(CURVE, saved) == values
 
 
-def test_every_way_is_set_beside_the_rule(lens_bundle_path: Path, tmp_path: Path) -> None:
+def test_every_way_is_set_beside_the_rule(tiny_bundle_path: Path, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", images=10, size=(56, 72), splits=("val",))
     images = SplitImages(dataset_from_path(root, "val"), name="data", split="val")
-    bundle = Bundle.open(lens_bundle_path)
+    bundle = Bundle.open(tiny_bundle_path)
     spec, advanced = bundle.manifest.spec, []
     curve = [point(0.0, 0.99, 0.99), point(0.05, 0.8, 0.6)]
     with Session(bundle, threads=1) as session:
@@ -61,10 +61,10 @@ def test_every_way_is_set_beside_the_rule(lens_bundle_path: Path, tmp_path: Path
     assert 0 < table.confidence < 1
 
 
-def test_where_nothing_stops_there_is_no_rule(lens_bundle_path: Path, tmp_path: Path) -> None:
+def test_where_nothing_stops_there_is_no_rule(tiny_bundle_path: Path, tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", images=2, size=(56, 72), splits=("val",))
     images = SplitImages(dataset_from_path(root, "val"), name="data", split="val")
-    with Session(Bundle.open(lens_bundle_path), threads=1) as session:
+    with Session(Bundle.open(tiny_bundle_path), threads=1) as session:
         table = table_of(session, images, [0], ComparedWith.of(None, smaller=(), left_out="no"), advance=lambda: None)
     assert table.rule is None and table.left_out == "no"
     assert [way.kind for way in table.ways] == ["static", "static"]
