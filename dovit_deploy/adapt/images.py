@@ -15,6 +15,7 @@ import numpy as np
 
 from dovit_deploy.calibrate.calibrate import SEED
 from dovit_deploy.calibrate.images import NEIGHBOURS, CalibrationImage, halves
+from dovit_deploy.calibrate.units import Recorded
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
 from dovit_deploy.datasets.summary import DataSummary, summary_of_images
@@ -57,6 +58,11 @@ class UnlabelledImages:
     def split(self) -> None:
         """They are no split of a data set, whatever they were taken from."""
         return
+
+    @property
+    def recorded(self) -> Recorded:
+        """Nothing is known of when they were recorded, but for the numbers in their names."""
+        return Recorded(tuple(stem[: -len(Path(stem).suffix) or None] for stem in self.stems), None)
 
     def image(self, index: int) -> CalibrationImage:
         """Decode number `index`; raises InputError naming the file when it cannot be used."""

@@ -28,12 +28,12 @@ class AgreementBudget:
         text = f"on average at most {self.points:g}% of the pixels differ from the dense answer"
         return BudgetEntry(kind="max-disagree", limit=self.points / 100, text=text)
 
-    def judged(self, dense: DensePart, trial: Trial) -> float:
-        del dense
+    def judged(self, dense: DensePart, trial: Trial, searched: Trial | None) -> float:
+        del dense, searched
         return trial.mean_differing
 
     def promising(self, dense: DensePart, trial: Trial) -> bool:
-        return self.met(self.judged(dense, trial))
+        return self.met(self.judged(dense, trial, None))
 
     def met(self, judged: float) -> bool:
         return judged <= self.points / 100
