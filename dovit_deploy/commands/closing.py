@@ -104,7 +104,9 @@ def audit_line(audit: dict[str, Any], *, noun: str) -> str:
     if not audit["frames"]:
         return ran
     asked = f"at most {audit['max_disagree']:.2%} asked for"
-    found = "no drift" if not audit["alarms"] else plural(len(audit["alarms"]), "alarm")
+    found = plural(len(audit["alarms"]), "alarm")
+    if not audit["alarms"]:
+        found = f"no alarm (evidence {audit['evidence']:.2g} of {audit['alarm_at']:g})"
     return f"{ran}; {audit['differing']:.2%} of their pixels differ from it, {asked}: {found}"
 
 

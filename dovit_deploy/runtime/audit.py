@@ -62,7 +62,8 @@ class AuditPlan:
 
     def alarm_at(self, alarms: int) -> float:
         """The wealth that is an alarm after so many others: each may be false with half of what is left of 1 - C."""
-        allowed = 1 - self.confidence
+        # 0.95 leaves 0.05, not 0.05000000000000004.
+        allowed = round(1 - self.confidence, 12)
         # A run that only warns, or goes on densely, has one alarm at most.
         return 1 / allowed if self.on_drift != "tighten" else 2 ** (alarms + 1) / allowed
 
