@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 from dovit_deploy.adapt import adapt as room
-from dovit_deploy.adapt import features
+from dovit_deploy.adapt import features, fitting
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
@@ -101,6 +101,8 @@ def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkey
         words = [saved_tiny(spec, tmp_path / "eomt"), images]
     else:
         words = [saved_tiny(tiny_spec(gates=(), depth=2, size=(48, 64)), tmp_path / "segmenter"), images]
+    # What is fitted is random anyway.
+    monkeypatch.setattr(fitting, "STEPS", 20)
     dense = []
     resolve = room.AdaptPlan.resolve
 
