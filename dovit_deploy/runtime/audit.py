@@ -89,10 +89,12 @@ def audit_plan(
             f"{manifest.name} is a model without gates: it stops no tokens, so --audit has nothing to compare"
         )
     calibration = bundle.calibration()
-    promised = calibration is not None and calibration.budget.kind == "max-disagree"
     limit, confidence = DEFAULT_MAX_DISAGREE, DEFAULT_CONFIDENCE
-    if calibration is not None and promised:
-        limit, confidence = calibration.budget.limit, calibration.budget.confidence or confidence
+    promise = None if calibration is None or calibration.budget.kind != "max-disagree" else calibration.budget
+    # A limit without a confidence is a mean on some images, and the mean on others is above it as often as not.
+    promised = promise is not None and promise.confidence is not None
+    if promise is not None and promise.confidence is not None:
+        limit, confidence = promise.limit, promise.confidence
     following: tuple[RunSettings, ...] = ()
     if on_drift != "warn":
         dense = RunSettings.stop_nothing(manifest.spec, dense=True)
