@@ -145,7 +145,7 @@ def test_the_first_that_fails_ends_the_sequence() -> None:
 )
 def test_the_last_that_is_shown_breaks_the_limit_no_more_often_than_promised(means: tuple[float, ...]) -> None:
     """The losses of the settings come from the same images, and rise and fall along the sequence."""
-    generator, rounds, broken = np.random.default_rng(3), 600, 0
+    generator, rounds, broken = np.random.default_rng(3), 250, 0
     for _ in range(rounds):
         common = generator.beta(1, 3, (2, 40)) * 4
 

@@ -131,13 +131,11 @@ def test_images_without_a_pixel_that_counts_are_judged_on_all_pixels(
     for label in (data / "labels" / "val").iterdir():
         Image.new("L", (72, 56), 255).save(label)
     promise = ("--max-disagree", 0.6, "--confidence", 0.6, "--dry-run")
-    labelled = dovit("calibrate", bundle_copy, data, *promise, "--json", "labelled.json")
+    labelled = dovit("calibrate", bundle_copy, data, *promise, "--json", "report.json")
     assert labelled.returncode == 0, labelled.stderr
-    folder = dovit("calibrate", bundle_copy, data / "images" / "val", *promise, "--json", "folder.json")
-    assert folder.returncode == 0, folder.stderr
-    reports = [json.loads((tmp_path / name).read_text()) for name in ("labelled.json", "folder.json")]
-    assert reports[0]["chosen"]["miou"] is None and reports[0]["controls"] is None
-    assert reports[0]["test"]["sequence"] == reports[1]["test"]["sequence"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chosen"]["miou"] is None and report["controls"] is None
+    assert 0 < report["test"]["sequence"][0]["differing"] <= 0.6
     refused(dovit("calibrate", bundle_copy, data, "--max-drop", 50), 3, "no labelled pixel")
 
 
