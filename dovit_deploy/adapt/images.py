@@ -16,7 +16,7 @@ import numpy as np
 from dovit_deploy.calibrate.calibrate import SEED
 from dovit_deploy.calibrate.images import NEIGHBOURS, CalibrationImage, halves
 from dovit_deploy.calibrate.units import Recorded
-from dovit_deploy.datasets.dataset import Dataset
+from dovit_deploy.datasets.dataset import Dataset, DatasetPart, LabelledFiles, read_rgb
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
 from dovit_deploy.datasets.summary import DataSummary, summary_of_images
 from dovit_deploy.errors import DatasetError, InputError, UsageError
@@ -155,14 +155,22 @@ def alike(count: int) -> Blocks:
 
 def _of_dataset(data: Dataset, given: str, most: int, advance: Callable[[], None]) -> Opened:
     chosen = spread(len(data), most)
-
-    def read_of(index: int) -> Read:
-        return lambda: data.sample(index).rgb
-
     stems, moments = data.stems, data.moments
     blocks = blocks_of(len(chosen), None if moments is None else [moments[index] for index in chosen])
-    images = UnlabelledImages(given, tuple(stems[index] for index in chosen), blocks, tuple(map(read_of, chosen)))
+    images = UnlabelledImages(
+        given, tuple(stems[index] for index in chosen), blocks, tuple(_image_of(data, index) for index in chosen)
+    )
     return _readable(images, len(data), advance)
+
+
+def _image_of(data: Dataset, index: int) -> Read:
+    """Decodes an image of a data set, of files without its label, which may have faults of its own."""
+    if isinstance(data, DatasetPart):
+        return _image_of(data.whole, data.indices[index])
+    if isinstance(data, LabelledFiles):
+        path = data.files[index].image
+        return lambda: read_rgb(path)
+    return lambda: data.sample(index).rgb
 
 
 def _of_source(source: Source, most: int, folder: Path, advance: Callable[[], None]) -> Opened:

@@ -9,6 +9,7 @@ import pytest
 
 from dovit_deploy.adapt import images as rooms
 from dovit_deploy.adapt.images import alike, divided, given_images, spread
+from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError, OutputFailed, SourceError, UsageError
 from dovit_deploy.sources.source import FailedFrame, Frame
 from tests.adapt.dense_networks import write_images
@@ -52,7 +53,14 @@ def test_a_limit_is_said(tmp_path: Path) -> None:
 def test_images_of_a_data_set_are_divided_by_its_recording(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", images=8, splits=("train", "val"))
     assert len(opened(root, tmp_path).images) == 8
+    # A label that nobody reads may be anything.
+    next((root / "labels" / "val").glob("*.png")).write_bytes(b"no image")
     held = opened(f"{root}:val", tmp_path)
+    assert len(held.images) == 8 and not held.failed
+    half = opened(f"{root}:val", tmp_path, limit=5)
+    wanted = dataset_from_path(root, "train").sample(0)
+    np.testing.assert_array_equal(opened(root, tmp_path).images.image(0).rgb, wanted.rgb)
+    assert half.total == 8
     assert held.images.split is None and not held.images.labelled
     with pytest.raises(DatasetError, match="nowhere"):
         opened(f"{root}:nowhere", tmp_path)
