@@ -24,6 +24,7 @@ from tests.bundles import export, saved_tiny
 from tests.families.official_state import random_state
 from tests.families.vit import official
 from tests.tiny import tiny_pixels, tiny_spec
+from tests.train.tiny_folder import write_folder
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +79,27 @@ def test_a_dense_network_becomes_dynamic_and_stays_itself(call: Call, tmp_path: 
     code, _, err = call(given, images, "-o", "made.dovit")
     assert code == 2 and "--overwrite" in err
     assert sorted(path.name for path in Path().iterdir()) == ["made.dovit", "report.json"]
+
+
+def test_labels_give_a_second_table(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 100)
+    root = write_folder(tmp_path / "data", images=10, size=(48, 64), splits=("train", "val"))
+    given = saved_quiet(tmp_path / "dense", depth=2, classes=4)
+    code, out, err = call(given, root, "--labels", root, "--json", "report.json")
+    assert code == 0, err
+    assert "gates are fitted to and thresholds searched on the same half" in err
+    # Without -o the bundle lies beside the network.
+    bundle, report = Bundle.open(tmp_path / "dense-adapted.dovit"), json.loads(Path("report.json").read_text())
+    assert report["bundle"] == str(bundle.path) and report["total"] == 10
+    held_out, labelled = report["tables"]
+    assert not held_out["labelled"] and labelled["labelled"] and labelled["images"] == 10
+    static = next(way for way in labelled["ways"] if way["kind"] == "static")
+    assert static["drop"] == pytest.approx(labelled["dense_miou"] - static["miou"])
+    assert f"10 labelled images of {root} (val); dense: mIoU" in out
+    assert ("mIoU drop" in report["verdict"]) == (report["thresholds"] is not None)
+    # Labels of other classes say nothing of this network.
+    code, _, err = call(saved_quiet(tmp_path / "five", depth=2), root, "--labels", root)
+    assert code == 3 and "gives 4 classes" in err
 
 
 def dinov2_files(folder: Path) -> list[object]:
