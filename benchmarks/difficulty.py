@@ -8,7 +8,8 @@ The second line writes the table again without measuring. What depth gains an im
 by the first gate less that by the decode head with nothing stopped, in nats a pixel, both from the reference in
 PyTorch. It is compared with the MACs that the deployed bundle spends on the image at its own thresholds: Spearman's
 rank correlation within a drive, since drives differ in more than difficulty, with its interval over blocks of ten
-seconds of recording. Rendered full streets stand beside it, each a block of its own.
+seconds of recording. Rendered full streets stand beside it, each a block of its own. A look at images that are to stay
+unseen, by what is frozen in `benchmarks/protocol`, is noted there before it is taken.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from protocol.frozen import keeping_unseen, note_beside
 from report import (
     command_text,
     errors_in_a_line,
@@ -271,6 +273,12 @@ def spearman_interval(
     return float(low), float(high)
 
 
+def difficulty_command(options: argparse.Namespace, splits: Sequence[str]) -> str:
+    """That measures, without the folders of this machine."""
+    words = [options.bundle.name, options.dataset.name, *(word for split in splits for word in ("--split", split))]
+    return command_text("difficulty.py", [*words, "--scenes", str(options.scenes)])
+
+
 def figures_of(options: argparse.Namespace, *, show: bool) -> dict[str, object]:
     """Everything that is measured of one bundle."""
     bundle = Bundle.open(options.bundle)
@@ -278,6 +286,13 @@ def figures_of(options: argparse.Namespace, *, show: bool) -> dict[str, object]:
     splits = options.split or ["val"]
     # All splits are found before the first is measured.
     parts = [dataset_from_path(options.dataset, split) for split in splits]
+    for split in splits:
+        note_beside(
+            keeping_unseen(options.dataset, split),
+            weights=bundle.manifest.provenance.source_sha256,
+            seed=None,
+            command=difficulty_command(options, splits),
+        )
     full = RenderedScenes("difficulty", size=gain.spec.size, count=options.scenes)
     with Session(bundle, threads=1) as session:
         manifest = bundle.manifest
@@ -319,10 +334,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = read_figures(options.tables, names=("photographs", "rendered"))
     else:
         figures = figures_of(options, show=sys.stderr.isatty())
-        words = [options.bundle.name, options.dataset.name]
-        words += [word for split in figures["splits"] for word in ("--split", split)]  # type: ignore[attr-defined]
-        words += ["--scenes", str(options.scenes)]
-        report = publish(figures, command=command_text("difficulty.py", words), output=options.output)
+        command = difficulty_command(options, figures["splits"])  # type: ignore[arg-type]
+        report = publish(figures, command=command, output=options.output)
     if options.docs is not None:
         write_table(options.docs, MARK, table(report))
 

@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,24 @@ def keeping_unseen(dataset: Path, split: str) -> dict[Path, Frozen]:
             if stems & set(dataset_from_path(dataset, frozen.reads).stems):
                 found[path] = frozen
     return found
+
+
+def note_beside(kept: Mapping[Path, Frozen], *, weights: str, seed: int | None, command: str) -> None:
+    """Write down a look that measures something else than what is frozen, beside it, before it is taken.
+
+    Args:
+        kept: what `keeping_unseen` found.
+        weights: SHA-256; the same may be looked at again.
+        seed: of their run; None: unknown.
+        command: that looks.
+
+    Raises:
+        CheckError: what is frozen is not committed.
+    """
+    for path in kept:
+        check_committed(path)
+    for folder, reads in sorted({(path.parent, frozen.reads) for path, frozen in kept.items()}):
+        note_look(folder, Look(reads=reads, frozen=None, weights=weights, seed=seed, command=command), again=True)
 
 
 class Trained(Record, extra="ignore"):

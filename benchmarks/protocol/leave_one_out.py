@@ -33,9 +33,9 @@ from dovit_deploy.errors import CheckError
 from dovit_deploy.files import write_text
 from dovit_deploy.measure.intervals import BLOCK_SECONDS
 from dovit_deploy.train.recipe import recipe_from_file
-from protocol.frozen import WEIGHTS, Frozen, keeping_unseen
+from protocol.frozen import WEIGHTS, Frozen, keeping_unseen, note_beside
 from protocol.hold_out import divided
-from protocol.looks import Look, check_committed, note_look
+from protocol.looks import check_committed
 
 DOVIT = [sys.executable, "-m", "dovit_deploy"]
 MARK = "<!-- table: benchmarks/protocol/leave_one_out.py -->"
@@ -138,13 +138,8 @@ def frozen_over(run: DriveRun) -> dict[Path, Frozen]:
 
 def note_drive(run: DriveRun, kept: Mapping[Path, Frozen], seed: int) -> None:
     """Write down the look that is about to be taken, beside what is frozen."""
-    if not kept:
-        return
     weights = file_entry(run.run / "checkpoint" / WEIGHTS).sha256
-    command = command_text("protocol/leave_one_out.py", sys.argv[1:])
-    for folder, reads in sorted({(path.parent, frozen.reads) for path, frozen in kept.items()}):
-        # An evaluation that was interrupted is done again, with the same weights.
-        note_look(folder, Look(reads=reads, frozen=None, weights=weights, seed=seed, command=command), again=True)
+    note_beside(kept, weights=weights, seed=seed, command=command_text("protocol/leave_one_out.py", sys.argv[1:]))
 
 
 def measured(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Look(Record):
     """Digest of what was frozen; None: weights beside it, as of a recipe that is tried on each drive."""
     weights: str
     """SHA-256."""
-    seed: int
+    seed: int | None
+    """Of the run; None: of a bundle, which does not say."""
     command: str
     date: str = Field(default_factory=lambda: time.strftime("%Y-%m-%d"))
 
