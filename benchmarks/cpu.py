@@ -7,11 +7,11 @@
     python benchmarks/cpu.py --tables benchmarks/results/cpu.json benchmarks/results/cpus/*.json \\
         --docs docs/benchmarks.md --readme README.md
 
-The first takes less than three minutes. The second exports the bench model, which takes long and needs no quiet; then
-the third measures everything in 20 to 25 minutes of a quiet machine (`--models default`: eight). It may be interrupted
-and started again with the same words: what is in the output stays. The cells of one engine and case run in one
-process, which is given up after `--limit` seconds. The last writes the tables again, those of the first
-result and one line for every other machine. docs/benchmarks.md explains them.
+With road-tiny the first takes less than three minutes. The second exports the bench model, which takes long and needs
+no quiet; then the third measures everything in 20 to 25 minutes of a quiet machine (`--models default`: eight). It may
+be interrupted and started again with the same words: what is in the output stays. The cells of one engine and case run
+in one process, which is given up after `--limit` seconds. The last writes the tables again, those of the first result
+and one line for every other machine. docs/benchmarks.md explains them.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     names = (DEFAULT, *MODELS)
     result.add_argument("--models", nargs="+", choices=names, default=names, help="default: all of them")
     result.add_argument("--only", action="append", default=[], metavar="TEXT", help="cells whose label contains it")
-    result.add_argument("--quick", action="store_true", help="a first impression in less than three minutes")
+    result.add_argument("--quick", action="store_true", help="a first impression, in minutes")
     result.add_argument("--work", type=Path, metavar="FOLDER", help="keeps the exported bench models for the next time")
     result.add_argument("--prepare", action="store_true", help="make what is kept in --work; measure nothing")
     result.add_argument("-o", "--output", type=Path, metavar="JSON")

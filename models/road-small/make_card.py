@@ -209,6 +209,13 @@ def sentence(name: str, report: dict[str, Any]) -> str:
         f"{saved['min']:.0%} to {saved['max']:.0%} of their MACs; worst class: {dynamic['worst_class']} "
         f"({dynamic['worst_class_drop']:.1f})."
     ]
+    smaller = [
+        f"{points(entry['rule_gain'], entry['rule_gain_interval'])} at {entry['size'][1]}x{entry['size'][0]} "
+        f"({entry['flops_saved']:.0%} saved)"
+        for entry in controls["smaller_input"]
+    ]
+    if smaller:
+        notes.append(f"Over the same weights, dense and smaller: {', '.join(smaller)}.")
     if efficiency is not None:
         notes.append(f"Gate efficiency: {efficiency:.2f}.")
     if report["tried"] is not None:

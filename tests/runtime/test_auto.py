@@ -219,7 +219,7 @@ def test_the_standard_stays_where_nothing_is_clearly_faster(choose) -> None:
     assert lines == ["engine: onnxruntime fp32; nothing else here is clearly faster (the next: openvino bf16, 1.03x)"]
 
 
-# Milliseconds of the default model, one thread: AMD EPYC with AVX-512 BF16 and VNNI (decision 0011).
+# Milliseconds of road-tiny, one thread: AMD EPYC with AVX-512 BF16 and VNNI (decision 0011).
 AMD = {
     STANDARD: Recorded(84, 147),
     Candidate("onnxruntime", "int8"): Recorded(61, 101),

@@ -49,7 +49,7 @@ def outcome(machine: Machine, monkeypatch: pytest.MonkeyPatch, given: Terms, *, 
 @pytest.mark.parametrize(
     ("engines", "winner"),
     [
-        # AMD with AVX-512 BF16 and VNNI: what was measured on the default model, one thread.
+        # AMD with AVX-512 BF16 and VNNI: what was measured on road-tiny, one thread.
         ({FP32: Recorded(88, 147), BF16: Recorded(48, 82)}, "openvino bf16"),
         # A machine without AVX-512: OpenVINO's fp32 within the margin, or slower.
         ({FP32: Recorded(84, 150)}, None),
