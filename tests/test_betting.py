@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -196,6 +197,20 @@ def test_a_stream_in_control_is_let_alone(mean: float) -> None:
     drawn = generator.beta(mean * 20, (1 - mean) * 20, (streams, 100))
     alarms = sum(alarm(values) is not None for values in drawn) / streams
     assert alarms <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / streams)
+
+
+def test_an_opponent_who_sees_the_wealth_wins_no_more_often() -> None:
+    """Each value is 0 or just enough for an alarm, else 1, and its mean E whatever came before."""
+    generator, streams, limit, alarms = np.random.default_rng(6), 150, 0.05, 0
+    for _ in range(streams):
+        evidence = DriftEvidence(limit)
+        for _ in range(60):
+            enough = (value for value in (0.1, 0.2, 0.5) if copy.deepcopy(evidence).add(value) >= 20)
+            high = next(enough, 1.0)
+            if evidence.add(high if generator.random() < limit / high else 0.0) >= 20:
+                alarms += 1
+                break
+    assert alarms / streams <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / streams)
 
 
 def test_money_that_nobody_held_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

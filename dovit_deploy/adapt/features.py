@@ -91,7 +91,8 @@ class FeatureCache:
             for number, part in enumerate(self._parts):
                 with self._file(number).open("ab") as file:
                     for column in part:
-                        column.numpy().tofile(file)
+                        # `tofile` would not say why the disk refuses it.
+                        file.write(column.contiguous().numpy().data)
                 # One row stays as an example of the shape, and is not written again.
                 part[:] = [part[-1][:0]]
         self._bytes = 0

@@ -6,6 +6,7 @@ What cannot be decoded is left out and reported.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,22 +110,26 @@ class Opened(NamedTuple):
         return lines
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise UsageError for a limit below the fewest images."""
+    if limit is not None and limit < FEWEST:
+        raise UsageError(f"--limit {limit}: at least {FEWEST} images are needed, better {ENOUGH} or more")
+
+
 def given_images(given: str, *, limit: int | None, folder: Path, advance: Callable[[], None]) -> Opened:
     """The images that IMAGES names, each decoded once to see whether it can be.
 
     Args:
         given: a folder, an image pattern, a video, or DATASET or DATASET:SPLIT.
-        limit: how many are taken at most; None: `MOST`.
+        limit: how many are taken at most, as `check_limit` has it; None: `MOST`.
         folder: frames of a video are kept there, and must stay while they are used.
         advance: called after each image.
 
     Raises:
         SourceError, DatasetError: nothing to read there, or fewer than `FEWEST` images that can be decoded.
-        UsageError: a limit below that, a camera or a stream.
+        UsageError: a camera or a stream.
         OutputFailed: the disk refuses the frames.
     """
-    if limit is not None and limit < FEWEST:
-        raise UsageError(f"--limit {limit}: at least {FEWEST} images are needed, better {ENOUGH} or more")
     most = MOST if limit is None else limit
     dataset, split = named_split(given)
     if is_rendered(dataset) or split or has_split(dataset, DEFAULT_SPLIT):
@@ -208,8 +213,8 @@ def _readable(images: UnlabelledImages, total: int, advance: Callable[[], None])
 
 
 def _of_video(source: Source, most: int, folder: Path, advance: Callable[[], None]) -> Opened:
-    """Frames spread evenly, although how many there are is known only at the end: every n-th is kept, and whenever
-    they become too many, every second one of those is given up."""
+    """Frames spread evenly, although how many there are is known only at the end: every n-th is kept, twice as many as
+    are taken, and whenever they become more, every second one of those is given up."""
     kept, failed, step, total = list[int](), list[str](), 1, 0
     for frame in source:
         total += 1
@@ -218,19 +223,22 @@ def _of_video(source: Source, most: int, folder: Path, advance: Callable[[], Non
             continue
         if frame.index % step:
             continue
-        if len(kept) == most:
+        if len(kept) == 2 * most:
             step *= 2
-            for gone in [index for index in kept if index % step]:
-                _frame_file(folder, gone).unlink()
-            kept = [index for index in kept if not index % step]
+            kept = _thinned(kept, [index for index in kept if not index % step], folder)
             if frame.index % step:
                 continue
-        with reported_writes(folder), _frame_file(folder, frame.index).open("wb") as file:
-            np.save(file, frame.rgb)
+        # Written by Python: NumPy would not say why the disk refuses it.
+        npy = io.BytesIO()
+        np.save(npy, frame.rgb)
+        with reported_writes(folder):
+            _frame_file(folder, frame.index).write_bytes(npy.getbuffer())
         kept.append(frame.index)
         advance()
     if source.ended_early is not None:
         failed.append(source.ended_early)
+
+    kept = _thinned(kept, [kept[number] for number in spread(len(kept), most)], folder)
 
     def read_of(index: int) -> Read:
         return lambda: np.asarray(np.load(_frame_file(folder, index)), dtype=np.uint8)
@@ -238,6 +246,13 @@ def _of_video(source: Source, most: int, folder: Path, advance: Callable[[], Non
     stems = tuple(f"frame {index}" for index in kept)
     images = UnlabelledImages(source.name, stems, alike(len(kept)), tuple(map(read_of, kept)))
     return Opened(images, total, tuple(failed))
+
+
+def _thinned(kept: Sequence[int], left: list[int], folder: Path) -> list[int]:
+    """`left` of the frames that were `kept`; the files of the others go."""
+    for gone in sorted(set(kept) - set(left)):
+        _frame_file(folder, gone).unlink()
+    return left
 
 
 def _frame_file(folder: Path, index: int) -> Path:

@@ -7,12 +7,15 @@ from typing import Literal
 from pydantic import computed_field
 
 from dovit_deploy.bundle.calibration import Interval
+from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 
 POINTS = 1.0
 """Of the pixels, in percent, that may get another class than the dense network gives them."""
 FARTHEST = 3.0
 """Spreads of the fitting images' confidences by which those of other images may differ."""
+FEW = 10
+"""Images: gates fitted to fewer are surer of these than of others of their kind."""
 
 
 class RuleBeside(Record):
@@ -135,15 +138,17 @@ class AdaptReport(Record):
         return verdict(self.tables[-1], self.refusal)
 
 
-def domain_doubt(table: TableEntry, gates: tuple[GateEntry, ...]) -> str | None:
-    """What to say where the first gate is much surer, or much less sure, of these images than of those it was fitted
-    to; None: it is not."""
+def domain_doubt(table: TableEntry, gates: tuple[GateEntry, ...], *, fitted: int) -> str | None:
+    """What to say where the first gate is much surer, or much less sure, of these images than of the `fitted` ones
+    that it was fitted to; None: it is not."""
     first = gates[0]
     if abs(table.confidence - first.confidence) <= FARTHEST * max(first.confidence_spread, 0.01):
         return None
+    too_few = f", or {plural(fitted, 'image')} too few to fit to" if fitted < FEW else ""
     return (
         f"{table.name}: the first gate's mean confidence is {table.confidence:.2f} there, and {first.confidence:.2f} "
-        "on the images that it was fitted to; they seem to be of another kind, for which the thresholds may be wrong"
+        f"on the images that it was fitted to; they seem to be of another kind{too_few}: the thresholds may be wrong "
+        "there"
     )
 
 

@@ -78,6 +78,9 @@ def adapt(
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
+    from dovit_deploy.adapt.images import check_limit
+
+    check_limit(limit)
     source, given = _positional(first, second, backbone=backbone, head=head, quiet=quiet)
     target = _target(output, source, inputs=(source, head, config, given, labels), overwrite=overwrite)
     targets.claim_report(json_file, inputs=(source, head, config, given, labels), output=target)
@@ -228,7 +231,7 @@ def _adapted(
             gates=gates,
             thresholds=None if choice.calibration is None else choice.calibration.chosen.thresholds,
             refusal=choice.refusal,
-            doubts=tuple(filter(None, (domain_doubt(table, gates) for table in tables))),
+            doubts=tuple(filter(None, (domain_doubt(table, gates, fitted=len(division.fitted)) for table in tables))),
             tables=tables,
         )
         bundle = write_adapted(draft, choice.calibration, target, overwrite=plan.export.overwrite)

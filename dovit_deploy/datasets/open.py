@@ -34,6 +34,9 @@ def is_rendered(dataset: str | Path) -> bool:
 
 def named_split(given: str) -> tuple[str, str]:
     """Data set and split of DATASET or DATASET:SPLIT, as `dovit eval` takes the split; empty where none is named."""
+    # What follows the colon of an address is no split.
+    if "://" in given and not Path(given).exists():
+        return given, ""
     parts = given.split(":")
     # A colon may belong to the path: the longest beginning that is there is the data set.
     for count in range(len(parts), 0, -1):

@@ -81,7 +81,10 @@ def test_nothing_stops_and_what_would_do_instead() -> None:
 
 def test_images_of_another_kind_are_noticed() -> None:
     gates = (GateEntry(layer=2, agreement=0.9, confidence=0.8, confidence_spread=0.04),)
-    assert domain_doubt(table(confidence=0.7), gates) is None
+    assert domain_doubt(table(confidence=0.7), gates, fitted=12) is None
     for confidence in (0.6, 0.95):
-        doubt = domain_doubt(table(confidence=confidence), gates)
+        doubt, unsure = (domain_doubt(table(confidence=confidence), gates, fitted=count) for count in (12, 3))
         assert doubt is not None and f"is {confidence:.2f} there, and 0.80 on" in doubt
+        assert doubt.endswith("they seem to be of another kind: the thresholds may be wrong there")
+        # Of few images a gate is surer than of their like.
+        assert unsure is not None and "of another kind, or 3 images too few to fit to: the" in unsure
