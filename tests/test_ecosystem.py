@@ -23,7 +23,7 @@ PACKAGE = ROOT / "dovit_deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
-TORCH_WINGS = ("families", "checkpoints", "export", "train")
+TORCH_WINGS = ("families", "checkpoints", "export", "train", "adapt")
 """Folders whose modules may say `import torch`: specs and costs apart, they are imported only by what needs PyTorch."""
 
 

@@ -49,6 +49,7 @@ def figures(frames: int, *, dense: bool = False, stills: int = 0) -> dict[str, o
         "precision": "fp32",
         "dense": dense,
         "deadline": None,
+        "audit": None,
         "compiling": None,
         "latency_ms": dict.fromkeys(parts, column),
         "tokens": {"kept": [column, column]},

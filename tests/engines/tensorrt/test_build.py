@@ -159,6 +159,8 @@ def test_a_build_that_is_killed_leaves_no_process_and_the_cache_as_before(
     before, _ = build(single, cache)
     code = f"""
 from tests.engines.tensorrt.test_build import *
+# In the background of a shell it would be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 tensorrt_build.BUILDER = MODULE
 build(Bundle.open({str(single.path)!r}), EngineCache(Path({str(cache.root.parent)!r})), rebuild=True)
 """
