@@ -179,25 +179,12 @@ def written_aside(path: Path, *, overwrite: bool, mark: ForeignCheck) -> Iterato
         UsageError: `path` exists and may not be replaced, or another run writes there.
         OutputFailed: the disk refuses the folder, or something in it.
     """
-    real = real_path(path)
     with claimed(path):
         refuse_existing(path, overwrite=overwrite, mark=mark)
-        partial = _working_path(real)
-        with noted(partial, real):
-            try:
-                with reported_writes(path):
-                    partial.mkdir(parents=True)
-                yield partial
-                with reported_writes(path):
-                    _put_or_keep(partial, path, overwrite=overwrite, mark=mark)
-            except OSError as error:
-                if _concerns(error, partial):
-                    raise _write_failure(path, error) from error
-                raise
-            finally:
-                # Where even that is refused, the next run of this target tries again.
-                with suppress(OSError):
-                    remove(partial)
+        with working_folder(path) as partial:
+            yield partial
+            with reported_writes(path):
+                _put_or_keep(partial, path, overwrite=overwrite, mark=mark)
 
 
 @contextmanager
@@ -220,6 +207,7 @@ def working_folder(path: Path) -> Iterator[Path]:
                 raise _write_failure(path, error) from error
             raise
         finally:
+            # Where even that is refused, the next run of this target tries again.
             with suppress(OSError):
                 remove(partial)
 
