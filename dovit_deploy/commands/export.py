@@ -95,6 +95,7 @@ def export(
         console.remark(f"{source_path.name}: {line}", quiet=not verbose)
     if source.assumed:
         console.remark(f"{source.assumed} (--positions)", quiet=quiet)
+    console.remarks(_left_behind(source_path, request), quiet=quiet)
     plan = ExportPlan.resolve(
         source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite, compact=compact
     )
@@ -104,6 +105,21 @@ def export(
     console.write_json(json_file, {"bundle": str(bundle.path), "parity": report.model_dump(mode="json")})
     console.result(str(bundle.path), _summary(report, perf_counter() - start), *loss_lines(report.precisions))
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
+
+
+def _left_behind(source: Path, request: PrecisionRequest) -> list[str]:
+    """The forms of a bundle that is exported again which the new one will not have."""
+    from dovit_deploy.bundle.bundle import MANIFEST, Bundle
+
+    if not (source / MANIFEST).is_file():
+        return []
+    forms = [form for form in Bundle.open(source).manifest.precisions if form not in request.precisions]
+    asked = ",".join((*request.precisions, *forms))
+    return (
+        [f"{source.name} also has {', '.join(forms)}; --precision {asked} --calibration SRC makes it anew"]
+        if forms
+        else []
+    )
 
 
 def _assumptions(manifest: Manifest) -> list[str]:

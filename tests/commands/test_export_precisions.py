@@ -56,6 +56,8 @@ def test_the_bundle_runs_in_int8_and_says_what_it_loses(
     entries = json.loads((bundle.path / "parity.json").read_text())["precisions"]
     assert entries == json.loads(Path("new.json").read_text())["parity"]["precisions"]
     assert json.loads((bundle.path / "parity.json").read_text())["max_drop"] == 100
+    code, _, err = command("export", "new.dovit", "-o", "again.dovit")
+    assert code == 0 and "new.dovit also has int8; --precision fp32,int8 --calibration SRC makes it anew" in err
     first = entries[0]
     assert (first["engine"], first["precision"], first["images"], first["drop"]) == ("onnxruntime", "int8", 8, None)
     assert "onnxruntime int8: " in out and "of the pixels as in fp32" in out
