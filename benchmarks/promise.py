@@ -90,10 +90,9 @@ def _drive(predictor: Predictor, drive: int, conditions: Sequence[str]) -> dict[
     for name in conditions:
         losses = []
         for rgb in map(CONDITIONS[name], frames):
-            dense = predictor.predict(rgb, dense=True).class_map
+            dense = predictor.predict(rgb, dense=True)
             values = THRESHOLDS if name == "day" else THRESHOLDS[SHIFTED : SHIFTED + 1]
-            maps = (predictor.predict(rgb, thresholds=value).class_map for value in values)
-            losses.append([float(np.mean(one != dense)) for one in maps])
+            losses.append([predictor.predict(rgb, thresholds=value).differing(dense) for value in values])
         found[name] = np.mean(losses, axis=0).tolist()
     return found
 

@@ -117,7 +117,7 @@ class _Runs:
 
         def note(tally: _Tally, result: SegmentationResult, gmacs: float) -> None:
             tally.gmacs.append(gmacs)
-            tally.agreement.append(float(np.mean(result.class_map == dense.class_map)))
+            tally.agreement.append(1 - result.differing(dense))
             if label is not None:
                 tally.counts.append(ClassCounts.of(label, result.class_map, classes=self.spec.classes))
 

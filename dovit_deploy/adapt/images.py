@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dovit_deploy.calibrate.calibrate import SEED
-from dovit_deploy.calibrate.images import NEIGHBOURS, CalibrationImage, halves
+from dovit_deploy.calibrate.images import CalibrationImage, halves, neighbours
 from dovit_deploy.calibrate.units import Recorded
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart, LabelledFiles, read_rgb
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
@@ -63,7 +63,7 @@ class UnlabelledImages:
     @property
     def recorded(self) -> Recorded:
         """Nothing is known of when they were recorded, but for the numbers in their names."""
-        return Recorded(tuple(stem[: -len(Path(stem).suffix) or None] for stem in self.stems), None)
+        return Recorded.of_files(self.stems)
 
     def image(self, index: int) -> CalibrationImage:
         """Decode number `index`; raises InputError naming the file when it cannot be used."""
@@ -155,7 +155,7 @@ def spread(count: int, most: int) -> list[int]:
 
 def alike(count: int) -> Blocks:
     """Images that follow each other and may be frames of a video, in blocks of at most ten."""
-    return Blocks(np.arange(count) // max(1, min(NEIGHBOURS, count // BLOCKS)))
+    return neighbours(count, fewest=BLOCKS)
 
 
 def _of_dataset(data: Dataset, given: str, most: int, advance: Callable[[], None]) -> Opened:

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -45,6 +46,8 @@ ENGINES = "engines"
 
 PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 """Where package managers install; they replace what is there without asking."""
+
+_Report = TypeVar("_Report", ParityReport, Calibration)
 
 OPEN_AGAIN = "open it again if that was meant, else copy or export it again"
 """What fixes a bundle that was changed while it was in use."""
@@ -135,15 +138,7 @@ class Bundle:
         Raises:
             BundleError: it is not what it must be.
         """
-        if PARITY not in self.manifest.files:
-            return None
-        try:
-            return ParityReport.model_validate_json(self.content(PARITY))
-        except ValidationError as error:
-            field = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise BundleError(
-                f"{self.path.name}: {PARITY} is not a parity report ({field}); export it again"
-            ) from error
+        return self._report(PARITY, ParityReport, "not a parity report ({}); export it again")
 
     def calibration(self) -> Calibration | None:
         """What `calibration.json` says; None where the bundle has none.
@@ -151,15 +146,17 @@ class Bundle:
         Raises:
             BundleError: it is not what it must be.
         """
-        if CALIBRATION not in self.manifest.files:
+        return self._report(CALIBRATION, Calibration, "not that of a calibration ({}); calibrate it again")
+
+    def _report(self, name: str, kind: type[_Report], fault: str) -> _Report | None:
+        """What the file `name` says; `fault`: what it is else, with the field that shows it."""
+        if name not in self.manifest.files:
             return None
         try:
-            return Calibration.model_validate_json(self.content(CALIBRATION))
+            return kind.model_validate_json(self.content(name))
         except ValidationError as error:
             field = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise BundleError(
-                f"{self.path.name}: {CALIBRATION} is not that of a calibration ({field}); calibrate it again"
-            ) from error
+            raise BundleError(f"{self.path.name}: {name} is {fault.format(field)}") from error
 
     def calibrated(self, calibration: Calibration) -> Bundle:
         """This with the thresholds of `calibration` as its own, in memory alone."""

@@ -136,8 +136,7 @@ class FolderImages:
         self.stems = tuple(path.relative_to(folder).as_posix() for path in self.paths)
         # They may be frames of a video: what is alike stays on one side where they are divided.
         self.blocks = neighbours(len(self.paths))
-        # Without the suffix, before which the number of a frame stands.
-        self.recorded = Recorded(tuple(stem[: -len(Path(stem).suffix) or None] for stem in self.stems), None)
+        self.recorded = Recorded.of_files(self.stems)
 
     def image(self, index: int) -> CalibrationImage:
         return CalibrationImage(read_image(self.paths[index]), None)
@@ -169,9 +168,9 @@ class Parts:
     check: tuple[int, ...]
 
 
-def neighbours(images: int) -> Blocks:
-    """Blocks of at most ten images that follow each other; of few images shorter ones."""
-    length = max(1, min(NEIGHBOURS, images // (FEWEST_TO_DIVIDE + 1)))
+def neighbours(images: int, *, fewest: int = FEWEST_TO_DIVIDE + 1) -> Blocks:
+    """Blocks of at most ten images that follow each other; shorter ones where there would be fewer than `fewest`."""
+    length = max(1, min(NEIGHBOURS, images // fewest))
     return Blocks(np.arange(images) // length)
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,11 @@ class Recorded:
     stems: tuple[str, ...]
     stated: RecordingRate | None
     """None: nothing."""
+
+    @classmethod
+    def of_files(cls, names: Sequence[str]) -> Recorded:
+        """Of images of which nothing is known but the numbers in their names, which stand before the suffix."""
+        return cls(tuple(name[: -len(Path(name).suffix) or None] for name in names), None)
 
     def moments(self, rate: float | None = None) -> tuple[Moment, ...] | None:
         """When each image was recorded, at `rate` frame numbers a second where that is given; None where unknown."""

@@ -82,8 +82,9 @@ def adapt(
 
     check_limit(limit)
     source, given = _positional(first, second, backbone=backbone, head=head, quiet=quiet)
-    target = _target(output, source, inputs=(source, head, config, given, labels), overwrite=overwrite)
-    targets.claim_report(json_file, inputs=(source, head, config, given, labels), output=target)
+    inputs = (source, head, config, given, labels)
+    target = targets.claim_bundle(output, source, inputs=inputs, overwrite=overwrite, added="-adapted")
+    targets.claim_report(json_file, inputs=inputs, output=target)
     layers = _gate_layers(gates)
     plan = _plan(source, target, head=head, config=config, layers=layers, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)
@@ -119,16 +120,6 @@ def _positional(
     if not path.exists() and first in installed_names():
         path = arguments.bundle_path(path, quiet=quiet)
     return path, second
-
-
-def _target(output: Path | None, source: Path, *, inputs: targets.Inputs, overwrite: bool) -> Path:
-    """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
-    from dovit_deploy.bundle.bundle import foreign_in_bundle
-
-    target = output or targets.beside(source, added="-adapted")
-    if target.suffix != ".dovit":
-        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
-    return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
 
 
 def _gate_layers(text: str | None) -> tuple[int, ...] | None:

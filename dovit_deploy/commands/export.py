@@ -77,7 +77,7 @@ def export(
     source_path = arguments.checkpoint_path(checkpoint, backbone=backbone, head=head)
     request = PrecisionRequest.from_flags(precision, calibration, max_drop)
     inputs = (source_path, head, config, classes, parity_images, calibration)
-    target = _target(output, source_path, inputs=inputs, overwrite=overwrite)
+    target = targets.claim_bundle(output, source_path, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, output=target)
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
@@ -133,16 +133,6 @@ def _assumptions(manifest: Manifest) -> list[str]:
         given = f"{spec.size[0]}x{spec.size[1]}"
         lines.append(f"size {given}: padded {where} to {height}x{width}, whole patches of {spec.patch}")
     return lines
-
-
-def _target(output: Path | None, checkpoint: Path, *, inputs: targets.Inputs, overwrite: bool) -> Path:
-    """Where the bundle goes, claimed; what cannot be is refused before the checkpoint is read."""
-    from dovit_deploy.bundle.bundle import foreign_in_bundle
-
-    target = output or targets.beside(checkpoint)
-    if target.suffix != ".dovit":
-        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
-    return targets.claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
 
 
 def _exported(

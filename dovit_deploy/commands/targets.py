@@ -32,6 +32,20 @@ def beside(checkpoint: Path, *, added: str = "") -> Path:
     return named.with_name(name_that_fits(named.stem, f"{added}.dovit"))
 
 
+def claim_bundle(output: Path | None, checkpoint: Path, *, inputs: Inputs, overwrite: bool, added: str = "") -> Path:
+    """Claim where the bundle of `checkpoint` goes, before that is read: `output`, else `beside` it.
+
+    Raises:
+        UsageError: it is not called NAME.dovit, or as `claim_folder`.
+    """
+    from dovit_deploy.bundle.bundle import foreign_in_bundle
+
+    target = output or beside(checkpoint, added=added)
+    if target.suffix != ".dovit":
+        raise UsageError(f"-o: '{target}' given; a bundle is called NAME.dovit")
+    return claim_folder(target, inputs=inputs, overwrite=overwrite, mark=foreign_in_bundle)
+
+
 def claim_folder(path: Path, *, inputs: Inputs, overwrite: bool, mark: ForeignCheck) -> Path:
     """Claim the folder of `-o`, before anything is read.
 

@@ -129,8 +129,7 @@ def miou_drop_interval_over_seeds(
     # small matrices in place of 2000 sums over images.
     membership = np.equal(np.arange(blocks.count)[:, None], blocks.number[None, :]).astype(np.int64)
     rng, seeds = np.random.default_rng(seed), len(before)
-    drawn = rng.multinomial(blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples)
-    of_seed = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples)
+    drawn, of_seed = (_times_drawn(count, resamples, rng) for count in (blocks.count, seeds))
     drops = np.stack(
         [
             one.weighted(membership).weighted(drawn).mious - other.weighted(membership).weighted(drawn).mious
@@ -167,10 +166,13 @@ def mean_interval(
         return None
     sums = np.bincount(blocks.number, weights=np.asarray(values, dtype=np.float64))
     images = np.bincount(blocks.number)
-    drawn = np.random.default_rng(seed).multinomial(
-        blocks.count, np.full(blocks.count, 1.0 / blocks.count), size=resamples
-    )
+    drawn = _times_drawn(blocks.count, resamples, np.random.default_rng(seed))
     return _percentiles((drawn @ sums) / (drawn @ images), level)
+
+
+def _times_drawn(count: int, resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(resamples, count): how often each of `count` is in a set of as many, drawn with replacement."""
+    return rng.multinomial(count, np.full(count, 1.0 / count), size=resamples)
 
 
 def accuracy_drop_interval(

@@ -89,18 +89,18 @@ def audit_plan(
             f"{manifest.name} is a model without gates: it stops no tokens, so --audit has nothing to compare"
         )
     calibration = bundle.calibration()
+    budget = None if calibration is None else calibration.budget
     limit, confidence = DEFAULT_MAX_DISAGREE, DEFAULT_CONFIDENCE
-    promise = None if calibration is None or calibration.budget.kind != "max-disagree" else calibration.budget
+    limit_from: LimitSource = "default"
     # A limit without a confidence is a mean on some images, and the mean on others is above it as often as not.
-    promised = promise is not None and promise.confidence is not None
-    if promise is not None and promise.confidence is not None:
-        limit, confidence = promise.limit, promise.confidence
+    if budget is not None and budget.kind == "max-disagree" and budget.confidence is not None:
+        limit, confidence, limit_from = budget.limit, budget.confidence, "calibration"
     following: tuple[RunSettings, ...] = ()
     if on_drift != "warn":
         dense = RunSettings.stop_nothing(manifest.spec, dense=True)
         tested = calibration.test if calibration is not None and own_thresholds else None
         following = (*(_tighter(settings, tested) if on_drift == "tighten" else ()), dense)
-    return AuditPlan(every, limit, confidence, "calibration" if promised else "default", on_drift, following, stream)
+    return AuditPlan(every, limit, confidence, limit_from, on_drift, following, stream)
 
 
 def _tighter(settings: RunSettings, tested: SequenceTest | None) -> tuple[RunSettings, ...]:
