@@ -59,6 +59,7 @@ OPTIONAL = {
         OptionalPackage("pycuda.driver", "GPU memory by --cuda-memory pycuda", "pip install 'dovit-deploy[pycuda]'"),
         OptionalPackage("tensorrt", "TensorRT engines", "pip install 'dovit-deploy[tensorrt]'"),
         OptionalPackage("tensorrt_rtx", "TensorRT engines for RTX GPUs", "pip install 'dovit-deploy[tensorrt-rtx]'"),
+        OptionalPackage("jinja2", "pages to look at", "pip install 'dovit-deploy[report]'"),
         OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),
     )
 }

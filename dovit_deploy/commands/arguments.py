@@ -60,7 +60,7 @@ SaveKinds = Annotated[
     typer.Option(
         "--save",
         metavar="KIND[,KIND...]",
-        help="overlay, masks, tokens. Default: overlay; of images also masks.",
+        help="overlay, masks, tokens, report. Default: overlay, report; of images also masks.",
     ),
 ]
 NoLegend = Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,7 +16,7 @@ from rich.console import Console
 
 from dovit_deploy.credentials import masked
 from dovit_deploy.files import write_text
-from dovit_deploy.printing import is_terminal, print_remarks, print_results, printable
+from dovit_deploy.printing import is_terminal, print_remarks, print_results, printable, quote
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,6 +27,14 @@ Json = Mapping[str, object]
 def errors_console() -> Console:
     """The console of progress: stderr, made anew each time so that a redirected stderr is respected."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def this_command() -> str:
+    """The command that is running, as it can be pasted into a shell; passwords in addresses are masked."""
+    name = Path(sys.argv[0]).name
+    # `python -m dovit_deploy`.
+    words = ["dovit" if name == "__main__.py" else name, *sys.argv[1:]]
+    return " ".join(shlex.quote(printable(word)) if word.startswith("-") else quote(masked(word)) for word in words)
 
 
 def result(*lines: str) -> None:

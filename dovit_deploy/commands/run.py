@@ -15,7 +15,7 @@ from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.closing import bench_command, closing_lines, drift_line, noun_of
 from dovit_deploy.credentials import masked
 from dovit_deploy.engines.registry import AUTO, engine_entry
-from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
+from dovit_deploy.errors import Interrupted, OutputFailed, PackageMissing, PartialFailure, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dovit_deploy.runtime.audit import AuditPlan, DriftAction, DriftAlarm
     from dovit_deploy.runtime.auto import Chosen, Wanted
     from dovit_deploy.runtime.run import RunOutcome
+    from dovit_deploy.runtime.run_page import PagePlan
     from dovit_deploy.runtime.settings import RunSettings, Thresholds
     from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.source import Source
@@ -87,7 +88,7 @@ def run(
     ) as frames:
         _refuse_inputs(folder, frames)
         opened = _renamed(Bundle.open(path), classes)
-        kinds = _kinds(named, opened.manifest, frames)
+        painted, page = _painted_and_page(_kinds(named, opened.manifest, frames, quiet=quiet), source)
         settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
         audits = _audits(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
@@ -97,7 +98,7 @@ def run(
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         with chosen.session as session:
             settings = _within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
-            plan = RunPlan(folder, overwrite, kinds, settings, every, not no_legend, chosen.at_once, audits)
+            plan = RunPlan(folder, overwrite, painted, settings, every, not no_legend, chosen.at_once, page, audits)
             unit = f"{noun_of(frames)}s"
             with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
                 advance = shown.advance
@@ -277,14 +278,39 @@ def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:
     return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
 
 
-def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source) -> tuple[str, ...]:
-    """What is written of each frame, each kind once: what `--save` names, or the default of the task and source."""
+def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *, quiet: bool) -> tuple[str, ...]:
+    """What is written, each kind once: what `--save` names, or the default of the task and source.
+
+    Raises:
+        PackageMissing: a report is named, and what makes it is not installed.
+    """
+    from dovit_deploy import packages
+    from dovit_deploy.runtime.outputs import REPORT
     from dovit_deploy.runtime.tasks import task_from_manifest
 
     task = task_from_manifest(manifest)
-    if named is None:
-        return task.images_default if source.video is None else task.video_default
-    return task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
+    if named is not None:
+        kinds = task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
+        if REPORT in kinds:
+            packages.load("jinja2")
+        return kinds
+    kinds = task.images_default if source.video is None else task.video_default
+    try:
+        packages.load("jinja2")
+    except PackageMissing as error:
+        console.remark(f"note: no report.html: {error}", quiet=quiet)
+        return tuple(kind for kind in kinds if kind != REPORT)
+    return kinds
+
+
+def _painted_and_page(kinds: tuple[str, ...], source: str) -> tuple[tuple[str, ...], PagePlan | None]:
+    """What is painted of each frame, and what the page says of the run, if there is one."""
+    from dovit_deploy.runtime.outputs import REPORT
+    from dovit_deploy.runtime.run_page import PagePlan
+
+    if REPORT not in kinds:
+        return kinds, None
+    return tuple(kind for kind in kinds if kind != REPORT), PagePlan(masked(source), console.this_command())
 
 
 def _raise_unless_complete(outcome: RunOutcome, folder: Path, source: Source) -> None:

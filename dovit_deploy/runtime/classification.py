@@ -16,6 +16,7 @@ from dovit_deploy.families.spec import Size
 from dovit_deploy.files import write_text
 from dovit_deploy.runtime.given import check_pixels_array, described, path_from
 from dovit_deploy.runtime.legend import ClassShare
+from dovit_deploy.runtime.lettering import Color
 from dovit_deploy.runtime.paint import paint_label, png_from_rgb, write_image
 from dovit_deploy.runtime.predict import ImageAnswer, Predicts
 from dovit_deploy.runtime.results import (
@@ -26,13 +27,14 @@ from dovit_deploy.runtime.results import (
     Logits,
     Pixels,
     Region,
+    ShownPicture,
     TokenReport,
     Window,
     probabilities_from_logits,
     scores_from_probabilities,
 )
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
-from dovit_deploy.runtime.token_maps import paint_selections
+from dovit_deploy.runtime.token_maps import paint_selections, selection_key
 from dovit_deploy.runtime.transforms import crop_region
 from dovit_deploy.sources.source import RGB
 
@@ -64,6 +66,18 @@ class ClassificationResult(ImageAnswer):
     def plot_tokens(self, *, legend: bool = True) -> RGB:
         """The image with how often each part of it was selected to run; `legend` adds a key below the image."""
         return paint_selections(self.rgb, self.tokens, legend=legend)
+
+    def pictures(self) -> tuple[ShownPicture, ...]:
+        """The image, the image with its answer, and what its tokens did, without a key."""
+        return (
+            ShownPicture("input", self.rgb),
+            ShownPicture("answer", self.plot()),
+            ShownPicture("selected tokens", self.plot_tokens(legend=False)),
+        )
+
+    def token_key(self) -> tuple[tuple[str, Color], ...]:
+        """What the colours of `plot_tokens` stand for."""
+        return selection_key(self.tokens)
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: `top`, the classes with their probabilities."""

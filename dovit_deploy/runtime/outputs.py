@@ -29,8 +29,12 @@ from dovit_deploy.sources.images import ImageSource
 from dovit_deploy.sources.source import RGB, Closing, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
-KINDS = ("overlay", "masks", "tokens")
-ROWS, SUMMARY = "frames.jsonl", "summary.json"
+PAINTED = ("overlay", "masks", "tokens")
+"""What is written of each frame."""
+REPORT = "report"
+KINDS = (*PAINTED, REPORT)
+"""What `--save` can name."""
+ROWS, SUMMARY, REPORT_PAGE = "frames.jsonl", "summary.json", "report.html"
 
 FrameRow = dict[str, Any]
 
@@ -57,7 +61,7 @@ class RunOutputs(Closing):
     Args:
         folder: exists; images go into it.
         source: of images or of a video; gives the video's size, rate and sound.
-        kinds: some of `KINDS`.
+        kinds: some of `PAINTED`.
         every: the source gives every n-th frame only.
         legend: letter classes and figures on overlays, and a key below the maps of tokens.
     """
@@ -210,8 +214,8 @@ def foreign_in_run(folder: Path) -> str | None:
     def expected(path: str) -> bool:
         kind, *below = path.split("/")
         if not below:
-            return kind in (SUMMARY, ROWS, *KINDS, *(f"{kind}.mp4" for kind in KINDS))
-        if kind not in KINDS or (len(below) > 1 and "/".join(below[:-1]) not in folders):
+            return kind in (SUMMARY, ROWS, REPORT_PAGE, *PAINTED, *(f"{kind}.mp4" for kind in PAINTED))
+        if kind not in PAINTED or (len(below) > 1 and "/".join(below[:-1]) not in folders):
             return False
         return below[-1] in names or ("/".join(below) in folders and (folder / path).is_dir())
 

@@ -63,6 +63,17 @@ class TokenReport:
 
 
 @dataclass(frozen=True)
+class ShownPicture:
+    """One of the pictures in which a page shows a frame: "input", "mask", "exit depth"."""
+
+    name: str
+    rgb: npt.NDArray[np.uint8]
+    """(H, W, 3), as large as the frame."""
+    flat: bool = False
+    """Areas of one colour, which are not mixed when it is made smaller."""
+
+
+@dataclass(frozen=True)
 class Window:
     """One window of an image: its rectangle in the model's input, in pixels, and its report."""
 

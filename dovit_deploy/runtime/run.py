@@ -21,11 +21,14 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from dovit_deploy.errors import DeviceFailed, OutputFailed, SourceError
-from dovit_deploy.files import written_aside
+from dovit_deploy.files import write_text, written_aside
 from dovit_deploy.machine import machine_facts, package_versions
+from dovit_deploy.pages.page import Page, html_from_page
+from dovit_deploy.runtime.album import Album
 from dovit_deploy.runtime.audit import Audit, Audited, AuditPlan, DriftAlarm
 from dovit_deploy.runtime.frame_answers import Auditing, FrameAnswers
 from dovit_deploy.runtime.outputs import (
+    REPORT_PAGE,
     ROWS,
     SUMMARY,
     PaintedFrame,
@@ -34,6 +37,7 @@ from dovit_deploy.runtime.outputs import (
     foreign_in_run,
     row_from_frame,
 )
+from dovit_deploy.runtime.run_page import PagePlan, RunFacts, page_from_run
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings, short_thresholds
 from dovit_deploy.runtime.tasks import ImageResult
@@ -66,7 +70,7 @@ class RunPlan:
     """Appears whole at the end, also after an interrupt; while it grows it is `NAME.<random>.partial`."""
     overwrite: bool
     kinds: tuple[str, ...]
-    """Of `outputs.KINDS`: what is written of each frame."""
+    """Of `outputs.PAINTED`: what is written of each frame."""
     settings: RunSettings
     """Of every frame alike."""
     every: int = 1
@@ -75,6 +79,8 @@ class RunPlan:
     """Letter classes and figures on what is painted."""
     at_once: Workers = ONE_BY_ONE
     """For which the session is made."""
+    page: PagePlan | None = None
+    """What `report.html` says of how the run was asked for; None: there is none."""
     audit: AuditPlan | None = None
     """Frames that run dense, too; settings that change with what they show are for one image at a time."""
 
@@ -98,6 +104,7 @@ class _Work:
     """What was done of a source, whole frames only."""
 
     report: RunReport
+    album: Album | None
     audit: Audit | None
     failures: list[FailedFrame]
     warnings: list[str]
@@ -146,7 +153,21 @@ def run_source(
             reason = work.failures[0].message if work.failures else "the source gave no frame"
             raise SourceError(f"no frame could be run: {reason}")
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return RunOutcome(summary, tuple(work.failures), tuple(work.warnings), seconds, work.ended)
+        ended = work.ended
+        if plan.page is not None and work.album is not None and ended is None:
+            gates = tuple(gate.layer for gate in session.bundle.manifest.spec.gates)
+            facts = RunFacts(plan.page, seconds, gates, video=source.kind != "images")
+            ended = _page_written(folder, plan, page_from_run(summary, folder / ROWS, work.album, facts))
+    return RunOutcome(summary, tuple(work.failures), tuple(work.warnings), seconds, ended)
+
+
+def _page_written(folder: Path, plan: RunPlan, page: Page) -> OutputFailed | None:
+    """Write `report.html`; what the disk said instead, and then the rest of the run stays."""
+    try:
+        write_text(folder / REPORT_PAGE, html_from_page(page))
+    except OutputFailed as error:
+        return OutputFailed(_as_given(error, folder, plan))
+    return None
 
 
 def _work_through(
@@ -165,6 +186,7 @@ def _work_through(
     auditing = Auditing(answer, plan.audit, drifted)
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
+    album = None if plan.page is None else Album(video=source.kind != "images")
 
     def predict(frame: Frame) -> _Predicted:
         result = answer(frame)
@@ -176,7 +198,10 @@ def _work_through(
     def write(frame: Frame, predicted: _Predicted) -> None:
         result, audited = predicted.result, predicted.audited
         outputs.write(frame, predicted.painted or outputs.painted(result))
-        report.add(row_from_frame(frame, result.tokens, result.timing, audited) | result.facts())
+        row = row_from_frame(frame, result.tokens, result.timing, audited) | result.facts()
+        report.add(row)
+        if album is not None:
+            album.add(row, result)
         auditing.written(frame, audited)
         advance(result.tokens.flops_saved)
 
@@ -191,15 +216,19 @@ def _work_through(
             frames = frames if source.video is None else with_stills_marked(frames)
             Pipeline(frames, predict=predict, write=write, failed=note_failure, stop=stop, workers=workers).run()
     except (OutputFailed, DeviceFailed) as error:
-        # Under the name that the user gave; the folder is called otherwise while it grows.
-        ended = type(error)(str(error).replace(str(folder), str(plan.folder)))
+        ended = type(error)(_as_given(error, folder, plan))
         if not report.frames:
             raise ended from error
         report.keep_whole()
         outputs.keep_whole(report.frames)
     # The writers complete their warnings when they are closed.
     auditing.finish()
-    return _Work(report, auditing.audit, failures, outputs.warnings, ended)
+    return _Work(report, album, auditing.audit, failures, outputs.warnings, ended)
+
+
+def _as_given(error: Exception, folder: Path, plan: RunPlan) -> str:
+    """The message with the name that the user gave; the folder is called otherwise while it grows."""
+    return str(error).replace(str(folder), str(plan.folder))
 
 
 @dataclass(frozen=True)

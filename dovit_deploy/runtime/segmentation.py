@@ -19,7 +19,8 @@ from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.class_map import class_map
 from dovit_deploy.runtime.given import check_pixels_array, described, number_within, path_from
 from dovit_deploy.runtime.legend import ClassShare, class_shares
-from dovit_deploy.runtime.paint import paint_overlay, png_from_mask, save_mask
+from dovit_deploy.runtime.lettering import Color
+from dovit_deploy.runtime.paint import colored, paint_overlay, png_from_mask, save_mask
 from dovit_deploy.runtime.predict import ImageAnswer, Predicts
 from dovit_deploy.runtime.results import (
     Answer,
@@ -29,11 +30,12 @@ from dovit_deploy.runtime.results import (
     Logits,
     Palette,
     Pixels,
+    ShownPicture,
     TokenReport,
     Window,
 )
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds
-from dovit_deploy.runtime.token_maps import paint_selections, paint_tokens
+from dovit_deploy.runtime.token_maps import exit_key, paint_selections, paint_tokens, selection_key
 from dovit_deploy.runtime.workers import MOST_WORKERS, in_order, rounds_of
 from dovit_deploy.sources.source import RGB
 
@@ -65,9 +67,26 @@ class SegmentationResult(ImageAnswer):
 
         Of a model that selects a fixed number of tokens: with how often each was selected.
         """
-        if not self.gates and any(window.report.keep for window in self.tokens.windows):
+        if self._selects:
             return paint_selections(self.rgb, self.tokens, legend=legend)
         return paint_tokens(self.rgb, self.tokens, self.gates, legend=legend)
+
+    @property
+    def _selects(self) -> bool:
+        """Whether the model selects a fixed number of tokens, again and again."""
+        return not self.gates and any(window.report.keep for window in self.tokens.windows)
+
+    def pictures(self) -> tuple[ShownPicture, ...]:
+        """The image, its classes, and what its tokens did, without keys."""
+        return (
+            ShownPicture("input", self.rgb),
+            ShownPicture("mask", colored(self.class_map, self.palette.colors), flat=True),
+            ShownPicture("selected tokens" if self._selects else "exit depth", self.plot_tokens(legend=False)),
+        )
+
+    def token_key(self) -> tuple[tuple[str, Color], ...]:
+        """What the colours of `plot_tokens` stand for."""
+        return selection_key(self.tokens) if self._selects else exit_key(self.tokens, self.gates)
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`: none, the class map is in the mask."""

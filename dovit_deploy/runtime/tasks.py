@@ -1,7 +1,7 @@
 """What a bundle is for, and what follows from that: only here does a run distinguish tasks.
 
-segmentation     Predictor    overlay, masks, tokens
-classification   Classifier   overlay, tokens
+segmentation     Predictor    overlay, masks, tokens, report
+classification   Classifier   overlay, tokens, report
 features         none: a backbone without a head gives arrays, through `Session` alone
 """
 
@@ -15,7 +15,8 @@ from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.legend import ClassShare
-from dovit_deploy.runtime.results import FrameTiming, FrameTokens
+from dovit_deploy.runtime.lettering import Color
+from dovit_deploy.runtime.results import FrameTiming, FrameTokens, ShownPicture
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, session_from
 from dovit_deploy.sources.source import RGB
@@ -40,6 +41,12 @@ class ImageResult(Protocol):
 
     def plot_tokens(self, *, legend: bool = True) -> RGB:
         """The image with what its tokens did on it, and a key below."""
+
+    def pictures(self) -> tuple[ShownPicture, ...]:
+        """How a page shows the frame: the image first, then what can be laid over it."""
+
+    def token_key(self) -> tuple[tuple[str, Color], ...]:
+        """What the colours of `plot_tokens` stand for."""
 
     def facts(self) -> dict[str, Any]:
         """The fields of the answer in a row of `frames.jsonl`."""
@@ -72,7 +79,7 @@ class ImageTask:
     kinds: tuple[str, ...]
     """What `--save` can name."""
     images_default: tuple[str, ...]
-    video_default: tuple[str, ...] = ("overlay",)
+    video_default: tuple[str, ...] = ("overlay", "report")
 
     def checked(self, kinds: tuple[str, ...], *, name: str) -> tuple[str, ...]:
         """The kinds of `--save`; raises UsageError for one that the bundle called `name` cannot give."""
@@ -86,16 +93,16 @@ TASKS: dict[str, ImageTask] = {
     "segmentation": ImageTask(
         "labels every pixel",
         lambda session, at_once: Predictor(session, windows_at_once=at_once),
-        kinds=("overlay", "masks", "tokens"),
-        images_default=("overlay", "masks"),
+        kinds=("overlay", "masks", "tokens", "report"),
+        images_default=("overlay", "masks", "report"),
     ),
     # A label has no map, so there are no masks.
     "classification": ImageTask(
         "names whole images",
         # An image is one window.
         lambda session, _: Classifier(session),
-        kinds=("overlay", "tokens"),
-        images_default=("overlay",),
+        kinds=("overlay", "tokens", "report"),
+        images_default=("overlay", "report"),
     ),
 }
 

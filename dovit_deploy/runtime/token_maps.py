@@ -128,6 +128,16 @@ def _exit_fields(tokens: FrameTokens, gates: tuple[int, ...]) -> list[KeyField]:
     return [*fields, KeyField(shares[-1], 1.0, ("ran to the end", "to the end", "end"))]
 
 
+def exit_key(tokens: FrameTokens, gates: tuple[int, ...]) -> tuple[tuple[str, Color], ...]:
+    """What the colours of `paint_tokens` stand for, cold first."""
+    return tuple((field.names[0], _color(field.level)) for field in _exit_fields(tokens, gates))
+
+
+def selection_key(tokens: FrameTokens) -> tuple[tuple[str, Color], ...]:
+    """What the colours of `paint_selections` stand for, cold first."""
+    return tuple((field.names[0], _color(field.level)) for field in _selection_fields(tokens))
+
+
 def paint_selections(rgb: RGB, tokens: FrameTokens, *, legend: bool = True) -> RGB:
     """How often each part of the image was selected to run.
 

@@ -53,7 +53,12 @@ def rows_in(folder: Path) -> list[dict]:
 def test_images_get_their_classes(dovit, classifier_bundle_path, tiny_bundle_path, images, tmp_path):
     done = dovit("run", images, "--bundle", classifier_bundle_path, "-o", "out", "--json", "run.json")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.jsonl", "overlay", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "frames.jsonl",
+        "overlay",
+        "report.html",
+        "summary.json",
+    ]
     rows = rows_in(tmp_path / "out")
     assert dovit("run", images, "--bundle", tiny_bundle_path, "-o", "segmented").returncode == 0
     assert rows[0].keys() == rows_in(tmp_path / "segmented")[0].keys() | {"top"}

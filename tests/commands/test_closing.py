@@ -108,14 +108,14 @@ def test_one_image_ends_with_its_files(run):
     out, err = run("one.png")
     lines = out.splitlines()
     assert lines[0].startswith("1 image, onnxruntime fp32: ") and lines[-2] == NOT_COMPARED
-    assert lines[-1] == "runs/one: overlay/one.png, masks/one.png, frames.jsonl, summary.json"
+    assert lines[-1] == "runs/one: overlay/one.png, masks/one.png, report.html, frames.jsonl, summary.json"
     assert err.splitlines()[-1].endswith(" --frames one.png")
 
 
 def test_images_and_videos_end_with_a_rate(run):
     out, _ = run("two")
     assert out.startswith("2 images in ") and " images per second" in out
-    assert "runs/two: overlay/, masks/, frames.jsonl, summary.json" in out
+    assert "runs/two: overlay/, masks/, report.html, frames.jsonl, summary.json" in out
     out, _ = run("clip.mp4", "--save", "overlay,tokens,masks", "--dense")
     assert out.startswith("5 frames in ") and "nothing was stopped (--dense)" in out
     assert "runs/clip: overlay.mp4, masks/, tokens.mp4, frames.jsonl, summary.json" in out

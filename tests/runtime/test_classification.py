@@ -120,5 +120,5 @@ def test_what_each_task_can_save():
     assert classification.checked(("tokens", "overlay"), name="x") == ("tokens", "overlay")
     with pytest.raises(UsageError, match=r"'masks' given, and x names whole images; allowed: overlay, tokens"):
         classification.checked(("overlay", "masks"), name="x")
-    assert classification.images_default == classification.video_default == ("overlay",)
-    assert segmentation.images_default == ("overlay", "masks")
+    assert classification.images_default == classification.video_default == ("overlay", "report")
+    assert segmentation.images_default == ("overlay", "masks", "report")
