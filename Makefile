@@ -14,8 +14,8 @@ GPU_VENV := .venv-gpu
 demo: $(VENV)/.installed-demo
 	@mkdir -p demo
 	$(BIN)/python -m dovit_scenes demo/street.mp4 --frames 90 --seed 7 --size 640x360 --fps 15 --overwrite
-	$(BIN)/dovit run demo/street.mp4 -o demo/result --save overlay,tokens --overwrite
-	@echo "look at demo/result/overlay.mp4 and demo/result/tokens.mp4; figures are in demo/result/summary.json"
+	$(BIN)/dovit run demo/street.mp4 -o demo/result --save overlay,tokens,report --overwrite
+	@echo "open demo/result/report.html in a browser; the videos beside it are overlay.mp4 and tokens.mp4"
 
 # The default tests: a few minutes on two cores.
 test: $(VENV)/.installed-test
@@ -54,7 +54,7 @@ $(BIN)/python:
 
 $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(wildcard $(MODEL)/*/*.dovit/manifest.json)
 	# OpenVINO has no wheels for some machines; the demo runs without it.
-	$(PIP) -e '.[cpu,video,openvino]' || $(PIP) -e '.[cpu,video]'
+	$(PIP) -e '.[cpu,video,openvino,report]' || $(PIP) -e '.[cpu,video,report]'
 	$(PIP) --force-reinstall --no-deps ./$(MODEL)
 	# Of another model that is there too, an old version may call itself the default.
 	@for model in $(notdir $(filter-out $(MODEL),$(MODELS))); do \

@@ -26,6 +26,7 @@ from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
+from dovit_deploy.commands.view import view
 from dovit_deploy.errors import DovitError, InputError, Interrupted, OutputFailed, shown
 from dovit_deploy.files import NO_ROOM
 from dovit_deploy.interruption import interruptible
@@ -39,7 +40,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(run, export, adapt, bench, evaluate, calibrate, train),
-    *(build, cache, inspect, doctor),
+    *(view, build, cache, inspect, doctor),
 )
 
 

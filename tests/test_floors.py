@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),
     ("runtime",),
-    ("datasets",),
+    ("datasets", "view"),
     ("measure", "export"),
     ("calibrate", "train"),
     ("adapt",),

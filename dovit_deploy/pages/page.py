@@ -7,7 +7,7 @@ tables, drawings and pictures are there; the script adds the pointer of a timeli
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,7 +134,16 @@ def html_from_page(page: Page) -> str:
     Raises:
         PackageMissing: jinja2 is not installed.
     """
-    return str(_environment().get_template("page.html").render(page=page))
+    return html_from_template("page.html", {"page": page})
+
+
+def html_from_template(name: str, values: Mapping[str, object]) -> str:
+    """A page of its own kind, from the template `name`.
+
+    Raises:
+        PackageMissing: jinja2 is not installed.
+    """
+    return str(_environment().get_template(name).render(values))
 
 
 @cache
@@ -149,8 +158,8 @@ def _environment() -> Any:  # noqa: ANN401  jinja2 comes lazily
         # A name may hold what no browser can show, or turns a line around.
         finalize=_shown,
     )
-    environment.globals["css"] = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    environment.globals["script"] = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    # Style and scripts lie beside the templates, and go into the page as they are.
+    environment.globals["text_of"] = lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
     return environment
 
 

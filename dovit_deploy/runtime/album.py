@@ -119,10 +119,10 @@ class Album:
         return Still(name, facts, tuple(Picture(shown.name, encoded(shown)) for shown in result.pictures()))
 
 
-def encoded(shown: ShownPicture) -> bytes:
-    """A picture as it lies in a page: flat colours as PNG, others as JPEG, at most `LONGER_SIDE` wide or high."""
+def encoded(shown: ShownPicture, *, longer: int = LONGER_SIDE) -> bytes:
+    """A picture as it lies in a page: flat colours as PNG, others as JPEG, at most `longer` pixels wide or high."""
     cv2 = packages.opencv()
-    rgb = _reduced(shown.rgb, flat=shown.flat)
+    rgb = _reduced(shown.rgb, longer, flat=shown.flat)
     options = [cv2.IMWRITE_PNG_COMPRESSION, 9] if shown.flat else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     done, content = cv2.imencode(".png" if shown.flat else ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not done:
@@ -130,9 +130,9 @@ def encoded(shown: ShownPicture) -> bytes:
     return bytes(content.tobytes())
 
 
-def _reduced(rgb: RGB, *, flat: bool) -> RGB:
+def _reduced(rgb: RGB, longer: int, *, flat: bool) -> RGB:
     cv2 = packages.opencv()
-    scale = LONGER_SIDE / max(rgb.shape[:2])
+    scale = longer / max(rgb.shape[:2])
     if scale >= 1:
         return rgb
     size = tuple(max(1, round(side * scale)) for side in (rgb.shape[1], rgb.shape[0]))

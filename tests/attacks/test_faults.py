@@ -163,6 +163,14 @@ def test_a_run_keeps_what_it_did_until_the_disk_was_full(workplace: Path, refusi
     assert json.loads((workplace / "x.json").read_text()) == summary
 
 
+def test_a_run_whose_page_the_disk_refuses_is_whole_without_it(workplace: Path, refusing: Refusing, capsys) -> None:
+    refusing(lambda path: ".partial/report.html" in path.as_posix(), errno.ENOSPC)
+    failed(capsys, dovit(*CALLS["run"]), "out/report.html", "No space left", "done until then: 3 images, in out")
+    assert json.loads((workplace / "out" / "summary.json").read_text())["frames"] == 3
+    assert entries(workplace / "out" / "masks") == {"a.png", "b.png", "c.png"}
+    assert "report.html" not in entries(workplace / "out")
+
+
 def test_a_run_whose_first_frame_the_disk_refuses_leaves_nothing(workplace: Path, refusing: Refusing, capsys) -> None:
     before = entries(workplace)
     refusing(lambda path: ".partial/masks/" in path.as_posix(), errno.ENOSPC)
