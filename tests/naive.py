@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dovit_deploy.families.parts import GateHead, LightHead, MaskHead, QueryHead, SetrHead
+from dovit_deploy.families.parts import FcnHead, GateHead, LightHead, LinearHead, MaskHead, QueryHead, SetrHead
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from tests.naive_parts import (
     Tokens,
@@ -86,6 +86,7 @@ def naive_run(
     running = list(range(spec.patches))
     gates: list[NaiveGate] = []
     answers: Tokens = {}
+    at_taps: dict[int, Tokens] = {tap: {} for tap in spec.taps}
     tapped: list[Tokens] = []
     tokens_per_layer: list[int] = []
     joined = spec.head.joined if isinstance(spec.head, QueryHead) else 0
@@ -94,10 +95,17 @@ def naive_run(
             if gate.layer == layer:
                 decision = None if keep is None else keep[number]
                 found = _gate(spec, weights, number, extra, grid, running, limits[number], floor, decision)
+                # Of those that stop here, of nobody else: later gates do not see them again.
+                leaving = [position for position in running if position not in found.running]
+                if spec.answer == "gate":
+                    head = f"gates.{number}.head."
+                    answers |= {at: per_token(spec.gates[number].head, weights, head, grid[at]) for at in leaving}
                 if spec.answer == "lens":
-                    # Of those that stop here, of nobody else: later gates do not see them again.
-                    leaving = [position for position in running if position not in found.running]
-                    answers |= {at: lens(grid[at], weights, number, spec.norm_eps) for at in leaving}
+                    name = f"lenses.{number}."
+                    answers |= {at: lens(grid[at], weights, name, spec.norm_eps) for at in leaving}
+                for tap in (tap for tap in spec.taps if spec.tap_answer == "lens" and tap > layer):
+                    name = f"tap_lenses.{number}.{tap}."
+                    at_taps[tap] |= {at: lens(grid[at], weights, name, spec.norm_eps) for at in leaving}
                 extra = [found.class_token, *extra[1:]]
                 running = found.running
                 gates.append(found)
@@ -115,8 +123,9 @@ def naive_run(
         moved = dict(zip(running, sequence[spec.extra_tokens :], strict=True))
         grid = {position: moved.get(position, frozen) for position, frozen in grid.items()}
         if layer + 1 in spec.taps:
-            tapped.append(grid)
-    grid |= answers
+            tapped.append({**grid, **at_taps[layer + 1]})
+    if spec.answer == "lens":
+        grid |= answers
     kept = [spec.tokens, *(spec.extra_tokens + len(gate.running) for gate in gates)]
     if isinstance(spec.head, QueryHead):
         tokens_per_layer += [spec.head.queries + spec.tokens] * joined
@@ -125,6 +134,10 @@ def naive_run(
         grid = _normed(spec, weights, grid)
         tapped = [_normed(spec, weights, tokens) for tokens in tapped] if spec.tap_norm else tapped
     grid = {at: np.concatenate([*(tokens[at] for tokens in tapped), token]) for at, token in grid.items()}
+    if spec.answer == "gate":
+        assert isinstance(spec.head, LinearHead | FcnHead)
+        asked = {at: per_token(spec.head, weights, "head.head.", grid[at]) for at in running}
+        return NaiveRun(gates, kept, tokens_per_layer, image_from_tokens(spec, asked | answers))
     return NaiveRun(gates, kept, tokens_per_layer, _decode(spec, weights, grid))
 
 

@@ -45,11 +45,15 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
         looked += _head(gate.head, spec, patches, spec.width)
         # An affine map of every token that is there, whether it stops or not.
         looked += _linear(kept[number], spec.width, spec.width) if spec.answer == "lens" else 0
+        lensed = [tap for tap in spec.taps if spec.tap_answer == "lens" and tap > gate.layer]
+        looked += sum(_linear(kept[number], spec.width, spec.width) for _ in lensed)
+    # Gates that answer spare the head what has stopped.
+    answered = kept[-1] - spec.extra_tokens if gates and spec.gates and spec.answer == "gate" else spec.patches
     return NaiveCost(
         stem=_stem(spec),
         layers=layers,
         gates=looked,
-        head=_head(spec.head, spec, spec.patches, spec.width * (len(spec.taps) + 1)),
+        head=_head(spec.head, spec, answered, spec.width * (len(spec.taps) + 1)),
     )
 
 

@@ -218,10 +218,10 @@ def _doubled(image: Array, weights: Weights, name: str, eps: float) -> Array:
     return mixed
 
 
-def lens(token: Array, weights: Weights, number: int, eps: float) -> Array:
-    """(C,) -> (C,): what gate `number` says that the last layer would have made of a token that stops there."""
+def lens(token: Array, weights: Weights, name: str, eps: float) -> Array:
+    """(C,) -> (C,): what a gate says that a later layer would have made of a token that stops there."""
     plain = layer_norm(token, np.ones_like(token), np.zeros_like(token), eps)
-    return linear(plain, weights, f"lenses.{number}.linear.")
+    return linear(plain, weights, name + "linear.")
 
 
 def masks(head: MaskHead, weights: Weights, grid: Tokens) -> Tokens:

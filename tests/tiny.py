@@ -33,9 +33,9 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.families.vit.spec import Answer, VisionTransformerSpec
 
-HeadName = Literal["mask", "linear", "setr", "pup", "light", "query"]
+HeadName = Literal["mask", "linear", "fcn", "setr", "pup", "light", "query"]
 GateName = Literal["fcn", "linear", "setr"]
 
 # Standard deviations that are not 1 / sqrt(fan in), by the end of the parameter's name.
@@ -61,7 +61,7 @@ def decode_head(name: HeadName, *, width: int, heads: int) -> Head:
         return LightHead(channels=6)
     if name == "query":
         return QueryHead(queries=7, joined=2, doublings=1)
-    return LinearHead()
+    return FcnHead(channels=10) if name == "fcn" else LinearHead()
 
 
 def gate_head(name: GateName) -> GateHead:
@@ -90,8 +90,9 @@ def tiny_spec(
     extra_tokens: int = 1,
     position_mode: PositionMode = "bicubic",
     aggregate_rate: float = 0.1,
-    answer: Literal["feature", "lens"] = "feature",
+    answer: Answer = "feature",
     taps: Sequence[int] = (),
+    tap_answer: Literal["feature", "lens"] = "feature",
     tap_norm: bool = True,
     mlp: MlpKind = "gelu",
     padding: Padding = "end",
@@ -120,6 +121,7 @@ def tiny_spec(
         head=decode_head(head, width=width, heads=heads),
         answer=answer,
         taps=tuple(taps),
+        tap_answer=tap_answer,
         tap_norm=tap_norm,
     )
 

@@ -54,6 +54,7 @@ class AdaptPlan:
         output: Path,
         *,
         gates: Sequence[int] | None,
+        answer: str | None,
         size: tuple[int, int] | None,
         overwrite: bool,
     ) -> AdaptPlan:
@@ -63,10 +64,11 @@ class AdaptPlan:
             dense: a checkpoint without gates.
             output: folder of the bundle, NAME.dovit.
             gates: layers before which they stand; None: as the depth has it.
+            answer: of a stopped token, "gate" or "lens"; None: as the decode head has it.
             size: what the graphs take; None: the checkpoint's own.
             overwrite: replace `output` where it exists.
         """
-        spec = gated(adaptable(dense.spec, source=dense.source), gates)
+        spec = gated(adaptable(dense.spec, source=dense.source), gates, answer=answer)
         empty = adapted_checkpoint(dense, spec, empty_parts(spec))
         return cls(dense, ExportPlan.resolve(empty, output, size=size, overwrite=overwrite), spec)
 

@@ -7,7 +7,7 @@ working folder, which are mapped: a fit reads them as if they were in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ class SeenTokens:
     """(M, K): how much of each class the final answer sees in the patch; sums to 1."""
     windows: tuple[int, ...]
     """Rows of each window, in their order."""
+    tapped: dict[int, Tensor] = field(default_factory=dict)
+    """(M, C) at each tap of the decode head that sees lenses."""
 
 
 class FeatureCache:
@@ -121,16 +123,22 @@ class DensePass:
         del settings
         model, spec = self.model, self.model.spec
         tokens = model.embed(torch.from_numpy(pixels))
-        behind, tapped = list[Tensor](), list[Tensor]()
+        behind, tapped = list[Tensor](), dict[int, Tensor]()
         for layers in spec.stage_layers:
             tokens, more = model.run_layers(tokens, layers, model.attend_at())
             behind.append(tokens[spec.extra_tokens :])
-            tapped += more
-        logits = model.decode(tokens, tapped)
+            tapped |= more
+        logits = model.decode(tokens, [*tapped.values()])
+        seen = [tapped[tap][spec.extra_tokens :] for tap in lensed_taps(spec)]
         rows = torch.from_numpy(np.sort(self.draw.permutation(spec.patches)[: self.most]))
-        self.cache.append(column[rows].float() for column in (*behind, patch_answers(logits, spec)))
+        self.cache.append(column[rows].float() for column in (*seen, *behind, patch_answers(logits, spec)))
         report = TokenReport((spec.tokens,) * len(behind), 1.0, 1.0, (), (), RunTiming(0.0, ()))
         return np.asarray(logits.numpy(), dtype=np.float32), report
+
+
+def lensed_taps(spec: VisionTransformerSpec) -> tuple[int, ...]:
+    """The taps that see a lens of some gate."""
+    return tuple(sorted({tap for gate in spec.gates for tap in spec.lensed_taps(gate)}))
 
 
 def patch_answers(logits: Tensor, spec: VisionTransformerSpec) -> Tensor:
@@ -170,5 +178,7 @@ def seen_from_images(
     for rgb in images:
         predictor.run(rgb, settings)
         advance()
-    *reached, last, answers = cache.columns()
-    return SeenTokens(tuple(reached), last, answers, tuple(cache.windows))
+    *before, last, answers = cache.columns()
+    taps = lensed_taps(model.spec)
+    tapped, reached = before[: len(taps)], before[len(taps) :]
+    return SeenTokens(tuple(reached), last, answers, tuple(cache.windows), dict(zip(taps, tapped, strict=True)))

@@ -2,7 +2,7 @@
 
 A gate is a softmax regression from a token to the share of each class in the final answer to its patch: minimising
 their cross-entropy is minimising the Kullback-Leibler divergence from the answer. A lens is a ridge regression from a
-token to what the last layer makes of it.
+token to what a later layer makes of it: one for each layer that the decode head reads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dovit_deploy.adapt.features import SeenTokens
 from dovit_deploy.adapt.report import GateEntry
 from dovit_deploy.families.heads import LinearTokenHead
 from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.train.fitted import fit_head, fit_lens
 
@@ -39,11 +40,25 @@ def fitted_parts(
             raise TypeError("gates that are fitted here are linear")
         fitted = fitted_gate(tokens, seen.answers, draw)
         fits.append(_gate_fit(gate.layer, fitted, seen, tokens))
-        lens = Lens(model.spec)
-        fit_lens(lens, tokens, seen.last)
-        for prefix, module in ((f"gates.{number}.head.classifier", fitted), (f"lenses.{number}.linear", lens.linear)):
-            parts |= {f"{prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
+        parts |= named_parts(f"gates.{number}.head.classifier", fitted)
+        for name, wanted in _readers(model.spec, number, seen).items():
+            lens = Lens(model.spec)
+            fit_lens(lens, tokens, wanted)
+            parts |= named_parts(f"{name}.linear", lens.linear)
     return parts, tuple(fits)
+
+
+def _readers(spec: VisionTransformerSpec, number: int, seen: SeenTokens) -> dict[str, Tensor]:
+    """The lenses of gate `number` by name, and what each is to show: (M, C) as the dense network has it there."""
+    if spec.answer != "lens":
+        return {}
+    taps = spec.lensed_taps(spec.gates[number])
+    return {f"lenses.{number}": seen.last, **{f"tap_lenses.{number}.{tap}": seen.tapped[tap] for tap in taps}}
+
+
+def named_parts(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of `module` under the names that they have where it is called `prefix`."""
+    return {f"{prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
 
 
 class _Standardised(nn.Module):

@@ -1,9 +1,10 @@
-"""Which networks can be made dynamic, and what are they then? A dense spec -> the same layers with gates and lenses."""
+"""Which networks can be made dynamic, and what are they then? A dense spec -> the same layers with gates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.any_spec import AnySpec
+from dovit_deploy.families.parts import FcnHead, LinearHead, head_text
 from dovit_deploy.families.registry import family_of
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.train.network import added_layers, gate_specs
@@ -47,8 +49,27 @@ def adaptable(spec: AnySpec, *, source: str) -> VisionTransformerSpec:
     return spec
 
 
-def gated(spec: VisionTransformerSpec, layers: Sequence[int] | None) -> VisionTransformerSpec:
-    """The network of `spec` with a gate before each of `layers` and a lens at each gate.
+def stopped_answer(spec: VisionTransformerSpec, wanted: str | None) -> Literal["gate", "lens"]:
+    """What answers for a stopped token: where the decode head looks at one token at a time its gate, else a lens.
+
+    Raises:
+        UsageError: another is `wanted`, which cannot be.
+    """
+    alone = isinstance(spec.head, LinearHead | FcnHead)
+    if wanted not in (None, "gate", "lens"):
+        raise UsageError(f"--answer '{wanted}' given; there are: gate, lens")
+    if wanted == "gate" and not alone:
+        raise UsageError(
+            f"--answer gate: the decode head ({head_text(spec.head)}) does not look at one token at a time, so that no "
+            "gate can answer in its place; --answer lens is possible"
+        )
+    return "lens" if wanted == "lens" or not alone else "gate"
+
+
+def gated(
+    spec: VisionTransformerSpec, layers: Sequence[int] | None, *, answer: str | None = None
+) -> VisionTransformerSpec:
+    """The network of `spec` with a gate before each of `layers`, and what answers for tokens that stop there.
 
     What stops changes no other token: the class token stays its own (`aggregate_rate` of 1), since layers that never
     saw a mean in it could make nothing of it.
@@ -56,9 +77,10 @@ def gated(spec: VisionTransformerSpec, layers: Sequence[int] | None) -> VisionTr
     Args:
         spec: of a network that is `adaptable`.
         layers: None: 2, 5, 8 of 12, 6, 12, 18 of 24, else quarters, as far as tokens can stop there.
+        answer: as `stopped_answer` takes it.
 
     Raises:
-        UsageError: layers that do not rise, or where no gate can stand.
+        UsageError: layers that do not rise, or where no gate can stand; or an answer that cannot be.
     """
     if layers is None:
         layers = [layer for layer in added_layers(spec.depth) if layer < spec.rejoin]
@@ -71,10 +93,12 @@ def gated(spec: VisionTransformerSpec, layers: Sequence[int] | None) -> VisionTr
         raise UsageError(
             f"--gates {','.join(map(str, layers))}: layers from 1 to {spec.rejoin - 1} that rise are needed{joined}"
         )
+    chosen = stopped_answer(spec, answer)
     change = {
         "family": "dovit",
         "gates": [gate.model_dump() for gate in gate_specs(tuple(layers), channels=0)],
-        "answer": "lens",
+        "answer": chosen,
+        "tap_answer": "lens" if chosen == "lens" and spec.taps and spec.taps[-1] > layers[0] else "feature",
         "aggregate_rate": 1.0,
     }
     return VisionTransformerSpec.model_validate({**spec.model_dump(), **change})

@@ -56,6 +56,13 @@ def adapt(
         str | None,
         typer.Option(metavar="L[,L...]", help="Layers with a gate before them; default: 2,5,8 of 12, 6,12,18 of 24."),
     ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="gate|lens",
+            help="What answers for a stopped token; default: its gate, where the head looks at one token at a time.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="Images that are taken at most, spread evenly; default: 256.")
     ] = None,
@@ -68,7 +75,7 @@ def adapt(
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
-    """Make a dense network dynamic from images without labels: gates and lenses are fitted to its own answers.
+    """Make a dense network dynamic from images without labels: gates are fitted to its own answers.
 
     The network itself stays as it is, and so does its dense answer, bit for bit. Half of the images are fitted to; on
     the others thresholds are chosen at which on average at most 1% of the pixels change, and a table shows what else
@@ -86,7 +93,7 @@ def adapt(
     target = targets.claim_bundle(output, source, inputs=inputs, overwrite=overwrite, added="-adapted")
     targets.claim_report(json_file, inputs=inputs, output=target)
     layers = _gate_layers(gates)
-    plan = _plan(source, target, head=head, config=config, layers=layers, size=size, overwrite=overwrite)
+    plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)
     labelled = _labelled(labels, plan)
     opened, report, bundle = _adapted(plan, given, limit=limit, labelled=labelled, quiet=quiet)
@@ -140,6 +147,7 @@ def _plan(
     head: Path | None,
     config: Path | None,
     layers: tuple[int, ...] | None,
+    answer: str | None,
     size: str | None,
     overwrite: bool,
 ) -> AdaptPlan:
@@ -148,7 +156,7 @@ def _plan(
 
     wanted = arguments.size(size, option="--size")
     dense = checkpoint_from_path(source, head=head, config=config)
-    return AdaptPlan.resolve(dense, target, gates=layers, size=wanted, overwrite=overwrite)
+    return AdaptPlan.resolve(dense, target, gates=layers, answer=answer, size=wanted, overwrite=overwrite)
 
 
 def _remark(plan: AdaptPlan, source: Path, *, quiet: bool, verbose: bool) -> None:
@@ -156,13 +164,6 @@ def _remark(plan: AdaptPlan, source: Path, *, quiet: bool, verbose: bool) -> Non
         console.remark(f"{source.name}: {line}", quiet=not verbose)
     if plan.dense.assumed:
         console.remark(f"{plan.dense.assumed} (dovit export --positions, then adapt the bundle)", quiet=quiet)
-    tapped = [tap for tap in plan.spec.taps if tap > plan.spec.gates[0].layer]
-    if tapped:
-        console.remark(
-            f"the head also reads the tokens after layers {', '.join(map(str, tapped))}, where a stopped one shows "
-            "what it stopped with: expect little to stop",
-            quiet=quiet,
-        )
     if plan.export.manifest.preprocessing.assumed:
         console.remark(
             "mean and std: ImageNet's assumed; the checkpoint does not say (dovit export --mean --std, then adapt the "

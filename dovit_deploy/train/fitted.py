@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import FIT_STREAM, TrainConfig
-from dovit_deploy.train.masked import embed, run_layers
+from dovit_deploy.train.masked import embed, pieces, run_layers
 from dovit_deploy.train.objective import histogram_loss, token_histograms
 
 TOKENS = 49_152
@@ -40,6 +40,8 @@ class Seen:
     """(M, C) behind the last layer, before the last norm."""
     histograms: Tensor
     """(M, K), share of each class among a token's pixels."""
+    tapped: dict[int, Tensor]
+    """(M, C) at each tap of the decode head."""
 
 
 def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfig, weights: Tensor) -> None:
@@ -60,6 +62,8 @@ def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainC
         fit_head(gate.head, reached, seen.histograms, weights, draw)
         if model.lenses:
             fit_lens(cast("Lens", model.lenses[number]), reached, seen.last)
+        for tap, lens in cast("nn.ModuleDict", model.tap_lenses[number]).items():
+            fit_lens(cast("Lens", lens), reached, seen.tapped[int(tap)])
 
 
 @torch.no_grad()
@@ -71,15 +75,19 @@ def _seen(model: VisionTransformer, batches: Iterable[Batch], config: TrainConfi
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             embedded = embed(model, batch.pixels.to(device), batch.origin.to(device))
-            tokens, behind = embedded.tokens, []
+            tokens, behind, tapped = embedded.tokens, [], []
             for layers in spec.stage_layers:
-                tokens = run_layers(model, layers, tokens, rotations=embedded.rotations)
-                behind.append(tokens[:, spec.extra_tokens :].flatten(0, 1))
+                for piece in pieces(layers, spec.taps):
+                    tokens = run_layers(model, piece, tokens, rotations=embedded.rotations)
+                    patches = tokens[:, spec.extra_tokens :].flatten(0, 1)
+                    tapped += [patches] if piece[1] in spec.taps else []
+                behind.append(patches)
         histograms = token_histograms(batch.labels.to(device), spec.patch, spec.classes).flatten(0, 1)
         chosen = torch.from_numpy(draw.permutation(len(histograms))[:most]).to(device)
-        parts.append([part[chosen].float() for part in (*behind, histograms)])
-    *reached, last, histograms = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Seen(tuple(reached), last, histograms)
+        parts.append([part[chosen].float() for part in (*tapped, *behind, histograms)])
+    *before, last, histograms = (torch.cat(column) for column in zip(*parts, strict=True))
+    tapped, reached = before[: len(spec.taps)], before[len(spec.taps) :]
+    return Seen(tuple(reached), last, histograms, dict(zip(spec.taps, tapped, strict=True)))
 
 
 def fit_head(

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from dovit_deploy.families.heads import grid_from_tokens
 from dovit_deploy.families.rotary import Rotations
 from dovit_deploy.families.tokens import aggregate_limit
 from dovit_deploy.families.vit.network import TokenGate, VisionTransformer
@@ -43,7 +44,9 @@ class Stopped:
     values: list[Tensor] = field(default_factory=list)
     """(B, k, C) of each gate."""
     answers: list[Tensor] = field(default_factory=list)
-    """(B, k, C): what the decode head sees of them."""
+    """(B, k, C): what the decode head sees of them; where gates answer (B, k, K), their logits."""
+    at_taps: dict[int, list[Tensor]] = field(default_factory=dict)
+    """(B, k, C) of each gate: what the head sees of them at a tap, where that is a lens."""
 
     @property
     def count(self) -> int:
@@ -99,7 +102,8 @@ def gathered_forward(
         for piece in pieces(layers, model.spec.taps):
             tokens = run_layers(model, piece, tokens, rotations=rotations, skips=skips)
             if piece[1] in model.spec.taps:
-                tapped.append(stopped.with_running(stopped.values, running, tokens[:, extra:]))
+                held = stopped.at_taps.get(piece[1], stopped.values)
+                tapped.append(stopped.with_running(held, running, tokens[:, extra:]))
         if number == len(model.gates):
             break
         patches = tokens[:, extra:]
@@ -110,7 +114,8 @@ def gathered_forward(
             outputs.append(GateOutput(seen.new_zeros(0, 0), nothing, mask_of(running, total)))
             continue
         logits = gate.head(seen)
-        stop, keep = most_confident(logits.reshape(*running.shape, logits.shape[-1]), quotas.shares[number])
+        of_each = logits.reshape(*running.shape, logits.shape[-1])
+        stop, keep = most_confident(of_each, quotas.shares[number])
         reached, running = running, running.gather(1, keep)
         outputs.append(GateOutput(logits, mask_of(reached, total), mask_of(running, total)))
         leaving = take_each(patches, stop)
@@ -118,13 +123,24 @@ def gathered_forward(
             leaving = leaving.detach()
         stopped.positions.append(reached.gather(1, stop))
         stopped.values.append(leaving)
-        stopped.answers.append(model.lenses[number](leaving) if model.lenses else leaving)
+        if model.spec.answer == "gate":
+            stopped.answers.append(take_each(of_each, stop))
+        else:
+            stopped.answers.append(model.lenses[number](leaving) if model.lenses else leaving)
+        for tap, lens in model.tap_lenses[number].items():
+            stopped.at_taps.setdefault(int(tap), []).append(lens(leaving))
         tokens = torch.cat([tokens[:, :extra], take_each(patches, keep)], 1)
         if rotations is not None:
             on = ((table[:, :extra], take_each(table[:, extra:], keep)) for table in rotations)
             rotations = Rotations(*(torch.cat(parts, 1) for parts in on))
-    features = model.features(stopped.with_running(stopped.answers, running, tokens[:, extra:]), tapped)
-    return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))
+    gates_answer = model.spec.answer == "gate"
+    held = stopped.values if gates_answer else stopped.answers
+    features = model.features(stopped.with_running(held, running, tokens[:, extra:]), tapped)
+    logits = decode(model.head, features, embedded.grid)
+    if gates_answer:
+        own = take_each(logits.flatten(2).transpose(1, 2), running)
+        logits = grid_from_tokens(stopped.with_running(stopped.answers, running, own), embedded.grid)
+    return TrainingOutput(logits, features, tuple(outputs))
 
 
 def mask_of(positions: Tensor, total: int) -> Tensor:

@@ -8,14 +8,14 @@ The decisions carry no gradient.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.heads import MaskTransformerHead
+from dovit_deploy.families.heads import MaskTransformerHead, grid_from_tokens
 from dovit_deploy.families.layers import Attend, PatchTransformer, attend_turned
 from dovit_deploy.families.rotary import Rotations
 from dovit_deploy.families.spec import Grid, ModelSpec
@@ -201,10 +201,48 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
     return GateOutput(logits, running, keep)
 
 
-def answered(lens: nn.Module, tokens: Tensor, ran: Tensor, answers: Tensor | None, extra: int) -> Tensor:
-    """`answers` (B, E + N, C), None before the first gate, with those of the tokens that `ran` (B, N) written anew."""
-    found: Tensor = lens(tokens)
-    return found if answers is None else torch.where(with_extra(ran, extra)[..., None], found, answers)
+@dataclass
+class Answers:
+    """What the decode head is to see of tokens that stop, by its readers: the last layer (None), and taps.
+
+    Where gates answer it is the logits of each patch, (B, N, K), else (B, E + N, C).
+    """
+
+    model: VisionTransformer
+    held: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def note(self, number: int, tokens: Tensor, output: GateOutput) -> None:
+        """Write anew what is held of the tokens that ran to gate `number`: `tokens` (B, E + N, C)."""
+        if self.model.spec.answer == "gate":
+            # None are there where the gate had too few to learn from; then nothing stops.
+            if len(output.logits):
+                shape = (*output.running.shape, self.model.spec.classes)
+                found = output.logits.new_zeros(shape).index_put((output.running,), output.logits)
+                self._write(None, found, output.running)
+            return
+        ran = with_extra(output.running, self.model.spec.extra_tokens)
+        if self.model.lenses:
+            self._write(None, self.model.lenses[number](tokens), ran)
+        for tap, lens in self.model.tap_lenses[number].items():
+            self._write(int(tap), lens(tokens), ran)
+
+    def _write(self, reader: int | None, found: Tensor, ran: Tensor) -> None:
+        before = self.held.get(reader)
+        self.held[reader] = found if before is None else torch.where(ran[..., None], found, before)
+
+    def seen(self, reader: int | None, tokens: Tensor, running: Tensor) -> Tensor:
+        """What `reader` sees: `tokens` (B, E + N, C) where they are `running` (B, N), else what is held."""
+        if reader not in self.held or self.model.spec.answer == "gate":
+            return tokens
+        # What has run to the end is its own answer.
+        return torch.where(with_extra(running, self.model.spec.extra_tokens)[..., None], tokens, self.held[reader])
+
+    def over(self, logits: Tensor, running: Tensor) -> Tensor:
+        """The head's `logits` (B, K, h, w), where gates answer theirs for what is not `running` (B, N)."""
+        if self.model.spec.answer != "gate" or None not in self.held:
+            return logits
+        grid = logits.shape[-2:]
+        return torch.where(running.unflatten(1, grid)[:, None], logits, grid_from_tokens(self.held[None], grid))
 
 
 def decode(head: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
@@ -234,7 +272,7 @@ def masked_forward(
     tokens = embedded.tokens
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
-    answers, tapped = None, list[Tensor]()
+    answers, tapped = Answers(model), list[Tensor]()
     for number, layers in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)
@@ -243,7 +281,7 @@ def masked_forward(
         for piece in pieces(layers, model.spec.taps):
             tokens = run_layers(model, piece, tokens, running=ran, rotations=embedded.rotations, skips=skips)
             if piece[1] in model.spec.taps:
-                tapped.append(tokens)
+                tapped.append(answers.seen(piece[1], tokens, running))
         if number < len(model.gates):
             seen = tokens[:, extra:].detach() if detach_gates else tokens[:, extra:]
             output = run_gate(cast("TokenGate", model.gates[number]), seen, running, number, passing)
@@ -252,9 +290,8 @@ def masked_forward(
             # A stopped token's value is read by later layers, which then do not pull it towards them.
             if detach_stopped:
                 tokens = torch.where(with_extra(running, extra)[..., None], tokens, tokens.detach())
-            if model.lenses and passing is not None:
-                answers = answered(model.lenses[number], tokens, output.running, answers, extra)
-    # What has run to the end is its own answer.
-    ending = tokens if answers is None else torch.where(with_extra(running, extra)[..., None], tokens, answers)
-    features = model.features(ending, tapped)[:, extra:]
-    return TrainingOutput(decode(model.head, features, embedded.grid), features, tuple(outputs))
+            if passing is not None:
+                answers.note(number, tokens, output)
+    features = model.features(answers.seen(None, tokens, running), tapped)[:, extra:]
+    logits = answers.over(decode(model.head, features, embedded.grid), running)
+    return TrainingOutput(logits, features, tuple(outputs))

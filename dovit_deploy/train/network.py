@@ -25,7 +25,7 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Size
 from dovit_deploy.families.stvit.spec import StvitSegmenterSpec
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.families.vit.spec import Answer, VisionTransformerSpec
 from dovit_deploy.record import Record
 
 FamilyName = Literal["dovit", "evovit", "stvit"]
@@ -71,8 +71,9 @@ class NetworkChoice(Record):
     depth; with `--init`, the checkpoint's gates or, where it has none, those that `dovit adapt` would add."""
     gate_channels: int = Field(default=128, ge=0, le=65_536)
     """Inner width of a gate's head; 0: one linear layer."""
-    answer: Literal["feature", "lens"] = "feature"
-    """What the decode head sees of a stopped token: its value, or that through an affine map of its gate."""
+    answer: Answer = "feature"
+    """What the decode head sees of a stopped token: its value, or that through an affine map of its gate (lens); gate:
+    nothing, the gate answers, where the head looks at one token at a time."""
     aggregate_rate: Share = 0.1
     """The class token takes in the mean of the stopped tokens once this share of all has stopped; 1: never."""
     ratio: float = Field(default=0.5, gt=0, le=1)
@@ -224,6 +225,8 @@ def _changed(
     stated = choice.model_fields_set & {"answer", "aggregate_rate"}
     change = {
         **{name: getattr(choice, name) for name in stated},
+        # Lenses of taps come from an adapted network, and go where its own go.
+        "tap_answer": spec.tap_answer if "answer" not in stated or choice.answer == "lens" else "feature",
         "depth": depth,
         "gates": [gate.model_dump() for gate in gates],
         "family": "dovit" if gates else "segmenter",

@@ -122,7 +122,9 @@ def _state_of(
     chosen: VisionTransformerSpec | EvoDeitSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
 ) -> dict[str, Tensor]:
     """What of `state`, weights of `spec`, the network `chosen` has: its layers, and what belongs to gates in both."""
-    has_lenses = isinstance(chosen, VisionTransformerSpec) and chosen.answer == "lens"
+    vit = isinstance(chosen, VisionTransformerSpec)
+    absent = {"lenses"} if not vit or chosen.answer != "lens" else set[str]()
+    absent |= {"tap_lenses"} if not vit or chosen.tap_answer != "lens" else set()
     renumbered = {str(spec.gates.index(gate)): number for number, gate in enumerate(chosen.gates) if gate in spec.gates}
     taken: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -131,7 +133,7 @@ def _state_of(
         if part == "blocks" and int(number) >= chosen.depth:
             continue
         if part in GATE_PARTS:
-            if number not in renumbered or (part == "lenses" and not has_lenses):
+            if number not in renumbered or part in absent:
                 continue
             name = f"{part}.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
         taken[name] = tensor

@@ -14,17 +14,19 @@ from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.errors import OutputFailed
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.registry import model_from_spec
+from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.runtime.settings import RunSettings
+from dovit_deploy.runtime.transforms import whole_input
 from tests.bundles import tiny_checkpoint
 from tests.tiny import tiny_pixels, tiny_spec
 
 SPEC = tiny_spec(head="light", gate="linear", gates=(1, 3), size=(40, 56), answer="lens", aggregate_rate=1.0)
 
 
-def planned(**changes: object) -> tuple[torch.nn.Module, Bundle]:
-    checkpoint = tiny_checkpoint(SPEC, **changes)
+def planned(spec: VisionTransformerSpec = SPEC, **changes: object) -> tuple[torch.nn.Module, Bundle]:
+    checkpoint = tiny_checkpoint(spec, **changes)
     bundle = Bundle(Path("x.dovit"), ExportPlan.resolve(checkpoint, Path("x.dovit")).manifest)
-    return model_from_spec(SPEC, checkpoint.state), bundle
+    return model_from_spec(spec, checkpoint.state), bundle
 
 
 def test_a_window_gives_its_tokens_at_every_gate_and_at_the_end(tmp_path: Path) -> None:
@@ -90,3 +92,28 @@ def test_larger_images_slide_and_give_more_rows(tmp_path: Path) -> None:
     assert seen.windows == (12,) * 5
     assert len(seen.last) == len(seen.answers) == 60 and len(seen.reached) == 2
     assert len(advanced) == 2
+
+
+def test_what_lenses_of_taps_are_fitted_to_is_what_the_tapped_layer_gives(tmp_path: Path) -> None:
+    spec = tiny_spec(
+        head="light",
+        gate="linear",
+        gates=(1, 3),
+        size=(40, 56),
+        depth=5,
+        taps=(1, 2, 4),
+        answer="lens",
+        tap_answer="lens",
+    )
+    model, bundle = planned(spec)
+    (image,) = images = [np.full((40, 56, 3), 70, np.uint8)]
+    seen = seen_from_images(model, bundle, images, count=1, folder=tmp_path, advance=lambda: None)
+    # The first tap is before all gates: everything ran to it.
+    assert seen.tapped.keys() == {2, 4}
+    with torch.no_grad():
+        tokens = model.embed(torch.from_numpy(whole_input(image, bundle.manifest)))
+        for layer, block in enumerate(model.blocks, start=1):
+            tokens = block(tokens)
+            for wanted in [one for tap, one in seen.tapped.items() if tap == layer]:
+                torch.testing.assert_close(wanted, tokens[spec.extra_tokens :])
+        torch.testing.assert_close(seen.last, tokens[spec.extra_tokens :])

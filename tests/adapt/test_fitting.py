@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,28 @@ def test_all_parts_are_fitted_and_the_same_every_time() -> None:
     torch.testing.assert_close(
         model.lenses[1](seen_tokens().reached[1]).mean(0), seen_tokens().last.mean(0), atol=1e-3, rtol=1e-3
     )
+
+
+def test_every_reader_has_a_lens_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 2)
+    spec = tiny_spec(head="light", gate="linear", gates=(1, 3), depth=5, taps=(2, 4), answer="lens", tap_answer="lens")
+    model, seen = model_from_spec(spec, tiny_state(spec)), seen_tokens()
+    seen = replace(seen, tapped={2: -seen.reached[0], 4: 3 * seen.reached[0]})
+    parts, _ = fitted_parts(model, seen, Unseen())
+    assert parts.keys() == empty_parts(spec).keys()
+    model.load_state_dict(parts, strict=False)
+    for lens, wanted in ((model.tap_lenses[0]["2"], -1.0), (model.tap_lenses[0]["4"], 3.0)):
+        # A norm stands before the map, so that a token's own length is lost.
+        errors = (lens(seen.reached[0]) - wanted * seen.reached[0]).abs().mean() / abs(wanted)
+        assert errors < 0.4
+
+
+def test_where_gates_answer_nothing_else_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 2)
+    spec = tiny_spec(head="linear", gate="linear", gates=(1, 3), answer="gate", aggregate_rate=1.0)
+    parts, _ = fitted_parts(model_from_spec(spec, tiny_state(spec)), seen_tokens(), Unseen())
+    assert parts.keys() == empty_parts(spec).keys()
+    assert {name.partition(".")[0] for name in parts} == {"gates"}
 
 
 @pytest.mark.parametrize("at_once", [7, 16_384])

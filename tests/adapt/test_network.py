@@ -9,7 +9,7 @@ from dovit_deploy.adapt.network import adaptable, adapted_checkpoint, empty_part
 from dovit_deploy.errors import UsageError
 from dovit_deploy.families.registry import model_from_spec
 from tests.bundles import tiny_checkpoint
-from tests.tiny import tiny_pixels, tiny_spec
+from tests.tiny import HeadName, tiny_pixels, tiny_spec
 from tests.tiny_evovit import tiny_deit_spec
 from tests.tiny_stvit import tiny_swin
 
@@ -20,7 +20,34 @@ from tests.tiny_stvit import tiny_swin
 def test_gates_stand_where_the_depth_has_them(depth: int, layers: tuple[int, ...]) -> None:
     spec = gated(tiny_spec(gates=(), depth=depth, head="linear"), None)
     assert tuple(gate.layer for gate in spec.gates) == layers
-    assert spec.answer == "lens" and spec.aggregate_rate == 1.0
+    assert spec.answer == "gate" and spec.aggregate_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("head", "wanted", "answer"),
+    [("linear", None, "gate"), ("fcn", None, "gate"), ("linear", "lens", "lens"), ("fcn", "gate", "gate")]
+    + [(head, wanted, "lens") for head in ("mask", "light", "setr", "query") for wanted in (None, "lens")],
+)
+def test_gates_answer_where_the_head_looks_at_one_token(head: HeadName, wanted: str | None, answer: str) -> None:
+    assert gated(tiny_spec(gates=(), head=head, depth=5), (1, 2), answer=wanted).answer == answer
+
+
+@pytest.mark.parametrize("head", ["mask", "light", "query"])
+def test_a_gate_does_not_answer_for_a_head_that_mixes_tokens(head: HeadName) -> None:
+    with pytest.raises(UsageError, match=r"--answer gate: the decode head \(.*--answer lens is possible"):
+        gated(tiny_spec(gates=(), head=head, depth=5), (1,), answer="gate")
+
+
+def test_every_layer_that_a_head_reads_behind_a_gate_gets_a_lens() -> None:
+    spec = gated(tiny_spec(gates=(), head="light", depth=6, taps=(2, 4)), (2, 3))
+    assert spec.tap_answer == "lens" and [spec.lensed_taps(gate) for gate in spec.gates] == [(4,), (4,)]
+    assert {name for name in empty_parts(spec) if "weight" in name and "lenses" in name} == {
+        *("lenses.0.linear.weight", "lenses.1.linear.weight"),
+        *("tap_lenses.0.4.linear.weight", "tap_lenses.1.4.linear.weight"),
+    }
+    # No tap sees what stopped: where all lie before the gates, and where gates answer.
+    assert gated(tiny_spec(gates=(), head="light", depth=6, taps=(1, 2)), (2, 3)).tap_answer == "feature"
+    assert gated(tiny_spec(gates=(), head="linear", depth=6, taps=(2, 4)), (2, 3)).tap_answer == "feature"
 
 
 def test_no_gate_stands_where_queries_join() -> None:

@@ -58,7 +58,7 @@ def test_a_dense_network_becomes_dynamic_and_stays_itself(call: Call, tmp_path: 
     assert "1 image of" in err and "bad0.png: cannot be decoded" in err
     bundle, report = Bundle.open("made.dovit"), json.loads(Path("report.json").read_text())
     spec = bundle.manifest.spec
-    assert [gate.layer for gate in spec.gates] == [2] and spec.answer == "lens" and spec.aggregate_rate == 1.0
+    assert [gate.layer for gate in spec.gates] == [2] and spec.answer == "gate" and spec.aggregate_rate == 1.0
     assert report["bundle"] == str(bundle.path) and report["taken"] == 24 and len(report["failed"]) == 1
     assert bundle.manifest.defaults.thresholds == ((report["thresholds"][0],) * spec.classes,)
     (table,) = report["tables"]
@@ -137,6 +137,7 @@ def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkey
     assert code == 0, err
     bundle = Bundle.open("made.dovit")
     assert len(bundle.manifest.spec.gates) == 1
+    assert bundle.manifest.spec.answer == ("gate" if kind == "dinov2" else "lens")
     # Random weights answer at random: whether something stops there or not, it is said.
     assert "nothing stops" in out or "of the MACs saved" in out
     plan = ExportPlan.resolve(dense[0], Path("x.dovit"), size=(48, 64))
@@ -153,6 +154,7 @@ def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkey
         (("dense", "images", "-o", "made.folder"), 2, "a bundle is called NAME.dovit"),
         (("dense", "images", "--gates", "2,9"), 2, "--gates 2,9: layers from 1 to 3 that rise are needed"),
         (("dense", "images", "--gates", "two"), 2, "--gates: 'two' given; layers separated by commas"),
+        (("dense", "images", "--answer", "feature"), 2, "--answer 'feature' given; there are: gate, lens"),
         (("dense", "few"), 3, "3 images; at least 5 are needed"),
         (("dense", "empty"), 3, "no image in this folder"),
         (("dense", "nowhere"), 3, "no such file or folder"),

@@ -1,4 +1,5 @@
-"""Rotary positions, and queries in the last layers, in every form of a graph: fast, int8, OpenVINO's, TensorRT's."""
+"""Rotary positions, queries, and what answers for a stopped token, in every form of a graph: fast, int8, OpenVINO's,
+TensorRT's."""
 
 from __future__ import annotations
 
@@ -36,12 +37,25 @@ SPECS = {
     "queries": tiny_spec(
         head="query", gate="linear", gates=(1, 2), depth=5, size=(70, 120), extra_tokens=5, answer="lens"
     ),
+    "gates answer": tiny_spec(
+        head="linear", gate="linear", gates=(1, 2), depth=3, size=(70, 120), extra_tokens=5, taps=(1,), answer="gate"
+    ),
+    "lenses of taps": tiny_spec(
+        head="light",
+        gate="linear",
+        gates=(1, 2),
+        depth=4,
+        size=(70, 120),
+        taps=(2, 3),
+        answer="lens",
+        tap_answer="lens",
+    ),
 }
 SPEC = SPECS["rotary"]
 PIXELS = tiny_pixels(SPEC.size, 3).numpy()
 
 
-NAMES = ["rotary", pytest.param("queries", marks=pytest.mark.exhaustive)]
+NAMES = ["rotary", "gates answer", "lenses of taps", pytest.param("queries", marks=pytest.mark.exhaustive)]
 
 
 @dataclass(frozen=True)
@@ -73,9 +87,9 @@ def bundle(made: Callable[[str], Made]) -> Bundle:
 
 
 def patterns() -> list[list[np.ndarray]]:
-    """Nothing, about half and about everything stopped, each gate's grid of what runs on."""
+    """Nothing, about half, about everything and everything stopped, each gate's grid of what runs on."""
     draw = np.random.default_rng(1).random((2, *SPEC.grid))
-    return [[draw[0] < share, (draw[0] < share) & (draw[1] < share)] for share in (1.0, 0.6, 0.1)]
+    return [[draw[0] < share, (draw[0] < share) & (draw[1] < share)] for share in (1.0, 0.6, 0.1, 0.0)]
 
 
 def answers(session: Session) -> list[np.ndarray]:
@@ -90,12 +104,23 @@ def test_engines_agree_whatever_is_kept(made: Callable[[str], Made], name: str, 
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["gates answer", "lenses of taps"])
+def test_what_runs_to_the_end_is_not_touched(made: Callable[[str], Made], name: str, engine: str) -> None:
+    """Neither lens nor gate: with nothing stopped the answer is the dense network's, bit for bit."""
+    with Session(made(name).bundle, engine=engine, threads=1) as session:
+        np.testing.assert_array_equal(session.run(PIXELS, keep=patterns()[0])[0], session.run(PIXELS, dense=True)[0])
+
+
 @pytest.mark.parametrize(
     ("name", "precision", "bucket", "tolerance"),
     [
         pytest.param("rotary", "fp32", None, 1e-4, marks=pytest.mark.exhaustive),
         ("rotary", "fp32", 7, 1e-4),
         ("rotary", "fp16", 7, 3e-2),
+        ("gates answer", "fp16", 7, 3e-2),
+        ("lenses of taps", "fp32", 7, 1e-4),
+        pytest.param("lenses of taps", "fp16", 7, 3e-2, marks=pytest.mark.exhaustive),
         pytest.param("queries", "fp32", 7, 1e-4, marks=pytest.mark.exhaustive),
         pytest.param("queries", "fp16", 7, 3e-2, marks=pytest.mark.exhaustive),
     ],
@@ -110,15 +135,18 @@ def test_tensorrts_forms_agree(
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
-def test_the_merged_graph_decides_as_the_stages_do(bundle: Bundle) -> None:
+@pytest.mark.parametrize("name", ["rotary", "gates answer", "lenses of taps"])
+def test_the_merged_graph_decides_as_the_stages_do(made: Callable[[str], Made], name: str) -> None:
+    bundle = made(name).bundle
+    extra = bundle.manifest.spec.extra_tokens
     thresholds = np.full((2, SPEC.classes), 0.7, np.float32)
     with Session(bundle, engine="torch") as session:
         want, report = session.run(PIXELS, thresholds=0.7)
-    for name in ("merged.onnx", "merged.ort.onnx"):
-        graph = onnxruntime.InferenceSession(str(bundle.path / name))
+    for form in ("merged.onnx", "merged.ort.onnx"):
+        graph = onnxruntime.InferenceSession(str(bundle.path / form))
         feed = {"pixels": PIXELS, "thresholds": thresholds, "floor": np.zeros((), np.float32)}
         logits, kept = graph.run(["logits", "kept"], feed)
-        assert tuple(kept) == report.kept and SPEC.extra_tokens < kept[-1] < SPEC.tokens
+        assert tuple(kept) == report.kept and extra < kept[-1] < SPEC.patches
         np.testing.assert_allclose(logits, want, rtol=0, atol=1e-4)
 
 

@@ -72,7 +72,9 @@ def test_manifests_keep_their_keys_and_their_order(spec: ModelSpec, fields: tupl
     ("options", "words"),
     [
         ({"answer": "lens"}, "a lens at each gate"),
+        ({"head": "linear", "answer": "gate"}, "gates answer for what stops"),
         ({"taps": (1, 2)}, "on the tokens after 1, 2 and all layers"),
+        ({"answer": "lens", "taps": (1, 2), "tap_answer": "lens"}, "a lens at each gate for every layer behind it"),
         ({"mlp": "swiglu"}, None),
         ({"padding": "centre"}, None),
         ({"rotary": True}, "rotary positions"),
@@ -82,7 +84,7 @@ def test_options_of_a_vision_transformer_are_written_only_where_they_are_used(
     options: dict[str, Any], words: str | None
 ) -> None:
     spec = tiny_spec(**options)
-    assert spec.model_dump().keys() - tiny_spec().model_dump().keys() == options.keys()
+    assert spec.model_dump().keys() - tiny_spec().model_dump().keys() == options.keys() - {"head"}
     assert TypeAdapter(AnySpec).validate_json(spec.model_dump_json()) == spec
     assert words is None or any(words in text for _, text in spec.parts)
 
@@ -98,6 +100,34 @@ def test_options_of_a_vision_transformer_are_written_only_where_they_are_used(
 def test_taps_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         tiny_spec(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"answer": "gate"}, "gates answer where they and the decode head look at one token at a time"),
+        ({"answer": "gate", "head": "linear", "gate": "setr"}, "look at one token at a time"),
+        (
+            {"tap_answer": "lens", "taps": (1,)},
+            "taps have lenses where the last layer has, and the answer is 'feature'",
+        ),
+    ],
+)
+def test_answers_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        tiny_spec(**options)
+
+
+def test_every_gate_before_a_tap_writes_what_it_sees_of_what_stops() -> None:
+    spec = tiny_spec(gates=(1, 3), depth=5, head="linear", taps=(1, 2, 4), answer="lens", tap_answer="lens")
+    assert [(one.name, one.given_by, one.taken_by) for one in spec.carried] == [
+        ("answers", (0, 1), (1, 2)),
+        ("tap1", (0,), (2,)),
+        ("tap2", (0, 1), (1, 2)),
+        ("tap4", (0, 1), (1, 2)),
+    ]
+    (answers,) = tiny_spec(gates=(1, 3), head="linear", gate="linear", answer="gate").carried
+    assert answers.shape == (20, 5), "the logits of each patch"
 
 
 def test_what_nobody_makes_or_takes_is_not_carried() -> None:

@@ -132,11 +132,34 @@ def tapped() -> Case:
     return _stopping(spec, seed=12, stops=[6, 4])
 
 
+def gate_answers() -> Case:
+    """What stops at any of three gates answers by that gate's logits, the rest by a head on three layers."""
+    spec = tiny_spec(
+        head="fcn",
+        gate="linear",
+        gates=(1, 2, 4),
+        depth=5,
+        answer="gate",
+        taps=(1, 3),
+        extra_tokens=2,
+        aggregate_rate=0.3,
+    )
+    return _stopping(spec, seed=13, stops=[5, 4, 3])
+
+
+def tap_lenses() -> Case:
+    """A linear head on four layers, each of which sees a lens of what stopped before it."""
+    spec = tiny_spec(
+        head="linear", gate="linear", gates=(1, 3, 4), depth=6, taps=(1, 2, 5), answer="lens", tap_answer="lens"
+    )
+    return _stopping(spec, seed=15, stops=[5, 4, 3])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
     for function in (
         *(mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid),
-        *(rotary, queries, all_stop, lens, tapped),
+        *(rotary, queries, all_stop, lens, tapped, gate_answers, tap_lenses),
     )
 }
 

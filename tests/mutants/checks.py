@@ -80,6 +80,8 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="light", gate="linear", answer="lens"),
         tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5),
         tiny_spec(head="linear", gate="linear", taps=(1, 2)),
+        tiny_spec(head="fcn", gate="linear", taps=(1, 2), answer="gate"),
+        tiny_spec(head="linear", gate="linear", taps=(1, 2), answer="lens", tap_answer="lens"),
         tiny_spec(mlp="swiglu", extra_tokens=5),
     ):
         kept = [spec.tokens, spec.tokens - 7, spec.extra_tokens]
@@ -125,8 +127,8 @@ def a_batch_gives_each_image_what_it_gives_alone() -> None:
 
 def the_session_runs_what_the_naive_reference_runs() -> None:
     """Counts and logits of the runtime's loop, in the reference engine."""
-    # The last two pass more than tokens from stage to stage.
-    for chosen in map(case, ("mask", "lens", "tapped")):
+    # All but the first pass more than tokens from stage to stage.
+    for chosen in map(case, ("mask", "lens", "tapped", "gate_answers", "tap_lenses")):
         with tempfile.TemporaryDirectory() as folder, _session(chosen, Path(folder)) as session:
             logits, report = session.run(chosen.pixels.numpy())
         assert not isinstance(report, list)

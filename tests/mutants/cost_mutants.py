@@ -67,6 +67,17 @@ def up_sampling_changes_no_positions(patch: Patch) -> None:
 
 
 @CATALOGUE.add(caught_by="cost")
+def the_head_is_counted_for_what_gates_answer(patch: Patch) -> None:
+    count = cost.head_macs
+    patch.setattr(cost, "head_macs", lambda head, patches, width, classes: count(head, 20, width, classes))
+
+
+@CATALOGUE.add(caught_by="cost")
+def lenses_of_taps_cost_nothing(patch: Patch) -> None:
+    patch.setattr(VisionTransformerSpec, "lensed_taps", lambda self, gate: ())
+
+
+@CATALOGUE.add(caught_by="cost")
 def dense_counts_the_auxiliary_heads(patch: Patch) -> None:
     patch.setattr(
         VisionTransformerCost, "dense", lambda self: self.actual([self.spec.tokens] * len(self.spec.stage_layers))

@@ -17,7 +17,7 @@ from dovit_deploy.families.heads import (
     grid_from_tokens,
 )
 from dovit_deploy.families.layers import Block
-from dovit_deploy.families.vit.network import LastStage, Lens, MiddleStage, VisionTransformer, _LaterStage
+from dovit_deploy.families.vit.network import LastStage, Lens, MiddleStage, TokenGate, VisionTransformer, _LaterStage
 from tests.mutants.mutant import Catalogue, Overlay, Patch
 
 CATALOGUE = Catalogue()
@@ -301,11 +301,11 @@ def the_light_head_has_no_norm(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="tapped")
 def taps_come_after_the_next_layer_instead_of_before(patch: Patch) -> None:
-    def run_layers(self: Any, tokens: Tensor, layers: tuple[int, int], attend: Any) -> tuple[Tensor, list[Tensor]]:
+    def run_layers(self: Any, tokens: Tensor, layers: tuple[int, int], attend: Any) -> tuple[Tensor, dict[int, Tensor]]:
         values = [tokens]
         for layer in range(layers[0], self.spec.depth):
             values.append(self.blocks[layer](values[-1], attend))
-        tapped = [values[tap + 1 - layers[0]] for tap in self.spec.taps if layers[0] < tap <= layers[1]]
+        tapped = {tap: values[tap + 1 - layers[0]] for tap in self.spec.taps if layers[0] < tap <= layers[1]}
         return values[layers[1] - layers[0]], tapped
 
     patch.setattr(VisionTransformer, "run_layers", run_layers)
@@ -313,13 +313,12 @@ def taps_come_after_the_next_layer_instead_of_before(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="tapped")
 def taps_hold_nothing_of_what_has_stopped(patch: Patch) -> None:
-    run = _LaterStage.run
+    at_taps = _LaterStage.at_taps
 
-    def forgetful(self: Any, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-        running, tapped = run(self, tokens, index)
-        return running, [one * _listed(index, one) for one in tapped]
+    def forgetful(self: Any, tapped: dict[int, Tensor], tokens: Tensor, *given: Any) -> dict[str, Tensor]:
+        return at_taps(self, tapped, torch.zeros_like(tokens), *given)
 
-    patch.setattr(_LaterStage, "run", forgetful)
+    patch.setattr(_LaterStage, "at_taps", forgetful)
 
 
 @CATALOGUE.add(caught_by="tapped")
@@ -338,6 +337,68 @@ def the_last_layer_is_seen_first(patch: Patch) -> None:
         "features",
         lambda self, tokens, tapped: features(self, tokens, tapped).roll(self.spec.width, -1),
     )
+
+
+@CATALOGUE.add(caught_by="tap_lenses")
+def taps_see_what_a_token_stopped_with_in_spite_of_lenses(patch: Patch) -> None:
+    at_taps = _LaterStage.at_taps
+
+    def plain(self: Any, tapped: dict[int, Tensor], tokens: Tensor, index: Tensor, taken: Any) -> dict[str, Tensor]:
+        return at_taps(self, tapped, tokens, index, {})
+
+    patch.setattr(_LaterStage, "at_taps", plain)
+
+
+@CATALOGUE.add(caught_by="tap_lenses")
+def the_last_layers_lens_serves_all_taps(patch: Patch) -> None:
+    make = VisionTransformer.__init__
+
+    def shared(self: Any, *given: Any, **options: Any) -> None:
+        make(self, *given, **options)
+        for lens, lenses in zip(self.lenses, self.tap_lenses, strict=True):
+            for one in lenses.values():
+                one.forward = lens.forward
+
+    patch.setattr(VisionTransformer, "__init__", shared)
+
+
+@CATALOGUE.add(caught_by="tap_lenses")
+def taps_see_lenses_of_what_ran_to_them(patch: Patch) -> None:
+    patch.setattr(
+        _LaterStage,
+        "at_taps",
+        lambda self, tapped, tokens, index, taken: {f"tap{tap}": taken.get(f"tap{tap}", tokens) for tap in tapped},
+    )
+
+
+@CATALOGUE.add(caught_by="gate_answers")
+def the_head_answers_for_what_stopped_too(patch: Patch) -> None:
+    def forward(self: Any, tokens: Tensor, index: Tensor, answers: Tensor, *taps: Tensor) -> Tensor:
+        return self.model.decode(self.advance(tokens, index), taps)
+
+    patch.setattr(LastStage, "forward", forward)
+
+
+@CATALOGUE.add(caught_by="gate_answers")
+def gates_answer_with_probabilities(patch: Patch) -> None:
+    look, decide = TokenGate.look, TokenGate.decide
+    patch.setattr(TokenGate, "look", lambda self, tokens, index: look(self, tokens, index).softmax(1))
+    patch.setattr(TokenGate, "decide", lambda self, shares, *given: decide(self, shares.log(), *given))
+
+
+@CATALOGUE.add(caught_by="gate_answers")
+def answers_of_patches_are_written_where_extra_tokens_stand(patch: Patch) -> None:
+    patch.setattr(_LaterStage, "patches", lambda self, index: index[: len(index) - self.model.spec.extra_tokens])
+
+
+@CATALOGUE.add(caught_by="gate_answers")
+def the_last_gate_answers_for_what_ran_to_the_end(patch: Patch) -> None:
+    renewed = _LaterStage.renewed
+
+    def kept(self: Any, name: str, value: Tensor, before: Tensor, index: Tensor) -> Tensor:
+        return before if isinstance(self, LastStage) else renewed(self, name, value, before, index)
+
+    patch.setattr(_LaterStage, "renewed", kept)
 
 
 def _listed(index: Tensor, like: Tensor) -> Tensor:

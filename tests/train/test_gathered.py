@@ -19,6 +19,10 @@ SPECS = {
     "rotary": tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True),
     "never aggregated": tiny_spec(head="linear", gate="linear", gates=(1, 2), aggregate_rate=1.0),
     "four layers": tiny_spec(head="light", gate="linear", gates=(1, 3), taps=(1, 2, 3), answer="lens"),
+    "four layers, a lens for each": tiny_spec(
+        head="linear", gate="linear", gates=(1, 3), depth=5, taps=(1, 2, 4), answer="lens", tap_answer="lens"
+    ),
+    "gates answer": tiny_spec(head="fcn", gate="linear", gates=(1, 2, 3), taps=(2,), answer="gate"),
 }
 SHARES = (0.4, 0.5, 0.3)
 

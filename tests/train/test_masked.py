@@ -18,6 +18,10 @@ from tests.tiny import tiny_model, tiny_pixels, tiny_spec
 SPEC = tiny_spec(head="pup", gate="fcn", stem="conv", gates=(1, 2, 3))
 LENS = tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens")
 TAPPED = tiny_spec(head="linear", gate="linear", gates=(1, 3), taps=(1, 2, 3), answer="lens")
+LENSED = tiny_spec(
+    head="linear", gate="linear", gates=(1, 3), depth=5, taps=(1, 2, 4), answer="lens", tap_answer="lens"
+)
+ANSWERING = tiny_spec(head="fcn", gate="fcn", gates=(1, 2, 3), taps=(2,), answer="gate")
 LINEAR = tiny_spec(head="mask", gate="linear", gates=(1, 3), extra_tokens=2, final_norm=False)
 ROTARY = tiny_spec(head="linear", gate="linear", gates=(1, 3), extra_tokens=5, rotary=True)
 
@@ -41,16 +45,18 @@ def assert_as_alone(model, pixels, thresholds, floor=0.0):
     return kept
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=14, deadline=None, derandomize=True)
 @given(threshold=st.floats(0.3, 0.99), floor=st.sampled_from([0.0, 0.25]), seed=st.integers(0, 20))
 @pytest.mark.parametrize(
     "spec",
-    [SPEC, LINEAR, LENS, TAPPED, ROTARY],
+    [SPEC, LINEAR, LENS, TAPPED, LENSED, ANSWERING, ROTARY],
     ids=[
         "conv stem, fcn gates",
         "two extra tokens, linear gates",
         "light head, lens",
         "four layers and a lens",
+        "four layers, a lens for each",
+        "gates answer",
         "rotary positions",
     ],
 )

@@ -10,6 +10,7 @@ from dovit_deploy.families.parts import (
     AnyHead,
     ConvStem,
     FcnHead,
+    GateSpec,
     LightHead,
     LinearHead,
     MaskHead,
@@ -32,9 +33,12 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         layers = sum((last - first) * self._layer(n) for (first, last), n in stages) + self._joined()
         # A gate is evaluated on what entered the stage that it ends; the dense network has none.
         before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
-        gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lens(n) for gate, n in before)
+        gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lenses(gate, n) for gate, n in before)
         stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
-        return FlopReport(stem=stem, layers=layers, gates=gates, head=self._head(spec.head, spec.head_width))
+        # Where gates answer, the head is asked for what ran to the end alone.
+        asked = running[-1] - spec.extra_tokens if spec.gates and spec.answer == "gate" else spec.patches
+        head = head_macs(spec.head, asked, spec.head_width, spec.classes)
+        return FlopReport(stem=stem, layers=layers, gates=gates, head=head)
 
     def _layer(self, tokens: int) -> int:
         return block_macs(tokens, self.spec.width, self.spec.hidden, self.spec.mlp)
@@ -51,9 +55,10 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
             return self._head(head, self.spec.width)
         return running * _token_head(head, self.spec.width, self.spec.classes)
 
-    def _lens(self, running: int) -> int:
-        """Of one gate: the answer of every token that ran, since all of them may stop there."""
-        return running * self.spec.width**2 if self.spec.answer == "lens" else 0
+    def _lenses(self, gate: GateSpec, running: int) -> int:
+        """Of one gate: what the head is to see of every token that ran, since all of them may stop there."""
+        readers = 1 + len(self.spec.lensed_taps(gate)) if self.spec.answer == "lens" else 0
+        return readers * running * self.spec.width**2
 
     def _head(self, head: AnyHead, width: int) -> int:
         return head_macs(head, self.spec.patches, width, self.spec.classes)

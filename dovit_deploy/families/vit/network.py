@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from dovit_deploy.families.heads import MaskQueries, SetrUpHead, decode_head_from_spec, token_head_from_spec
+from dovit_deploy.families.heads import (
+    MaskQueries,
+    SetrUpHead,
+    decode_head_from_spec,
+    grid_from_tokens,
+    token_head_from_spec,
+)
 from dovit_deploy.families.layers import Attend, PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
@@ -45,15 +51,18 @@ class VisionTransformer(PatchTransformer):
         )
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
         self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
+        self.tap_lenses = nn.ModuleList(
+            nn.ModuleDict({str(tap): Lens(spec) for tap in spec.lensed_taps(gate)}) for gate in spec.gates
+        )
         self.head = decode_head_from_spec(spec.head, spec.head_width, spec.classes, trainable=trainable)
 
-    def run_layers(self, tokens: Tensor, layers: tuple[int, int], attend: Attend) -> tuple[Tensor, list[Tensor]]:
-        """`tokens` (n, C) after `layers`, first and one past the last, and as they were where they are tapped."""
-        tapped = []
+    def run_layers(self, tokens: Tensor, layers: tuple[int, int], attend: Attend) -> tuple[Tensor, dict[int, Tensor]]:
+        """`tokens` (n, C) after `layers`, first and one past the last, and as they were at each tap."""
+        tapped = {}
         for layer in range(*layers):
             tokens = self.blocks[layer](tokens, attend)
             if layer + 1 in self.spec.taps:
-                tapped.append(tokens)
+                tapped[layer + 1] = tokens
         return tokens, tapped
 
     def decode(self, tokens: Tensor, tapped: Sequence[Tensor] = ()) -> Tensor:
@@ -81,11 +90,11 @@ class VisionTransformer(PatchTransformer):
         """Every token through every block, whether or not there are gates: `logits`."""
         del dense
         tokens, tapped = self.run_layers(self.embed(pixels), (0, self.spec.rejoin), self.attend_at())
-        return ImageOutput((self.decode(tokens, tapped),))
+        return ImageOutput((self.decode(tokens, [*tapped.values()]),))
 
 
 class Lens(nn.Module):
-    """What the last layer would have made of tokens that stop at one gate: (..., C) -> (..., C), before the last norm.
+    """What a later layer would have made of tokens that stop at one gate: (..., C) -> (..., C), before the last norm.
 
     What the decode head reads is then of one kind, whichever layer it comes from.
     """
@@ -136,9 +145,16 @@ class TokenGate(nn.Module):
         self.head = token_head_from_spec(gate.head, spec.width, spec.classes, trainable=trainable)
 
     def forward(self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
+        return self.decide(self.look(tokens, index), index, thresholds, floor)
+
+    def look(self, tokens: Tensor, index: Tensor) -> Tensor:
+        """Logits (n, K) of the patches among `index` (E + n,)."""
         # Extra tokens come first and are never judged.
-        running = index[self.extra :]
-        probabilities = self.head(take(tokens, running)).softmax(1)
+        return self.head(take(tokens, index[self.extra :]))  # type: ignore[no-any-return]
+
+    def decide(self, logits: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
+        """What follows from the `logits` of `look`."""
+        running, probabilities = index[self.extra :], logits.softmax(1)
         # TopK rather than ReduceMax: ONNX Runtime gives the maximum over an empty set of tokens a wrong shape.
         confidence, label = (values[:, 0] for values in torch.topk(probabilities, 1, dim=1))
         # Each token has the threshold of the class that it would stop as.
@@ -199,79 +215,135 @@ def gate_from_spec(gate: GateSpec, spec: VisionTransformerSpec, *, trainable: bo
     return kind(gate, spec, trainable=trainable)
 
 
-class FirstStage(nn.Module):
+class _Stage(nn.Module):
+    """What all stages share: what they take from others beside the tokens, and what they give them."""
+
+    def __init__(self, model: VisionTransformer, number: int) -> None:
+        super().__init__()
+        self.model, self.number = model, number
+        self.takes = [one.name for one in model.spec.carried if number in one.taken_by]
+        self.gives = [one.name for one in model.spec.carried if number in one.given_by]
+
+    def gated(
+        self, tokens: Tensor, running: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor
+    ) -> tuple[Decision, dict[str, Tensor]]:
+        """What this stage's gate makes of rows `index` (E + n,) of `tokens` (E + N, C), which are `running` (E + n, C).
+
+        Returns:
+            its decision, and by name what is carried of them in case that they stop here.
+        """
+        model, answers = self.model, dict[str, Tensor]()
+        gate = model.gates[self.number]
+        if model.spec.answer == "gate":
+            answers["answers"] = gate.look(tokens, index)
+            return gate.decide(answers["answers"], index, thresholds, floor), answers
+        if model.lenses:
+            answers["answers"] = model.lenses[self.number](running)
+        answers |= {f"tap{tap}": lens(running) for tap, lens in model.tap_lenses[self.number].items()}
+        return gate(tokens, index, thresholds, floor), answers
+
+
+class FirstStage(_Stage):
     """Pixels to the first gate: all tokens run.
 
     `pixels` (1, 3, H, W), `thresholds` (K,), `floor` () -> `tokens` (E + N, C), a `Decision` and what is carried on:
-    with a lens `answers` (E + N, C), what the decode head is to see of each token if it stops here, then what it taps
-    before this gate, each (E + N, C).
+    what the decode head is to see of each token if it stops here, and what it taps before this gate.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, 0)
 
     def forward(self, pixels: Tensor, thresholds: Tensor, floor: Tensor) -> tuple[Tensor, ...]:
         model = self.model
         tokens, tapped = model.run_layers(model.embed(pixels), model.spec.stage_layers[0], model.attend_at())
         # Before the first gate nothing has stopped.
         everything = torch.arange(model.spec.tokens, device=tokens.device)
-        decision = model.gates[0](tokens, everything, thresholds, floor)
-        return (tokens, *decision, *(lens(tokens) for lens in model.lenses[:1]), *tapped)
+        decision, given = self.gated(tokens, tokens, everything, thresholds, floor)
+        given |= {f"tap{tap}": value for tap, value in tapped.items()}
+        return (tokens, *decision, *(given[name] for name in self.gives))
 
 
-class _LaterStage(nn.Module):
+class _LaterStage(_Stage):
     """What the stages after a gate share: run the kept tokens, then put them back at their positions."""
 
     def __init__(self, model: VisionTransformer, number: int) -> None:
-        super().__init__()
-        self.model = model
-        self.number = number
+        super().__init__(model, number)
         self.limit = aggregate_limit(model.spec.aggregate_rate, model.spec.tokens)
 
     def advance(self, tokens: Tensor, index: Tensor) -> Tensor:
         """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
         return put_back(tokens, index, self.run(tokens, index)[0])
 
-    def run(self, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C).
-
-        Returns:
-            (kept, C), and what is tapped on the way, each (E + N, C): what stopped has the value that it stopped with.
-        """
+    def run(self, tokens: Tensor, index: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C): (kept, C), also at each tap."""
         # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
         layers, attend = self.model.spec.stage_layers[self.number], self.model.attend_at(index)
-        running, tapped = self.model.run_layers(running, layers, attend)
-        return running, [put_back(tokens, index, one) for one in tapped]
+        return self.model.run_layers(running, layers, attend)
+
+    def renewed(self, name: str, value: Tensor, before: Tensor, index: Tensor) -> Tensor:
+        """What is carried as `name`, `before`, with the rows of what ran written anew: `value`, of `index` (kept,)."""
+        if name == "answers" and self.model.spec.answer == "gate":
+            return put_back(before, self.patches(index), value)
+        return put_back(before, index, value)
+
+    def patches(self, index: Tensor) -> Tensor:
+        """Which patches run, in raster order, of `index` (kept,)."""
+        extra = self.model.spec.extra_tokens
+        return index[extra:] - extra
+
+    def at_taps(
+        self, tapped: dict[int, Tensor], tokens: Tensor, index: Tensor, taken: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What the head sees of all tokens at the taps of this stage, by name, (E + N, C) each.
+
+        Of what stopped before that is what its gate made of it for the tap, else what it stopped with.
+        """
+        names = {f"tap{tap}": value for tap, value in tapped.items()}
+        return {name: self.renewed(name, value, taken.get(name, tokens), index) for name, value in names.items()}
 
 
 class MiddleStage(_LaterStage):
     """From one gate to the next: `tokens`, `index` (kept,) int64, `thresholds`, `floor` -> as `FirstStage`.
 
-    With a lens it takes `answers`, too, and gives them with the rows of what ran written anew.
+    What it takes of what is carried it gives, too, with the rows of what ran written anew.
     """
 
     def forward(
-        self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor, answers: Tensor | None = None
+        self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor, *carried: Tensor
     ) -> tuple[Tensor, ...]:
+        taken = dict(zip(self.takes, carried, strict=True))
         running, tapped = self.run(tokens, index)
-        tokens = put_back(tokens, index, running)
-        decision = self.model.gates[self.number](tokens, index, thresholds, floor)
-        if answers is None:
-            return tokens, *decision, *tapped
-        return tokens, *decision, put_back(answers, index, self.model.lenses[self.number](running)), *tapped
+        after = put_back(tokens, index, running)
+        decision, answers = self.gated(after, running, index, thresholds, floor)
+        given = {name: self.renewed(name, value, taken[name], index) for name, value in answers.items()}
+        given |= self.at_taps(tapped, tokens, index, taken)
+        return (after, *decision, *(given[name] for name in self.gives))
 
 
 class LastStage(_LaterStage):
     """From the last gate to the logits: `tokens`, `index` and what was carried here -> `logits` (1, K, h, w)."""
 
     def forward(self, tokens: Tensor, index: Tensor, *carried: Tensor) -> Tensor:
+        taken = dict(zip(self.takes, carried, strict=True))
         running, tapped = self.run(tokens, index)
-        answers, *earlier = carried if self.model.lenses else (tokens, *carried)
+        if self.model.spec.answer == "gate":
+            return self.gates_answer(running, index, taken, tapped)
+        seen = taken | self.at_taps(tapped, tokens, index, taken)
         # What has run to the end is its own answer: no lens touches it.
-        return self.model.decode(put_back(answers, index, running), [*earlier, *tapped])
+        ending = put_back(taken.get("answers", tokens), index, running)
+        return self.model.decode(ending, [seen[f"tap{tap}"] for tap in self.model.spec.taps])
+
+    def gates_answer(
+        self, running: Tensor, index: Tensor, taken: dict[str, Tensor], tapped: dict[int, Tensor]
+    ) -> Tensor:
+        """Logits (1, K, h, w): the decode head's of the patches that are `running`, the gates' of the others."""
+        spec, head = self.model.spec, self.model.head
+        taps = [tapped[tap] if tap in tapped else take(taken[f"tap{tap}"], index) for tap in spec.taps]
+        features = self.model.features(running, taps)[spec.extra_tokens :]
+        logits = self.renewed("answers", head.head(features), taken["answers"], index)
+        return grid_from_tokens(logits, spec.grid)
 
 
 def stages_from_model(model: VisionTransformer) -> list[nn.Module]:

@@ -21,13 +21,16 @@ from dovit_deploy.bounds import (
 )
 from dovit_deploy.families.parts import (
     ConvStem,
+    FcnHead,
     GateSpec,
     Head,
+    LinearHead,
     MlpKind,
     Padding,
     PatchStem,
     PositionMode,
     QueryHead,
+    SetrHead,
     Stem,
     backbone_text,
     check_heads,
@@ -36,9 +39,12 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Carried, Grid, ModelSpec, Size
 
-ADDED = frozenset({"answer", "mlp", "padding", "rotary", "tap_norm", "taps"})
+ADDED = frozenset({"answer", "mlp", "padding", "rotary", "tap_answer", "tap_norm", "taps"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
 wrote stays the same byte for byte, and they read what does not use these options."""
+
+
+Answer = Literal["feature", "gate", "lens"]
 
 
 class VisionTransformerSpec(ModelSpec):
@@ -70,12 +76,16 @@ class VisionTransformerSpec(ModelSpec):
     rotary: bool = False
     """Queries and keys are turned by where their patch lies, instead of position embeddings added (DINOv3)."""
     head: Head
-    answer: Literal["feature", "lens"] = "feature"
+    answer: Answer = "feature"
     """What the decode head sees of a stopped token in place of the last layer's. feature: the value that it stopped
-    with, as published; lens: an affine map of that, one for each gate, to what the last layer would have made of it."""
+    with, as published; lens: an affine map of that, one for each gate, to what the last layer would have made of it.
+    gate: nothing, and the logits of the gate are its answer; for heads that look at one token at a time."""
     taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
-    """The decode head also sees every token as it is after so many layers, stopped ones with the value that they
-    stopped with: these channels first, then those of the last layer."""
+    """The decode head also sees every token as it is after so many layers: these channels first, then those of the last
+    layer."""
+    tap_answer: Literal["feature", "lens"] = "feature"
+    """What a tap sees of a token that stopped before it: the value that it stopped with, or a lens of the gate to what
+    the tapped layer would have made of it."""
     tap_norm: bool = True
     """The last norm is over what is tapped, too."""
     mlp: MlpKind = "gelu"
@@ -101,10 +111,18 @@ class VisionTransformerSpec(ModelSpec):
             raise ValueError("queries join layers without rotary positions and without taps")
         if list(self.taps) != sorted(set(self.taps)) or any(layer >= self.depth for layer in self.taps):
             raise ValueError(f"taps {list(self.taps)} must rise and stay below the depth {self.depth}")
+        self._check_answers()
         # Every convolution halves the grid once, and the projection once more.
         if isinstance(self.stem, ConvStem) and 2 ** (len(self.stem.widths) + 1) != self.patch:
             raise ValueError(f"a stem of {len(self.stem.widths)} widths does not make patches of {self.patch}")
         return self
+
+    def _check_answers(self) -> None:
+        alone = isinstance(self.head, LinearHead | FcnHead)
+        if self.answer == "gate" and (not alone or any(isinstance(gate.head, SetrHead) for gate in self.gates)):
+            raise ValueError("gates answer where they and the decode head look at one token at a time")
+        if self.tap_answer == "lens" and self.answer != "lens":
+            raise ValueError(f"taps have lenses where the last layer has, and the answer is '{self.answer}'")
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -148,13 +166,25 @@ class VisionTransformerSpec(ModelSpec):
 
     @property
     def carried(self) -> tuple[Carried, ...]:
-        gates, size = len(self.gates), (self.tokens, self.width)
-        # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
-        answers = Carried("answers", size, given_by=tuple(range(gates)), taken_by=tuple(range(1, gates + 1)))
-        stages = ((tap, next(k for k, (_, last) in enumerate(self.stage_layers) if tap <= last)) for tap in self.taps)
-        # The last stage reads its own.
-        taps = [Carried(f"tap{tap}", size, (stage,), (gates,)) for tap, stage in stages if stage < gates]
-        return (answers, *taps) if self.answer == "lens" and gates else tuple(taps)
+        gates, taps = len(self.gates), [self._carried_tap(tap) for tap in self.taps]
+        found = [tap for tap in taps if tap.given_by]
+        if gates and self.answer != "feature":
+            size = (self.patches, self.classes) if self.answer == "gate" else (self.tokens, self.width)
+            # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
+            found.insert(0, Carried("answers", size, tuple(range(gates)), tuple(range(1, gates + 1))))
+        return tuple(found)
+
+    def _carried_tap(self, tap: int) -> Carried:
+        gates, stage = len(self.gates), next(k for k, (_, last) in enumerate(self.stage_layers) if tap <= last)
+        # The last stage reads its own. Gates before a tap write what it will see, if that is of their making.
+        first = 0 if self.tap_answer == "lens" else stage
+        given = tuple(number for number in range(first, stage + 1) if number < gates)
+        taken = tuple(sorted({*range(first + 1, stage + 1), gates}))
+        return Carried(f"tap{tap}", (self.tokens, self.width), given, taken)
+
+    def lensed_taps(self, gate: GateSpec) -> tuple[int, ...]:
+        """The taps that see a lens of `gate` of what stops there."""
+        return tuple(tap for tap in self.taps if tap > gate.layer) if self.tap_answer == "lens" else ()
 
     @property
     def logits_grid(self) -> Grid:
@@ -170,5 +200,7 @@ class VisionTransformerSpec(ModelSpec):
         if self.taps:
             head += f", on the tokens after {', '.join(map(str, self.taps))} and all layers"
         if self.gates and self.answer == "lens":
-            head += ", a lens at each gate"
+            head += ", a lens at each gate" + (" for every layer behind it" if self.tap_answer == "lens" else "")
+        if self.gates and self.answer == "gate":
+            head += ", gates answer for what stops"
         return ("backbone", backbone), ("decode head", head)

@@ -12,14 +12,14 @@ from hypothesis import strategies as some
 from torch import Tensor
 
 from dovit_deploy.families.registry import model_from_spec
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.families.vit.spec import Answer, VisionTransformerSpec
 from tests.naive import NaiveGate, NaiveRun, naive_run
 from tests.plain_maths import Array
 from tests.staged_loop import StagedRun, run_staged
 from tests.tiny import GateName, HeadName, tiny_pixels, tiny_spec, tiny_state
 
 GATES: list[GateName] = ["fcn", "linear", "setr"]
-HEADS: list[HeadName] = ["mask", "linear", "setr", "pup", "light"]
+HEADS: list[HeadName] = ["mask", "linear", "fcn", "setr", "pup", "light"]
 steadily = settings(
     deadline=None,
     derandomize=True,
@@ -46,9 +46,11 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
     depth = draw(some.integers(4, 6))
     gates = draw(some.sets(some.integers(1, depth - 1), min_size=least_gates, max_size=3))
     gate = draw(some.sampled_from(GATES))
+    head = draw(some.sampled_from(HEADS))
+    answer = draw(some.sampled_from(answers_of(head, gate)))
     width, heads = draw(some.sampled_from([16, 24, 32])), draw(some.sampled_from([1, 2, 4]))
     spec = tiny_spec(
-        head=draw(some.sampled_from(HEADS)),
+        head=head,
         gate=gate,
         gates=sorted(gates),
         depth=depth,
@@ -61,8 +63,9 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         stem=draw(some.sampled_from(["patch", "conv"])),
         extra_tokens=draw(some.sampled_from([1, 2, 5])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
-        answer=draw(some.sampled_from(["feature", "lens"])),
+        answer=answer,
         taps=draw(some.sampled_from([(), (1, 2, 3), (depth - 1,)])),
+        tap_answer=draw(some.sampled_from(["feature", "lens"])) if answer == "lens" else "feature",
         tap_norm=draw(some.booleans()),
         mlp=draw(some.sampled_from(["gelu", "swiglu"])),
         padding=draw(some.sampled_from(["end", "centre"])),
@@ -77,6 +80,11 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         spread=0.0 if gate == "setr" else draw(some.sampled_from([0.0, 0.1])),
         hopeless=draw(some.sampled_from([0.0, 0.1, 0.0])),
     )
+
+
+def answers_of(head: HeadName, gate: GateName) -> list[Answer]:
+    """What can answer for a stopped token."""
+    return ["feature", "lens", *(["gate"] if head in ("linear", "fcn") and gate != "setr" else [])]
 
 
 def check(case: Case) -> None:

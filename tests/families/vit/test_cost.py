@@ -26,6 +26,10 @@ SPECS = {
     "linear head, conv stem": tiny_spec(head="linear", stem="conv"),
     "light head, lens": tiny_spec(head="light", gate="linear", gates=(1, 2, 3), answer="lens"),
     "linear head on three layers": tiny_spec(head="linear", gate="linear", taps=(1, 2)),
+    "fcn head on three layers, gates answer": tiny_spec(head="fcn", gate="linear", taps=(1, 2), answer="gate"),
+    "linear head, lenses of taps": tiny_spec(
+        head="linear", gate="linear", gates=(1, 2), taps=(1, 3), answer="lens", tap_answer="lens"
+    ),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
     "queries, lens": tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5, answer="lens"),
     "rotary positions": tiny_spec(head="linear", extra_tokens=5, rotary=True),
