@@ -104,12 +104,12 @@ def int8_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def lens_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DoViT of 56x72 pixels with two linear gates, a lens for each, and a light head on three layers, made by
-    `dovit export`."""
+    """A DoViT of 56x72 pixels with two linear gates and a light head on three layers, which sees lenses of what stopped
+    before them, made by `dovit export`."""
     from tests.bundles import exported_by_command
     from tests.tiny import tiny_spec
 
-    spec = tiny_spec(head="light", gate="linear", gates=(1, 2), depth=3, answer="lens", taps=(1, 2))
+    spec = tiny_spec(head="light", gate="linear", gates=(1, 2), depth=3, answer="lens", taps=(1, 2), tap_answer="lens")
     return made_once(tmp_path_factory, "lens.dovit", lambda path: exported_by_command(spec, path))
 
 

@@ -62,8 +62,8 @@ def fit_gates(model: VisionTransformer, batches: Iterable[Batch], config: TrainC
         fit_head(gate.head, reached, seen.histograms, weights, draw)
         if model.lenses:
             fit_lens(cast("Lens", model.lenses[number]), reached, seen.last)
-        for tap, lens in cast("nn.ModuleDict", model.tap_lenses[number]).items():
-            fit_lens(cast("Lens", lens), reached, seen.tapped[int(tap)])
+        for tap, lens in model.lenses_of_taps(number).items():
+            fit_lens(cast("Lens", lens), reached, seen.tapped[tap])
 
 
 @torch.no_grad()

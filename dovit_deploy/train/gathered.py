@@ -127,8 +127,8 @@ def gathered_forward(
             stopped.answers.append(take_each(of_each, stop))
         else:
             stopped.answers.append(model.lenses[number](leaving) if model.lenses else leaving)
-        for tap, lens in model.tap_lenses[number].items():
-            stopped.at_taps.setdefault(int(tap), []).append(lens(leaving))
+        for tap, lens in model.lenses_of_taps(number).items():
+            stopped.at_taps.setdefault(tap, []).append(lens(leaving))
         tokens = torch.cat([tokens[:, :extra], take_each(patches, keep)], 1)
         if rotations is not None:
             on = ((table[:, :extra], take_each(table[:, extra:], keep)) for table in rotations)

@@ -202,7 +202,7 @@ def run_gate(gate: TokenGate, patches: Tensor, running: Tensor, number: int, pas
 
 
 @dataclass
-class Answers:
+class StoppedAnswers:
     """What the decode head is to see of tokens that stop, by its readers: the last layer (None), and taps.
 
     Where gates answer it is the logits of each patch, (B, N, K), else (B, E + N, C).
@@ -223,8 +223,8 @@ class Answers:
         ran = with_extra(output.running, self.model.spec.extra_tokens)
         if self.model.lenses:
             self._write(None, self.model.lenses[number](tokens), ran)
-        for tap, lens in self.model.tap_lenses[number].items():
-            self._write(int(tap), lens(tokens), ran)
+        for tap, lens in self.model.lenses_of_taps(number).items():
+            self._write(tap, lens(tokens), ran)
 
     def _write(self, reader: int | None, found: Tensor, ran: Tensor) -> None:
         before = self.held.get(reader)
@@ -241,8 +241,9 @@ class Answers:
         """The head's `logits` (B, K, h, w), where gates answer theirs for what is not `running` (B, N)."""
         if self.model.spec.answer != "gate" or None not in self.held:
             return logits
-        grid = logits.shape[-2:]
-        return torch.where(running.unflatten(1, grid)[:, None], logits, grid_from_tokens(self.held[None], grid))
+        rows, columns = logits.shape[-2:]
+        runs = running.reshape(-1, 1, rows, columns)
+        return torch.where(runs, logits, grid_from_tokens(self.held[None], (rows, columns)))
 
 
 def decode(head: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
@@ -272,7 +273,7 @@ def masked_forward(
     tokens = embedded.tokens
     running = torch.ones(len(pixels), tokens.shape[1] - extra, dtype=torch.bool, device=pixels.device)
     outputs: list[GateOutput] = []
-    answers, tapped = Answers(model), list[Tensor]()
+    answers, tapped = StoppedAnswers(model), list[Tensor]()
     for number, layers in enumerate(model.spec.stage_layers):
         if number > 0 and passing is not None:
             tokens = aggregated(tokens, running, extra, model.spec.aggregate_rate)

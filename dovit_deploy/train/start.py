@@ -122,9 +122,9 @@ def _state_of(
     chosen: VisionTransformerSpec | EvoDeitSpec, state: dict[str, Tensor], spec: VisionTransformerSpec
 ) -> dict[str, Tensor]:
     """What of `state`, weights of `spec`, the network `chosen` has: its layers, and what belongs to gates in both."""
-    vit = isinstance(chosen, VisionTransformerSpec)
-    absent = {"lenses"} if not vit or chosen.answer != "lens" else set[str]()
-    absent |= {"tap_lenses"} if not vit or chosen.tap_answer != "lens" else set()
+    has_lenses = {"lenses": False, "tap_lenses": False}
+    if isinstance(chosen, VisionTransformerSpec):
+        has_lenses = {"lenses": chosen.answer == "lens", "tap_lenses": chosen.tap_answer == "lens"}
     renumbered = {str(spec.gates.index(gate)): number for number, gate in enumerate(chosen.gates) if gate in spec.gates}
     taken: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -133,7 +133,7 @@ def _state_of(
         if part == "blocks" and int(number) >= chosen.depth:
             continue
         if part in GATE_PARTS:
-            if number not in renumbered or part in absent:
+            if number not in renumbered or not has_lenses.get(part, True):
                 continue
             name = f"{part}.{renumbered[number]}.{inner.removeprefix(f'{number}.')}"
         taken[name] = tensor

@@ -8,7 +8,7 @@ Without gates (Segmenter, SETR) it is one stage. Every stage looks at one image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as functional
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dovit_deploy.families.heads import (
     MaskQueries,
     SetrUpHead,
+    TokenLogitsHead,
     decode_head_from_spec,
     grid_from_tokens,
     token_head_from_spec,
@@ -55,6 +56,10 @@ class VisionTransformer(PatchTransformer):
             nn.ModuleDict({str(tap): Lens(spec) for tap in spec.lensed_taps(gate)}) for gate in spec.gates
         )
         self.head = decode_head_from_spec(spec.head, spec.head_width, spec.classes, trainable=trainable)
+
+    def lenses_of_taps(self, gate: int) -> dict[int, nn.Module]:
+        """The lenses of gate `gate` for taps behind it, by tap."""
+        return {int(tap): lens for tap, lens in cast("nn.ModuleDict", self.tap_lenses[gate]).items()}
 
     def run_layers(self, tokens: Tensor, layers: tuple[int, int], attend: Attend) -> tuple[Tensor, dict[int, Tensor]]:
         """`tokens` (n, C) after `layers`, first and one past the last, and as they were at each tap."""
@@ -235,11 +240,12 @@ class _Stage(nn.Module):
         model, answers = self.model, dict[str, Tensor]()
         gate = model.gates[self.number]
         if model.spec.answer == "gate":
-            answers["answers"] = gate.look(tokens, index)
-            return gate.decide(answers["answers"], index, thresholds, floor), answers
+            judge = cast("TokenGate", gate)
+            answers["answers"] = judge.look(tokens, index)
+            return judge.decide(answers["answers"], index, thresholds, floor), answers
         if model.lenses:
             answers["answers"] = model.lenses[self.number](running)
-        answers |= {f"tap{tap}": lens(running) for tap, lens in model.tap_lenses[self.number].items()}
+        answers |= {f"tap{tap}": lens(running) for tap, lens in model.lenses_of_taps(self.number).items()}
         return gate(tokens, index, thresholds, floor), answers
 
 
@@ -339,7 +345,7 @@ class LastStage(_LaterStage):
         self, running: Tensor, index: Tensor, taken: dict[str, Tensor], tapped: dict[int, Tensor]
     ) -> Tensor:
         """Logits (1, K, h, w): the decode head's of the patches that are `running`, the gates' of the others."""
-        spec, head = self.model.spec, self.model.head
+        spec, head = self.model.spec, cast("TokenLogitsHead", self.model.head)
         taps = [tapped[tap] if tap in tapped else take(taken[f"tap{tap}"], index) for tap in spec.taps]
         features = self.model.features(running, taps)[spec.extra_tokens :]
         logits = self.renewed("answers", head.head(features), taken["answers"], index)
