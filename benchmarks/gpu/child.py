@@ -54,7 +54,8 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
     # What knows how long it takes stops by itself, before it is killed.
     bench = replace(bench, budget=TimeBudget(min(bench.budget.end, start + OWN_SHARE * limit)))
     receiver, sender = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_work, args=(section, bench, receiver, sender, limit, os.getpid()))
+    lives, held = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_work, args=(section, bench, receiver, sender, limit, os.getpid(), lives, held))
     process.start()
     # Without this copy of ours the pipe ends when the process does.
     sender.close()
@@ -62,7 +63,8 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
         ended = _received(process, receiver, start + limit, keep)
     finally:
         _kill(process)
-        receiver.close()
+        for connection in (receiver, lives, held):
+            connection.close()
     if ended is None:
         ended = _cut_off(limit, in_own_time=limit == section.seconds)
     return SectionOutcome(
@@ -71,15 +73,24 @@ def run_section(section: ProofSection, bench: Bench, keep: Callable[[Found], Non
 
 
 def _work(
-    section: ProofSection, bench: Bench, receiver: Connection, sender: Connection, seconds: float, parent: int
+    section: ProofSection,
+    bench: Bench,
+    receiver: Connection,
+    sender: Connection,
+    seconds: float,
+    parent: int,
+    lives: Connection,
+    held: Connection,
 ) -> None:
-    """What the process does."""
+    """What the process does; `lives` ends when the parent does, which alone keeps `held`."""
     # Killed, or hung up on with its terminal, the parent ends nothing; what hangs would keep the GPU for ever.
     die_with(parent)
     # Where it hangs, on stderr, shortly before it is killed.
     faulthandler.dump_traceback_later(0.95 * seconds, file=STDERR)
     # A group of its own: what a section starts (compilers, `dovit build`) is killed with it.
     os.setsid()
+    held.close()
+    _end_group_behind(lives)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     receiver.close()
@@ -99,6 +110,16 @@ def _work(
     sys.stderr.flush()
     # At once: taking a driver down that a section broke may crash, and its outcome is sent.
     os._exit(0)
+
+
+def _end_group_behind(lives: Connection) -> None:
+    """Fork a process that waits for the end of `lives` and then kills the group: what is started here has no other tie
+    to a parent that is killed."""
+    if os.fork():
+        return
+    with suppress(EOFError, OSError):
+        lives.recv_bytes()
+    os.killpg(0, signal.SIGKILL)
 
 
 def _received(process: BaseProcess, receiver: Connection, end: float, keep: Callable[[Found], None]) -> Ended | None:

@@ -3,6 +3,8 @@
     python benchmarks/gpu/prove.py --minutes 10 -o benchmarks/results/gpu.json --docs docs/benchmarks.md
     python benchmarks/gpu/prove.py --tables benchmarks/results/gpu.json --docs docs/benchmarks.md
 
+With --only, what the JSON has of other sections stays in it: a run of the same GPU and versions is added to.
+
 `make prove-gpu` installs what is needed and runs the first line; the second writes the tables again. Each section runs
 in a process of its own and has one outcome; the JSON is written after every result. Without a GPU the self-test is all
 that runs, and the report says what was not done; `--device cpu` runs the sections on tiny models instead. Exit code 0:
@@ -24,6 +26,7 @@ import math
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,30 +63,48 @@ class Proof:
     Args:
         report: without results.
         output: the file; None: it is only printed.
+        adds: what the file has of other sections stays.
 
     Raises:
-        UsageError: the file holds something else.
+        UsageError: the file holds something else, or what cannot be added to.
     """
 
-    def __init__(self, report: GpuReport, output: Path | None) -> None:
+    def __init__(self, report: GpuReport, output: Path | None, *, adds: bool = False) -> None:
         self.report = report
         self._output = output
         self._guarded = output is not None and holds_results_of_a_gpu(output)
+        self._before = result_to_add_to(output, report) if adds and output is not None and output.exists() else None
+        self._found: Counter[str] = Counter()
 
     @property
-    def withheld(self) -> bool:
-        """Whether the file keeps the results of a GPU that it had, because there was none now."""
-        return self._guarded and self.report.gpu is None
+    def withheld(self) -> str:
+        """Why the file keeps the results of a GPU that it had; empty where it does not."""
+        if self._guarded and self.report.gpu is None:
+            return "it has the results of a GPU, and there was none now"
+        if self._guarded and self._before is not None and self._before.gpu != self.report.gpu:
+            return "it has the results of another GPU; give another -o"
+        return ""
+
+    @property
+    def whole(self) -> GpuReport:
+        """The report with what the file had of other sections."""
+        if self._before is None or self._before.gpu != self.report.gpu:
+            return self.report
+        return self.report.over(self._before)
 
     def keep(self, found: Found) -> None:
         """Add a result."""
         self.report = self.report.with_found(*found)
+        self._found[found[0]] += 1
         self._write()
 
     def ended(self, outcome: SectionOutcome) -> None:
         """Add a section's outcome, and say it."""
         say(f"  {outcome.outcome}{f': {outcome.why}' if outcome.why else ''}  ({outcome.seconds:.0f} s)")
-        self.keep(("sections", outcome))
+        outcome = outcome.model_copy(update={"found": dict(self._found)})
+        self._found.clear()
+        self.report = self.report.with_found("sections", outcome)
+        self._write()
 
     def finish(self) -> None:
         """Print the report, and write it.
@@ -93,7 +114,7 @@ class Proof:
         """
         print(self._text())
         if self.withheld:
-            say(f"{self._output} stays as it is: it has the results of a GPU, and there was none now")
+            say(f"{self._output} stays as it is: {self.withheld}")
         elif self._output is not None:
             write_text(self._output, self._text())
 
@@ -107,7 +128,32 @@ class Proof:
             say(f"  {error}")
 
     def _text(self) -> str:
-        return self.report.model_dump_json(indent=1) + "\n"
+        return self.whole.model_dump_json(indent=1) + "\n"
+
+
+def result_to_add_to(output: Path, report: GpuReport) -> GpuReport | None:
+    """What an earlier run wrote to `output`, if `report` can be added to it; None: it is of no GPU, and is replaced.
+
+    Raises:
+        UsageError: it does not say which section found what, or is of another machine or other versions.
+    """
+    try:
+        before = GpuReport.model_validate_json(output.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"-o {output}: this file is no result of prove.py", "choose another name") from error
+    if before.gpu is None:
+        return before if before.counts_results else None
+    if not before.counts_results:
+        raise UsageError(
+            f"-o {output}: an older result, which does not say which section found what, so --only cannot add to it",
+            "choose another name, or run all sections",
+        )
+    other = [name for name in ("machine", "versions") if getattr(before, name) != getattr(report, name)]
+    if other:
+        raise UsageError(
+            f"-o {output}: a result of other {' and '.join(other)}, so --only cannot add to it", "choose another name"
+        )
+    return before
 
 
 def read_report(path: Path) -> GpuReport:
@@ -243,7 +289,7 @@ def proved(arguments: argparse.Namespace, command: str, start: float) -> tuple[P
     seconds = 60 * arguments.minutes
     budget = TimeBudget(start + seconds - min(ROOM_S, seconds / 4))
     report = GpuReport.model_validate({**circumstances(command), "minutes": arguments.minutes, "gpu": None})
-    proof, interrupted = Proof(report, arguments.output), False
+    proof, interrupted = Proof(report, arguments.output, adds=arguments.only is not None), False
     with interruptible(), temporary_folder():
         try:
             prove(proof, Bench(torch.device(arguments.device), budget, say), chosen)
@@ -261,11 +307,12 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(given)
     if arguments.tables is not None:
         report, interrupted, publish = read_report(arguments.tables), False, True
+        whole = report
     else:
         proof, interrupted = proved(arguments, command_text("gpu/prove.py", given), start)
-        report, publish = proof.report, not proof.withheld
+        report, whole, publish = proof.report, proof.whole, not proof.withheld
     if arguments.docs is not None and publish:
-        write_tables(report, arguments.docs)
+        write_tables(whole, arguments.docs)
     for undone in report.undone:
         say(f"not done: {undone.what}: {undone.why}")
     for failure in report.failures:

@@ -53,6 +53,8 @@ class SectionOutcome(GpuRecord):
     why: str
     """The error's text, or what is lacking; empty where it is done."""
     seconds: float
+    found: dict[str, int] | None = None
+    """How many results it has in each field of the report; None: of a run that did not count them."""
 
 
 class Bandwidth(GpuRecord):
@@ -266,6 +268,41 @@ class GpuReport(GpuRecord):
         """This report with `value` as `field`, or behind what is in it already."""
         before = getattr(self, field)
         return self.model_copy(update={field: (*before, value) if isinstance(before, tuple) else value})
+
+    @property
+    def counts_results(self) -> bool:
+        """Whether it says which section found what."""
+        return all(section.found is not None for section in self.sections)
+
+    def over(self, before: GpuReport) -> GpuReport:
+        """This report with what `before`, of the same machine, has of sections that did not run, or not to their end.
+
+        Both count their results. Sections keep their order in `before`; others follow.
+        """
+        parts = {section.name: (before, section) for section in before.sections}
+        for section in self.sections:
+            if section.outcome != "not done" or section.name not in parts:
+                parts[section.name] = (self, section)
+        fields = {
+            field: tuple(value for report, section in parts.values() for value in report.results_of(section, field))
+            for field in type(self).model_fields
+            if field != "sections" and isinstance(getattr(self, field), tuple)
+        }
+        single = {"copy_gb_per_s": before.copy_gb_per_s} if self.copy_gb_per_s is None else {}
+        sections = tuple(section for _, section in parts.values())
+        command = f"{before.command}; {self.command}"
+        return self.model_copy(update={**fields, **single, "sections": sections, "command": command})
+
+    def results_of(self, section: SectionOutcome, field: str) -> tuple[Record, ...]:
+        """What one of its sections found for a field that holds several."""
+        first = 0
+        for other in self.sections:
+            count = (other.found or {}).get(field, 0)
+            if other == section:
+                values: tuple[Record, ...] = getattr(self, field)
+                return values[first : first + count]
+            first += count
+        return ()
 
     @property
     def failures(self) -> tuple[str, ...]:

@@ -1,8 +1,13 @@
 """Does a recipe hold on streets never seen? Each drive in turn is left out of training and measured.
 
+    python benchmarks/protocol/leave_one_out.py CAMVID --recipe RECIPE --drives 0001TP --init dinov2_s14.safetensors \\
+        --thresholds 0.9 --work runs/drives --only train                    # likewise 0006R0 and 0016E5
     python benchmarks/protocol/leave_one_out.py CAMVID --recipe RECIPE --drives 0001TP,0006R0,0016E5 \\
-        --init dinov2_s14.safetensors --thresholds 0.9 --work runs/drives -o benchmarks/results/drives.json
+        --init dinov2_s14.safetensors --thresholds 0.9 --work runs/drives --only measure \\
+        -o benchmarks/results/drives.json --docs docs/benchmarks.md
     python benchmarks/protocol/leave_one_out.py --tables benchmarks/results/drives.json --docs docs/benchmarks.md
+
+Without --only one command does all. Measured is what is trained: a drive that is not, yet, is named below the table.
 
 The recipe is the same for all, but for what it trains on (all drives but one) and is watched on (every third piece of
 ten seconds of these, so that nothing of the drive is seen). A drive is trained, exported and measured with all controls
@@ -69,19 +74,26 @@ class DriveRun:
         """Of `dovit eval` on the drive."""
         return self.folder / "eval.json"
 
-    def commands(self, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> list[list[str]]:
-        """What is still to be done, in its order."""
+    @property
+    def is_trained(self) -> bool:
+        """Whether the training ended: the curve is the last file that it writes."""
+        return (self.run / "curve.json").exists()
+
+    def commands(
+        self, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int, only: str | None = None
+    ) -> list[list[str]]:
+        """What is still to be done, in its order; `only`: to "train" or to "measure"."""
         start = [] if init is None else ["--init", str(init)]
-        again = ["--resume"] if self.run.exists() else ["--config", str(recipe), "--seed", str(seed), *start]
-        train = ["train", str(self.dataset), "-o", str(self.run), *again]
+        # A run that was killed before it saved anything begins again, and needs its start.
+        again = ["--resume"] if self.run.exists() else ["--config", str(recipe), "--seed", str(seed)]
+        train = ["train", str(self.dataset), "-o", str(self.run), *again, *start]
         export = ["export", str(self.run / "checkpoint"), "-o", str(self.bundle)]
         measure = ["eval", str(self.bundle), str(self.dataset), "--split", f"train:{self.drive}", "--controls"]
         measure += [] if thresholds is None else ["--threshold", thresholds]
         measure += ["--threads", "1", "--json", str(self.report)]
-        # The curve is the last file that a training writes.
-        trained = (self.run / "curve.json").exists()
-        steps = ((train, trained), (export, self.bundle.exists()), (measure, self.report.exists()))
-        return [command for command, done in steps if not done]
+        steps = ((train, self.is_trained), (export, self.bundle.exists()), (measure, self.report.exists()))
+        asked = {"train": steps[:1], "measure": steps[1:]}.get(only or "", steps)
+        return [command for command, done in asked if not done]
 
 
 def own_recipe(recipe: Path, run: DriveRun) -> Path:
@@ -142,25 +154,60 @@ def note_drive(run: DriveRun, kept: Mapping[Path, Frozen], seed: int) -> None:
     note_beside(kept, weights=weights, seed=seed, command=command_text("protocol/leave_one_out.py", sys.argv[1:]))
 
 
-def measured(run: DriveRun, recipe: Path, *, init: Path | None, thresholds: str | None, seed: int) -> dict[str, Any]:
-    """The figures of one drive; exits with the code of a command that fails.
+@dataclass(frozen=True)
+class HowTrained:
+    """What all drives' runs have in common."""
+
+    recipe: Path
+    init: Path | None
+    thresholds: str | None
+    seed: int
+
+
+def carry_out(run: DriveRun, how: HowTrained, *, only: str | None) -> None:
+    """Do what is left of a drive; exits with the code of a command that fails.
+
+    Args:
+        run: of the drive.
+        how: it is trained.
+        only: to "train" or to "measure"; None: both.
 
     Raises:
         CheckError: the folder was begun otherwise, or what keeps the drive unseen is not committed.
     """
-    claim_folder(run, recipe, init=init, thresholds=thresholds, seed=seed)
-    kept = frozen_over(run)
-    own = own_recipe(recipe, run)
-    for command in run.commands(own, init=init, thresholds=thresholds, seed=seed):
+    claim_folder(run, how.recipe, init=how.init, thresholds=how.thresholds, seed=how.seed)
+    kept = {} if only == "train" else frozen_over(run)
+    own = own_recipe(how.recipe, run)
+    for command in run.commands(own, init=how.init, thresholds=how.thresholds, seed=how.seed, only=only):
         if command[0] == "eval":
-            note_drive(run, kept, seed)
+            note_drive(run, kept, how.seed)
         code = subprocess.run([*DOVIT, *command], check=False).returncode
         if code:
             # It has said why.
             sys.exit(code)
+
+
+def figures_of(run: DriveRun) -> dict[str, Any]:
+    """What was measured of a drive."""
     report = json.loads(run.report.read_text(encoding="utf-8"))
     figures = {key: report[key] for key in ("images", "thresholds", "bootstrap", "dense", "dynamic", "controls")}
     return {"drive": run.drive, **figures}
+
+
+def measured(runs: Sequence[DriveRun], how: HowTrained, command: str, *, only: str | None) -> dict[str, object]:
+    """The figures of all drives that are trained; raises CheckError where none is, and as `carry_out`."""
+    ready = [run for run in runs if only != "measure" or run.is_trained]
+    if not ready:
+        raise CheckError(f"none of {', '.join(run.drive for run in runs)} is trained yet: --only train does it")
+    for run in ready:
+        carry_out(run, how, only=only)
+    missing = [run.drive for run in runs if run not in ready]
+    return {
+        "recipe": how.recipe.name,
+        "seed": how.seed,
+        "drives": [figures_of(run) for run in ready],
+        "missing": missing,
+    }
 
 
 def table(report: dict[str, Any]) -> str:
@@ -179,7 +226,8 @@ def table(report: dict[str, Any]) -> str:
             f"| {_points(dynamic['drop'], dynamic['drop_interval'])} | {gains} |"
         )
     origin = f"{report['recipe']}, seed {report['seed']}; {report['machine']['cpu']}, {report['date']}"
-    return "\n".join([*lines, "", f"{origin}; `{report['command']}`."])
+    missing = [f"**Not trained yet, and missing here: {', '.join(report['missing'])}.**", ""]
+    return "\n".join([*lines, "", *(missing if report["missing"] else []), f"{origin}; `{report['command']}`."])
 
 
 def _gain(control: dict[str, Any] | None) -> str:
@@ -200,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--thresholds", metavar="T[,T...]", help="default: those that each training chose")
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--work", type=Path, help="folder of all runs")
+    result.add_argument("--only", choices=("train", "measure"), help="default: both")
     result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the table of this result; measure nothing")
     result.add_argument("--docs", type=page_with(MARK), help="page with the table's marks")
@@ -212,19 +261,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line = parser()
     options = command_line.parse_args(arguments)
     if options.tables is not None:
-        report = read_figures(options.tables, names=("drives", "recipe", "seed"))
+        report = read_figures(options.tables, names=("drives", "recipe", "seed", "missing"))
     elif None in (options.dataset, options.recipe, options.drives, options.work):
         command_line.error("DATASET, --recipe, --drives and --work are needed, or --tables")
     else:
         drives = options.drives.split(",")
         if not all(drives):
             command_line.error(f"--drives {options.drives}: names separated by commas are needed")
-        given = {"init": options.init, "thresholds": options.thresholds, "seed": options.seed}
         runs = [DriveRun(options.dataset, drive, options.work / drive) for drive in drives]
-        rows = [measured(run, options.recipe, **given) for run in runs]
-        figures = {"recipe": options.recipe.name, "seed": options.seed, "drives": rows}
-        command = command_text("protocol/leave_one_out.py", sys.argv[1:])
-        report = publish(figures, command=command, output=options.output)
+        how = HowTrained(options.recipe, options.init, options.thresholds, options.seed)
+        if options.only == "train":
+            for run in runs:
+                carry_out(run, how, only="train")
+            return
+        command = command_text("protocol/leave_one_out.py", sys.argv[1:] if arguments is None else arguments)
+        report = publish(measured(runs, how, command, only=options.only), command=command, output=options.output)
     if options.docs is not None:
         write_table(options.docs, MARK, table(report))
 

@@ -10,7 +10,8 @@
 
 For int8 every bundle is exported with `--precision fp32,int8`; merging has no graphs in 8 bits and runs in fp32. The
 second command writes the tables again without measuring. docs/benchmarks.md explains each row and how it is
-compared. All ways run on a frame one after the other, the order turning from frame to frame.
+compared. All ways run on a frame one after the other, the order turning from frame to frame. A split of what is to stay
+unseen, by what is frozen in `benchmarks/protocol`, is measured only where that is committed, and the look is noted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.progress import track
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from protocol.frozen import keeping_unseen, note_beside
 from report import command_text, errors_in_a_line, output_file, publish
 
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart
@@ -122,6 +124,10 @@ def measured(arguments: argparse.Namespace, command: str) -> Report:
     with tempfile.TemporaryDirectory(prefix="dovit-") as folder:
         # All bundles are loaded in all engines before the first frame runs: what one of them refuses shows now.
         comparisons = [WayComparison(chosen, folder=Path(folder), runtime=one) for one in arguments.runtimes]
+        for split in splits:
+            # A look at what is to stay unseen, of weights that nobody froze.
+            weights = comparisons[0].manifest.provenance.source_sha256
+            note_beside(keeping_unseen(arguments.dataset, split), weights=weights, seed=None, command=command)
         reports = [
             measure(comparison, data, split, show=True)
             for comparison in comparisons

@@ -2,35 +2,35 @@
 
     python benchmarks/why_not/rivals.py CAMVID --runs runs --ours class \\
         --rivals class-dense class-dense-392x294 class-10-layers class-8-layers class-6-layers --seeds 0 1 2 \\
-        --frozen benchmarks/protocol/class.json --smaller 294x392 --merge 16 32 48 --split train:0006R0 --split val \\
-        --runtimes onnxruntime:fp32 onnxruntime:int8 openvino:fp32 openvino:bf16 openvino:int8 \\
+        --frozen benchmarks/protocol/class.json --smaller 294x392 --merge 32 48 --split train:0006R0 --split val/4 \\
+        --runtimes onnxruntime:fp32 openvino:fp32 openvino:int8 \\
         --calibration CAMVID:train:@benchmarks/protocol/fit.txt --work work/rivals \\
         -o benchmarks/results/rivals.json --docs docs/benchmarks.md
     python benchmarks/why_not/rivals.py --tables benchmarks/results/rivals.json --docs docs/benchmarks.md
 
 RUNS/NAME-seedN is the folder of a `dovit train` run. Each is exported into --work, ours at the thresholds that are
-given and at smaller inputs, and a rival is dense-trained, at a smaller input, or shallower, as its network says. What
-is done in --work is kept: an interrupted run goes on, and further seeds, splits and runtimes only add to it. Networks
-or settings other than those it was begun with are refused (4). What is to stay unseen, by what is frozen in
-`benchmarks/protocol`, is measured with --frozen alone, where that is committed and no network saw it, and each look is
-noted as `protocol/frozen.py read` does.
+given and at smaller inputs, and a rival is dense-trained, at a smaller input, or shallower, as its network says;
+NAME@HxW is that network at another input than it was trained at. Runs that have not ended are left out, and the tables
+say so. What is done in --work is kept, a file for each network, seed, runtime and way: an interrupted command goes on,
+and further seeds, splits and runtimes only add to it. Networks or settings other than those it was begun with are
+refused (4). SPLIT/N judges each Nth image of a split.
 
-Each export with 8 bits takes ranges of at most 32 images of --calibration, spread over them, and judges what is lost
-on at most 64: some minutes of processor time a network of the size of a ViT-S, however many there are.
+`--measure exports accuracy` does what needs no quiet machine, `--measure latency` times a few images (`--timed`) in
+pairs with our dense run; without it both are done. What is to stay unseen, by what is frozen in `benchmarks/protocol`,
+is measured with --frozen alone, where that is committed and no network saw it, and each look is noted as
+`protocol/frozen.py read` does.
 
-With --size all are exported at that size, for images of more pixels: `python -m dovit_scenes rendered-980x728
---size 980x728 --images 1 --val 40` renders some, in which every pixel is drawn and none enlarged.
+With --size all are exported at that size, for images of more pixels: `python -m dovit_scenes` renders some, in which
+every pixel is drawn and none enlarged (docs/benchmarks.md has the commands). --table NAME: of their marks in a page.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 # A script finds the modules of its own folder; those that benchmarks share are in the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -47,126 +47,96 @@ from protocol.looks import Look, check_committed, note_look
 from report import at_least, command_text, errors_in_a_line, output_file, page_with, publish, read_figures, write_table
 
 from dovit_deploy.bundle.bundle import Bundle, file_entry
+from dovit_deploy.bundle.interface import FP32
 from dovit_deploy.commands.arguments import numbers_within_one
 from dovit_deploy.commands.arguments import size as size_from_text
-from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.datasets.open import dataset_from_path
-from dovit_deploy.documents import read_text
-from dovit_deploy.errors import CheckError, InputError, UsageError
-from dovit_deploy.files import write_text
-from dovit_deploy.measure.intervals import blocks_of
-from why_not.compare import measured_ways, part, runtime
-from why_not.rivals_result import SeedResult, WayResult, page, tables_of
-from why_not.ways import Alternatives, Runtime, WayComparison
+from dovit_deploy.errors import CheckError
+from why_not.cells import CellKey, Cells
+from why_not.compare import runtime
+from why_not.contenders import OURS, Asked, Contender, Contest, contest
+from why_not.exports import WEIGHTS, RunExports
+from why_not.rivals_result import Judged, RivalTable, page, table_of
+from why_not.ways import Runtime
 
-DOVIT = [sys.executable, "-m", "dovit_deploy"]
-MARK = "<!-- table: benchmarks/why_not/rivals.py -->"
-WEIGHTS = "model.safetensors"
+SCRIPT = "benchmarks/why_not/rivals.py"
+STEPS = ("exports", "accuracy", "latency")
 
 
 @dataclass(frozen=True)
-class Exports:
-    """How runs become bundles in a folder."""
+class Plan:
+    """Which cells there are to be, of what can be compared."""
 
-    runs: Path
-    folder: Path
-    threshold: str
-    """Of ours."""
-    size: str | None
-    calibration: str | None
-    """Images for 8 bits; None: no runtime computes in them."""
+    contest: Contest
+    splits: tuple[str, ...]
+    runtimes: tuple[Runtime, ...]
 
-    def checkpoint(self, name: str, seed: int) -> Path:
-        """Of a run."""
-        return self.runs / f"{name}-seed{seed}" / "checkpoint"
+    def judged_in(self, one: Runtime, contender: Contender) -> Runtime:
+        """fp32 is the same in every engine: it is judged in the first that computes it."""
+        own = contender.computed_in(one)
+        if own.precision != FP32:
+            return own
+        return next((other for other in self.runtimes if other.precision == FP32), Runtime())
 
-    def bundle(self, name: str, seed: int, *, size: str | None = None, ours: bool = False) -> Path:
-        """The bundle of a run, exported unless it is there.
+    def accuracy_key(self, contender: Contender, one: Runtime, split: str) -> CellKey:
+        """Of the cell whose answers a table shows."""
+        return CellKey(contender, self.judged_in(one, contender), split)
 
-        Args:
-            name: of the runs with all seeds.
-            seed: of this one.
-            size: another input than that of all (HxW).
-            ours: it stops tokens, at the thresholds.
+    def latency_key(self, contender: Contender, one: Runtime, split: str) -> CellKey | None:
+        """Of the cell of its times; None: another seed's stands for it, or it is what all are timed against."""
+        if contender.family == "dense":
+            return None
+        if contender.stops:
+            return CellKey(contender, one, split)
+        alike = [other for other in self.contest.contenders if (other.family, other.name) == _kind(contender)]
+        return CellKey(contender, one, self.splits[0]) if contender is alike[0] else None
 
-        Raises:
-            InputError: there is no such run, or it has not ended.
-            CheckError: the bundle that is there was made of other weights, or has not what is needed.
-        """
-        checkpoint, at = self.checkpoint(name, seed), size or self.size
-        if not (checkpoint / WEIGHTS).is_file():
-            raise InputError(f"{checkpoint}: there is no such run, or it has not ended")
-        path = self.folder / f"{name}-seed{seed}{'' if at is None else f'-{at}'}.dovit"
-        if not path.exists():
-            words = ["export", checkpoint, "-o", path]
-            words += [] if at is None else ["--size", at]
-            words += ["--threshold", self.threshold] if ours else []
-            words += [] if self.calibration is None else ["--precision", "fp32,int8", "--calibration", self.calibration]
-            code = subprocess.run([*DOVIT, *map(str, words)], check=False).returncode
-            if code:
-                # It has said why.
-                sys.exit(code)
-        manifest = Bundle.open(path).manifest
-        if manifest.provenance.source_sha256 != file_entry(checkpoint / WEIGHTS).sha256:
-            raise CheckError(f"{path} was made of other weights than {checkpoint}; remove it, or give another --work")
-        if self.calibration is not None and "int8" not in manifest.precisions:
-            raise CheckError(f"{path} was exported without int8; remove it, or give another --work")
-        return path
+    def accuracy_keys(self) -> tuple[CellKey, ...]:
+        """All cells of answers, each once."""
+        keys = (self.accuracy_key(*each) for each in self._all())
+        return tuple(dict.fromkeys(keys))
+
+    def latency_keys(self) -> tuple[CellKey, ...]:
+        """All cells of times, each once; those of one runtime and seed together."""
+        keys = (self.latency_key(*each) for each in self._all())
+        found = dict.fromkeys(key for key in keys if key is not None)
+        return tuple(sorted(found, key=lambda key: (self.runtimes.index(key.runtime), key.contender.seed)))
+
+    def dense_of(self, contender: Contender) -> Contender:
+        """Our dense run of the same seed."""
+        return next(one for one in self.contest.contenders if (one.seed, one.family) == (contender.seed, "dense"))
+
+    def _all(self) -> Iterator[tuple[Contender, Runtime, str]]:
+        for one in self.runtimes:
+            for split in self.splits:
+                for contender in self.contest.contenders:
+                    yield contender, one, split
 
 
-def alternatives(exports: Exports, options: argparse.Namespace, seed: int) -> Alternatives:
-    """All bundles of one seed, each rival under what its network is.
+def _kind(contender: Contender) -> tuple[str, str]:
+    return contender.family, contender.name
 
-    Raises:
-        UsageError: a rival is nothing that is compared, or there are two of a kind.
-        CheckError: ours is not what was frozen.
-    """
-    ours = exports.bundle(options.ours, seed, ours=True)
+
+def check_choice(exports: RunExports, options: argparse.Namespace, found: Contest) -> None:
+    """Raise CheckError where a network of ours is not what was frozen."""
     if options.frozen is not None:
-        check_bundle(frozen_from_file(options.frozen), exports.checkpoint(options.ours, seed), Bundle.open(ours))
-    spec = Bundle.open(ours).manifest.spec
-    kinds: dict[str, list[Path]] = {"dense-trained": [], "smaller": [], "shallower": []}
-    for name in options.rivals:
-        path = exports.bundle(name, seed)
-        other = Bundle.open(path).manifest.spec
-        kind = "shallower" if other.depth < spec.depth else "smaller" if other.tokens < spec.tokens else "dense-trained"
-        if other.depth > spec.depth or (kind == "shallower" and other.size != spec.size):
-            raise UsageError(f"{name}: {other.depth} layers at {other.size}; ours has {spec.depth} at {spec.size}")
-        kinds[kind].append(path)
-    if len(kinds["dense-trained"]) != 1:
-        found = ", ".join(path.stem for path in kinds["dense-trained"]) or "none"
-        raise UsageError(
-            f"--rivals: one network of the size and depth of ours is needed, trained dense; given: {found}"
-        )
-    return Alternatives(
-        bundle=ours,
-        curve=options.curve,
-        smaller=[exports.bundle(options.ours, seed, size=at, ours=True) for at in options.smaller],
-        dense_trained=kinds["dense-trained"][0],
-        dense_trained_smaller=kinds["smaller"],
-        shallower=kinds["shallower"],
-        merge=options.merge,
-        controls=False,
-    )
+        frozen = frozen_from_file(options.frozen)
+        for one in found.contenders:
+            if one.family == OURS:
+                check_bundle(frozen, exports.checkpoint(options.ours, one.seed), Bundle.open(one.bundle))
 
 
-def made_of(chosen: Alternatives, options: argparse.Namespace) -> dict[str, str]:
-    """What decides the figures of a seed."""
-    bundles = [chosen.bundle, *chosen.smaller, chosen.dense_trained, *chosen.dense_trained_smaller, *chosen.shallower]
-    digests = {path.stem: Bundle.open(path).manifest.provenance.source_sha256 for path in bundles if path is not None}
-    thresholds = Bundle.open(chosen.bundle).manifest.defaults.thresholds
-    return {
-        **digests,
-        "thresholds": ", ".join(f"{row[0]:g}" for row in thresholds),
-        "curve": " ".join(options.curve),
-        "merge": " ".join(map(str, options.merge)),
-        "every": str(options.every),
-        "dataset": str(options.dataset.resolve()),
-    }
-
-
-def note_looks(exports: Exports, options: argparse.Namespace, splits: Sequence[str], command: str) -> None:
+def note_looks(
+    exports: RunExports, options: argparse.Namespace, seeds: Sequence[int], splits: Sequence[str], command: str
+) -> None:
     """With --frozen: write down, before it is taken, a look at the split that was to stay unseen.
+
+    Args:
+        exports: of the runs.
+        options: of the command line.
+        seeds: whose networks are about to be measured.
+        splits: that they are about to be measured on.
+        command: that looks.
 
     Raises:
         CheckError: what is frozen is not committed, a network has seen the split, or other weights of a seed were read.
@@ -179,12 +149,12 @@ def note_looks(exports: Exports, options: argparse.Namespace, splits: Sequence[s
         return
     check_committed(options.frozen)
     check_unseen(frozen, options.dataset)
-    for seed in options.seeds:
-        for name in options.rivals:
-            recipe = trained_from_file(exports.checkpoint(name, seed)).recipe
-            refuse_seen(frozen, options.dataset, f"{name} trains on", recipe.split)
-            refuse_seen(frozen, options.dataset, f"{name} is watched on", recipe.watch)
-    for seed in options.seeds:
+    names = [rival.partition("@")[0] for rival in options.rivals]
+    for name, seed in ((name, seed) for seed in seeds for name in names if exports.has_ended(name, seed)):
+        recipe = trained_from_file(exports.checkpoint(name, seed)).recipe
+        refuse_seen(frozen, options.dataset, f"{name} trains on", recipe.split)
+        refuse_seen(frozen, options.dataset, f"{name} is watched on", recipe.watch)
+    for seed in seeds:
         weights = file_entry(exports.checkpoint(options.ours, seed) / WEIGHTS).sha256
         look = Look(reads=frozen.reads, frozen=frozen.digest, weights=weights, seed=seed, command=command)
         # At the same weights: a table of more splits, seeds or engines is another look at what was chosen.
@@ -200,76 +170,93 @@ def refuse_unseen(dataset: Path, split: str) -> None:
         )
 
 
-class MeasuredSeeds:
-    """What was measured, in a folder: a file for each seed, runtime and split."""
-
-    def __init__(self, folder: Path, *, every: int) -> None:
-        self.folder, self.every = folder, every
-
-    def result(
-        self, chosen: Alternatives, note: dict[str, str], seed: int, one: Runtime, dataset: Path, split: str
-    ) -> SeedResult:
-        """That of one file, measured unless it is there.
-
-        Raises:
-            CheckError: it is there and of other networks or settings.
-        """
-        slug = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in split)
-        path = self.folder / f"seed{seed}-{one.engine}-{one.precision}-{slug}.json"
-        if path.exists():
-            known = SeedResult.model_validate_json(read_text(path))
-            other = sorted(key for key in known.made_of.keys() | note.keys() if known.made_of.get(key) != note.get(key))
-            if other:
-                raise CheckError(f"{path}: measured with other {', '.join(other)}; remove it, or give another --work")
-            return known
-        data = part(dataset_from_path(dataset, split), self.every)
-        found = self._measured(chosen, note, seed, one, data, split)
-        write_text(path, found.model_dump_json() + "\n")
-        return found
-
-    def _measured(
-        self, chosen: Alternatives, note: dict[str, str], seed: int, one: Runtime, data: Dataset, split: str
-    ) -> SeedResult:
-        title = f"seed {seed}, {one.engine} {one.precision}, {split}"
-        with TemporaryDirectory(prefix="dovit-") as graphs:
-            comparison = WayComparison(chosen, folder=Path(graphs), runtime=one)
-            ways = measured_ways(comparison, data, title, show=sys.stderr.isatty())
-        blocks = blocks_of(len(data), data.moments)
-        return SeedResult(
-            seed=seed,
-            split=split,
-            engine=one.engine,
-            precision=one.precision,
-            made_of=note,
-            frames=len(data),
-            seconds_per_block=blocks.seconds,
-            ways=tuple(WayResult.of(way, blocks) for way in ways),
-        )
-
-
 def measured(options: argparse.Namespace, command: str) -> dict[str, object]:
-    """The figures of all that is asked for; `command`: what asked."""
-    splits = options.split or ["val"]
-    for split in splits:
+    """The figures of all that is asked for and there; `command`: what asked."""
+    every = dict(_share(text) for text in options.split or ["val"])
+    for split in every:
         # All splits are found, and may be read, before the first network is exported.
         dataset_from_path(options.dataset, split)
         if options.frozen is None:
             refuse_unseen(options.dataset, split)
-    bundles, cells = options.work / "bundles", options.work / "cells"
-    for folder in (bundles, cells):
-        folder.mkdir(parents=True, exist_ok=True)
-    exports = Exports(options.runs, bundles, options.threshold, options.size, options.calibration)
-    chosen = {seed: alternatives(exports, options, seed) for seed in options.seeds}
-    note_looks(exports, options, splits, command)
-    kept = MeasuredSeeds(cells, every=options.every)
-    results = [
-        kept.result(chosen[seed], made_of(chosen[seed], options), seed, one, options.dataset, split)
-        for one in options.runtimes
-        for split in splits
-        for seed in options.seeds
-    ]
-    tables = [table.model_dump(mode="json") for table in tables_of(results)]
-    return {"dataset": options.dataset.name, "every": options.every, "tables": tables}
+    bundles, folder = options.work / "bundles", options.work / "cells"
+    for one in (bundles, folder):
+        one.mkdir(parents=True, exist_ok=True)
+    exports = RunExports(options.runs, bundles, options.threshold, options.size, options.calibration)
+    asked = Asked(options.ours, options.rivals, options.seeds, options.curve, options.smaller, options.merge)
+    plan = Plan(contest(exports, asked), tuple(every), tuple(options.runtimes))
+    for run in plan.contest.missing:
+        print(f"{run}: not there, or not ended; left out", file=sys.stderr)
+    check_choice(exports, options, plan.contest)
+    cells = Cells(folder, options.dataset, every=every, timed=options.timed)
+    measure(
+        plan, cells, options.measure, note=lambda seeds, splits: note_looks(exports, options, seeds, splits, command)
+    )
+    tables = [table.model_dump(mode="json") for table in tables_of(plan, cells)]
+    figures: dict[str, object] = {"dataset": options.dataset.name, "timed": options.timed, "tables": tables}
+    figures["every"] = {split: number for split, number in every.items() if number > 1}
+    if options.size is not None:
+        trained = exports.trained_size(options.ours, plan.contest.seeds[0])
+        figures["sizes"] = {"run": list(size_from_text(options.size, option="--size") or ()), "trained": list(trained)}
+    return figures
+
+
+def measure(
+    plan: Plan, cells: Cells, steps: Sequence[str], *, note: Callable[[Sequence[int], Sequence[str]], None]
+) -> None:
+    """Measure the cells that are not there yet; `note` is told, before the first, of all their seeds and splits."""
+    judged = [key for key in plan.accuracy_keys() if "accuracy" in steps and not cells.has_accuracy(key)]
+    timed = [key for key in plan.latency_keys() if "latency" in steps and not cells.has_latency(key)]
+    left = [*judged, *timed]
+    note(sorted({key.contender.seed for key in left}), list(dict.fromkeys(key.split for key in left)))
+    for key in judged:
+        cells.accuracy(key)
+    for key in timed:
+        cells.latency(key, plan.dense_of(key.contender))
+
+
+def tables_of(plan: Plan, cells: Cells) -> list[RivalTable]:
+    """A table for each runtime and split, of the cells that are there; none where no seed of ours is judged."""
+    tables = []
+    for one in plan.runtimes:
+        for split in plan.splits:
+            judged = list(_judged(plan, cells, one, split))
+            if judged:
+                judge = plan.judged_in(one, judged[0].contender).engine
+                left = [each for each in plan.contest.contenders if each not in [done.contender for done in judged]]
+                tables.append(
+                    table_of(
+                        judged,
+                        split=split,
+                        runtime=one,
+                        judged_in=judge,
+                        missing=plan.contest.missing,
+                        unmeasured=[f"{each.name} (seed {each.seed})" for each in left],
+                    )
+                )
+    return tables
+
+
+def _judged(plan: Plan, cells: Cells, one: Runtime, split: str) -> Iterator[Judged]:
+    """What is known of each contender in a table, of the seeds of which ours is judged, dense and as it runs."""
+    known = [each for each in plan.contest.contenders if cells.has_accuracy(plan.accuracy_key(each, one, split))]
+    ours, dense = ({each.seed for each in known if each.family == family} for family in (OURS, "dense"))
+    for contender in known:
+        if contender.seed in ours & dense:
+            times = plan.latency_key(contender, one, split)
+            timed = times is not None and cells.has_latency(times)
+            latency = cells.latency(times, plan.dense_of(contender)) if times is not None and timed else None
+            yield Judged(contender, cells.accuracy(plan.accuracy_key(contender, one, split)), latency)
+
+
+def mark(name: str) -> str:
+    """The line before the tables of this name in a page."""
+    return f"<!-- table: {' '.join(filter(None, (SCRIPT, name)))} -->"
+
+
+def _share(text: str) -> tuple[str, int]:
+    """ "val/4" -> ("val", 4): each fourth image."""
+    split, slash, number = text.rpartition("/")
+    return (split, int(number)) if slash and number.isdecimal() and int(number) else (text, 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -278,7 +265,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("dataset", type=Path, nargs="?")
     result.add_argument("--runs", type=Path, help="folder of the runs, each called NAME-seedN")
     result.add_argument("--ours", metavar="NAME", help="of the runs with gates")
-    result.add_argument("--rivals", nargs="+", metavar="NAME", help="of the static ones, the dense-trained among them")
+    result.add_argument(
+        "--rivals", nargs="+", metavar="NAME[@HxW]", help="of the static ones, the dense-trained among them"
+    )
     result.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
     result.add_argument("--threshold", metavar="T[,T...]", help="of ours: the operating point that was chosen before")
     result.add_argument("--frozen", type=Path, metavar="JSON", help="... as `protocol/frozen.py freeze` wrote it down")
@@ -286,16 +275,22 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--size", metavar="HxW", help="of all inputs; default: as each was trained")
     result.add_argument("--smaller", nargs="*", default=[], metavar="HxW", help="ours dense at these inputs")
     result.add_argument("--merge", type=at_least(1), nargs="*", default=[], help="tokens merged per layer")
-    result.add_argument("--split", action="append", help="as `dovit eval` takes it; may be repeated; default: val")
+    result.add_argument(
+        "--split", action="append", metavar="SPLIT[/N]", help="as `dovit eval` takes it; may be repeated; default: val"
+    )
     result.add_argument(
         "--runtimes", nargs="+", type=runtime, default=[Runtime()], metavar="ENGINE:PRECISION", help="a table for each"
     )
     result.add_argument("--calibration", metavar="SRC", help="as `dovit export` takes it; int8 needs it")
-    result.add_argument("--every", type=at_least(1), default=1, help="each so-manieth image")
+    result.add_argument(
+        "--measure", nargs="+", choices=STEPS, default=list(STEPS), help="what is done; exports come with either"
+    )
+    result.add_argument("--timed", type=at_least(1), default=8, help="images that latency is measured on")
     result.add_argument("--work", type=Path, help="folder of all that is made on the way")
     result.add_argument("-o", "--output", type=output_file)
     result.add_argument("--tables", type=Path, metavar="JSON", help="write the tables of this result; measure nothing")
-    result.add_argument("--docs", type=page_with(MARK), help="page with the tables' marks")
+    result.add_argument("--docs", type=Path, help="page with the tables' marks")
+    result.add_argument("--table", metavar="NAME", default="", help="of the marks, where a page has tables of several")
     return result
 
 
@@ -312,8 +307,9 @@ def check(command_line: argparse.ArgumentParser, options: argparse.Namespace) ->
     if any(one.precision == "int8" for one in options.runtimes) and options.calibration is None:
         command_line.error("--runtimes with int8 needs --calibration SRC, without the drive that is measured on")
     numbers_within_one(options.threshold, option="--threshold")
-    for text in (*options.smaller, *([] if options.size is None else [options.size])):
-        size_from_text(text, option="--smaller, --size")
+    others = [rival.partition("@")[2] for rival in options.rivals if "@" in rival]
+    for text in (*options.smaller, *others, *([] if options.size is None else [options.size])):
+        size_from_text(text, option="--smaller, --size, --rivals NAME@HxW")
 
 
 @errors_in_a_line()
@@ -321,14 +317,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, or read what was measured, and write the tables."""
     command_line = parser()
     options = command_line.parse_args(arguments)
+    if options.docs is not None:
+        try:
+            page_with(mark(options.table))(str(options.docs))
+        except argparse.ArgumentTypeError as error:
+            command_line.error(f"--docs: {error}")
     if options.tables is not None:
-        report = read_figures(options.tables, names=("tables", "dataset"))
+        report = read_figures(options.tables, names=("tables", "dataset", "timed"))
     else:
         check(command_line, options)
         command = command_text("why_not/rivals.py", sys.argv[1:] if arguments is None else arguments)
         report = publish(measured(options, command), command=command, output=options.output)
     if options.docs is not None:
-        write_table(options.docs, MARK, page(report))
+        write_table(options.docs, mark(options.table), page(report))
 
 
 if __name__ == "__main__":

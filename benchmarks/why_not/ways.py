@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from timed_session import TimedSession, processor_ms
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import FP32
+from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.commands.arguments import numbers
 from dovit_deploy.datasets.dataset import Sample
+from dovit_deploy.families.spec import ModelSpec
 from dovit_deploy.measure.controls import Steering
 from dovit_deploy.measure.evaluate import SegmentationTally
 from dovit_deploy.runtime.latency_fit import run_every_size
@@ -95,20 +99,21 @@ class WayComparison:
 
     def __init__(self, chosen: Alternatives, *, folder: Path, runtime: Runtime | None = None) -> None:
         self.runtime = runtime or Runtime()
-        self._session = self._opened(chosen.bundle)
-        self.main = _timed(self._session)
+        self._session = opened(chosen.bundle, self.runtime)
+        self.main = timed(self._session)
         self.manifest = self.main.session.bundle.manifest
         self._controlled = chosen.controls
         self.ways = self._passing(chosen.thresholds, chosen.curve) + (self._controls() if chosen.controls else [])
-        self.ways += [self._dense(path, "smaller", "same weights, {size}") for path in chosen.smaller]
+        self.ways += [dense_way(path, "smaller", "same weights, {size}", self.runtime) for path in chosen.smaller]
         if chosen.dense_trained is not None:
-            self.ways.append(self._dense(chosen.dense_trained, "dense-trained", "dense-trained"))
+            self.ways.append(dense_way(chosen.dense_trained, "dense-trained", "dense-trained", self.runtime))
         for path in chosen.dense_trained_smaller:
-            self.ways.append(self._dense(path, "dense-trained smaller", "dense-trained, {size}"))
-        self.ways += [self._dense(path, "shallower", "dense-trained, {depth} layers") for path in chosen.shallower]
+            self.ways.append(dense_way(path, "dense-trained smaller", "dense-trained, {size}", self.runtime))
+        for path in chosen.shallower:
+            self.ways.append(dense_way(path, "shallower", "dense-trained, {depth} layers", self.runtime))
         # Merging is made for networks that were trained dense; without one the bundle's own weights serve.
         merged = Bundle.open(chosen.dense_trained or chosen.bundle)
-        self.ways += [self._merging(merged, count, folder) for count in chosen.merge]
+        self.ways += [merging_way(merged, count, folder, self.runtime) for count in chosen.merge]
 
     def warm_up(self) -> None:
         """Have the engine compile whatever it compiles for a number of tokens: no frame's time is to hold that."""
@@ -121,21 +126,14 @@ class WayComparison:
         return LabelledFrame(sample, number, self.main.predict(sample.rgb).tokens if self._controlled else None)
 
     def _passing(self, thresholds: Iterable[str], curve: Iterable[str]) -> list[Way]:
-        own = _short(short_thresholds(thresholds_from(None, self.manifest)))
         ways = [
             Way("dense", "dense", lambda frame: self.main.predict(frame.sample.rgb, dense=True)),
-            Way(f"own thresholds ({own})", "token passing", lambda frame: self.main.predict(frame.sample.rgb)),
+            passing_way(self.main, None, "token passing"),
         ]
         # A threshold that is an operating point is not measured a second time for the curve.
         points = dict.fromkeys(thresholds, "token passing")
         further = {text: "curve" for text in curve if text not in points}
-        return ways + [self._at(text, family) for text, family in (points | further).items()]
-
-    def _at(self, text: str, family: str) -> Way:
-        given = numbers(text, option="--thresholds")
-        limits = thresholds_from(given[0] if len(given) == 1 else given, self.manifest)
-        name = f"threshold {_short(short_thresholds(limits))}"
-        return Way(name, family, lambda frame: self.main.predict(frame.sample.rgb, thresholds=limits))
+        return ways + [passing_way(self.main, text, family) for text, family in (points | further).items()]
 
     def _controls(self) -> list[Way]:
         steering = Steering(self.main.session)
@@ -153,32 +151,70 @@ class WayComparison:
             ),
         ]
 
-    def _opened(self, path: Path) -> Session:
-        engine, precision = self.runtime
-        return Session(Bundle.open(path), engine=engine, precision=precision, threads=1)
 
-    def _dense(self, path: Path, family: str, name: str) -> Way:
-        """`name` may hold {size} and {depth}, of the model."""
-        predictor = _timed(self._opened(path))
-        height, width = predictor.spec.size
-        # Width first, as in the published tables; everywhere else a size is height x width.
-        full = name.format(size=f"{width}x{height}", depth=predictor.spec.depth)
-        return Way(full, family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
+def opened(path: Path, runtime: Runtime) -> Session:
+    """A session of a bundle in one thread.
 
-    def _merging(self, bundle: Bundle, count: int, folder: Path) -> Way:
-        engine, precision = self.runtime
-        graphs = folder / f"{engine}-{precision}"
-        graphs.mkdir(exist_ok=True)
-        predictor = _timed(MergingSession(bundle, count, folder=graphs, engine=engine))
-        name = f"merging {count} tokens a layer" + ("" if precision == FP32 else f", in {FP32}")
-        return Way(name, "merging", lambda frame: predictor.predict(frame.sample.rgb))
+    Raises:
+        UsageError: the bundle does not carry the precision.
+    """
+    return Session(Bundle.open(path), engine=runtime.engine, precision=runtime.precision, threads=1)
 
 
-def _timed(session: RunsOne) -> Predictor:
+def passing_way(predictor: Predictor, thresholds: str | None, family: str) -> Way:
+    """A bundle that stops tokens at `thresholds`, as on the command line; None: its own."""
+    manifest = predictor.session.bundle.manifest
+    limits = limits_of(manifest, thresholds)
+    return Way(
+        passing_name(manifest, thresholds), family, lambda frame: predictor.predict(frame.sample.rgb, thresholds=limits)
+    )
+
+
+def passing_name(manifest: Manifest, thresholds: str | None) -> str:
+    """Of `thresholds`, as on the command line; None: the bundle's own."""
+    short = shown_thresholds(short_thresholds(limits_of(manifest, thresholds)))
+    return f"own thresholds ({short})" if thresholds is None else f"threshold {short}"
+
+
+def limits_of(manifest: Manifest, thresholds: str | None) -> NDArray[np.float32]:
+    """(gates, classes): `thresholds`, as on the command line; None: the bundle's own."""
+    given = None if thresholds is None else numbers(thresholds, option="--thresholds")
+    return thresholds_from(given[0] if given is not None and len(given) == 1 else given, manifest)
+
+
+def dense_way(path: Path, family: str, name: str, runtime: Runtime) -> Way:
+    """A bundle with nothing stopped; `name` may hold {size} (height x width) and {depth}, of the model."""
+    predictor = timed(opened(path, runtime))
+    return Way(named(name, predictor.spec), family, lambda frame: predictor.predict(frame.sample.rgb, dense=True))
+
+
+def named(name: str, spec: ModelSpec) -> str:
+    """`name` with {size} (height x width) and {depth} filled in."""
+    height, width = spec.size
+    return name.format(size=f"{height}x{width}", depth=spec.depth)
+
+
+def merging_way(bundle: Bundle, count: int, folder: Path, runtime: Runtime) -> Way:
+    """The bundle's weights dense with `count` tokens merged a layer, in fp32; its graphs lie in `folder`."""
+    engine, precision = runtime
+    graphs = folder / f"{engine}-{precision}"
+    graphs.mkdir(exist_ok=True)
+    predictor = timed(MergingSession(bundle, count, folder=graphs, engine=engine))
+    name = merging_name(count, precision)
+    return Way(name, "merging", lambda frame: predictor.predict(frame.sample.rgb))
+
+
+def merging_name(count: int, precision: str) -> str:
+    """Of `count` tokens merged a layer in a table of this precision."""
+    return f"merging {count} tokens a layer" + ("" if precision == FP32 else f", in {FP32}")
+
+
+def timed(session: RunsOne) -> Predictor:
+    """What runs images, and says how long the processor computed."""
     return Predictor(TimedSession(session))
 
 
-def _short(thresholds: Sequence[float | list[float]]) -> str:
+def shown_thresholds(thresholds: Sequence[float | list[float]]) -> str:
     """`0.7` where all gates share it, `0.9, 1, 1` per gate, `per class` where classes differ."""
     values = [row for row in thresholds if isinstance(row, float)]
     if len(values) < len(thresholds):

@@ -46,7 +46,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "an EoMT on DINOv3 (what is published of these is a difference to the gated weights)": (
         "query.weight layers.*.attention.o_proj.**",
     ),
-    "an EoMT of LightlyTrain, whose files do not say whether its training is finished": (
+    "an EoMT of LightlyTrain, whose weights do not say which layers its queries join": (
         "queries.weight upscale.*.conv1.*",
     ),
     "a ViTDet": (

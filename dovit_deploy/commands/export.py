@@ -95,7 +95,7 @@ def export(
         console.remark(f"{source_path.name}: {line}", quiet=not verbose)
     if source.assumed:
         console.remark(f"{source.assumed} (--positions)", quiet=quiet)
-    console.remarks(_left_behind(source_path, request), quiet=quiet)
+    console.remarks(_left_behind(source_path, request, compact=compact), quiet=quiet)
     plan = ExportPlan.resolve(
         source, target, size=wanted_size, stride=wanted_stride, overwrite=overwrite, compact=compact
     )
@@ -107,19 +107,23 @@ def export(
     console.next_command(first_use(target, bundle.manifest), quiet=quiet)
 
 
-def _left_behind(source: Path, request: PrecisionRequest) -> list[str]:
-    """The forms of a bundle that is exported again which the new one will not have."""
+def _left_behind(source: Path, request: PrecisionRequest, *, compact: bool) -> list[str]:
+    """What a bundle that is exported again has and the new one will not have: forms, small weights."""
     from dovit_deploy.bundle.bundle import MANIFEST, Bundle
 
     if not (source / MANIFEST).is_file():
         return []
-    forms = [form for form in Bundle.open(source).manifest.precisions if form not in request.precisions]
-    asked = ",".join((*request.precisions, *forms))
-    return (
-        [f"{source.name} also has {', '.join(forms)}; --precision {asked} --calibration SRC makes it anew"]
-        if forms
-        else []
-    )
+    bundle, lines = Bundle.open(source), []
+    forms = [form for form in bundle.manifest.precisions if form not in request.precisions]
+    if forms:
+        asked = ",".join((*request.precisions, *forms))
+        lines.append(f"{source.name} also has {', '.join(forms)}; --precision {asked} --calibration SRC makes it anew")
+    report = bundle.parity()
+    if report is not None and report.compact is not None and not compact:
+        lines.append(
+            f"{source.name} has large weights in fp16, the new bundle in fp32, twice the size; --compact keeps fp16"
+        )
+    return lines
 
 
 def _assumptions(manifest: Manifest) -> list[str]:

@@ -33,8 +33,8 @@ def inspect(
 
     targets.claim_report(json_file, inputs=(path,))
     if not path.exists():
-        # Only a bare word can be a name of a model; a path is a path that is wrong.
-        if path.suffix or len(path.parts) > 1:
+        # A bare word can be a name of a model, and with the suffix somebody meant one; else a path is wrong.
+        if path.suffix not in ("", ".dovit") or len(path.parts) > 1:
             raise InputError(f"{path}: no such file or folder")
         path = arguments.bundle_path(path, quiet=quiet)
     try:

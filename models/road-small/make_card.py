@@ -98,7 +98,7 @@ def facts_table(bundle: Bundle) -> str:
     rows = {
         "architecture": f"DINOv2 ViT-S/14: {shape}; gates before layers {layers}; the decode head ({spec.head.kind}) "
         f"sees a stopped token as its gate did{lens}",
-        "input": f"RGB, resized to {width}x{height}: {spec.grid[0]}x{spec.grid[1]} tokens; "
+        "input": f"RGB, resized to {height}x{width} (height x width): {spec.grid[0]}x{spec.grid[1]} tokens; "
         "mean and standard deviation of ImageNet",
         "size": f"{parameters(bundle) / 1e6:.1f} M parameters, {megabytes[False]:.0f} MB with large weights in fp16; "
         f"{megabytes[True]:.0f} MB more for the forms in 8 bits",
@@ -174,7 +174,7 @@ def columns_of(report: dict[str, Any]) -> dict[str, str]:
     dense = report["dense"] | {"flops_saved": 0.0, "drop": None}
     rows = {"dense": dense, "**stopped by the gates**": report["dynamic"]}
     rows |= {shown: controls[name] for name, shown in CONTROLS.items()}
-    rows |= {f"dense at {entry['size'][1]}x{entry['size'][0]}": entry for entry in controls["smaller_input"]}
+    rows |= {f"dense at {entry['size'][0]}x{entry['size'][1]}": entry for entry in controls["smaller_input"]}
     return {
         name: f" {row['miou']:.1f} | {row['boundary_iou']:.1f} | {points(row['drop'], row.get('drop_interval'))} "
         f"| {row['flops_saved']:.0%} |"
@@ -210,7 +210,7 @@ def sentence(name: str, report: dict[str, Any]) -> str:
         f"({dynamic['worst_class_drop']:.1f})."
     ]
     smaller = [
-        f"{points(entry['rule_gain'], entry['rule_gain_interval'])} at {entry['size'][1]}x{entry['size'][0]} "
+        f"{points(entry['rule_gain'], entry['rule_gain_interval'])} at {entry['size'][0]}x{entry['size'][1]} "
         f"({entry['flops_saved']:.0%} saved)"
         for entry in controls["smaller_input"]
     ]

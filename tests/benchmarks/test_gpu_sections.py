@@ -122,7 +122,8 @@ def test_a_section_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> 
 
 def test_a_section_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     def waits(bench):
-        (tmp_path / "new").write_text(str(os.getpid()))
+        started = subprocess.Popen(["sleep", "600"])
+        (tmp_path / "new").write_text(f"{os.getpid()} {started.pid}")
         (tmp_path / "new").rename(tmp_path / "pid")
         time.sleep(600)
         yield found("never")
@@ -134,7 +135,8 @@ def test_a_section_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.kill()
     process.join()
-    assert gone(int((tmp_path / "pid").read_text()))
+    # What it had started, too.
+    assert [gone(int(pid)) for pid in (tmp_path / "pid").read_text().split()] == [True, True]
 
 
 def gone(pid: int) -> bool:
@@ -349,6 +351,63 @@ def test_results_of_a_gpu_are_not_replaced_where_there_is_none(tmp_path: Path, m
     monkeypatch.setattr(prove, "GPU_ITSELF", section(card, "another", everywhere=True))
     assert prove.main(words) == 0
     assert "another" in output.read_text() and "of the GPU" not in page.read_text()
+
+
+def test_only_adds_to_what_the_same_gpu_has_found(tmp_path: Path, monkeypatch, capsys) -> None:
+    output, cards = tmp_path / "gpu.json", [CARD]
+
+    def card(bench):
+        yield "gpu", cards[-1]
+
+    def finds(*names):
+        def find(bench):
+            for name in names:
+                yield found(name)
+
+        return find
+
+    def run(*more, **sections):
+        """Of sections by their names, each of which finds or raises."""
+        monkeypatch.setattr(prove, "SECTIONS", tuple(section(find, name) for name, find in sections.items()))
+        monkeypatch.setattr(prove, "GPU_ITSELF", section(card, "g", everywhere=True))
+        try:
+            return prove.main(["-o", str(output), *more])
+        except SystemExit as ended:
+            return ended.code
+
+    def kernels():
+        written = GpuReport.model_validate_json(output.read_text())
+        return [row.name for row in written.kernels], {each.name: each.outcome for each in written.sections}
+
+    def lacks(bench):
+        yield found("half")
+        raise NotDone("no nvcc")
+
+    assert run(a=finds("a1", "a2"), b=finds("b1"), c=finds("c1")) == 0
+    assert run("--only", "b", a=nothing, b=finds("b2", "b3"), c=nothing) == 0
+    assert kernels() == (["a1", "a2", "b2", "b3", "c1"], dict.fromkeys("gabc", "done"))
+    # What could not run now keeps what it had; what is new comes last.
+    assert run("--only", "b", "--only", "d", a=nothing, b=lacks, d=finds("d1")) == 0
+    assert kernels() == (["a1", "a2", "b2", "b3", "c1", "d1"], dict.fromkeys("gabcd", "done"))
+    # What is wrong now is wrong in the file, and in the exit code.
+    assert run("--only", "d", d=raising) == 4
+    assert kernels()[1] == {**dict.fromkeys("gabc", "done"), "d": "failed"}
+    kept = output.read_text()
+    cards.append(CARD.model_copy(update={"name": "another"}))
+    assert run("--only", "a", a=finds("a9")) == 0
+    assert output.read_text() == kept and "the results of another GPU" in capsys.readouterr().err
+    assert run(a=finds("a9")) == 0
+    assert kernels() == (["a9"], {"g": "done", "a": "done"})
+    # Without --only it is replaced; older results, and those of other versions, cannot be added to.
+    older = json.loads(kept)
+    for changed, message in (({"versions": {"torch": "1"}}, "other versions"), ({"sections": UNCOUNTED}, "older")):
+        output.write_text(json.dumps(older | changed))
+        assert run("--only", "a", a=nothing) == 2 and message in capsys.readouterr().err
+        assert json.loads(output.read_text()) == older | changed
+
+
+UNCOUNTED = [{"name": "g", "outcome": "done", "why": "", "seconds": 1.0}]
+"""Of a result from before sections counted what they found."""
 
 
 def test_figures_that_are_none_are_read_back(tmp_path: Path) -> None:

@@ -323,7 +323,9 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     assert export[:2] == ["export", str(tmp_path / "run" / "checkpoint")]
     assert measure[3:5] == ["--split", "train:a"] and "--threshold" in measure
     run.run.mkdir()
-    assert run.commands(Path("own.toml"), **given)[0][-1] == "--resume"
+    # Killed before it saved anything, a run begins again: it needs its start.
+    assert run.commands(Path("own.toml"), **given)[0][-3:] == ["--resume", "--init", "start.safetensors"]
+    assert run.commands(Path("own.toml"), **given, only="train") == run.commands(Path("own.toml"), **given)[:1]
     (run.run / "curve.json").touch()
     run.bundle.mkdir()
     assert run.commands(Path("own.toml"), **given) == [measure]
@@ -363,22 +365,25 @@ def test_a_drive_that_is_to_stay_unseen_is_read_with_a_note(case, tmp_path, monk
 
     monkeypatch.setattr(leave_one_out, "subprocess", SimpleNamespace(run=one_command))
     monkeypatch.setattr(leave_one_out, "own_recipe", lambda recipe, run: recipe)
-    given = {"init": None, "thresholds": "0.9", "seed": 7}
+    how = leave_one_out.HowTrained(case.folder / "final.toml", None, "0.9", 7)
     monkeypatch.setattr(leave_one_out, "check_committed", refused := refusal())
     with pytest.raises(CheckError, match="not committed"):
-        leave_one_out.measured(run, case.folder / "final.toml", **given)
+        leave_one_out.carry_out(run, how, only=None)
     assert refused.asked == [case.folder / "frozen.json"] and not done
     for module in (leave_one_out, frozen):
         monkeypatch.setattr(module, "check_committed", lambda path: None)
     # Before the evaluation, and again where it was interrupted.
     for looks in (1, 2):
         with pytest.raises(SystemExit):
-            leave_one_out.measured(run, case.folder / "final.toml", **given)
+            leave_one_out.carry_out(run, how, only=None)
         assert done[-3:] == [("train", looks - 1), ("export", looks - 1), ("eval", looks)]
     assert {(look.reads, look.frozen, look.seed) for look in looks_in(case.folder)} == {("train:drive_00", None, 7)}
     with pytest.raises(SystemExit):
-        leave_one_out.measured(other, case.folder / "final.toml", **given)
+        leave_one_out.carry_out(other, how, only=None)
     assert done[-1] == ("eval", 2)
+    # Training looks at nothing.
+    leave_one_out.carry_out(run, how, only="train")
+    assert done[-1] == ("train", 2)
     # The frozen choice itself, of the same seed, may still be read.
     assert case.read("look.json") == 0
 
@@ -399,6 +404,46 @@ def test_a_drive_without_a_name_is_refused_before_the_first_is_trained(tmp_path,
     assert not (tmp_path / "work").exists()
 
 
+def test_each_drive_is_trained_by_a_command_and_those_that_are_there_are_measured(tmp_path, monkeypatch, capsys):
+    data = write_labelled(tmp_path / "set", images=16, split="train")
+    recipe, done = tmp_path / "r.toml", []
+    recipe.write_text(RECIPE)
+    figures = {"images": 4, "thresholds": [], "bootstrap": {"blocks": 4}, "dense": {"miou": 1.0}, "controls": {}}
+    figures["dynamic"] = {"miou": 1.0, "flops_saved": 0.1, "drop": 0.0, "drop_interval": None}
+    figures["controls"] = dict.fromkeys(("random", "position", "other"))
+
+    def one_command(words, *, check):
+        done.append(words[3])
+        folder = Path(words[words.index("-o") + 1]) if words[3] != "eval" else None
+        if words[3] == "train":
+            folder.mkdir()
+            (folder / "curve.json").touch()
+        elif words[3] == "export":
+            folder.mkdir()
+        else:
+            Path(words[-1]).write_text(json.dumps(figures))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(leave_one_out, "subprocess", SimpleNamespace(run=one_command))
+
+    def command(*words, drives="drive_00,drive_01"):
+        given = ["--recipe", str(recipe), "--drives", drives, "--work", str(tmp_path / "work")]
+        leave_one_out.main([str(data), *given, *words])
+
+    with pytest.raises(SystemExit) as left:
+        command("--only", "measure")
+    assert left.value.code == 4 and "none of drive_00, drive_01 is trained yet" in capsys.readouterr().err
+    command("--only", "train", drives="drive_01")
+    assert done == ["train"]
+    command("--only", "measure", "-o", str(tmp_path / "drives.json"))
+    assert done == ["train", "export", "eval"]
+    report = json.loads((tmp_path / "drives.json").read_text())
+    assert [row["drive"] for row in report["drives"]] == ["drive_01"] and report["missing"] == ["drive_00"]
+    assert "missing here: drive_00.**" in leave_one_out.table(report)
+    command()
+    assert done[3:] == ["train", "export", "eval"]
+
+
 def test_the_table_has_a_row_for_every_drive():
     control = {"rule_gain": 2.0, "rule_gain_interval": [1.0, 3.0]}
     row = {
@@ -409,6 +454,14 @@ def test_the_table_has_a_row_for_every_drive():
         "dynamic": {"miou": 49.8, "flops_saved": 0.45, "drop": 0.24, "drop_interval": None},
         "controls": {"random": control, "position": control, "other": None},
     }
-    report = {"drives": [row], "recipe": "r.toml", "seed": 0, "machine": {"cpu": "c"}, "date": "d", "command": "x"}
+    report = {
+        "drives": [row],
+        "missing": [],
+        "recipe": "r.toml",
+        "seed": 0,
+        "machine": {"cpu": "c"},
+        "date": "d",
+        "command": "x",
+    }
     wanted = "| 0006R0 | 101, 11 | 50.0 | 49.8 | 45% | 0.24 | 2.00 (1.00 to 3.00) | 2.00 (1.00 to 3.00) | - |"
     assert wanted in leave_one_out.table(report)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from report import END, between_marks, command_text, publish
-from why_not import ways
+from why_not import compare, ways
 from why_not.compare import measure, runtime, turned
 from why_not.result import Point, Report, at_latency, equal_latency, figures_of
 from why_not.tables import DOCS_TABLES, mark, readme_table, write_tables
 from why_not.ways import Alternatives, Runtime, WayComparison
 
+from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import UsageError
 from dovit_deploy.measure.evaluate import EvalPlan, SegmentationTally, evaluate
@@ -110,6 +112,23 @@ def test_what_cannot_be_compared(tiny_bundle_path, tmp_path) -> None:
         with pytest.raises(argparse.ArgumentTypeError, match="ENGINE:PRECISION"):
             runtime(text)
     assert runtime("openvino:int8") == Runtime("openvino", "int8")
+
+
+def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(tiny_bundle_path, tmp_path, monkeypatch) -> None:
+    found, noted = {"frozen.json": SimpleNamespace()}, []
+    monkeypatch.setattr(compare, "keeping_unseen", lambda dataset, split: found if split == "val:drive_001" else {})
+    monkeypatch.setattr(compare, "note_beside", lambda kept, **look: noted.append((kept, look)))
+
+    def stopped(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "measure", stopped)
+    words = [str(write_labelled(tmp_path / "labelled")), "--bundle", str(tiny_bundle_path), "--split", "val:drive_001"]
+    with pytest.raises(KeyboardInterrupt):
+        compare.measured(compare.parser().parse_args(words), "the command")
+    ((kept, look),) = noted
+    weights = Bundle.open(tiny_bundle_path).manifest.provenance.source_sha256
+    assert kept is found and look == {"weights": weights, "seed": None, "command": "the command"}
 
 
 def test_equal_latency_takes_the_full_model_as_first_point(report) -> None:

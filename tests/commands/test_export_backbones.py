@@ -137,7 +137,7 @@ def test_other_networks_are_refused_by_name(tmp_path: Path, name: str, entry: st
         (("embeddings.projection.weight", "encoder.layer.0.attention.qkv.weight"), r"is a ViTDet"),
         (
             ("model.queries.weight", "model.upscale.0.conv1.weight"),
-            r"is an EoMT of LightlyTrain(.|\n)*Supported: .*EoMT",
+            r"is an EoMT of LightlyTrain, whose weights do not say which layers(.|\n)*Supported: .*EoMT",
         ),
         # A plain one, in memory: layers called as EoMT on DINOv3 calls them.
         (("embeddings.cls_token", "layers.0.attention.o_proj.weight"), r"of no supported family"),

@@ -47,6 +47,8 @@ def test_run_bench_and_inspect_take_a_name(named: Callable[..., tuple[int, str]]
     assert code == 0, errors
     assert json.loads((tmp_path / "bench.json").read_text())["frames"] == 1
     assert named("inspect", "road-tiny")[0] == 0
+    code, errors = named("inspect", "road-tiny.dovit")
+    assert code == 3 and "did you mean road-tiny?" in errors
     code, errors = named("inspect", "road-tinny")
     assert code == 3 and "did you mean road-tiny?" in errors
 

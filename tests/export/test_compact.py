@@ -20,7 +20,8 @@ from dovit_deploy.bundle.bundle import PARITY, WEIGHTS, Bundle
 from dovit_deploy.bundle.parity import ParityReport
 from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.commands.export import _summary
+from dovit_deploy.commands.export import _left_behind, _summary
+from dovit_deploy.commands.precisions import PrecisionRequest
 from dovit_deploy.engines.onnxruntime import PROVIDER, session_options
 from dovit_deploy.errors import UsageError
 from dovit_deploy.export.compact import compacted, stored_state
@@ -108,6 +109,14 @@ def test_the_file_holds_half_and_the_report_what_that_cost(compact: Bundle, wide
     record = json.loads((compact.path / PARITY).read_text())["compact"]
     assert record == {"agreement": 1.0, "images": 2, "rounded": len(large)}
     assert "compact" not in json.loads((wide.path / PARITY).read_text())
+
+
+def test_a_bundle_that_is_exported_again_in_full_says_so(compact: Bundle, wide: Bundle) -> None:
+    request = PrecisionRequest.from_flags("fp32", None, None)
+    (line,) = _left_behind(compact.path, request, compact=False)
+    assert line.startswith(f"{compact.path.name} has large weights in fp16") and "--compact" in line
+    assert _left_behind(compact.path, request, compact=True) == []
+    assert _left_behind(wide.path, request, compact=False) == []
 
 
 def test_the_network_is_the_rounded_one_everywhere(compact: Bundle, wide: Bundle) -> None:

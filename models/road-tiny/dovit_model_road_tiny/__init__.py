@@ -1,4 +1,4 @@
-"""The bundle `road-tiny.dovit`: 11 classes of street scenes at 480x360, trained on CamVid."""
+"""The bundle `road-tiny.dovit`: 11 classes of street scenes at 360x480, trained on CamVid."""
 
 from __future__ import annotations
 
