@@ -44,7 +44,7 @@ prove-gpu: $(GPU_VENV)/.installed
 
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
-	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]' torch onnx onnxscript onnx-ir pyyaml pytest
+	$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]' torch onnx onnxscript onnx-ir pyyaml pytest 'cuda-bindings>=13'
 	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[tensorrt-rtx]'
 	-$(GPU_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[pycuda]'
 	@touch $@

@@ -130,7 +130,7 @@ def _of_seed(exports: RunExports, asked: Asked, seed: int) -> list[Contender]:
         *(Contender(seed, "curve", ours, passing_name(manifest, text), text) for text in asked.curve),
     ]
     for size in asked.smaller:
-        path = exports.bundle(asked.ours, seed, size=size, ours=True)
+        path = exports.bundle(asked.ours, seed, size=size)
         found.append(Contender(seed, "smaller", path, named("same weights, {size}", _spec(path))))
     rivals = [_rival(exports, one, seed, _spec(ours)) for one in asked.rivals if _ended(exports, one, seed)]
     trained = [one for one in rivals if one.family == "dense-trained"]

@@ -32,7 +32,7 @@ def in_this_process(job: Path, package: TensorRtPackage) -> tuple[int, str]:
     return 0, ""
 
 
-def built(bundle: Bundle, cache: EngineCache, *, version: str = RTX, **choices) -> EngineSet:
+def built(bundle: Bundle, cache: EngineCache, *, version: str = RTX, rebuild: bool = False, **choices) -> EngineSet:
     """Engines that the fake TensorRT runs; without plugins unless `choices` has them."""
     request, package = BuildRequest(**{"plugins": False, **choices}), fake_package(bindings=all_bindings()[version])
     with (
@@ -40,7 +40,9 @@ def built(bundle: Bundle, cache: EngineCache, *, version: str = RTX, **choices) 
         mock.patch.object(tensorrt_record, "gpu_device", lambda: FakeMemory().device),
         mock.patch.dict(os.environ, {VARIABLE: "runnable"}),
     ):
-        engines, _ = build_engines(bundle, request, package=package, cache=cache, progress=lambda step: None)
+        engines, _ = build_engines(
+            bundle, request, package=package, cache=cache, rebuild=rebuild, progress=lambda step: None
+        )
     return engines
 
 

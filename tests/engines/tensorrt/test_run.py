@@ -24,6 +24,7 @@ from dovit_deploy.errors import (
     EngineMissing,
     PackageMissing,
     ProviderMissing,
+    UsageError,
 )
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
@@ -240,19 +241,22 @@ def test_what_tensorrt_refuses(call: str, logged: str, error, words: str, bundle
     assert_nothing_is_left(bench)
 
 
-def test_compiled_kernels_that_are_cut_short(dense_bundle_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"ker", b"", b"PK\x03\x04 of another program"])
+def test_compiled_kernels_that_are_cut_short_or_foreign(
+    damaged: bytes, dense_bundle_path: Path, tmp_path: Path
+) -> None:
     """They are compiled again and the file is replaced; what fails later is not explained by what was logged of it."""
     bundle = Bundle.open(dense_bundle_path)
     engines = built(bundle, EngineCache(tmp_path), precision="fp32")
     bench, failing = Bench(engines, tmp_path), Bench(engines, tmp_path)
     path = EngineCache(tmp_path).kernels_path(engines.entry.key, "stage0", bench.memory.device)
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"ker")
+    path.write_bytes(damaged)
     for state in (bench.state, failing.state):
         state.faults.cache = "Serialization assertion size failed"
     with Session(bundle, backend=bench.backend()) as session:
         session.run(pixels_of(bundle))
-        assert bench.state.given_caches == [b"ker"]
+        assert bench.state.given_caches == [damaged]
     assert path.read_bytes() == b"kernels"
     failing.state.faults.execute = "no tactic"
     with pytest.raises(DeviceFailed, match="TensorRT does not run: no tactic"):
@@ -278,6 +282,34 @@ def test_another_thread_loads_and_closes(bundle: Bundle, bench: Bench) -> None:
         session.run(pixels_of(bundle), dense=True)
     session.close()
     assert_nothing_is_left(bench)
+
+
+def test_closed_twice_and_by_two_threads_at_once_it_frees_everything_once(bundle: Bundle, bench: Bench) -> None:
+    session = Session(bundle, backend=bench.backend())
+    session.run(pixels_of(bundle))
+    with ThreadPoolExecutor(2) as pool:
+        for closing in [pool.submit(session.close) for _ in range(2)]:
+            closing.result()
+    session.close()
+    assert_nothing_is_left(bench)
+    for use in (session, Session(bundle, backend=bench.backend())):
+        use.close()
+        with pytest.raises(UsageError, match="is closed; make a new one"):
+            use.run(pixels_of(bundle))
+
+
+def test_engines_that_are_built_again_meanwhile_are_taken_by_the_next_session(dense_bundle_path: Path, tmp_path: Path):
+    """`dovit build --rebuild`, and the same beside a session that runs: it has its engines, and keeps its kernels."""
+    bundle, cache = Bundle.open(dense_bundle_path), EngineCache(tmp_path)
+    bench = Bench(built(bundle, cache, precision="fp32"), tmp_path)
+    with Session(bundle, backend=bench.backend()) as session:
+        want = session.run(pixels_of(bundle))[0]
+        again = built(bundle, cache, rebuild=True, precision="fp32")
+        assert np.array_equal(session.run(pixels_of(bundle))[0], want)
+    assert_nothing_is_left(bench)
+    second = Bench(again, tmp_path)
+    with Session(bundle, backend=second.backend()) as session:
+        assert np.array_equal(session.run(pixels_of(bundle))[0], want)
 
 
 def test_after_a_failure_that_stays_closing_frees_everything(bundle: Bundle, bench: Bench) -> None:
