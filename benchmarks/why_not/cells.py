@@ -103,7 +103,7 @@ class CellKey:
 
 
 @dataclass
-class Cells:
+class CellFolder:
     """The cells of one data set in a folder: read where they are there, else measured."""
 
     folder: Path

@@ -89,7 +89,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Contest:
+class RivalContest:
     """All contenders of all seeds, and the runs that are not there."""
 
     contenders: tuple[Contender, ...]
@@ -102,7 +102,7 @@ class Contest:
         return tuple(one.seed for one in self.contenders if one.family == OURS)
 
 
-def contest(exports: RunExports, asked: Asked) -> Contest:
+def contest(exports: RunExports, asked: Asked) -> RivalContest:
     """All that can be compared, exported.
 
     Raises:
@@ -117,7 +117,7 @@ def contest(exports: RunExports, asked: Asked) -> Contest:
         checkpoint = exports.checkpoint(asked.ours, asked.seeds[0])
         raise InputError(f"{checkpoint}: there is no such run, or it has not ended, nor has any other seed's of ours")
     found = [one for seed in seeds for one in _of_seed(exports, asked, seed)]
-    return Contest(tuple(found), tuple(missing))
+    return RivalContest(tuple(found), tuple(missing))
 
 
 def _of_seed(exports: RunExports, asked: Asked, seed: int) -> list[Contender]:

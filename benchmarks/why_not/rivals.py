@@ -2,8 +2,8 @@
 
     python benchmarks/why_not/rivals.py CAMVID --runs runs --ours class \\
         --rivals class-dense class-dense-392x294 class-10-layers class-8-layers class-6-layers --seeds 0 1 2 \\
-        --frozen benchmarks/protocol/class.json --smaller 294x392 --merge 32 48 --split train:0006R0 --split val/4 \\
-        --runtimes onnxruntime:fp32 openvino:fp32 openvino:int8 \\
+        --frozen benchmarks/protocol/class.json --smaller 294x392 --merge 48 64 --split train:0006R0 --split val/8 \\
+        --runtimes onnxruntime:fp32 openvino:int8 \\
         --calibration CAMVID:train:@benchmarks/protocol/fit.txt --work work/rivals \\
         -o benchmarks/results/rivals.json --docs docs/benchmarks.md
     python benchmarks/why_not/rivals.py --tables benchmarks/results/rivals.json --docs docs/benchmarks.md
@@ -52,11 +52,11 @@ from dovit_deploy.commands.arguments import numbers_within_one
 from dovit_deploy.commands.arguments import size as size_from_text
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import CheckError
-from why_not.cells import CellKey, Cells
+from why_not.cells import CellFolder, CellKey
 from why_not.compare import runtime
-from why_not.contenders import OURS, Asked, Contender, Contest, contest
+from why_not.contenders import OURS, Asked, Contender, RivalContest, contest
 from why_not.exports import WEIGHTS, RunExports
-from why_not.rivals_result import Judged, RivalTable, page, table_of
+from why_not.rivals_result import JudgedContender, RivalTable, page, table_of
 from why_not.ways import Runtime
 
 SCRIPT = "benchmarks/why_not/rivals.py"
@@ -64,10 +64,10 @@ STEPS = ("exports", "accuracy", "latency")
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """Which cells there are to be, of what can be compared."""
 
-    contest: Contest
+    contest: RivalContest
     splits: tuple[str, ...]
     runtimes: tuple[Runtime, ...]
 
@@ -117,7 +117,7 @@ def _kind(contender: Contender) -> tuple[str, str]:
     return contender.family, contender.name
 
 
-def check_choice(exports: RunExports, options: argparse.Namespace, found: Contest) -> None:
+def check_choice(exports: RunExports, options: argparse.Namespace, found: RivalContest) -> None:
     """Raise CheckError where a network of ours is not what was frozen."""
     if options.frozen is not None:
         frozen = frozen_from_file(options.frozen)
@@ -183,11 +183,11 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, object]:
         one.mkdir(parents=True, exist_ok=True)
     exports = RunExports(options.runs, bundles, options.threshold, options.size, options.calibration)
     asked = Asked(options.ours, options.rivals, options.seeds, options.curve, options.smaller, options.merge)
-    plan = Plan(contest(exports, asked), tuple(every), tuple(options.runtimes))
+    plan = CellPlan(contest(exports, asked), tuple(every), tuple(options.runtimes))
     for run in plan.contest.missing:
         print(f"{run}: not there, or not ended; left out", file=sys.stderr)
     check_choice(exports, options, plan.contest)
-    cells = Cells(folder, options.dataset, every=every, timed=options.timed)
+    cells = CellFolder(folder, options.dataset, every=every, timed=options.timed)
     measure(
         plan, cells, options.measure, note=lambda seeds, splits: note_looks(exports, options, seeds, splits, command)
     )
@@ -201,7 +201,7 @@ def measured(options: argparse.Namespace, command: str) -> dict[str, object]:
 
 
 def measure(
-    plan: Plan, cells: Cells, steps: Sequence[str], *, note: Callable[[Sequence[int], Sequence[str]], None]
+    plan: CellPlan, cells: CellFolder, steps: Sequence[str], *, note: Callable[[Sequence[int], Sequence[str]], None]
 ) -> None:
     """Measure the cells that are not there yet; `note` is told, before the first, of all their seeds and splits."""
     judged = [key for key in plan.accuracy_keys() if "accuracy" in steps and not cells.has_accuracy(key)]
@@ -214,7 +214,7 @@ def measure(
         cells.latency(key, plan.dense_of(key.contender))
 
 
-def tables_of(plan: Plan, cells: Cells) -> list[RivalTable]:
+def tables_of(plan: CellPlan, cells: CellFolder) -> list[RivalTable]:
     """A table for each runtime and split, of the cells that are there; none where no seed of ours is judged."""
     tables = []
     for one in plan.runtimes:
@@ -236,7 +236,7 @@ def tables_of(plan: Plan, cells: Cells) -> list[RivalTable]:
     return tables
 
 
-def _judged(plan: Plan, cells: Cells, one: Runtime, split: str) -> Iterator[Judged]:
+def _judged(plan: CellPlan, cells: CellFolder, one: Runtime, split: str) -> Iterator[JudgedContender]:
     """What is known of each contender in a table, of the seeds of which ours is judged, dense and as it runs."""
     known = [each for each in plan.contest.contenders if cells.has_accuracy(plan.accuracy_key(each, one, split))]
     ours, dense = ({each.seed for each in known if each.family == family} for family in (OURS, "dense"))
@@ -245,7 +245,7 @@ def _judged(plan: Plan, cells: Cells, one: Runtime, split: str) -> Iterator[Judg
             times = plan.latency_key(contender, one, split)
             timed = times is not None and cells.has_latency(times)
             latency = cells.latency(times, plan.dense_of(contender)) if times is not None and timed else None
-            yield Judged(contender, cells.accuracy(plan.accuracy_key(contender, one, split)), latency)
+            yield JudgedContender(contender, cells.accuracy(plan.accuracy_key(contender, one, split)), latency)
 
 
 def mark(name: str) -> str:

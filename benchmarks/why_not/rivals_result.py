@@ -30,13 +30,17 @@ ALLOWED, ALLOWED_AT_BOUNDARIES = 0.8, 1.5
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedContender:
     """One contender of one seed in one table."""
 
     contender: Contender
     accuracy: AccuracyCell
     latency: LatencyCell | None
     """None: not timed, or timed with another seed."""
+
+
+OfSeeds = Mapping[int, JudgedContender]
+"""One row's, by seed."""
 
 
 class RivalRow(Record):
@@ -98,7 +102,7 @@ class RivalTable(Record):
 
 
 def table_of(
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedContender],
     *,
     split: str,
     runtime: Runtime,
@@ -116,7 +120,7 @@ def table_of(
         missing: runs that are not there.
         unmeasured: what is there and not judged yet.
     """
-    groups: dict[tuple[str, str], dict[int, Judged]] = {}
+    groups: dict[tuple[str, str], dict[int, JudgedContender]] = {}
     for one in judged:
         groups.setdefault((one.contender.family, one.contender.name), {})[one.contender.seed] = one
     dense = next(group for (family, _), group in groups.items() if family == "dense")
@@ -146,7 +150,11 @@ def _in_order(rows: Sequence[RivalRow]) -> tuple[RivalRow, ...]:
 
 
 def _row(
-    group: Mapping[int, Judged], *, dense: Mapping[int, Judged], ours: Mapping[int, Judged], precision: str
+    group: Mapping[int, JudgedContender],
+    *,
+    dense: Mapping[int, JudgedContender],
+    ours: Mapping[int, JudgedContender],
+    precision: str,
 ) -> RivalRow:
     contender = next(iter(group.values())).contender
     inside, boundary = ([getattr(one.accuracy, part).counts for one in group.values()] for part in PARTS)
@@ -172,7 +180,7 @@ def _row(
     )
 
 
-def _with_dense_timed(rows: Sequence[RivalRow], judged: Sequence[Judged]) -> tuple[RivalRow, ...]:
+def _with_dense_timed(rows: Sequence[RivalRow], judged: Sequence[JudgedContender]) -> tuple[RivalRow, ...]:
     """Our own dense run has no cell of its own: it is the other half of every pair."""
     times = [ms for one in judged if one.latency is not None for ms in one.latency.dense_ms]
     if not times:
@@ -181,7 +189,7 @@ def _with_dense_timed(rows: Sequence[RivalRow], judged: Sequence[Judged]) -> tup
     return tuple(row.model_copy(update=given) if row.family == "dense" else row for row in rows)
 
 
-def _better_by(ours: Mapping[int, Judged], other: Mapping[int, Judged], part: str) -> PointsLost:
+def _better_by(ours: OfSeeds, other: OfSeeds, part: str) -> PointsLost:
     """Over the seeds that both have; the other has none that ours has not."""
     pairs = [(getattr(ours[seed].accuracy, part), getattr(one.accuracy, part)) for seed, one in other.items()]
     mine, theirs = [one.counts for one, _ in pairs], [one.counts for _, one in pairs]

@@ -153,11 +153,14 @@ class Session:
 
     def close(self) -> None:
         """Free the engines; the session cannot be used afterwards."""
-        self._closed = True
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
-        self._padding.clear()
+        # Several threads may close at once, and one may be loading: each engine is freed once, and none comes after.
+        with self._loading:
+            self._closed = True
+            engines = list(self._engines.values())
+            self._engines.clear()
+            self._padding.clear()
+            for engine in engines:
+                engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -174,13 +177,14 @@ class Session:
             UsageError: the session is closed.
             BundleError: what is loaded now was changed since the bundle was opened.
         """
-        if self._closed:
-            raise UsageError(f"this session of {self.bundle.path.name} is closed; make a new one: Session(bundle)")
         # Who needs what is loaded does not wait for who loads another.
-        if graph in self._engines:
-            return self._engines[graph]
+        loaded = self._engines.get(graph)
+        if loaded is not None:
+            return loaded
         # Of several callers that need a graph for the first time one loads it.
         with self._loading:
+            if self._closed:
+                raise UsageError(f"this session of {self.bundle.path.name} is closed; make a new one: Session(bundle)")
             if graph not in self._engines:
                 engine = self.backend.load(self.bundle, graph)
                 self._padding += [engine] if isinstance(engine, PaddingEngine) else []

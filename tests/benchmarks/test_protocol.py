@@ -406,6 +406,8 @@ def test_a_drive_without_a_name_is_refused_before_the_first_is_trained(tmp_path,
 
 def test_each_drive_is_trained_by_a_command_and_those_that_are_there_are_measured(tmp_path, monkeypatch, capsys):
     data = write_labelled(tmp_path / "set", images=16, split="train")
+    classes = data / "classes.json"
+    classes.write_text(json.dumps({**json.loads(classes.read_text()), "frame_rate": 0.1}))
     recipe, done = tmp_path / "r.toml", []
     recipe.write_text(RECIPE)
     figures = {"images": 4, "thresholds": [], "bootstrap": {"blocks": 4}, "dense": {"miou": 1.0}, "controls": {}}

@@ -14,7 +14,7 @@ from report import END
 from why_not import cells, exports, rivals
 from why_not.compare import measured_ways
 from why_not.result import PointsLost
-from why_not.rivals_result import RivalRow, RivalTable, verdict
+from why_not.rivals_result import RivalRow, RivalTable, against_best, verdict
 from why_not.ways import Alternatives, WayComparison
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -101,8 +101,8 @@ def test_seeds_are_compared_and_nothing_is_measured_twice(compared, tmp_path, mo
     def again(*given, **more):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(cells.Cells, "_judged", again)
-    monkeypatch.setattr(cells.Cells, "_timed", again)
+    monkeypatch.setattr(cells.CellFolder, "_judged", again)
+    monkeypatch.setattr(cells.CellFolder, "_timed", again)
     assert compared("--curve", "0.5") == 0
     capsys.readouterr()
     # Other weights, images, no run: nothing is taken for what it is not.
@@ -118,7 +118,7 @@ def test_seeds_are_compared_and_nothing_is_measured_twice(compared, tmp_path, mo
 def test_accuracy_and_latency_are_measured_apart_and_resumed_cell_by_cell(compared, tmp_path, monkeypatch, capsys):
     judged, timed = [], []
     for name, done in (("_judged", judged), ("_timed", timed)):
-        whole = getattr(cells.Cells, name)
+        whole = getattr(cells.CellFolder, name)
 
         def counted(self, key, *more, whole=whole, done=done):
             if len(judged) == 3 and not timed:
@@ -126,7 +126,7 @@ def test_accuracy_and_latency_are_measured_apart_and_resumed_cell_by_cell(compar
             done.append(key.name)
             return whole(self, key, *more)
 
-        monkeypatch.setattr(cells.Cells, name, counted)
+        monkeypatch.setattr(cells.CellFolder, name, counted)
     with pytest.raises(KeyboardInterrupt):
         compared("--measure", "accuracy")
     assert len(list((tmp_path / "work" / "cells").glob("*-accuracy.json"))) == 3
@@ -292,7 +292,7 @@ def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(compared, tmp_p
         "trained_from_file": lambda checkpoint: watched,
     }.items():
         monkeypatch.setattr(rivals, name, stand_in)
-    monkeypatch.setattr(cells.Cells, "_judged", lambda *given: sys.exit(130))
+    monkeypatch.setattr(cells.CellFolder, "_judged", lambda *given: sys.exit(130))
     choice = tmp_path / "frozen.json"
     choice.write_text("{}")
     assert compared(at=("--frozen", str(choice))) == 4
@@ -312,36 +312,58 @@ def test_a_look_at_what_stays_unseen_is_noted_before_it_is_taken(compared, tmp_p
 def test_what_is_to_stay_unseen_is_measured_with_what_was_frozen_alone(compared, monkeypatch, capsys, tmp_path) -> None:
     keeping = {"val:drive_001": {tmp_path / "frozen.json": SimpleNamespace(reads="val:drive_00")}}
     monkeypatch.setattr(rivals, "keeping_unseen", lambda dataset, split: keeping.get(split, {}))
-    monkeypatch.setattr(cells.Cells, "_judged", lambda *given: sys.exit(130))
+    monkeypatch.setattr(cells.CellFolder, "_judged", lambda *given: sys.exit(130))
     assert compared("--split", "val:drive_000", "--split", "val:drive_001") == 4
     wanted = "val:drive_001 has images of val:drive_00, which are to stay unseen; --frozen"
     assert wanted in capsys.readouterr().err
     assert compared("--split", "val:drive_000") == 130
 
 
+def row_of(name, family, miou, speedup, better=None, *, interval=True) -> RivalRow:
+    """Of one seed, token passing better by `better` at boundaries, too, within a point."""
+    ends = (better - 1, better + 1) if better is not None and interval else None
+    lost = None if better is None else PointsLost(points=better, interval=ends)
+    return RivalRow(
+        name=name,
+        family=family,
+        seeds=(0,),
+        miou=miou,
+        mious=(miou,),
+        boundary_iou=1.0,
+        gmacs=1.0,
+        macs_saved=0.0,
+        speedup=speedup,
+        model_ms=1.0,
+        better_by=lost,
+        boundary_better_by=lost,
+    )
+
+
+def table_of(*others) -> RivalTable:
+    """Of our dense run, token passing at 1.7x, and `others`."""
+    rows = (row_of("dense", "dense", 60.0, 1.0, -1.0), row_of("own", "token passing", 59.0, 1.7), *others)
+    kind = {"split": "val", "engine": "openvino", "precision": "int8", "judged_in": "openvino"}
+    return RivalTable(**kind, seeds=(0,), frames=1, blocks=9, rows=rows, equal_latency=(), missing=(), unmeasured=())
+
+
 def test_the_verdict_is_about_what_is_as_fast() -> None:
-    def row(name, family, miou, speedup, better=None):
-        return RivalRow(
-            name=name,
-            family=family,
-            miou=miou,
-            mious=(miou,),
-            boundary_iou=1.0,
-            gmacs=1.0,
-            macs_saved=0.0,
-            speedup=speedup,
-            model_ms=1.0,
-            better_by=None if better is None else PointsLost(points=better, interval=(better - 1, better + 1)),
-            boundary_better_by=None,
-        )
+    slower = row_of("12", "dense-trained", 61.0, 1.0, -2.0)
+    worse, untimed = row_of("small", "smaller", 58.0, 1.8, 1.0), row_of("x", "shallower", 62.0, None, -3.0)
+    assert verdict(table_of(slower, untimed)) == "Nothing else that was measured is as fast as token passing."
+    assert verdict(table_of(slower, worse)) == (
+        "The best that is as fast, small, is worse by 1.00 (0.00 to 2.00) points."
+    )
+    better = row_of("6 layers", "shallower", 59.5, 1.9, -0.5)
+    assert verdict(table_of(worse, better)) == "**6 layers is as fast and better**, by 0.50 (-0.50 to 1.50) points."
 
-    def judged(*others):
-        rows = (row("dense", "dense", 60.0, 1.0, -1.0), row("own", "token passing", 59.0, 1.7), *others)
-        kind = {"split": "val", "engine": "openvino", "precision": "int8"}
-        return verdict(RivalTable(**kind, seeds=(0,), frames=1, blocks=9, rows=rows, equal_latency=()))
 
-    slower, worse = row("12", "dense-trained", 61.0, 1.0, -2.0), row("small", "smaller", 58.0, 1.8, 1.0)
-    assert judged(slower) == "Nothing else that was measured is as fast as token passing."
-    assert judged(slower, worse) == "The best that is as fast, small, is worse by 1.00 (0.00 to 2.00) points."
-    better = row("6 layers", "shallower", 59.5, 1.9, -0.5)
-    assert judged(worse, better) == "**6 layers is as fast and better**, by 0.50 (-0.50 to 1.50) points."
+def test_the_best_network_of_the_class_may_be_slower() -> None:
+    best, other = row_of("8 layers", "shallower", 61.0, 1.4, -0.5), row_of("12", "dense-trained", 60.0, 1.0, 0.0)
+    (line,) = against_best(table_of(row_of("small", "smaller", 70.0, 1.8, -9.0), other, best))
+    assert "trained to run whole, 8 layers (61.0 mIoU), token passing loses 0.50 (-0.50 to 1.50) points" in line
+    # Below 0.8 and 1.5 are the upper ends that are wanted.
+    assert line.endswith("missed.")
+    assert against_best(table_of(row_of("12", "dense-trained", 59.0, 1.0, 0.3)))[0].endswith("reached.")
+    (line,) = against_best(table_of(row_of("12", "dense-trained", 59.0, 1.0, 0.3, interval=False)))
+    assert line.endswith("no interval.")
+    assert against_best(table_of()) == []
