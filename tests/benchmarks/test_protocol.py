@@ -418,7 +418,8 @@ def test_each_drive_is_trained_by_a_command_and_those_that_are_there_are_measure
         done.append(words[3])
         folder = Path(words[words.index("-o") + 1]) if words[3] != "eval" else None
         if words[3] == "train":
-            folder.mkdir()
+            (folder / "checkpoint").mkdir(parents=True)
+            (folder / "checkpoint" / leave_one_out.WEIGHTS).touch()
             (folder / "curve.json").touch()
         elif words[3] == "export":
             folder.mkdir()
