@@ -117,11 +117,12 @@ def _note(now: TrainingProgress) -> str:
 
 def _plot(result: TrainingResult, *, quiet: bool) -> None:
     """The curve as PNG, where it can be drawn; the run stands without."""
-    from dovit_deploy.train.result import write_plot
+    from dovit_deploy.train.plot import write_plot
     from dovit_deploy.train.state import RunFolder
 
     try:
-        write_plot(result.folder / PLOT, RunFolder(result.folder).rows(), result.curve)
+        rows, classes = RunFolder(result.folder).rows(), result.record.data.classes
+        write_plot(result.folder / PLOT, rows, result.curve, result.samples, classes)
     except PackageMissing as error:
         console.remark(f"no plot of the run: {error}", quiet=quiet)
 

@@ -31,6 +31,7 @@ from dovit_deploy.train.data import (
 from dovit_deploy.train.initialise import with_resolved_precision
 from dovit_deploy.train.loop import Trainer, TrainingProgress, starting_model
 from dovit_deploy.train.network import spec_from_choice
+from dovit_deploy.train.plot import SampleAnswer, sample_answers
 from dovit_deploy.train.recipe import Recipe, config_error, run_config
 from dovit_deploy.train.result import (
     UNMEASURED_THRESHOLD,
@@ -93,6 +94,8 @@ class TrainingResult:
     curve: tuple[ThresholdPoint, ...]
     """Empty when there were no images to choose a threshold on."""
     data: DataFound
+    samples: tuple[SampleAnswer, ...] = ()
+    """Of the validation images."""
 
     @property
     def checkpoint(self) -> Path:
@@ -331,7 +334,8 @@ def _measured(
     content = json.dumps([point.model_dump() for point in curve.points], indent=1) + "\n"
     write_run_file(folder / CURVE, content.encode())
     _save(trainer, record, threshold)
-    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, curve.points, found)
+    samples = sample_answers(trainer.average, data, threshold=threshold, scaling=config.scaling)
+    return TrainingResult(folder, record, trainer.step, trainer.seconds, threshold, curve.points, found, samples)
 
 
 def _save(trainer: Trainer, record: RunRecord, threshold: float) -> None:
