@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from dovit_deploy.runtime.run import RunOutcome, RunPlan
     from dovit_deploy.sources.source import Source
 
-FRAMES_FOR_P99 = 100
-"""Frames from which the 99th percentile is more than the slowest frame."""
 PARTS = ("decode", "preprocess", "model", "postprocess")
 NOT_COMPARED = "speed against dense: not measured by run; dovit bench measures it"
 
@@ -44,6 +42,8 @@ def speed_lines(summary: dict[str, Any], *, noun: str, seconds: float) -> list[s
         noun: "frame" or "image".
         seconds: from the first frame that was read to the last that was written.
     """
+    from dovit_deploy.runtime.outputs import FRAMES_FOR_P99
+
     frames, latency = summary["frames"], summary["latency_ms"]
     parts = ", ".join(f"{part} {latency[part]['p50']:.1f}" for part in PARTS)
     engine = f"{summary['engine']} {summary['precision']}"

@@ -38,6 +38,8 @@ ROWS, SUMMARY, REPORT_PAGE = "frames.jsonl", "summary.json", "report.html"
 
 FrameRow = dict[str, Any]
 
+FRAMES_FOR_P99 = 100
+"""Frames from which the 99th percentile is more than the slowest frame."""
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
 _NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped", "compiled", "audit")
 """Fields of a row that have no distribution: what identifies the frame, the answer, and what only some rows have."""

@@ -29,6 +29,7 @@ from dovit_deploy.pages.page import (
 )
 from dovit_deploy.printing import plural
 from dovit_deploy.runtime.album import Album
+from dovit_deploy.runtime.outputs import FRAMES_FOR_P99
 
 MOST_PLACES = 1000
 """Places along the time axis; more frames are drawn as means of as many each."""
@@ -184,9 +185,21 @@ def _headline(summary: Mapping[str, Any], places: Places, facts: RunFacts, noun:
     model = Fact(
         f"{latency['model']['p50']:.1f} ms",
         "model step, median",
-        f"99 % of the {noun}s below {latency['model']['p99']:.1f} ms",
+        f"p99 {latency['model']['p99']:.1f} ms" if frames >= FRAMES_FOR_P99 else plural(frames, noun),
     )
-    return (saved, model, rate, _against_dense(places, summary)) if frames > 1 else (saved, model)
+    if frames == 1:
+        return saved, model
+    return saved, model, rate, _against_dense(places, summary), *_audited(summary)
+
+
+def _audited(summary: Mapping[str, Any]) -> tuple[Fact, ...]:
+    """How far the answers are from dense ones, where some were compared."""
+    audit = summary["audit"]
+    if audit is None or not audit["frames"]:
+        return ()
+    alarms = plural(len(audit["alarms"]), "alarm") if audit["alarms"] else "no alarm"
+    note = f"at most {audit['max_disagree']:.2%} asked for; {alarms}"
+    return (Fact(f"{audit['differing']:.2%}", "of the audited pixels differ from dense", note),)
 
 
 def _against_dense(places: Places, summary: Mapping[str, Any]) -> Fact:

@@ -121,10 +121,11 @@ def test_images_are_numbered_and_named(tmp_path):
 
 def test_audited_frames_say_how_fast_dense_is_and_alarms_are_marked(tmp_path):
     rows = [row(n, total=13.0, **({"audit": {"differing": 0.1, "ms": 25.0}} if n else {})) for n in range(3)]
-    audit = {"frames": 2, "alarms": [{"frame": 4, "time_s": 0.2}]}
+    audit = {"frames": 2, "alarms": [{"frame": 4, "time_s": 0.2}], "differing": 0.021, "max_disagree": 0.01}
     page = page_of(tmp_path, rows, audit=audit)
     (against,) = [fact for fact in page.headline if fact.name == "speed against dense"]
     assert against.value == "2.50x" and against.note == "median of 2 audited frames"
+    assert (page.headline[-1].value, page.headline[-1].note) == ("2.10%", "at most 1.00% asked for; 1 alarm")
     (timeline,) = parts(page, Timeline)
     assert timeline.marks == ((0.2, "drift"),)
 
