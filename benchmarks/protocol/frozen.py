@@ -16,7 +16,9 @@ were read before. Every look is noted before it is taken, in `looks.json` beside
 in the folder; it is committed, too.
 
 What nobody can prevent is `dovit eval` on the drive by hand. So the history has to show it: a choice is in a commit
-before its first look, and figures that are published come from looks.
+before its first look, and figures that are published come from looks. `note` writes one down, before it is taken:
+
+    python benchmarks/protocol/frozen.py note seed0.dovit CAMVID --split train:0006R0 --by "dovit eval seed0.dovit ..."
 """
 
 from __future__ import annotations
@@ -325,12 +327,22 @@ def read(options: argparse.Namespace) -> None:
     print(f"{options.output}: look {number} at {frozen.reads}, after {frozen.tried} recipes tried elsewhere")
 
 
+def note(options: argparse.Namespace) -> None:
+    """Write down a look that is about to be taken by hand; UsageError where nothing keeps the split unseen."""
+    kept = keeping_unseen(options.dataset, options.split)
+    if not kept:
+        raise UsageError(f"--split {options.split}: nothing that is frozen in {HERE.name}/ keeps images of it unseen")
+    weights = Bundle.open(options.bundle).manifest.provenance.source_sha256
+    note_beside(kept, weights=weights, seed=None, command=options.by)
+    print(f"noted; commit {HERE.name}/{LOOKS}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     # Also before the verb is known, so that an output that cannot be written is refused whatever else is missing.
     result.add_argument("-o", "--output", type=output_file, help="of either verb")
-    verbs = result.add_subparsers(metavar="freeze|read")
+    verbs = result.add_subparsers(metavar="freeze|read|note")
     one = verbs.add_parser("freeze", help="write down what was chosen")
     one.add_argument("--recipe", type=Path, required=True, help="of the final run")
     one.add_argument("--init", type=Path, metavar="CHECKPOINT", help="what its runs start from; default: drawn weights")
@@ -358,6 +370,12 @@ def parser() -> argparse.ArgumentParser:
     )
     other.add_argument("-o", "--output", type=output_file, required=True)
     other.set_defaults(verb=read)
+    by_hand = verbs.add_parser("note", help="write down a look by another command, before it is taken")
+    by_hand.add_argument("bundle", type=Path)
+    by_hand.add_argument("dataset", type=Path)
+    by_hand.add_argument("--split", required=True, help="as that command names it")
+    by_hand.add_argument("--by", required=True, metavar="COMMAND", help="what looks")
+    by_hand.set_defaults(verb=note)
     return result
 
 
@@ -367,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line = parser()
     options = command_line.parse_args(arguments)
     if "verb" not in options:
-        command_line.error("freeze or read is needed")
+        command_line.error("freeze, read or note is needed")
     options.verb(options)
 
 

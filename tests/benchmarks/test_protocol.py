@@ -388,6 +388,25 @@ def test_a_drive_that_is_to_stay_unseen_is_read_with_a_note(case, tmp_path, monk
     assert case.read("look.json") == 0
 
 
+def test_a_look_by_hand_can_be_noted(case, monkeypatch, capsys):
+    monkeypatch.setattr(frozen, "HERE", case.folder)
+    monkeypatch.setattr(frozen, "check_committed", lambda path: None)
+
+    def noted(split):
+        words = ["note", "seed.dovit", str(case.folder / "set"), "--split", split, "--by", "dovit eval seed.dovit set"]
+        try:
+            frozen.main(words)
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+    assert noted("train:drive_01") == 2 and "keeps images of it unseen" in capsys.readouterr().err
+    assert not looks_in(case.folder)
+    assert noted("train:drive_00") == 0
+    (look,) = looks_in(case.folder)
+    assert (look.frozen, look.seed, look.command) == (None, None, "dovit eval seed.dovit set")
+
+
 def refusal():
     def refuse(path):
         refuse.asked.append(path)
