@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
+from report import output_file
 from torch import Tensor
 
 from dovit_deploy.adapt.features import patch_answers
@@ -282,7 +283,7 @@ def main() -> None:
     parser.add_argument("--size", default="294x392", help="HxW (default 294x392)")
     parser.add_argument("--count", type=int, default=32, help="images, half of them fitted to (default 32)")
     parser.add_argument("--thresholds", default="0.96,0.91,0.83", help="comma-separated")
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-o", "--output", type=output_file, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows, columns = map(int, given.size.split("x"))
