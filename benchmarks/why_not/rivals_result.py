@@ -92,7 +92,7 @@ class RivalTable(Record):
     @property
     def title(self) -> str:
         """Split, engine, and how much was measured."""
-        seeds = f"seed{'s' * bool(self.seeds[1:])} {', '.join(map(str, self.seeds))}"
+        seeds = seeds_text(self.seeds)
         engine = f"{ENGINE_NAMES.get(self.engine, self.engine)} {self.precision}"
         return f"`{self.split}`, {engine} ({plural(self.frames, 'frame')}, {plural(self.blocks, 'block')}, {seeds})"
 
@@ -230,18 +230,32 @@ def _markdown(table: RivalTable) -> str:
     for row in table.rows:
         name = f"{OURS}, {row.name}" if row.family == OURS else row.name
         if row.seeds != table.seeds:
-            name += f" (seed{'s' * bool(row.seeds[1:])} {', '.join(map(str, row.seeds))} alone)"
+            name += f" ({seeds_text(row.seeds)} alone)"
         speedup = "-" if row.speedup is None else f"{row.speedup:.2f}x"
         lines.append(
             f"| {name} | {row.miou:.1f} | {row.boundary_iou:.1f} | {_points(row.better_by)} "
             f"| {_points(row.boundary_better_by)} | {row.gmacs:.2f} | {row.macs_saved:.0%} | {speedup} |"
         )
-    notes = [f"**Not trained yet, and missing here: {', '.join(table.missing)}.**"] if table.missing else []
+    notes = [f"**Not trained yet, and missing here: {_by_run(table.missing)}.**"] if table.missing else []
     if table.unmeasured:
         notes.append(f"**Not measured yet: {', '.join(table.unmeasured)}.**")
     if table.judged_in != table.engine:
         notes.append(f"Accuracy as judged in {ENGINE_NAMES.get(table.judged_in, table.judged_in)} {table.precision}.")
     return "\n".join([*lines, "", *_in_its_time(table), verdict(table), *against_best(table), *notes])
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """ "seed 1", "seeds 0, 2"."""
+    return f"seed{'s' * bool(seeds[1:])} {', '.join(map(str, seeds))}"
+
+
+def _by_run(missing: Sequence[str]) -> str:
+    """NAME-seedN and others, with the seeds of each NAME together."""
+    runs: dict[str, list[int]] = {}
+    for each in missing:
+        name, _, seed = each.rpartition("-seed")
+        runs.setdefault(name, []).append(int(seed))
+    return "; ".join(f"{name}, {seeds_text(seeds)}" for name, seeds in runs.items())
 
 
 def _in_its_time(table: RivalTable) -> list[str]:

@@ -168,7 +168,7 @@ def test_runs_that_are_missing_are_named_and_pairs_are_of_the_seeds_that_both_ha
         "merging": [1],
     }
     text = page_of(tmp_path)
-    assert "**Not trained yet, and missing here: dense-seed0, shallow-seed1.**" in text
+    assert "**Not trained yet, and missing here: dense, seed 0; shallow, seed 1.**" in text
     assert "dense-trained (seed 1 alone)" in text and "layers (seed 0 alone)" in text
     # Ours of seed 1 ends later than its rivals: they are no pair without it.
     (tmp_path / "runs" / "ours-seed1" / exports.CURVE).unlink()
