@@ -38,7 +38,14 @@ def units_needed(limit: float, *, confidence: float) -> int:
 
     No test needs fewer: values of 0 and 1 with a mean just above the limit are all 0 with the chance (1 - limit)^n.
     """
-    return math.ceil(math.log(1 - confidence) / math.log1p(-limit))
+    about = math.ceil(math.log(1 - confidence) / math.log1p(-limit))
+    # Where the quotient is a whole number, rounding decides between it and its neighbours: the test itself is asked.
+    return next(count for count in range(max(1, about - 1), about + 3) if _zeros_show(count, limit, confidence))
+
+
+def _zeros_show(count: int, limit: float, confidence: float) -> bool:
+    """So many values of 0 are enough."""
+    return p_value(np.zeros(count), limit=limit, bet=largest_bet(limit)) <= 1 - confidence
 
 
 def largest_bet(limit: float) -> float:

@@ -73,6 +73,15 @@ def refuse_unwritable(path: Path) -> None:
         raise _write_failure(path, OSError(errno.EACCES, f"the folder {folder} cannot be written"))
 
 
+def try_writing(path: Path) -> None:
+    """Raise OutputFailed where no file can be made beside `path`, by making one and taking it away again."""
+    real = real_path(path)
+    aside = _working_path(real)
+    with reported_writes(path), noted(aside, real):
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        aside.unlink()
+
+
 @contextmanager
 def optional_writes(what: str) -> Iterator[None]:
     """Let the work go on where a cache of ours cannot be written in the block; once a process a line says so.

@@ -66,6 +66,18 @@ def test_least_numbers() -> None:
         assert (upper_bound(zeros, bet=bet, confidence=0.95) <= 0.02) is enough
 
 
+@pytest.mark.parametrize("limit", [0.01, 0.02, 0.05, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_the_least_number_is_what_the_test_takes(limit: float, count: int) -> None:
+    """Also where the confidence is exactly what so many zeros show, and rounding decides whether they do."""
+    confidence = 1 - (1 - limit) ** count
+    if not 0.5 <= confidence < 1 - 1e-9:
+        return
+    least = units_needed(limit, confidence=confidence)
+    enough = [p_value(np.zeros(n), limit=limit, bet=largest_bet(limit)) <= 1 - confidence for n in (least - 1, least)]
+    assert enough == [False, True] and abs(least - count) <= 1
+
+
 def test_the_largest_bet_draws_a_pixel_of_each_image() -> None:
     """Its p-value is (1 - E)^n over the chance that none of the pixels, one drawn of each image, differs."""
     values = np.array([0.05, 0.0, 0.01, 0.04])

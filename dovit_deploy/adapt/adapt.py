@@ -1,7 +1,8 @@
 """From a dense network and images to a bundle with gates: one dense pass, a fit, an export, and thresholds that hold.
 
-    fitting part    one dense pass -> gates and lenses -> bundle at whose thresholds nothing stops, verified
-    judged part     one recording pass -> thresholds that keep the answer, checked on its held-out half
+    fitting part    one dense pass -> gates and lenses -> (`distil`: the layers behind them learn to do without what
+                    has stopped) -> bundle at whose thresholds nothing stops, verified
+    judged part     one recording pass -> thresholds that keep the answer, checked on its held-out part
 
 The draft of the bundle lies in a working folder until everything is known; then it is written once.
 """
@@ -13,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dovit_deploy.adapt.features import seen_from_images
-from dovit_deploy.adapt.fitting import fitted_parts
-from dovit_deploy.adapt.images import Division, UnlabelledImages
+from torch import Tensor
+
+from dovit_deploy.adapt.features import SeenTokens, seen_from_images
+from dovit_deploy.adapt.fitting import fitted_parts, gate_fits
+from dovit_deploy.adapt.images import UnlabelledImages
 from dovit_deploy.adapt.network import adaptable, adapted_checkpoint, empty_parts, gated
 from dovit_deploy.adapt.report import GateEntry
 from dovit_deploy.bundle.bundle import Bundle, foreign_in_bundle, write_calibrated
@@ -23,9 +26,10 @@ from dovit_deploy.bundle.calibration import Calibration
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.datasets.scenes import street_images
-from dovit_deploy.export.pipeline import bundle_from_plan
+from dovit_deploy.export.pipeline import bundle_from_plan, reference_bundle
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.registry import model_from_spec, state_at_size
+from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.files import reported_writes, written_aside
 from dovit_deploy.printing import plural
@@ -73,48 +77,123 @@ class AdaptPlan:
         return cls(dense, ExportPlan.resolve(empty, output, size=size, overwrite=overwrite), spec)
 
 
-def adapted_draft(
-    plan: AdaptPlan, images: UnlabelledImages, division: Division, folder: Path, *, progress: StepProgress
-) -> tuple[Bundle, tuple[GateEntry, ...]]:
-    """The bundle of `plan` in `folder`, verified, at whose thresholds nothing stops; and how well its gates fit.
+def fitted_to_images(
+    plan: AdaptPlan,
+    images: UnlabelledImages,
+    fitted: Sequence[int],
+    folder: Path,
+    *,
+    progress: StepProgress,
+) -> tuple[dict[str, Tensor], tuple[GateEntry, ...]]:
+    """Gates and lenses of the dense network of `plan`: their parameters by name, and how well the gates fit.
 
     Args:
         plan: what becomes what.
         images: all of them.
-        division: what each is for.
-        folder: what does not fit into memory is kept there, too.
+        fitted: the numbers of those that are fitted to.
+        folder: what does not fit into memory is kept there.
         progress: is told of each step.
 
     Raises:
         OutputFailed: the disk refuses something in `folder`.
-        ParityError: the graphs differ from PyTorch by more than rounding.
     """
+    model, seen = _seen(plan.export.checkpoint, plan, images, fitted, folder, progress)
+    return fitted_parts(model, seen, progress)
+
+
+def fits_of_tuned(
+    checkpoint: Checkpoint,
+    plan: AdaptPlan,
+    images: UnlabelledImages,
+    fitted: Sequence[int],
+    folder: Path,
+    *,
+    progress: StepProgress,
+) -> tuple[GateEntry, ...]:
+    """How well the gates of a network that was fine-tuned fit its answers, on the images that it learnt from."""
+    # What the first pass kept lies in the folder itself.
+    (folder / "tuned").mkdir()
+    model, seen = _seen(checkpoint, plan, images, fitted, folder / "tuned", progress)
+    return gate_fits(model, seen)
+
+
+def _seen(
+    checkpoint: Checkpoint,
+    plan: AdaptPlan,
+    images: UnlabelledImages,
+    fitted: Sequence[int],
+    folder: Path,
+    progress: StepProgress,
+) -> tuple[VisionTransformer, SeenTokens]:
+    """The network of `checkpoint`, and what it makes of these images with nothing stopped."""
     export, manifest = plan.export, plan.export.manifest
     spec = manifest.spec
-    assert isinstance(spec, VisionTransformerSpec)
-    model = model_from_spec(spec, state_at_size(export.checkpoint.state, export.checkpoint.spec, spec.size))
-    count = len(division.fitted)
-    progress.begin(f"dense pass over {plural(count, 'image')}", count)
+    model = model_from_spec(spec, state_at_size(checkpoint.state, checkpoint.spec, spec.size))
+    progress.begin(f"dense pass over {plural(len(fitted), 'image')}", len(fitted), unit="images")
     seen = seen_from_images(
         model,
         Bundle(export.output, manifest),
-        (images.image(index).rgb for index in division.fitted),
-        count=count,
+        (images.image(index).rgb for index in fitted),
+        count=len(fitted),
         folder=folder,
         advance=progress.advance,
     )
-    parts, fits = fitted_parts(model, seen, progress)
-    checkpoint = adapted_checkpoint(plan.dense, plan.spec, parts)
+    return model, seen
+
+
+def exported_draft(
+    plan: AdaptPlan,
+    checkpoint: Checkpoint,
+    images: UnlabelledImages,
+    example: int,
+    folder: Path,
+    *,
+    progress: StepProgress,
+) -> Bundle:
+    """The bundle of `checkpoint` in `folder`, verified, at whose thresholds nothing stops.
+
+    Args:
+        plan: what becomes what.
+        checkpoint: the network with its gates and lenses.
+        images: all of them.
+        example: the number of one that the graphs are verified with.
+        folder: where the bundle lies.
+        progress: is told of each step.
+
+    Raises:
+        ParityError: the graphs differ from PyTorch by more than rounding.
+    """
+    export = plan.export
     draft = replace(export, checkpoint=checkpoint, output=folder / export.output.name, overwrite=False)
-    bundle, _ = bundle_from_plan(draft, images=_parity_images(images, division, manifest), progress=progress)
-    return bundle, fits
+    shown = _parity_images(images, example, export.manifest)
+    return bundle_from_plan(draft, images=shown, progress=progress)[0]
 
 
-def _parity_images(images: UnlabelledImages, division: Division, manifest: Manifest) -> list[Image]:
+def original_plan(plan: AdaptPlan, output: Path, *, overwrite: bool) -> ExportPlan:
+    """How the network as it was given is exported to `output`, at the same size."""
+    size = plan.export.manifest.spec.size
+    return ExportPlan.resolve(plan.dense, output, size=size, overwrite=overwrite)
+
+
+def original_reference(plan: AdaptPlan, folder: Path) -> Bundle:
+    """The network as it was given, in a new folder in `folder`, for the engine "torch" alone."""
+    manifest = original_plan(plan, folder / "original.dovit", overwrite=False).manifest
+    state = state_at_size(plan.dense.state, plan.dense.spec, manifest.spec.size)
+    return reference_bundle(manifest, state, folder / "original.dovit")
+
+
+def original_draft(
+    export: ExportPlan, images: UnlabelledImages, example: int, folder: Path, *, progress: StepProgress
+) -> Bundle:
+    """The network as it was given as a bundle of its own in `folder`, verified; arguments as of `exported_draft`."""
+    draft = replace(export, output=folder / export.output.name, overwrite=False)
+    return bundle_from_plan(draft, images=_parity_images(images, example, export.manifest), progress=progress)[0]
+
+
+def _parity_images(images: UnlabelledImages, example: int, manifest: Manifest) -> list[Image]:
     """One of the user's, and a rendered one, whose tokens differ even where all of the user's are alike."""
-    first = division.fitted[0]
     (rendered,) = street_images(1, seed=SEED)
-    named = [(images.stems[first], images.image(first).rgb), ("rendered street scene", rendered)]
+    named = [(images.stems[example], images.image(example).rgb), ("rendered street scene", rendered)]
     return [(name, whole_input(rgb, manifest)) for name, rgb in named]
 
 

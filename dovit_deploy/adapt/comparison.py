@@ -32,7 +32,7 @@ class _Tally:
 
     gmacs: list[float] = field(default_factory=list)
     agreement: list[float] = field(default_factory=list)
-    """Share of the pixels that have the dense network's class."""
+    """Share of the pixels that have the class of the network as it was given."""
     counts: list[ClassCounts] = field(default_factory=list)
     """(K,) of each image; empty without labels."""
 
@@ -46,16 +46,25 @@ class ComparedWith:
     curve: Sequence[CurvePoint]
     """Of the rule, from cautious to bold; empty where none was found."""
     smaller: Sequence[Session]
-    """The same network at smaller inputs, run dense."""
+    """The network as it was given at smaller inputs, run dense."""
     left_out: str | None
     """Why there are none of these."""
+    original: Session | None = None
+    """The network as it was given, where the bundle's own is another one by now."""
 
     @classmethod
-    def of(cls, calibration: Calibration | None, *, smaller: Sequence[Session], left_out: str | None) -> ComparedWith:
+    def of(
+        cls,
+        calibration: Calibration | None,
+        *,
+        smaller: Sequence[Session],
+        left_out: str | None,
+        original: Session | None = None,
+    ) -> ComparedWith:
         """Those of thresholds that were chosen; None: nothing stops."""
         if calibration is None:
-            return cls(None, (), smaller, left_out)
-        return cls(calibration.chosen.thresholds, calibration.curve, smaller, left_out)
+            return cls(None, (), smaller, left_out, original)
+        return cls(calibration.chosen.thresholds, calibration.curve, smaller, left_out, original)
 
 
 def table_of(
@@ -90,8 +99,9 @@ class _Runs:
         self.session, self.rivals = session, rivals
         self.manifest, self.spec = session.bundle.manifest, session.bundle.manifest.spec
         self.predictor, self.steering = Predictor(session), Steering(session)
+        self.original = None if rivals.original is None else Predictor(rivals.original)
         self.smaller = [Predictor(small) for small in rivals.smaller]
-        self.dense, self.random = _Tally(), _Tally()
+        self.dense, self.tuned, self.random = _Tally(), _Tally(), _Tally()
         self.static = [_Tally() for _ in self.spec.gates]
         self.small = [_Tally() for _ in self.smaller]
         dense = cost_model(self.spec).dense().total
@@ -112,7 +122,8 @@ class _Runs:
 
     def add(self, rgb: ClassMap, label: ClassMap | None, *, number: int) -> None:
         """Run every way on one image."""
-        dense = self.predictor.run(rgb, RunSettings.resolve(self.manifest, dense=True))
+        # What all are held to is the network as it was given.
+        dense = _dense(self.original or self.predictor, rgb)
         windows = len(dense.tokens.windows)
 
         def note(tally: _Tally, result: SegmentationResult, gmacs: float) -> None:
@@ -122,6 +133,9 @@ class _Runs:
                 tally.counts.append(ClassCounts.of(label, result.class_map, classes=self.spec.classes))
 
         note(self.dense, dense, dense.tokens.gmacs_dense)
+        if self.original is not None:
+            tuned = _dense(self.predictor, rgb)
+            note(self.tuned, tuned, tuned.tokens.gmacs_dense)
         for values, tally in self.rule.items():
             result = self.predictor.run(rgb, self.settings[values])
             note(tally, result, result.tokens.gmacs_actual)
@@ -135,13 +149,15 @@ class _Runs:
                 seen = [np.nanmean(window.report.confidence[0]) for window in result.tokens.windows]
                 self.confidence.append(float(np.mean(seen)))
         for small, tally in zip(self.smaller, self.small, strict=True):
-            result = small.run(rgb, RunSettings.resolve(small.session.bundle.manifest, dense=True))
+            result = _dense(small, rgb)
             note(tally, result, result.tokens.gmacs_dense)
 
     def entry(self, name: str, blocks: Blocks) -> TableEntry:
         """What was measured, with intervals by `blocks`."""
         chosen = None if self.rivals.chosen is None else self.rule[self.rivals.chosen]
         ways = []
+        if self.original is not None:
+            ways.append(self._way("nothing stopped", "dense", self.tuned, blocks))
         if chosen is not None:
             ways.append(self._way("rule", "rule", chosen, blocks, thresholds=self.rivals.chosen))
             ways.append(self._way("random, same counts", "random", self.random, blocks, rule=chosen))
@@ -195,7 +211,9 @@ class _Runs:
                 if counts is None or dense is None
                 else _interval(miou_drop_interval(dense, counts, blocks)),
                 "rule": None if rule is None else self._beside(rule, tally, blocks, beside),
-                "chosen": None if chosen is None or kind == "rule" else self._beside(chosen, tally, blocks, None),
+                "chosen": None
+                if chosen is None or kind in ("rule", "dense")
+                else self._beside(chosen, tally, blocks, None),
             }
         )
 
@@ -228,6 +246,10 @@ def beside(curve: Sequence[CurvePoint], saved: float) -> Thresholds | None:
         if point.predicted.flops_saved >= saved:
             return point.thresholds if any(point.thresholds) else None
     return None
+
+
+def _dense(predictor: Predictor, rgb: ClassMap) -> SegmentationResult:
+    return predictor.run(rgb, RunSettings.resolve(predictor.session.bundle.manifest, dense=True))
 
 
 def _interval(ends: tuple[float, float] | None) -> Interval | None:

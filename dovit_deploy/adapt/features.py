@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -24,6 +23,7 @@ from dovit_deploy.runtime.results import Answer, Pixels, RunTiming, TokenReport
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.sources.source import RGB
+from dovit_deploy.train.target import answered_shares
 
 TOKENS = 131_072
 """Kept of all images together where each is one window; of every window as many, drawn."""
@@ -143,12 +143,7 @@ def lensed_taps(spec: VisionTransformerSpec) -> tuple[int, ...]:
 
 def patch_answers(logits: Tensor, spec: VisionTransformerSpec) -> Tensor:
     """How much of each class the dense answer sees in every patch: logits (1, K, h, w) -> (N, K), sums of 1."""
-    # Queries answer with sums of masks, which are no logits.
-    shares = logits.clamp(min=1e-9) / logits.clamp(min=1e-9).sum(1, keepdim=True)
-    if not isinstance(spec.head, QueryHead):
-        shares = logits.softmax(1)
-    # The head's grid is a whole multiple of the patches'.
-    return functional.adaptive_avg_pool2d(shares, spec.grid)[0].flatten(1).T.contiguous()
+    return answered_shares(logits, spec.grid, queries=isinstance(spec.head, QueryHead))[0]
 
 
 def seen_from_images(

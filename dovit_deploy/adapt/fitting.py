@@ -61,6 +61,12 @@ def named_parts(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value.detach().clone() for name, value in module.named_parameters()}
 
 
+def gate_fits(model: VisionTransformer, seen: SeenTokens) -> tuple[GateEntry, ...]:
+    """How well the gates of `model`, which are there already, say what it answers."""
+    gates = zip(model.spec.gates, model.gates, seen.reached, strict=True)
+    return tuple(_gate_fit(gate.layer, cast("TokenGate", module).head, seen, tokens) for gate, module, tokens in gates)
+
+
 class _Standardised(nn.Module):
     """A linear layer on channels of mean 0 and spread 1, so that one learning rate fits all of them."""
 
@@ -103,7 +109,7 @@ def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _gate_fit(layer: int, fitted: nn.Linear, seen: SeenTokens, tokens: Tensor) -> GateEntry:
+def _gate_fit(layer: int, fitted: nn.Module, seen: SeenTokens, tokens: Tensor) -> GateEntry:
     found = [fitted(part).softmax(1).max(1) for part in torch.split(tokens, AT_ONCE)]
     confidence, label = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
     wanted = torch.cat([part.argmax(1) for part in torch.split(seen.answers, AT_ONCE)])

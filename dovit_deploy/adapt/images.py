@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dovit_deploy.calibrate.calibrate import SEED
-from dovit_deploy.calibrate.images import CalibrationImage, halves, neighbours
+from dovit_deploy.calibrate.images import CalibrationImage, neighbours
 from dovit_deploy.calibrate.units import Recorded
 from dovit_deploy.datasets.dataset import Dataset, DatasetPart, LabelledFiles, read_rgb
 from dovit_deploy.datasets.open import dataset_from_path, has_split, is_rendered, named_split
+from dovit_deploy.datasets.recording import RecordingRate
 from dovit_deploy.datasets.summary import DataSummary, summary_of_images
 from dovit_deploy.errors import DatasetError, InputError, UsageError
 from dovit_deploy.files import reported_writes
@@ -50,6 +50,8 @@ class UnlabelledImages:
     blocks: Blocks
     reads: tuple[Read, ...]
     """Decodes each."""
+    recorded: Recorded
+    """What is known of when they were recorded."""
     labelled: bool = False
 
     def __len__(self) -> int:
@@ -59,11 +61,6 @@ class UnlabelledImages:
     def split(self) -> None:
         """They are no split of a data set, whatever they were taken from."""
         return
-
-    @property
-    def recorded(self) -> Recorded:
-        """Nothing is known of when they were recorded, but for the numbers in their names."""
-        return Recorded.of_files(self.stems)
 
     def image(self, index: int) -> CalibrationImage:
         """Decode number `index`; raises InputError naming the file when it cannot be used."""
@@ -85,6 +82,7 @@ class UnlabelledImages:
             stems=tuple(self.stems[index] for index in indices),
             blocks=self.blocks.of(indices),
             reads=tuple(self.reads[index] for index in indices),
+            recorded=replace(self.recorded, stems=tuple(self.recorded.stems[index] for index in indices)),
         )
 
 
@@ -162,9 +160,9 @@ def _of_dataset(data: Dataset, given: str, most: int, advance: Callable[[], None
     chosen = spread(len(data), most)
     stems, moments = data.stems, data.moments
     blocks = blocks_of(len(chosen), None if moments is None else [moments[index] for index in chosen])
-    images = UnlabelledImages(
-        given, tuple(stems[index] for index in chosen), blocks, tuple(_image_of(data, index) for index in chosen)
-    )
+    names = tuple(stems[index] for index in chosen)
+    reads = tuple(_image_of(data, index) for index in chosen)
+    images = UnlabelledImages(given, names, blocks, reads, Recorded(names, data.recording_rate))
     return _readable(images, len(data), advance)
 
 
@@ -194,7 +192,8 @@ def _of_files(source: ImageSource, most: int, advance: Callable[[], None]) -> Op
 
     # They may be frames of a video: what is alike stays on one side where they are divided.
     blocks = alike(len(chosen))
-    images = UnlabelledImages(source.name, tuple(map(str, chosen)), blocks, tuple(map(read_of, chosen)))
+    names = tuple(map(str, chosen))
+    images = UnlabelledImages(source.name, names, blocks, tuple(map(read_of, chosen)), Recorded.of_files(names))
     return _readable(images, len(source.paths), advance)
 
 
@@ -244,7 +243,10 @@ def _of_video(source: Source, most: int, folder: Path, advance: Callable[[], Non
         return lambda: np.asarray(np.load(_frame_file(folder, index)), dtype=np.uint8)
 
     stems = tuple(f"frame {index}" for index in kept)
-    images = UnlabelledImages(source.name, stems, alike(len(kept)), tuple(map(read_of, kept)))
+    # A video says itself how many of its frames pass in a second.
+    rate = None if source.video is None else RecordingRate(float(source.video.rate))
+    reads = tuple(map(read_of, kept))
+    images = UnlabelledImages(source.name, stems, alike(len(kept)), reads, Recorded(stems, rate))
     return Opened(images, total, tuple(failed))
 
 
@@ -257,25 +259,3 @@ def _thinned(kept: Sequence[int], left: list[int], folder: Path) -> list[int]:
 
 def _frame_file(folder: Path, index: int) -> Path:
     return folder / f"frame{index:08d}.npy"
-
-
-@dataclass(frozen=True)
-class Division:
-    """What the images are for; indices among all, rising."""
-
-    fitted: tuple[int, ...]
-    """Gates and lenses are fitted to these."""
-    judged: UnlabelledImages
-    """Thresholds are searched on one half of these and checked on the other."""
-    held_out: tuple[int, ...]
-    """The other half, by its indices in `judged`: nothing was fitted to it or searched on it."""
-
-
-def divided(images: UnlabelledImages) -> Division:
-    """Half of the images to fit to, a quarter to search on, a quarter held out; of few the first two are the same."""
-    fitted = halves(images.blocks, seed=SEED)
-    if len(images) < ENOUGH:
-        # `calibrate` divides the same images by the same seed, so what it checks on is what is not fitted to.
-        return Division(fitted.search, images, fitted.check)
-    judged = images.part(fitted.check)
-    return Division(fitted.search, judged, halves(judged.blocks, seed=SEED).check)

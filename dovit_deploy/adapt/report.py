@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import computed_field
 
-from dovit_deploy.bundle.calibration import Interval
+from dovit_deploy.bundle.calibration import Interval, SequenceTest
 from dovit_deploy.printing import plural
 from dovit_deploy.record import Record
 
@@ -42,13 +42,14 @@ class WayEntry(Record):
     """One way to spend fewer MACs than the dense network."""
 
     name: str
-    kind: Literal["rule", "random", "static", "smaller-input"]
+    kind: Literal["dense", "rule", "random", "static", "smaller-input"]
+    """dense: a network that was fine-tuned, with nothing stopped, beside the one that was given."""
     thresholds: tuple[float, ...] | None
     gmacs: float
     """Mean per image, in 10^9 MACs."""
     flops_saved: float
     agreement: float
-    """Share of the pixels that have the dense network's class."""
+    """Share of the pixels that have the class that the network as it was given, dense, gives them."""
     agreement_interval: Interval | None
     miou: float | None
     drop: float | None
@@ -92,13 +93,18 @@ class TableEntry(Record):
         return next((way for way in self.ways if way.kind == "rule"), None)
 
     @property
+    def dense(self) -> WayEntry | None:
+        """The fine-tuned network with nothing stopped; None where the network is as it was given."""
+        return next((way for way in self.ways if way.kind == "dense"), None)
+
+    @property
     def simpler(self) -> tuple[WayEntry, ...]:
         """What is as good as the rule."""
         return tuple(way for way in self.ways if way.as_good)
 
 
 class GateEntry(Record):
-    """How well a gate says on the images that it was fitted to what the dense network answers."""
+    """How well a gate says on the images that it was fitted to what the network answers with nothing stopped."""
 
     layer: int
     agreement: float
@@ -107,6 +113,23 @@ class GateEntry(Record):
     """Mean over the images' windows."""
     confidence_spread: float
     """Standard deviation over the images' windows."""
+
+
+class DistilEntry(Record):
+    """What `--minutes` did."""
+
+    minutes: float
+    clock: Literal["wall", "processor"]
+    """How they are counted."""
+    seed: int
+    images: int
+    """That it learnt from; of a network whose windows slide, windows."""
+    steps: int
+    seconds: float
+    loss_first: float
+    """Mean distance from the network as it was given, over the first tenth of the steps."""
+    loss_last: float
+    """Over the last tenth."""
 
 
 class AdaptReport(Record):
@@ -130,6 +153,18 @@ class AdaptReport(Record):
     """What the images' confidences speak against."""
     tables: tuple[TableEntry, ...]
     """On held-out images, then on those with labels."""
+    budget: str
+    """What the thresholds keep to, as a sentence."""
+    promise: SequenceTest | None = None
+    """The test behind it, where it is a promise about other images."""
+    distilled: DistilEntry | None = None
+    """None: the network is as it was given."""
+    dense_agreement: float | None = None
+    """Share of the held-out images' pixels to which the fine-tuned network gives, with nothing stopped, the class that
+    the network as it was given gives them; None where it is that network still, bit for bit."""
+    dense_agreement_interval: Interval | None = None
+    original: str | None = None
+    """Bundle of the network as it was given, absolute path; None: it is not kept."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -161,19 +196,20 @@ def verdict(table: TableEntry, refusal: str) -> str:
     """
     if table.rule is None:
         good = [way for way in table.ways if way.flops_saved > 0 and way.agreement >= 1 - POINTS / 100]
-        instead = f"; {good[-1].name} is simpler and good enough ({_said(good[-1])})" if good else ""
+        instead = f"; {good[-1].name} is simpler and good enough ({_said(good[-1], table)})" if good else ""
         return f"nothing stops: {refusal}{instead}"
-    said, simpler = _said(table.rule), table.simpler
+    said, simpler = _said(table.rule, table), table.simpler
     if not simpler:
         return f"{said}; nothing simpler is as good at equal MACs"
     best = max(simpler, key=lambda way: (way.miou or 0.0, way.agreement))
     within = "" if best.agreement_interval is None else " within the interval"
-    return f"probably not worth it: {best.name} is as good{within} ({_said(best)}); token passing: {said}"
+    return f"probably not worth it: {best.name} is as good{within} ({_said(best, table)}); token passing: {said}"
 
 
-def _said(way: WayEntry) -> str:
+def _said(way: WayEntry, table: TableEntry) -> str:
     drop = "" if way.drop is None else f", mIoU drop {way.drop:z.2f}{_ends(way.drop_interval)}"
-    return f"{way.flops_saved:z.1%} of the MACs saved, {1 - way.agreement:.2%} of the pixels differ from dense{drop}"
+    given = "dense" if table.dense is None else "the network as it was given"
+    return f"{way.flops_saved:z.1%} of the MACs saved, {1 - way.agreement:.2%} of the pixels differ from {given}{drop}"
 
 
 def _ends(interval: Interval | None) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from dovit_deploy.betting import Values, best_bet, p_value, upper_bound
+from dovit_deploy.betting import Values, best_bet, p_value, units_needed, upper_bound
 from dovit_deploy.bundle.calibration import BudgetEntry, Interval, SequenceStep
 from dovit_deploy.calibrate.trial import DensePart, Trial
 from dovit_deploy.errors import CheckError, DatasetError, UsageError
@@ -230,6 +230,11 @@ class DisagreeBudget:
 
     def met(self, judged: float) -> bool:
         return judged <= self.share
+
+    @property
+    def least_units(self) -> int:
+        """Independent units that a test of it takes, even if no pixel differs."""
+        return units_needed(self.share, confidence=self.confidence)
 
     def bet(self, searched: Trial) -> float:
         """What is staked in the test of a setting, from what it does on the images of the search."""

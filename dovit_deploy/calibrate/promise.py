@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dovit_deploy.betting import shown_in_sequence, units_needed
+from dovit_deploy.betting import shown_in_sequence
 from dovit_deploy.bundle.calibration import SequenceStep, SequenceTest
 from dovit_deploy.calibrate.budgets import DisagreeBudget
 from dovit_deploy.calibrate.images import Parts
@@ -36,7 +36,7 @@ class Promise:
     @property
     def least(self) -> int:
         """Units that a test takes, even if no pixel differs."""
-        return units_needed(self.budget.share, confidence=self.budget.confidence)
+        return self.budget.least_units
 
     def parts(self, *, seed: int) -> Parts:
         """The images of the search and of the test.

@@ -11,65 +11,90 @@ import typer
 from dovit_deploy import packages
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.arguments import first_use
-from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from dovit_deploy.adapt.adapt import AdaptPlan
-    from dovit_deploy.adapt.comparison import ComparedWith
-    from dovit_deploy.adapt.images import Opened, UnlabelledImages
-    from dovit_deploy.adapt.report import AdaptReport, RuleBeside, TableEntry, WayEntry
-    from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.bundle.calibration import Interval
-    from dovit_deploy.calibrate.images import CalibrationImages, SplitImages
-    from dovit_deploy.runtime.session import Session
+    from dovit_deploy.adapt.distil import Clock, DistilRequest
+    from dovit_deploy.calibrate.images import SplitImages
+    from dovit_deploy.export.plan import ExportPlan
 
+MOST_MINUTES = 1e6
 LABELLED_SPLIT = "val"
 """Of `--labels`, where none is named."""
 
 
+# The options that this verb alone has.
+
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="[CHECKPOINT|BUNDLE]",
+        help="A dense network that segments: whatever export takes, or a bundle; left out with --backbone.",
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Argument(metavar="IMAGES", help="Folder, image pattern, video or DATASET[:SPLIT]; labels are not needed."),
+]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="NAME.dovit", help="Default: NAME-adapted.dovit beside it.")
+]
+Config = Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")]
+Size = Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")]
+Gates = Annotated[
+    str | None,
+    typer.Option(metavar="L[,L...]", help="Layers with a gate before them; default: 2,5,8 of 12, 6,12,18 of 24."),
+]
+Answer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="gate|lens",
+        help="What answers for a stopped token; default: its gate, where the head looks at one token at a time.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(metavar="N", help="Images that are taken at most, spread evenly; default: 256.")
+]
+LabelledImages = Annotated[
+    str | None, typer.Option(metavar="DATASET[:SPLIT]", help="Also compare mIoU on labelled images; split: val.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(metavar="M", help="Also fine-tune the layers behind the first gate for so long, without labels."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the fine-tuning that was ended.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of what --minutes draws; default: 0.")]
+ClockName = Annotated[
+    str | None, typer.Option(help="How --minutes are counted: wall (default), or processor, of this process alone.")
+]
+KeepDense = Annotated[
+    bool, typer.Option("--keep-dense", help="With --minutes: also write the network as given, NAME-dense.dovit.")
+]
+
+
 def adapt(
-    first: Annotated[
-        str,
-        typer.Argument(
-            metavar="[CHECKPOINT|BUNDLE]",
-            help="A dense network that segments: whatever export takes, or a bundle; left out with --backbone.",
-        ),
-    ],
-    second: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="IMAGES", help="Folder, image pattern, video or DATASET[:SPLIT]; labels are not needed."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="NAME.dovit", help="Default: NAME-adapted.dovit beside it.")
-    ] = None,
+    first: Network,
+    second: Images = None,
+    output: Output = None,
     backbone: arguments.BackboneFile = None,
     head: arguments.HeadFile = None,
-    config: Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")] = None,
-    gates: Annotated[
-        str | None,
-        typer.Option(metavar="L[,L...]", help="Layers with a gate before them; default: 2,5,8 of 12, 6,12,18 of 24."),
-    ] = None,
-    answer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="gate|lens",
-            help="What answers for a stopped token; default: its gate, where the head looks at one token at a time.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Images that are taken at most, spread evenly; default: 256.")
-    ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="DATASET[:SPLIT]", help="Also compare mIoU on labelled images; split: val."),
-    ] = None,
+    config: Config = None,
+    size: Size = None,
+    gates: Gates = None,
+    answer: Answer = None,
+    limit: Limit = None,
+    labels: LabelledImages = None,
+    minutes: Minutes = None,
+    resume: Resume = False,
+    seed: Seed = None,
+    clock: ClockName = None,
+    keep_dense: KeepDense = False,
+    max_disagree: arguments.MaxDisagree = None,
+    confidence: arguments.Confidence = None,
+    unit: arguments.UnitName = None,
+    frame_rate: arguments.FrameNumbersPerSecond = None,
     overwrite: arguments.Overwrite = False,
     json_file: arguments.JsonFile = None,
     quiet: arguments.Quiet = False,
@@ -78,32 +103,50 @@ def adapt(
     """Make a dense network dynamic from images without labels: gates are fitted to its own answers.
 
     The network itself stays as it is, and so does its dense answer, bit for bit. Half of the images are fitted to; on
-    the others thresholds are chosen at which on average at most 1% of the pixels change, and a table shows what else
-    saves as much: random stopping, fewer layers, a smaller input.
+    the others thresholds are chosen at which on average at most 1% of the pixels change, or what --max-disagree
+    promises, and a table shows what else saves as much: random stopping, fewer layers, a smaller input. With --minutes
+    the layers behind the first gate learn from the network's own answers to do without what has stopped.
     """
     start = perf_counter()
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.adapt.images import check_limit
+    from dovit_deploy.commands.adapt_report import show_adapted
+    from dovit_deploy.commands.adapt_steps import Wanted, adapted
+    from dovit_deploy.commands.calibrate import promised_budget, unit_kind
 
     check_limit(limit)
+    distil = _distillation(minutes, seed, clock, resume=resume, keep_dense=keep_dense, overwrite=overwrite)
+    promised, kind = promised_budget(max_disagree, confidence), unit_kind(unit, frame_rate, max_disagree)
     source, given = _positional(first, second, backbone=backbone, head=head, quiet=quiet)
     inputs = (source, head, config, given, labels)
     target = targets.claim_bundle(output, source, inputs=inputs, overwrite=overwrite, added="-adapted")
+    original = _claim_original(target, inputs, overwrite=overwrite) if keep_dense else None
     targets.claim_report(json_file, inputs=inputs, output=target)
     layers = _gate_layers(gates)
     plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)
-    labelled = _labelled(labels, plan)
-    opened, report, bundle = _adapted(plan, given, limit=limit, labelled=labelled, quiet=quiet)
-    console.write_json(json_file, {"bundle": str(bundle.path), **report.model_dump(mode="json")})
-    _show(report, seconds=perf_counter() - start)
-    console.result(str(bundle.path))
-    console.next_command(first_use(target, bundle.manifest), quiet=quiet)
-    if opened.failed:
+    wanted = Wanted(
+        given=given,
+        limit=limit,
+        labelled=_labelled(labels, plan),
+        distil=distil,
+        original=_original(plan, original, distil),
+        promised=promised,
+        unit=kind,
+        frame_rate=frame_rate,
+        quiet=quiet,
+    )
+    made = adapted(plan, wanted)
+    failed = made.opened.failed
+    console.write_json(json_file, {"bundle": str(made.bundle.path), **made.report.model_dump(mode="json")})
+    show_adapted(made.report, seconds=perf_counter() - start)
+    console.result(str(made.bundle.path))
+    console.next_command(first_use(target, made.bundle.manifest), quiet=quiet)
+    if failed:
         raise PartialFailure(
-            f"{plural(len(opened.failed), 'image')} of {given} could not be read and took no part: {opened.failed[0]}"
+            f"{plural(len(failed), 'image')} of {given} could not be read and took no part: {failed[0]}"
         )
 
 
@@ -138,6 +181,43 @@ def _gate_layers(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isascii() and part.isdecimal() and len(part) <= 4 for part in parts):
         raise UsageError(f"--gates: '{text}' given; layers separated by commas are needed, as 2,5,8")
     return tuple(map(int, parts))
+
+
+def _distillation(
+    minutes: float | None, seed: int | None, clock: str | None, *, resume: bool, keep_dense: bool, overwrite: bool
+) -> DistilRequest | None:
+    """How the network is to be fine-tuned; None: it stays as it is."""
+    from dovit_deploy.adapt.distil import CLOCKS, DistilRequest
+
+    if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+        raise UsageError(f"--minutes: {minutes:g} given; a number above 0 and at most {MOST_MINUTES:g} is needed")
+    named: Clock | None = next((one for one in CLOCKS if one == clock), None)
+    if clock is not None and named is None:
+        raise UsageError(f"--clock: '{clock}' given; allowed: {', '.join(CLOCKS)}")
+    if minutes is None and not resume:
+        stated = {"--seed": seed is not None, "--clock": clock is not None, "--keep-dense": keep_dense}
+        wrong = next((flag for flag, given in stated.items() if given), None)
+        if wrong is not None:
+            raise UsageError(
+                f"{wrong} is for --minutes M: without it the network stays as it is, and so does its dense answer"
+            )
+        return None
+    return DistilRequest(minutes, seed, named, resume=resume, overwrite=overwrite)
+
+
+def _claim_original(target: Path, inputs: targets.Inputs, *, overwrite: bool) -> Path:
+    """Claim where the network as it was given is kept: NAME-dense.dovit beside NAME.dovit."""
+    return targets.claim_bundle(None, target, inputs=inputs, overwrite=overwrite, added="-dense")
+
+
+def _original(plan: AdaptPlan, output: Path | None, distil: DistilRequest | None) -> ExportPlan | None:
+    """How the network as it was given is exported, where it is kept."""
+    from dovit_deploy.adapt.adapt import original_plan
+    from dovit_deploy.adapt.distil import refuse_undistillable
+
+    if distil is not None:
+        refuse_undistillable(plan.spec, plan.dense.source)
+    return None if output is None else original_plan(plan, output, overwrite=plan.export.overwrite)
 
 
 def _plan(
@@ -185,120 +265,3 @@ def _labelled(labels: str | None, plan: AdaptPlan) -> SplitImages | None:
     data = dataset_from_path(dataset, split)
     check_classes(data, plan.export.manifest)
     return SplitImages(data, name=f"{dataset} ({split})", split=split)
-
-
-# The work.
-
-
-def _adapted(
-    plan: AdaptPlan, given: str, *, limit: int | None, labelled: SplitImages | None, quiet: bool
-) -> tuple[Opened, AdaptReport, Bundle]:
-    """Adapt, choose thresholds, compare; the bundle is written last, whole."""
-    from dovit_deploy.adapt.adapt import adapted_draft, write_adapted
-    from dovit_deploy.adapt.comparison import ComparedWith
-    from dovit_deploy.adapt.images import divided, given_images
-    from dovit_deploy.adapt.report import AdaptReport, domain_doubt
-    from dovit_deploy.adapt.thresholds import chosen_thresholds
-    from dovit_deploy.commands.smaller_input import smaller_inputs
-    from dovit_deploy.files import working_folder
-    from dovit_deploy.runtime.session import Session
-
-    target = plan.export.output
-    with working_folder(target) as folder, console.progress("reading images", quiet=quiet) as progress:
-        opened = given_images(given, limit=limit, folder=folder, advance=progress.advance)
-        images, division = opened.images, divided(opened.images)
-        console.remarks(opened.remarks(), quiet=quiet)
-        draft, gates = adapted_draft(plan, images, division, folder, progress=progress)
-        with Session(draft) as session, smaller_inputs(draft, threads=None) as smaller:
-            progress.begin("choosing thresholds", unit="images")
-            choice = chosen_thresholds(session, division.judged, progress=progress)
-            rivals = ComparedWith.of(choice.calibration, smaller=smaller.sessions, left_out=smaller.left_out)
-            tables = _tables(session, rivals, (division.judged, division.held_out), labelled, progress)
-        report = AdaptReport(
-            images=images.name,
-            taken=len(images),
-            total=opened.total,
-            failed=opened.failed,
-            fitted=len(division.fitted),
-            gates=gates,
-            thresholds=None if choice.calibration is None else choice.calibration.chosen.thresholds,
-            refusal=choice.refusal,
-            doubts=tuple(filter(None, (domain_doubt(table, gates, fitted=len(division.fitted)) for table in tables))),
-            tables=tables,
-        )
-        bundle = write_adapted(draft, choice.calibration, target, overwrite=plan.export.overwrite)
-    console.remarks((f"note: {doubt}" for doubt in report.doubts), quiet=quiet)
-    return opened, report, bundle
-
-
-def _tables(
-    session: Session,
-    rivals: ComparedWith,
-    held_out: tuple[UnlabelledImages, Sequence[int]],
-    labelled: SplitImages | None,
-    progress: console.ProgressDisplay,
-) -> tuple[TableEntry, ...]:
-    """Of the held-out images, and of those with labels."""
-    from dovit_deploy.adapt.comparison import table_of
-
-    parts: list[tuple[CalibrationImages, Sequence[int]]] = [held_out]
-    if labelled is not None:
-        parts.append((labelled, range(len(labelled.stems))))
-    tables = []
-    for images, indices in parts:
-        progress.begin(f"comparing on {plural(len(indices), 'image')} of {images.name}", len(indices))
-        tables.append(table_of(session, images, indices, rivals, advance=progress.advance))
-    return tuple(tables)
-
-
-# What is said at the end.
-
-
-def _show(report: AdaptReport, *, seconds: float) -> None:
-    console.result(report.verdict)
-    for table in report.tables:
-        _show_table(table)
-    said = ", ".join(f"layer {gate.layer}: {gate.agreement:.1%}" for gate in report.gates)
-    console.result(
-        f"gates fitted to {plural(report.fitted, 'image')}; tokens that they answer as the network does, "
-        f"before {said}; {seconds:.0f} s"
-    )
-
-
-def _show_table(table: TableEntry) -> None:
-    score = "mIoU" if table.labelled else "agreement"
-    headers = ("", "MACs saved", "as dense", *(("mIoU", "drop", "95 %") if table.labelled else ("95 %",)))
-    headers = (*headers, f"{score} of token passing there", "gain")
-    rows = [_row(way, labelled=table.labelled) for way in table.ways]
-    title = f"{plural(table.images, 'held-out image')} of {table.name} in {plural(table.blocks, 'block')}"
-    if table.dense_miou is not None:
-        title = f"{plural(table.images, 'labelled image')} of {table.name}; dense: mIoU {table.dense_miou:.2f}"
-    show_table(title, headers, rows, right=range(1, len(headers)))
-    if table.left_out is not None:
-        console.result(f"no smaller input: {table.left_out}")
-
-
-def _row(way: WayEntry, *, labelled: bool) -> tuple[str, ...]:
-    cells = [way.name, f"{way.flops_saved:z.1%}", f"{way.agreement:.2%}"]
-    if labelled:
-        cells += [_points(way.miou), _points(way.drop), _ends(way.drop_interval)]
-    else:
-        cells.append(_ends(way.agreement_interval, scale=100))
-    return (*cells, *_rule_cells(way.rule))
-
-
-def _rule_cells(rule: RuleBeside | None) -> tuple[str, str]:
-    """The rule at as many MACs: its score with what it saves, and what it has more."""
-    if rule is None:
-        return "-", "-"
-    score = f"{rule.agreement:.2%}" if rule.miou is None else f"{rule.miou:.2f}"
-    ends = "" if rule.gain_interval is None else f" ({_ends(rule.gain_interval)})"
-    return f"{score} at {rule.flops_saved:z.1%}", f"{rule.gain:+.2f}{ends}"
-
-
-def _points(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.2f}"
-
-
-def _ends(interval: Interval | None, *, scale: float = 1.0) -> str:
-    return "-" if interval is None else f"{scale * interval.low:z.2f} to {scale * interval.high:z.2f}"

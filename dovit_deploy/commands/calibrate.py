@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.calibration import Calibration, UnitKind
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.bundle.parity import PrecisionParity
-    from dovit_deploy.calibrate.budgets import Budget
+    from dovit_deploy.calibrate.budgets import Budget, DisagreeBudget
     from dovit_deploy.calibrate.images import CalibrationImages
     from dovit_deploy.calibrate.units import Units
     from dovit_deploy.datasets.summary import DataSummary
@@ -74,7 +74,7 @@ def calibrate(
     from dovit_deploy.runtime.session import Session
 
     budget = _budget(max_drop, flops, latency_ms, max_disagree, confidence)
-    kind = _unit_kind(unit, frame_rate, max_disagree)
+    kind = unit_kind(unit, frame_rate, max_disagree)
     named, labelled = arguments.bundle_and_dataset(bundle, dataset)
     path = arguments.bundle_path(named, quiet=quiet)
     inputs = (path, labelled, classes)
@@ -87,7 +87,7 @@ def calibrate(
     console.remarks(summary.lines(), quiet=quiet)
     _check_classes(images, opened.manifest)
     units = units_of(images.recorded, asked=kind, rate=frame_rate)
-    console.remarks([_units_line(units)] if max_disagree is not None else [], quiet=quiet)
+    console.remarks([units_line(units)] if max_disagree is not None else [], quiet=quiet)
     images.check()
     # Settings are timed, so nothing may be drawn by another thread meanwhile.
     with Session(opened, threads=_threads(budget)) as session, console.progress(quiet=quiet, timed=True) as progress:
@@ -150,7 +150,7 @@ def _budget(
     confidence: float | None,
 ) -> Budget:
     """The one budget that is given; raises UsageError for none or several."""
-    from dovit_deploy.calibrate.budgets import DisagreeBudget, DropBudget, FlopsBudget, LatencyBudget
+    from dovit_deploy.calibrate.budgets import DropBudget, FlopsBudget, LatencyBudget
 
     given = [value for value in (max_drop, flops, latency_ms, max_disagree) if value is not None]
     if len(given) != 1:
@@ -158,20 +158,29 @@ def _budget(
             f"{plural(len(given), 'budget')} given, exactly one is needed: "
             "--max-drop POINTS, --flops FRACTION, --latency-ms MS, or --max-disagree E --confidence C"
         )
-    if (max_disagree is None) != (confidence is None):
-        raise UsageError("--max-disagree E and --confidence C belong together; give both or neither")
+    promised = promised_budget(max_disagree, confidence)
+    if promised is not None:
+        return promised
     if max_drop is not None:
         return DropBudget(max_drop)
     if flops is not None:
         return FlopsBudget(flops)
-    if latency_ms is not None:
-        return LatencyBudget(latency_ms)
-    assert max_disagree is not None
-    assert confidence is not None
+    assert latency_ms is not None
+    return LatencyBudget(latency_ms)
+
+
+def promised_budget(max_disagree: float | None, confidence: float | None) -> DisagreeBudget | None:
+    """What `--max-disagree` and `--confidence` promise; None without them; raises UsageError for one alone."""
+    from dovit_deploy.calibrate.budgets import DisagreeBudget
+
+    if max_disagree is None and confidence is None:
+        return None
+    if max_disagree is None or confidence is None:
+        raise UsageError("--max-disagree E and --confidence C belong together; give both or neither")
     return DisagreeBudget(max_disagree, confidence)
 
 
-def _unit_kind(unit: str | None, frame_rate: float | None, max_disagree: float | None) -> UnitKind | None:
+def unit_kind(unit: str | None, frame_rate: float | None, max_disagree: float | None) -> UnitKind | None:
     """The kind of unit that is named; raises UsageError for a wrong name, and where nothing is promised."""
     from dovit_deploy.bundle.calibration import UNIT_KINDS
 
@@ -183,7 +192,7 @@ def _unit_kind(unit: str | None, frame_rate: float | None, max_disagree: float |
     return named
 
 
-def _units_line(units: Units) -> str:
+def units_line(units: Units) -> str:
     """What is counted, and why."""
     if units.said_by == "nobody":
         return (

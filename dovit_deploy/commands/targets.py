@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dovit_deploy.claims import claimed, claimed_free, name_that_fits, real_path
 from dovit_deploy.errors import UsageError
-from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs, refuse_unwritable
+from dovit_deploy.files import ForeignCheck, refuse_existing, refuse_inputs, refuse_unwritable, try_writing
 from dovit_deploy.signatures import head_of
 
 Inputs = Iterable[str | Path | None]
@@ -85,6 +85,7 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
     Raises:
         UsageError: it could not be written after a long run, it is an input, holds something else than a report, lies
             in the output or in a bundle, or another run writes there.
+        OutputFailed: no file can be made there.
     """
     if path is None:
         return
@@ -108,6 +109,8 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
     refuse_inside_bundle(path, option="--json")
     refuse_unwritable(path)
     _until_the_end.enter_context(claimed(path, option="--json"))
+    # Permissions do not say everything: a file system may take no new file from anybody.
+    try_writing(path)
 
 
 def _may_be_report(path: Path) -> bool:

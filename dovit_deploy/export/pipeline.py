@@ -21,6 +21,7 @@ from dovit_deploy.export.sensitivity import quantised_bundle
 from dovit_deploy.export.stitch import merged_from_stages
 from dovit_deploy.export.to_onnx import onnx_from_module
 from dovit_deploy.export.verify import parity_report
+from dovit_deploy.families.folding import State
 from dovit_deploy.families.registry import (
     family_of,
     model_from_spec,
@@ -205,10 +206,20 @@ def reference_bundle_at_size(bundle: Bundle, size: tuple[int, int], folder: Path
     """
     spec = bundle.manifest.spec
     small, path = spec_at_size(spec, size), folder / f"{size[0]}x{size[1]}"
+    preprocessing = bundle.manifest.preprocessing.for_spec(small)
+    manifest = bundle.manifest.model_copy(update={"spec": small, "preprocessing": preprocessing})
+    return reference_bundle(manifest, state_at_size(state_from_bundle(bundle), spec, size), path)
+
+
+def reference_bundle(manifest: Manifest, state: State, path: Path) -> Bundle:
+    """What `engine="torch"` reads of a bundle: weights and manifest without graphs, for that engine alone.
+
+    Args:
+        manifest: of the bundle.
+        state: the weights of its network, in deployment form.
+        path: a folder that is made, and outlives the result; one weights file is written into it.
+    """
     path.mkdir()
-    state = state_at_size(state_from_bundle(bundle), spec, size)
     with reported_writes(path):
         (path / WEIGHTS).write_bytes(safetensors.torch.save(state))
-    preprocessing = bundle.manifest.preprocessing.for_spec(small)
-    changed = {"spec": small, "preprocessing": preprocessing, "files": _files(path)}
-    return Bundle(path, bundle.manifest.model_copy(update=changed))
+    return Bundle(path, manifest.model_copy(update={"files": _files(path)}))

@@ -18,7 +18,8 @@ from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import FIT_STREAM, TrainConfig
 from dovit_deploy.train.masked import embed, pieces, run_layers
-from dovit_deploy.train.objective import histogram_loss, token_histograms
+from dovit_deploy.train.objective import histogram_loss
+from dovit_deploy.train.target import token_histograms
 
 TOKENS = 49_152
 """Kept of all batches together, spread evenly over them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,10 +115,21 @@ def device_from_name(name: str) -> torch.device:
 
 def with_resolved_precision(config: TrainConfig, model: TrainableNetwork) -> TrainConfig:
     """`config` with the precision "auto" replaced by the faster one, measured on a copy of `model` where it runs."""
+    return config if config.precision != "auto" else with_step_seconds(config, model)[0]
+
+
+def with_step_seconds(config: TrainConfig, model: TrainableNetwork) -> tuple[TrainConfig, float]:
+    """`config` with its precision resolved, and about how many seconds a step of its first phase takes then.
+
+    Forward and backward of a copy of `model` are timed, on a CPU by this process's time.
+    """
+    tried: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     if config.precision != "auto":
-        return config
-    bf16, fp32 = (_fastest_step(config, copy.deepcopy(model), bfloat16=on) for on in (True, False))
-    return config.model_copy(update={"precision": "bf16" if bf16 < fp32 else "fp32"})
+        tried = (config.precision,)
+    taken = [(_fastest_step(config, copy.deepcopy(model), bfloat16=name == "bf16"), name) for name in tried]
+    seconds, name = min(taken, key=lambda one: one[0])
+    batch = config.phases[0].batch
+    return config.model_copy(update={"precision": name}), seconds * batch / min(TRIAL_BATCH, batch)
 
 
 def _fastest_step(config: TrainConfig, model: TrainableNetwork, *, bfloat16: bool) -> float:

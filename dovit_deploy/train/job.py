@@ -55,6 +55,7 @@ from dovit_deploy.train.state import (
     refuse_taken,
     write_run_file,
 )
+from dovit_deploy.train.target import Labels
 from dovit_deploy.train.teacher import Teacher, refuse_other_teacher, refuse_teacher_flag, teacher_from_path
 
 CHECKPOINT, CURVE = "checkpoint", "curve.json"
@@ -306,7 +307,7 @@ def _trainer(
         training_data,
         validation,
         folder,
-        frequencies=record.data.frequencies,
+        target=Labels.of(record.data.frequencies, config),
         start=start,
         teacher=None if teacher is None else teacher.network,
     )

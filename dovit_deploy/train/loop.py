@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,10 +29,11 @@ from dovit_deploy.train.initialise import (
     load_start,
     trainable_model,
 )
-from dovit_deploy.train.objective import Objective, class_weights
+from dovit_deploy.train.objective import Objective
 from dovit_deploy.train.rates import is_trained, optimiser_from_groups, rate_groups, set_training
 from dovit_deploy.train.start import Start
 from dovit_deploy.train.state import RunFolder, RunState
+from dovit_deploy.train.target import Target
 from dovit_deploy.train.validation import validate
 
 TIMED = 4
@@ -85,7 +86,7 @@ class Trainer:
         training_data: what it learns from.
         validation: what it is validated at on; may be absent.
         folder: where log and state go.
-        frequencies: share of each class among the labelled pixels.
+        target: what it learns to answer.
         start: weights to start from.
         teacher: the network of `--teacher`, frozen, on the run's device.
         clock: seconds, for tests; None: the one that `config` names.
@@ -98,7 +99,7 @@ class Trainer:
         validation: Dataset | None,
         folder: RunFolder,
         *,
-        frequencies: Sequence[float],
+        target: Target,
         start: Start | None = None,
         teacher: TrainableNetwork | None = None,
         clock: Callable[[], float] | None = None,
@@ -123,8 +124,7 @@ class Trainer:
         groups = rate_groups(self.model, config)
         self.shares = [group.share for group in groups]
         self.optimiser = optimiser_from_groups(groups, config)
-        weights = class_weights(torch.tensor(frequencies, dtype=torch.float64), config.class_weight_power)
-        self.objective = Objective(config, weights.to(self.device))
+        self.objective = Objective(config, target.on(self.device))
         self.miou: float | None = None
         self._validated: int | None = None
 
@@ -247,7 +247,7 @@ class Trainer:
                     )
                 yield self.maker.batch(plan)
 
-        fit_gates(self.model, first(), config, self.objective.weights)
+        fit_gates(self.model, first(), config, self.objective.target.weights)
         self.average.load_state_dict(self.model.state_dict())
         taken = self.clock() - began
         if whole and taken > config.warm_up * whole > 0:

@@ -1,52 +1,23 @@
-"""What does a step minimise? The loss of the decode head, those of the gates, and the distance from a dense teacher."""
+"""What does a step minimise? The loss of the decode head, those of the gates, and the distance from a dense teacher.
+
+What the answers are held to is the run's target (`target`).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.train.batches import Batch
 from dovit_deploy.train.config import Stopping, TrainConfig
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
 from dovit_deploy.train.gathered import Quotas
-from dovit_deploy.train.masked import GateOutput, Passing, TrainingOutput, uniform_passing
+from dovit_deploy.train.masked import GateOutput, Passing, uniform_passing
 from dovit_deploy.train.skips import Skips
-
-
-def class_weights(frequencies: Tensor, power: float) -> Tensor:
-    """(1 / frequency) ** power, scaled so that a labelled pixel weighs 1 on average; absent classes weigh nothing."""
-    weights = torch.where(frequencies > 0, frequencies.clamp(min=1e-6) ** -power, 0.0)
-    return (weights / (weights * frequencies).sum()).float()
-
-
-def pixel_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of `logits` (B, K, h, w) against `labels` (B, H, W) uint8, at half the resolution."""
-    # The decode head has no finer detail to be judged by, and a loss over every pixel costs a good part of a step.
-    target = labels[:, ::2, ::2].long()
-    finer = functional.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-    loss = functional.cross_entropy(finer, target, weight=weights, ignore_index=IGNORE, reduction="sum")
-    # By the weight that was counted, as "mean" does it; an image of void alone must not divide by zero.
-    total = weights[target[target != IGNORE]].sum()
-    return loss / total.clamp(min=1e-6)
-
-
-def token_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
-    """Share of each class among the pixels of each token, (B, N, K): labels (B, H, W), H and W whole patches.
-
-    Shares are of *all* pixels of the token, so a token that is half void weighs half.
-    """
-    batch, height, width = labels.shape
-    cells = labels.reshape(batch, height // patch, patch, width // patch, patch).transpose(2, 3)
-    # Void (255) falls into one bin behind the classes, which is cut off below.
-    cells = cells.reshape(-1, patch * patch).long().clamp(max=classes)
-    count = torch.zeros(len(cells), classes + 1, device=labels.device)
-    count.scatter_add_(1, cells, torch.ones(1, 1, device=labels.device).expand_as(cells))
-    return (count[:, :classes] / patch**2).reshape(batch, -1, classes)
+from dovit_deploy.train.target import Target, distillation_loss
 
 
 def histogram_loss(logits: Tensor, histograms: Tensor, weights: Tensor) -> Tensor:
@@ -61,20 +32,6 @@ def histogram_loss(logits: Tensor, histograms: Tensor, weights: Tensor) -> Tenso
 def gate_loss(gate: GateOutput, histograms: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of a gate's head on the tokens that reached it, against `histograms` (B, N, K)."""
     return histogram_loss(gate.logits, histograms[gate.running], weights)
-
-
-def distillation_loss(student: TrainingOutput, teacher: TrainingOutput, *, features: float, pixels: float) -> Tensor:
-    """`features` x mean squared difference of the last features + `pixels` x KL(teacher, student) of each position."""
-    logits = teacher.logits.float()
-    # Another decode head may answer on a finer or coarser grid of the same crop.
-    if logits.shape != student.logits.shape:
-        logits = functional.interpolate(logits, size=student.logits.shape[-2:], mode="bilinear", align_corners=False)
-    wanted = logits.log_softmax(1)
-    total = pixels * (wanted.exp() * (wanted - student.logits.float().log_softmax(1))).sum(1).mean()
-    # Features of another width, which cannot be compared, have no weight.
-    if features:
-        total = total + features * functional.mse_loss(student.features.float(), teacher.features.float())
-    return total
 
 
 def passing_of(spec: AnySpec, stopping: Stopping | None) -> Passing | Quotas | None:
@@ -92,10 +49,10 @@ def skips_of(config: TrainConfig, draw: np.random.Generator) -> Skips | None:
 
 
 class Objective:
-    """`weights` (K,) weigh the classes; they lie where the network does."""
+    """What the steps of a run minimise; `target` lies where the network does."""
 
-    def __init__(self, config: TrainConfig, weights: Tensor) -> None:
-        self.config, self.weights = config, weights
+    def __init__(self, config: TrainConfig, target: Target) -> None:
+        self.config, self.target = config, target
 
     def __call__(
         self,
@@ -111,7 +68,8 @@ class Objective:
         A dense step is distilled from another network only: its own copy would answer the same. `skips` draws what
         skips layers.
         """
-        config, spec, device = self.config, self.config.spec, self.weights.device
+        config, spec, target = self.config, self.config.spec, self.target
+        device = target.weights.device
         pixels = batch.pixels.to(device, memory_format=torch.channels_last)
         labels, origin = batch.labels.to(device), batch.origin.to(device)
         passing = passing_of(spec, stopping)
@@ -125,16 +83,17 @@ class Objective:
                 detach_stopped=config.passing.detach_stopped,
                 skips=skips_of(config, skips),
             )
-        main = pixel_loss(output.logits, labels, self.weights)
-        histograms = token_histograms(labels, spec.patch, spec.classes) if output.gates else labels
-        gates = [gate_loss(gate, histograms, self.weights) for gate in output.gates]
-        total = main + config.auxiliary_weight * sum(gates, self.weights.new_zeros(()))
-        row = {"loss": main.item(), **{f"gate{i}": loss.item() for i, loss in enumerate(gates)}}
-        row |= {f"kept{i}": float(gate.keep.float().mean()) for i, gate in enumerate(output.gates)}
-        rule = config.distillation
+        rule, wanted = config.distillation, None
         if teacher is not None and (passing is not None or rule.teacher == "checkpoint"):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
                 wanted = training_forward(teacher, pixels, origin=origin)
+        main = target.loss(output, labels, wanted, rule)
+        shares = target.shares(labels, wanted, spec) if output.gates else labels
+        gates = [gate_loss(gate, shares, target.weights) for gate in output.gates]
+        total = main + config.auxiliary_weight * sum(gates, target.weights.new_zeros(()))
+        row = {"loss": main.item(), **{f"gate{i}": loss.item() for i, loss in enumerate(gates)}}
+        row |= {f"kept{i}": float(gate.keep.float().mean()) for i, gate in enumerate(output.gates)}
+        if wanted is not None and target.with_labels:
             distilled = distillation_loss(output, wanted, features=rule.features, pixels=rule.pixels)
             total, row["distillation"] = total + distilled, distilled.item()
         return total, row

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.checkpoints.backbone import Backbone
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.errors import ConfigError, UsageError
+from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.evovit.spec import EvoDeitSpec
 from dovit_deploy.families.registry import spec_at_size
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
@@ -56,10 +58,16 @@ def teacher_from_path(path: Path, config: TrainConfig, classes: tuple[ClassEntry
     # It answers densely: what its gates say is not asked.
     dense = NetworkChoice(gates=(), answer="feature")
     spec = spec_from_trained(spec_at_size(whole, config.spec.size), dense, source=str(path))
+    return Teacher(frozen_network(spec, start_at(spec, whole, given).state, config), given)
+
+
+def frozen_network(spec: AnySpec, state: dict[str, Tensor], config: TrainConfig) -> TrainableNetwork:
+    """The network of `spec` with the weights `state`, in deployment form, to be asked and not trained, on the device of
+    the run `config`."""
     network = trainable_model(spec)
-    load_start(network, start_at(spec, whole, given).state)
+    load_start(network, state)
     network.to(device_from_name(config.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Teacher(network.eval().requires_grad_(False), given)
+    return network.eval().requires_grad_(False)
 
 
 def _refuse_other_classes(own: tuple[ClassEntry, ...], classes: tuple[ClassEntry, ...], option: str) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dovit_deploy.adapt import images as rooms
-from dovit_deploy.adapt.images import alike, check_limit, divided, given_images, spread
+from dovit_deploy.adapt.division import divided
+from dovit_deploy.adapt.images import alike, check_limit, given_images, spread
+from dovit_deploy.calibrate.units import Recorded
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError, OutputFailed, SourceError, UsageError
 from dovit_deploy.sources.source import FailedFrame, Frame
@@ -135,7 +137,8 @@ def test_a_full_disk_takes_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("count", [5, 12, 19, 20, 41, 256])
 def test_what_is_held_out_was_neither_fitted_to_nor_searched_on(tmp_path: Path, count: int) -> None:
-    images = rooms.UnlabelledImages("x", tuple(map(str, range(count))), alike(count), (nothing,) * count)
+    names = tuple(map(str, range(count)))
+    images = rooms.UnlabelledImages("x", names, alike(count), (nothing,) * count, Recorded.of_files(names))
     division = divided(images)
     fitted = {images.stems[index] for index in division.fitted}
     held_out = {division.judged.stems[index] for index in division.held_out}

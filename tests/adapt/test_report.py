@@ -79,6 +79,16 @@ def test_nothing_stops_and_what_would_do_instead() -> None:
     )
 
 
+def test_a_network_that_was_fine_tuned_is_held_to_the_given_one() -> None:
+    dense = way("nothing stopped", "dense", saved=0.0, agreement=0.998, rule=None)
+    rival = way("dense at 48x64", "smaller-input", rule=beside(-1.0), chosen=beside(-1.0))
+    assert table(RULE).dense is None and table(dense, RULE).dense == dense and not dense.as_good
+    assert verdict(table(dense, RULE), "").startswith(
+        "30.0% of the MACs saved, 1.00% of the pixels differ from the network as it was given; nothing simpler"
+    )
+    assert verdict(table(dense, RULE, rival), "").startswith("probably not worth it: dense at 48x64")
+
+
 def test_images_of_another_kind_are_noticed() -> None:
     gates = (GateEntry(layer=2, agreement=0.9, confidence=0.8, confidence_spread=0.04),)
     assert domain_doubt(table(confidence=0.7), gates, fitted=12) is None

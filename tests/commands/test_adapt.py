@@ -200,3 +200,43 @@ def test_an_interruption_leaves_nothing_behind(call: Call, tmp_path: Path, monke
     code, _, err = call(given, images, "-o", "made.dovit")
     assert code == 130 and "interrupted" in err
     assert not list(Path().iterdir())
+
+
+def test_a_promise_is_tested_on_images_that_nothing_was_fitted_to(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 100)
+    given, images = saved_quiet(tmp_path / "dense", depth=2), write_images(tmp_path / "images", 14)
+    promise = ("--max-disagree", "0.25", "--confidence", "0.76")
+    code, out, err = call(given, images, *promise, "--unit", "image", "-o", "made.dovit", "--json", "report.json")
+    assert code == 0, err
+    assert "14 images count as independent of each other, as the user says" in err
+    report, bundle = json.loads(Path("report.json").read_text()), Bundle.open("made.dovit")
+    test = report["promise"]
+    # Five to fit to, three to choose on, six to test on; five are what a test takes.
+    assert (report["fitted"], test["units_searched"], test["units"], test["least_units"]) == (5, 3, 6, 5)
+    assert report["tables"][0]["images"] == 6
+    assert "promised of images like these: at most 25.00% of the pixels differ" in out and "6 held-out images" in out
+    written = json.loads((bundle.path / "calibration.json").read_text())
+    assert written["test"] == test and written["budget"]["confidence"] == 0.76
+    chosen = test["sequence"][test["boldest"]]["thresholds"]
+    assert report["thresholds"] == chosen == [row[0] for row in bundle.manifest.defaults.thresholds]
+    # What is too little is said before anything is fitted.
+    monkeypatch.setattr(room, "fitted_parts", lambda *words: pytest.fail("it was fitted"))
+    few = write_images(tmp_path / "few", 8)
+    before = sorted(path.name for path in Path().iterdir())
+    for words, wanted, said in (
+        (
+            (few, *promise),
+            4,
+            "takes 5 held-out images, even if no pixel differs, 2 more to choose thresholds on and 2",
+        ),
+        ((few, "--max-disagree", "0.02", "--confidence", "0.95"), 4, "takes 149 held-out images"),
+        ((few, "--max-disagree", "0.02"), 2, "belong together"),
+        ((few, "--unit", "image"), 2, "say what --max-disagree counts"),
+        ((few, *promise, "--unit", "day"), 2, "--unit: 'day' given"),
+        ((few, "--json", "/proc/report.json"), 5, "cannot write /proc/report.json"),
+    ):
+        code, _, err = call(given, *words, "-o", "other.dovit")
+        assert code == wanted and said in err, err
+    assert sorted(path.name for path in Path().iterdir()) == before

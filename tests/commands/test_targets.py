@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dovit_deploy.commands.targets import claim_report, release
-from dovit_deploy.errors import UsageError
+from dovit_deploy.errors import OutputFailed, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,15 @@ def test_a_report_behind_a_link_whose_folder_is_not_there(tmp_path):
     (tmp_path / "x.json").symlink_to(tmp_path / "gone" / "x.json")
     with pytest.raises(UsageError, match="existing folder"):
         claim_report(tmp_path / "x.json")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+def test_a_report_where_no_file_can_be_made_is_refused_before_the_work():
+    """Its permissions say that root may write there."""
+    with pytest.raises(OutputFailed, match=r"cannot write /proc/report\.json"):
+        claim_report(Path("/proc/report.json"))
+
+
+def test_trying_leaves_nothing_behind(tmp_path):
+    claim_report(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.network import NetworkChoice, spec_from_choice
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels
 from tests.bundles import export
 from tests.train.runs import record_of
 from tests.train.tiny_folder import write_folder
@@ -45,7 +46,9 @@ def test_what_is_trained_can_be_exported(tmp_path, stem, head):
     )
     record = record_of(config)
     folder = RunFolder.create(tmp_path / "run", record)
-    trainer = Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies())
+    trainer = Trainer(
+        config, TrainingData(data, None), None, folder, target=Labels.of(data.class_frequencies(), config)
+    )
     trainer.run()
     with torch.no_grad():
         # So fresh a model is sure of nothing and stops nothing; parity wants some of each.

@@ -23,6 +23,7 @@ from dovit_deploy.train.recipe import Recipe, run_config
 from dovit_deploy.train.result import save_result
 from dovit_deploy.train.start import start_from_path
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels
 from tests.bundles import export, tiny_checkpoint
 from tests.tiny import tiny_pixels, tiny_spec
 from tests.train.runs import record_of
@@ -72,7 +73,9 @@ def test_what_is_trained_becomes_a_bundle(tmp_path, family):
     )
     record = record_of(config)
     folder = RunFolder.create(tmp_path / "run", record)
-    trainer = Trainer(config, TrainingData(data, None), data, folder, frequencies=data.class_frequencies())
+    trainer = Trainer(
+        config, TrainingData(data, None), data, folder, target=Labels.of(data.class_frequencies(), config)
+    )
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
     trainer.run()
     trainer.validate()

@@ -17,8 +17,9 @@ from dovit_deploy.train.fitted import fit_gates
 from dovit_deploy.train.initialise import trainable_model
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.masked import embed, masked_forward, run_layers
-from dovit_deploy.train.objective import gate_loss, token_histograms
+from dovit_deploy.train.objective import gate_loss
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels, token_histograms
 from tests.tiny import tiny_spec, tiny_state
 from tests.train.runs import record_of
 from tests.train.tiny_folder import write_folder
@@ -113,7 +114,9 @@ def test_a_resumed_run_with_everything_new_is_the_straight_run(tmp_path, data):
 
     def trainer(name, *, made):
         folder = RunFolder.create(tmp_path / name, record_of(config)) if made else RunFolder.open(tmp_path / name)[0]
-        return Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist())
+        return Trainer(
+            config, TrainingData(data, None), None, folder, target=Labels.of(data.class_frequencies().tolist(), config)
+        )
 
     straight, first = trainer("straight", made=True), trainer("parts", made=True)
     straight.run()
@@ -142,7 +145,9 @@ def test_layers_of_a_run_move_at_their_own_rates(tmp_path, data):
         steps=1, fitted=1, layer_decay=1e-3, head_rate=1e-2, learning_rate=1e-3, weight_decay=0.0, warm_up=0.0
     )
     folder = RunFolder.create(tmp_path / "run", record_of(config))
-    trainer = Trainer(config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist())
+    trainer = Trainer(
+        config, TrainingData(data, None), None, folder, target=Labels.of(data.class_frequencies().tolist(), config)
+    )
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.run()
     moved = {name: (value - before[name]).abs().max().item() for name, value in trainer.model.named_parameters()}
@@ -154,11 +159,11 @@ def test_layers_of_a_run_move_at_their_own_rates(tmp_path, data):
 
 def test_a_run_can_be_stopped_before_its_first_step(tmp_path, data):
     folder = RunFolder.create(tmp_path / "run", record_of(config_of()))
-    trainer = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
+    trainer = Trainer(config_of(), TrainingData(data, None), None, folder, target=Labels.of([0.25] * 4, config_of()))
     with pytest.raises(Interrupted, match="stopped before the first step; the same command with --resume"):
         trainer.run(stopped=lambda: True)
     assert trainer.step == 0
-    again = Trainer(config_of(), TrainingData(data, None), None, folder, frequencies=[0.25] * 4)
+    again = Trainer(config_of(), TrainingData(data, None), None, folder, target=Labels.of([0.25] * 4, config_of()))
     assert not again.resume()
 
 
@@ -170,7 +175,12 @@ def test_more_batches_than_a_run_holds_are_refused(tmp_path, data):
     shares = data.class_frequencies().tolist()
     # Five seconds each time that the clock is read.
     trainer = Trainer(
-        config, TrainingData(data, None), None, folder, frequencies=shares, clock=lambda: float(next(ticks))
+        config,
+        TrainingData(data, None),
+        None,
+        folder,
+        target=Labels.of(shares, config),
+        clock=lambda: float(next(ticks)),
     )
     with pytest.raises(ConfigError, match=r"1000 batches take longer than the run of 1 minutes"):
         trainer.run()
@@ -183,7 +193,12 @@ def test_a_fit_that_outlasts_the_warm_up_is_said(tmp_path, data, warm_up):
     folder, ticks = RunFolder.create(tmp_path / "run", record_of(config)), iter(range(0, 10_000, 5))
     shares, lines = data.class_frequencies().tolist(), list[str]()
     trainer = Trainer(
-        config, TrainingData(data, None), None, folder, frequencies=shares, clock=lambda: float(next(ticks))
+        config,
+        TrainingData(data, None),
+        None,
+        folder,
+        target=Labels.of(shares, config),
+        clock=lambda: float(next(ticks)),
     )
     trainer.fit(remark=lines.append)
     assert lines == (

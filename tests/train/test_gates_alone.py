@@ -17,6 +17,7 @@ from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import Recipe
 from dovit_deploy.train.start import Start
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels
 from tests.bundles import tiny_checkpoint
 from tests.tiny import tiny_pixels, tiny_spec
 from tests.train.runs import record_of
@@ -40,7 +41,12 @@ def test_gates_learn_and_the_dense_network_stays(tmp_path):
     start = Start(SPEC, checkpoint.state, checkpoint)
     folder = RunFolder.create(tmp_path / "run", record_of(config))
     trainer = Trainer(
-        config, TrainingData(data, None), None, folder, frequencies=data.class_frequencies().tolist(), start=start
+        config,
+        TrainingData(data, None),
+        None,
+        folder,
+        target=Labels.of(data.class_frequencies().tolist(), config),
+        start=start,
     )
     trainer.run()
     state = deployed(dict(trainer.average.state_dict()))

@@ -27,6 +27,7 @@ from dovit_deploy.train.masked import masked_forward
 from dovit_deploy.train.network import NetworkChoice, added_layers
 from dovit_deploy.train.start import start_from_path
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels
 from tests.families.vit import official
 from tests.tiny import tiny_pixels, tiny_spec, tiny_state
 from tests.train.tiny_folder import write_folder
@@ -189,7 +190,9 @@ def test_a_run_starts_as_the_network_it_was_given(tmp_path):
     data = dataset_from_path(write_folder(tmp_path / "set", size=SPEC.size), "train")
     config = TrainConfig(spec=start.spec, steps=1, phases=(Phase(until=1, crop=(48, 64), batch=3),), precision="fp32")
     frequencies = data.class_frequencies()
-    run = Trainer(config, TrainingData(data, None), None, RunFolder(tmp_path), frequencies=frequencies, start=start)
+    run = Trainer(
+        config, TrainingData(data, None), None, RunFolder(tmp_path), target=Labels.of(frequencies, config), start=start
+    )
     assert_computes(copy.deepcopy(run.average).eval(), start, atol=3e-4)
     # In training mode too, on the batch that the first step sees.
     batch = run.maker.batch(next(run.plans(None)))

@@ -16,6 +16,7 @@ from dovit_deploy.train.data import CachedInFolder, TrainingData
 from dovit_deploy.train.initialise import trainable_model
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.state import LOG, STATE, RunFolder
+from dovit_deploy.train.target import Labels
 from tests.tiny import tiny_spec
 from tests.train.runs import record_of
 from tests.train.tiny_folder import write_folder
@@ -44,7 +45,9 @@ def config_of(**changes):
 
 
 def trainer_of(folder, config, data, *, validation=None, scenes=None):
-    return Trainer(config, TrainingData(data, scenes), validation, folder, frequencies=data.class_frequencies())
+    return Trainer(
+        config, TrainingData(data, scenes), validation, folder, target=Labels.of(data.class_frequencies(), config)
+    )
 
 
 def trained(path, data, *, stop_after=None, validation=None, scenes=None, **changes):
@@ -180,7 +183,7 @@ def test_a_fault_in_a_worker_names_the_file(tmp_path):
     config = config_of(workers=1)
     folder = RunFolder.create(tmp_path / "run", record_of(config))
     with pytest.raises(InputError, match=r"^[^\n]*train_3\.png: cannot be decoded[^\n]*$"):
-        Trainer(config, TrainingData(data, None), None, folder, frequencies=frequencies).run()
+        Trainer(config, TrainingData(data, None), None, folder, target=Labels.of(frequencies, config)).run()
 
 
 def test_asked_to_stop_it_saves_the_step_it_was_at(tmp_path, data):

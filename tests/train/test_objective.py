@@ -7,7 +7,8 @@ import torch
 
 from dovit_deploy.datasets.dataset import IGNORE
 from dovit_deploy.train.masked import GateOutput, TrainingOutput
-from dovit_deploy.train.objective import class_weights, distillation_loss, gate_loss, pixel_loss, token_histograms
+from dovit_deploy.train.objective import gate_loss
+from dovit_deploy.train.target import class_weights, distillation_loss, pixel_loss, token_histograms
 
 
 def random_labels(seed, size=(2, 32, 48), classes=3):

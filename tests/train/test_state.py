@@ -20,6 +20,7 @@ from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import recipe_from_file
 from dovit_deploy.train.state import RECORD, STATE, RunFolder
+from dovit_deploy.train.target import Labels
 from tests.paths import ROOT
 
 RECORDED = Path(__file__).with_name("recorded_run")
@@ -54,7 +55,9 @@ def test_a_recorded_run_resumes_where_it_stopped_and_goes_on(recorded_run: Path)
     state = torch.load(recorded_run / STATE, weights_only=True)
     scenes = RenderedScenes("train 0", size=record.config.spec.size, count=1)
     config = record.config.model_copy(update={"steps": 3})
-    trainer = Trainer(config, TrainingData(None, scenes), None, folder, frequencies=record.data.frequencies, start=None)
+    trainer = Trainer(
+        config, TrainingData(None, scenes), None, folder, target=Labels.of(record.data.frequencies, config), start=None
+    )
     assert trainer.resume()
     assert (trainer.step, trainer.scenes) == (2, 16)
     for name, value in trainer.average.state_dict().items():

@@ -20,6 +20,7 @@ from dovit_deploy.train.forward import training_forward
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.recipe import Recipe, with_flags
 from dovit_deploy.train.state import RunFolder
+from dovit_deploy.train.target import Labels
 from dovit_deploy.train.teacher import teacher_from_path
 from tests.tiny import tiny_spec
 from tests.train.runs import record_of
@@ -128,7 +129,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, folder, teach
         there = path.exists()
         run = RunFolder(path) if there else RunFolder.create(path, record_of(config))
         shares = data.class_frequencies()
-        made = Trainer(config, TrainingData(data, None), None, run, frequencies=shares, teacher=network)
+        made = Trainer(config, TrainingData(data, None), None, run, target=Labels.of(shares, config), teacher=network)
         assert made.resume() == there
         return made
 

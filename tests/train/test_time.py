@@ -15,6 +15,7 @@ from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.loop import Trainer
 from dovit_deploy.train.result import threshold_curve
 from dovit_deploy.train.state import LOG, RunFolder
+from dovit_deploy.train.target import Labels
 from dovit_deploy.train.validation import Validation, spread_order
 from tests.train.runs import record_of
 from tests.train.test_loop import SPEC, config_of
@@ -69,7 +70,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def trainer_of(folder, record, sets, clock):
     train, val = sets
     data = TrainingData(train, None)
-    return Trainer(record.config, data, val, folder, frequencies=train.class_frequencies(), clock=clock)
+    return Trainer(
+        record.config, data, val, folder, target=Labels.of(train.class_frequencies(), record.config), clock=clock
+    )
 
 
 def begun(path, sets, clock, **changes):
