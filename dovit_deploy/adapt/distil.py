@@ -33,8 +33,8 @@ from dovit_deploy.train.start import Start
 from dovit_deploy.train.target import TeacherAnswers
 from dovit_deploy.train.teacher import frozen_network
 
-Clock = Literal["wall", "processor"]
-CLOCKS: tuple[Clock, ...] = get_args(Clock)
+MinutesClock = Literal["wall", "processor"]
+CLOCKS: tuple[MinutesClock, ...] = get_args(MinutesClock)
 
 TEACHER_SHARE = 4 / 3
 """A step beside one without a teacher: that runs forward alone, a third of forward and backward."""
@@ -53,7 +53,7 @@ class DistilRequest:
     minutes: float | None
     """None: as the run that goes on has it; likewise `seed` and `clock`."""
     seed: int | None = None
-    clock: Clock | None = None
+    clock: MinutesClock | None = None
     resume: bool = False
     overwrite: bool = False
 
@@ -68,7 +68,7 @@ def refuse_undistillable(spec: VisionTransformerSpec, source: str) -> None:
 
 
 def distil_config(
-    spec: VisionTransformerSpec, scaling: Scaling, *, minutes: float, seed: int, clock: Clock
+    spec: VisionTransformerSpec, scaling: Scaling, *, minutes: float, seed: int, clock: MinutesClock
 ) -> TrainConfig:
     """The run that fine-tunes the network of `spec`; raises ConfigError for one that cannot be."""
     crop = tuple(max(1, round(SMALLER_CROP * side)) * spec.patch for side in spec.grid)

@@ -16,7 +16,7 @@ from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.adapt.adapt import AdaptPlan
-    from dovit_deploy.adapt.distil import Clock, DistilRequest
+    from dovit_deploy.adapt.distil import DistilRequest, MinutesClock
     from dovit_deploy.calibrate.images import SplitImages
     from dovit_deploy.export.plan import ExportPlan
 
@@ -27,70 +27,70 @@ LABELLED_SPLIT = "val"
 
 # The options that this verb alone has.
 
-Network = Annotated[
+NetworkArgument = Annotated[
     str,
     typer.Argument(
         metavar="[CHECKPOINT|BUNDLE]",
         help="A dense network that segments: whatever export takes, or a bundle; left out with --backbone.",
     ),
 ]
-Images = Annotated[
+ImagesArgument = Annotated[
     str | None,
     typer.Argument(metavar="IMAGES", help="Folder, image pattern, video or DATASET[:SPLIT]; labels are not needed."),
 ]
-Output = Annotated[
+OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="NAME.dovit", help="Default: NAME-adapted.dovit beside it.")
 ]
-Config = Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")]
-Size = Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")]
-Gates = Annotated[
+ConfigOption = Annotated[Path | None, typer.Option(help="What the keys cannot show: JSON or variant.yml.")]
+SizeOption = Annotated[str | None, typer.Option(metavar="HxW", help="What the graphs take, in pixels.")]
+GatesOption = Annotated[
     str | None,
     typer.Option(metavar="L[,L...]", help="Layers with a gate before them; default: 2,5,8 of 12, 6,12,18 of 24."),
 ]
-Answer = Annotated[
+AnswerOption = Annotated[
     str | None,
     typer.Option(
         metavar="gate|lens",
         help="What answers for a stopped token; default: its gate, where the head looks at one token at a time.",
     ),
 ]
-Limit = Annotated[
+LimitOption = Annotated[
     int | None, typer.Option(metavar="N", help="Images that are taken at most, spread evenly; default: 256.")
 ]
-LabelledImages = Annotated[
+LabelsOption = Annotated[
     str | None, typer.Option(metavar="DATASET[:SPLIT]", help="Also compare mIoU on labelled images; split: val.")
 ]
-Minutes = Annotated[
+MinutesOption = Annotated[
     float | None,
     typer.Option(metavar="M", help="Also fine-tune the layers behind the first gate for so long, without labels."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the fine-tuning that was ended.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of what --minutes draws; default: 0.")]
-ClockName = Annotated[
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the fine-tuning that was ended.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Of what --minutes draws; default: 0.")]
+ClockOption = Annotated[
     str | None, typer.Option(help="How --minutes are counted: wall (default), or processor, of this process alone.")
 ]
-KeepDense = Annotated[
+KeepDenseOption = Annotated[
     bool, typer.Option("--keep-dense", help="With --minutes: also write the network as given, NAME-dense.dovit.")
 ]
 
 
 def adapt(
-    first: Network,
-    second: Images = None,
-    output: Output = None,
+    first: NetworkArgument,
+    second: ImagesArgument = None,
+    output: OutputOption = None,
     backbone: arguments.BackboneFile = None,
     head: arguments.HeadFile = None,
-    config: Config = None,
-    size: Size = None,
-    gates: Gates = None,
-    answer: Answer = None,
-    limit: Limit = None,
-    labels: LabelledImages = None,
-    minutes: Minutes = None,
-    resume: Resume = False,
-    seed: Seed = None,
-    clock: ClockName = None,
-    keep_dense: KeepDense = False,
+    config: ConfigOption = None,
+    size: SizeOption = None,
+    gates: GatesOption = None,
+    answer: AnswerOption = None,
+    limit: LimitOption = None,
+    labels: LabelsOption = None,
+    minutes: MinutesOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = None,
+    clock: ClockOption = None,
+    keep_dense: KeepDenseOption = False,
     max_disagree: arguments.MaxDisagree = None,
     confidence: arguments.Confidence = None,
     unit: arguments.UnitName = None,
@@ -191,7 +191,7 @@ def _distillation(
 
     if minutes is not None and not 0 < minutes <= MOST_MINUTES:
         raise UsageError(f"--minutes: {minutes:g} given; a number above 0 and at most {MOST_MINUTES:g} is needed")
-    named: Clock | None = next((one for one in CLOCKS if one == clock), None)
+    named: MinutesClock | None = next((one for one in CLOCKS if one == clock), None)
     if clock is not None and named is None:
         raise UsageError(f"--clock: '{clock}' given; allowed: {', '.join(CLOCKS)}")
     if minutes is None and not resume:

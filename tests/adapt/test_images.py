@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from dovit_deploy.adapt import images as rooms
 from dovit_deploy.adapt.division import divided
 from dovit_deploy.adapt.images import alike, check_limit, given_images, spread
-from dovit_deploy.calibrate.units import Recorded
+from dovit_deploy.calibrate.units import Recorded, units_of
 from dovit_deploy.datasets.open import dataset_from_path
 from dovit_deploy.errors import DatasetError, OutputFailed, SourceError, UsageError
-from dovit_deploy.sources.source import FailedFrame, Frame
+from dovit_deploy.sources.source import FailedFrame, Frame, VideoInfo
 from tests.adapt.dense_networks import write_images
 from tests.train.tiny_folder import write_folder
 
@@ -96,6 +97,7 @@ class Clip:
     """A video of `count` frames, frame number i all of value i; `broken` ones fail."""
 
     kind, name, ended_early = "video", "clip.mp4", None
+    video = VideoInfo((2, 3), Fraction(25), Fraction(1, 25), has_audio=False, path=None)
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken = count, broken
@@ -133,6 +135,14 @@ def test_a_full_disk_takes_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rooms, "_frame_file", lambda folder, index: Path("/dev/full"))
     with pytest.raises(OutputFailed, match=r"cannot write .*: No space left on device"):
         rooms._of_source(Clip(10), 20, tmp_path, nothing)
+
+
+def test_a_video_says_when_its_frames_were_recorded(tmp_path: Path) -> None:
+    found = rooms._of_source(Clip(600), 60, tmp_path, nothing).images
+    units = units_of(found.recorded, asked=None, rate=None)
+    # 24 s at 25 frames a second.
+    assert (units.kind, units.said_by, units.count) == ("block", "data set", 3)
+    assert len(found.part([0, 59]).recorded.moments() or ()) == 2
 
 
 @pytest.mark.parametrize("count", [5, 12, 19, 20, 41, 256])
