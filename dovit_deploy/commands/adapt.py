@@ -113,7 +113,7 @@ def adapt(
         packages.load(package)
     from dovit_deploy.adapt.images import check_limit
     from dovit_deploy.commands.adapt_report import show_adapted
-    from dovit_deploy.commands.adapt_steps import Wanted, adapted
+    from dovit_deploy.commands.adapt_steps import AdaptRequest, adapted
     from dovit_deploy.commands.calibrate import promised_budget, unit_kind
 
     check_limit(limit)
@@ -127,7 +127,7 @@ def adapt(
     layers = _gate_layers(gates)
     plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)
-    wanted = Wanted(
+    wanted = AdaptRequest(
         given=given,
         limit=limit,
         labelled=_labelled(labels, plan),

@@ -42,7 +42,7 @@ from dovit_deploy.train.loop import TrainingProgress
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AdaptRequest:
     """What the flags ask for, beside the network."""
 
     given: str
@@ -68,7 +68,7 @@ class Adapted:
     bundle: Bundle
 
 
-def adapted(plan: AdaptPlan, wanted: Wanted) -> Adapted:
+def adapted(plan: AdaptPlan, wanted: AdaptRequest) -> Adapted:
     """Adapt, choose thresholds, compare; bundles are written last, whole.
 
     Raises:
@@ -88,7 +88,7 @@ def adapted(plan: AdaptPlan, wanted: Wanted) -> Adapted:
 
 def _finished(
     plan: AdaptPlan,
-    wanted: Wanted,
+    wanted: AdaptRequest,
     opened: Opened,
     division: Division,
     distillery: Distillery | None,
@@ -155,7 +155,7 @@ def _going_on_later(distillery: Distillery | None, *, quiet: bool) -> Iterator[N
 # What is there before the work.
 
 
-def _division(opened: Opened, wanted: Wanted) -> Division:
+def _division(opened: Opened, wanted: AdaptRequest) -> Division:
     """What each image is for; whatever is to be said of that is said."""
     images, quiet = opened.images, wanted.quiet
     if wanted.promised is None:
@@ -167,7 +167,7 @@ def _division(opened: Opened, wanted: Wanted) -> Division:
 
 
 def _distillery(
-    plan: AdaptPlan, opened: Opened, division: Division, wanted: Wanted, progress: console.ProgressDisplay
+    plan: AdaptPlan, opened: Opened, division: Division, wanted: AdaptRequest, progress: console.ProgressDisplay
 ) -> Distillery | None:
     """A distillation that is ready, where one is asked for."""
     if wanted.distil is None:
