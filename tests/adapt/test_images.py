@@ -97,7 +97,7 @@ class Clip:
     """A video of `count` frames, frame number i all of value i; `broken` ones fail."""
 
     kind, name, ended_early = "video", "clip.mp4", None
-    video = VideoInfo((2, 3), Fraction(25), Fraction(1, 25), has_audio=False, path=None)
+    video = VideoInfo((2, 3), Fraction(10), Fraction(1, 10), has_audio=False, path=None)
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
         self.count, self.broken = count, broken
@@ -138,9 +138,9 @@ def test_a_full_disk_takes_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_video_says_when_its_frames_were_recorded(tmp_path: Path) -> None:
-    found = rooms._of_source(Clip(600), 60, tmp_path, nothing).images
+    found = rooms._of_source(Clip(250), 60, tmp_path, nothing).images
     units = units_of(found.recorded, asked=None, rate=None)
-    # 24 s at 25 frames a second.
+    # 25 s at 10 frames a second.
     assert (units.kind, units.said_by, units.count) == ("block", "data set", 3)
     assert len(found.part([0, 59]).recorded.moments() or ()) == 2
 
