@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dovit_deploy.cli import VERBS
+from dovit_deploy.packages import is_there
 from tests.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("models/*/*.md")])
@@ -85,8 +86,10 @@ def test_python_snippets_run(tiny_bundle_path: Path, tmp_path: Path, monkeypatch
     ran = 0
     for page in (ROOT / "README.md", ROOT / "docs" / "bundle-format.md", ROOT / "docs" / "python.md"):
         for block in blocks(page, "python"):
-            exec(compile(block, str(page), "exec"), {"pixels": tiny_pixels((56, 72)).numpy()})
-            ran += 1
+            # The one package that results are handed to and that nothing else needs.
+            if "import supervision" not in block or is_there("supervision"):
+                exec(compile(block, str(page), "exec"), {"pixels": tiny_pixels((56, 72)).numpy()})
+                ran += 1
     assert ran >= 6
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dovit_deploy.commands.export import export
+from dovit_deploy.measure.bench_records import BenchReport, BenchResult, FrameResult
 from dovit_deploy.measure.eval_records import ClassificationReport, SegmentationReport
 from tests.conftest import Run
 from tests.paths import ROOT
@@ -74,6 +75,12 @@ def test_the_report_of_an_evaluation_is_documented() -> None:
     assert documented("The report", "measuring.md") == SegmentationReport.model_fields.keys()
     block = (DOCS / "classification.md").read_text().partition("```text\n{images,")[2].partition("```")[0]
     assert set(re.findall(r"\w+", block)) >= ClassificationReport.model_fields.keys() - {"images"}
+
+
+def test_the_report_of_a_benchmark_is_documented() -> None:
+    assert documented("The report of `--json`", "bench.md") == BenchReport.model_fields.keys()
+    assert documented("A result", "bench.md") == BenchResult.model_fields.keys()
+    assert documented("A frame", "bench.md") == FrameResult.model_fields.keys()
 
 
 def test_every_flag_of_export_is_documented() -> None:

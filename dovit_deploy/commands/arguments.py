@@ -36,6 +36,9 @@ def _note_verbose(context: typer.Context, value: bool) -> bool:
 
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the report as JSON here.")]
+PageFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page to look at here.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no hints; results and errors only.")]
 Verbose = Annotated[
     bool,
@@ -60,7 +63,7 @@ SaveKinds = Annotated[
     typer.Option(
         "--save",
         metavar="KIND[,KIND...]",
-        help="overlay, masks, tokens, report. Default: overlay, report; of images also masks.",
+        help="overlay, masks, tokens, report, coco, cityscapes. Default: overlay, report; of images also masks.",
     ),
 ]
 NoLegend = Annotated[

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console, targets
+from dovit_deploy.commands import arguments, console, reports
 from dovit_deploy.commands.arguments import PLACEHOLDER, first_use
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import PartialFailure, UsageError
@@ -19,9 +20,21 @@ from dovit_deploy.printing import plural, quote
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.measure.bench import BenchFrames, BenchReport, BenchResult, Contestant, Side
+    from dovit_deploy.measure.bench import BenchFrames, Contestant
+    from dovit_deploy.measure.bench_records import BenchReport, BenchResult
 
 DEFAULT_REPEAT = 5
+BenchFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Also a page to look at (.html), a table (.csv) or text (.md)."),
+]
+EarlierReport = Annotated[
+    Path | None, typer.Option(metavar="OLD.json", help="What changed since that report of --json, beyond noise?")
+]
+Limit = Annotated[
+    str | None,
+    typer.Option(metavar="EXPR", help="End with code 4 where it is true of a result, as 'p90>50' or 'speedup<2'."),
+]
 
 
 def bench(
@@ -48,6 +61,9 @@ def bench(
     trust_engine: arguments.TrustEngine = False,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds over all frames.")] = DEFAULT_REPEAT,
     json_file: arguments.JsonFile = None,
+    report_file: BenchFile = None,
+    compare: EarlierReport = None,
+    fail_if: Limit = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
@@ -61,34 +77,72 @@ def bench(
 
     Of a model with gates, 20 s then go into a latency model of each engine: what the tokens of each stage take here.
     `run --deadline-ms` uses it.
+
+    --fail-if takes one of p50, p90, p99, mean (ms of the dynamic model step), speedup, flops_saved, then one of
+    < > <= >=, then a number. --compare pairs the frames that both reports have.
     """
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.engines.registry import engine_entry, engine_names
+    from dovit_deploy.engines.registry import engine_names
+    from dovit_deploy.measure.bench_compare import earlier_report
+    from dovit_deploy.measure.bench_limits import check_limit
+    from dovit_deploy.measure.bench_limits import fail_if as limit_from
 
+    limit = None if fail_if is None else limit_from(fail_if)
     engines = _distinct(engine, option="--engine", allowed=engine_names())
-    # A format that only one of the engines has is allowed here; the others refuse it with their own list.
-    allowed = tuple(dict.fromkeys(format for name in engines for format in engine_entry(name).precisions))
-    precisions = (None,) if precision is None else _distinct(precision, option="--precision", allowed=allowed)
+    precisions = _precisions(precision, engines)
     path = arguments.bundle_path(bundle, quiet=quiet)
-    targets.claim_report(json_file, inputs=(frames, path))
+    inputs = (frames, path, compare)
+    reports.claim(json_file, report_file, inputs=inputs, suffixes=reports.OF_BENCH)
+    before = None if compare is None else Earlier(compare, earlier_report(compare))
     opened = Bundle.open(path)
     with ExitStack() as stack:
         # Engines are loaded before the frames are read, so that a missing one is reported at once.
         pairs = list(itertools.product(engines, precisions))
         contestants = _contestants(stack, opened, pairs, threads, EngineOptions(cuda_memory, trust_engine))
         taken = _frames(frames, opened, recursive=recursive, quiet=quiet)
+        _refuse_incomparable(before, contestants, taken)
         results = _results(opened, contestants, taken, repeat=repeat, quiet=quiet)
         results = _with_latency_models(results, contestants, quiet=quiet)
-    report = _report(opened, taken, results, threads=threads, repeat=repeat)
+    report = _report(opened, taken, results, before, threads=threads, repeat=repeat)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
+    reports.write_bench(report_file, report, opened.manifest, frames=frames)
     _show(report, opened, verbose=verbose)
-    console.next_command(_next(opened, frames, engines, precisions, threads, json_file), quiet=quiet)
+    console.next_command(_next(opened, frames, engines, precisions, threads, json_file or report_file), quiet=quiet)
+    # First: that something is too slow matters more than that something could not be read.
+    check_limit(limit, report.results)
     if taken.failures:
         raise PartialFailure(
             f"{plural(len(taken.failures), 'input')} could not be read, the others were measured: {taken.failures[0]}"
         )
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The report of `--compare`, and where it lies."""
+
+    path: Path
+    report: BenchReport
+
+
+def _refuse_incomparable(before: Earlier | None, contestants: Sequence[Contestant], frames: BenchFrames) -> None:
+    """Before anything is measured; raises InputError."""
+    from dovit_deploy.measure.bench import digest_of
+    from dovit_deploy.measure.bench_compare import refuse_incomparable
+
+    if before is not None:
+        measured = [(one.engine, one.precision) for one in contestants]
+        refuse_incomparable(before.report, before.path, pairs=measured, frames=map(digest_of, frames.pixels))
+
+
+def _precisions(given: str | None, engines: Sequence[str]) -> tuple[str | None, ...]:
+    """Those of `--precision`; None: each engine's own."""
+    from dovit_deploy.engines.registry import engine_entry
+
+    # A format that only one of the engines has is allowed here; the others refuse it with their own list.
+    allowed = tuple(dict.fromkeys(format for name in engines for format in engine_entry(name).precisions))
+    return (None,) if given is None else _distinct(given, option="--precision", allowed=allowed)
 
 
 def _distinct(text: str, *, option: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -174,12 +228,19 @@ def _with_latency_models(
 
 
 def _report(
-    bundle: Bundle, frames: BenchFrames, results: tuple[BenchResult, ...], *, threads: int, repeat: int
+    bundle: Bundle,
+    frames: BenchFrames,
+    results: tuple[BenchResult, ...],
+    before: Earlier | None,
+    *,
+    threads: int,
+    repeat: int,
 ) -> BenchReport:
     from dovit_deploy.machine import machine_facts, package_versions
-    from dovit_deploy.measure.bench import BenchReport
+    from dovit_deploy.measure.bench_compare import compared
+    from dovit_deploy.measure.bench_records import BenchReport
 
-    return BenchReport(
+    report = BenchReport(
         machine=machine_facts(),
         versions=package_versions(),
         bundle=str(bundle.path),
@@ -188,79 +249,21 @@ def _report(
         repeat=repeat,
         results=results,
     )
+    if before is None:
+        return report
+    return report.model_copy(update={"comparison": compared(before.report, report, before.path)})
 
 
 def _show(report: BenchReport, bundle: Bundle, *, verbose: bool) -> None:
-    size = bundle.manifest.spec.size
-    title = (
-        f"{bundle.path.name}, {size[0]}x{size[1]}: model step in ms, {plural(report.frames, 'frame')}, "
-        f"{plural(report.repeat, 'round')}, {plural(report.threads, 'thread')}, {report.machine['cpu']}"
-    )
-    headers = ("engine", "precision", "run", "mean", "p50", "p90", "p99", "CPU p50")
-    rows = [
-        (result.engine, result.precision, name, *_numbers(side))
-        for result in report.results
-        for name, side in (("dense", result.dense), ("dynamic", result.dynamic))
-        if side is not None
-    ]
-    show_table(title, headers, rows, right=range(3, 8))
+    from dovit_deploy.measure.bench_text import HEADERS, NUMBERS, bench_lines, bench_rows, bench_title
+
+    spec = bundle.manifest.spec
+    show_table(bench_title(report, spec), HEADERS, bench_rows(report), right=NUMBERS)
     console.result("")
-    for result in report.results:
-        for line in (*factor_lines(result, first=report.results[0]), first_line(result), latency_line(result, bundle)):
-            if line:
-                console.result(line)
+    console.result(*bench_lines(report, spec))
     if verbose:
         for result in report.results:
             _show_frames(result)
-
-
-def _numbers(side: Side) -> tuple[str, ...]:
-    latency = side.latency_ms
-    return tuple(f"{value:.2f}" for value in (latency.mean, latency.p50, latency.p90, latency.p99, side.cpu_ms))
-
-
-def factor_lines(result: BenchResult, *, first: BenchResult) -> tuple[str, ...]:
-    """Two lines: what the tokens give and what the engine gives, and whether saved FLOPs became saved time."""
-    kept = " -> ".join(f"{count:.0f}" for count in result.kept)
-    tokens = f"FLOPs saved {result.flops_saved:z.1%}; tokens per stage {kept}"
-    if result.speedup is None or result.realised_efficiency is None:
-        return (
-            f"{result.engine} {result.precision}: engine {result.engine_factor:.2f}x against {first.engine} "
-            f"{first.precision}; no dense form to compare tokens with",
-            f"  predicted from FLOPs {result.predicted_speedup:.2f}x; {tokens}",
-        )
-    cpu = "" if result.cpu_speedup is None else f" ({result.cpu_speedup:.2f}x in CPU time)"
-    reference = f"{first.engine} {first.precision} dense"
-    return (
-        f"{result.engine} {result.precision}: {result.total_factor:.2f}x against {reference} "
-        f"= tokens {result.speedup:.2f}x{cpu} * engine {result.engine_factor:.2f}x",
-        f"  predicted from FLOPs {result.predicted_speedup:.2f}x, realised {result.realised_efficiency:.1%} of it; "
-        f"{tokens}",
-    )
-
-
-def first_line(result: BenchResult) -> str:
-    """What the frames took when they were new: no other figure has it in it."""
-    first = result.first_runs
-    return (
-        f"  first run of each frame, left out above: p50 {first.p50:.2f}, p99 {first.p99:.2f} ms; "
-        f"{first.compiled_ms:.0f} ms in all beyond warm runs"
-    )
-
-
-def latency_line(result: BenchResult, bundle: Bundle) -> str:
-    """What the latency model is worth, and the least and the most that it predicts; "" without one."""
-    from dovit_deploy.runtime.latencies import accuracy
-
-    if result.latency_model is None:
-        return ""
-    spec = bundle.manifest.spec
-    ends = (
-        result.latency_model.milliseconds((spec.tokens, *[n] * len(spec.gates)))
-        for n in (spec.extra_tokens, spec.tokens)
-    )
-    least, most = (f"{milliseconds:.1f}" for milliseconds in ends)
-    return f"  latency model: {least} ms (all tokens stop) to {most} ms; {accuracy(result.latency_model)}"
 
 
 def _show_frames(result: BenchResult) -> None:
@@ -283,11 +286,11 @@ def _next(
     engines: tuple[str, ...],
     precisions: tuple[str | None, ...],
     threads: int,
-    json_file: Path | None,
+    written: Path | None,
 ) -> str:
     """The command to run next: with the report written, using the model; without, writing it of the same runs."""
     path = bundle.path
-    if json_file is not None:
+    if written is not None:
         use = first_use(path, bundle.manifest)
         return use if frames is None else use.replace(PLACEHOLDER, quote(frames))
     source = "" if frames is None else f" --frames {quote(frames)}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy import packages
-from dovit_deploy.commands import arguments, console, targets
+from dovit_deploy.commands import arguments, console, reports, targets
 from dovit_deploy.commands.calibration_report import show_calibration
 from dovit_deploy.errors import CheckError, OutputFailed, PackageMissing, UsageError
 from dovit_deploy.printing import plural, quote
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dovit_deploy.calibrate.images import CalibrationImages
     from dovit_deploy.calibrate.units import Units
     from dovit_deploy.datasets.summary import DataSummary
+    from dovit_deploy.pages.page import Page
     from dovit_deploy.runtime.session import Session
 
 DEFAULT_SPLIT = "val"
@@ -54,6 +55,7 @@ def calibrate(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Search and report, write no bundle.")] = False,
     json_file: arguments.JsonFile = None,
+    report_file: arguments.PageFile = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
@@ -79,7 +81,7 @@ def calibrate(
     path = arguments.bundle_path(named, quiet=quiet)
     inputs = (path, labelled, classes)
     _claim_output(output, inputs=inputs, in_place=None if dry_run else path)
-    targets.claim_report(json_file, inputs=inputs, output=output)
+    reports.claim(json_file, report_file, inputs=inputs, output=output)
     opened = Bundle.open(path)
     stated = _checked(opened, in_place=output is None and not dry_run)
     images = _images(labelled, split, classes, budget, recursive=recursive)
@@ -103,12 +105,12 @@ def calibrate(
             write_calibrated(opened, calibration, target, losses=losses)
     # The files come before the table: once its last line is printed they are there.
     console.write_json(json_file, _report(None if dry_run else target, summary, calibration))
+    reports.write_page(report_file, None if report_file is None else _page(calibration, opened))
     plot = None if dry_run else _plot(calibration, target, quiet=quiet)
     show_calibration(calibration, verbose=verbose, quiet=quiet)
     if not dry_run:
         console.result(*loss_lines(losses), *map(str, filter(None, (target, plot))))
-    used = path if dry_run or output is None else output
-    console.next_command(_next(calibration, used, classes, dry_run), quiet=quiet)
+    console.next_command(_next(calibration, path if dry_run else output or path, classes, dry_run), quiet=quiet)
 
 
 @contextmanager
@@ -128,6 +130,14 @@ def _report(target: Path | None, summary: DataSummary, calibration: Calibration)
         "data": summary.model_dump(mode="json"),
         **calibration.model_dump(mode="json"),
     }
+
+
+def _page(calibration: Calibration, bundle: Bundle) -> Page:
+    from dovit_deploy.calibrate.calibration_page import page_from_calibration
+    from dovit_deploy.machine import machine_facts, package_versions
+
+    command, machine, versions = console.this_command(), machine_facts(), package_versions()
+    return page_from_calibration(calibration, bundle=bundle.path, command=command, machine=machine, versions=versions)
 
 
 def _next(calibration: Calibration, bundle: Path, classes: Path | None, dry_run: bool) -> str:

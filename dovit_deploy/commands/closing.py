@@ -128,10 +128,12 @@ def drift_line(alarm: DriftAlarm) -> str:
 
 def files_line(plan: RunPlan, source: Source) -> str:
     """The folder, and what is in it, what to look at first."""
-    from dovit_deploy.runtime.outputs import KINDS, REPORT_PAGE, ROWS, SUMMARY
+    from dovit_deploy.runtime.outputs import COCO_FILE, KINDS, REPORT_PAGE, ROWS, SUMMARY
 
     names = [name for kind in KINDS if kind in plan.kinds for name in (f"{kind}.mp4", kind)]
-    there = [_named(plan.folder / name, alone=source.count == 1) for name in (*names, REPORT_PAGE, ROWS, SUMMARY)]
+    there = [
+        _named(plan.folder / name, alone=source.count == 1) for name in (*names, COCO_FILE, REPORT_PAGE, ROWS, SUMMARY)
+    ]
     return f"{plan.folder}: {', '.join(name for name in there if name)}"
 
 

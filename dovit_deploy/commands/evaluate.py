@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console, targets
+from dovit_deploy.commands import arguments, console, reports
 from dovit_deploy.commands.console import show_table
 from dovit_deploy.errors import EnvironmentProblem, InputError, UsageError
 from dovit_deploy.printing import plural, quote
@@ -28,27 +28,20 @@ if TYPE_CHECKING:
         SegmentationReport,
         Spread,
     )
+    from dovit_deploy.measure.eval_table import EitherReport
     from dovit_deploy.measure.evaluate import EvalPlan
+    from dovit_deploy.pages.page import Page
     from dovit_deploy.runtime.session import Session
 
-    EitherReport = SegmentationReport | ClassificationReport
 
-SCORES = {
-    "segmentation": {"mIoU": "miou", "boundary": "boundary_iou", "pixels": "pixel_accuracy"},
-    "classification": {"top-1": "top1", "top-5": "top5"},
-}
-"""The table's columns of each task, and the keys that they show."""
-
+PositionFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATASET[:SPLIT]",
+        help="With --controls: where stopping by position learns from; default: the data set's split train.",
+    ),
+]
 NO_DENSE = "the bundle has no dense form: nothing to lose against"
-
-CONTROL_NAMES = {
-    "random": "random, same counts",
-    "position": "position, same counts",
-    "other": "another image's, same counts",
-    "first_gate": "all at the first gate",
-    "oracle": "oracle gate, same counts",
-    "oracle_unlimited": "oracle gate, any counts",
-}
 
 
 def evaluate(
@@ -67,17 +60,12 @@ def evaluate(
     controls: Annotated[
         bool, typer.Option("--controls", help="Also other ways to stop as many tokens, and dense at smaller inputs.")
     ] = False,
-    position_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATASET[:SPLIT]",
-            help="With --controls: where stopping by position learns from; default: the data set's split train.",
-        ),
-    ] = None,
+    position_from: PositionFrom = None,
     threads: arguments.Threads = None,
     cuda_memory: arguments.CudaMemory = None,
     trust_engine: arguments.TrustEngine = False,
     json_file: arguments.JsonFile = None,
+    report_file: arguments.PageFile = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
@@ -104,7 +92,8 @@ def evaluate(
     thresholds, options = arguments.thresholds_or_one(threshold), EngineOptions(cuda_memory, trust_engine)
     named, folder = arguments.bundle_and_dataset(bundle, dataset)
     path, labelled = arguments.bundle_path(named, quiet=quiet), str(folder)
-    targets.claim_report(json_file, inputs=(path, labelled, classes))
+    inputs = (path, labelled, classes)
+    reports.claim(json_file, report_file, inputs=inputs)
     opened = Bundle.open(path)
     if position_from is not None and not controls:
         raise UsageError(f"--position-from {position_from}: it is for the controls; give --controls, too")
@@ -125,12 +114,14 @@ def evaluate(
     ):
         decisions = rule_decisions(session, data, plan, source, progress)
         report = _measured_report(session, data, plan, smaller, exact, decisions, progress)
+        page = None if report_file is None else _page(session, data, plan, report)
     # Before anything is printed: a reader that stops reading (head) must not cost the report.
     console.write_json(json_file, report.model_dump(mode="json"))
+    reports.write_page(report_file, page)
     _show(report, opened, data, verbose=verbose)
     how = {"--engine": None if engine == "onnxruntime" else engine, "--precision": precision}
     what = {"--classes": classes, "--threshold": threshold, "--position-from": position_from}
-    console.next_command(_next(report, opened.path, json_file, how=how, what=what), quiet=quiet)
+    console.next_command(_next(report, opened.path, json_file or report_file, how=how, what=what), quiet=quiet)
 
 
 # The verb's name; a function defined as `eval` would hide Python's own.
@@ -140,6 +131,7 @@ evaluate.__name__ = "eval"
 def _labelled_set(manifest: Manifest, dataset: str, split: str, classes: Path | None) -> Dataset | LabelledImages:
     """The data set, of the layout that the bundle's task needs."""
     from dovit_deploy.datasets.open import dataset_from_path, labelled_images_from_path
+    from dovit_deploy.measure.eval_table import SCORES
 
     if manifest.task not in SCORES:
         raise InputError(f"{manifest.name} is a backbone without a head (task {manifest.task}): it has no accuracy")
@@ -192,9 +184,20 @@ def _measured_report(
     return segmentation_report(maps, session, plan)
 
 
+def _page(session: Session, data: Dataset | LabelledImages, plan: EvalPlan, report: EitherReport) -> Page:
+    """The page, for which the worst images are run again."""
+    from dovit_deploy.measure.eval_page import EvalPageFacts, page_from_eval
+    from dovit_deploy.measure.eval_pictures import worst_pictures
+
+    names = tuple(entry.name for entry in session.bundle.manifest.classes)
+    worst = worst_pictures(session, data, report, plan.settings, names)
+    facts = EvalPageFacts(console.this_command(), tuple(_lines(report, data)), names, worst)
+    return page_from_eval(report, facts)
+
+
 def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, *, verbose: bool) -> None:
-    from dovit_deploy.datasets.classification import LabelledImages
     from dovit_deploy.measure.eval_records import SegmentationReport
+    from dovit_deploy.measure.eval_table import SCORES, eval_headers, eval_rows
 
     size, scores = bundle.manifest.spec.size, SCORES[bundle.manifest.task]
     images = plural(report.images, "image")
@@ -202,43 +205,27 @@ def _show(report: EitherReport, bundle: Bundle, data: Dataset | LabelledImages, 
         f"{bundle.path.name}, {size[0]}x{size[1]}, {report.engine} {report.precision}: "
         f"{report.dataset} {report.split}, {images}"
     )
-    headers = ("run", *scores, "drop", "95 % interval", "GMACs", "saved")
-    show_table(title, headers, _rows(report, tuple(scores.values())), right=range(1, len(headers)))
+    headers = eval_headers(scores)
+    show_table(title, headers, eval_rows(report, tuple(scores.values())), right=range(1, len(headers)))
     console.result("")
+    console.result(*_lines(report, data))
+    if verbose and isinstance(report, SegmentationReport):
+        _show_classes(report)
+        _show_segmentations(report)
+    elif verbose:
+        assert not isinstance(report, SegmentationReport)
+        _show_classifications(report, [entry.name for entry in bundle.manifest.classes])
+
+
+def _lines(report: EitherReport, data: Dataset | LabelledImages) -> list[str]:
+    """What the table has no column for."""
+    from dovit_deploy.datasets.classification import LabelledImages
+    from dovit_deploy.measure.eval_records import SegmentationReport
+
     if isinstance(report, SegmentationReport):
-        console.result(*segmentation_lines(report))
-        if verbose:
-            _show_classes(report)
-            _show_segmentations(report)
-    else:
-        assert isinstance(data, LabelledImages)
-        console.result(*classification_lines(report, data.order))
-        if verbose:
-            _show_classifications(report, [entry.name for entry in bundle.manifest.classes])
-
-
-def _rows(report: EitherReport, scores: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """A row for every way of running that was measured."""
-    # By the keys of the JSON, in which both tasks name what they share alike.
-    contents = report.model_dump()
-    controls = contents["controls"] or {}
-    named = [("dense", contents["dense"]), ("dynamic", contents["dynamic"])]
-    named += [(name, controls.get(key)) for key, name in CONTROL_NAMES.items()]
-    named += [(f"dense at {entry['size'][0]}x{entry['size'][1]}", entry) for entry in controls.get("smaller_input", ())]
-    return [_row(name, entry, scores) for name, entry in named if entry is not None]
-
-
-def _row(name: str, entry: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    # The dense run has no drop, and a set of few blocks has no interval.
-    drop, interval, saved = (entry.get(key) for key in ("drop", "drop_interval", "flops_saved"))
-    return (
-        name,
-        *(f"{entry[key]:.2f}" for key in scores),
-        "" if drop is None else f"{drop:z.2f}",
-        "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
-        f"{entry['gmacs']:.3f}",
-        "" if saved is None else f"{saved:z.1%}",
-    )
+        return segmentation_lines(report)
+    assert isinstance(data, LabelledImages)
+    return classification_lines(report, data.order)
 
 
 def segmentation_lines(report: SegmentationReport) -> list[str]:
@@ -390,7 +377,7 @@ def _number(value: float | None) -> str:
 
 
 def _next(
-    report: EitherReport, path: Path, json_file: Path | None, *, how: Mapping[str, object], what: Mapping[str, object]
+    report: EitherReport, path: Path, written: Path | None, *, how: Mapping[str, object], what: Mapping[str, object]
 ) -> str:
     """With the report kept in a file, measuring time beside accuracy; without, keeping it, with its controls.
 
@@ -398,7 +385,7 @@ def _next(
         how: flags that say how the bundle is run, with their values; None: not given.
         what: those that say what is evaluated.
     """
-    if json_file is not None:
+    if written is not None:
         return f"dovit bench {quote(str(path))}{_flags(how)}"
     controls = " --controls" if report.thresholds else ""
     dataset, split = quote(report.dataset), quote(report.split)

@@ -283,8 +283,10 @@ def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *,
 
     Raises:
         PackageMissing: a report is named, and what makes it is not installed.
+        UsageError: a kind that the bundle cannot give.
     """
     from dovit_deploy import packages
+    from dovit_deploy.runtime.cityscapes import label_ids
     from dovit_deploy.runtime.outputs import REPORT
     from dovit_deploy.runtime.tasks import task_from_manifest
 
@@ -293,6 +295,8 @@ def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *,
         kinds = task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
         if REPORT in kinds:
             packages.load("jinja2")
+        if "cityscapes" in kinds:
+            label_ids([entry.name for entry in manifest.classes])
         return kinds
     kinds = task.images_default if source.video is None else task.video_default
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from dovit_deploy.claims import claimed, claimed_free, name_that_fits, real_path
@@ -74,13 +75,35 @@ def claim_free_folder(path: Path) -> Path:
     return _until_the_end.enter_context(claimed_free(path))
 
 
-def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None = None) -> None:
-    """Claim the file of `--json`; nothing for None, and devices and pipes are for everybody.
+@dataclass(frozen=True)
+class ReportKind:
+    """What lies in the file of a report, and so what a new one may replace."""
+
+    name: str
+    """What ours is called: "this file is no JSON"."""
+    begins: Callable[[bytes], bool]
+    """Of the first bytes of a file, without white space around them: they may be those of ours."""
+
+
+JSON = ReportKind("JSON", lambda head: head.startswith(b"{"))
+
+
+def claim_report(
+    path: Path | None,
+    *,
+    inputs: Inputs = (),
+    output: Path | None = None,
+    option: str = "--json",
+    kind: ReportKind = JSON,
+) -> None:
+    """Claim the file of a report; nothing for None, and devices and pipes are for everybody.
 
     Args:
         path: the file, as given.
         inputs: what the verb reads.
         output: the folder that it writes.
+        option: the flag that names the file.
+        kind: what is written.
 
     Raises:
         UsageError: it could not be written after a long run, it is an input, holds something else than a report, lies
@@ -91,28 +114,25 @@ def claim_report(path: Path | None, *, inputs: Inputs = (), output: Path | None 
         return
     real = real_path(path)
     if not real.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--json {path}: a file in an existing folder is needed")
+        raise UsageError(f"{option} {path}: a file in an existing folder is needed")
     if path.exists() and not path.is_file():
         return
     from dovit_deploy.bundle.bundle import refuse_inside_bundle
 
     given = [entry for entry in inputs if entry is not None]
-    refuse_inputs(path, given, option="--json")
+    refuse_inputs(path, given, option=option)
     # A new file beside the images of an input does no harm; one of them may not be replaced.
     if path.exists() and any(real_path(entry) in real.parents for entry in given):
-        raise UsageError(f"--json {path}: this file belongs to the input; choose another")
+        raise UsageError(f"{option} {path}: this file belongs to the input; choose another")
     # Whatever else is read, behind a glob, a link or a list, is of another kind.
-    if not _may_be_report(path):
-        raise UsageError(f"--json {path}: this file is no JSON, and is not replaced; choose another, or move it away")
+    if (head := head_of(path).strip()) and not kind.begins(head):
+        raise UsageError(
+            f"{option} {path}: this file is no {kind.name}, and is not replaced; choose another, or move it away"
+        )
     if output is not None and real_path(output) in (real, *real.parents):
-        raise UsageError(f"--json {path}: this is the output folder {output}, or lies in it; choose another")
-    refuse_inside_bundle(path, option="--json")
+        raise UsageError(f"{option} {path}: this is the output folder {output}, or lies in it; choose another")
+    refuse_inside_bundle(path, option=option)
     refuse_unwritable(path)
-    _until_the_end.enter_context(claimed(path, option="--json"))
+    _until_the_end.enter_context(claimed(path, option=option))
     # Permissions do not say everything: a file system may take no new file from anybody.
     try_writing(path)
-
-
-def _may_be_report(path: Path) -> bool:
-    """Nothing is there, or something that begins as our reports do, or is empty."""
-    return head_of(path).strip()[:1] in (b"", b"{")

@@ -34,6 +34,7 @@ from dovit_deploy.datasets.dataset import (
 from dovit_deploy.datasets.recording import CITYSCAPES_RATE, RecordingRate
 from dovit_deploy.datasets.split import lines_of
 from dovit_deploy.errors import DatasetError
+from dovit_deploy.runtime.cityscapes import CITYSCAPES_CLASSES
 from dovit_deploy.sources.folders import walked_files
 from dovit_deploy.sources.images import IMAGE_SUFFIXES
 
@@ -98,29 +99,6 @@ CITYSCAPES_IMAGES, CITYSCAPES_LABELS = "leftImg8bit", "gtFine"
 IMAGE_END, LABEL_END = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 HIGHEST_LABEL_ID = 33
-
-CITYSCAPES_CLASSES: tuple[tuple[int, str, Colour], ...] = (
-    (7, "road", (128, 64, 128)),
-    (8, "sidewalk", (244, 35, 232)),
-    (11, "building", (70, 70, 70)),
-    (12, "wall", (102, 102, 156)),
-    (13, "fence", (190, 153, 153)),
-    (17, "pole", (153, 153, 153)),
-    (19, "traffic light", (250, 170, 30)),
-    (20, "traffic sign", (220, 220, 0)),
-    (21, "vegetation", (107, 142, 35)),
-    (22, "terrain", (152, 251, 152)),
-    (23, "sky", (70, 130, 180)),
-    (24, "person", (220, 20, 60)),
-    (25, "rider", (255, 0, 0)),
-    (26, "car", (0, 0, 142)),
-    (27, "truck", (0, 0, 70)),
-    (28, "bus", (0, 60, 100)),
-    (31, "train", (0, 80, 100)),
-    (32, "motorcycle", (0, 0, 230)),
-    (33, "bicycle", (119, 11, 32)),
-)
-"""Label id, name and colour; the position is the train id. Source: cityscapesScripts, `helpers/labels.py`."""
 
 
 def cityscapes_files(root: Path, split: str) -> Listing:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -24,8 +25,14 @@ import numpy as np
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.scenes import street_images
 from dovit_deploy.errors import SourceError
-from dovit_deploy.record import Record
-from dovit_deploy.runtime.latency import LatencyModel
+from dovit_deploy.measure.bench_records import (
+    BenchResult,
+    FirstRuns,
+    FrameMacs,
+    FrameResult,
+    Percentiles,
+    Side,
+)
 from dovit_deploy.runtime.outputs import distribution
 from dovit_deploy.runtime.results import Pixels, TokenReport
 from dovit_deploy.runtime.settings import RunSettings, RunsOne
@@ -80,88 +87,6 @@ class Pair:
         return self.dense or self.dynamic
 
 
-class Percentiles(Record):
-    """A distribution in four numbers; percentiles interpolate linearly between measured values."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-
-
-class Side(Record):
-    """One way of running, dense or dynamic."""
-
-    latency_ms: Percentiles
-    """Of wall time."""
-    cpu_ms: float
-    """Median of processor time."""
-
-
-class FirstRuns(Record):
-    """The first dynamic run of each frame, before anything was warm: wall time in milliseconds."""
-
-    p50: float
-    p99: float
-    most: float
-    compiled_ms: float
-    """What all of them took beyond as many warm runs: memory taken, and parts compiled at their first use."""
-
-
-class FrameResult(Record):
-    """One frame of the benchmark: how easy it was."""
-
-    frame: str
-    kept: tuple[int, ...]
-    flops_saved: float
-    speedup: float | None
-
-
-class BenchResult(Record):
-    """One engine at one precision; where the bundle has no dense form, what needs its time is None."""
-
-    engine: str
-    precision: str
-    dense: Side | None
-    dynamic: Side
-    speedup: float | None
-    """Median of dense / dynamic over the pairs: what the tokens give."""
-    predicted_speedup: float
-    """MACs of the dense network / MACs that were computed, over the same frames."""
-    realised_efficiency: float | None
-    """speedup / predicted_speedup."""
-    flops_saved: float
-    kept: tuple[float, ...]
-    """Mean over the frames of the tokens that entered each stage."""
-    cpu_speedup: float | None
-    """As `speedup`, in processor time: steadier on a machine that others use too. None also where the clock is too
-    coarse."""
-    engine_factor: float
-    """Median of (first engine's dense) / (this engine's dense): what the engine gives. Without dense, of dynamic."""
-    first_runs: FirstRuns
-    """In none of the other figures."""
-    per_frame: tuple[FrameResult, ...]
-    latency_model: LatencyModel | None = None
-    """What the tokens of each stage take here; None of a model without gates, and on a GPU."""
-
-    @property
-    def total_factor(self) -> float:
-        """Against the first engine's dense run: tokens times engine. Without dense, the engine alone."""
-        return (1.0 if self.speedup is None else self.speedup) * self.engine_factor
-
-
-class BenchReport(Record):
-    """The contents of `bench --json`."""
-
-    machine: dict[str, str | int]
-    versions: dict[str, str]
-    bundle: str
-    frames: int
-    threads: int
-    repeat: int
-    results: tuple[BenchResult, ...]
-
-
 def benchmark(
     contestants: Sequence[Contestant],
     frames: Sequence[Pixels],
@@ -206,6 +131,8 @@ class _Runner:
         self.pairs: list[Pair] = []
         self.first_ms: list[float] = []
         """Wall time of the first dynamic run of each frame."""
+        self.digests: list[str] = []
+        """SHA-256 of each frame's pixels."""
         self._clock = clock
         manifest = contestant.session.bundle.manifest
         # By whether the run is dense; resolved once, so that resolving is no part of what is timed.
@@ -214,6 +141,7 @@ class _Runner:
         }
 
     def warm_up(self, frames: Sequence[Pixels]) -> None:
+        self.digests = [digest_of(pixels) for pixels in frames]
         # Every frame: its token counts may need parts of a lazily compiled engine that no other frame needs.
         self.first_ms = [self._timed(pixels, False)[0].wall for pixels in frames]
         for way in self._settings:
@@ -233,6 +161,11 @@ class _Runner:
         cpu, wall = self._clock.cpu(), self._clock.wall()
         _, report = self.contestant.session.run_one(pixels, settings)
         return Timing(wall=1e3 * (self._clock.wall() - wall), cpu=1e3 * (self._clock.cpu() - cpu)), report
+
+
+def digest_of(pixels: Pixels) -> str:
+    """SHA-256 of a frame as the model takes it: by this frames of two benchmarks are recognised."""
+    return sha256(pixels.tobytes()).hexdigest()
 
 
 def _result(runner: _Runner, *, first: Sequence[Pair], labels: Sequence[str]) -> BenchResult:
@@ -257,7 +190,7 @@ def _result(runner: _Runner, *, first: Sequence[Pair], labels: Sequence[str]) ->
         cpu_speedup=_cpu_speedup(pairs),
         engine_factor=median_ratio([pair.reference.wall for pair in first], [pair.reference.wall for pair in pairs]),
         first_runs=_first_runs(runner.first_ms, pairs),
-        per_frame=tuple(_frame_result(number, label, pairs) for number, label in enumerate(labels)),
+        per_frame=tuple(_frame_result(number, label, runner) for number, label in enumerate(labels)),
     )
 
 
@@ -287,13 +220,19 @@ def _cpu_speedup(pairs: Sequence[Pair]) -> float | None:
     return median_ratio(*zip(*ticked, strict=True)) if ticked else None
 
 
-def _frame_result(number: int, label: str, pairs: Sequence[Pair]) -> FrameResult:
-    own = [pair for pair in pairs if pair.frame == number]
+def _frame_result(number: int, label: str, runner: _Runner) -> FrameResult:
+    own = [pair for pair in runner.pairs if pair.frame == number]
+    report = own[0].report
+    dense = tuple(pair.dense.wall for pair in own if pair.dense is not None)
     return FrameResult(
         frame=label,
-        kept=own[0].report.kept,
-        flops_saved=own[0].report.flops_saved,
+        kept=report.kept,
+        flops_saved=report.flops_saved,
         speedup=_speedup(own),
+        gmacs=FrameMacs(dense=report.gmacs_dense, actual=report.gmacs_actual),
+        sha256=runner.digests[number],
+        dense_ms=dense or None,
+        dynamic_ms=tuple(pair.dynamic.wall for pair in own),
     )
 
 

@@ -20,6 +20,8 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 14, 26, 34
 ROW = 24
 """Height of a row of bars."""
 MOST_TICKS = 6
+LEAST_SPAN = 2.0
+"""Percent that an axis of accuracies shows at least."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,8 @@ class ChartPoint:
     name: str
     low: float | None = None
     high: float | None = None
+    label: str = ""
+    """Written beside it."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,8 @@ class Scatter:
     line: tuple[str, tuple[tuple[float, float], ...]] | None = None
     zero: bool = False
     """Both axes begin at 0."""
+    least: float = 0.0
+    """That the vertical axis spans at least: a difference that matters to nobody must not fill the drawing."""
     width: ClassVar[int] = WIDE
     height: ClassVar[int] = 380
 
@@ -278,7 +284,9 @@ class Scatter:
     def up(self) -> ChartAxis:
         """The vertical axis."""
         ends = [end for _, points in self.groups for p in points for end in (p.y, p.low, p.high) if end is not None]
-        return self._padded([*ends, *(y for _, y in self._line)], self.height - BOTTOM, TOP)
+        ends += [y for _, y in self._line]
+        lacking = max(0.0, self.least - (max(ends) - min(ends))) / 2
+        return self._padded([min(ends) - lacking, max(ends) + lacking], self.height - BOTTOM, TOP)
 
     def _padded(self, values: Sequence[float], begin: float, end: float) -> ChartAxis:
         plain = axis(values, begin, end, zero=self.zero)

@@ -18,6 +18,8 @@ from dovit_deploy.pages.charts import Chart
 from dovit_deploy.printing import printable
 
 TEMPLATES = Path(__file__).with_name("templates")
+MARK = '<meta name="generator" content="dovit-deploy">'
+"""Stands in the first lines of every page: whose it is, so that a new one may replace it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class PageTable:
     right: tuple[int, ...] = ()
     folded: bool = False
     """Only its title is seen until it is opened."""
+    wide: bool = False
+    """As wide as the page; a folded one always is."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Gallery:
 
     title: str
     stills: tuple[Still, ...]
+    wide: bool = False
+    """As wide as the page."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,15 @@ class Paragraph:
     template: ClassVar[str] = "paragraph.html"
 
     text: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Sentences that stand for themselves, one below the other."""
+
+    template: ClassVar[str] = "lines.html"
+
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ class Colors:
     """Each with its red, green and blue, 0 to 255."""
 
 
-Part = Chart | PageTable | Stills | Gallery | Paragraph | Colors
+Part = Chart | PageTable | Stills | Gallery | Paragraph | Lines | Colors
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,7 @@ def _environment() -> Any:  # noqa: ANN401  jinja2 comes lazily
         # A name may hold what no browser can show, or turns a line around.
         finalize=_shown,
     )
+    environment.globals["mark"] = MARK
     # Style and scripts lie beside the templates, and go into the page as they are.
     environment.globals["text_of"] = lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
     return environment
@@ -171,3 +187,8 @@ def _shown(value: object) -> object:
 def facts_table(title: str, facts: Sequence[tuple[str, str]], *, folded: bool = False) -> PageTable:
     """Names and values below each other."""
     return PageTable(title, ("", ""), tuple(facts), folded=folded)
+
+
+def machine_table(machine: Mapping[str, object], versions: Mapping[str, object]) -> PageTable:
+    """What the figures were measured on and with."""
+    return facts_table("Machine and versions", [(name, str(value)) for name, value in {**machine, **versions}.items()])

@@ -21,20 +21,25 @@ from dovit_deploy.claims import name_that_fits
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.files import first_foreign, reported_writes
 from dovit_deploy.runtime.audit import Audited
+from dovit_deploy.runtime.cityscapes import png_of_label_ids
+from dovit_deploy.runtime.coco import CocoFile, annotations_from_map
 from dovit_deploy.runtime.legend import FrameRate, draw_figures, draw_legend, latency_text, rate_text
 from dovit_deploy.runtime.paint import png_from_rgb, write_image
 from dovit_deploy.runtime.results import FrameTiming, FrameTokens
+from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.images import ImageSource
 from dovit_deploy.sources.source import RGB, Closing, Frame, Source, VideoInfo
 from dovit_deploy.sources.video_writer import VideoWriter, open_video_writer
 
-PAINTED = ("overlay", "masks", "tokens")
-"""What is written of each frame."""
-REPORT = "report"
-KINDS = (*PAINTED, REPORT)
+PAINTED = ("overlay", "masks", "tokens", "cityscapes")
+"""What is written of each frame as an image."""
+MAPS = ("masks", "cityscapes")
+"""Those that are one image a frame of a video, too."""
+COCO, REPORT = "coco", "report"
+KINDS = (*PAINTED, COCO, REPORT)
 """What `--save` can name."""
-ROWS, SUMMARY, REPORT_PAGE = "frames.jsonl", "summary.json", "report.html"
+ROWS, SUMMARY, REPORT_PAGE, COCO_FILE = "frames.jsonl", "summary.json", "report.html", "coco.json"
 
 FrameRow = dict[str, Any]
 
@@ -53,6 +58,9 @@ class PaintedFrame:
     """Contents of image files."""
     video: dict[str, RGB]
     """Frames of the videos."""
+    segmented: SegmentationResult | None = None
+    """Whose class map goes into `coco.json`, with its `annotations`."""
+    annotations: tuple[dict[str, Any], ...] = ()
 
 
 class RunOutputs(Closing):
@@ -63,7 +71,7 @@ class RunOutputs(Closing):
     Args:
         folder: exists; images go into it.
         source: of images or of a video; gives the video's size, rate and sound.
-        kinds: some of `PAINTED`.
+        kinds: some of `PAINTED`, and `COCO`.
         every: the source gives every n-th frame only.
         legend: letter classes and figures on overlays, and a key below the maps of tokens.
     """
@@ -71,7 +79,8 @@ class RunOutputs(Closing):
     def __init__(
         self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1, legend: bool = True
     ) -> None:
-        self._folder, self._kinds, self._every, self._legend = folder, kinds, every, legend
+        self._folder, self._every, self._legend = folder, every, legend
+        self._kinds = tuple(kind for kind in kinds if kind != COCO)
         self._video = source.video
         # One image has a latency and no rate.
         self._rate = None if source.video is None and source.count == 1 else FrameRate()
@@ -81,9 +90,12 @@ class RunOutputs(Closing):
         self._stack = ExitStack()
         self._begun = 0
         self._images: list[Path] = []
-        for kind in kinds:
+        self._coco: CocoFile | None = None
+        if COCO in kinds:
+            self._coco = self._stack.enter_context(CocoFile(folder / COCO_FILE, video=self._video is not None))
+        for kind in self._kinds:
             # A video is one file; its masks are still one image a frame.
-            if self._video is None or kind == "masks":
+            if self._video is None or kind in MAPS:
                 (folder / kind).mkdir()
 
     @property
@@ -95,9 +107,17 @@ class RunOutputs(Closing):
     def painted(self, result: ImageResult) -> PaintedFrame:
         """Everything that is written of one frame."""
         painted = PaintedFrame({}, {})
+        if self._coco is not None:
+            # Only tasks with a map of classes offer this kind, and the next.
+            assert isinstance(result, SegmentationResult)
+            painted = PaintedFrame({}, {}, result, tuple(annotations_from_map(result.class_map)))
         for kind in self._kinds:
             if kind == "masks":
                 painted.files[kind] = result.png()
+                continue
+            if kind == "cityscapes":
+                assert isinstance(result, SegmentationResult)
+                painted.files[kind] = png_of_label_ids(result.class_map, result.palette.names)
                 continue
             rgb = self._overlay(result) if kind == "overlay" else result.plot_tokens(legend=self._legend)
             if self._video is None:
@@ -119,6 +139,9 @@ class RunOutputs(Closing):
             write_image(self._folder / kind / f"{name}.png", content)
         for kind, rgb in painted.video.items():
             self._into_video(kind, rgb, frame)
+        if self._coco is not None and painted.segmented is not None:
+            class_map, names = painted.segmented.class_map, painted.segmented.palette.names
+            self._coco.add(frame, (class_map.shape[0], class_map.shape[1]), painted.annotations, names)
 
     def _overlay(self, result: ImageResult) -> RGB:
         painted = result.plot()
@@ -156,6 +179,8 @@ class RunOutputs(Closing):
         if self._begun > frames:
             for image in self._images:
                 image.unlink(missing_ok=True)
+            if self._coco is not None:
+                self._coco.write_first(frames)
 
     def close(self) -> None:
         """Finish the videos; they are playable also after an interrupt."""
@@ -216,7 +241,7 @@ def foreign_in_run(folder: Path) -> str | None:
     def expected(path: str) -> bool:
         kind, *below = path.split("/")
         if not below:
-            return kind in (SUMMARY, ROWS, REPORT_PAGE, *PAINTED, *(f"{kind}.mp4" for kind in PAINTED))
+            return kind in (SUMMARY, ROWS, REPORT_PAGE, COCO_FILE, *PAINTED, *(f"{kind}.mp4" for kind in PAINTED))
         if kind not in PAINTED or (len(below) > 1 and "/".join(below[:-1]) not in folders):
             return False
         return below[-1] in names or ("/".join(below) in folders and (folder / path).is_dir())

@@ -26,6 +26,7 @@ from dovit_deploy.pages.page import (
     Part,
     Stills,
     facts_table,
+    machine_table,
 )
 from dovit_deploy.printing import plural
 from dovit_deploy.runtime.album import Album
@@ -271,9 +272,7 @@ def _settings(summary: Mapping[str, Any], facts: RunFacts) -> PageSection:
         ("thresholds", thresholds),
         *((name, _written(summary[name])) for name in ("deadline", "audit", "compiling") if summary[name]),
     ]
-    parts: list[Part] = [facts_table("Settings", rows)]
-    machine = {**summary["machine"], **summary["versions"]}
-    parts.append(facts_table("Machine and versions", [(name, _written(value)) for name, value in machine.items()]))
+    parts: list[Part] = [facts_table("Settings", rows), machine_table(summary["machine"], summary["versions"])]
     failed = tuple((entry["source"], entry["message"]) for entry in summary["failed"])
     if failed:
         parts.append(PageTable(f"{plural(len(failed), 'input')} could not be read", ("source", "why"), failed))

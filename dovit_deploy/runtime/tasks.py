@@ -1,6 +1,6 @@
 """What a bundle is for, and what follows from that: only here does a run distinguish tasks.
 
-segmentation     Predictor    overlay, masks, tokens, report
+segmentation     Predictor    overlay, masks, tokens, cityscapes, coco, report
 classification   Classifier   overlay, tokens, report
 features         none: a backbone without a head gives arrays, through `Session` alone
 """
@@ -93,7 +93,7 @@ TASKS: dict[str, ImageTask] = {
     "segmentation": ImageTask(
         "labels every pixel",
         lambda session, at_once: Predictor(session, windows_at_once=at_once),
-        kinds=("overlay", "masks", "tokens", "report"),
+        kinds=("overlay", "masks", "tokens", "cityscapes", "coco", "report"),
         images_default=("overlay", "masks", "report"),
     ),
     # A label has no map, so there are no masks.

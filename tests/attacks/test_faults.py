@@ -153,7 +153,11 @@ def test_a_training_that_the_disk_refuses_goes_on_later(workplace: Path, refusin
 @pytest.mark.parametrize("part", ["masks/c", "overlay/c"])
 def test_a_run_keeps_what_it_did_until_the_disk_was_full(workplace: Path, refusing: Refusing, capsys, part) -> None:
     refusing(lambda path: f".partial/{part}" in path.as_posix(), errno.ENOSPC)
-    failed(capsys, dovit(*CALLS["run"]), f"out/{part}.png", "No space left", "done until then: 2 images, in out")
+    command = (*CALLS["run"], "--save", "masks,overlay,coco")
+    failed(capsys, dovit(*command), f"out/{part}.png", "No space left", "done until then: 2 images, in out")
+    coco = json.loads((workplace / "out" / "coco.json").read_text())
+    assert [Path(image["file_name"]).name for image in coco["images"]] == ["a.png", "b.png"]
+    assert {annotation["image_id"] for annotation in coco["annotations"]} == {1, 2}
     summary = json.loads((workplace / "out" / "summary.json").read_text())
     assert (summary["frames"], summary["interrupted"]) == (2, True)
     assert len((workplace / "out" / "frames.jsonl").read_text().splitlines()) == 2
@@ -169,6 +173,12 @@ def test_a_run_whose_page_the_disk_refuses_is_whole_without_it(workplace: Path, 
     assert json.loads((workplace / "out" / "summary.json").read_text())["frames"] == 3
     assert entries(workplace / "out" / "masks") == {"a.png", "b.png", "c.png"}
     assert "report.html" not in entries(workplace / "out")
+
+
+def test_a_coco_file_that_the_disk_refuses_costs_nothing_else(workplace: Path, refusing: Refusing, capsys) -> None:
+    refusing(lambda path: path.name == "coco.json", errno.ENOSPC)
+    failed(capsys, dovit(*CALLS["run"], "--save", "masks,coco"), "out/coco.json", "No space left", "done until then: 3")
+    assert entries(workplace / "out") == {"masks", "frames.jsonl", "summary.json"}
 
 
 def test_a_run_whose_first_frame_the_disk_refuses_leaves_nothing(workplace: Path, refusing: Refusing, capsys) -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.commands.bench import _next as next_command
-from dovit_deploy.commands.bench import factor_lines, first_line
 from dovit_deploy.families.cost import cost_model
-from dovit_deploy.measure.bench import BenchResult, FirstRuns, FrameResult, Percentiles, Side
+from dovit_deploy.measure.bench_records import BenchResult, FirstRuns, FrameResult, Percentiles, Side
+from dovit_deploy.measure.bench_text import factor_lines, first_line
 
 LATENCY = {"mean", "p50", "p90", "p99"}
 
@@ -29,7 +29,8 @@ def images(tmp_path):
 
 
 def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
-    done = dovit("bench", tiny_bundle_path, "--repeat", 1, "--json", "bench.json", OMP_NUM_THREADS="1")
+    files = ("--json", "bench.json", "--report", "bench.html")
+    done = dovit("bench", tiny_bundle_path, "--repeat", 1, *files, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "bench.json").read_text())
     assert {"machine", "versions", "frames", "threads", "results"} <= report.keys()
@@ -51,6 +52,10 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, tmp_path):
     assert "tokens per stage" in done.stdout and "dynamic" in done.stdout
     assert "first run of each frame, left out above: p50" in done.stdout
     assert f"next: dovit run YOUR_IMAGE_OR_VIDEO --bundle {tiny_bundle_path}" in done.stderr
+    page = (tmp_path / "bench.html").read_text()
+    assert f"{result['dynamic']['latency_ms']['p50']:.2f}" in page and "hardest quarter" in page
+    assert page.count("street 1, density 0.5, dynamic: ") == 1 and "what MACs predict" in page
+    assert "<td>onnxruntime" not in page and '<th scope="row">onnxruntime</th>' in page
 
 
 def test_engines_agree_on_tokens_and_own_frames_are_taken(dovit, tiny_bundle_path, images, tmp_path):
@@ -164,3 +169,56 @@ def test_the_next_command_measures_the_same_again(tiny_bundle_path):
     assert shown == f"dovit bench {opened.path} {flags}"
     shown = next_command(opened, None, ("onnxruntime",), (None,), 1, None)
     assert shown == f"dovit bench {opened.path} --json bench.json"
+
+
+def test_a_check_and_a_comparison(dovit, dense_bundle_path, images, tmp_path):
+    command = ("bench", dense_bundle_path, "--frames", images, "--repeat", 1)
+    first = dovit(*command, "--json", "old.json", "--report", "bench.csv", "--fail-if", "p50>0")
+    assert first.returncode == 4, first.stderr
+    old = (tmp_path / "old.json").read_bytes()
+    p50 = json.loads(old)["results"][0]["dynamic"]["latency_ms"]["p50"]
+    assert f"error: --fail-if p50>0: p50 of onnxruntime fp32 is {p50:.4g} ms" in first.stderr
+    assert f"onnxruntime,fp32,dynamic,{p50:.6g}"[:30] in (tmp_path / "bench.csv").read_text()
+    # Our own file is replaced; the old report is never written.
+    second = dovit(
+        *command, "--compare", "old.json", "--report", "bench.md", "--json", "new.json", "--fail-if", "p50<0"
+    )
+    assert second.returncode == 0, second.stderr
+    report = json.loads((tmp_path / "new.json").read_text())
+    assert [change["frames"] for change in report["comparison"]["changes"]] == [2, 2]
+    assert "dynamic against old.json: " in second.stdout and "too few frames" in second.stdout
+    assert "against old.json" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "old.json").read_bytes() == old
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--report", "bench.txt"), 2, "end in .html, .csv, .md"),
+        (("--report", "no/such/bench.html"), 2, "--report"),
+        (("--report", "notes.csv"), 2, "no table of dovit bench's, and is not replaced"),
+        (("--report", "notes.html"), 2, "no page of dovit's"),
+        (("--report", "a.html", "--json", "a.html"), 2, "--json writes there, too"),
+        (("--compare", "old.json", "--json", "old.json"), 2, "this is the input"),
+        (("--compare", "old.json"), 3, "no report of dovit bench --json"),
+        (("--compare", "nowhere.json"), 3, "nowhere.json"),
+        (("--fail-if", "p95>3"), 2, "needed: one of p50"),
+    ],
+)
+def test_files_and_limits_that_are_refused_before_the_work(dovit, tiny_bundle_path, tmp_path, arguments, code, said):
+    for name, content in (
+        ("notes.csv", "a,b"),
+        ("notes.html", "<!doctype html><p>mine"),
+        ("old.json", '{"frames": 3}'),
+    ):
+        (tmp_path / name).write_text(content)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    done = dovit("bench", tiny_bundle_path, *arguments)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_page_without_jinja2_is_refused_before_the_work(dovit, tiny_bundle_path, without, tmp_path):
+    done = dovit("bench", tiny_bundle_path, "--report", "bench.html", **without("jinja2"))
+    assert (done.returncode, done.stdout) == (5, "") and "dovit-deploy[report]" in done.stderr

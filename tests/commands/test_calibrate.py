@@ -60,7 +60,8 @@ def test_milliseconds_are_judged_by_a_latency_model(dovit: Run, bundle_copy: Pat
 
 def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, tmp_path: Path) -> None:
     before = contents(bundle_copy)
-    result = dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", "new.dovit", "--json", "report.json")
+    files = ("--json", "report.json", "--report", "report.html")
+    result = dovit("calibrate", bundle_copy, data, "--flops", 0.1, "-o", "new.dovit", *files)
     assert result.returncode == 0, result.stderr
     assert contents(bundle_copy) == before
     new = Bundle.open(tmp_path / "new.dovit")
@@ -70,6 +71,9 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
     calibration = Calibration.model_validate(report)
     assert calibration.chosen.flops_saved >= 0.1
     controls = calibration.controls
+    page = (tmp_path / "report.html").read_text()
+    assert f"<dd>{calibration.chosen.flops_saved:z.1%}<" in page and ">48x64<" in page
+    assert page.count("<title>random, same counts: ") == 1 and 'scope="row">held out<' in page
     assert controls.random.gmacs == controls.oracle.gmacs == pytest.approx(calibration.chosen.gmacs)
     assert [small.size for small in controls.smaller_input] == [(48, 64), (32, 48)]
     for name in ("random, same counts", "oracle, same counts", "dense at 48x64"):
@@ -91,8 +95,11 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
 def test_in_place_and_dry(dovit: Run, bundle_copy: Path, data: Path) -> None:
     before = contents(bundle_copy)
     arguments = ("calibrate", bundle_copy, data / "images" / "val", "--max-disagree", 0.6, "--confidence", 0.6, "-q")
-    dry = dovit(*arguments, "--dry-run")
+    dry = dovit(*arguments, "--dry-run", "--report", data.parent / "dry.html")
     assert dry.returncode == 0, dry.stderr
+    page = (data.parent / "dry.html").read_text()
+    assert "What is promised" in page and ">chosen<" in page and "pixels as in the dense answer" in page
+    assert dovit(*arguments, "--report", bundle_copy / "x.html").returncode == 2
     assert contents(bundle_copy) == before
     real = dovit(*arguments)
     assert real.returncode == 0, real.stderr

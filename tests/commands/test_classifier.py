@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_bench(dovit, classifier_bundle_path, images, tmp_path):
 
 
 def test_eval_says_how_often_it_is_right(dovit, classifier_bundle_path, labelled, tmp_path):
-    done = dovit("eval", classifier_bundle_path, "set", "--controls", "-v", "--json", "eval.json")
+    done = dovit("eval", classifier_bundle_path, "set", "--controls", "-v", "--json", "eval.json", "--report", "e.html")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
     wanted = {"images", "split", "engine", "precision", "thresholds", "dense", "dynamic", "controls", "per_image"}
@@ -157,6 +158,12 @@ def test_eval_says_how_often_it_is_right(dovit, classifier_bundle_path, labelled
     assert {"random", "first_gate", "oracle", "gate_efficiency", "smaller_input"} <= controls.keys()
     assert controls["random"] is controls["oracle"] is None and "no gates" in done.stderr
     assert [entry["size"] for entry in controls["smaller_input"]] == [[48, 48]]
+    page = (tmp_path / "e.html").read_text()
+    assert f"<dd>{report['dynamic']['top1']:.2f}<" in page and ">48x48<" in page and "<dt>top-1, dynamic</dt>" in page
+    wrong = {row["image"] for row in report["per_image"] if row["top_dynamic"][0] != row["label"]}
+    pictured = re.findall(r"<article><h4>(.+?)</h4>", page)
+    assert len(pictured) == min(4, len(wrong)) and set(pictured) <= wrong
+    assert page.count('alt="dynamic answer of') == len(pictured) and 'alt="label of' not in page
     with Session(Bundle.open(classifier_bundle_path), threads=1) as session:
         classifier = Classifier(session)
         for row in report["per_image"]:
@@ -194,8 +201,10 @@ def test_without_a_dense_form(dovit, pooling_bundle_path, images, labelled, tmp_
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     assert result["dense"] is result["speedup"] is result["realised_efficiency"] is None
     assert result["predicted_speedup"] > 0 and result["dynamic"]["latency_ms"]["p50"] > 0
-    done = dovit("eval", pooling_bundle_path, "set", "--controls", "--json", "eval.json")
+    done = dovit("eval", pooling_bundle_path, "set", "--controls", "--json", "eval.json", "--report", "e.html")
     assert done.returncode == 0, done.stderr
+    page = (tmp_path / "e.html").read_text()
+    assert "no dense form to compare with" in page and 'alt="dense answer of' not in page
     report = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
     assert report["dense"] is report["dynamic"]["drop"] is report["dynamic"]["drop_interval"] is None
     assert report["dynamic"]["top5"] == 100 and report["controls"]["smaller_input"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def refused(result: subprocess.CompletedProcess[str], code: int, *words: str) ->
 
 
 def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_path):
-    done = dovit("eval", tiny_bundle_path, "set", "--controls", "--threads", 1, "--json", "eval.json")
+    files = ("--json", "eval.json", "--report", "eval.html")
+    done = dovit("eval", tiny_bundle_path, "set", "--controls", "--threads", 1, *files)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
     wanted = {"images", "split", "engine", "precision", "thresholds", "dense", "dynamic", "controls", "per_image"}
@@ -72,6 +74,14 @@ def test_the_report_has_the_contracts_keys(dovit, tiny_bundle_path, folder, tmp_
     ):
         assert text in done.stdout
     assert f"next: dovit bench {tiny_bundle_path}" in done.stderr
+    page = (tmp_path / "eval.html").read_text()
+    assert f"<dd>{report['dynamic']['miou']:.2f}<" in page and ">dense at 48x64<" in page and ">48x64<" in page
+    # Three images, each with its five pictures, the worst first.
+    losses = {row["image"]: row["miou_dense"] - row["miou_dynamic"] for row in report["per_image"]}
+    pictured = re.findall(r"<article><h4>(\w+)</h4>", page)
+    assert pictured == sorted(losses, key=lambda image: -losses[image])
+    names = ("input", "label", "dense mask", "dynamic mask", "exit depth")
+    assert re.findall(r'alt="([^"]+) of drive_001"', page) == list(names)
     fp32 = dovit("eval", tiny_bundle_path, "set", "--precision", "fp32", "--json", "fp32.json")
     assert f"next: dovit bench {tiny_bundle_path} --precision fp32" in fp32.stderr
 
@@ -237,3 +247,13 @@ def test_smaller_sizes_are_whole_patches_and_smaller():
     for size in ((512, 1024), (480, 640), (97, 33)):
         for small in sizes(size=size):
             assert all(side % 16 == 0 for side in small) and np.prod(small) < np.prod(size)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(dovit, tiny_bundle_path, folder, without, tmp_path):
+    (tmp_path / "notes.html").write_text("<p>mine")
+    command = ("eval", tiny_bundle_path, "set", "--report")
+    refused(dovit(*command, "eval.csv"), 2, "--report eval.csv", "end in .html")
+    refused(dovit(*command, "notes.html"), 2, "no page of dovit's, and is not replaced")
+    refused(dovit(*command, tiny_bundle_path / "eval.html"), 2, "lies in the bundle")
+    refused(dovit(*command, "eval.html", **without("jinja2")), 5, "dovit-deploy[report]")
+    assert not (tmp_path / "eval.html").exists() and (tmp_path / "notes.html").read_text() == "<p>mine"

@@ -74,9 +74,12 @@ def loaded(path: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_order(words: list[str], monkeypatch, capsys, number: signal.Signals) -> None:
     signals_after(monkeypatch, 10, number)
-    assert _run(_application(), words) == 130
+    assert _run(_application(), [*words, "--save", "overlay,masks,coco"]) == 130
     assert "stopped after" in capsys.readouterr().err
     done = rows_whole(Path("out"))
+    coco = json.loads(Path("out/coco.json").read_text())
+    assert [image["id"] for image in coco["images"]] == list(range(1, done + 1))
+    assert {annotation["image_id"] for annotation in coco["annotations"]} == set(range(1, done + 1))
     # What was begun is finished: at least the ten; and what waited for a worker is not begun.
     assert 10 <= done <= 10 + 2 * THREADS
     summary = json.loads(Path("out/summary.json").read_text())

@@ -72,6 +72,20 @@ def test_supervision_gets_one_detection_per_class_that_occurs(monkeypatch):
     np.testing.assert_array_equal(found["mask"][1], known().class_map == 2)
 
 
+def test_supervision_itself_takes_it():
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    result = known()
+    found = result.to_supervision()
+    assert isinstance(found, supervision.Detections) and len(found) == 2
+    assert found.class_id.tolist() == [0, 2] and found["class_name"].tolist() == ["road", "car"]
+    # Its area is that of the masks, and what is picked is a detection again.
+    areas = [int((result.class_map == number).sum()) for number in (0, 2)]
+    assert found.area.tolist() == areas
+    (car,) = found[found.class_id == 2]
+    np.testing.assert_array_equal(car[0], [4, 1, 6, 2])
+    np.testing.assert_array_equal(car[1], result.class_map == 2)
+
+
 def test_without_supervision_the_line_that_installs_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(PackageMissing, match="pip install supervision"):

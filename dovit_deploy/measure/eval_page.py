@@ -1,0 +1,212 @@
+"""What does the page of an evaluation show? The figures of `eval --json`, and the images that lost most as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dovit_deploy.measure.eval_records import ClassificationReport, ClassificationRow, SegmentationReport
+from dovit_deploy.measure.eval_table import CONTROL_NAMES, SCORES, EitherReport, eval_headers, eval_rows, measured_ways
+from dovit_deploy.pages.charts import LEAST_SPAN, Bar, Bars, ChartPoint, Scatter
+from dovit_deploy.pages.page import (
+    Colors,
+    Fact,
+    Gallery,
+    Lines,
+    Page,
+    PageSection,
+    PageTable,
+    Part,
+    Still,
+    facts_table,
+    machine_table,
+)
+from dovit_deploy.printing import plural
+
+MOST_PICTURED = 4
+"""Images that are run again and shown."""
+MOST_LISTED = 20
+
+
+@dataclass(frozen=True)
+class WorstPictures:
+    """The first of `worst_images`, run again."""
+
+    stills: tuple[Still, ...]
+    key: tuple[tuple[str, tuple[int, int, int]], ...]
+    """What the colours of what the tokens did stand for."""
+
+
+@dataclass(frozen=True)
+class EvalPageFacts:
+    """What the page says beside the report."""
+
+    command: str
+    """That of the run, without credentials."""
+    lines: tuple[str, ...]
+    """What the console shows below its table."""
+    names: tuple[str, ...]
+    """Of the classes, by their numbers."""
+    worst: WorstPictures
+
+
+def worst_images(report: EitherReport) -> list[int]:
+    """The numbers of the images by what they lost against dense, the worst first; without dense, by how bad they are.
+
+    Of labels: first those that dense has right and the dynamic run wrong, then those that both have wrong; no others.
+    """
+    if isinstance(report, ClassificationReport):
+        wrong = [number for number, row in enumerate(report.per_image) if row.top_dynamic[0] != row.label]
+        return sorted(wrong, key=lambda number: not _lost(report.per_image[number]))
+    losses = {
+        number: row.miou_dynamic - (0.0 if row.miou_dense is None else row.miou_dense)
+        for number, row in enumerate(report.per_image)
+        if row.miou_dynamic is not None
+    }
+    return sorted(losses, key=lambda number: losses[number])
+
+
+def _lost(row: ClassificationRow) -> bool:
+    return row.top_dense is not None and row.top_dense[0] == row.label
+
+
+def image_facts(report: EitherReport, number: int, names: Sequence[str]) -> str:
+    """What is said of image `number`."""
+    row = report.per_image[number]
+    saved = f"{row.flops_saved:z.1%} of the FLOPs saved"
+    if isinstance(row, ClassificationRow):
+        dense = "" if row.top_dense is None else f", dense: {names[row.top_dense[0]]}"
+        return f"label: {names[row.label]}{dense}, dynamic: {names[row.top_dynamic[0]]}; {saved}"
+    dense = "" if row.miou_dense is None else f"{row.miou_dense:.1f} dense, "
+    return f"mIoU {dense}{_number(row.miou_dynamic)} dynamic; {saved}"
+
+
+def page_from_eval(report: EitherReport, facts: EvalPageFacts) -> Page:
+    """The page of an evaluation."""
+    task = "segmentation" if isinstance(report, SegmentationReport) else "classification"
+    scores = SCORES[task]
+    sections = [PageSection("Accuracy against computation", _overview(report, facts, scores))]
+    if isinstance(report, SegmentationReport):
+        sections.append(PageSection("Class by class", _classes(report)))
+    sections += [PageSection("Worst images", _worst(report, facts)), _settings(report, facts)]
+    subtitle = f"{report.dataset} {report.split}, {plural(report.images, 'image')}; {report.engine} {report.precision}"
+    return Page(f"dovit eval {Path(report.bundle).name}", subtitle, _headline(report, scores), tuple(sections))
+
+
+def _headline(report: EitherReport, scores: Mapping[str, str]) -> tuple[Fact, ...]:
+    name, key = next(iter(scores.items()))
+    dense, dynamic = report.dense, report.dynamic
+    note = "no dense form to compare with" if dense is None else f"{getattr(dense, key):.2f} dense"
+    facts = [Fact(f"{getattr(dynamic, key):.2f}", f"{name}, dynamic", note)]
+    if dynamic.drop is not None:
+        ends = dynamic.drop_interval
+        note = "too few images for an interval" if ends is None else f"95 %: {ends[0]:z.2f} to {ends[1]:z.2f}"
+        facts.append(Fact(f"{dynamic.drop:z.2f}", f"{name} lost against dense, points", note))
+    full = dynamic.gmacs / (1 - dynamic.flops_saved)
+    facts.append(Fact(f"{dynamic.flops_saved:z.1%}", "FLOPs saved", f"{dynamic.gmacs:.3g} of {full:.3g} GMACs"))
+    if report.against_fp32 is not None:
+        same = f"same class as dense {report.against_fp32.engine} fp32"
+        facts.append(Fact(f"{report.against_fp32.agreement:.2f} %", "agreement", same))
+    return tuple(facts)
+
+
+def _overview(report: EitherReport, facts: EvalPageFacts, scores: Mapping[str, str]) -> tuple[Part, ...]:
+    name, key = next(iter(scores.items()))
+    parts: list[Part] = []
+    ways = measured_ways(report)
+    # One point is no comparison.
+    if len(ways) > 1:
+        parts.append(_scatter(ways, name, key))
+    parts += _gains(ways)
+    headers = eval_headers(scores)
+    rows = tuple(eval_rows(report, tuple(scores.values())))
+    parts.append(PageTable("Every way of running", headers, rows, right=tuple(range(1, len(headers))), wide=True))
+    parts.append(Lines(facts.lines))
+    return tuple(parts)
+
+
+def _scatter(ways: Sequence[tuple[str, Mapping[str, Any]]], name: str, key: str) -> Scatter:
+    dense = next((entry[key] for way, entry in ways if way == "dense"), None)
+    groups: dict[str, list[ChartPoint]] = {"dense": [], "dynamic": [], "controls": [], "dense at smaller inputs": []}
+    for way, entry in ways:
+        group = way if way in groups else "controls" if way in CONTROL_NAMES.values() else "dense at smaller inputs"
+        # What is uncertain is the drop from dense on the same images, so a larger drop is a lower score.
+        # Of controls, which stand above each other, it would hide the others; what they lack against the rule is below.
+        ends = None if group == "controls" else entry.get("drop_interval")
+        low, high = (None, None) if ends is None or dense is None else (dense - ends[1], dense - ends[0])
+        said = f"{way}: {name} {entry[key]:.2f}, {entry['gmacs']:.4g} GMACs"
+        # Controls cost the same and stand above each other; their names are in the table.
+        label = "" if group == "controls" else way.removeprefix("dense at ")
+        groups[group].append(ChartPoint(entry["gmacs"], entry[key], said, low, high, label))
+    shown = tuple((group, tuple(points)) for group, points in groups.items() if points)
+    return Scatter(
+        f"{name} against GMACs, with 95 % intervals of the drop",
+        "GMACs an image",
+        f"{name}, %",
+        shown,
+        least=LEAST_SPAN,
+    )
+
+
+def _gains(ways: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Part]:
+    """What the rule is worth beyond each control."""
+    rows = [
+        Bar(way.removesuffix(", same counts"), (entry["rule_gain"],), entry["rule_gain_interval"])
+        for way, entry in ways
+        if "rule_gain" in entry
+    ]
+    title = "mIoU of the rule less that of the control, points"
+    return [Bars(title, ("gain",), tuple(rows), digits=2, names=170)] if rows else []
+
+
+def _classes(report: SegmentationReport) -> tuple[Part, ...]:
+    before = {} if report.dense is None else report.dense.iou
+    ways = ("dynamic",) if report.dense is None else ("dense", "dynamic")
+    bars, rows = [], []
+    for name, after in report.dynamic.iou.items():
+        dense = before.get(name)
+        both = (after,) if report.dense is None else (dense, after)
+        # A class that neither occurs nor is predicted has no bars.
+        if any(value is not None for value in both):
+            bars.append(Bar(name, tuple(math.nan if value is None else value for value in both)))
+        drop = "-" if dense is None or after is None else f"{dense - after:z.2f}"
+        rows.append((name, _number(dense), _number(after), drop))
+    return (
+        Bars("IoU, %", ways, tuple(bars)),
+        PageTable("IoU, %", ("class", "dense", "dynamic", "drop"), tuple(rows), right=(1, 2, 3)),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _worst(report: EitherReport, facts: EvalPageFacts) -> tuple[Part, ...]:
+    worst = worst_images(report)
+    parts: list[Part] = []
+    if facts.worst.stills:
+        title = "Run again: label, dense and dynamic answer; black has no label"
+        parts.append(Gallery(title, facts.worst.stills, wide=True))
+        parts.append(Colors("Exit depth" if len(facts.worst.key) > 1 else "Tokens", facts.worst.key))
+    rows = tuple(
+        (report.per_image[number].image, image_facts(report, number, facts.names)) for number in worst[:MOST_LISTED]
+    )
+    if not rows:
+        return (Lines(("No image is answered wrongly.",)),)
+    title = f"{len(rows)} of {plural(report.images, 'image')}, the worst first"
+    return (*parts, PageTable(title, ("image", "what it lost"), rows, folded=True))
+
+
+def _settings(report: EitherReport, facts: EvalPageFacts) -> PageSection:
+    thresholds = ", ".join(map(str, report.thresholds)) or "none: no gates"
+    rows = (
+        ("command", facts.command),
+        ("bundle", report.bundle),
+        ("weights, SHA-256", report.source_sha256),
+        ("engine", f"{report.engine} {report.precision}"),
+        ("thresholds", thresholds),
+    )
+    return PageSection("Settings", (facts_table("Settings", rows), machine_table(report.machine, report.versions)))
