@@ -116,7 +116,7 @@ def blocked(block: Block, x: Tensor, keys: Keys | None) -> Tensor:
     layer = block.attention
 
     def split(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (layer.heads, -1)).transpose(0, 1)
+        return tokens.reshape(len(tokens), layer.heads, -1).transpose(0, 1)
 
     query, key, value = layer.query(seen[: len(x)]), layer.key(seen), layer.value(seen)
     bias = torch.cat([torch.zeros(len(x)), keys.bias])[None, None]
@@ -151,7 +151,9 @@ class PooledRun:
         answers, kept = tokens.clone(), [spec.tokens]
         for number, (first, last) in enumerate(spec.stage_layers[1:]):
             running = (state.gate < 0).nonzero()[:, 0]
-            confidence, label = self.model.gates[number].head(tokens[extra + running]).softmax(1).max(1)
+            confidence, label = (
+                cast("TokenGate", self.model.gates[number]).head(tokens[extra + running]).softmax(1).max(1)
+            )
             leaving = running[confidence > threshold]
             state.gate[leaving], state.label[leaving] = number, label[confidence > threshold]
             answers[extra + leaving] = self.model.lenses[number](tokens[extra + leaving])
@@ -159,7 +161,7 @@ class PooledRun:
             kept.append(len(index))
             x = tokens[index]
             for layer in range(first, last):
-                x = blocked(self.model.blocks[layer], x, self._keys(layer, answers, state))
+                x = blocked(cast("Block", self.model.blocks[layer]), x, self._keys(layer, answers, state))
             tokens = tokens.index_copy(0, index, x)
         return self.model.decode(answers.index_copy(0, index, x)), tuple(kept)
 
@@ -232,14 +234,18 @@ def network(path: Path, size: tuple[int, int]) -> tuple[VisionTransformer, Tenso
 
 
 def curve(
-    model: VisionTransformer, maps: Mapping[int, Lens], images: Sequence[Tensor], thresholds: Sequence[float]
+    model: VisionTransformer,
+    maps: Mapping[int, Lens],
+    images: Sequence[Tensor],
+    thresholds: Sequence[float],
+    forms: Sequence[str],
 ) -> FloatArray:
     """(images, forms, thresholds, 2): share of the MACs saved, and of the positions with the dense class."""
-    cost, found = cost_model(model.spec), np.zeros((len(images), len(FORMS), len(thresholds), 2))
+    cost, found = cost_model(model.spec), np.zeros((len(images), len(forms), len(thresholds), 2))
     dense_macs = cost.dense().total
     for number, pixels in enumerate(images):
         dense, wanted = layer_inputs(model, pixels)
-        for row, form in enumerate(FORMS):
+        for row, form in enumerate(forms):
             run = PooledRun(model, maps, dense, form)
             for column, threshold in enumerate(thresholds):
                 logits, kept = run.logits(threshold)
@@ -249,10 +255,15 @@ def curve(
     return found
 
 
-def table(found: FloatArray, thresholds: Sequence[float], nothing: float) -> list[dict[str, object]]:
-    """Each form at each threshold, beside `none` at as many MACs; `nothing`: what is saved when nothing stops."""
+def table(
+    found: FloatArray, thresholds: Sequence[float], forms: Sequence[str], nothing: float
+) -> list[dict[str, object]]:
+    """Each form at each threshold, beside the first, `none`, at as many MACs.
+
+    `nothing`: what is saved when nothing stops.
+    """
     rows: list[dict[str, object]] = []
-    for form, by_form in zip(FORMS, found.swapaxes(0, 1), strict=True):
+    for form, by_form in zip(forms, found.swapaxes(0, 1), strict=True):
         for column, threshold in enumerate(thresholds):
             saved, same = by_form[:, column].T
             plain = [
@@ -282,9 +293,13 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder")
     parser.add_argument("--size", default="294x392", help="HxW (default 294x392)")
     parser.add_argument("--count", type=int, default=32, help="images, half of them fitted to (default 32)")
+    parser.add_argument("--forms", default=",".join(FORMS[1:]), help="beside `none`, comma-separated (default all)")
     parser.add_argument("--thresholds", default="0.96,0.91,0.83", help="comma-separated")
     parser.add_argument("-o", "--output", type=output_file, required=True)
     given = parser.parse_args()
+    forms = ["none", *given.forms.split(",")]
+    if not set(forms) <= set(FORMS):
+        parser.error(f"--forms {given.forms}: there are {', '.join(FORMS[1:])}")
     torch.set_num_threads(1)
     rows, columns = map(int, given.size.split("x"))
     model, mean, std = network(given.checkpoint, (rows, columns))
@@ -296,18 +311,14 @@ def main() -> None:
     with torch.no_grad():
         maps = fit(model, (pixels_of(path, (rows, columns), mean, std) for path in chosen[half:]))
         images = [pixels_of(path, (rows, columns), mean, std) for path in chosen[:half]]
-        found = curve(model, maps, images, thresholds)
+        found = curve(model, maps, images, thresholds, forms)
     cost = cost_model(model.spec)
     nothing = 1 - cost.actual(model.spec.counts).total / cost.dense().total
-    figures = {
-        "size": given.size,
-        "fitted": given.count - half,
-        "held_out": half,
-        "rows": table(found, thresholds, nothing),
-    }
-    for row in figures["rows"]:  # type: ignore[attr-defined]
+    figures = {"size": given.size, "fitted": given.count - half, "held_out": half}
+    measured = table(found, thresholds, forms, nothing)
+    for row in measured:
         print(row)
-    given.output.write_text(json.dumps(figures, indent=1) + "\n")
+    given.output.write_text(json.dumps({**figures, "rows": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pooled_context import EMPTY, POOLINGS, Keys, PooledRun, Pooling, blocked, fit, groups_of, layer_inputs, table
+from pooled_context import (
+    EMPTY,
+    FORMS,
+    POOLINGS,
+    Keys,
+    PooledRun,
+    Pooling,
+    blocked,
+    fit,
+    groups_of,
+    layer_inputs,
+    table,
+)
 
 from dovit_deploy.adapt import fitting
 from dovit_deploy.families.vit.network import VisionTransformer
@@ -73,6 +85,6 @@ def test_keys_change_what_runs_and_are_counted(
 def test_gains_are_read_off_at_equal_macs() -> None:
     # One image, whose plain curve falls from 1 at -0.02 to 0.9 at 0.18; a form of 0.97 at 0.08 is 0.02 above it.
     rows = [[[0.18, 0.9]], *[[[0.08, 0.97]]] * 5]
-    found = table(torch.tensor([rows] * 8, dtype=torch.float64).numpy(), [0.9], -0.02)
+    found = table(torch.tensor([rows] * 8, dtype=torch.float64).numpy(), [0.9], FORMS, -0.02)
     assert found[0]["gain"] == pytest.approx(0) and found[1]["gain"] == pytest.approx(0.02)
     assert found[1]["none_there"] == pytest.approx(0.95) and found[1]["gain_interval"] == pytest.approx((0.02, 0.02))
