@@ -131,6 +131,27 @@ class PartEntry(Record):
     """Mean per image, in 10^9 MACs."""
 
 
+class HeldOutClass(Record):
+    """A class on the held-out images, IoU in percent; None where it neither occurs nor is predicted."""
+
+    name: str
+    dense: float | None
+    chosen: float | None
+    """At the chosen thresholds."""
+
+
+class HeldOutImage(Record):
+    """A held-out image at the chosen thresholds."""
+
+    image: str
+    differing: float
+    """Share of its pixels whose class is not the dense answer's."""
+    flops_saved: float
+    dense_miou: float | None
+    """In percent, of this image alone; None without a label."""
+    miou: float | None
+
+
 class ControlPoint(Record):
     """Another way to spend as much, or less, on the held-out images."""
 
@@ -202,5 +223,9 @@ class Calibration(Record):
     """How often a part was really run, dense runs included, controls not."""
     test: SequenceTest | None = None
     """None for budgets other than "max-disagree", and in files of versions that had no such test."""
+    classes: tuple[HeldOutClass, ...] = ()
+    """None without labels, and in files of versions that did not say; likewise the next without the former."""
+    held_out: tuple[HeldOutImage, ...] = ()
+    """The images of the part "check"."""
     controls: ChoiceControls | None = None
     """None without labels, and in files of versions that had no controls."""

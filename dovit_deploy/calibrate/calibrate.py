@@ -19,6 +19,8 @@ from dovit_deploy import __version__
 from dovit_deploy.bundle.calibration import (
     Calibration,
     CurvePoint,
+    HeldOutClass,
+    HeldOutImage,
     MeasuredPoint,
     PartEntry,
     PartName,
@@ -108,6 +110,8 @@ def calibrate(
         chosen_on_all=whole.entries[final.point.thresholds],
         passes=runner.passes,
         test=test,
+        classes=check.classes(final.point.thresholds, [entry.name for entry in manifest.classes]),
+        held_out=check.images(final.point.thresholds, images),
     )
 
 
@@ -190,6 +194,33 @@ class _PartResults:
             # Dense MACs are the same whatever was run, so any entry gives them.
             dense_gmacs=first.gmacs / (1.0 - first.flops_saved),
         )
+
+    def classes(self, thresholds: tuple[float, ...], names: Sequence[str]) -> tuple[HeldOutClass, ...]:
+        """Class by class what is lost at `thresholds`; none without labels."""
+        trial = self.trials[thresholds]
+        if not trial.counts:
+            return ()
+        dense, chosen = (ClassCounts.stacked(counts).total().iou for counts in (self.dense.counts, trial.counts))
+        pairs = zip(names, dense.tolist(), chosen.tolist(), strict=True)
+        return tuple(HeldOutClass(name=name, dense=_known(a), chosen=_known(b)) for name, a, b in pairs)
+
+    def images(self, thresholds: tuple[float, ...], images: CalibrationImages) -> tuple[HeldOutImage, ...]:
+        """Image by image what changes at `thresholds`."""
+        trial, dense = self.trials[thresholds], self.dense
+        return tuple(
+            HeldOutImage(
+                image=images.stems[index],
+                differing=trial.differing[position],
+                flops_saved=1.0 - trial.gmacs[position] / trial.gmacs_dense[position],
+                dense_miou=_known(dense.counts[position].miou) if dense.counts else None,
+                miou=_known(trial.counts[position].miou) if trial.counts else None,
+            )
+            for position, index in enumerate(dense.indices)
+        )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _check_request(manifest: Manifest, images: CalibrationImages, budget: Budget) -> None:

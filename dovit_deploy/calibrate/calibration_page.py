@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dovit_deploy.bundle.calibration import Calibration, ControlPoint, Interval, MeasuredPoint, PartName, SequenceTest
+from dovit_deploy.bundle.calibration import (
+    Calibration,
+    ControlPoint,
+    HeldOutImage,
+    Interval,
+    MeasuredPoint,
+    PartName,
+    SequenceTest,
+)
 from dovit_deploy.calibrate.calibration_table import (
     HEADERS,
     NUMBERS,
@@ -15,6 +23,7 @@ from dovit_deploy.calibrate.calibration_table import (
     named_controls,
 )
 from dovit_deploy.calibrate.units import named_units
+from dovit_deploy.measure.eval_page import MOST_LISTED, class_by_class
 from dovit_deploy.pages.charts import LEAST_SPAN, Bar, Bars, ChartPoint, Scatter
 from dovit_deploy.pages.page import Fact, Lines, Page, PageSection, PageTable, Part, facts_table, machine_table
 from dovit_deploy.printing import plural
@@ -39,6 +48,7 @@ def page_from_calibration(
     sections = [PageSection("Accuracy against computation", _overview(calibration))]
     if calibration.test is not None:
         sections.append(PageSection("What is promised", _promise(calibration.test)))
+    sections += _held_out(calibration)
     rows = (
         ("command", command),
         ("bundle", str(bundle)),
@@ -142,6 +152,37 @@ def _control(name: str, point: ControlPoint, dense: float) -> ChartPoint:
         return ChartPoint(point.gmacs, point.miou, said)
     low, high = _around(point.drop_interval, dense)
     return ChartPoint(point.gmacs, point.miou, said, low, high, name.removeprefix("dense at "))
+
+
+def _held_out(calibration: Calibration) -> list[PageSection]:
+    """The chosen thresholds class by class and on the images that lose most; none of files that did not say."""
+    sections = []
+    if calibration.classes:
+        dense = {entry.name: entry.dense for entry in calibration.classes}
+        chosen = {entry.name: entry.chosen for entry in calibration.classes}
+        sections.append(PageSection("Class by class, on held-out images", class_by_class(dense, chosen)))
+    if calibration.held_out:
+        worst = sorted(calibration.held_out, key=lambda entry: -_lost(entry))[:MOST_LISTED]
+        rows = tuple(
+            (
+                entry.image,
+                f"{entry.differing:.2%}",
+                *("-" if value is None else f"{value:.2f}" for value in (entry.dense_miou, entry.miou)),
+                f"{entry.flops_saved:z.1%}",
+            )
+            for entry in worst
+        )
+        title = f"{len(rows)} of {plural(len(calibration.held_out), 'held-out image')}, the worst first"
+        head = ("image", "differs from dense", "mIoU dense", "chosen", "MACs saved")
+        sections.append(PageSection("Worst images", (PageTable(title, head, rows, right=(1, 2, 3, 4), wide=True),)))
+    return sections
+
+
+def _lost(image: HeldOutImage) -> float:
+    """Points of mIoU, or without labels percent of the pixels."""
+    if image.dense_miou is None or image.miou is None:
+        return 100 * image.differing
+    return image.dense_miou - image.miou
 
 
 def _promise(test: SequenceTest) -> tuple[Part, ...]:

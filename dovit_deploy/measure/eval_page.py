@@ -90,7 +90,11 @@ def page_from_eval(report: EitherReport, facts: EvalPageFacts) -> Page:
     scores = SCORES[task]
     sections = [PageSection("Accuracy against computation", _overview(report, facts, scores))]
     if isinstance(report, SegmentationReport):
-        sections.append(PageSection("Class by class", _classes(report)))
+        sections.append(
+            PageSection(
+                "Class by class", class_by_class(None if report.dense is None else report.dense.iou, report.dynamic.iou)
+            )
+        )
     sections += [PageSection("Worst images", _worst(report, facts)), _settings(report, facts)]
     subtitle = f"{report.dataset} {report.split}, {plural(report.images, 'image')}; {report.engine} {report.precision}"
     return Page(f"dovit eval {Path(report.bundle).name}", subtitle, _headline(report, scores), tuple(sections))
@@ -162,13 +166,18 @@ def _gains(ways: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Part]:
     return [Bars(title, ("gain",), tuple(rows), digits=2, names=170)] if rows else []
 
 
-def _classes(report: SegmentationReport) -> tuple[Part, ...]:
-    before = {} if report.dense is None else report.dense.iou
-    ways = ("dynamic",) if report.dense is None else ("dense", "dynamic")
+def class_by_class(before: Mapping[str, float | None] | None, dynamic: Mapping[str, float | None]) -> tuple[Part, ...]:
+    """IoU (percent) of each class, dense and dynamic, as bars and as a table.
+
+    Args:
+        before: dense, by name; None: there is no dense form.
+        dynamic: by name; None for a class that neither occurs nor is predicted.
+    """
+    ways = ("dynamic",) if before is None else ("dense", "dynamic")
     bars, rows = [], []
-    for name, after in report.dynamic.iou.items():
-        dense = before.get(name)
-        both = (after,) if report.dense is None else (dense, after)
+    for name, after in dynamic.items():
+        dense = None if before is None else before.get(name)
+        both = (after,) if before is None else (dense, after)
         # A class that neither occurs nor is predicted has no bars.
         if any(value is not None for value in both):
             bars.append(Bar(name, tuple(math.nan if value is None else value for value in both)))

@@ -86,6 +86,7 @@ def test_a_disagree_budget_is_a_bound_on_held_out_images() -> None:
     result = run(DisagreeBudget(0.2, 0.9), count=60, labelled=False)
     assert result.chosen.differing <= result.chosen.judged <= 0.2
     assert result.chosen.flops_saved > 0.2
+    assert not result.classes and {entry.miou for entry in result.held_out} == {None}
 
 
 def test_parts_do_not_overlap_and_every_run_is_written_down() -> None:
@@ -99,6 +100,11 @@ def test_parts_do_not_overlap_and_every_run_is_written_down() -> None:
     assert steps.images >= 2 * len(whole)
     assert result.chosen in result.measured
     assert len(result.curve) > 5
+    assert [entry.image for entry in result.held_out] == list(result.parts[1].images)
+    assert np.mean([entry.differing for entry in result.held_out]) == pytest.approx(result.chosen.differing)
+    for way, miou in (("dense", result.parts[1].dense_miou), ("chosen", result.chosen.miou)):
+        known = [getattr(entry, way) for entry in result.classes if getattr(entry, way) is not None]
+        assert np.mean(known) == pytest.approx(miou)
     assert run(DropBudget(1.0), count=40).thresholds == result.thresholds
 
 

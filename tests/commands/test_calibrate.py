@@ -74,6 +74,8 @@ def test_a_copy_for_a_budget_of_macs(dovit: Run, bundle_copy: Path, data: Path, 
     page = (tmp_path / "report.html").read_text()
     assert f"<dd>{calibration.chosen.flops_saved:z.1%}<" in page and ">48x64<" in page
     assert page.count("<title>random, same counts: ") == 1 and 'scope="row">held out<' in page
+    assert "Class by class, on held-out images" in page
+    assert f"{len(calibration.held_out)} of {len(calibration.held_out)} held-out images, the worst first" in page
     assert controls.random.gmacs == controls.oracle.gmacs == pytest.approx(calibration.chosen.gmacs)
     assert [small.size for small in controls.smaller_input] == [(48, 64), (32, 48)]
     for name in ("random, same counts", "oracle, same counts", "dense at 48x64"):
