@@ -28,6 +28,7 @@ from dovit_deploy.train.config import Augmentation, Distillation, Scaling, Token
 from dovit_deploy.train.data import TrainingData
 from dovit_deploy.train.initialise import with_step_seconds
 from dovit_deploy.train.loop import Trainer, TrainingProgress, starting_model
+from dovit_deploy.train.rates import is_trained
 from dovit_deploy.train.recipe import PhaseChoice, Recipe, run_config
 from dovit_deploy.train.start import Start
 from dovit_deploy.train.target import TeacherAnswers
@@ -136,7 +137,7 @@ class Distillery:
         spec = export.manifest.spec
         assert isinstance(spec, VisionTransformerSpec)
         refuse_undistillable(spec, dense.source)
-        network, path = network_digest(dense.spec, dense.state), folder_of(export.output)
+        network, path = network_digest(dense), folder_of(export.output)
         if request.resume and path.exists():
             folder = DistilFolder.open(path)
             _refuse_other(folder.record, request, spec, network, data)
@@ -192,7 +193,9 @@ class Distillery:
         with stop_requests() as stop:
             trainer.run(stopped=stop.is_set, report=report)
         made = {name: value.detach().cpu().contiguous() for name, value in trainer.average.state_dict().items()}
-        checkpoint = replace(adapted_checkpoint(self.dense, self.spec, {}), state=deployed(made))
+        # What is not trained stays as it was given, bit for bit: folding the norms of its training form would round.
+        kept = {name: value for name, value in state.items() if not is_trained(name, config)}
+        checkpoint = replace(adapted_checkpoint(self.dense, self.spec, {}), state={**deployed(made), **kept})
         return checkpoint, self._entry(trainer)
 
     def _entry(self, trainer: Trainer) -> DistilEntry:
@@ -230,14 +233,17 @@ def _refuse_other(
     """Raise UsageError where a run is to go on with something else than it began with."""
     config = record.config
     if network != record.network:
-        raise UsageError("--resume: the run began with another network; give that one, or begin again: --overwrite")
+        raise UsageError(
+            "--resume: the run began with another network, mean or std; give that one, or begin again: --overwrite"
+        )
     if (data.digest, len(data)) != (record.digest, record.images):
         raise UsageError(
             f"--resume: {data.name} has other images than the run began with ({record.images} to learn from); give the "
-            "same IMAGES and --limit, or begin again: --overwrite"
+            "same IMAGES, and what decides which are learnt from (--limit, --max-disagree, --unit), or begin again: "
+            "--overwrite"
         )
     if spec != config.spec:
-        raise UsageError("--resume: the run began with other --gates or another --size; leave them as they were")
+        raise UsageError("--resume: the run began with other --gates, --answer or --size; leave them as they were")
     own = {"minutes": config.minutes, "seed": config.seed, "clock": config.clock}
     for name, value in own.items():
         given = getattr(request, name)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dovit_deploy import __version__
 from dovit_deploy.adapt.report import GateEntry
+from dovit_deploy.checkpoints.checkpoint import Checkpoint
 from dovit_deploy.claims import name_that_fits, remove
 from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.errors import InputError, UsageError
@@ -40,7 +41,7 @@ class DistilRecord(Record):
 
     tool: str = f"dovit-deploy {__version__}"
     network: str
-    """SHA-256 of the dense network: its spec and weights."""
+    """SHA-256 of the dense network: its spec, weights, mean and std."""
     images: int
     digest: str
     """SHA-256 of the pixels of the images that it learns from, in their order."""
@@ -52,12 +53,13 @@ def folder_of(target: Path) -> Path:
     return target.with_name(name_that_fits(target.stem, SUFFIX))
 
 
-def network_digest(spec: Record, state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network."""
-    digest = hashlib.sha256(spec.model_dump_json().encode())
-    for name in sorted(state):
+def network_digest(dense: Checkpoint) -> str:
+    """SHA-256 of a network, with how it takes images."""
+    digest = hashlib.sha256(dense.spec.model_dump_json().encode())
+    digest.update(dense.preprocessing.model_dump_json().encode())
+    for name in sorted(dense.state):
         digest.update(name.encode())
-        digest.update(state[name].detach().contiguous().float().numpy().data)
+        digest.update(dense.state[name].detach().contiguous().float().numpy().data)
     return digest.hexdigest()
 
 

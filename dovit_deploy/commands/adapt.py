@@ -112,6 +112,7 @@ def adapt(
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
     from dovit_deploy.adapt.images import check_limit
+    from dovit_deploy.adapt.run_folder import folder_of
     from dovit_deploy.commands.adapt_report import show_adapted
     from dovit_deploy.commands.adapt_steps import AdaptRequest, adapted
     from dovit_deploy.commands.calibrate import promised_budget, unit_kind
@@ -123,7 +124,8 @@ def adapt(
     inputs = (source, head, config, given, labels)
     target = targets.claim_bundle(output, source, inputs=inputs, overwrite=overwrite, added="-adapted")
     original = _claim_original(target, inputs, overwrite=overwrite) if keep_dense else None
-    targets.claim_report(json_file, inputs=inputs, output=target)
+    outputs = (target, original, None if distil is None else folder_of(target))
+    targets.claim_report(json_file, inputs=inputs, outputs=outputs)
     layers = _gate_layers(gates)
     plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)

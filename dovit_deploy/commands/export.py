@@ -78,7 +78,7 @@ def export(
     request = PrecisionRequest.from_flags(precision, calibration, max_drop)
     inputs = (source_path, head, config, classes, parity_images, calibration)
     target = targets.claim_bundle(output, source_path, inputs=inputs, overwrite=overwrite)
-    targets.claim_report(json_file, inputs=inputs, output=target)
+    targets.claim_report(json_file, inputs=inputs, outputs=(target,))
     wanted_size, wanted_stride = arguments.size(size, option="--size"), arguments.size(stride, option="--stride")
     source = checkpoint_from_path(
         source_path,

@@ -41,7 +41,7 @@ def claim(
         UsageError: another suffix, the file of `--json`, or as `targets.claim_report`.
         PackageMissing: of a page, what makes it is not installed.
     """
-    targets.claim_report(json_file, inputs=inputs, output=output)
+    targets.claim_report(json_file, inputs=inputs, outputs=(output,))
     if path is None:
         return
     suffix = path.suffix.lower()
@@ -49,7 +49,7 @@ def claim(
         raise UsageError(f"--report {path}: allowed are names that end in {', '.join(suffixes)}")
     if json_file is not None and real_path(json_file) == real_path(path):
         raise UsageError(f"--report {path}: --json writes there, too; choose another")
-    targets.claim_report(path, inputs=inputs, output=output, option="--report", kind=_kind(suffix))
+    targets.claim_report(path, inputs=inputs, outputs=(output,), option="--report", kind=_kind(suffix))
     if suffix == PAGE:
         packages.load("jinja2")
 

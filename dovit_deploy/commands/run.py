@@ -76,7 +76,7 @@ def run(
     path = arguments.bundle_path(bundle, quiet=quiet)
     inputs = (source, path, classes)
     folder = _output_folder(source, output, inputs=inputs, overwrite=overwrite)
-    targets.claim_report(json_file, inputs=inputs, output=folder)
+    targets.claim_report(json_file, inputs=inputs, outputs=(folder,))
     with open_source(
         source,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,

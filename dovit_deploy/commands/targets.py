@@ -92,7 +92,7 @@ def claim_report(
     path: Path | None,
     *,
     inputs: Inputs = (),
-    output: Path | None = None,
+    outputs: Iterable[Path | None] = (),
     option: str = "--json",
     kind: ReportKind = JSON,
 ) -> None:
@@ -101,13 +101,13 @@ def claim_report(
     Args:
         path: the file, as given.
         inputs: what the verb reads.
-        output: the folder that it writes.
+        outputs: the folders that it writes; None where it does not write one.
         option: the flag that names the file.
         kind: what is written.
 
     Raises:
         UsageError: it could not be written after a long run, it is an input, holds something else than a report, lies
-            in the output or in a bundle, or another run writes there.
+            in an output or in a bundle, or another run writes there.
         OutputFailed: no file can be made there.
     """
     if path is None:
@@ -129,8 +129,9 @@ def claim_report(
         raise UsageError(
             f"{option} {path}: this file is no {kind.name}, and is not replaced; choose another, or move it away"
         )
-    if output is not None and real_path(output) in (real, *real.parents):
-        raise UsageError(f"{option} {path}: this is the output folder {output}, or lies in it; choose another")
+    for output in outputs:
+        if output is not None and real_path(output) in (real, *real.parents):
+            raise UsageError(f"{option} {path}: this is the output folder {output}, or lies in it; choose another")
     refuse_inside_bundle(path, option=option)
     refuse_unwritable(path)
     _until_the_end.enter_context(claimed(path, option=option))

@@ -60,7 +60,7 @@ def train(
 
     recipe = Recipe() if config is None else recipe_from_file(config)
     folder = _claimed_folder(output, dataset)
-    targets.claim_report(json_file, inputs=(dataset, init, teacher, config, classes), output=folder)
+    targets.claim_report(json_file, inputs=(dataset, init, teacher, config, classes), outputs=(folder,))
     request = TrainingRequest(
         dataset=dataset,
         output=folder,

@@ -68,8 +68,9 @@ def steps() -> list[int]:
 
 
 def test_a_network_learns_to_do_without_what_stopped(call: Call, given: tuple[Path, Path], tmp_path: Path) -> None:
-    images = given[1]
-    code, out, err = call(*given, *MINUTES, "--keep-dense", "--json", "report.json")
+    # Its stem has norms in training form, which are folded at the end.
+    dense, images = saved_quiet(tmp_path / "network", depth=2, stem="conv"), given[1]
+    code, out, err = call(dense, images, *MINUTES, "--keep-dense", "--json", "report.json")
     assert code == 0, err
     # What was kept on the way is gone, and both bundles are whole.
     assert names() == ["made-dense.dovit", "made.dovit", "report.json"]
@@ -124,15 +125,23 @@ def test_it_is_stopped_at_any_step_and_goes_on(
     # Not by accident over what was begun, and with nothing else than what it began with.
     others = write_images(tmp_path / "others", 24, seed=5)
     another = saved_tiny(tiny_spec(head="linear", gates=(), depth=2, size=(48, 64)), tmp_path / "another")
+    promise = ("--max-disagree", "0.25", "--confidence", "0.76", "--unit", "image")
+    darker = Path(shutil.copytree(dense, tmp_path / "darker"))
+    config = json.loads((darker / "config.json").read_text())
+    config["preprocessing"]["mean"][0] += 5
+    (darker / "config.json").write_text(json.dumps(config))
     for words, said in (
         ((dense, images, *MINUTES), "made.distilling holds a run that was not finished; go on with it: --resume"),
         ((dense, others, "--resume"), "has other images than the run began with"),
         ((dense, images, "--resume", "--limit", "20"), "has other images than the run began with"),
-        ((another, images, "--resume"), "the run began with another network"),
+        ((dense, images, "--resume", *promise), "which are learnt from (--limit, --max-disagree, --unit)"),
+        ((another, images, "--resume"), "the run began with another network, mean or std"),
+        ((darker, images, "--resume"), "another network, mean or std"),
         ((dense, images, "--resume", "--minutes", "5"), "--minutes is 0.03 in the run and 5.0 is given"),
         ((dense, images, "--resume", "--seed", "3"), "--seed is 0 in the run and 3 is given"),
         ((dense, images, "--resume", "--clock", "wall"), "--clock is processor in the run and wall is given"),
-        ((dense, images, "--resume", "--size", "32x48"), "other --gates or another --size"),
+        ((dense, images, "--resume", "--size", "32x48"), "other --gates, --answer or --size"),
+        ((dense, images, "--resume", "--answer", "lens"), "other --gates, --answer or --size"),
     ):
         code, _, err = call(*words)
         assert code == 2 and said in err, err
@@ -231,6 +240,8 @@ def test_killed_it_goes_on_from_its_last_state(
         (("--minutes", "0"), 2, "--minutes: 0 given; a number above 0"),
         (("--minutes", "nan"), 2, "--minutes: nan given"),
         (("--keep-dense",), 2, "--keep-dense is for --minutes M"),
+        (("--minutes", "1", "--keep-dense", "--json", "made-dense.dovit"), 2, "this is the output folder made-dense"),
+        (("--minutes", "1", "--json", "made.distilling"), 2, "this is the output folder made.distilling"),
         (("--seed", "1"), 2, "--seed is for --minutes M"),
         (("--minutes", "1", "--clock", "sun"), 2, "--clock: 'sun' given; allowed: wall, processor"),
         (("--resume",), 2, "there is nothing to go on with at made.distilling; begin with --minutes M"),
