@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -287,6 +287,35 @@ def _renamed(first: Path, second: Path, flag: int) -> bool:
         return False
     here = -100  # AT_FDCWD
     return int(rename(here, os.fsencode(first), here, os.fsencode(second), ctypes.c_uint(flag))) == 0
+
+
+def copy_folder(
+    source: Path,
+    folder: Path,
+    *,
+    without: Collection[str] = (),
+    copy: Callable[[Path, Path], object] = shutil.copy2,
+) -> None:
+    """Copy what lies in `source` to the folder `folder`, which is there.
+
+    The first refusal ends it, as the system's own error; `shutil.copytree` would make text of all of them.
+
+    Args:
+        source: the folder that is copied.
+        folder: where to.
+        without: names in `source` itself that are left out.
+        copy: of one file.
+    """
+    for path in source.iterdir():
+        target = folder / path.name
+        if path.name in without:
+            continue
+        if path.is_dir():
+            target.mkdir()
+            copy_folder(path, target, copy=copy)
+        else:
+            copy(path, target)
+    shutil.copystat(source, folder)
 
 
 def write_text(path: Path, text: str) -> None:

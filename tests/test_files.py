@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from dovit_deploy.claims import claimed
 from dovit_deploy.documents import read_text
 from dovit_deploy.errors import InputError, OutputFailed, UsageError
 from dovit_deploy.files import (
+    copy_folder,
     file_written_aside,
     first_foreign,
     refuse_inputs,
     refuse_unwritable,
+    reported_writes,
     write_text,
     written_aside,
 )
@@ -157,6 +160,26 @@ def test_an_output_is_no_input_and_holds_none(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UsageError, match=r"input|current folder"):
         refuse_inputs(Path(target), ["in/a.png", None, "http://a/b.mp4"])
     refuse_inputs(Path("in/out"), ["in/a.png", "in"])
+
+
+def test_a_folder_is_copied_and_a_full_disk_says_what_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    for name in ("a", "left", "inner/left"):
+        (source / name).write_text(name)
+    source.chmod(0o750)
+    (tmp_path / "copy").mkdir()
+    copy_folder(source, tmp_path / "copy", without={"left"})
+    found = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*")}
+    assert found == {"a", "inner", "inner/left"} and (tmp_path / "copy").stat().st_mode & 0o777 == 0o750
+
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path), None, str(target))
+
+    (tmp_path / "more").mkdir()
+    said = r"^cannot write x: No space left on device; make room"
+    with pytest.raises(OutputFailed, match=said), reported_writes(Path("x")):
+        copy_folder(source, tmp_path / "more", copy=full)
 
 
 def test_text_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ The draft of the bundle lies in a working folder until everything is known; then
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.families.registry import model_from_spec, state_at_size
 from dovit_deploy.families.vit.network import VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
-from dovit_deploy.files import reported_writes, written_aside
+from dovit_deploy.files import copy_folder, reported_writes, written_aside
 from dovit_deploy.printing import plural
 from dovit_deploy.progress import StepProgress
 from dovit_deploy.runtime.trace import Image
@@ -210,5 +209,5 @@ def write_adapted(draft: Bundle, calibration: Calibration | None, target: Path, 
         reported_writes(target),
         written_aside(target, overwrite=overwrite, mark=foreign_in_bundle) as folder,
     ):
-        shutil.copytree(draft.path, folder, dirs_exist_ok=True)
+        copy_folder(draft.path, folder)
     return Bundle.open(target)

@@ -136,7 +136,6 @@ class Distillery:
         """
         spec = export.manifest.spec
         assert isinstance(spec, VisionTransformerSpec)
-        refuse_undistillable(spec, dense.source)
         network, path = network_digest(dense), folder_of(export.output)
         if request.resume and path.exists():
             folder = DistilFolder.open(path)

@@ -199,11 +199,20 @@ def verdict(table: TableEntry, refusal: str) -> str:
         instead = f"; {good[-1].name} is simpler and good enough ({_said(good[-1], table)})" if good else ""
         return f"nothing stops: {refusal}{instead}"
     said, simpler = _said(table.rule, table), table.simpler
-    if not simpler:
-        return f"{said}; nothing simpler is as good at equal MACs"
-    best = max(simpler, key=lambda way: (way.miou or 0.0, way.agreement))
-    within = "" if best.agreement_interval is None else " within the interval"
-    return f"probably not worth it: {best.name} is as good{within} ({_said(best, table)}); token passing: {said}"
+    if simpler:
+        best = max(simpler, key=lambda way: (way.miou or 0.0, way.agreement))
+        return (
+            f"probably not worth it: {best.name} is as good{_within(best)} ({_said(best, table)}); "
+            f"token passing: {said}"
+        )
+    for way in table.ways:
+        if way.kind == "random" and way.rule is not None and way.rule.beaten:
+            return f"{said}; as many tokens stopped at random are as good{_within(way)}"
+    return f"{said}; nothing simpler is as good at equal MACs"
+
+
+def _within(way: WayEntry) -> str:
+    return "" if way.agreement_interval is None else " within the interval"
 
 
 def _said(way: WayEntry, table: TableEntry) -> str:

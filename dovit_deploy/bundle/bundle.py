@@ -36,7 +36,7 @@ from dovit_deploy.errors import (
     WeightsInvalid,
     shown,
 )
-from dovit_deploy.files import first_foreign, reported_writes, written_aside
+from dovit_deploy.files import copy_folder, first_foreign, reported_writes, written_aside
 
 MANIFEST = "manifest.json"
 WEIGHTS = weights_file()
@@ -339,15 +339,8 @@ def _fill(
     written = {CALIBRATION: calibration.model_dump_json(indent=1)}
     if report is not None and report.precisions:
         written[PARITY] = report.model_copy(update={"precisions": losses}).model_dump_json(indent=1)
-    shutil.copytree(
-        bundle.path,
-        folder,
-        dirs_exist_ok=True,
-        # Only those of the bundle itself: an engine may have files of the same names.
-        ignore=lambda path, names: {MANIFEST, *written} & set(names) if Path(path) == bundle.path else set(),
-        # In place the old names go away, so links will do; two bundles must not share files.
-        copy_function=_linked if link else shutil.copy2,
-    )
+    # In place the old names go away, so links will do; two bundles must not share files.
+    copy_folder(bundle.path, folder, without={MANIFEST, *written}, copy=_linked if link else shutil.copy2)
     for name, text in written.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
     manifest = bundle.calibrated(calibration).manifest
@@ -368,10 +361,9 @@ def _kept_per_window(bundle: Bundle, calibration: Calibration) -> list[float]:
     return [entry * bundle.manifest.spec.tokens / kept[0] for entry in kept]
 
 
-def _linked(source: str, target: str) -> str:
+def _linked(source: Path, target: Path) -> None:
     """A hard link, or a copy where the file system has none; the old name goes away afterwards."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-    return target

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dovit_deploy.adapt.adapt import AdaptPlan
     from dovit_deploy.adapt.distil import DistilRequest, MinutesClock
     from dovit_deploy.calibrate.images import SplitImages
-    from dovit_deploy.export.plan import ExportPlan
 
 MOST_MINUTES = 1e6
 LABELLED_SPLIT = "val"
@@ -111,6 +110,8 @@ def adapt(
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
+    from dovit_deploy.adapt.adapt import original_plan
+    from dovit_deploy.adapt.distil import refuse_undistillable
     from dovit_deploy.adapt.images import check_limit
     from dovit_deploy.adapt.run_folder import folder_of
     from dovit_deploy.commands.adapt_report import show_adapted
@@ -128,13 +129,15 @@ def adapt(
     targets.claim_report(json_file, inputs=inputs, outputs=outputs)
     layers = _gate_layers(gates)
     plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
+    if distil is not None:
+        refuse_undistillable(plan.spec, plan.dense.source)
     _remark(plan, source, quiet=quiet, verbose=verbose)
     wanted = AdaptRequest(
         given=given,
         limit=limit,
         labelled=_labelled(labels, plan),
         distil=distil,
-        original=_original(plan, original, distil),
+        original=None if original is None else original_plan(plan, original, overwrite=overwrite),
         promised=promised,
         unit=kind,
         frame_rate=frame_rate,
@@ -210,16 +213,6 @@ def _distillation(
 def _claim_original(target: Path, inputs: targets.Inputs, *, overwrite: bool) -> Path:
     """Claim where the network as it was given is kept: NAME-dense.dovit beside NAME.dovit."""
     return targets.claim_bundle(None, target, inputs=inputs, overwrite=overwrite, added="-dense")
-
-
-def _original(plan: AdaptPlan, output: Path | None, distil: DistilRequest | None) -> ExportPlan | None:
-    """How the network as it was given is exported, where it is kept."""
-    from dovit_deploy.adapt.adapt import original_plan
-    from dovit_deploy.adapt.distil import refuse_undistillable
-
-    if distil is not None:
-        refuse_undistillable(plan.spec, plan.dense.source)
-    return None if output is None else original_plan(plan, output, overwrite=plan.export.overwrite)
 
 
 def _plan(

@@ -30,10 +30,11 @@ from dovit_deploy.calibrate.budgets import DisagreeBudget
 from dovit_deploy.calibrate.images import CalibrationImages, SplitImages
 from dovit_deploy.calibrate.units import units_of
 from dovit_deploy.checkpoints.checkpoint import Checkpoint
+from dovit_deploy.claims import remove
 from dovit_deploy.commands import console
 from dovit_deploy.commands.calibrate import units_line
 from dovit_deploy.commands.smaller_input import smaller_inputs
-from dovit_deploy.errors import DovitError, Interrupted
+from dovit_deploy.errors import Interrupted
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.files import working_folder
 from dovit_deploy.printing import plural
@@ -120,11 +121,14 @@ def _finished(
             choice.calibration, smaller=smaller.sessions, left_out=smaller.left_out, original=given
         )
         tables = _tables(session, rivals, division, wanted.labelled, progress)
-    original_path = None
-    if kept is not None and wanted.original is not None:
-        # First, so that whoever finds the adapted bundle finds both.
-        original_path = write_adapted(kept, None, wanted.original.output, overwrite=plan.export.overwrite).path
-    bundle = write_adapted(draft, choice.calibration, plan.export.output, overwrite=plan.export.overwrite)
+    original_path, overwrite = None, plan.export.overwrite
+    with ExitStack() as undone:
+        if kept is not None and wanted.original is not None:
+            # First, so that whoever finds the adapted bundle finds both; alone it would be in the way of `--resume`.
+            original_path = write_adapted(kept, None, wanted.original.output, overwrite=overwrite).path
+            undone.callback(remove, original_path)
+        bundle = write_adapted(draft, choice.calibration, plan.export.output, overwrite=overwrite)
+        undone.pop_all()
     report = _report(opened, division, made, choice, tables, original_path)
     console.remarks((f"note: {doubt}" for doubt in report.doubts), quiet=wanted.quiet)
     if distillery is not None:
@@ -140,7 +144,8 @@ def _going_on_later(distillery: Distillery | None, *, quiet: bool) -> Iterator[N
     except Interrupted:
         # It has said so itself.
         raise
-    except DovitError:
+    except Exception:
+        # Also one that a library made of an interruption.
         if distillery is not None:
             console.remark(f"{distillery.folder.path} keeps what was done; --resume goes on", quiet=quiet)
         raise

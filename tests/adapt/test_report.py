@@ -69,6 +69,16 @@ def test_what_is_simpler_and_as_good(saved, rule, chosen, good) -> None:
     assert said.startswith("30.0% of the MACs saved, 1.00% of the pixels differ from dense") is not good
 
 
+@pytest.mark.parametrize(
+    ("gain", "ends", "good"), [(-0.2, (-0.5, 0.1), True), (0.2, (-0.1, 0.5), True), (0.2, (0.1, 0.3), False)]
+)
+def test_gates_that_choose_no_better_than_chance_are_named(gain, ends, good) -> None:
+    drawn = way("random, same counts", "random", rule=beside(gain, ends))
+    said = verdict(table(RULE, drawn), "")
+    assert said.endswith("; as many tokens stopped at random are as good within the interval") is good
+    assert said.endswith("; nothing simpler is as good at equal MACs") is not good
+
+
 def test_nothing_stops_and_what_would_do_instead() -> None:
     poor = way("everything at gate 2", "static", saved=0.8, agreement=0.5)
     fine = way("dense at 48x64", "smaller-input", saved=0.4, agreement=0.995)

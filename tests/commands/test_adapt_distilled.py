@@ -23,7 +23,7 @@ from dovit_deploy.adapt.images import given_images
 from dovit_deploy.bundle.bundle import WEIGHTS, Bundle
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.commands import adapt_steps
-from dovit_deploy.errors import CheckError
+from dovit_deploy.errors import CheckError, OutputFailed
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.train import loop
@@ -169,6 +169,18 @@ def test_it_is_stopped_at_any_step_and_goes_on(
         patched.setattr(adapt_steps, "exported_draft", stopped)
         assert call(dense, images, "--resume")[0] == 130
 
+    def converted(*words: object, **named: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("conversion failed") from error
+
+    # Some libraries make errors of their own of Ctrl-C.
+    with monkeypatch.context() as patched:
+        patched.setattr(adapt_steps, "exported_draft", converted)
+        code, _, err = call(dense, images, "--resume")
+    assert code == 130 and "made.distilling keeps what was done; --resume goes on" in err
+
     def unfit(*words: object, **named: object) -> None:
         raise CheckError("not good enough")
 
@@ -176,6 +188,19 @@ def test_it_is_stopped_at_any_step_and_goes_on(
         patched.setattr(adapt_steps, "exported_draft", unfit)
         code, _, err = call(dense, images, "--resume")
     assert code == 4 and "not good enough" in err and "made.distilling keeps what was done; --resume goes on" in err
+    # Of two bundles that are written at the end none is left alone, in the way of what goes on.
+    write = adapt_steps.write_adapted
+
+    def full(draft: Bundle, *words: object, **named: object) -> Bundle:
+        if draft.path.name == "made.dovit":
+            raise OutputFailed("cannot write made.dovit: No space left on device")
+        return write(draft, *words, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapt_steps, "write_adapted", full)
+        code, _, err = call(dense, images, "--resume", "--keep-dense")
+    assert code == 5 and "made.distilling keeps what was done; --resume goes on" in err
+    assert names() == ["made.distilling"]
     done = steps()
     assert done == list(range(1, len(done) + 1)) and len(done) > 3
     with monkeypatch.context() as patched:
