@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dovit_deploy.measure.eval_page import MOST_PICTURED, WorstPictures, image_facts, worst_images
 from dovit_deploy.measure.eval_table import EitherReport
 from dovit_deploy.measure.evaluate import LabelledSet
-from dovit_deploy.pages.page import Picture, Still
-from dovit_deploy.runtime.album import encoded
+from dovit_deploy.pages.page import Still
+from dovit_deploy.runtime.album import encoded_together
 from dovit_deploy.runtime.lettering import Color
 from dovit_deploy.runtime.paint import colored
 from dovit_deploy.runtime.results import ClassMap, ShownPicture
@@ -16,6 +16,9 @@ from dovit_deploy.runtime.segmentation import SegmentationResult
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
+
+PICTURES_BYTES = 400_000
+"""Of all pictures of an image."""
 
 
 def worst_pictures(
@@ -39,8 +42,7 @@ def worst_pictures(
         dynamic = predictor.run(sample.rgb, settings)
         key = key or dynamic.token_key()
         dense = None if stop_nothing is None else predictor.run(sample.rgb, stop_nothing)
-        shown = _pictures(sample.label, dense, dynamic)
-        pictures = tuple(Picture(picture.name, encoded(picture)) for picture in shown)
+        pictures = encoded_together(_pictures(sample.label, dense, dynamic), most=PICTURES_BYTES)
         stills.append(Still(sample.stem, image_facts(report, number, names), pictures))
     return WorstPictures(tuple(stills), key)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ APART_S = 1.0
 LONGER_SIDE = 480
 """Of a picture, in pixels."""
 JPEG_QUALITY = 80
+STILL_BYTES = 85_000
+"""Of all pictures of a frame: a page of 22 frames, where three bytes become four letters, is smaller than 3 MB."""
+COARSER = ((LONGER_SIDE, JPEG_QUALITY), (LONGER_SIDE, 60), (400, 50), (320, 40), (240, 30), (160, 20))
+"""Longer side and quality, taken in this order until the pictures of a frame are small enough."""
 
 
 @dataclass
@@ -116,14 +120,24 @@ class Album:
             f"{row['flops_saved']:z.1%} of the FLOPs saved ({row['gmacs']['actual']:.2f} GMACs), "
             f"{row['latency_ms']['total']:.1f} ms"
         )
-        return Still(name, facts, tuple(Picture(shown.name, encoded(shown)) for shown in result.pictures()))
+        return Still(name, facts, encoded_together(result.pictures()))
 
 
-def encoded(shown: ShownPicture, *, longer: int = LONGER_SIDE) -> bytes:
+def encoded_together(shown: Sequence[ShownPicture], *, most: int = STILL_BYTES) -> tuple[Picture, ...]:
+    """The pictures of a frame, all as fine as each other, and as coarse as it takes to be `most` bytes together."""
+    pictures = tuple[Picture, ...]()
+    for longer, quality in COARSER:
+        pictures = tuple(Picture(one.name, encoded(one, longer=longer, quality=quality)) for one in shown)
+        if sum(len(picture.content) for picture in pictures) <= most:
+            break
+    return pictures
+
+
+def encoded(shown: ShownPicture, *, longer: int = LONGER_SIDE, quality: int = JPEG_QUALITY) -> bytes:
     """A picture as it lies in a page: flat colours as PNG, others as JPEG, at most `longer` pixels wide or high."""
     cv2 = packages.opencv()
     rgb = _reduced(shown.rgb, longer, flat=shown.flat)
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 9] if shown.flat else [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 9] if shown.flat else [cv2.IMWRITE_JPEG_QUALITY, quality]
     done, content = cv2.imencode(".png" if shown.flat else ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise EnvironmentProblem(f"OpenCV cannot encode an image of {rgb.shape[1]}x{rgb.shape[0]}")

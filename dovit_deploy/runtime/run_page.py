@@ -37,6 +37,8 @@ MOST_PLACES = 1000
 BINS = 20
 """Of the shares of tokens."""
 MOST_CLASSES_SHOWN = 15
+MOST_FAILED_SHOWN = 100
+"""Inputs that could not be read; `summary.json` has all."""
 STEPS = ("decode", "preprocess", "model", "postprocess", "total")
 
 
@@ -273,9 +275,10 @@ def _settings(summary: Mapping[str, Any], facts: RunFacts) -> PageSection:
         *((name, _written(summary[name])) for name in ("deadline", "audit", "compiling") if summary[name]),
     ]
     parts: list[Part] = [facts_table("Settings", rows), machine_table(summary["machine"], summary["versions"])]
-    failed = tuple((entry["source"], entry["message"]) for entry in summary["failed"])
-    if failed:
-        parts.append(PageTable(f"{plural(len(failed), 'input')} could not be read", ("source", "why"), failed))
+    if failed := summary["failed"]:
+        shown = tuple((entry["source"], entry["message"]) for entry in failed[:MOST_FAILED_SHOWN])
+        rest = "" if len(failed) == len(shown) else f": the first {len(shown)}, summary.json has all"
+        parts.append(PageTable(f"{plural(len(failed), 'input')} could not be read{rest}", ("source", "why"), shown))
     return PageSection("Settings", tuple(parts))
 
 

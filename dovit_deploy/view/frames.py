@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Protocol
 
 from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.files import reported_writes
 from dovit_deploy.sources.images import ImageSource, read_image
 from dovit_deploy.sources.open import open_source
 from dovit_deploy.sources.source import RGB, FailedFrame, Source
 
 KEPT_UPLOADS = 8
 """Images that were dropped on the page and can be asked for again."""
+KEPT_BYTES = 500_000_000
+"""That they take together, decoded; the last one is kept in any case."""
 
 
 class Frames(Protocol):
@@ -110,19 +113,23 @@ class Uploads:
 
         Raises:
             SourceError: it cannot be decoded.
+            OutputFailed: there is no room for a temporary file.
         """
         key = hashlib.sha256(content).hexdigest()[:16]
         rgb = self._decoded(content)
         with self._lock:
             self._images[key] = rgb
             self._images.move_to_end(key)
-            while len(self._images) > KEPT_UPLOADS:
+            while len(self._images) > 1 and (len(self._images) > KEPT_UPLOADS or self._bytes() > KEPT_BYTES):
                 self._images.popitem(last=False)
         return key
 
+    def _bytes(self) -> int:
+        return sum(image.nbytes for image in self._images.values())
+
     def _decoded(self, content: bytes) -> RGB:
         # Through a file, so that every check of an image file is made.
-        with tempfile.TemporaryDirectory(prefix="dovit-view-") as folder:
+        with reported_writes(Path("the image")), tempfile.TemporaryDirectory(prefix="dovit-view-") as folder:
             path = Path(folder) / "image"
             path.write_bytes(content)
             try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,11 @@ def question_from_json(content: object) -> Question:
     thresholds, dense = content.get("thresholds", []), content.get("dense", False)
     if not (frame is None or type(frame) is int) or not isinstance(image, str) or not isinstance(dense, bool):
         raise InputError("frame: a number, image: a key, dense: true or false are needed")
-    if not isinstance(thresholds, Sequence) or not all(type(value) in (int, float) for value in thresholds):
+    if not isinstance(thresholds, list) or not all(type(value) in (int, float) for value in thresholds):
         raise InputError("thresholds: a list of numbers is needed")
+    # Not left to the session: an integer may be too large for a float.
+    if outside := [value for value in thresholds if not 0 <= value <= 1]:
+        raise UsageError(f"threshold {outside[0]} is outside [0, 1]")
     return Question(frame, image, tuple(map(float, thresholds)), dense)
 
 

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovit_deploy.runtime import album as module
-from dovit_deploy.runtime.album import APART_S, EXTREMES, LONGER_SIDE, MOST_EVEN, Album, encoded
+from dovit_deploy.runtime.album import (
+    APART_S,
+    EXTREMES,
+    LONGER_SIDE,
+    MOST_EVEN,
+    STILL_BYTES,
+    Album,
+    encoded,
+    encoded_together,
+)
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.results import ShownPicture
 from dovit_deploy.runtime.segmentation import Predictor
@@ -50,7 +59,7 @@ def numbers(stills):
 @given(count=st.integers(1, 300))
 def test_even_ones_are_as_far_apart_as_each_other_and_few(count):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "encoded", lambda shown: b"")
+        patch.setattr(module, "encoded_together", lambda shown: ())
         album = filled([1.0] * count, Predictor(FakeSession()).predict(RGB))
     found = numbers(album.even)
     steps = set(np.diff(found).tolist())
@@ -63,7 +72,7 @@ def test_even_ones_are_as_far_apart_as_each_other_and_few(count):
 @given(costs=st.lists(st.integers(1, 9), min_size=1, max_size=40))
 def test_of_images_the_hardest_and_easiest_are_those_that_are(costs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "encoded", lambda shown: b"")
+        patch.setattr(module, "encoded_together", lambda shown: ())
         album = filled([float(cost) for cost in costs], Predictor(FakeSession()).predict(RGB))
     hardest, easiest = ([costs[number] for number in numbers(which)] for which in (album.hardest, album.easiest))
     assert hardest == sorted(costs, reverse=True)[:EXTREMES] and easiest == sorted(costs)[:EXTREMES]
@@ -113,3 +122,17 @@ def test_pictures_are_small_and_flat_colours_stay_what_they_are():
     assert {tuple(pixel) for pixel in mask.reshape(-1, 3).tolist()} == {(0, 0, 0), (30, 10, 200)}
     photo = encoded(ShownPicture("input", RGB))
     assert photo.startswith(b"\xff\xd8") and cv2.imdecode(np.frombuffer(photo, np.uint8), 1).shape == RGB.shape
+
+
+def test_pictures_full_of_detail_are_as_coarse_as_it_takes():
+    noise = np.random.default_rng(1).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    shown = (ShownPicture("input", noise), ShownPicture("mask", noise // 128 * 255, flat=True))
+    pictures = encoded_together((*shown, ShownPicture("exit depth", noise)))
+    assert [picture.name for picture in pictures] == ["input", "mask", "exit depth"]
+    assert sum(len(picture.content) for picture in pictures) <= STILL_BYTES
+    sizes = {cv2.imdecode(np.frombuffer(picture.content, np.uint8), 1).shape for picture in pictures}
+    assert len(sizes) == 1
+    # 22 frames in base64, and the rest of the page.
+    assert (MOST_EVEN + 2 * EXTREMES) * STILL_BYTES * 4 / 3 < 2_600_000
+    plain = encoded_together((ShownPicture("input", np.full((600, 600, 3), 90, np.uint8)),))
+    assert cv2.imdecode(np.frombuffer(plain[0].content, np.uint8), 1).shape == (LONGER_SIDE, LONGER_SIDE, 3)

@@ -12,7 +12,15 @@ from dovit_deploy.pages.charts import Histogram, Timeline
 from dovit_deploy.pages.page import Gallery, PageTable, Stills, html_from_page
 from dovit_deploy.runtime.album import Album
 from dovit_deploy.runtime.outputs import RunReport
-from dovit_deploy.runtime.run_page import BINS, MOST_PLACES, PagePlan, RunFacts, page_from_run, places_from_rows
+from dovit_deploy.runtime.run_page import (
+    BINS,
+    MOST_FAILED_SHOWN,
+    MOST_PLACES,
+    PagePlan,
+    RunFacts,
+    page_from_run,
+    places_from_rows,
+)
 from dovit_deploy.runtime.segmentation import Predictor
 from tests.fakes import FakeSession
 
@@ -140,6 +148,13 @@ def test_what_went_wrong_is_said(tmp_path):
     assert len(page.headline) == 2, "one frame has no rate"
     html = html_from_page(page)
     assert "bad.png: cannot be decoded" in html
+
+
+def test_of_thousands_of_unreadable_inputs_the_first_are_named(tmp_path):
+    failed = [{"source": f"{n}.png", "message": "bad"} for n in range(5000)]
+    (table,) = [t for t in parts(page_of(tmp_path, [row(0)], failed=failed), PageTable) if "be read" in t.title]
+    assert len(table.rows) == MOST_FAILED_SHOWN
+    assert table.title == "5000 inputs could not be read: the first 100, summary.json has all"
 
 
 def test_a_run_without_a_frame_has_a_page(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.errors import OutputFailed, SourceError, UsageError
 from dovit_deploy.sources.images import read_image
 from dovit_deploy.sources.open import open_source
+from dovit_deploy.view import frames as module
 from dovit_deploy.view.frames import KEPT_UPLOADS, Uploads, frames_from_source
 from tests.sources.clips import make_clip
 
@@ -75,6 +76,26 @@ def test_dropped_images_are_checked_as_files_are_and_the_last_few_stay() -> None
         uploads.add(b"<svg onload=alert(1)>")
     with pytest.raises(SourceError, match="40000 pixels, more than the 10000 allowed"):
         uploads.add(png(0, (200, 200)))
+
+
+def test_large_images_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_BYTES", 40 * 60 * 3 * 2)
+    uploads = Uploads(max_pixels=MOST)
+    first, *others = [uploads.add(png(number, (40, 60))) for number in range(3)]
+    assert all(uploads.read(key).shape == (40, 60, 3) for key in others)
+    with pytest.raises(SourceError, match="drop it again"):
+        uploads.read(first)
+    # One that is larger alone is there.
+    assert uploads.read(uploads.add(png(4, (90, 100)))).shape == (90, 100, 3)
+
+
+def test_a_disk_without_room_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputFailed, match="cannot write the image: No space left on device"):
+        Uploads(max_pixels=MOST).add(png(0))
 
 
 def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:

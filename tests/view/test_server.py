@@ -62,6 +62,7 @@ def test_questions_are_answered_and_errors_are_lines():
             ("answer", json.dumps({"frame": 7}), "there is no frame 7"),
             ("answer", json.dumps({"frame": 0, "thresholds": [2, 2]}), "2"),
             ("answer", '{"frame": 0, "thresholds": [NaN, 0.5]}', "nan"),
+            ("answer", json.dumps({"frame": 0, "thresholds": [10**400, 0.5]}), "outside"),
         ):
             answer, content = ask("POST", f"{parts.path}{what}", body)
             assert answer.status == 400 and said in json.loads(content)["error"], body

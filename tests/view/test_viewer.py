@@ -124,7 +124,16 @@ def test_questions_are_read_as_they_are_meant():
     assert question_from_json({"frame": None, "image": "k"}) == Question(None, "k", (), False)
     for wrong in (
         *([], 3, None, {"frame": "1"}, {"frame": True}, {"image": 4}, {"dense": 1}, {"thresholds": 0.5}),
-        *({"thresholds": ["0.5"]}, {"thresholds": [None]}, {"thresholds": "05"}, {"thresholds": [True]}),
+        *(
+            {"thresholds": ["0.5"]},
+            {"thresholds": [None]},
+            {"thresholds": "05"},
+            {"thresholds": [True]},
+            {"thresholds": ""},
+        ),
     ):
         with pytest.raises(InputError):
             question_from_json(wrong)
+    for outside in (10**400, -1, float("nan"), 1.5):
+        with pytest.raises(UsageError, match="outside"):
+            question_from_json({"thresholds": [0.5, outside]})
