@@ -95,6 +95,37 @@ def contrast(first: str, second: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def test_lines_that_lie_on_each_other_are_both_seen(browser):
+    # The first is wider than the second, the third has gaps.
+    widths, dashes = (
+        browser.execute_script(
+            f"""const drawing = document.querySelector(".timeline svg");
+            return [1, 2, 3].map((number) => {{
+                const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+                line.setAttribute("class", `line series${{number}}`);
+                drawing.append(line);
+                const found = getComputedStyle(line).{style};
+                line.remove();
+                return found;
+            }})"""
+        )
+        for style in ("strokeWidth", "strokeDasharray")
+    )
+    assert float(widths[0][:-2]) > float(widths[1][:-2]) and dashes[:2] == ["none", "none"] != dashes[2]
+
+
+def test_on_paper_keys_have_their_colours(browser):
+    # Browsers print no backgrounds unless a style asks for it.
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        swatches = browser.find_elements("css selector", ".key i")
+        assert swatches
+        for swatch in swatches:
+            assert swatch.value_of_css_property("print-color-adjust") == "exact"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_hostile_names_do_nothing_and_without_scripts_everything_is_there(tmp_path):
     path = tmp_path / "report.html"
     path.write_text(html_from_page(page(HOSTILE)), encoding="utf-8")
