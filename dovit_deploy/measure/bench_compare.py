@@ -21,6 +21,8 @@ from dovit_deploy.measure.bench_records import BenchComparison, BenchReport, Ben
 from dovit_deploy.measure.intervals import FEWEST_BLOCKS, LEVEL, RESAMPLES, SEED
 from dovit_deploy.printing import plural
 
+MOST_MS = 1e9
+"""That a model step takes in an earlier report: eleven days."""
 RunName = Literal["dense", "dynamic"]
 
 
@@ -38,8 +40,13 @@ def earlier_report(path: Path) -> BenchReport:
         raise InputError(f"--compare {path}: no report of dovit bench --json: {error}") from error
     except ValidationError as error:
         raise InputError(f"--compare {path}: no report of dovit bench --json: {fault_of(error)}") from error
-    if not all(frame.sha256 and frame.dynamic_ms for result in report.results for frame in result.per_frame):
+    frames = [frame for result in report.results for frame in result.per_frame]
+    if not all(frame.sha256 and frame.dynamic_ms for frame in frames):
         raise InputError(f"--compare {path}: an older version wrote it, without the times of each frame; measure again")
+    times = [time for frame in frames for time in (*frame.dynamic_ms, *(frame.dense_ms or ()))]
+    # Also false of NaN.
+    if wrong := [time for time in times if not 0 < time < MOST_MS]:
+        raise InputError(f"--compare {path}: no report of dovit bench --json: a frame that takes {wrong[0]:g} ms")
     return report
 
 
@@ -69,7 +76,7 @@ def refuse_incomparable(
 
 
 def _named(pairs: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(" ".join(pair) for pair in pairs)
+    return ", ".join(" ".join(pair) for pair in pairs) or "nothing"
 
 
 def compared(before: BenchReport, now: BenchReport, path: Path) -> BenchComparison:

@@ -14,6 +14,7 @@ from dovit_deploy.measure.bench_records import BenchResult
 PERCENTILES = ("p50", "p90", "p99", "mean")
 """Milliseconds of the dynamic model step."""
 FIGURES = (*PERCENTILES, "speedup", "flops_saved")
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 RELATIONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
 
@@ -51,12 +52,8 @@ def fail_if(text: str) -> FailIf:
         UsageError: it is no such expression.
     """
     relations = "|".join(sorted(RELATIONS, key=len, reverse=True))
-    found = re.fullmatch(rf"\s*({'|'.join(FIGURES)})\s*({relations})\s*(\S+)\s*", text)
-    try:
-        value = math.nan if found is None else float(found[3])
-    except ValueError:
-        value = math.nan
-    if found is None or not math.isfinite(value):
+    found = re.fullmatch(rf"\s*({'|'.join(FIGURES)})\s*({relations})\s*({NUMBER})\s*", text)
+    if found is None or not math.isfinite(value := float(found[3])):
         raise UsageError(
             f"--fail-if: '{text}' given; needed: one of {', '.join(FIGURES)}, then one of {', '.join(RELATIONS)}, then "
             "a number, as 'p90>50' (in quotes)"

@@ -9,15 +9,19 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dovit_deploy.commands.view import bundle_and_source
+from dovit_deploy.view.server import serving
 from tests.browser import chromium, complaints
 from tests.conftest import Run
+from tests.fakes import FakeSession
 from tests.sources.clips import make_clip
+from tests.view.test_viewer import ThreeFrames, viewer
 
 
 @pytest.fixture
@@ -87,6 +91,7 @@ def test_one_name_alone_is_a_bundle_or_a_source(tiny_bundle_path: Path, clip: Pa
 def test_a_person_looks_moves_a_threshold_and_drops_an_image(
     viewing: tuple[subprocess.Popen[str], str], tmp_path: Path
 ) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.wait import WebDriverWait
 
@@ -95,7 +100,8 @@ def test_a_person_looks_moves_a_threshold_and_drops_an_image(
     (tmp_path / "bad.png").write_bytes(b"no image")
     with chromium() as browser:
         browser.get(viewing[1])
-        wait = WebDriverWait(browser, 30)
+        # A new answer may take the place of what is being read.
+        wait = WebDriverWait(browser, 30, ignored_exceptions=[StaleElementReferenceException])
 
         def text(selector: str) -> str:
             return str(browser.find_element("css selector", selector).text)
@@ -106,21 +112,59 @@ def test_a_person_looks_moves_a_threshold_and_drops_an_image(
         wait.until(lambda _: text("#name") == "0.04 s")
         browser.find_element("id", "dense").click()
         wait.until(lambda _: text("#figures dd").startswith("0.0 %"))
-        browser.find_element("id", "dense").click()
         first = browser.find_element("css selector", ".threshold")
         # At 0 every token whose confidence is above 0 stops at the first gate.
         first.send_keys(Keys.HOME)
         wait.until(lambda _: text("#figures div:nth-child(3) small").split(" → ")[1] in ("0", "1"))
         browser.find_element("id", "own").click()
         wait.until(lambda _: first.get_attribute("value") != "0")
+        browser.find_element("id", "dense").click()
+        wait.until(lambda _: text("#figures dd").startswith("0.0 %"))
+        browser.find_element("id", "own").click()
+        wait.until(lambda _: not text("#figures dd").startswith("0.0 %"))
         browser.find_element("id", "file").send_keys(str(tmp_path / "dropped.png"))
         wait.until(lambda _: text("#name") == "dropped image")
         browser.find_element("id", "file").send_keys(str(tmp_path / "bad.png"))
         wait.until(lambda _: "cannot be decoded" in text("#error"))
         assert text("#name") == "dropped image"
+        frame = browser.find_element("id", "frame")
+        assert frame.get_attribute("aria-valuetext") == "0.04 s"
+        place = frame.get_attribute("value")
+        browser.execute_script("arguments[0].click()", frame)
+        wait.until(lambda _: text("#name") == "0.04 s")
+        assert frame.get_attribute("value") == place
         # A refused question is an answer of 400, which the browser lists; nothing else is.
         assert all("400" in line for line in complaints(browser))
         unnamed = (
             "return [...document.querySelectorAll('input, button')].filter(o => !o.labels?.length && !o.textContent)"
         )
         assert browser.execute_script(unnamed) == []
+
+
+@pytest.mark.slow
+def test_a_threshold_that_was_not_moved_is_exactly_the_models_own() -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    class Fine(FakeSession):
+        """A model with thresholds between the slider's steps."""
+
+        asked: ClassVar[list[object]] = []
+
+        def run_one(self, pixels, settings):
+            self.asked.append(settings.thresholds)
+            return super().run_one(pixels, settings)
+
+    shown = viewer(Fine(), ThreeFrames())
+    facts = shown.facts() | {"thresholds": [0.9979, 0.5021]}
+    shown.facts = lambda: facts
+    with serving(shown, port=None) as address, chromium() as browser:
+        browser.get(address)
+        wait = WebDriverWait(browser, 30)
+        wait.until(lambda _: len(Fine.asked) == 1)
+        first, second = browser.find_elements("css selector", ".threshold")
+        assert [one.text for one in browser.find_elements("css selector", "output")] == ["0.9979", "0.5021"]
+        second.send_keys(Keys.ARROW_LEFT)
+        wait.until(lambda _: len(Fine.asked) == 2)
+        np.testing.assert_allclose(np.asarray(Fine.asked[1])[:, 0], [0.9979, 0.49], rtol=1e-6)
+        assert first.get_attribute("value") == "1"

@@ -151,6 +151,17 @@ def test_a_report_of_an_older_version_is_refused(tmp_path: Path) -> None:
         earlier_report(path)
 
 
+@pytest.mark.parametrize("time", [0.0, -1.0, float("nan"), float("inf"), 1e308])
+@pytest.mark.parametrize("key", ["dense_ms", "dynamic_ms"])
+def test_what_is_no_time_is_refused(tmp_path: Path, key: str, time: float) -> None:
+    written = report().model_dump(mode="json")
+    written["results"][0]["per_frame"][0][key][0] = time
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(written))
+    with pytest.raises(InputError, match=r"no report of dovit bench --json: a frame that takes .* ms"):
+        earlier_report(path)
+
+
 @pytest.mark.parametrize(
     ("expression", "holds"),
     [("p99>12", True), (" p99 >= 12.5 ", True), ("p99>12.5", False), ("speedup<=2", True), ("flops_saved<0.4", False)],
@@ -165,7 +176,22 @@ def test_a_limit(expression: str, holds: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "p95>3", "p90", "p90=3", "p90>", "p90>x", "p90>nan", "p90>inf", "p90>3 4", "3<p90"]
+    "text",
+    [
+        "",
+        "p95>3",
+        "p90",
+        "p90=3",
+        "p90>",
+        "p90>x",
+        "p90>nan",
+        "p90>inf",
+        "p90>3 4",
+        "3<p90",
+        "p90>1_0",
+        "p90>\u0665",
+        "p90>1e999",
+    ],
 )
 def test_what_is_no_limit(text: str) -> None:
     with pytest.raises(UsageError, match=r"--fail-if.*p50, p90, p99, mean, speedup, flops_saved"):

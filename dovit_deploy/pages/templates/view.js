@@ -3,8 +3,10 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 const find = (id) => document.getElementById(id);
 const thresholds = [...document.querySelectorAll(".threshold")];
 const element = (tag, properties) => Object.assign(document.createElement(tag), properties);
-// What is asked: of the frame or image that was chosen last, at the sliders' thresholds or the model's own.
-let image = null, own = true, waiting = false, changed = false;
+// What is asked: of the frame or image that was chosen last, at the thresholds of the sliders that were moved.
+let image = null, waiting = false, changed = false;
+// A slider has steps; where it was not moved, the model's own threshold is meant, exactly.
+const moved = new Set();
 
 const complain = (text) => { find("error").textContent = text; };
 
@@ -28,7 +30,8 @@ async function ask() {
   waiting = true;
   find("answer").dataset.busy = "";
   const dense = find("dense") ? find("dense").checked : false;
-  const question = { frame, image: image ?? "", dense, thresholds: own || dense ? [] : thresholds.map((one) => Number(one.value)) };
+  const asked = thresholds.map((one, number) => moved.has(one) ? Number(one.value) : facts.thresholds[number]);
+  const question = { frame, image: image ?? "", dense, thresholds: dense || !moved.size ? [] : asked };
   try {
     draw(await post("answer", JSON.stringify(question)));
     complain("");
@@ -59,6 +62,7 @@ function keyed(entries, written) {
 function draw(answer) {
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   find("name").textContent = answer.name;
+  if (image === null) find("frame")?.setAttribute("aria-valuetext", answer.name);
   find("hint").textContent = "";
   const figures = [
     fact("FLOPs saved", percent(answer.flops_saved), `${answer.gmacs.actual.toFixed(2)} of ${answer.gmacs.dense.toFixed(2)} GMACs`),
@@ -86,24 +90,25 @@ async function take(file) {
   }
 }
 
-function move(values) {
-  thresholds.forEach((slider, number) => {
-    slider.value = values[number];
-    slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
-  });
+// Of thresholds moves something only where tokens stop.
+function askWithThresholds() {
+  if (find("dense")) find("dense").checked = false;
+  ask();
 }
 
 find("controls").addEventListener("submit", (event) => event.preventDefault());
 find("file").addEventListener("change", (event) => { if (event.target.files[0]) take(event.target.files[0]); });
-find("frame")?.addEventListener("input", () => { image = null; ask(); });
+// A click where the slider stands already leads back from an image, too.
+for (const event of ["input", "click"])
+  find("frame")?.addEventListener(event, () => { image = null; ask(); });
 find("dense")?.addEventListener("input", ask);
-find("own")?.addEventListener("click", () => { own = true; move(facts.thresholds); ask(); });
-for (const slider of thresholds)
-  slider.addEventListener("input", () => {
-    own = false;
-    slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
-    ask();
-  });
+thresholds.forEach((slider, number) => {
+  const write = (value) => { slider.nextElementSibling.textContent = String(Number(value.toFixed(4))); };
+  slider.addEventListener("input", () => { moved.add(slider); write(Number(slider.value)); askWithThresholds(); });
+  find("own").addEventListener("click", () => { slider.value = facts.thresholds[number]; write(facts.thresholds[number]); });
+});
+// After those of the sliders.
+find("own")?.addEventListener("click", () => { moved.clear(); askWithThresholds(); });
 document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
 document.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 document.addEventListener("drop", (event) => {
