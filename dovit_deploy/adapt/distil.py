@@ -154,7 +154,7 @@ class Distillery:
             seed=request.seed or 0,
             clock=request.clock or "wall",
         )
-        config = _timed(config, len(data))
+        config = _timed(config, data)
         record = DistilRecord(network=network, images=len(data), digest=data.digest, config=config)
         folder = DistilFolder.create(path, record, overwrite=request.overwrite)
         return cls(export, dense, spec, data, folder)
@@ -213,14 +213,14 @@ class Distillery:
         )
 
 
-def _timed(config: TrainConfig, images: int) -> TrainConfig:
+def _timed(config: TrainConfig, data: UnlabelledSet) -> TrainConfig:
     """`config` with its precision resolved; raises UsageError where the minutes are too few to see each image once."""
     config, seconds = with_step_seconds(config, starting_model(config, None))
-    steps = -(-images // config.phases[0].batch)
+    steps = -(-len(data) // config.phases[0].batch)
     needed, minutes = TEACHER_SHARE * steps * seconds / 60, config.minutes or 0.0
     if needed > minutes:
         raise UsageError(
-            f"--minutes {minutes:g}: to see {images} images once takes about {needed:.2g} minutes on this machine; "
+            f"--minutes {minutes:g}: to see {data.named} once takes about {needed:.2g} minutes on this machine; "
             "give more minutes, or fewer images (--limit)"
         )
     return config

@@ -17,6 +17,7 @@ from dovit_deploy.adapt.images import UnlabelledImages
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.datasets.dataset import IGNORE, ClassList, Dataset, Sample
 from dovit_deploy.families.spec import Size
+from dovit_deploy.printing import plural
 from dovit_deploy.runtime.transforms import sliding_size, windows
 from dovit_deploy.sources.source import RGB
 from dovit_deploy.train.batches import resized
@@ -65,6 +66,11 @@ class UnlabelledSet(Dataset):
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    @property
+    def named(self) -> str:
+        """What they are: "12 images", or "120 windows"."""
+        return plural(len(self), "image" if self.stride is None else "window")
 
     def sample(self, index: int) -> Sample:
         piece = self.pieces[index]

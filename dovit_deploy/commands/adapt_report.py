@@ -34,8 +34,10 @@ def _show_distilled(report: AdaptReport) -> None:
     run = report.distilled
     if run is None or report.dense_agreement is None:
         return
+    # Of a network whose windows slide it learnt from each window.
+    seen = plural(run.images, "image" if run.images == report.fitted else "window")
     console.result(
-        f"fine-tuned for {plural(run.steps, 'step')} ({run.seconds / 60:.1f} minutes) on {plural(run.images, 'image')}"
+        f"fine-tuned for {plural(run.steps, 'step')} ({run.seconds / 60:.2g} minutes) on {seen}"
         f", loss {run.loss_first:.3f} -> {run.loss_last:.3f}; with nothing stopped {report.dense_agreement:.2%}"
         f"{_brackets(report.dense_agreement_interval)} of the pixels get the class that the network as it was given "
         "gives them"

@@ -37,6 +37,7 @@ def test_every_pixel_is_void_and_the_images_are_what_they_are() -> None:
     sample = data.sample(0)
     np.testing.assert_array_equal(sample.rgb, given[2])
     assert sample.label.shape == (33, 70) and (sample.label == 255).all()
+    assert data.named == "2 images"
     # Bound to what is seen, whatever it is called.
     assert data.digest == UnlabelledSet(images_of(given[2], given[0]), [0, 1], manifest()).digest
     given[0][3, 3, 1] ^= 1
@@ -47,6 +48,7 @@ def test_a_sliding_network_learns_from_its_windows() -> None:
     large, small = noise(64, 72), noise(16, 48, seed=1)
     data = UnlabelledSet(images_of(large, small), [0, 1], manifest(stride=(32, 24)))
     assert [piece.corner for piece in data.pieces[:4]] == [(0, 0), (0, 24), (32, 0), (32, 24)]
+    assert data.named == f"{len(data)} windows"
     np.testing.assert_array_equal(data.sample(3).rgb, large[32:64, 24:72])
     # An image that is smaller than the window is enlarged, as when it is run.
     assert {data.sample(number).rgb.shape for number in range(len(data))} == {(32, 48, 3)}
