@@ -232,5 +232,7 @@ def test_nothing_of_a_window_is_called() -> None:
     """Which of OpenCV's distributions a user has does not matter: no call needs the one with windows."""
     windows = ("imshow", "waitKey", "namedWindow", "destroyAllWindows")
     for path, tree in sources():
-        calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        # matplotlib's axes have an `imshow` of their own, which opens nothing.
+        attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        calls = {node.attr for node in attributes if not (isinstance(node.value, ast.Name) and node.value.id == "axes")}
         assert not calls & set(windows), path

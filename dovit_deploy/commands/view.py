@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dovit_deploy.commands import arguments, console
+from dovit_deploy.commands import arguments, console, targets
 
 
 def view(
@@ -25,13 +25,15 @@ def view(
     threads: arguments.Threads = None,
     recursive: arguments.Recursive = False,
     max_pixels: arguments.MaxPixels = None,
+    json_file: arguments.JsonFile = None,
     quiet: arguments.Quiet = False,
     verbose: arguments.Verbose = False,
 ) -> None:
     """Look at a bundle at work in a browser: mask, exit depth, tokens, FLOPs and milliseconds, as thresholds move.
 
     The page is for this machine alone: it is served on 127.0.0.1, behind an address that nobody guesses, and loads
-    nothing from elsewhere. Ctrl-C ends it.
+    nothing from elsewhere. Ctrl-C ends it. `--json` writes the address
+    into a file, once it answers.
     """
     from dovit_deploy import packages
     from dovit_deploy.bundle.bundle import Bundle
@@ -46,7 +48,9 @@ def view(
 
     packages.load("jinja2")
     named, source = bundle_and_source(bundle, source)
-    opened = Bundle.open(arguments.bundle_path(named, quiet=quiet))
+    path = arguments.bundle_path(named, quiet=quiet)
+    targets.claim_report(json_file, inputs=(source, path))
+    opened = Bundle.open(path)
     task_from_manifest(opened.manifest)
     most = max_pixels or DEFAULT_MAX_PIXELS
     with ExitStack() as stack:
@@ -59,6 +63,9 @@ def view(
         stack.callback(viewer.finish)
         stop = stack.enter_context(stop_requests())
         address = stack.enter_context(serving(viewer, port=port))
+        backend = session.backend
+        facts = {"bundle": str(opened.path), "engine": backend.name, "precision": backend.precision}
+        console.write_json(json_file, {"address": address, **facts})
         console.result(address)
         console.remark("open this address in a browser; Ctrl-C ends", quiet=quiet)
         stop.wait()

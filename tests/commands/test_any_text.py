@@ -67,6 +67,7 @@ ARGUMENTS = {
     "eval": ("missing.dovit", "missing"),
     "calibrate": ("missing.dovit", "missing"),
     "train": ("missing",),
+    "view": ("missing.dovit", "image.png"),
     "build": ("missing.dovit",),
     "cache": ("ls",),
     "inspect": ("missing.dovit",),

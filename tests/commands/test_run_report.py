@@ -48,7 +48,7 @@ def test_a_report_comes_by_itself_and_is_replaced_with_the_rest(
     said = re.search(r"<th scope=\"row\">command</th><td>(.*?)</td>", html)
     assert said is not None and said[1].endswith("--threads 1") and " run " in said[1]
     # Both images, each as input, mask and exit depth, and again among the hardest and the easiest.
-    assert html.count("data:image/") == 2 * 3 * 3
+    assert html.count('src="data:image/') == 2 * 3 * 3
     again = dovit(*command, "--overwrite")
     assert again.returncode == 0, again.stderr
 

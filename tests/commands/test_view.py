@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -32,7 +33,18 @@ def clip(tmp_path: Path) -> Path:
 @pytest.fixture
 def viewing(tiny_bundle_path: Path, clip: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The running command, and its address."""
-    command = [sys.executable, "-m", "dovit_deploy", "view", str(tiny_bundle_path), str(clip), "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "dovit_deploy",
+        "view",
+        str(tiny_bundle_path),
+        str(clip),
+        "--threads",
+        "1",
+        "--json",
+        "view.json",
+    ]
     with subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -48,9 +60,13 @@ def viewing(tiny_bundle_path: Path, clip: Path, tmp_path: Path) -> Iterator[tupl
         process.kill()
 
 
-def test_it_serves_until_ctrl_c(viewing: tuple[subprocess.Popen[str], str], dovit: Run, tiny_bundle_path: Path) -> None:
+def test_it_serves_until_ctrl_c(
+    viewing: tuple[subprocess.Popen[str], str], clip: Path, dovit: Run, tiny_bundle_path: Path
+) -> None:
     process, address = viewing
     assert address.startswith("http://127.0.0.1:")
+    told = json.loads((clip.parent / "view.json").read_text())
+    assert told == {"address": address, "bundle": str(tiny_bundle_path), "engine": "onnxruntime", "precision": "fp32"}
     assert b"<title>dovit view" in urllib.request.urlopen(address, timeout=20).read()
     port = address.split(":")[2].split("/")[0]
     taken = dovit("view", tiny_bundle_path, "--port", port)

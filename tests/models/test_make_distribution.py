@@ -159,7 +159,7 @@ def test_the_card_has_the_figures_of_eval(make, scripts, tmp_path, dovit) -> Non
     assert f"{controls['position']['rule_gain']:.2f} over position alone" in text and "| class 3 |" in text
     (smaller, *_) = controls["smaller_input"]
     height, width = smaller["size"]
-    worth = f"{smaller['rule_gain']:.2f} at {width}x{height} ({smaller['flops_saved']:.0%} saved)"
+    worth = f"{smaller['rule_gain']:.2f} at {height}x{width} ({smaller['flops_saved']:.0%} saved)"
     assert f"Over the same weights, dense and smaller: {worth}" in text
     # The look that the protocol takes wraps the same report.
     drive, read = results / "road-small-look.json", found | {"split": "train:0006R0"}
