@@ -108,6 +108,7 @@ def test_a_network_learns_to_do_without_what_stopped(call: Call, given: tuple[Pa
     assert {way["kind"] for way in ways} >= {"static", "smaller-input"}
 
 
+@pytest.mark.slow
 def test_it_is_stopped_at_any_step_and_goes_on(
     call: Call, given: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +222,7 @@ sys.exit(_run(_application(), sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_its_last_state(
     call: Call, given: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
