@@ -196,6 +196,6 @@ def the_last_stage_is_skipped_when_every_patch_stopped(patch: Patch) -> None:
     run = MiddleStage.run
 
     def skip(self: Any, tokens: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return (tokens[index], []) if len(index) == self.model.spec.extra_tokens else run(self, tokens, index)
+        return (tokens[index], {}) if len(index) == self.model.spec.extra_tokens else run(self, tokens, index)
 
     patch.setattr(MiddleStage, "run", skip)

@@ -114,7 +114,7 @@ def nothing_is_aggregated(patch: Patch) -> None:
 def aggregated_only_once(patch: Patch) -> None:
     run = _LaterStage.run
 
-    def once(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def once(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         if self.number > 1:
             self.limit = len(every)
         return run(self, every, index)
@@ -193,12 +193,12 @@ def the_class_token_is_not_carried_on(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="mask")
 def stopped_tokens_are_still_attended(patch: Patch) -> None:
-    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         every = torch.cat([tokens.aggregate(every, index, self.limit), every[1:]])
         first, last = self.model.spec.stage_layers[self.number]
         for block in self.model.blocks[first:last]:
             every = tokens.put_back(every, index, tokens.take(block(every), index))
-        return tokens.take(every, index), []
+        return tokens.take(every, index), {}
 
     patch.setattr(_LaterStage, "run", run)
 
@@ -207,13 +207,13 @@ def stopped_tokens_are_still_attended(patch: Patch) -> None:
 def stopped_tokens_run_on(patch: Patch) -> None:
     moved: list[Tensor] = []
 
-    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def run(self: Any, every: Tensor, index: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         every = torch.cat([tokens.aggregate(every, index, self.limit), every[1:]])
         first, last = self.model.spec.stage_layers[self.number]
         for block in self.model.blocks[first:last]:
             every = block(every)
         moved.append(every)
-        return tokens.take(every, index), []
+        return tokens.take(every, index), {}
 
     patch.setattr(_LaterStage, "run", run)
     # What stopped is written, too.
