@@ -23,8 +23,8 @@ from dovit_deploy.calibrate.calibration_table import (
     named_controls,
 )
 from dovit_deploy.calibrate.units import named_units
-from dovit_deploy.measure.eval_page import MOST_LISTED, class_by_class
-from dovit_deploy.pages.charts import LEAST_SPAN, Bar, Bars, ChartPoint, Scatter
+from dovit_deploy.measure.eval_page import MOST_LISTED, Ends, class_by_class, drop_fact, gain_bars, score_ends
+from dovit_deploy.pages.charts import LEAST_SPAN, ChartPoint, Scatter
 from dovit_deploy.pages.page import Fact, Lines, Page, PageSection, PageTable, Part, facts_table, machine_table
 from dovit_deploy.printing import plural
 
@@ -72,9 +72,7 @@ def _headline(calibration: Calibration) -> tuple[Fact, ...]:
         Fact(", ".join(f"{value:g}" for value in chosen.thresholds), "thresholds, gate by gate"),
     ]
     if chosen.drop is not None:
-        ends = chosen.drop_interval
-        note = "too few images for an interval" if ends is None else f"95 %: {ends.low:z.2f} to {ends.high:z.2f}"
-        facts.insert(1, Fact(f"{chosen.drop:z.2f}", "mIoU lost against dense, points", note))
+        facts.insert(1, drop_fact("mIoU", chosen.drop, _pair(chosen.drop_interval)))
     return tuple(facts)
 
 
@@ -82,20 +80,18 @@ def _overview(calibration: Calibration) -> tuple[Part, ...]:
     parts: list[Part] = [_scatter(calibration, "check", "held-out images")]
     if any(point.part == "search" for point in calibration.measured):
         parts.append(_scatter(calibration, "search", "images of the search"))
-    gains = tuple(
-        Bar(name.removesuffix(", same counts"), (control.rule_gain,), _pair(control.rule_gain_interval))
+    gains = [
+        (name, control.rule_gain, _pair(control.rule_gain_interval))
         for name, control in named_controls(calibration)
         if control.rule_gain is not None
-    )
-    if gains:
-        title = "mIoU at the chosen thresholds less that of the control, points"
-        parts.append(Bars(title, ("gain",), gains, digits=2, names=170))
+    ]
+    parts += gain_bars("at the chosen thresholds", gains)
     rows = tuple(calibration_rows(calibration, search=True))
     parts.append(PageTable("Every setting that was run", HEADERS, rows, right=NUMBERS, wide=True))
     return (*parts, Lines(tuple(calibration_lines(calibration))))
 
 
-def _pair(interval: Interval | None) -> tuple[float, float] | None:
+def _pair(interval: Interval | None) -> Ends | None:
     return None if interval is None else (interval.low, interval.high)
 
 
@@ -136,13 +132,8 @@ def _point(point: MeasuredPoint, dense: float | None = None) -> ChartPoint:
     """A setting; with the score of the dense run also its interval."""
     values = ", ".join(f"{value:g}" for value in point.thresholds)
     said = f"{values}: {_height(point):.2f}, {point.gmacs:.4g} GMACs"
-    low, high = _around(point.drop_interval, dense)
+    low, high = score_ends(dense, _pair(point.drop_interval))
     return ChartPoint(point.gmacs, _height(point), said, low, high)
-
-
-def _around(drop: Interval | None, dense: float | None) -> tuple[float | None, float | None]:
-    """What is uncertain is the drop from dense on the same images, so a larger drop is a lower score."""
-    return (None, None) if drop is None or dense is None else (dense - drop.high, dense - drop.low)
 
 
 def _control(name: str, point: ControlPoint, dense: float) -> ChartPoint:
@@ -150,7 +141,7 @@ def _control(name: str, point: ControlPoint, dense: float) -> ChartPoint:
     if not name.startswith("dense at "):
         # They cost the same and stand above each other: what they lack against the rule is in the bars.
         return ChartPoint(point.gmacs, point.miou, said)
-    low, high = _around(point.drop_interval, dense)
+    low, high = score_ends(dense, _pair(point.drop_interval))
     return ChartPoint(point.gmacs, point.miou, said, low, high, name.removeprefix("dense at "))
 
 

@@ -34,12 +34,12 @@ from dovit_deploy.claims import remove
 from dovit_deploy.commands import console
 from dovit_deploy.commands.calibrate import units_line
 from dovit_deploy.commands.smaller_input import smaller_inputs
+from dovit_deploy.commands.train import progress_note
 from dovit_deploy.errors import Interrupted
 from dovit_deploy.export.plan import ExportPlan
 from dovit_deploy.files import working_folder
 from dovit_deploy.printing import plural
 from dovit_deploy.runtime.session import Session
-from dovit_deploy.train.loop import TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -213,15 +213,12 @@ def _network(
     if found is None:
         distillery.folder.keep_fitted(parts, fits)
     progress.begin("fine-tuning", 1.0, unit="%")
-    checkpoint, entry = distillery.distilled(parts, report=lambda now: progress.reach(now.progress, note=_note(now)))
+    checkpoint, entry = distillery.distilled(
+        parts, report=lambda now: progress.reach(now.progress, note=progress_note(now))
+    )
     # Gates have learnt, too, and are surer or less sure of the same images than before.
     fits = fits_of_tuned(checkpoint, plan, images, fitted, folder, progress=progress)
     return _Network(checkpoint, fits, entry)
-
-
-def _note(now: TrainingProgress) -> str:
-    """What stands beside the progress bar."""
-    return f"step {now.step}  {now.steps_per_s:.2g} steps/s  loss {now.loss:.3f}"
 
 
 # What is measured and said.

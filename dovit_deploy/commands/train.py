@@ -79,7 +79,7 @@ def train(
 
         result = trained(
             request,
-            progress=lambda now: shown.reach(now.progress, note=_note(now)),
+            progress=lambda now: shown.reach(now.progress, note=progress_note(now)),
             measuring=measuring,
             remark=lambda text: console.remark(text, quiet=quiet),
         )
@@ -109,7 +109,7 @@ def _claimed_folder(output: Path | None, dataset: str) -> Path:
     return output
 
 
-def _note(now: TrainingProgress) -> str:
+def progress_note(now: TrainingProgress) -> str:
     """What stands beside the progress bar."""
     miou = "" if now.miou is None else f"  mIoU {now.miou:.1f}"
     return f"step {now.step}  {now.steps_per_s:.2g} steps/s  loss {now.loss:.3f}{miou}"

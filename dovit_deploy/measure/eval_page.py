@@ -12,7 +12,6 @@ from dovit_deploy.measure.eval_records import ClassificationReport, Classificati
 from dovit_deploy.measure.eval_table import CONTROL_NAMES, SCORES, EitherReport, eval_headers, eval_rows, measured_ways
 from dovit_deploy.pages.charts import LEAST_SPAN, Bar, Bars, ChartPoint, Scatter
 from dovit_deploy.pages.page import (
-    Colors,
     Fact,
     Gallery,
     Lines,
@@ -25,10 +24,13 @@ from dovit_deploy.pages.page import (
     machine_table,
 )
 from dovit_deploy.printing import plural
+from dovit_deploy.runtime.album import token_colors
 
 MOST_PICTURED = 4
 """Images that are run again and shown."""
 MOST_LISTED = 20
+Ends = tuple[float, float]
+"""Of an interval."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,33 @@ def _headline(report: EitherReport, scores: Mapping[str, str]) -> tuple[Fact, ..
     note = "no dense form to compare with" if dense is None else f"{getattr(dense, key):.2f} dense"
     facts = [Fact(f"{getattr(dynamic, key):.2f}", f"{name}, dynamic", note)]
     if dynamic.drop is not None:
-        ends = dynamic.drop_interval
-        note = "too few images for an interval" if ends is None else f"95 %: {ends[0]:z.2f} to {ends[1]:z.2f}"
-        facts.append(Fact(f"{dynamic.drop:z.2f}", f"{name} lost against dense, points", note))
+        facts.append(drop_fact(name, dynamic.drop, dynamic.drop_interval))
     full = dynamic.gmacs / (1 - dynamic.flops_saved)
     facts.append(Fact(f"{dynamic.flops_saved:z.1%}", "FLOPs saved", f"{dynamic.gmacs:.3g} of {full:.3g} GMACs"))
     if report.against_fp32 is not None:
         same = f"same class as dense {report.against_fp32.engine} fp32"
         facts.append(Fact(f"{report.against_fp32.agreement:.2f} %", "agreement", same))
     return tuple(facts)
+
+
+def drop_fact(score: str, drop: float, ends: Ends | None) -> Fact:
+    """What was lost against dense, in points of `score`, with its interval."""
+    note = "too few images for an interval" if ends is None else f"95 %: {ends[0]:z.2f} to {ends[1]:z.2f}"
+    return Fact(f"{drop:z.2f}", f"{score} lost against dense, points", note)
+
+
+def score_ends(dense: float | None, drop_ends: Ends | None) -> tuple[float | None, float | None]:
+    """The interval of a score, of that of its drop from `dense`, which alone is uncertain: a larger drop is a lower
+    score."""
+    return (None, None) if drop_ends is None or dense is None else (dense - drop_ends[1], dense - drop_ends[0])
+
+
+def gain_bars(better: str, gains: Sequence[tuple[str, float, Ends | None]]) -> list[Part]:
+    """What mIoU of `better` is worth beyond each control: its name, the gain in points, the interval."""
+    rows = tuple(Bar(name.removesuffix(", same counts"), (gain,), ends) for name, gain, ends in gains)
+    return (
+        [Bars(f"mIoU {better} less that of the control, points", ("gain",), rows, digits=2, names=170)] if rows else []
+    )
 
 
 def _overview(report: EitherReport, facts: EvalPageFacts, scores: Mapping[str, str]) -> tuple[Part, ...]:
@@ -124,7 +144,8 @@ def _overview(report: EitherReport, facts: EvalPageFacts, scores: Mapping[str, s
     # One point is no comparison.
     if len(ways) > 1:
         parts.append(_scatter(ways, name, key))
-    parts += _gains(ways)
+    gains = [(way, entry["rule_gain"], entry["rule_gain_interval"]) for way, entry in ways if "rule_gain" in entry]
+    parts += gain_bars("of the rule", gains)
     headers = eval_headers(scores)
     rows = tuple(eval_rows(report, tuple(scores.values())))
     parts.append(PageTable("Every way of running", headers, rows, right=tuple(range(1, len(headers))), wide=True))
@@ -137,10 +158,8 @@ def _scatter(ways: Sequence[tuple[str, Mapping[str, Any]]], name: str, key: str)
     groups: dict[str, list[ChartPoint]] = {"dense": [], "dynamic": [], "controls": [], "dense at smaller inputs": []}
     for way, entry in ways:
         group = way if way in groups else "controls" if way in CONTROL_NAMES.values() else "dense at smaller inputs"
-        # What is uncertain is the drop from dense on the same images, so a larger drop is a lower score.
         # Of controls, which stand above each other, it would hide the others; what they lack against the rule is below.
-        ends = None if group == "controls" else entry.get("drop_interval")
-        low, high = (None, None) if ends is None or dense is None else (dense - ends[1], dense - ends[0])
+        low, high = score_ends(dense, None if group == "controls" else entry.get("drop_interval"))
         said = f"{way}: {name} {entry[key]:.2f}, {entry['gmacs']:.4g} GMACs"
         # Controls cost the same and stand above each other; their names are in the table.
         label = "" if group == "controls" else way.removeprefix("dense at ")
@@ -153,17 +172,6 @@ def _scatter(ways: Sequence[tuple[str, Mapping[str, Any]]], name: str, key: str)
         shown,
         least=LEAST_SPAN,
     )
-
-
-def _gains(ways: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Part]:
-    """What the rule is worth beyond each control."""
-    rows = [
-        Bar(way.removesuffix(", same counts"), (entry["rule_gain"],), entry["rule_gain_interval"])
-        for way, entry in ways
-        if "rule_gain" in entry
-    ]
-    title = "mIoU of the rule less that of the control, points"
-    return [Bars(title, ("gain",), tuple(rows), digits=2, names=170)] if rows else []
 
 
 def class_by_class(before: Mapping[str, float | None] | None, dynamic: Mapping[str, float | None]) -> tuple[Part, ...]:
@@ -199,7 +207,7 @@ def _worst(report: EitherReport, facts: EvalPageFacts) -> tuple[Part, ...]:
     if facts.worst.stills:
         title = "Run again: label, dense and dynamic answer; black has no label"
         parts.append(Gallery(title, facts.worst.stills, wide=True))
-        parts.append(Colors("Exit depth" if len(facts.worst.key) > 1 else "Tokens", facts.worst.key))
+        parts.append(token_colors(facts.worst.key))
     rows = tuple(
         (report.per_image[number].image, image_facts(report, number, facts.names)) for number in worst[:MOST_LISTED]
     )

@@ -184,9 +184,9 @@ def _shown(value: object) -> object:
     return printable(value) if type(value) is str else value
 
 
-def facts_table(title: str, facts: Sequence[tuple[str, str]], *, folded: bool = False) -> PageTable:
+def facts_table(title: str, facts: Sequence[tuple[str, str]]) -> PageTable:
     """Names and values below each other."""
-    return PageTable(title, ("", ""), tuple(facts), folded=folded)
+    return PageTable(title, ("", ""), tuple(facts))
 
 
 def machine_table(machine: Mapping[str, object], versions: Mapping[str, object]) -> PageTable:

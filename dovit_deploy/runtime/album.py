@@ -9,7 +9,7 @@ from typing import Any
 
 from dovit_deploy import packages
 from dovit_deploy.errors import EnvironmentProblem
-from dovit_deploy.pages.page import Picture, Still
+from dovit_deploy.pages.page import Colors, Picture, Still
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.lettering import Color
 from dovit_deploy.runtime.results import ShownPicture
@@ -121,6 +121,11 @@ class Album:
             f"{row['latency_ms']['total']:.1f} ms"
         )
         return Still(name, facts, encoded_together(result.pictures()))
+
+
+def token_colors(key: tuple[tuple[str, Color], ...]) -> Colors:
+    """What the colours of the last pictures stand for, as a part of a page."""
+    return Colors("Exit depth" if len(key) > 1 else "Tokens", key)
 
 
 def encoded_together(shown: Sequence[ShownPicture], *, most: int = STILL_BYTES) -> tuple[Picture, ...]:

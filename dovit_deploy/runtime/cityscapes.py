@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -65,5 +66,11 @@ def _plain(name: str) -> str:
 def png_of_label_ids(class_map: npt.NDArray[np.uint8], names: Sequence[str]) -> bytes:
     """`class_map` (H, W) as the content of a grey PNG: pixel value = label id."""
     content = io.BytesIO()
-    packages.pillow().fromarray(label_ids(names)[class_map]).save(content, format="PNG")
+    packages.pillow().fromarray(_resolved_ids(tuple(names))[class_map]).save(content, format="PNG")
     return content.getvalue()
+
+
+@cache
+def _resolved_ids(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    """`label_ids`, once for all frames of a run."""
+    return label_ids(names)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dovit_deploy.files import reported_writes
+from dovit_deploy.runtime.segmentation import bounding_box
 from dovit_deploy.sources.source import Closing, Frame
 
 _CHUNK = 0x1F
@@ -50,14 +51,13 @@ def annotations_from_map(class_map: npt.NDArray[np.uint8]) -> list[dict[str, Any
     found = []
     for number in np.unique(class_map).tolist():
         mask = class_map == number
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        left, top = int(columns[0]), int(rows[0])
+        left, top, right, bottom = bounding_box(mask)
         found.append(
             {
                 "category_id": number,
                 "segmentation": {"size": list(mask.shape), "counts": encoded_lengths(run_lengths(mask))},
                 "area": int(mask.sum()),
-                "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+                "bbox": [left, top, right - left + 1, bottom - top + 1],
                 "iscrowd": 0,
             }
         )

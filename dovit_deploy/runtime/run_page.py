@@ -16,7 +16,6 @@ import numpy as np
 
 from dovit_deploy.pages.charts import Bar, Bars, Histogram, Panel, Series, Timeline, css_color
 from dovit_deploy.pages.page import (
-    Colors,
     Fact,
     Gallery,
     Page,
@@ -29,7 +28,7 @@ from dovit_deploy.pages.page import (
     machine_table,
 )
 from dovit_deploy.printing import plural
-from dovit_deploy.runtime.album import Album
+from dovit_deploy.runtime.album import Album, token_colors
 from dovit_deploy.runtime.outputs import FRAMES_FOR_P99
 
 MOST_PLACES = 1000
@@ -219,7 +218,7 @@ def _pictures(album: Album, noun: str) -> tuple[Part, ...]:
     note = f"{plural(len(even), noun)}, evenly spread over the run." if len(even) > 1 else ""
     parts: list[Part] = [Stills("Pictures", note, even)]
     if album.key:
-        parts.append(Colors("Exit depth" if len(album.key) > 1 else "Tokens", album.key))
+        parts.append(token_colors(album.key))
     hardest, easiest = tuple(album.hardest), tuple(album.easiest)
     if len(even) > 1 and hardest and easiest:
         parts += [Gallery(f"Hardest {noun}s", hardest), Gallery(f"Easiest {noun}s", easiest)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -60,6 +61,11 @@ class SegmentationResult(ImageAnswer):
 
     def shares(self) -> tuple[ClassShare, ...]:
         """The classes that are present, by id, each with its share of the pixels."""
+        return self._counted_shares
+
+    @cached_property
+    def _counted_shares(self) -> tuple[ClassShare, ...]:
+        # Legend and report both ask for them, of every frame.
         return class_shares(self.class_map, self.palette)
 
     def plot_tokens(self, *, legend: bool = True) -> RGB:
@@ -119,12 +125,12 @@ class SegmentationResult(ImageAnswer):
         present = np.unique(self.class_map)
         # One detection for each class: a class map does not separate objects.
         masks = self.class_map[None] == present[:, None, None]
-        boxes = np.array([_box(mask) for mask in masks], dtype=np.float32)
+        boxes = np.array([bounding_box(mask) for mask in masks], dtype=np.float32)
         names = np.array([self.palette.names[number] for number in present])
         return supervision.Detections(xyxy=boxes, mask=masks, class_id=present.astype(int), data={"class_name": names})
 
 
-def _box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Left, top, right and bottom pixel of what is true."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])

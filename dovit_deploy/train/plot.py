@@ -17,13 +17,12 @@ from dovit_deploy.bundle.manifest import ClassEntry
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.runtime.paint import colored
 from dovit_deploy.sources.source import RGB
-from dovit_deploy.train.batches import normalised, resized
 from dovit_deploy.train.config import Scaling
-from dovit_deploy.train.forward import TrainableNetwork, training_forward
+from dovit_deploy.train.forward import TrainableNetwork
 from dovit_deploy.train.masked import uniform_passing
 from dovit_deploy.train.result import ThresholdPoint
 from dovit_deploy.train.state import write_run_file
-from dovit_deploy.train.validation import class_map_from_logits, spread_order
+from dovit_deploy.train.validation import answered, spread_order
 
 SMOOTH = 50
 """Steps that a point of a curve averages at most."""
@@ -48,19 +47,15 @@ def sample_answers(
     model: TrainableNetwork, data: Dataset, *, threshold: float, scaling: Scaling
 ) -> tuple[SampleAnswer, ...]:
     """The answers to `SAMPLES` images of `data` that are spread evenly, in evaluation mode; its mode is restored."""
-    spec, was_training, device = model.spec, model.training, next(model.parameters()).device
+    was_training = model.training
     model.eval()
-    answers = []
+    answers, passings = [], (None, uniform_passing(model.spec, threshold) if model.spec.gates else None)
     for number in spread_order(len(data))[:SAMPLES]:
         sample = data.sample(number)
-        pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
-        maps = [
-            class_map_from_logits(
-                training_forward(model, pixels, passing=passing).logits, spec.size, spec.patch, sample.label.shape
-            )
-            for passing in (None, uniform_passing(spec, threshold) if spec.gates else None)
-        ]
-        answers.append(SampleAnswer(sample.rgb, sample.label, *(found.cpu().numpy() for found in maps)))
+        dense, stopped = (
+            answered(model, sample.rgb, sample.label.shape, passing=passing, scaling=scaling)[1] for passing in passings
+        )
+        answers.append(SampleAnswer(sample.rgb, sample.label, dense, stopped))
     model.train(was_training)
     return tuple(answers)
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from dovit_deploy.datasets.dataset import Dataset
 from dovit_deploy.measure.metrics import ClassCounts, PixelCounts, confusion_matrix
+from dovit_deploy.runtime.results import ClassMap
+from dovit_deploy.sources.source import RGB
 from dovit_deploy.train.batches import normalised, resized
 from dovit_deploy.train.config import Scaling
 from dovit_deploy.train.forward import TrainableNetwork, training_forward
-from dovit_deploy.train.masked import Passing
+from dovit_deploy.train.masked import Passing, TrainingOutput
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,23 @@ def spread_order(count: int) -> Sequence[int]:
     return sorted(range(count), key=lambda number: int(f"{number:0{bits}b}"[::-1], 2))
 
 
+def answered(
+    model: TrainableNetwork,
+    rgb: RGB,
+    size: tuple[int, int],
+    *,
+    passing: Passing | None,
+    scaling: Scaling,
+    bfloat16: bool = False,
+) -> tuple[TrainingOutput, ClassMap]:
+    """What `model` makes of one image, (H, W, 3) uint8 of any size, and its class map at `size`."""
+    spec, device = model.spec, next(model.parameters()).device
+    pixels = torch.from_numpy(normalised(resized(rgb, spec.size), scaling))[None].to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        output = training_forward(model, pixels, passing=passing)
+    return output, class_map_from_logits(output.logits, spec.size, spec.patch, size).cpu().numpy()
+
+
 def _always(done: int) -> bool:
     del done
     return True
@@ -82,18 +101,17 @@ def validate(
         go_on: called after each image with the number done; what is done counts when it says False.
     """
     spec, classes = model.spec, model.spec.classes
-    was_training, device = model.training, next(model.parameters()).device
+    was_training = model.training
     model.eval()
     confusion = np.zeros((classes, classes), np.int64)
     kept = np.zeros((len(data), len(spec.counts)), np.int64)
     done: list[int] = []
     for number in spread_order(len(data))[:most]:
         sample = data.sample(number)
-        pixels = torch.from_numpy(normalised(resized(sample.rgb, spec.size), scaling))[None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            output = training_forward(model, pixels, passing=passing)
-        predicted = class_map_from_logits(output.logits, spec.size, spec.patch, sample.label.shape)
-        confusion += confusion_matrix(sample.label, predicted.cpu().numpy(), classes=classes)
+        output, predicted = answered(
+            model, sample.rgb, sample.label.shape, passing=passing, scaling=scaling, bfloat16=bfloat16
+        )
+        confusion += confusion_matrix(sample.label, predicted, classes=classes)
         running = [spec.extra_tokens + int(gate.keep.sum()) for gate in output.gates]
         kept[number] = [spec.tokens, *running] if spec.gates else spec.counts
         done.append(number)
