@@ -67,6 +67,8 @@ def gain_lines(summary: dict[str, Any], *, noun: str, has_dense: bool) -> list[s
     ]
     if summary["still"]:
         lines.append(f"{plural(summary['still'], 'frame')} repeated the one before, bit for bit, and took its answer")
+    if summary["filled"]:
+        lines.append(filled_line(summary["filled"], noun=noun))
     if summary["compiling"]:
         lines.append(compiling_line(summary["compiling"], noun=noun))
     if summary["deadline"]:
@@ -76,6 +78,14 @@ def gain_lines(summary: dict[str, Any], *, noun: str, has_dense: bool) -> list[s
     if summary["dense"]:
         return [*lines, "nothing was stopped (--dense)"]
     return [*lines, NOT_COMPARED] if has_dense else lines
+
+
+def filled_line(filled: dict[str, Any], *, noun: str) -> str:
+    """How many frames did not run, what they took, and how long the others took the model."""
+    moved = ", moved along with the image" if filled["by"] == "warp" else ""
+    ran = filled["model_ms"]
+    step = "" if ran is None else f"; model step of those that ran (ms): {ran['p50']:.1f} median"
+    return f"{plural(filled['frames'], noun)} took the answer of the last one that ran{moved}{step}"
 
 
 def compiling_line(compiling: dict[str, Any], *, noun: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dovit_deploy.bundle.manifest import Manifest
     from dovit_deploy.runtime.audit import AuditPlan, DriftAction, DriftAlarm
     from dovit_deploy.runtime.auto import Chosen, Wanted
+    from dovit_deploy.runtime.between import Between
     from dovit_deploy.runtime.run import RunOutcome
     from dovit_deploy.runtime.run_page import PagePlan
     from dovit_deploy.runtime.settings import RunSettings, Thresholds
@@ -48,6 +49,8 @@ def run(
     recursive: arguments.Recursive = False,
     max_frames: Annotated[int | None, typer.Option(min=1, max=10**9, help="Stop after this many frames.")] = None,
     every: Annotated[int, typer.Option(min=1, max=10**9, help="Take every N-th frame.")] = 1,
+    hold: Annotated[bool, typer.Option("--hold", help="With --every: the others take its answer, and stay.")] = False,
+    warp: Annotated[bool, typer.Option("--warp", help="The same, the answer moved along with the image.")] = False,
     start: Annotated[float | None, typer.Option(max=1e9, help="Seconds into the video to begin at.")] = None,
     end: Annotated[float | None, typer.Option(max=1e9, help="Seconds into the video to stop before.")] = None,
     threads: arguments.Threads = None,
@@ -59,7 +62,6 @@ def run(
     verbose: arguments.Verbose = False,
 ) -> None:
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
-    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.engines.base import EngineOptions
     from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.auto import Wanted
@@ -71,34 +73,33 @@ def run(
 
     # What is wrong with the flags alone is found before anything is opened.
     action = _checked_action(audit, on_drift, dense=dense, threshold=threshold, deadline_ms=deadline_ms)
+    between = _between(every, on_drift, hold=hold, warp=warp)
+    step, runs = _steps(every, between)
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
     inputs = (source, path, classes)
     folder = _output_folder(source, output, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, outputs=(folder,))
+    most, timed = max_pixels or DEFAULT_MAX_PIXELS, deadline_ms is not None
     with open_source(
-        source,
-        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-        every=every,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-        recursive=recursive,
+        source, max_pixels=most, every=step, max_frames=max_frames, start=start, end=end, recursive=recursive
     ) as frames:
         _refuse_inputs(folder, frames)
-        opened = _renamed(Bundle.open(path), classes)
+        opened = _opened(path, classes, between, frames)
         painted, page = _painted_and_page(_kinds(named, opened.manifest, frames, quiet=quiet), source)
-        settings = _settings(opened.manifest, thresholds, dense=dense, deadline=deadline_ms is not None)
+        settings = _settings(opened.manifest, thresholds, dense=dense, deadline=timed)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
         audits = _audits(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
         sizes = _images(frames, action), _windows(opened.manifest, frames, ahead)
-        given = arguments.thresholds(threshold), precision, _threads(threads, deadline=deadline_ms is not None)
-        wanted = Wanted(settings, *given, *sizes, options, deadline=deadline_ms is not None, audited=audit is not None)
+        given = arguments.thresholds(threshold), precision, _threads(threads, deadline=timed)
+        wanted = Wanted(settings, *given, *sizes, options, deadline=timed, audited=audit is not None, every=runs)
         chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         with chosen.session as session:
             settings = _within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
-            plan = RunPlan(folder, overwrite, painted, settings, every, not no_legend, chosen.at_once, page, audits)
+            plan = RunPlan(
+                *(folder, overwrite, painted, settings, step, not no_legend, chosen.at_once, page, audits, between)
+            )
             unit = f"{noun_of(frames)}s"
             with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
                 advance = shown.advance
@@ -124,6 +125,27 @@ def _checked_action(
     if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
         raise UsageError(f"--deadline-ms {deadline_ms:g}: a finite number of milliseconds above 0 is needed")
     return _action(audit, on_drift, dense=dense, deadline=deadline_ms is not None)
+
+
+def _between(every: int, on_drift: str | None, *, hold: bool, warp: bool) -> Between | None:
+    """Which frames do not run and what they take; None: all that are taken run."""
+    from dovit_deploy.runtime.between import Between
+
+    if not (hold or warp):
+        return None
+    if hold and warp:
+        raise UsageError("--hold keeps an answer where it is and --warp moves it; give one of them")
+    flag = "--hold" if hold else "--warp"
+    if every < 2:
+        raise UsageError(f"{flag} is for the frames between those that run; give --every N of 2 or more, too")
+    if on_drift in ("tighten", "dense"):
+        raise UsageError(f"{flag} gives frames the answer of another whatever it costs; --on-drift can only warn then")
+    return Between(every, "hold" if hold else "warp")
+
+
+def _steps(every: int, between: Between | None) -> tuple[int, int]:
+    """One of how many frames is taken, and one of how many of these runs."""
+    return (every, 1) if between is None else (1, every)
 
 
 def _action(audit: int | None, on_drift: str | None, *, dense: bool, deadline: bool) -> DriftAction | None:
@@ -268,11 +290,16 @@ def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, 
     return targets.claim_folder(output, inputs=inputs, overwrite=overwrite, mark=foreign_in_run)
 
 
-def _renamed(bundle: Bundle, classes: Path | None) -> Bundle:
-    """The bundle with the names of `--classes`."""
+def _opened(path: Path, classes: Path | None, between: Between | None, source: Source) -> Bundle:
+    """The bundle with the names of `--classes`; raises UsageError where frames cannot be filled in with its answers."""
+    from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.class_files import classes_from_file
     from dovit_deploy.bundle.manifest import renamed
+    from dovit_deploy.runtime.between import refuse_unfit
 
+    bundle = Bundle.open(path)
+    if between is not None:
+        refuse_unfit(between, source, bundle.manifest)
     if classes is None:
         return bundle
     return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))

@@ -12,7 +12,7 @@ from dovit_deploy.errors import EnvironmentProblem
 from dovit_deploy.pages.page import Colors, Picture, Still
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.lettering import Color
-from dovit_deploy.runtime.results import ShownPicture
+from dovit_deploy.runtime.results import Filled, ShownPicture
 from dovit_deploy.runtime.tasks import ImageResult
 from dovit_deploy.sources.source import RGB
 
@@ -20,6 +20,8 @@ MOST_EVEN = 16
 """Frames that are kept evenly spread; at least half as many of a longer run."""
 EXTREMES = 3
 """Hardest frames that are kept, and easiest."""
+FILLED_HOW: dict[Filled, str] = {"hold": "answer held", "warp": "answer moved along"}
+"""What a page says of frames that took the answer of the last one that ran."""
 APART_S = 1.0
 """Seconds of a video between two of these: neighbours are hard alike."""
 LONGER_SIDE = 480
@@ -100,7 +102,7 @@ class Album:
         if not self.key:
             self.key = result.token_key()
         # A frame that repeats another computed nothing: it is as hard as that one.
-        extremes = () if row.get("still") else (self.hardest, self.easiest)
+        extremes = () if row.get("still") or "filled" in row else (self.hardest, self.easiest)
         takers = [extreme for extreme in extremes if extreme.wants(gmacs, time_s)]
         evenly = number % self._step == 0
         if not (takers or evenly):
@@ -120,6 +122,8 @@ class Album:
             f"{row['flops_saved']:z.1%} of the FLOPs saved ({row['gmacs']['actual']:.2f} GMACs), "
             f"{row['latency_ms']['total']:.1f} ms"
         )
+        if "filled" in row:
+            facts = f"did not run, {FILLED_HOW[row['filled']]}"
         return Still(name, facts, encoded_together(result.pictures()))
 
 

@@ -76,10 +76,16 @@ class Wanted:
     """Tokens will be stopped to keep one: no dense run is a choice, and nothing on a GPU."""
     audited: bool = False
     """Compared with dense: no dense run is a choice."""
+    every: int = 1
+    """One of so many frames runs."""
 
     def at_once(self, engine: str) -> Workers:
         """What runs side by side in `engine`."""
         return workers_for(engine, images=self.images, windows=self.windows, threads=self.threads)
+
+    def frames_to_run(self, source: Source) -> int | None:
+        """How many of a source's frames run; None where nobody knows its length."""
+        return None if source.count is None else -(-source.count // self.every)
 
     def run_in(self, engine: str, session: Session, settings: RunSettings | None = None) -> Chosen:
         """This in `session` of `engine`, which was made for it; `settings` instead of those wanted."""
@@ -128,8 +134,8 @@ def chosen_session(
     situation = _situation(bundle, here, wanted)
     contestants = Contestants(lambda each: named_session(bundle, each.engine, wanted, precision=each.precision), remark)
     try:
-        choice = cache.recall(situation)
-        if choice is not None and source.count is not None and source.count < choice.pays_from:
+        choice, frames = cache.recall(situation), wanted.frames_to_run(source)
+        if choice is not None and frames is not None and frames < choice.pays_from:
             remark(f"engine: {standard}; {choice.name}, {choice.ratio:.2f}x, pays from {choice.pays_from} frames on")
             return wanted.run_in(standard.engine, contestants.session(standard))
         if choice is not None and _still_works(choice, (standard, *candidates), contestants):
@@ -311,14 +317,15 @@ def _terms(
         return "nothing else here may be faster"
     if source.kind == "live":
         return "on a live source the fastest is not measured, only remembered"
-    if source.count is not None and source.count < FEWEST_FRAMES:
+    to_run = wanted.frames_to_run(source)
+    if to_run is not None and to_run < FEWEST_FRAMES:
         return f"the fastest is measured on sources of {FEWEST_FRAMES} frames and more"
     frames = ahead.first(FRAMES_AHEAD)
     if not frames:
         return "none of the first frames can be read to measure which is the fastest"
     numbers = dict.fromkeys((0, len(frames) - 1))
     pixels = tuple(whole_input(frames[number].rgb, bundle.manifest) for number in numbers)
-    expected = math.inf if source.count is None else source.count * _seconds_of_a_frame(standard, pixels[0], wanted)
+    expected = math.inf if to_run is None else to_run * _seconds_of_a_frame(standard, pixels[0], wanted)
     seconds = min(LONGEST_S, expected)
     if seconds < SHORTEST_S:
         return "the run is over before the fastest would be found"

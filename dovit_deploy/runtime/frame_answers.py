@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dovit_deploy.bundle.interface import DENSE
 from dovit_deploy.runtime.audit import Audit, Audited, AuditPlan, DriftAlarm
+from dovit_deploy.runtime.between import Between, Filling
 from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.tasks import ImageResult, predictor_for
@@ -19,17 +20,29 @@ class FrameAnswers:
     Args:
         session: what computes, made for as much as runs `at_once`.
         settings: which may be others later.
+        between: which frames of a video do not run, and what they take; None: all run.
     """
 
-    def __init__(self, session: Session, settings: RunSettings, at_once: Workers) -> None:
+    def __init__(
+        self, session: Session, settings: RunSettings, at_once: Workers, between: Between | None = None
+    ) -> None:
         self.session, self.settings, self.at_once = session, settings, at_once
         self._predictor = predictor_for(session, windows_at_once=at_once.windows)
+        self._filling = None if between is None else Filling(between)
         self._former: ImageResult | None = None
 
     def __call__(self, frame: Frame) -> ImageResult:
-        if frame.still and self._former is not None:
-            return self._former.repeated(frame.decode_ms)
+        filling, former = self._filling, self._former
+        runs = filling is None or filling.runs(frame)
+        # What was filled in is the answer to an earlier frame: a clip that is paused there would keep it for ever.
+        if frame.still and former is not None and former.tokens.filled is None:
+            return former.repeated(frame.decode_ms)
+        if filling is not None and not runs:
+            self._former = filling.filled(frame)
+            return self._former
         self._former = self.run(frame, self.settings)
+        if filling is not None:
+            filling.note(self._former)
         return self._former
 
     def run(self, frame: Frame, settings: RunSettings) -> ImageResult:

@@ -46,7 +46,7 @@ FrameRow = dict[str, Any]
 FRAMES_FOR_P99 = 100
 """Frames from which the 99th percentile is more than the slowest frame."""
 QUANTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0}
-_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "capped", "compiled", "audit")
+_NOT_NUMBERS = ("index", "source", "time_s", "top", "still", "filled", "capped", "compiled", "audit")
 """Fields of a row that have no distribution: what identifies the frame, the answer, and what only some rows have."""
 
 
@@ -287,6 +287,8 @@ def row_from_frame(frame: Frame, tokens: FrameTokens, timing: FrameTiming, audit
         row["audit"] = {"differing": audited.differing, "ms": audited.ms}
     if tokens.compiled:
         row["compiled"] = tokens.compiled
+    if tokens.filled is not None:
+        row["filled"] = tokens.filled
     return {**row, "still": True} if tokens.still else row
 
 
@@ -302,11 +304,11 @@ class RunReport(Closing):
         with reported_writes(path):
             self._file = path.open("w", encoding="utf-8")
         self._columns: dict[tuple[str, ...], array[float]] = {}
-        self.frames = self.stills = 0
+        self.frames = self.stills = self.filled = 0
         self.capped_frames = self.capped_tokens = 0
         """Frames of which a deadline cut tokens, and how many tokens it cut."""
         self.windows: Counter[int] = Counter()
-        """How many frames had so many."""
+        """How many frames had so many, of those that were not filled in."""
         self._cold, self._warm = array("d"), array("d")
         """Milliseconds of the model step: of frames in which something was compiled, and of the others that it ran."""
 
@@ -318,10 +320,12 @@ class RunReport(Closing):
             self._file.flush()
         self.frames += 1
         self.stills += row.get("still", False)
-        self.windows[row["windows"]] += 1
+        self.filled += "filled" in row
+        if "filled" not in row:
+            self.windows[row["windows"]] += 1
         self.capped_frames += "capped" in row
         self.capped_tokens += row.get("capped", 0)
-        if not row.get("still", False):
+        if not row.get("still", False) and "filled" not in row:
             (self._cold if "compiled" in row else self._warm).append(row["latency_ms"]["model"])
         for name, value in row.items():
             if name not in _NOT_NUMBERS:
@@ -356,6 +360,11 @@ class RunReport(Closing):
             "frames": len(self._cold),
             "model_ms": {"cold": distribution(np.frombuffer(self._cold)), "warm": warm},
         }
+
+    def model_ms(self) -> dict[str, float] | None:
+        """The model step of the frames that it ran; None: it ran none."""
+        ran = np.concatenate([np.frombuffer(self._cold), np.frombuffer(self._warm)])
+        return distribution(ran) if len(ran) else None
 
     def statistics(self) -> dict[str, Any]:
         """Each numeric field with its mean and percentiles, nested as in a row; lists become lists."""

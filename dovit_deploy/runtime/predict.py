@@ -14,7 +14,7 @@ from dovit_deploy.families.spec import Task
 from dovit_deploy.runtime import transforms
 from dovit_deploy.runtime.given import SEVERAL, Image, image_from
 from dovit_deploy.runtime.paint import png_from_rgb
-from dovit_deploy.runtime.results import FrameTiming, FrameTokens, Pixels
+from dovit_deploy.runtime.results import Filled, FrameTiming, FrameTokens, Pixels
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, Thresholds, session_from
 from dovit_deploy.sources.source import RGB
 
@@ -38,6 +38,11 @@ class ImageAnswer(ABC):
         """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
         tokens, timing = replace(self.tokens, still=True), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
         return replace(self, tokens=tokens, timing=timing)
+
+    def held(self, rgb: RGB, decode_ms: float, *, by: Filled) -> Self:
+        """The same answer for a later image `rgb` of this size that was decoded in `decode_ms`, and did not run."""
+        tokens, timing = replace(self.tokens, filled=by), FrameTiming(decode_ms, 0.0, 0.0, 0.0)
+        return replace(self, rgb=rgb, tokens=tokens, timing=timing)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the image that `plot` gives, as PNG."""

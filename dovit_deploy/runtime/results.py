@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ ClassMap = npt.NDArray[np.uint8]
 Answer = Any
 """What a model answers: logits (B, K, h, w) float32, of a classifier (B, K); of a backbone without a head a dict of its
 feature maps `out0`, `out1`, ..."""
+
+Filled = Literal["hold", "warp"]
+"""How a frame gets its answer that does not run: that of the last one that ran, as it is, or moved along."""
 
 TOP = 5
 """Classes of an answer, where the model has as many."""
@@ -109,6 +112,13 @@ class FrameTokens:
     """The part of the image that the windows saw; None: all of it."""
     still: bool = False
     """Nothing was computed: the image equals the one before, and the windows are those of the former."""
+    filled: Filled | None = None
+    """How the answer came from the last frame that ran, whose windows these are; None: it did not."""
+
+    @property
+    def computed(self) -> bool:
+        """Whether the model ran for this image."""
+        return not self.still and self.filled is None
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -123,12 +133,12 @@ class FrameTokens:
     @property
     def capped(self) -> int:
         """Tokens that the gates let on and a deadline stopped."""
-        return 0 if self.still else sum(w.report.capped for w in self.windows)
+        return sum(w.report.capped for w in self.windows) if self.computed else 0
 
     @property
     def compiled(self) -> int:
         """Graphs that the engine loaded, and sizes that it compiled, while the image ran."""
-        return 0 if self.still else sum(w.report.compiled for w in self.windows)
+        return sum(w.report.compiled for w in self.windows) if self.computed else 0
 
     @property
     def gmacs_dense(self) -> float:
@@ -138,7 +148,7 @@ class FrameTokens:
     @property
     def gmacs_actual(self) -> float:
         """10^9 MACs that were computed."""
-        return 0.0 if self.still else sum(w.report.gmacs_actual for w in self.windows)
+        return sum(w.report.gmacs_actual for w in self.windows) if self.computed else 0.0
 
     @property
     def flops_saved(self) -> float:

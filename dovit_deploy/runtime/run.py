@@ -26,6 +26,7 @@ from dovit_deploy.machine import machine_facts, package_versions
 from dovit_deploy.pages.page import Page, html_from_page
 from dovit_deploy.runtime.album import Album
 from dovit_deploy.runtime.audit import Audit, Audited, AuditPlan, DriftAlarm
+from dovit_deploy.runtime.between import Between
 from dovit_deploy.runtime.frame_answers import Auditing, FrameAnswers
 from dovit_deploy.runtime.outputs import (
     REPORT_PAGE,
@@ -83,6 +84,8 @@ class RunPlan:
     """What `report.html` says of how the run was asked for; None: there is none."""
     audit: AuditPlan | None = None
     """Frames that run dense, too; settings that change with what they show are for one image at a time."""
+    between: Between | None = None
+    """Frames of a video that do not run, and what they take; None: all run."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _work_through(
     drifted: Callable[[DriftAlarm], None] | None,
 ) -> _Work:
     workers, failures = plan.at_once.images, list[FailedFrame]()
-    answer = FrameAnswers(session, plan.settings, plan.at_once)
+    answer = FrameAnswers(session, plan.settings, plan.at_once, plan.between)
     auditing = Auditing(answer, plan.audit, drifted)
     report = RunReport(folder / ROWS)
     outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
@@ -243,6 +246,7 @@ def _summary(session: Session, plan: RunPlan, work: _Work, *, interrupted: bool)
     return {
         "frames": work.report.frames,
         "still": work.report.stills,
+        "filled": None if plan.between is None else plan.between.facts(work.report.filled, work.report.model_ms()),
         "interrupted": interrupted,
         "engine": session.backend.name,
         "precision": session.backend.precision,

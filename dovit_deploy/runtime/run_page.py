@@ -28,7 +28,7 @@ from dovit_deploy.pages.page import (
     machine_table,
 )
 from dovit_deploy.printing import plural
-from dovit_deploy.runtime.album import Album, token_colors
+from dovit_deploy.runtime.album import FILLED_HOW, Album, token_colors
 from dovit_deploy.runtime.outputs import FRAMES_FOR_P99
 
 MOST_PLACES = 1000
@@ -101,7 +101,7 @@ def places_from_rows(path: Path, frames: int, *, video: bool) -> Places:
         shares = np.array([[100 * count / row["tokens"]["total"] for count in row["tokens"]["kept"]] for row in rows])
         if counts is None:
             counts = np.zeros((shares.shape[1], BINS), dtype=np.int64)
-        for stage, column in enumerate(shares.T):
+        for stage, column in enumerate(shares[["filled" not in row for row in rows]].T):
             # A share of 100 % lies in the last bin.
             bins = np.clip(column / 100 * BINS - 1e-9, 0, BINS - 1).astype(int)
             np.add.at(counts[stage], bins, 1)
@@ -141,8 +141,16 @@ def _label(rows: Sequence[Mapping[str, Any]], *, video: bool) -> str:
     first, last = rows[0], rows[-1]
     if video:
         name = f"frame {first['index']}" + ("" if first is last else f" to {last['index']}")
-        return f"{name} at {first['time_s']:.2f} s"
+        return f"{name} at {first['time_s']:.2f} s{_how_filled(rows)}"
     return str(first["source"]) + ("" if first is last else f" and {len(rows) - 1} more")
+
+
+def _how_filled(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is added to a label of frames that did not all run."""
+    filled = [row["filled"] for row in rows if "filled" in row]
+    if not filled:
+        return ""
+    return f", {len(rows) - len(filled)} of {len(rows)} ran" if len(rows) > 1 else f", {FILLED_HOW[filled[0]]}"
 
 
 def page_from_run(summary: Mapping[str, Any], rows: Path, album: Album, facts: RunFacts) -> Page:
@@ -184,14 +192,26 @@ def _headline(summary: Mapping[str, Any], places: Places, facts: RunFacts, noun:
         f"{noun}s per second",
         f"{plural(frames, noun)} in {facts.seconds:.1f} s, reading and writing included",
     )
+    filled = summary["filled"]
+    step = latency["model"] if filled is None else filled["model_ms"] or latency["model"]
     model = Fact(
-        f"{latency['model']['p50']:.1f} ms",
-        "model step, median",
-        f"p99 {latency['model']['p99']:.1f} ms" if frames >= FRAMES_FOR_P99 else plural(frames, noun),
+        f"{step['p50']:.1f} ms",
+        "model step, median" if filled is None else "model step, median of those that ran",
+        f"p99 {step['p99']:.1f} ms" if frames >= FRAMES_FOR_P99 else plural(frames, noun),
     )
     if frames == 1:
         return saved, model
-    return saved, model, rate, _against_dense(places, summary), *_audited(summary)
+    return saved, model, rate, _against_dense(places, summary), *_filled(summary, noun), *_audited(summary)
+
+
+def _filled(summary: Mapping[str, Any], noun: str) -> tuple[Fact, ...]:
+    """Which frames ran, where not all were to."""
+    filled = summary["filled"]
+    if filled is None:
+        return ()
+    ran = summary["frames"] - filled["frames"]
+    note = f"one of {filled['every']}; of the others {plural(filled['frames'], noun)} {FILLED_HOW[filled['by']]}"
+    return (Fact(str(ran), f"{noun}s ran", note),)
 
 
 def _audited(summary: Mapping[str, Any]) -> tuple[Fact, ...]:
@@ -271,7 +291,7 @@ def _settings(summary: Mapping[str, Any], facts: RunFacts) -> PageSection:
         ("bundle", summary["bundle"]),
         ("engine", f"{summary['engine']} {summary['precision']}"),
         ("thresholds", thresholds),
-        *((name, _written(summary[name])) for name in ("deadline", "audit", "compiling") if summary[name]),
+        *((name, _written(summary[name])) for name in ("filled", "deadline", "audit", "compiling") if summary[name]),
     ]
     parts: list[Part] = [facts_table("Settings", rows), machine_table(summary["machine"], summary["versions"])]
     if failed := summary["failed"]:

@@ -16,7 +16,7 @@ from dovit_deploy.errors import InputError, UsageError
 from dovit_deploy.runtime.classification import Classifier
 from dovit_deploy.runtime.legend import ClassShare
 from dovit_deploy.runtime.lettering import Color
-from dovit_deploy.runtime.results import FrameTiming, FrameTokens, ShownPicture
+from dovit_deploy.runtime.results import Filled, FrameTiming, FrameTokens, ShownPicture
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.settings import RunSettings, RunsOne, session_from
 from dovit_deploy.sources.source import RGB
@@ -24,6 +24,10 @@ from dovit_deploy.sources.source import RGB
 
 class ImageResult(Protocol):
     """What every task's result can do."""
+
+    @property
+    def rgb(self) -> RGB:
+        """The image: (H, W, 3) uint8."""
 
     @property
     def tokens(self) -> FrameTokens:
@@ -59,6 +63,9 @@ class ImageResult(Protocol):
 
     def repeated(self, decode_ms: float) -> Self:
         """The same answer for an equal image that was decoded in `decode_ms`, and nothing computed for it."""
+
+    def held(self, rgb: RGB, decode_ms: float, *, by: Filled) -> Self:
+        """The same answer for a later image `rgb` of this size that was decoded in `decode_ms`, and did not run."""
 
 
 class ImagePredictor(Protocol):

@@ -50,6 +50,7 @@ def figures(frames: int, *, dense: bool = False, stills: int = 0) -> dict[str, o
         "dense": dense,
         "deadline": None,
         "audit": None,
+        "filled": None,
         "compiling": None,
         "latency_ms": dict.fromkeys(parts, column),
         "tokens": {"kept": [column, column]},

@@ -23,12 +23,16 @@ SHOWN = (0, 0, 0, 1, 1, 0)
 def clip(tmp_path: Path) -> Path:
     """A lossless clip, so that frames which were equal still are."""
     images = np.random.default_rng(0).integers(0, 256, (2, 56, 72, 3), dtype=np.uint8)
-    path = tmp_path / "paused.mkv"
+    return lossless_clip(tmp_path / "paused.mkv", [images[image] for image in SHOWN])
+
+
+def lossless_clip(path: Path, images: list[np.ndarray]) -> Path:
+    """A video of `images`, each (56, 72, 3)."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = 56, 72, "yuv420p"
-        for number, image in enumerate(SHOWN):
-            frame = av.VideoFrame.from_ndarray(images[image], format="rgb24")
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

@@ -182,6 +182,13 @@ def test_what_is_not_measured_runs_in_the_standard(choose, source: Video, words:
     assert words in lines[0]
 
 
+def test_frames_that_do_not_run_do_not_count(choose) -> None:
+    assert "30 frames and more" in choose(machine(), Video(116), every=4)[2][0]
+    assert choose(machine(), Video(800), every=4)[0] == "openvino bf16"
+    assert "pays from 23 frames on" in choose(machine(), Video(88), every=4)[2][0]
+    assert choose(machine(), Video(89), every=4)[0] == "openvino bf16"
+
+
 def test_a_run_that_is_soon_over_is_not_measured(choose) -> None:
     name, _, lines = choose(Machine({**standard(10), BF16: Recorded(1)}), Video(150))
     assert name == "onnxruntime fp32"

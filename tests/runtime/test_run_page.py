@@ -58,6 +58,7 @@ def summary_of(report, **more):
         "dense": False,
         "deadline": None,
         "audit": None,
+        "filled": None,
         "compiling": None,
         "bundle": "/models/x.dovit",
         "machine": {"cpu": "a processor"},
