@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--density", type=float, help="0 empty .. 1 crowded (default 0.5; images: drawn for each)")
     parser.add_argument("--frames", type=int, default=120, help="length of the clip (default 120)")
     parser.add_argument("--fps", type=_rate, default=Fraction(15), help="frames per second, e.g. 15 or 30000/1001")
+    parser.add_argument("--speed", type=float, default=1.0, help="of a clip's camera, of the usual; 0: parked")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing clip")
     parser.add_argument("--images", type=int, help="write a data set of this many training images")
     parser.add_argument("--val", type=int, help="validation images beside them (default a tenth, at least 1)")
@@ -104,7 +105,8 @@ def _clip(options: argparse.Namespace, size: tuple[int, int]) -> None:
         )
     # A clip is one street, so it gets the middle; each image of a data set draws a density of its own.
     density = 0.5 if options.density is None else options.density
-    frames = street_frames(options.frames, seed=options.seed, size=size, density=density, fps=float(options.fps))
+    fps, speed = float(options.fps), options.speed
+    frames = street_frames(options.frames, seed=options.seed, size=size, density=density, fps=fps, speed=speed)
     write_clip(
         options.output,
         frames,

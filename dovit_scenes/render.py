@@ -36,6 +36,9 @@ FRAME_RATE = 15.0
 SMALLEST, LARGEST = 32, 4096
 """Sides of a image, pixels."""
 
+FASTEST_CAMERA = 10.0
+"""How many times as fast as usual a camera may drive."""
+
 GRAIN = 1.6
 """Deviation of the sensor's noise, grey levels of 255."""
 
@@ -62,9 +65,17 @@ class SceneFrame:
 
 
 def street_frames(
-    count: int, *, seed: int, size: tuple[int, int] = (360, 640), density: float = 0.5, fps: float = FRAME_RATE
+    count: int,
+    *,
+    seed: int,
+    size: tuple[int, int] = (360, 640),
+    density: float = 0.5,
+    fps: float = FRAME_RATE,
+    speed: float = 1.0,
 ) -> Iterator[SceneFrame]:
     """The first `count` frames of a drive along street number `seed`; `size` is (height, width) in pixels.
+
+    `speed` is the camera's, of the usual: at 0 it is parked, and others drive on.
 
     Raises:
         SceneArgumentError: an argument is out of range.
@@ -74,31 +85,48 @@ def street_frames(
         raise SceneArgumentError(f"{count} frames cannot be rendered; take 0 or more")
     world = world_from_seed(seed, density=density)
     _check_size(size)
-    return (render(world, index, size=size, fps=fps) for index in range(count))
+    _check_speed(speed)
+    return (render(world, index, size=size, fps=fps, speed=speed) for index in range(count))
 
 
-def render(world: World, time_index: int, *, size: tuple[int, int] = (360, 640), fps: float = FRAME_RATE) -> SceneFrame:
-    """Frame `time_index` of a drive along `world`; depends on nothing but its arguments.
+def render(
+    world: World,
+    time_index: int,
+    *,
+    size: tuple[int, int] = (360, 640),
+    fps: float = FRAME_RATE,
+    speed: float = 1.0,
+) -> SceneFrame:
+    """Frame `time_index` of a drive along `world` at `speed` of the usual; depends on nothing but its arguments.
 
     Raises:
-        SceneArgumentError: a size or frame rate that is not possible, or a negative frame number.
+        SceneArgumentError: a size, speed or frame rate that is not possible, or a negative frame number.
         SceneEnvironmentError: OpenCV is not installed.
     """
     _check_size(size)
+    _check_speed(speed)
     if time_index < 0 or not fps > 0:
         raise SceneArgumentError(
             f"frame {time_index} at {fps} frames per second: take a number from 0 and a positive rate"
         )
     time_s = time_index / fps
     height, width = size
-    camera = camera_at(world, time_s, size=(height * OVERSAMPLING, width * OVERSAMPLING))
+    driven_s = speed * time_s
+    camera = camera_at(world, driven_s, size=(height * OVERSAMPLING, width * OVERSAMPLING))
     canvas = Canvas(camera, world.light)
-    things = things_in_sight(world, time_s)
+    things = things_in_sight(world, time_s, driven_s=driven_s)
     _paint(canvas, world, things, time_s)
     # One pixel in 10,000, and at small sizes never fewer than four.
     least = max(4, height * width // 10_000)
     rgb = _develop(canvas.image(), world.seed, time_index)
     return SceneFrame(rgb, canvas.labels(), canvas.visible(least))
+
+
+def _check_speed(speed: float) -> None:
+    if not 0 <= speed <= FASTEST_CAMERA:
+        raise SceneArgumentError(
+            f"a camera at {speed} times its usual speed: take a number from 0, parked, to {FASTEST_CAMERA:g}"
+        )
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -84,9 +84,12 @@ def camera_at(world: World, time_s: float, *, size: tuple[int, int]) -> Camera:
     )
 
 
-def things_in_sight(world: World, time_s: float) -> list[Thing]:
-    """All things that may show at `time_s` seconds, where they are then, in no particular order."""
-    camera_s = SPEED * time_s
+def things_in_sight(world: World, time_s: float, *, driven_s: float | None = None) -> list[Thing]:
+    """All things that may show at `time_s` seconds, where they are then, in no particular order.
+
+    `driven_s`: for how many seconds the camera has driven until then; None: all of the time.
+    """
+    camera_s = SPEED * (time_s if driven_s is None else driven_s)
     out: list[Thing] = []
     for number, stream in enumerate(STREAMS):
         moved = stream.travelled(time_s)

@@ -106,6 +106,19 @@ def test_the_image_does_not_flicker_where_nothing_moves():
     assert np.abs(first.rgb[sky].mean(axis=0) - second.rgb[sky].mean(axis=0)).max() < 1
 
 
+def test_a_parked_camera_sees_the_street_stand_and_others_pass():
+    empty = [frame.labels for frame in street_frames(6, seed=2, size=SIZE, density=0.0, fps=2, speed=0.0)]
+    assert all((labels == empty[0]).all() for labels in empty)
+    crowded = [frame.labels for frame in street_frames(6, seed=2, size=SIZE, density=0.9, fps=2, speed=0.0)]
+    assert any((labels != crowded[0]).any() for labels in crowded)
+
+
+def test_a_slow_camera_is_later_where_a_fast_one_was():
+    slow, usual = (list(street_frames(5, seed=2, size=SIZE, density=0.0, speed=speed)) for speed in (0.5, 1.0))
+    np.testing.assert_array_equal(slow[4].labels, usual[2].labels)
+    assert (slow[4].labels != usual[4].labels).any()
+
+
 def test_an_empty_street_has_no_road_users():
     for seed in (1, 2, 3):
         frame = render(world_from_seed(seed, density=0.0), 20, size=SIZE)
@@ -151,6 +164,8 @@ def test_the_frame_rate_is_only_a_clock():
         ({"seed": -1}, "seed -1"),
         ({"seed": 1, "density": 1.5}, "density 1.5"),
         ({"seed": 1, "density": float("nan")}, "density nan"),
+        ({"seed": 1, "speed": -0.1}, "-0.1 times its usual speed"),
+        ({"seed": 1, "speed": float("nan")}, "nan times"),
         ({"seed": 1, "size": (8, 640)}, "640x8"),
         ({"seed": 1, "size": (360, 100_000)}, "100000x360"),
     ],
