@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from tests.oracles.packages import timm_vision_transformer, transformers
 WIDTH, DEPTH, HEADS = 48, 3, 3
 TRAINED = 4
 """Rows and columns of the grid that positions are made for, with patches of 14."""
+
+
+EOMT_WIDTH, EOMT_CLASSES, EOMT_SIDE = 32, 4, 64
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -47,6 +51,42 @@ def dinov2_patches(model: Any, pixels: Tensor) -> Tensor:
     registers = getattr(model.config, "num_register_tokens", 0)
     with torch.no_grad():
         return model(pixels).last_hidden_state[0, 1 + registers :]
+
+
+class NoLoss(nn.Module):
+    """What of EoMT's loss is in a checkpoint. The loss itself needs SciPy, and a finished network does not need it."""
+
+    def __init__(self, config: Any, weight_dict: Any) -> None:
+        super().__init__()
+        self.num_labels, self.eos_coef = config.num_labels, config.no_object_weight
+        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1))
+
+
+def eomt(*, gated: bool = False, depth: int = 4, seed: int = 0) -> Any:
+    """An EoMT of transformers whose every weight is random; `gated`: SwiGLU."""
+    package = transformers()
+    from transformers.models.eomt import modeling_eomt
+
+    config = package.EomtConfig(
+        hidden_size=EOMT_WIDTH,
+        num_hidden_layers=depth,
+        num_attention_heads=2,
+        image_size=EOMT_SIDE,
+        patch_size=16,
+        num_blocks=2,
+        num_queries=9,
+        num_labels=EOMT_CLASSES,
+        use_swiglu_ffn=gated,
+    )
+    with mock.patch.object(modeling_eomt, "EomtLoss", NoLoss):
+        model = package.EomtForUniversalSegmentation(config).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        model.attn_mask_probs.zero_()
+        for name, parameter in model.named_parameters():
+            spread = 0.3 if parameter.dim() < 2 else 1.3 * parameter[0].numel() ** -0.5
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=draw) + ("norm" in name) * 1.0)
+    return model
 
 
 def timm_vit(*, seed: int = 0, **options: Any) -> Any:

@@ -20,51 +20,19 @@ from dovit_deploy.families.registry import model_from_spec, spec_at_size, state_
 from dovit_deploy.families.stages import DenseNetwork
 from dovit_deploy.runtime.session import Session
 from tests.bundles import export
+from tests.oracles.vits import EOMT_CLASSES as CLASSES
+from tests.oracles.vits import EOMT_SIDE as SIDE
+from tests.oracles.vits import EOMT_WIDTH as WIDTH
+from tests.oracles.vits import eomt
 from tests.tiny import tiny_pixels
 
 transformers = pytest.importorskip("transformers", reason="the oracle of EoMT is transformers")
 
-WIDTH, CLASSES, SIDE = 32, 4, 64
-
-
-class NoLoss(torch.nn.Module):
-    """What of the loss is in a checkpoint. The loss itself needs SciPy, and a finished network does not need it."""
-
-    def __init__(self, config, weight_dict) -> None:
-        super().__init__()
-        self.num_labels, self.eos_coef = config.num_labels, config.no_object_weight
-        self.register_buffer("empty_weight", torch.ones(config.num_labels + 1))
-
 
 @pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch):
+def oracle():
     """Makes a small model whose every weight is random."""
-    from transformers.models.eomt import modeling_eomt
-
-    monkeypatch.setattr(modeling_eomt, "EomtLoss", NoLoss)
-
-    def make(*, gated: bool = False, depth: int = 4, seed: int = 0):
-        config = transformers.EomtConfig(
-            hidden_size=WIDTH,
-            num_hidden_layers=depth,
-            num_attention_heads=2,
-            image_size=SIDE,
-            patch_size=16,
-            num_blocks=2,
-            num_queries=9,
-            num_labels=CLASSES,
-            use_swiglu_ffn=gated,
-        )
-        model = transformers.EomtForUniversalSegmentation(config).eval()
-        draw = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            model.attn_mask_probs.zero_()
-            for name, parameter in model.named_parameters():
-                spread = 0.3 if parameter.dim() < 2 else 1.3 * parameter[0].numel() ** -0.5
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=draw) + ("norm" in name) * 1.0)
-        return model
-
-    return make
+    return eomt
 
 
 def read(model, folder: Path, config: str = '{"num_attention_heads": 2}') -> Checkpoint:
