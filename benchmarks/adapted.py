@@ -49,7 +49,7 @@ from dovit_deploy.runtime.session import Session
 MARK = "<!-- table: benchmarks/adapted.py -->"
 
 
-class Answers:
+class ScoredAnswers:
     """What one bundle answers to the images of a split, image by image, in one way."""
 
     def __init__(self, classes: int) -> None:
@@ -79,7 +79,7 @@ class Answers:
 def beside(ours: Session, trained: Session, images: SplitImages, *, show: bool) -> dict[str, Any]:
     """Both bundles as they run, on the same images; of the trained one also dense and random stopping."""
     classes = ours.bundle.manifest.spec.classes
-    own, dense, rule, random = (Answers(classes) for _ in range(4))
+    own, dense, rule, random = (ScoredAnswers(classes) for _ in range(4))
     mine, theirs, steering = Predictor(ours), Predictor(trained), Steering(trained)
     numbers = track(range(len(images.stems)), "trained with labels", console=Console(stderr=True), disable=not show)
     for number in numbers:
@@ -90,7 +90,7 @@ def beside(ours: Session, trained: Session, images: SplitImages, *, show: bool) 
         dense.add(image.label, theirs.predict(image.rgb, dense=True))
         own.add(image.label, mine.predict(image.rgb))
 
-    def less(before: Answers, after: Answers) -> dict[str, Any]:
+    def less(before: ScoredAnswers, after: ScoredAnswers) -> dict[str, Any]:
         ends = miou_drop_interval(before.stacked, after.stacked, images.blocks)
         return {"points": before.stacked.miou - after.stacked.miou, "interval": ends}
 

@@ -40,7 +40,7 @@ from report import at_least, command_text, errors_in_a_line, output_file, page_w
 from rich.console import Console
 from rich.progress import track
 
-from decisions.forms import PLAIN, Form, Values, fitted_curves, forms, threshold_for
+from decisions.forms import PLAIN, Form, Numbers, fitted_curves, forms, threshold_for
 from decisions.steered import FirstStageKept, recorded, run_with
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.datasets.dataset import Dataset
@@ -62,17 +62,17 @@ SHOWN_AT = (0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredForm:
     """One form at each of its thresholds, on each image."""
 
-    saved: Values
+    saved: Numbers
     """(thresholds, n): MACs, as a share of dense."""
-    agreement: Values
+    agreement: Numbers
     """(thresholds, n): share of the pixels with the dense class."""
     counts: NDArray[np.float64]
     """(thresholds, n, 3, K): of `ClassCounts`."""
 
-    def at(self, share: float) -> tuple[Values, ClassCounts] | None:
+    def at(self, share: float) -> tuple[Numbers, ClassCounts] | None:
         """Agreement (n,) and counts (n, K) where the set saves exactly `share`; None: it does nowhere."""
         means = self.saved.mean(axis=1)
         if not means.min() <= share <= means.max():
@@ -89,7 +89,7 @@ class Measured:
 
 def measured(
     session: FirstStageKept, data: Dataset, indices: Sequence[int], asked: Mapping[Form, Sequence[float]], *, show: bool
-) -> dict[Form, Measured]:
+) -> dict[Form, MeasuredForm]:
     """Every form at each of its thresholds on the images numbered `indices`."""
     manifest, predictor, cost = session.bundle.manifest, Predictor(session), cost_model(session.bundle.manifest.spec)
     rows: dict[Form, list[list[tuple[float, float, NDArray[np.int64]]]]] = {form: [] for form in asked}
@@ -120,15 +120,15 @@ def measured(
     return {form: _gathered(found) for form, found in rows.items()}
 
 
-def _gathered(rows: Sequence[Sequence[tuple[float, float, NDArray[np.int64]]]]) -> Measured:
+def _gathered(rows: Sequence[Sequence[tuple[float, float, NDArray[np.int64]]]]) -> MeasuredForm:
     by_threshold = list(zip(*rows, strict=True))
     saved, agreement, counts = (
         np.array([[image[part] for image in column] for column in by_threshold], dtype=np.float64) for part in range(3)
     )
-    return Measured(saved, agreement, counts)
+    return MeasuredForm(saved, agreement, counts)
 
 
-def compared(found: Mapping[Form, Measured], blocks: Blocks) -> list[dict[str, Any]]:
+def compared(found: Mapping[Form, MeasuredForm], blocks: Blocks) -> list[dict[str, Any]]:
     """Each form beside the first, where both save as much."""
     (plain, *_), rows = found.values(), []
     for form, one in found.items():

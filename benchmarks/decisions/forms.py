@@ -17,7 +17,7 @@ PRIOR = 20.0
 """Tokens that a curve needs before it says much against the one that it starts from."""
 
 Mask = NDArray[np.bool_]
-Values = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class AtGate:
     """What is known at a gate; (N,), by patch."""
 
     gate: int
-    confidence: Values
+    confidence: Numbers
     """NaN where the patch has stopped."""
     label: NDArray[np.int64]
     running: Mask
     grid: tuple[int, int]
 
-    def around(self, values: Values, *, without: float) -> Values:
+    def around(self, values: Numbers, *, without: float) -> Numbers:
         """(9, N): `values` of the 3x3 neighbours; `without` where there is none that runs."""
         rows, columns = self.grid
         padded = np.full((rows + 2, columns + 2), without)
@@ -40,28 +40,28 @@ class AtGate:
         return np.stack([part.ravel() for part in shifts])
 
 
-Score = Callable[[AtGate], Values]
+Score = Callable[[AtGate], Numbers]
 """How sure a token is, (N,); above the threshold it stops."""
 
 
-def own(seen: AtGate) -> Values:
+def own(seen: AtGate) -> Numbers:
     """The gate's largest probability."""
     return seen.confidence
 
 
-def least(seen: AtGate) -> Values:
+def least(seen: AtGate) -> Numbers:
     """Of the neighbours that run, the token among them."""
     return seen.around(seen.confidence, without=np.inf).min(axis=0)
 
 
-def mean(seen: AtGate) -> Values:
+def mean(seen: AtGate) -> Numbers:
     """Over the neighbours that run, the token among them."""
     around = seen.around(seen.confidence, without=np.nan)
     present = ~np.isnan(around)
     return np.where(present, around, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
 
 
-def same(seen: AtGate) -> Values:
+def same(seen: AtGate) -> Numbers:
     """The token's own, and 0 where a neighbour that runs has another class."""
     around = seen.around(seen.label.astype(np.float64), without=np.nan)
     other = (~np.isnan(around) & (around != seen.label)).any(axis=0)
@@ -72,17 +72,17 @@ def same(seen: AtGate) -> Values:
 class Curves:
     """How often a gate is right that is so sure: by gate and class a logistic curve over the log-odds."""
 
-    slopes: Values
+    slopes: Numbers
     """(gates, K)."""
-    offsets: Values
+    offsets: Numbers
 
-    def __call__(self, seen: AtGate) -> Values:
+    def __call__(self, seen: AtGate) -> Numbers:
         label = np.maximum(seen.label, 0)
         odds = self.slopes[seen.gate, label] * log_odds(seen.confidence) + self.offsets[seen.gate, label]
         return np.asarray(1 / (1 + np.exp(-odds)))
 
 
-def log_odds(share: Values) -> Values:
+def log_odds(share: Numbers) -> Numbers:
     """Of probabilities, at most 14 either way."""
     inside = np.clip(share, 1e-6, 1 - 1e-6)
     return np.asarray(np.log(inside / (1 - inside)))
@@ -125,17 +125,17 @@ def forms(curves: Mapping[str, Curves]) -> tuple[Form, ...]:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedGates:
     """What each gate said of one image in which nothing stopped."""
 
-    confidence: Values
+    confidence: Numbers
     """(gates, N)."""
     label: NDArray[np.int64]
     final: NDArray[np.int64]
     """(N,): the class that the dense answer has in each patch."""
 
 
-def fitted_curves(images: Sequence[Recorded], classes: int) -> dict[str, Curves]:
+def fitted_curves(images: Sequence[RecordedGates], classes: int) -> dict[str, Curves]:
     """Those of each gate, and those of each gate and class, which start from these."""
     gates = len(images[0].confidence)
     by_gate, by_class = (Curves(np.ones((gates, classes)), np.zeros((gates, classes))) for _ in range(2))
@@ -152,11 +152,11 @@ def fitted_curves(images: Sequence[Recorded], classes: int) -> dict[str, Curves]
     return {"one per gate": by_gate, "one per class": by_class}
 
 
-def logistic(odds: Values, right: Mask, *, start: tuple[float, float]) -> tuple[float, float]:
+def logistic(odds: Numbers, right: Mask, *, start: tuple[float, float]) -> tuple[float, float]:
     """Slope and offset of the likeliest curve; few tokens leave it near `start`. The slope stays above 0."""
     design, prior = np.stack([odds, np.ones_like(odds)]), np.array(start)
 
-    def loss(curve: Values) -> float:
+    def loss(curve: Numbers) -> float:
         distance = curve - prior
         return float(np.logaddexp(0, np.where(right, -1, 1) * (curve @ design)).sum() + PRIOR / 2 * distance @ distance)
 
@@ -173,7 +173,7 @@ def logistic(odds: Values, right: Mask, *, start: tuple[float, float]) -> tuple[
     return max(float(found[0]), 0.05), float(found[1])
 
 
-def predicted_saved(form: Form, threshold: float, images: Sequence[Recorded], spec: ModelSpec) -> float:
+def predicted_saved(form: Form, threshold: float, images: Sequence[RecordedGates], spec: ModelSpec) -> float:
     """Share of the MACs, if gates said the same whatever has stopped before."""
     cost, macs = cost_model(spec), 0
     for one in images:
@@ -185,7 +185,7 @@ def predicted_saved(form: Form, threshold: float, images: Sequence[Recorded], sp
     return 1 - macs / (len(images) * cost.dense().total)
 
 
-def threshold_for(form: Form, share: float, images: Sequence[Recorded], spec: ModelSpec) -> float:
+def threshold_for(form: Form, share: float, images: Sequence[RecordedGates], spec: ModelSpec) -> float:
     """At which `form` is predicted to save this share of the MACs."""
     # In log-odds, since savings change the most where thresholds are close to 1.
     low, high = -8.0, 14.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from decisions.forms import AtGate, Mask, Recorded
+from decisions.forms import AtGate, Mask, RecordedGates
 from dovit_deploy.bundle.interface import CONFIDENCE, LABEL, LOGITS
 from dovit_deploy.engines.base import Buffer, Engine
 from dovit_deploy.measure.controls import token_classes
@@ -73,7 +73,7 @@ def run_with(session: Session, pixels: Pixels, leaving: Chooses) -> tuple[Logits
     return np.asarray(download(outputs[LOGITS])), tuple(kept)
 
 
-def recorded(session: FirstStageKept, pixels: Pixels) -> Recorded:
+def recorded(session: FirstStageKept, pixels: Pixels) -> RecordedGates:
     """One image, nothing stopped."""
     rows: list[AtGate] = []
 
@@ -84,4 +84,4 @@ def recorded(session: FirstStageKept, pixels: Pixels) -> Recorded:
     session.next_image()
     logits, _ = run_with(session, pixels, none)
     confidence, label = np.stack([row.confidence for row in rows]), np.stack([row.label for row in rows])
-    return Recorded(confidence, label, token_classes(logits[0], session.bundle.manifest.spec))
+    return RecordedGates(confidence, label, token_classes(logits[0], session.bundle.manifest.spec))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from decisions import compare
 from decisions.forms import AtGate, Form, fitted_curves, forms, least, logistic, mean, own, same, threshold_for
-from decisions.steered import FirstStageKept, Recorded, recorded, run_with
+from decisions.steered import FirstStageKept, RecordedGates, recorded, run_with
 from report import END
 
 from dovit_deploy.bundle.bundle import Bundle
@@ -61,7 +61,7 @@ def test_curves_say_how_often_a_gate_is_right() -> None:
     # Class 1 is wrong half of the time however sure the gate is of it, class 0 is right.
     label = np.tile([0, 1], 500)[None]
     final = np.where(label[0] == 1, np.tile([0, 1, 0, 0], 250), 0)
-    one = Recorded(np.full((1, 1000), 0.9), label, final)
+    one = RecordedGates(np.full((1, 1000), 0.9), label, final)
     curves = fitted_curves([one], classes=2)
     seen = AtGate(0, np.full(2, 0.9), np.array([0, 1]), np.ones(2, bool), (1, 2))
     by_gate, by_class = (curves[name](seen) for name in ("one per gate", "one per class"))
@@ -105,7 +105,7 @@ def test_forms_are_compared_where_the_set_saves_as_much() -> None:
     def one(saved, agreement):
         counts = np.zeros((2, 8, 3, 2))
         counts[:, :, 0], counts[:, :, 1:] = 50, 100
-        return compare.Measured(
+        return compare.MeasuredForm(
             np.array(saved)[:, None] * np.ones(8), np.array(agreement)[:, None] + np.zeros(8), counts
         )
 
