@@ -26,6 +26,7 @@ from dovit_deploy.commands.inspect import inspect
 from dovit_deploy.commands.run import run
 from dovit_deploy.commands.streams import kept_streams
 from dovit_deploy.commands.train import train
+from dovit_deploy.commands.triton import triton
 from dovit_deploy.commands.view import view
 from dovit_deploy.errors import DovitError, InputError, Interrupted, OutputFailed, shown
 from dovit_deploy.files import NO_ROOM
@@ -40,7 +41,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (
     *(run, export, adapt, bench, evaluate, calibrate, train),
-    *(view, build, cache, inspect, doctor),
+    *(view, build, triton, cache, inspect, doctor),
 )
 
 

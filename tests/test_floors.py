@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("families", "checkpoints", "graphs"),
     ("engines", "sources"),
     ("runtime",),
-    ("datasets", "view"),
+    ("datasets", "triton", "view"),
     ("measure", "export"),
     ("calibrate", "train"),
     ("adapt",),
