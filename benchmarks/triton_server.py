@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -59,7 +58,7 @@ def why_not() -> str | None:
 
 
 def backend_folder(folder: Path) -> Path:
-    """`--backend-directory` in `folder`: the wheel keeps the stubs elsewhere, since it cannot know which one is wanted."""
+    """`--backend-directory`, in `folder`: the wheel keeps the stubs for all Pythons elsewhere."""
     source, python = wheel(), folder / "backends" / "python"
     chosen = stub()
     if source is None or chosen is None:
@@ -139,7 +138,10 @@ def running_server(
     folder = wheel()
     words = [
         *(str(Path(str(folder), "tritonserver", "bin", "tritonserver")), f"--model-repository={repository.resolve()}"),
-        *(f"--backend-directory={backends}", f"--backend-config=python,shm-region-prefix-name=dovit-{http}-"),
+        *(
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={_shared_memory(str(http))}",
+        ),
         *(f"--http-address={HOST}", f"--http-port={http}", f"--grpc-address={HOST}", f"--grpc-port={grpc}"),
         *(f"--metrics-address={HOST}", f"--metrics-port={metrics}", "--exit-timeout-secs=10", *flags),
     ]
@@ -168,9 +170,9 @@ def _wait_until_live(server: RunningServer) -> None:
     while time.monotonic() < until:
         if server.process.poll() is not None:
             break
-        with suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"http://{server.http}/v2/health/live", timeout=5):
-                return
+        # An error of urllib is one of the system's, too.
+        with suppress(OSError), urllib.request.urlopen(f"http://{server.http}/v2/health/live", timeout=5):
+            return
         time.sleep(0.1)
     raise RuntimeError(f"the server does not answer:\n{server.log.read_text(errors='replace')[-3000:]}")
 
@@ -185,6 +187,14 @@ def _stop(server: RunningServer) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(STOP_S)
+    # What a killed server leaves, as large as its tensors were.
+    for region in Path("/dev/shm").glob(f"{_shared_memory(server.http)}*"):
+        region.unlink(missing_ok=True)
+
+
+def _shared_memory(http: str) -> str:
+    """How the names of a server's regions of shared memory begin."""
+    return f"dovit-{http.rpartition(':')[2]}-"
 
 
 def _end_with_parent() -> None:

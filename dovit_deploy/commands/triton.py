@@ -78,7 +78,9 @@ def triton(
         next_version(plan, output)
     written = add_to_repository(plan, output) if add else write_repository(plan, output)
     facts = {"bundle": str(opened.path), "engine": plan.engine, "precision": plan.precision}
-    console.write_json(json_file, {"repository": str(output.resolve()), **facts, "models": [_row(each) for each in written]})
+    console.write_json(
+        json_file, {"repository": str(output.resolve()), **facts, "models": [_row(each) for each in written]}
+    )
     for each in written:
         console.result(f"{each.model}, version {each.version}: {each.folder}")
     console.next_command(f"tritonserver --model-repository={quote(str(output))}   (docs/serving.md)", quiet=quiet)

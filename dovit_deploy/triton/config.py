@@ -1,4 +1,4 @@
-"""What does Triton know of a model before it loads it? `config.pbtxt`: tensors, batching, limits, warm-up, instances."""
+"""What does Triton know of a model before it loads it? `config.pbtxt`: tensors, batches, limits, warm-up, instances."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dovit_deploy.bundle.bundle import Bundle
-from dovit_deploy.bundle.interface import FLOOR, KEPT, MERGED, PIXELS, THRESHOLDS, GraphInterface, Port, graph_interfaces
+from dovit_deploy.bundle.interface import (
+    FLOOR,
+    KEPT,
+    MERGED,
+    PIXELS,
+    THRESHOLDS,
+    GraphInterface,
+    Port,
+    graph_interfaces,
+)
 from dovit_deploy.engines.registry import engine_entry
 from dovit_deploy.families.spec import ModelSpec
 

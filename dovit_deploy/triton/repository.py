@@ -108,7 +108,9 @@ def next_version(plan: ServingPlan, repository: Path) -> int:
     if (repository / plan.name).exists():
         _refuse_other_interface(plan, repository / plan.name)
     elif (repository / plan.merged_name).exists():
-        raise UsageError(f"{repository} has a model {plan.merged_name} and none called {plan.name}; choose another --name")
+        raise UsageError(
+            f"{repository} has a model {plan.merged_name} and none called {plan.name}; choose another --name"
+        )
     return newest + 1
 
 

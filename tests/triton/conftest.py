@@ -13,7 +13,14 @@ from tests.conftest import made_once
 
 
 def plan_of(bundle: Path, **changed) -> ServingPlan:
-    given = {"name": "tiny", "engine": "onnxruntime", "precision": "fp32", "threads": 1, "max_batch": 8, "merged": False}
+    given = {
+        "name": "tiny",
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "threads": 1,
+        "max_batch": 8,
+        "merged": False,
+    }
     return ServingPlan(Bundle.open(bundle), **{**given, **changed})
 
 

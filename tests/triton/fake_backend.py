@@ -91,7 +91,7 @@ class MetricFamily:
         self.values: dict[tuple[tuple[str, str], ...], float] = {}
         self.made[name] = self
 
-    def Metric(self, *, labels: dict[str, str]) -> Metric:  # noqa: N802  as the server calls it
+    def Metric(self, *, labels: dict[str, str]) -> Metric:
         return Metric(self, tuple(sorted(labels.items())))
 
 

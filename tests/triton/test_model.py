@@ -17,7 +17,9 @@ from tests.triton.fake_backend import FakeRequest, MetricFamily, TritonModelExce
 PIXELS = tiny_pixels((56, 72), images=3).numpy()
 
 
-def test_images_are_answered_as_alone_with_thresholds_of_their_own(tiny_repository: Path, tiny_bundle_path: Path) -> None:
+def test_images_are_answered_as_alone_with_thresholds_of_their_own(
+    tiny_repository: Path, tiny_bundle_path: Path
+) -> None:
     full = np.linspace(0.3, 0.9, 10, dtype=np.float32).reshape(1, 10)
     given = (
         {},
@@ -58,7 +60,9 @@ def test_images_are_answered_as_alone_with_thresholds_of_their_own(tiny_reposito
 def test_a_request_that_is_refused_leaves_the_others_as_they_are(tiny_repository: Path, bad, words: str) -> None:
     with loaded_model(tiny_repository / "tiny" / "1") as model:
         (alone,) = model.execute([FakeRequest({"pixels": PIXELS})])
-        before, refused, after = model.execute([FakeRequest(one) for one in ({"pixels": PIXELS}, bad, {"pixels": PIXELS})])
+        before, refused, after = model.execute(
+            [FakeRequest(one) for one in ({"pixels": PIXELS}, bad, {"pixels": PIXELS})]
+        )
     assert refused.error.code == "INVALID_ARG"
     assert words in str(refused.error)
     for response in (before, after):
@@ -84,7 +88,10 @@ def test_a_model_without_gates_takes_pixels_alone(dense_bundle_path: Path, tmp_p
     from dovit_deploy.triton.repository import write_repository
 
     write_repository(plan_of(dense_bundle_path), tmp_path / "repository")
-    with loaded_model(tmp_path / "repository" / "tiny" / "1") as model, Session(dense_bundle_path, threads=1) as session:
+    with (
+        loaded_model(tmp_path / "repository" / "tiny" / "1") as model,
+        Session(dense_bundle_path, threads=1) as session,
+    ):
         (response,) = model.execute([FakeRequest({"pixels": PIXELS})])
         assert np.array_equal(response.array("logits"), session.run(PIXELS)[0])
         assert response.array("kept").shape == (3, 1)

@@ -1,4 +1,4 @@
-"""The real server, as the nvidia-pytriton wheel carries it, through the KServe v2 client: HTTP and gRPC, on loopback."""
+"""The real server, as the nvidia-pytriton wheel carries it, through its client: HTTP and gRPC, on loopback."""
 
 from __future__ import annotations
 
