@@ -65,9 +65,12 @@ $(VENV)/.installed-demo: $(BIN)/python pyproject.toml $(MODEL)/pyproject.toml $(
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo requirements-dev.txt constraints.txt
-	$(PIP) -c constraints.txt -e '.[cpu,video,openvino,export,report]' -r requirements-dev.txt
+	$(PIP) -c constraints.txt -e '.[cpu,video,openvino,export,report,triton]' -r requirements-dev.txt
 	# Without what it asks for: torchvision wants another build of PyTorch, and timm's vision transformers do without it.
 	$(PIP) --no-deps 'timm>=1.0.20'
+	# NVIDIA Triton's server. Its wrapper, which is not used, asks for NumPy 1. Where there is no wheel (glibc before 2.35,
+	# not x86_64), the tests that need a server are skipped with the reason.
+	-$(PIP) --no-deps 'nvidia-pytriton>=0.7'
 	@touch $@
 
 clean:

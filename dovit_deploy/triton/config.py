@@ -73,7 +73,9 @@ name: "{plan.name}"
 backend: "python"
 max_batch_size: {plan.max_batch}
 
-# pixels: (RGB - mean) / std of an image in 0..255, with mean {_numbers(mean)} and std {_numbers(std)}.
+# pixels: (RGB - mean) / std of an image in 0..255; clients can ask for these parameters.
+parameters {{ key: "mean" value {{ string_value: "{_numbers(mean)}" }} }}
+parameters {{ key: "std" value {{ string_value: "{_numbers(std)}" }} }}
 {_tensors("input", interface.takes)}
 # {KEPT}: tokens that entered each stage.
 {_tensors("output", interface.gives)}
@@ -146,7 +148,7 @@ def _dims(shape: Sequence[int | str]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(str(value) for value in values)
 
 
 def _rows(rows: Sequence[Sequence[float]]) -> str:

@@ -21,6 +21,8 @@ from dovit_deploy import Session
 from dovit_deploy.bundle.bundle import MANIFEST
 from dovit_deploy.bundle.manifest import Manifest
 from dovit_deploy.triton.repository import add_to_repository
+from tests.paths import ROOT
+from tests.test_docs import blocks
 from tests.tiny import tiny_pixels
 from tests.triton.conftest import plan_of
 
@@ -191,6 +193,18 @@ def test_tokens_and_macs_are_among_the_metrics(server: RunningServer) -> None:
     assert grown[f"dovit_gmacs_actual_total{{{labels}}}"] == pytest.approx(result.as_numpy("gmacs_actual").sum())
     stage = 'model="tiny",stage="1",version="1"'
     assert grown[f"dovit_tokens_total{{{stage}}}"] == result.as_numpy("kept")[:, 1].sum()
+
+
+def test_the_snippet_of_the_docs_runs(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save("street.jpg")
+    (block,) = blocks(ROOT / "docs" / "serving.md", "python")
+    exec(compile(block.replace("localhost:8000", server.http).replace("road-small", "tiny"), "serving.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[[21 ")
 
 
 def counters(server: RunningServer) -> dict[str, float]:
