@@ -2,8 +2,8 @@
 
 python benchmarks/serving.py --bundle road-tiny -o benchmarks/results/serving.json
 
-One client asks for one frame after another, directly, over gRPC and over HTTP in turn, so that what else the machine does
-falls on all three alike. Wall times: on a machine that others use too only the ratios mean something.
+One client asks for a frame directly, over gRPC and over HTTP, then for the next, so that whatever else the machine
+does falls on all three alike. Wall times: where others use the machine, too, only the ratios mean something.
 ratio        the request over the direct call before it: median of the pairs
 outside_ms   what of a request is not the model's own time, as the response states that: the way, the queue, the server
 

@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
     # A plain one: the server adds its own exceptions to `pb_utils` after this file was imported.
     raise ModuleNotFoundError(f"{error}; into the Python of this server: pip install 'dovit-deploy[cpu]'") from error
 
+TensorArray = np.ndarray[Any, Any]
 Ran = tuple[Any, TokenReport]
 """The answer to one image, a batch of one, and what was done to reach it."""
 
@@ -73,7 +74,7 @@ class TritonPythonModel:
         thresholds, floor = _array(request, "thresholds"), _array(request, "floor")
         return [
             self.pool.submit(
-                self.session.run,
+                self._run,
                 pixels[number : number + 1],
                 None if thresholds is None else self._limits(thresholds[number]),
                 None if floor is None else float(floor[number, 0]),
@@ -81,7 +82,14 @@ class TritonPythonModel:
             for number in range(len(pixels))
         ]
 
-    def _limits(self, given: np.ndarray[Any, Any]) -> float | np.ndarray[Any, Any]:
+    def _run(self, pixels: TensorArray, thresholds: float | TensorArray | None, floor: float | None) -> Ran:
+        """One image, (1, 3, H, W), as it would be alone."""
+        answer, report = self.session.run(pixels, thresholds, floor)
+        # A list is of several images.
+        assert isinstance(report, TokenReport)
+        return answer, report
+
+    def _limits(self, given: TensorArray) -> float | TensorArray:
         """One number for all gates, one for each, or one for each gate and class, row by row."""
         if given.size == 1:
             return float(given[0])
@@ -102,7 +110,7 @@ class TritonPythonModel:
         tensors = [pb_utils.Tensor.from_dlpack(name, Lent(array)) for name, array in arrays.items() if name in wanted]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
-    def _arrays(self, ran: list[Ran]) -> dict[str, np.ndarray[Any, Any]]:
+    def _arrays(self, ran: list[Ran]) -> dict[str, TensorArray]:
         answers = [answer if isinstance(answer, dict) else {"logits": answer} for answer, _ in ran]
         reports = [report for _, report in ran]
         return {
@@ -155,7 +163,7 @@ class Lent:
     """An array as the server takes it: through DLPack, since the stubs of servers as 24.10 take the arrays of NumPy 2
     for those of NumPy 1, whose records lie otherwise in memory, and see no values."""
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+    def __init__(self, array: TensorArray) -> None:
         self.array = array
 
     def __dlpack__(self, stream: object = None) -> object:
