@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from dovit_deploy.sources.source import Source
 
 PARTS = ("decode", "preprocess", "model", "postprocess")
+MOST_WARPED = 8
+"""Frames between two that run are recommended up to here: it is what was measured (docs/benchmarks.md)."""
 NOT_COMPARED = "speed against dense: not measured by run; dovit bench measures it"
 
 
@@ -25,6 +28,7 @@ def closing_lines(outcome: RunOutcome, plan: RunPlan, source: Source, manifest: 
     return [
         *speed_lines(summary, noun=noun, seconds=outcome.seconds),
         *gain_lines(summary, noun=noun, has_dense=manifest.spec.has_dense),
+        *keeping_up_lines(summary, plan, source, task=manifest.task),
         files_line(plan, source),
     ]
 
@@ -86,6 +90,21 @@ def filled_line(filled: dict[str, Any], *, noun: str) -> str:
     ran = filled["model_ms"]
     step = "" if ran is None else f"; model step of those that ran (ms): {ran['p50']:.1f} median"
     return f"{plural(filled['frames'], noun)} took the answer of the last one that ran{moved}{step}"
+
+
+def keeping_up_lines(summary: dict[str, Any], plan: RunPlan, source: Source, *, task: str) -> list[str]:
+    """For a video whose frames come faster than the model takes: how it would keep up, if it can."""
+    # Only maps of classes can be moved.
+    if source.video is None or plan.between is not None or task != "segmentation":
+        return []
+    interval, step = 1e3 / float(source.video.rate), summary["latency_ms"]["model"]["p50"]
+    every = math.ceil(step / interval)
+    if step <= plan.every * interval or every > MOST_WARPED:
+        return []
+    return [
+        f"frames come every {plan.every * interval:.0f} ms, and the model step takes {step:.0f}: "
+        f"--every {every} --warp would keep up"
+    ]
 
 
 def compiling_line(compiling: dict[str, Any], *, noun: str) -> str:

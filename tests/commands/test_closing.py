@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +14,15 @@ from PIL import Image
 
 from dovit_deploy import Bundle, Predictor, Session
 from dovit_deploy.cli import _application, _run
-from dovit_deploy.commands.closing import NOT_COMPARED, bench_command, duration, gain_lines, speed_lines
+from dovit_deploy.commands.closing import (
+    NOT_COMPARED,
+    bench_command,
+    duration,
+    gain_lines,
+    keeping_up_lines,
+    speed_lines,
+)
+from dovit_deploy.runtime.between import Between
 from tests.sources.clips import make_clip, numbered
 
 
@@ -70,6 +80,28 @@ def test_several_have_a_rate_and_many_a_99th_percentile():
     assert first == "99 frames in 4.0 s, onnxruntime fp32: 24.8 frames per second"
     assert "latency per frame (ms): 3.0 median; decode" in second and "p99" not in second
     assert "3.0 median, 5.0 p99; decode" in speed_lines(figures(100), noun="image", seconds=4.0)[1]
+
+
+@pytest.mark.parametrize(
+    ("model_ms", "every", "words"),
+    [
+        (39.0, 1, ""),
+        (88.0, 1, "frames come every 40 ms, and the model step takes 88: --every 3 --warp would keep up"),
+        (88.0, 3, ""),
+        (130.0, 3, "frames come every 120 ms, and the model step takes 130: --every 4 --warp would keep up"),
+        (320.0, 1, "frames come every 40 ms, and the model step takes 320: --every 8 --warp would keep up"),
+        (321.0, 1, ""),
+    ],
+)
+def test_of_a_video_that_is_faster_than_the_model_a_line_says_what_keeps_up(model_ms, every, words):
+    video = SimpleNamespace(video=SimpleNamespace(rate=Fraction(25)))
+    images, plain = SimpleNamespace(video=None), SimpleNamespace(every=every, between=None)
+    summary = {**figures(9), "latency_ms": {"model": {"p50": model_ms}}}
+    assert keeping_up_lines(summary, plain, video, task="segmentation") == ([words] if words else [])
+    assert keeping_up_lines(summary, plain, video, task="classification") == []
+    assert keeping_up_lines(summary, plain, images, task="segmentation") == []
+    warped = SimpleNamespace(every=1, between=Between(2, "warp"))
+    assert keeping_up_lines(summary, warped, video, task="segmentation") == []
 
 
 def test_what_was_gained_and_whether_that_is_known():
