@@ -23,6 +23,7 @@ from tests.naive_parts import (
     block,
     image_from_tokens,
     lens,
+    linear,
     lit,
     masks,
     norm,
@@ -86,6 +87,8 @@ def naive_run(
     running = list(range(spec.patches))
     gates: list[NaiveGate] = []
     answers: Tokens = {}
+    # By class what each gate's lens makes of the tokens that stopped as it.
+    pooled: dict[int, list[Array]] = {}
     at_taps: dict[int, Tokens] = {tap: {} for tap in spec.taps}
     tapped: list[Tokens] = []
     tokens_per_layer: list[int] = []
@@ -103,6 +106,10 @@ def naive_run(
                 if spec.answer == "lens":
                     name = f"lenses.{number}."
                     answers |= {at: lens(grid[at], weights, name, spec.norm_eps) for at in leaving}
+                if spec.context == "pooled":
+                    for at in leaving:
+                        shown = lens(grid[at], weights, f"lenses.{number}.", spec.norm_eps)
+                        pooled.setdefault(found.label[at], []).append(shown)
                 for tap in (tap for tap in spec.taps if spec.tap_answer == "lens" and tap > layer):
                     name = f"tap_lenses.{number}.{tap}."
                     at_taps[tap] |= {at: lens(grid[at], weights, name, spec.norm_eps) for at in leaving}
@@ -117,7 +124,12 @@ def naive_run(
                 *[None] * len(extra),
                 *(turning_angles(weights["rotary.periods"], spec.grid, at) for at in running),
             ]
-        sequence = block(sequence, weights, f"blocks.{layer}.", heads=spec.heads, eps=spec.norm_eps, angles=angles)
+        further = [
+            (linear(sum(shown) / len(shown), weights, f"context_maps.{layer}."), float(len(shown)))
+            for _, shown in sorted(pooled.items())
+        ]
+        name = f"blocks.{layer}."
+        sequence = block(sequence, weights, name, heads=spec.heads, eps=spec.norm_eps, angles=angles, further=further)
         extra = sequence[: spec.extra_tokens]
         # The full sequence is rebuilt: what ran takes its new value, what stopped keeps the one it stopped with.
         moved = dict(zip(running, sequence[spec.extra_tokens :], strict=True))

@@ -33,6 +33,10 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
         if any(gate.layer == layer for gate in spec.gates):
             stage += 1
         layers += _block(kept[stage], spec.width, spec.hidden, spec.heads, gated=spec.mlp == "swiglu")
+        if gates and stage and spec.context == "pooled":
+            # For each class a map, a key and a value; every query asks for its key and takes of its value.
+            layers += 3 * _linear(spec.classes, spec.width, spec.width)
+            layers += 2 * sum(spec.width for _ in range(kept[stage]) for _ in range(spec.classes))
     if isinstance(spec.head, QueryHead):
         # Whatever has stopped, all tokens run here, and the queries.
         everything = spec.tokens + spec.head.queries
@@ -47,6 +51,10 @@ def naive_cost(spec: VisionTransformerSpec, kept: Sequence[int], *, gates: bool 
         looked += _linear(kept[number], spec.width, spec.width) if spec.answer == "lens" else 0
         lensed = [tap for tap in spec.taps if spec.tap_answer == "lens" and tap > gate.layer]
         looked += sum(_linear(kept[number], spec.width, spec.width) for _ in lensed)
+        if spec.context == "pooled":
+            # Every patch is asked for every class whether it counts there, and the sums go through a lens.
+            looked += sum(spec.width for _ in range(spec.patches) for _ in range(spec.classes))
+            looked += _linear(spec.classes, spec.width, spec.width)
     # Gates that answer spare the head what has stopped.
     answered = kept[-1] - spec.extra_tokens if gates and spec.gates and spec.answer == "gate" else spec.patches
     return NaiveCost(

@@ -52,13 +52,16 @@ def block(
     heads: int,
     eps: float,
     angles: Sequence[Array | None] | None = None,
+    further: Sequence[tuple[Array, float]] = (),
 ) -> list[Array]:
     """A pre-norm block on a list of vectors; one with a gate beside its first layer is a SwiGLU.
 
-    `angles`: by how much each token's queries and keys are turned, None for not at all.
+    `angles`: by how much each token's queries and keys are turned, None for not at all; `further`: what is seen beside
+    the sequence, and how many tokens each of these stands for.
     """
     normed = [norm(token, weights, name + "norm1.", eps) for token in sequence]
-    mixed = attention(normed, weights, name + "attention.", heads=heads, angles=angles)
+    seen = [(norm(token, weights, name + "norm1.", eps), count) for token, count in further]
+    mixed = attention(normed, weights, name + "attention.", heads=heads, angles=angles, further=seen)
     sequence = [token + added for token, added in zip(sequence, mixed, strict=True)]
     result = []
     for token in sequence:
@@ -80,13 +83,20 @@ def attention(
     *,
     heads: int,
     angles: Sequence[Array | None] | None = None,
+    further: Sequence[tuple[Array, float]] = (),
 ) -> list[Array]:
-    """Every token asks every token of the sequence, head by head."""
+    """Every token asks every token of the sequence, head by head, and what is `further` seen.
+
+    Whatever stands for several tokens weighs as much as if it were there so many times.
+    """
     turns = [None] * len(sequence) if angles is None else angles
     turned = list(zip(sequence, turns, strict=True))
     queries = [turn(linear(token, weights, name + "query."), by, heads) for token, by in turned]
     keys = [turn(linear(token, weights, name + "key."), by, heads) for token, by in turned]
     values = [linear(token, weights, name + "value.") for token in sequence]
+    keys += [linear(token, weights, name + "key.") for token, _ in further]
+    values += [linear(token, weights, name + "value.") for token, _ in further]
+    times = np.array([1.0] * len(sequence) + [count for _, count in further])
     head_width = len(queries[0]) // heads
     result = []
     for query in queries:
@@ -94,7 +104,8 @@ def attention(
         for head in range(heads):
             own = slice(head * head_width, (head + 1) * head_width)
             scores = np.array([float(query[own] @ key[own]) / math.sqrt(head_width) for key in keys])
-            shares = softmax(scores)
+            weighed = times * np.exp(scores - scores.max())
+            shares = weighed / weighed.sum()
             parts.append(sum(share * value[own] for share, value in zip(shares, values, strict=True)))
         result.append(linear(np.concatenate(parts), weights, name + "output."))
     return result

@@ -33,7 +33,7 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.registry import model_from_spec
 from dovit_deploy.families.vit.network import VisionTransformer
-from dovit_deploy.families.vit.spec import Answer, VisionTransformerSpec
+from dovit_deploy.families.vit.spec import Answer, Context, VisionTransformerSpec
 
 HeadName = Literal["mask", "linear", "fcn", "setr", "pup", "light", "query"]
 GateName = Literal["fcn", "linear", "setr"]
@@ -91,6 +91,7 @@ def tiny_spec(
     position_mode: PositionMode = "bicubic",
     aggregate_rate: float = 0.1,
     answer: Answer = "feature",
+    context: Context = "none",
     taps: Sequence[int] = (),
     tap_answer: Literal["feature", "lens"] = "feature",
     tap_norm: bool = True,
@@ -120,6 +121,7 @@ def tiny_spec(
         rotary=rotary,
         head=decode_head(head, width=width, heads=heads),
         answer=answer,
+        context=context,
         taps=tuple(taps),
         tap_answer=tap_answer,
         tap_norm=tap_norm,

@@ -58,6 +58,7 @@ class AdaptPlan:
         *,
         gates: Sequence[int] | None,
         answer: str | None,
+        context: str | None,
         size: tuple[int, int] | None,
         overwrite: bool,
     ) -> AdaptPlan:
@@ -68,10 +69,11 @@ class AdaptPlan:
             output: folder of the bundle, NAME.dovit.
             gates: layers before which they stand; None: as the depth has it.
             answer: of a stopped token, "gate" or "lens"; None: as the decode head has it.
+            context: what layers see of stopped tokens, "none" or "pooled"; None: none.
             size: what the graphs take; None: the checkpoint's own.
             overwrite: replace `output` where it exists.
         """
-        spec = gated(adaptable(dense.spec, source=dense.source), gates, answer=answer)
+        spec = gated(adaptable(dense.spec, source=dense.source), gates, answer=answer, context=context)
         empty = adapted_checkpoint(dense, spec, empty_parts(spec))
         return cls(dense, ExportPlan.resolve(empty, output, size=size, overwrite=overwrite), spec)
 

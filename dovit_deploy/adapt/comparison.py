@@ -116,7 +116,7 @@ class _Runs:
     def _static_macs(self, gate: int) -> int:
         """Of a network that ends at this gate: without the gates before it, whose answers nobody asks for."""
         alone = type(self.spec).model_validate(
-            {**self.spec.model_dump(), "gates": [self.spec.gates[gate].model_dump()]}
+            {**self.spec.model_dump(), "gates": [self.spec.gates[gate].model_dump()], "context": "none"}
         )
         return cost_model(alone).actual((self.spec.tokens, self.spec.extra_tokens)).total
 

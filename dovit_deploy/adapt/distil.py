@@ -66,6 +66,11 @@ def refuse_undistillable(spec: VisionTransformerSpec, source: str) -> None:
             f"--minutes: {source} answers by queries, and such a network is not fine-tuned here; "
             "leave --minutes out, and its gates are fitted to it as it is"
         )
+    if spec.pooled_keys:
+        raise UsageError(
+            "--context pooled: a network that is fine-tuned learns to do without what has stopped, and sees nothing of "
+            "it; leave out --context, or --minutes"
+        )
 
 
 def distil_config(

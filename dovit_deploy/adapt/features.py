@@ -6,6 +6,7 @@ working folder, which are mapped: a fit reads them as if they were in memory.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,9 @@ from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.sources.source import RGB
 from dovit_deploy.train.target import answered_shares
 
-TOKENS = 131_072
-"""Kept of all images together where each is one window; of every window as many, drawn."""
+TOKENS, TOKENS_OF_LAYERS = 131_072, 32_768
+"""Kept of all images together where each is one window, of every window as many, drawn; and where they are kept as they
+enter each layer."""
 IN_MEMORY = 2**29
 """Bytes of tokens that are kept in memory."""
 
@@ -45,6 +47,8 @@ class SeenTokens:
     """Rows of each window, in their order."""
     tapped: dict[int, Tensor] = field(default_factory=dict)
     """(M, C) at each tap of the decode head that sees lenses."""
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    """(M, C) as they enter each layer that sees pooled keys; those at gates are `reached`."""
 
 
 class FeatureCache:
@@ -123,13 +127,16 @@ class DensePass:
         del settings
         model, spec = self.model, self.model.spec
         tokens = model.embed(torch.from_numpy(pixels))
-        behind, tapped = list[Tensor](), dict[int, Tensor]()
+        behind, tapped, entering = list[Tensor](), dict[int, Tensor](), list[Tensor]()
+        between = between_gates(spec)
         for layers in spec.stage_layers:
-            tokens, more = model.run_layers(tokens, layers, model.attend_at())
+            for piece in itertools.pairwise([layers[0], *(one for one in between if one in range(*layers)), layers[1]]):
+                tokens, more = model.run_layers(tokens, piece, model.attend_at())
+                tapped |= more
+                entering += [tokens[spec.extra_tokens :]] if piece[1] in between else []
             behind.append(tokens[spec.extra_tokens :])
-            tapped |= more
         logits = model.decode(tokens, [*tapped.values()])
-        seen = [tapped[tap][spec.extra_tokens :] for tap in lensed_taps(spec)]
+        seen = [tapped[tap][spec.extra_tokens :] for tap in lensed_taps(spec)] + entering
         rows = torch.from_numpy(np.sort(self.draw.permutation(spec.patches)[: self.most]))
         self.cache.append(column[rows].float() for column in (*seen, *behind, patch_answers(logits, spec)))
         report = TokenReport((spec.tokens,) * len(behind), 1.0, 1.0, (), (), RunTiming(0.0, ()))
@@ -139,6 +146,14 @@ class DensePass:
 def lensed_taps(spec: VisionTransformerSpec) -> tuple[int, ...]:
     """The taps that see a lens of some gate."""
     return tuple(sorted({tap for gate in spec.gates for tap in spec.lensed_taps(gate)}))
+
+
+def between_gates(spec: VisionTransformerSpec) -> tuple[int, ...]:
+    """The layers behind the first gate that see pooled keys, and before which no gate stands."""
+    if not spec.pooled_keys:
+        return ()
+    gates = {gate.layer for gate in spec.gates}
+    return tuple(layer for layer in range(spec.gates[0].layer, spec.rejoin) if layer not in gates)
 
 
 def patch_answers(logits: Tensor, spec: VisionTransformerSpec) -> Tensor:
@@ -168,12 +183,16 @@ def seen_from_images(
         OutputFailed: the disk refuses what does not fit into memory.
     """
     cache = FeatureCache(folder)
-    predictor = Predictor(DensePass(model, bundle, cache, most=max(1, TOKENS // count)))
+    tokens = TOKENS_OF_LAYERS if model.spec.pooled_keys else TOKENS
+    predictor = Predictor(DensePass(model, bundle, cache, most=max(1, tokens // count)))
     settings = RunSettings.resolve(bundle.manifest)
     for rgb in images:
         predictor.run(rgb, settings)
         advance()
     *before, last, answers = cache.columns()
-    taps = lensed_taps(model.spec)
-    tapped, reached = before[: len(taps)], before[len(taps) :]
-    return SeenTokens(tuple(reached), last, answers, tuple(cache.windows), dict(zip(taps, tapped, strict=True)))
+    columns = iter(before)
+    tapped = {tap: next(columns) for tap in lensed_taps(model.spec)}
+    entering = {layer: next(columns) for layer in between_gates(model.spec)}
+    reached = tuple(columns)
+    entering |= {gate.layer: at for gate, at in zip(model.spec.gates, reached, strict=True) if model.spec.pooled_keys}
+    return SeenTokens(reached, last, answers, tuple(cache.windows), tapped, entering)

@@ -2,7 +2,8 @@
 
 A gate is a softmax regression from a token to the share of each class in the final answer to its patch: minimising
 their cross-entropy is minimising the Kullback-Leibler divergence from the answer. A lens is a ridge regression from a
-token to what a later layer makes of it: one for each layer that the decode head reads.
+token to what a later layer makes of it: one for each layer that the decode head reads. Where layers behind a gate see
+pooled keys, one ridge regression a layer leads from what the lenses of all gates before it make to what enters it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dovit_deploy.families.heads import LinearTokenHead
 from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.progress import StepProgress
-from dovit_deploy.train.fitted import fit_head, fit_lens
+from dovit_deploy.train.fitted import RIDGE, Pairs, fit_head, fit_lens, fit_linear
 
 STEPS = 300
 """Of a gate."""
@@ -31,8 +32,9 @@ AT_ONCE = 16_384
 def fitted_parts(
     model: VisionTransformer, seen: SeenTokens, progress: StepProgress
 ) -> tuple[dict[str, Tensor], tuple[GateEntry, ...]]:
-    """Gates and lenses of `model` fitted to `seen`: their parameters by name, and how well the gates do."""
+    """Gates, lenses and maps of `model` fitted to `seen`: their parameters by name, and how well the gates do."""
     parts, fits, draw = dict[str, Tensor](), list[GateEntry](), np.random.default_rng(SEED)
+    lenses = dict[str, Lens]()
     for number, (gate, tokens) in enumerate(zip(model.spec.gates, seen.reached, strict=True)):
         progress.begin(f"fitting the gate before layer {gate.layer}")
         head = cast("TokenGate", model.gates[number]).head
@@ -42,15 +44,22 @@ def fitted_parts(
         fits.append(_gate_fit(gate.layer, fitted, seen, tokens))
         parts |= named_parts(f"gates.{number}.head.classifier", fitted)
         for name, wanted in _readers(model.spec, number, seen).items():
-            lens = Lens(model.spec)
+            lenses[name] = lens = Lens(model.spec)
             fit_lens(lens, tokens, wanted)
             parts |= named_parts(f"{name}.linear", lens.linear)
+    for layer, wanted in seen.entering.items():
+        progress.begin(f"fitting what layer {layer} sees of what has stopped")
+        before = [number for number, gate in enumerate(model.spec.gates) if gate.layer <= layer]
+        pairs = [Pairs(lenses[f"lenses.{number}"], seen.reached[number], wanted) for number in before]
+        linear = nn.Linear(model.spec.width, model.spec.width)
+        fit_linear(linear, pairs, ridge=RIDGE, relative=True)
+        parts |= named_parts(f"context_maps.{layer}", linear)
     return parts, tuple(fits)
 
 
 def _readers(spec: VisionTransformerSpec, number: int, seen: SeenTokens) -> dict[str, Tensor]:
     """The lenses of gate `number` by name, and what each is to show: (M, C) as the dense network has it there."""
-    if spec.answer != "lens":
+    if not spec.has_lenses:
         return {}
     taps = spec.lensed_taps(spec.gates[number])
     return {f"lenses.{number}": seen.last, **{f"tap_lenses.{number}.{tap}": seen.tapped[tap] for tap in taps}}

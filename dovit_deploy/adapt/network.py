@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from dovit_deploy.errors import UsageError
 from dovit_deploy.families.any_spec import AnySpec
 from dovit_deploy.families.parts import FcnHead, LinearHead, head_text
 from dovit_deploy.families.registry import family_of
-from dovit_deploy.families.vit.spec import VisionTransformerSpec
+from dovit_deploy.families.vit.spec import Context, VisionTransformerSpec
 from dovit_deploy.train.network import added_layers, gate_specs
 from dovit_deploy.train.rates import GATE_PARTS
 
 SUPPORTED = "dense vision transformers that segment: Segmenter, SETR, DINOv2 or DINOv3 or timm's with a head, EoMT"
+
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 
 NOTHING_STOPS = 1.0
 """Threshold at which no token is certain enough."""
@@ -66,8 +68,20 @@ def stopped_answer(spec: VisionTransformerSpec, wanted: str | None) -> Literal["
     return "lens" if wanted == "lens" or not alone else "gate"
 
 
+def stopped_context(wanted: str | None) -> Context:
+    """What layers behind a gate see of tokens that have stopped; raises UsageError for another than there are."""
+    found: Context | None = next((one for one in CONTEXTS if one == (wanted or CONTEXTS[0])), None)
+    if found is None:
+        raise UsageError(f"--context '{wanted}' given; there are: {', '.join(CONTEXTS)}")
+    return found
+
+
 def gated(
-    spec: VisionTransformerSpec, layers: Sequence[int] | None, *, answer: str | None = None
+    spec: VisionTransformerSpec,
+    layers: Sequence[int] | None,
+    *,
+    answer: str | None = None,
+    context: str | None = None,
 ) -> VisionTransformerSpec:
     """The network of `spec` with a gate before each of `layers`, and what answers for tokens that stop there.
 
@@ -78,9 +92,10 @@ def gated(
         spec: of a network that is `adaptable`.
         layers: None: 2, 5, 8 of 12, 6, 12, 18 of 24, else quarters, as far as tokens can stop there.
         answer: as `stopped_answer` takes it.
+        context: "none" or "pooled"; None: none.
 
     Raises:
-        UsageError: layers that do not rise, or where no gate can stand; or an answer that cannot be.
+        UsageError: layers that do not rise, or where no gate can stand; or an answer or a context that cannot be.
     """
     if layers is None:
         layers = [layer for layer in added_layers(spec.depth) if layer < spec.rejoin]
@@ -98,6 +113,7 @@ def gated(
         "family": "dovit",
         "gates": [gate.model_dump() for gate in gate_specs(tuple(layers), channels=0)],
         "answer": chosen,
+        "context": stopped_context(context),
         "tap_answer": "lens" if chosen == "lens" and spec.taps and spec.taps[-1] > layers[0] else "feature",
         "aggregate_rate": 1.0,
     }
@@ -105,7 +121,7 @@ def gated(
 
 
 def empty_parts(spec: VisionTransformerSpec) -> dict[str, Tensor]:
-    """The gates and lenses of `spec` by parameter name, zeros, to be fitted."""
+    """The gates, lenses and maps of pooled keys of `spec` by parameter name, zeros, to be fitted."""
     with torch.device("meta"):
         expected = family_of(spec).build(spec).state_dict()
     return {name: torch.zeros(one.shape) for name, one in expected.items() if name.partition(".")[0] in GATE_PARTS}

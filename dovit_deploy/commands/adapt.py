@@ -53,6 +53,13 @@ AnswerOption = Annotated[
         help="What answers for a stopped token; default: its gate, where the head looks at one token at a time.",
     ),
 ]
+ContextOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|pooled",
+        help="What layers behind a gate see of stopped tokens: nothing (default), or for each class their mean.",
+    ),
+]
 LimitOption = Annotated[
     int | None, typer.Option(metavar="N", help="Images that are taken at most, spread evenly; default: 256.")
 ]
@@ -83,6 +90,7 @@ def adapt(
     size: SizeOption = None,
     gates: GatesOption = None,
     answer: AnswerOption = None,
+    context: ContextOption = None,
     limit: LimitOption = None,
     labels: LabelsOption = None,
     minutes: MinutesOption = None,
@@ -110,10 +118,11 @@ def adapt(
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
-    from dovit_deploy.adapt.adapt import original_plan
+    from dovit_deploy.adapt.adapt import AdaptPlan, original_plan
     from dovit_deploy.adapt.distil import refuse_undistillable
     from dovit_deploy.adapt.images import check_limit
     from dovit_deploy.adapt.run_folder import folder_of
+    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
     from dovit_deploy.commands.adapt_report import show_adapted
     from dovit_deploy.commands.adapt_steps import AdaptRequest, adapted
     from dovit_deploy.commands.calibrate import promised_budget, unit_kind
@@ -128,7 +137,11 @@ def adapt(
     outputs = (target, original, None if distil is None else folder_of(target))
     targets.claim_report(json_file, inputs=inputs, outputs=outputs)
     layers = _gate_layers(gates)
-    plan = _plan(source, target, head=head, config=config, layers=layers, answer=answer, size=size, overwrite=overwrite)
+    wanted_size = arguments.size(size, option="--size")
+    dense = checkpoint_from_path(source, head=head, config=config)
+    plan = AdaptPlan.resolve(
+        dense, target, gates=layers, answer=answer, context=context, size=wanted_size, overwrite=overwrite
+    )
     if distil is not None:
         refuse_undistillable(plan.spec, plan.dense.source)
     _remark(plan, source, quiet=quiet, verbose=verbose)
@@ -213,25 +226,6 @@ def _distillation(
 def _claim_original(target: Path, inputs: targets.Inputs, *, overwrite: bool) -> Path:
     """Claim where the network as it was given is kept: NAME-dense.dovit beside NAME.dovit."""
     return targets.claim_bundle(None, target, inputs=inputs, overwrite=overwrite, added="-dense")
-
-
-def _plan(
-    source: Path,
-    target: Path,
-    *,
-    head: Path | None,
-    config: Path | None,
-    layers: tuple[int, ...] | None,
-    answer: str | None,
-    size: str | None,
-    overwrite: bool,
-) -> AdaptPlan:
-    from dovit_deploy.adapt.adapt import AdaptPlan
-    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
-
-    wanted = arguments.size(size, option="--size")
-    dense = checkpoint_from_path(source, head=head, config=config)
-    return AdaptPlan.resolve(dense, target, gates=layers, answer=answer, size=wanted, overwrite=overwrite)
 
 
 def _remark(plan: AdaptPlan, source: Path, *, quiet: bool, verbose: bool) -> None:

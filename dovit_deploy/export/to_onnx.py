@@ -1,8 +1,8 @@
 """How does one PyTorch module become one ONNX graph?
 
-By PyTorch's exporter, with standard operators. Attention, and the rotation of its queries and keys, alone stay one node
-each (`dovit.Attention`, `dovit.Rotation`), which the forms of a bundle lower in their own ways
-(`dovit_deploy/graphs/attention.py`).
+By PyTorch's exporter, with standard operators. Attention, with a bias of each key or without, and the rotation of its
+queries and keys alone stay one node each (`dovit.Attention`, `dovit.AttentionWithBias`, `dovit.Rotation`), which the
+forms of a bundle lower in their own ways (`dovit_deploy/graphs/attention.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from onnx.defs import OpSchema
 
 from dovit_deploy.bundle.interface import INDEX, KEPT, GraphInterface, Port
-from dovit_deploy.graphs.attention import ATTENTION, DOMAIN, ROTATION
+from dovit_deploy.graphs.attention import ATTENTION, ATTENTION_WITH_BIAS, DOMAIN, ROTATION
 from dovit_deploy.graphs.forms import EXPORTED
 from dovit_deploy.graphs.passes import applied
 
@@ -46,11 +46,16 @@ def _operator(name: str, inputs: tuple[str, ...], output: str) -> onnxscript.val
 
 
 _ATTENTION = _operator(ATTENTION, ("query", "key", "value"), "mixed")
+_ATTENTION_WITH_BIAS = _operator(ATTENTION_WITH_BIAS, ("query", "key", "value", "bias"), "mixed")
 _ROTATION = _operator(ROTATION, ("tokens", "cosines", "sines"), "turned")
 
 
 def _translate_attention(query: Any, key: Any, value: Any, heads: int) -> Any:  # noqa: ANN401
     return _ATTENTION(query, key, value, heads=heads)
+
+
+def _translate_attention_with_bias(query: Any, key: Any, value: Any, bias: Any, heads: int) -> Any:  # noqa: ANN401
+    return _ATTENTION_WITH_BIAS(query, key, value, bias, heads=heads)
 
 
 def _translate_rotation(tokens: Any, cosines: Any, sines: Any, heads: int) -> Any:  # noqa: ANN401
@@ -84,6 +89,7 @@ def onnx_from_module(module: torch.nn.Module, interface: GraphInterface, *, alwa
             dynamic_shapes=tuple(shapes),
             custom_translation_table={
                 torch.ops.dovit.attention.default: _translate_attention,
+                torch.ops.dovit.attention_with_bias.default: _translate_attention_with_bias,
                 torch.ops.dovit.rotation.default: _translate_rotation,
             },
             verbose=False,

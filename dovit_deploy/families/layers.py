@@ -24,25 +24,37 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 _LIBRARY = torch.library.Library("dovit", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("attention(Tensor query, Tensor key, Tensor value, int heads) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("attention_with_bias(Tensor query, Tensor key, Tensor value, Tensor bias, int heads) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return _attention_with_bias(query, key, value, None, heads)
+
+
+def _attention_with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, heads: int) -> Tensor:
     def split(tokens: Tensor) -> Tensor:
         # (..., n, C) -> (..., heads, n, C / heads)
         return tokens.reshape(*tokens.shape[:-1], heads, tokens.shape[-1] // heads).transpose(-3, -2)
 
-    mixed = functional.scaled_dot_product_attention(split(query), split(key), split(value))
+    added = None if bias is None else bias[None]
+    mixed = functional.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=added)
     return mixed.transpose(-3, -2).flatten(-2)
 
 
 # Composite: autograd and the FLOP counter look inside, while the exporter sees one node that it can lower
 # to standard operators or to a runtime's fused kernel.
 _LIBRARY.impl("attention", _attention, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("attention_with_bias", _attention_with_bias, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Multi-head attention of (..., n, C) queries over (..., m, C) keys and values; scale (C / heads)^-0.5."""
     return torch.ops.dovit.attention(query, key, value, heads)  # type: ignore[no-any-return]
+
+
+def attention_with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """`attention` of (n, C) queries over (m, C) keys and values, with `bias` (m,) added to the scores of each key."""
+    return torch.ops.dovit.attention_with_bias(query, key, value, bias, heads)  # type: ignore[no-any-return]
 
 
 def attend_turned(rotations: Rotations, attend: Attend = attention) -> Attend:
@@ -251,12 +263,15 @@ class PatchTransformer(nn.Module):
         tokens = torch.cat([self.extra_tokens, patches]) if self.spec.extra_tokens else patches
         return tokens if self.rotary is not None else tokens + self.positions
 
-    def attend_at(self, index: Tensor | None = None) -> Attend:
-        """The attention of the tokens `index` (n,), each turned by its own position; of all tokens without it."""
+    def attend_at(self, index: Tensor | None = None, attend: Attend = attention) -> Attend:
+        """The attention of the tokens `index` (n,), each turned by its own position; of all tokens without it.
+
+        `attend` is what mixes them then.
+        """
         if self.rotary is None:
-            return attention
+            return attend
         tables = self.rotary.tables
-        return attend_turned(tables if index is None else tables.at(index))
+        return attend_turned(tables if index is None else tables.at(index), attend)
 
 
 def positions_at_size(

@@ -1,9 +1,9 @@
 """How do `dovit.Attention` and `dovit.Rotation` become operators that a runtime knows?
 
 The networks export attention as one node (`dovit_deploy/export/to_onnx.py`), and so the rotation of its queries and
-keys where positions are rotary. Each form of a bundle lowers both: to standard operators (portable), or to ONNX
-Runtime's own kernels (fast). The passes require that the nodes' inputs are tokens (n, C) of known width, and ensure
-that no such node is left.
+keys where positions are rotary. `dovit.AttentionWithBias` also takes what is added to the scores of each key. Each form
+of a bundle lowers them: to standard operators (portable), or to ONNX Runtime's own kernels (fast). The passes require
+that the nodes' inputs are tokens (n, C) of known width, and ensure that no such node is left.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 DOMAIN, ATTENTION, ROTATION = "dovit", "Attention", "Rotation"
+ATTENTION_WITH_BIAS = "AttentionWithBias"
 CONTRIB = "com.microsoft"
 
 Lowering = Callable[["ir.Node", "ir.tape.Tape"], "ir.Value"]
@@ -30,7 +31,8 @@ def standard_attention(model: ir.Model) -> ir.passes.PassResult:
 
     Rotations become Split, Mul, Sub, Add and Concat.
     """
-    return result(model, modified=_lower(model, {ROTATION: _standard_rotation, ATTENTION: _standard}))
+    lowerings = {ROTATION: _standard_rotation, ATTENTION: _standard, ATTENTION_WITH_BIAS: _standard}
+    return result(model, modified=_lower(model, lowerings))
 
 
 def fused_attention(model: ir.Model) -> ir.passes.PassResult:
@@ -39,7 +41,8 @@ def fused_attention(model: ir.Model) -> ir.passes.PassResult:
     Rotations become `com.microsoft.RotaryEmbedding`, which adds at most 1 % to attention and its projections, where
     standard operators add 5 to 12 % (benchmarks/rotary.py).
     """
-    modified = _lower(model, {ROTATION: _fused_rotation, ATTENTION: _fused})
+    lowerings = {ROTATION: _fused_rotation, ATTENTION: _fused, ATTENTION_WITH_BIAS: _fused}
+    modified = _lower(model, lowerings)
     model.graph.opset_imports[CONTRIB] = 1
     return result(model, modified=modified)
 
@@ -84,7 +87,7 @@ def _unread(node: ir.Node) -> bool:
 
 def _standard(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
     tensor = packages.onnx_ir().tensor
-    query, key, value = (present(part) for part in node.inputs)
+    query, key, value, *bias = (present(part) for part in node.inputs)
     heads, width = node.attributes["heads"].as_int(), _width(query)
     base = str(node.outputs[0].name)
 
@@ -105,17 +108,34 @@ def _standard(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
     by_head = tape.op("Transpose", [tape.op("Reshape", [query, split])], heads_first)
     keys = tape.op("Transpose", [tape.op("Reshape", [key, split])], {"perm": [1, 2, 0]})
     values = tape.op("Transpose", [tape.op("Reshape", [value, values_split])], heads_first)
-    weights = tape.op("Softmax", [tape.op("MatMul", [by_head, keys])], {"axis": 2})
+    scores = tape.op("MatMul", [by_head, keys])
+    if bias:
+        scores = tape.op("Add", [scores, *bias])
+    weights = tape.op("Softmax", [scores], {"axis": 2})
     mixed = tape.op("Transpose", [tape.op("MatMul", [weights, values])], heads_first)
     return tape.op("Reshape", [mixed, join])
 
 
 def _fused(node: ir.Node, tape: ir.tape.Tape) -> ir.Value:
     batch = _batch_axis(tape)
-    parts = [_batched(present(part), batch, tape) for part in node.inputs]
+    parts: list[ir.Value | None] = [_batched(present(part), batch, tape) for part in node.inputs[:3]]
+    if len(node.inputs) > 3:
+        # Between the values and this it would take a bias of projections, and a mask.
+        parts += [None, None, _bias_of_rows(present(node.inputs[3]), present(node.inputs[0]), tape)]
     attributes = {"num_heads": node.attributes["heads"].as_int()}
     mixed = tape.op("MultiHeadAttention", parts, attributes, domain=CONTRIB)
     return tape.op("Squeeze", [mixed, batch])
+
+
+def _bias_of_rows(bias: ir.Value, query: ir.Value, tape: ir.tape.Tape) -> ir.Value:
+    """`bias` (m,) as (1, 1, n, m), the same for each query: made once for all layers that take it."""
+    made = next((user.outputs[0] for user in bias.consumers() if user.op_type == "Expand"), None)
+    if made is not None:
+        return made
+    ones = tape.initializer(packages.onnx_ir().tensor(np.ones(2, dtype=np.int64)), name="attention.batch_and_heads")
+    rows = tape.op("Shape", [query], {"start": 0, "end": 1})
+    shape = tape.op("Concat", [ones, rows, tape.op("Shape", [bias])], {"axis": 0})
+    return tape.op("Expand", [bias, shape])
 
 
 def _batch_axis(tape: ir.tape.Tape) -> ir.Value:

@@ -3,7 +3,8 @@
 CUDA graphs and tuned kernels want few sizes, so a token count is rounded up to the next of them. The padded form takes
 `valid` () int64 beside `index` (kept,): the first `valid` entries run, the others are padding. Padding never shows:
 
-- attention: keys of padding get a score of -inf, hence a weight of exactly 0;
+- attention: keys of padding get a score of -inf, hence a weight of exactly 0; keys that stand behind those of what runs
+  (pooled context) keep theirs;
 - wherever rows are written to their positions, padding writes what stood there, so stopped tokens keep their value,
   count as stopped, and have no confidence (NaN) and no label (-1).
 
@@ -58,10 +59,12 @@ class _Padding:
     """Values with one row for each entry of `index`."""
     scores: set[ir.Value] = field(default_factory=set)
     """Products of two of those: scores of attention."""
+    tails: dict[ir.Value, int] = field(default_factory=dict)
+    """Values of `running`, and scores by their keys -> how many rows of something else stand behind those."""
     masks: dict[ir.Value, ir.Value] = field(default_factory=dict)
     """Numbers of entries -> true for those that run."""
-    bias: ir.Value | None = None
-    """(n,) float32, added to scores: 0, or -inf where the key is padding."""
+    biases: dict[int, ir.Value] = field(default_factory=dict)
+    """Rows of something else -> (n + rows,) float32, added to scores: 0, or -inf where the key is padding."""
 
     def run(self) -> None:
         nodes = list(self.graph)
@@ -97,9 +100,26 @@ class _Padding:
             self.running.update(node.outputs if first in self.running else ())
         elif taken or any(value in self.running for value in node.inputs):
             self.running.update(node.outputs)
+        self._follow_tail(node)
         # Queries times keys, among others; a product with weights has only one such side.
-        if node.op_type == "MatMul" and all(value in self.running for value in node.inputs):
+        if (node.op_type == "MatMul" and all(value in self.running for value in node.inputs)) or (
+            node.op_type == "Add" and first in self.scores
+        ):
             self.scores.add(output)
+
+    def _follow_tail(self, node: ir.Node) -> None:
+        """Note how many rows of something else stand behind those of `index` in what `node` makes of them."""
+        inputs = [present(value) for value in node.inputs if value in self.running]
+        if not inputs or node.op_type == "ScatterND":
+            return
+        rows = max(self.tails.get(value, 0) for value in inputs)
+        if node.op_type == "Concat" and node.attributes["axis"].as_int() == 0 and node.inputs[0] in self.running:
+            rows += sum(_rows(present(value)) for value in node.inputs if value not in self.running)
+        elif node.op_type == "MatMul" and inputs[0] in self.tails:
+            # Over the keys, which are summed up here.
+            rows = 0
+        if rows:
+            self.tails.update(dict.fromkeys(node.outputs, rows))
 
     def _mask(self, entries: ir.Value, before: ir.Node) -> ir.Value:
         """(n,) bool: true for those of `entries` that run."""
@@ -121,14 +141,28 @@ class _Padding:
         return insert(scatter, "Where", [mask, updates, before], f"{name}.kept")
 
     def _without_padded_keys(self, softmax: ir.Node) -> ir.Value:
-        """Scores (h, n, n) of attention with -inf for the keys of padding."""
-        if self.bias is None:
-            runs = self._mask(self.entries[self.index], softmax)
+        """Scores (h, n, m) of attention with -inf for the keys of padding."""
+        scores = present(softmax.inputs[0])
+        tail, added = self.tails.get(scores, 0), scores.producer()
+        if added is not None and added.op_type == "Add":
+            # What is added to them already takes it in: one sum over all scores, not two.
+            parts = [added.inputs[1], self._bias(tail, added)]
+            added.replace_input_with(1, insert(added, "Add", parts, f"{scores.name}.bias"))
+            return scores
+        return insert(softmax, "Add", [scores, self._bias(tail, softmax)], f"{scores.name}.padded")
+
+    def _bias(self, tail: int, before: ir.Node) -> ir.Value:
+        """What is added to scores whose last `tail` keys are none of `index`."""
+        if 0 not in self.biases:
+            runs = self._mask(self.entries[self.index], before)
             nothing = constant(self.graph, "padding.nothing", np.asarray(0, np.float32))
             never = constant(self.graph, "padding.never", np.asarray(-np.inf, np.float32))
-            self.bias = insert(softmax, "Where", [runs, nothing, never], "padding.bias")
-        scores = present(softmax.inputs[0])
-        return insert(softmax, "Add", [scores, self.bias], f"{scores.name}.padded")
+            self.biases[0] = insert(before, "Where", [runs, nothing, never], "padding.bias")
+        if tail not in self.biases:
+            zeros = constant(self.graph, f"padding.seen{tail}", np.zeros(tail, np.float32))
+            parts = [self.biases[0], zeros]
+            self.biases[tail] = insert(before, "Concat", parts, f"padding.bias{tail}", {"axis": 0})
+        return self.biases[tail]
 
     def _uniform(self, value: ir.Value) -> ir.Value | None:
         """A scalar constant for a tensor that holds one value throughout, as NaN and -1; else None."""
@@ -139,6 +173,13 @@ class _Padding:
         if values.size == 0 or not np.array_equal(values, np.full_like(values, values.flat[0]), equal_nan=True):
             return None
         return constant(self.graph, f"{value.name}.uniform", np.asarray(values.flat[0]))
+
+
+def _rows(value: ir.Value) -> int:
+    """How many rows `value` has, whatever runs."""
+    rows = None if value.shape is None else value.shape[0]
+    assert isinstance(rows, int)
+    return rows
 
 
 def weighted_sums(model: ir.Model) -> ir.passes.PassResult:

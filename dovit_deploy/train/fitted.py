@@ -6,7 +6,7 @@ some seconds spares the run hundreds of steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -115,19 +115,51 @@ def fit_head(
 @torch.no_grad()
 def fit_lens(lens: Lens, tokens: Tensor, last: Tensor) -> None:
     """Ridge regression of a lens from `tokens` to `last`, both (M, C); a part of them at a time is in memory."""
-    parts = [slice(start, start + LENS_AT_ONCE) for start in range(0, len(tokens), LENS_AT_ONCE)]
-    # In double precision: the normal equations square the condition number.
-    mean, mean_wanted = (
-        sum((make(part).sum(0) for part in parts), torch.zeros((), dtype=torch.float64)) / len(tokens)
-        for make in (lambda part: lens.norm(tokens[part]).double(), lambda part: last[part].double())
-    )
+    fit_linear(lens.linear, [Pairs(lens.norm, tokens, last)], ridge=RIDGE)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What goes into a linear layer, and what is to come out."""
+
+    make: Callable[[Tensor], Tensor]
+    """(m, ...) of `tokens` -> (m, C)."""
+    tokens: Tensor
+    """(M, ...)."""
+    wanted: Tensor
+    """(M, C)."""
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Input and output, some rows at a time, in double precision: the normal equations square the condition."""
+        for start in range(0, len(self.tokens), LENS_AT_ONCE):
+            part = slice(start, start + LENS_AT_ONCE)
+            yield self.make(self.tokens[part]).double(), self.wanted[part].double()
+
+
+@torch.no_grad()
+def fit_linear(linear: nn.Linear, pairs: Sequence[Pairs], *, ridge: float, relative: bool = False) -> None:
+    """Ridge regression of a layer to all of `pairs`.
+
+    Args:
+        linear: gets weight and bias.
+        pairs: all of one width.
+        ridge: added to the diagonal of the inputs' covariance.
+        relative: it is a share of that diagonal's mean, where the inputs may be of any size.
+    """
+    count = sum(len(one.tokens) for one in pairs)
+    mean = mean_wanted = torch.zeros((), dtype=torch.float64)
+    for one in pairs:
+        for given, wanted in one.parts():
+            mean, mean_wanted = mean + given.sum(0), mean_wanted + wanted.sum(0)
+    mean, mean_wanted = mean / count, mean_wanted / count
     covariance = cross = torch.zeros((), dtype=torch.float64)
-    for part in parts:
-        given = lens.norm(tokens[part]).double() - mean
-        covariance = covariance + given.T @ given
-        cross = cross + given.T @ (last[part].double() - mean_wanted)
-    covariance = covariance / len(tokens)
-    covariance.diagonal().add_(RIDGE)
-    weight = torch.linalg.solve(covariance, cross / len(tokens)).T
-    lens.linear.weight.copy_(weight)
-    lens.linear.bias.copy_(mean_wanted - weight @ mean)
+    for one in pairs:
+        for given, wanted in one.parts():
+            centred = given - mean
+            covariance = covariance + centred.T @ centred
+            cross = cross + centred.T @ (wanted - mean_wanted)
+    covariance = covariance / count
+    covariance.diagonal().add_(ridge * (covariance.diagonal().mean() if relative else 1.0))
+    weight = torch.linalg.solve(covariance, cross / count).T
+    linear.weight.copy_(weight)
+    linear.bias.copy_(mean_wanted - weight @ mean)

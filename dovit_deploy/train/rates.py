@@ -13,7 +13,7 @@ EMBEDDINGS = frozenset({"extra_tokens", "positions", "class_tokens", "table"})
 """Last parts of the names of parameters that are looked up or joined, and multiply nothing."""
 BEFORE_LAYERS = ("stem", "positions", "extra_tokens")
 """First parts of the names of what makes tokens of pixels."""
-GATE_PARTS = ("gates", "lenses", "tap_lenses")
+GATE_PARTS = ("gates", "lenses", "tap_lenses", "context_maps")
 """First parts of the names of what belongs to gates."""
 
 

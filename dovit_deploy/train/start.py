@@ -103,6 +103,11 @@ def refuse_other_task(spec: AnySpec, classes: int, option: str, *, instead: str 
     """
     if not isinstance(spec, VisionTransformerSpec | EvoDeitSpec | StvitSegmenterSpec) or spec.task != "segmentation":
         raise ConfigError(f"{option}: a {spec.family} for {spec.task}; training starts from a segmenter")
+    if isinstance(spec, VisionTransformerSpec) and spec.pooled_keys:
+        raise ConfigError(
+            f"{option}: a network whose layers see what has stopped (context: pooled), which is not trained here; "
+            "give the one that it was made of"
+        )
     if isinstance(spec.head, QueryHead):
         raise ConfigError(f"{option}: a network whose queries answer ({spec.family}), which is not trained here")
     if spec.classes != classes:

@@ -84,6 +84,22 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         FeatureCache(tmp_path).append([torch.zeros(9_000, 4)])
 
 
+def test_tokens_are_kept_as_they_enter_each_layer_that_sees_pooled_keys(tmp_path: Path) -> None:
+    spec = tiny_spec(
+        head="linear", gate="linear", gates=(1, 3), size=(40, 56), depth=5, answer="gate", context="pooled"
+    )
+    model, bundle = planned(spec)
+    (image,) = images = [np.full((40, 56, 3), 70, np.uint8)]
+    seen = seen_from_images(model, bundle, images, count=1, folder=tmp_path, advance=lambda: None)
+    assert sorted(seen.entering) == [1, 2, 3, 4] and len(seen.reached) == 2
+    with torch.no_grad():
+        tokens = model.embed(torch.from_numpy(whole_input(image, bundle.manifest)))
+        for layer, block in enumerate(model.blocks):
+            if layer in seen.entering:
+                torch.testing.assert_close(seen.entering[layer], tokens[spec.extra_tokens :], atol=0, rtol=0)
+            tokens = block(tokens)
+
+
 def test_larger_images_slide_and_give_more_rows(tmp_path: Path) -> None:
     model, bundle = planned(stride=(20, 28))
     images = [np.zeros((60, 84, 3), np.uint8), np.zeros((40, 56, 3), np.uint8)]

@@ -84,6 +84,22 @@ def test_where_gates_answer_nothing_else_is_fitted(monkeypatch: pytest.MonkeyPat
     assert {name.partition(".")[0] for name in parts} == {"gates"}
 
 
+def test_each_layer_has_a_map_of_what_the_lenses_before_it_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 2)
+    spec = tiny_spec(head="linear", gate="linear", gates=(1, 3), depth=5, answer="gate", context="pooled")
+    model, seen = model_from_spec(spec, tiny_state(spec)), seen_tokens()
+    # What a lens makes of a token is what the last layer does, or nearly so.
+    near = replace(seen, last=seen.reached[0], reached=(seen.reached[0], seen.reached[0]))
+    seen = replace(near, entering={layer: (layer - 2.0) * near.last + layer for layer in (1, 2, 3, 4)})
+    parts, _ = fitted_parts(model, seen, Unseen())
+    assert parts.keys() == empty_parts(spec).keys()
+    model.load_state_dict(parts, strict=False)
+    for layer in (1, 2, 3, 4):
+        for lens in model.lenses:
+            mapped = model.context_maps[str(layer)](lens(near.last))
+            assert (mapped - seen.entering[layer]).abs().mean() < 0.3 * abs(layer - 2.0) + 1e-3
+
+
 @pytest.mark.parametrize("at_once", [7, 16_384])
 def test_moments_are_those_of_all_tokens(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(fitting, "AT_ONCE", at_once)

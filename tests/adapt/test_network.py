@@ -50,6 +50,20 @@ def test_every_layer_that_a_head_reads_behind_a_gate_gets_a_lens() -> None:
     assert gated(tiny_spec(gates=(), head="linear", depth=6, taps=(2, 4)), (2, 3)).tap_answer == "feature"
 
 
+def test_layers_behind_gates_see_what_stopped_where_that_is_asked_for() -> None:
+    dense = tiny_spec(gates=(), head="linear", depth=5)
+    assert gated(dense, (2, 3)) == gated(dense, (2, 3), context="none")
+    spec = gated(dense, (2, 3), context="pooled")
+    assert spec.context == "pooled" and spec.answer == "gate"
+    assert {name for name in empty_parts(spec) if name.endswith("weight")} == {
+        *("gates.0.head.classifier.weight", "gates.1.head.classifier.weight"),
+        *("lenses.0.linear.weight", "lenses.1.linear.weight"),
+        *(f"context_maps.{layer}.weight" for layer in (2, 3, 4)),
+    }
+    with pytest.raises(UsageError, match="--context 'all' given; there are: none, pooled"):
+        gated(dense, (2, 3), context="all")
+
+
 def test_no_gate_stands_where_queries_join() -> None:
     dense = tiny_spec(gates=(), head="query", depth=6)
     assert dense.rejoin == 4

@@ -102,6 +102,28 @@ def test_labels_give_a_second_table(call: Call, tmp_path: Path, monkeypatch: pyt
     assert code == 3 and "gives 4 classes" in err
 
 
+def test_layers_behind_gates_may_see_what_has_stopped(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fitting, "STEPS", 100)
+    given, images = saved_quiet(tmp_path / "dense", depth=3), write_images(tmp_path / "images", 8)
+    words = (given, images, "--gates", "1,2", "--quiet")
+    for context in ("none", "pooled"):
+        code, _, err = call(*words, "--context", context, "-o", f"{context}.dovit")
+        assert code == 0, err
+    plain, pooled = Bundle.open("none.dovit"), Bundle.open("pooled.dovit")
+    assert pooled.manifest.spec.model_dump() == {**plain.manifest.spec.model_dump(), "context": "pooled"}
+    np.testing.assert_array_equal(dense_logits(pooled), dense_logits(plain))
+    pixels = tiny_pixels(pooled.manifest.spec.size, seed=7).numpy()
+    with Session(plain, threads=1) as without, Session(pooled, threads=1) as beside:
+        keep = [np.arange(12).reshape(3, 4) % 3 > 0] * 2
+        (alone, cheap), (seeing, costly) = (one.run(pixels, keep=keep) for one in (without, beside))
+    assert cheap.kept == costly.kept and cheap.gmacs_actual < costly.gmacs_actual
+    assert np.abs(alone - seeing).max() > 1e-4
+    assert _run(_application(), ["inspect", "pooled.dovit"]) == 0
+    assert "behind gates 5 keys of what has stopped" in capsys.readouterr().out
+
+
 def dinov2_files(folder: Path) -> list[object]:
     """Backbone and linear head in two files, with what the keys do not show."""
     state = random_state(official.dinov2_map(), official.dinov2_spec())
@@ -155,6 +177,8 @@ def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkey
         (("dense", "images", "--gates", "2,9"), 2, "--gates 2,9: layers from 1 to 3 that rise are needed"),
         (("dense", "images", "--gates", "two"), 2, "--gates: 'two' given; layers separated by commas"),
         (("dense", "images", "--answer", "feature"), 2, "--answer 'feature' given; there are: gate, lens"),
+        (("dense", "images", "--context", "all"), 2, "--context 'all' given; there are: none, pooled"),
+        (("dense", "images", "--context", "pooled", "--minutes", "1"), 2, "leave out --context, or --minutes"),
         (("dense", "few"), 3, "3 images; at least 5 are needed"),
         (("dense", "empty"), 3, "no image in this folder"),
         (("dense", "nowhere"), 3, "no such file or folder"),

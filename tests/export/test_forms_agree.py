@@ -1,5 +1,5 @@
-"""Rotary positions, queries, and what answers for a stopped token, in every form of a graph: fast, int8, OpenVINO's,
-TensorRT's."""
+"""Rotary positions, queries, what answers for a stopped token and what is seen of it, in every form of a graph: fast,
+int8, OpenVINO's, TensorRT's."""
 
 from __future__ import annotations
 
@@ -40,12 +40,25 @@ SPECS = {
     "gates answer": tiny_spec(
         head="linear", gate="linear", gates=(1, 2), depth=3, size=(70, 120), extra_tokens=5, taps=(1,), answer="gate"
     ),
+    "pooled": tiny_spec(
+        head="linear",
+        gate="linear",
+        gates=(1, 2),
+        depth=3,
+        width=32,
+        size=(70, 120),
+        extra_tokens=5,
+        rotary=True,
+        answer="gate",
+        context="pooled",
+        aggregate_rate=1.0,
+    ),
 }
 SPEC = SPECS["rotary"]
 PIXELS = tiny_pixels(SPEC.size, 3).numpy()
 
 
-NAMES = ["rotary", "gates answer", pytest.param("queries", marks=pytest.mark.exhaustive)]
+NAMES = ["rotary", "gates answer", "pooled", pytest.param("queries", marks=pytest.mark.exhaustive)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,13 @@ def test_where_nothing_stops_gates_answer_nothing(made: Callable[[str], Made], e
         np.testing.assert_array_equal(session.run(PIXELS, keep=patterns()[0])[0], session.run(PIXELS, dense=True)[0])
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_where_nothing_stops_no_pooled_key_is_seen(made: Callable[[str], Made], engine: str) -> None:
+    with Session(made("pooled").bundle, engine=engine, threads=1) as session:
+        found, dense = session.run(PIXELS, keep=patterns()[0])[0], session.run(PIXELS, dense=True)[0]
+        np.testing.assert_allclose(found, dense, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "precision", "bucket", "tolerance"),
     [
@@ -108,6 +128,8 @@ def test_where_nothing_stops_gates_answer_nothing(made: Callable[[str], Made], e
         ("rotary", "fp32", 7, 1e-4),
         ("rotary", "fp16", 7, 3e-2),
         ("gates answer", "fp16", 7, 3e-2),
+        ("pooled", "fp32", 7, 1e-4),
+        ("pooled", "fp16", 7, 3e-2),
         pytest.param("queries", "fp32", 7, 1e-4, marks=pytest.mark.exhaustive),
         pytest.param("queries", "fp16", 7, 3e-2, marks=pytest.mark.exhaustive),
     ],
@@ -122,7 +144,7 @@ def test_tensorrts_forms_agree(
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["rotary", "gates answer"])
+@pytest.mark.parametrize("name", ["rotary", "gates answer", "pooled"])
 def test_the_merged_graph_decides_as_the_stages_do(made: Callable[[str], Made], name: str) -> None:
     bundle = made(name).bundle
     extra = bundle.manifest.spec.extra_tokens

@@ -75,6 +75,7 @@ def test_manifests_keep_their_keys_and_their_order(spec: ModelSpec, fields: tupl
         ({"head": "linear", "answer": "gate"}, "gates answer for what stops"),
         ({"taps": (1, 2)}, "on the tokens after 1, 2 and all layers"),
         ({"answer": "lens", "taps": (1, 2), "tap_answer": "lens"}, "a lens at each gate for every layer behind it"),
+        ({"context": "pooled"}, "behind gates 5 keys of what has stopped"),
         ({"mlp": "swiglu"}, None),
         ({"padding": "centre"}, None),
         ({"rotary": True}, "rotary positions"),
@@ -107,6 +108,8 @@ def test_taps_that_cannot_be_are_refused(options: dict[str, Any], words: str) ->
     [
         ({"answer": "gate"}, "gates answer where they and the decode head look at one token at a time"),
         ({"answer": "gate", "head": "linear", "gate": "setr"}, "look at one token at a time"),
+        ({"context": "pooled", "gate": "setr"}, "pooled by class where gates look at one token at a time"),
+        ({"context": "most"}, "'none' or 'pooled'"),
         (
             {"tap_answer": "lens", "taps": (1,)},
             "taps have lenses where the last layer has, and the answer is 'feature'",
@@ -128,6 +131,17 @@ def test_every_gate_before_a_tap_writes_what_it_sees_of_what_stops() -> None:
     ]
     (answers,) = tiny_spec(gates=(1, 3), head="linear", gate="linear", answer="gate").carried
     assert answers.shape == (20, 5), "the logits of each patch"
+
+
+def test_what_stopped_is_carried_as_sums_of_one_size() -> None:
+    spec = tiny_spec(gates=(1, 2, 3), depth=5, head="linear", gate="linear", answer="gate", context="pooled")
+    assert [(one.name, one.shape, one.given_by, one.taken_by) for one in spec.carried[1:]] == [
+        ("votes", (20, 5), (0, 1, 2), (1, 2, 3)),
+        ("context", (5, 17), (1, 2), (2, 3)),
+    ]
+    # Behind a single gate nothing had stopped before; without gates nothing stops.
+    assert [one.name for one in tiny_spec(gates=(1,), context="pooled").carried] == ["votes"]
+    assert tiny_spec(gates=(), context="pooled").carried == ()
 
 
 def test_what_nobody_makes_or_takes_is_not_carried() -> None:

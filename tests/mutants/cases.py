@@ -155,11 +155,28 @@ def tap_lenses() -> Case:
     return _stopping(spec, seed=15, stops=[5, 4, 3])
 
 
+def pooled() -> Case:
+    """Layers behind any of three gates see by class what has stopped, positions are rotary, and one class is empty."""
+    spec = tiny_spec(
+        head="linear",
+        gate="linear",
+        gates=(1, 2, 4),
+        depth=6,
+        classes=4,
+        extra_tokens=2,
+        rotary=True,
+        answer="gate",
+        context="pooled",
+        aggregate_rate=1.0,
+    )
+    return _stopping(spec, seed=16, stops=[7, 4, 2])
+
+
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
     for function in (
         *(mask, grid, distilled, tenth, twentieth, certain, quiet_mask, quiet_grid),
-        *(rotary, queries, all_stop, lens, tapped, gate_answers, tap_lenses),
+        *(rotary, queries, all_stop, lens, tapped, gate_answers, tap_lenses, pooled),
     )
 }
 

@@ -82,6 +82,7 @@ def cost_is_what_the_naive_count_gives() -> None:
         tiny_spec(head="linear", gate="linear", taps=(1, 2)),
         tiny_spec(head="fcn", gate="linear", taps=(1, 2), answer="gate"),
         tiny_spec(head="linear", gate="linear", taps=(1, 2), answer="lens", tap_answer="lens"),
+        tiny_spec(head="linear", gate="linear", answer="gate", context="pooled"),
         tiny_spec(mlp="swiglu", extra_tokens=5),
     ):
         kept = [spec.tokens, spec.tokens - 7, spec.extra_tokens]
@@ -128,7 +129,7 @@ def a_batch_gives_each_image_what_it_gives_alone() -> None:
 def the_session_runs_what_the_naive_reference_runs() -> None:
     """Counts and logits of the runtime's loop, in the reference engine."""
     # All but the first pass more than tokens from stage to stage.
-    for chosen in map(case, ("mask", "lens", "tapped", "gate_answers", "tap_lenses")):
+    for chosen in map(case, ("mask", "lens", "tapped", "gate_answers", "tap_lenses", "pooled")):
         with tempfile.TemporaryDirectory() as folder, _session(chosen, Path(folder)) as session:
             logits, report = session.run(chosen.pixels.numpy())
         assert not isinstance(report, list)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.mutants import (
     backbone_mutants,
+    context_mutants,
     cost_mutants,
     evovit_mutants,
     gate_mutants,
@@ -26,6 +27,7 @@ ROOMS = (
     rotary_mutants,
     backbone_mutants,
     query_mutants,
+    context_mutants,
     cost_mutants,
     evovit_mutants,
     stvit_mutants,

@@ -89,6 +89,7 @@ def saved(folder, spec):
     [
         (tiny_spec(head="linear", rotary=True), {"family": "evovit"}, "turns queries and keys by position"),
         (tiny_spec(head="query", gates=(1,)), {}, "queries answer .*is not trained here"),
+        (tiny_spec(gates=(1,), context="pooled"), {}, "layers see what has stopped .*is not trained here"),
     ],
     ids=["rotary positions in Evo-ViT", "queries"],
 )

@@ -31,9 +31,13 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         spec, running = self.spec, self.spec.counts if kept is None else kept
         stages = zip(spec.stage_layers, running, strict=True)
         layers = sum((last - first) * self._layer(n) for (first, last), n in stages) + self._joined()
+        if kept is not None:
+            later = zip(spec.stage_layers[1:], running[1:], strict=True)
+            layers += sum((last - first) * self._context(n) for (first, last), n in later)
         # A gate is evaluated on what entered the stage that it ends; the dense network has none.
         before = zip(spec.gates, running[:-1], strict=True) if kept is not None else ()
         gates = sum(self._gate(gate.head, n - spec.extra_tokens) + self._lenses(gate, n) for gate, n in before)
+        gates += sum(self._pooling() for _ in spec.gates) if kept is not None else 0
         stem = stem_macs(spec.stem, patch=spec.patch, width=spec.width, grid=spec.grid)
         # Where gates answer, the head is asked for what ran to the end alone.
         asked = running[-1] - spec.extra_tokens if spec.gates and spec.answer == "gate" else spec.patches
@@ -48,6 +52,16 @@ class VisionTransformerCost(CostModel[VisionTransformerSpec]):
         if not isinstance(self.spec.head, QueryHead):
             return 0
         return self.spec.head.joined * self._layer(self.spec.tokens + self.spec.head.queries)
+
+    def _context(self, running: int) -> int:
+        """Of pooled keys in one layer: map, key and value of each, and attention to them."""
+        keys, width = self.spec.pooled_keys, self.spec.width
+        return keys * (3 * width**2 + 2 * running * width)
+
+    def _pooling(self) -> int:
+        """Of what stopped at one gate: sums by class, which are products with ones and zeros, and a lens of each."""
+        keys, width = self.spec.pooled_keys, self.spec.width
+        return keys * (self.spec.patches * width + width**2)
 
     def _gate(self, head: LinearHead | FcnHead | SetrHead, running: int) -> int:
         """A per-token head sees running patches only; an up-sampling one mixes neighbours and sees the grid."""

@@ -7,7 +7,7 @@ Without gates (Segmenter, SETR) it is one stage. Every stage looks at one image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -22,12 +22,13 @@ from dovit_deploy.families.heads import (
     grid_from_tokens,
     token_head_from_spec,
 )
-from dovit_deploy.families.layers import Attend, PatchTransformer, positions_at_size
+from dovit_deploy.families.layers import Attend, Block, PatchTransformer, positions_at_size
 from dovit_deploy.families.parts import GateSpec, SetrHead
 from dovit_deploy.families.registry import Family
 from dovit_deploy.families.rotary import COSINES, SINES
 from dovit_deploy.families.stages import ImageOutput, whole_stages
 from dovit_deploy.families.tokens import aggregate, aggregate_limit, partition, put_back, scatter_from, take
+from dovit_deploy.families.vit.context import Beside, ContextMaps, keys_from_sums, members, with_stopped
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 
 
@@ -51,21 +52,28 @@ class VisionTransformer(PatchTransformer):
             rotary=spec.rotary,
         )
         self.gates = nn.ModuleList(gate_from_spec(gate, spec, trainable=trainable) for gate in spec.gates)
-        self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.answer == "lens")
+        self.lenses = nn.ModuleList(Lens(spec) for _ in spec.gates if spec.has_lenses)
         self.tap_lenses = nn.ModuleList(
             nn.ModuleDict({str(tap): Lens(spec) for tap in spec.lensed_taps(gate)}) for gate in spec.gates
         )
+        pooling = range(spec.gates[0].layer, spec.rejoin) if spec.pooled_keys else range(0)
+        self.context_maps = ContextMaps(pooling, spec.width)
         self.head = decode_head_from_spec(spec.head, spec.head_width, spec.classes, trainable=trainable)
 
     def lenses_of_taps(self, gate: int) -> dict[int, nn.Module]:
         """The lenses of gate `gate` for taps behind it, by tap."""
         return {int(tap): lens for tap, lens in cast("nn.ModuleDict", self.tap_lenses[gate]).items()}
 
-    def run_layers(self, tokens: Tensor, layers: tuple[int, int], attend: Attend) -> tuple[Tensor, dict[int, Tensor]]:
-        """`tokens` (n, C) after `layers`, first and one past the last, and as they were at each tap."""
+    def run_layers(
+        self, tokens: Tensor, layers: tuple[int, int], attend: Attend | Mapping[int, Attend]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """`tokens` (n, C) after `layers`, first and one past the last, and as they were at each tap.
+
+        `attend` is the attention of all these layers, or of each.
+        """
         tapped = {}
         for layer in range(*layers):
-            tokens = self.blocks[layer](tokens, attend)
+            tokens = self.blocks[layer](tokens, attend[layer] if isinstance(attend, Mapping) else attend)
             if layer + 1 in self.spec.taps:
                 tapped[layer + 1] = tokens
         return tokens, tapped
@@ -157,6 +165,11 @@ class TokenGate(nn.Module):
         # Extra tokens come first and are never judged.
         return self.head(take(tokens, index[self.extra :]))  # type: ignore[no-any-return]
 
+    def votes(self, logits: Tensor, index: Tensor) -> Tensor:
+        """(N, K): what the `logits` of `look` make each patch among `index` (E + n,) out to be; zeros of the others."""
+        nothing = torch.zeros(self.total - self.extra, logits.shape[1], device=logits.device)
+        return put_back(nothing, index[self.extra :] - self.extra, logits.softmax(1))
+
     def decide(self, logits: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor) -> Decision:
         """What follows from the `logits` of `look`."""
         running, probabilities = index[self.extra :], logits.softmax(1)
@@ -239,14 +252,18 @@ class _Stage(nn.Module):
         """
         model, answers = self.model, dict[str, Tensor]()
         gate = model.gates[self.number]
-        if model.spec.answer == "gate":
-            judge = cast("TokenGate", gate)
-            answers["answers"] = judge.look(tokens, index)
-            return judge.decide(answers["answers"], index, thresholds, floor), answers
-        if model.lenses:
+        if model.spec.answer == "lens":
             answers["answers"] = model.lenses[self.number](running)
         answers |= {f"tap{tap}": lens(running) for tap, lens in model.lenses_of_taps(self.number).items()}
-        return gate(tokens, index, thresholds, floor), answers
+        if model.spec.answer != "gate" and not model.spec.pooled_keys:
+            return gate(tokens, index, thresholds, floor), answers
+        judge = cast("TokenGate", gate)
+        logits = judge.look(tokens, index)
+        if model.spec.answer == "gate":
+            answers["answers"] = logits
+        if model.spec.pooled_keys:
+            answers["votes"] = judge.votes(logits, index)
+        return judge.decide(logits, index, thresholds, floor), answers
 
 
 class FirstStage(_Stage):
@@ -280,16 +297,38 @@ class _LaterStage(_Stage):
         """`tokens` (E + N, C) after this stage's layers ran on rows `index` (kept,)."""
         return put_back(tokens, index, self.run(tokens, index)[0])
 
-    def run(self, tokens: Tensor, index: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C): (kept, C), also at each tap."""
+    def pooled(self, tokens: Tensor, index: Tensor, taken: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of what has stopped before this stage, by name; empty: no layer sees them.
+
+        Of the patches that ran to the gate before, those that are not among `index` (kept,) stopped there.
+        """
+        if not self.model.spec.pooled_keys:
+            return {}
+        lens, extra = cast("Lens", self.model.lenses[self.number - 1]), self.model.spec.extra_tokens
+        chosen = members(taken["votes"], self.patches(index))
+        return {"context": with_stopped(lens, tokens[extra:], chosen, taken.get("context"))}
+
+    def run(self, tokens: Tensor, index: Tensor, context: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+        """What this stage's layers make of rows `index` (kept,) of `tokens` (E + N, C): (kept, C), also at each tap.
+
+        `context` are the sums of what has stopped, where layers see them.
+        """
         # The aggregate enters the sequence, so that the running tokens attend to what has stopped.
         class_token = aggregate(tokens, index, self.limit)
         running = torch.cat([class_token, take(tokens, index[1:])])
-        layers, attend = self.model.spec.stage_layers[self.number], self.model.attend_at(index)
-        return self.model.run_layers(running, layers, attend)
+        model, layers = self.model, self.model.spec.stage_layers[self.number]
+        if context is None:
+            return model.run_layers(running, layers, model.attend_at(index))
+        beside = Beside.of(model.context_maps, keys_from_sums(context, model.spec.patches), index)
+        blocks = {layer: cast("Block", model.blocks[layer]) for layer in range(*layers)}
+        attend = {layer: model.attend_at(index, beside.attend(layer, block)) for layer, block in blocks.items()}
+        return model.run_layers(running, layers, attend)
 
     def renewed(self, name: str, value: Tensor, before: Tensor, index: Tensor) -> Tensor:
         """What is carried as `name`, `before`, with the rows of what ran written anew: `value`, of `index` (kept,)."""
+        if name == "votes":
+            # Whoever asks for them wants to know what ran to the last gate alone.
+            return value
         if name == "answers" and self.model.spec.answer == "gate":
             return put_back(before, self.patches(index), value)
         return put_back(before, index, value)
@@ -320,11 +359,12 @@ class MiddleStage(_LaterStage):
         self, tokens: Tensor, index: Tensor, thresholds: Tensor, floor: Tensor, *carried: Tensor
     ) -> tuple[Tensor, ...]:
         taken = dict(zip(self.takes, carried, strict=True))
-        running, tapped = self.run(tokens, index)
+        context = self.pooled(tokens, index, taken)
+        running, tapped = self.run(tokens, index, **context)
         after = put_back(tokens, index, running)
         decision, answers = self.gated(after, running, index, thresholds, floor)
         given = {name: self.renewed(name, value, taken[name], index) for name, value in answers.items()}
-        given |= self.at_taps(tapped, tokens, index, taken)
+        given |= context | self.at_taps(tapped, tokens, index, taken)
         return (after, *decision, *(given[name] for name in self.gives))
 
 
@@ -333,7 +373,7 @@ class LastStage(_LaterStage):
 
     def forward(self, tokens: Tensor, index: Tensor, *carried: Tensor) -> Tensor:
         taken = dict(zip(self.takes, carried, strict=True))
-        running, tapped = self.run(tokens, index)
+        running, tapped = self.run(tokens, index, **self.pooled(tokens, index, taken))
         if self.model.spec.answer == "gate":
             return self.gates_answer(running, index, taken, tapped)
         seen = taken | self.at_taps(tapped, tokens, index, taken)

@@ -39,12 +39,13 @@ from dovit_deploy.families.parts import (
 )
 from dovit_deploy.families.spec import Carried, Grid, ModelSpec, Size
 
-ADDED = frozenset({"answer", "mlp", "padding", "rotary", "tap_answer", "tap_norm", "taps"})
+ADDED = frozenset({"answer", "context", "mlp", "padding", "rotary", "tap_answer", "tap_norm", "taps"})
 """Fields that came after version 0.3: written only where they are not at their default, so that what older versions
 wrote stays the same byte for byte, and they read what does not use these options."""
 
 
 Answer = Literal["feature", "gate", "lens"]
+Context = Literal["none", "pooled"]
 
 
 class VisionTransformerSpec(ModelSpec):
@@ -80,6 +81,9 @@ class VisionTransformerSpec(ModelSpec):
     """What the decode head sees of a stopped token in place of the last layer's. feature: the value that it stopped
     with, as published; lens: an affine map of that, one for each gate, to what the last layer would have made of it.
     gate: nothing, and the logits of the gate are its answer; for heads that look at one token at a time."""
+    context: Context = "none"
+    """What layers behind a gate see of tokens that have stopped. none: nothing, as published; pooled: for each class
+    one more key and value, of the mean of those that their gates took for it."""
     taps: tuple[Layers, ...] = Field(default=(), max_length=MOST_STAGES)
     """The decode head also sees every token as it is after so many layers: these channels first, then those of the last
     layer."""
@@ -123,6 +127,8 @@ class VisionTransformerSpec(ModelSpec):
             raise ValueError("gates answer where they and the decode head look at one token at a time")
         if self.tap_answer == "lens" and self.answer != "lens":
             raise ValueError(f"taps have lenses where the last layer has, and the answer is '{self.answer}'")
+        if self.context == "pooled" and any(isinstance(gate.head, SetrHead) for gate in self.gates):
+            raise ValueError("what stops is pooled by class where gates look at one token at a time")
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -160,19 +166,40 @@ class VisionTransformerSpec(ModelSpec):
         return (self.tokens,) * len(self.stage_layers)
 
     @property
+    def pooled_keys(self) -> int:
+        """How many keys layers behind a gate have beside those of what runs."""
+        return self.classes if self.gates and self.context == "pooled" else 0
+
+    @property
+    def has_lenses(self) -> bool:
+        """Each gate has a lens to the last layer's space: for the decode head, for pooled keys, or for both."""
+        return self.answer == "lens" or self.pooled_keys > 0
+
+    @property
     def head_width(self) -> int:
         """Channels of a token as the decode head sees it."""
         return (len(self.taps) + 1) * self.width
 
     @property
     def carried(self) -> tuple[Carried, ...]:
-        gates, taps = len(self.gates), [self._carried_tap(tap) for tap in self.taps]
-        found = [tap for tap in taps if tap.given_by]
+        gates, found = len(self.gates), list[Carried]()
         if gates and self.answer != "feature":
             size = (self.patches, self.classes) if self.answer == "gate" else (self.tokens, self.width)
             # Every gate writes the answers of what ran to it; whatever stopped before keeps the one that it has.
-            found.insert(0, Carried("answers", size, tuple(range(gates)), tuple(range(1, gates + 1))))
-        return tuple(found)
+            found.append(Carried("answers", size, tuple(range(gates)), tuple(range(1, gates + 1))))
+        if self.pooled_keys:
+            found += self._carried_context()
+        return (*found, *(tap for tap in map(self._carried_tap, self.taps) if tap.given_by))
+
+    def _carried_context(self) -> list[Carried]:
+        """What each gate took each patch that ran to it for, and, behind the second, the sums of what stopped before.
+
+        Which of the patches stop is known to the next stage alone, from its `index`.
+        """
+        gates = len(self.gates)
+        votes = Carried("votes", (self.patches, self.classes), tuple(range(gates)), tuple(range(1, gates + 1)))
+        sums = Carried("context", (self.classes, self.width + 1), tuple(range(1, gates)), tuple(range(2, gates + 1)))
+        return [votes, sums] if gates > 1 else [votes]
 
     def _carried_tap(self, tap: int) -> Carried:
         gates, stage = len(self.gates), next(k for k, (_, last) in enumerate(self.stage_layers) if tap <= last)
@@ -196,6 +223,8 @@ class VisionTransformerSpec(ModelSpec):
         backbone += ", SwiGLU" if self.mlp == "swiglu" else ""
         if self.rotary:
             backbone += ", rotary positions"
+        if self.pooled_keys:
+            backbone += f", behind gates {self.pooled_keys} keys of what has stopped"
         head = head_text(self.head)
         if self.taps:
             head += f", on the tokens after {', '.join(map(str, self.taps))} and all layers"

@@ -123,6 +123,20 @@ def test_plugins_are_layers_of_the_engine(bundle: Bundle, package: TensorRtPacka
     assert calls.count("TokenScatterValid") == 1
 
 
+def test_a_stage_that_sees_what_has_stopped(package: TensorRtPackage, tmp_path: Path) -> None:
+    """Sums by class are a product of matrices whose rows follow from an index of open length; keys are more than rows."""
+    spec = tiny_spec(
+        head="linear", gate="linear", width=64, heads=2, gates=(1, 2), depth=3, answer="gate", context="pooled"
+    )
+    pooled = export_tiny(spec, tmp_path / "pooled.dovit")[0]
+    (tmp_path / "built").mkdir()
+    outcome = stage1(pooled, tmp_path / "built", package, plugins=False)
+    assert outcome.layers is not None
+    assert outcome.layers.host_syncs == 0 and outcome.layers.attention == 1
+    carried = {tensor.name: (tensor.dtype, tensor.shape) for tensor in outcome.tensors if "context" in tensor.name}
+    assert carried == {"carry.context": ("float16", (5, 65))}
+
+
 def test_all_stages_in_one_engine(tiny_bundle_path: Path, package: TensorRtPackage, tmp_path: Path) -> None:
     """In half precision; the plugins decide its sizes, so that the host must wait within a run, once a gate."""
     tiny = Bundle.open(tiny_bundle_path)

@@ -64,6 +64,7 @@ def cases(draw: some.DrawFn, *, least_gates: int) -> Case:
         extra_tokens=draw(some.sampled_from([1, 2, 5])),
         aggregate_rate=draw(some.sampled_from([0.1, 0.3])),
         answer=answer,
+        context=draw(some.sampled_from(["none", "pooled"])) if gate != "setr" else "none",
         taps=draw(some.sampled_from([(), (1, 2, 3), (depth - 1,)])),
         tap_answer=draw(some.sampled_from(["feature", "lens"])) if answer == "lens" else "feature",
         tap_norm=draw(some.booleans()),

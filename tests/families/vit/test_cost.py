@@ -30,6 +30,12 @@ SPECS = {
     "linear head, lenses of taps": tiny_spec(
         head="linear", gate="linear", gates=(1, 2), taps=(1, 3), answer="lens", tap_answer="lens"
     ),
+    "linear head, pooled context": tiny_spec(
+        head="linear", gate="linear", gates=(1, 2), answer="gate", context="pooled", classes=7
+    ),
+    "queries, lens, pooled context": tiny_spec(
+        head="query", gate="fcn", gates=(1, 2), depth=5, answer="lens", context="pooled"
+    ),
     "distilled, no gates": tiny_spec(gates=(), extra_tokens=2),
     "queries, lens": tiny_spec(head="query", gate="linear", gates=(1, 2), depth=5, answer="lens"),
     "rotary positions": tiny_spec(head="linear", extra_tokens=5, rotary=True),
