@@ -20,11 +20,14 @@ from dovit_deploy.families.heads import LinearTokenHead
 from dovit_deploy.families.vit.network import Lens, TokenGate, VisionTransformer
 from dovit_deploy.families.vit.spec import VisionTransformerSpec
 from dovit_deploy.progress import StepProgress
-from dovit_deploy.train.fitted import RIDGE, Pairs, fit_head, fit_lens, fit_linear
+from dovit_deploy.train.fitted import Pairs, fit_head, fit_lens, fit_linear
 
 STEPS = 300
 """Of a gate."""
 SEED = 0
+MAP_RIDGE = 1e-4
+"""Of the maps of pooled keys: a share of the mean diagonal, since what lenses make has channels of very different size.
+A hundred times as much gave back less: 0.23 instead of 0.28 points at 30 % saved, on 20 images of CamVid."""
 AT_ONCE = 16_384
 """Tokens whose moments, or whose gate's answers, are computed together."""
 
@@ -52,7 +55,7 @@ def fitted_parts(
         before = [number for number, gate in enumerate(model.spec.gates) if gate.layer <= layer]
         pairs = [Pairs(lenses[f"lenses.{number}"], seen.reached[number], wanted) for number in before]
         linear = nn.Linear(model.spec.width, model.spec.width)
-        fit_linear(linear, pairs, ridge=RIDGE, relative=True)
+        fit_linear(linear, pairs, ridge=MAP_RIDGE, relative=True)
         parts |= named_parts(f"context_maps.{layer}", linear)
     return parts, tuple(fits)
 

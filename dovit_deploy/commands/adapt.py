@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -118,11 +118,9 @@ def adapt(
     # A missing package is reported before the checkpoint, perhaps gigabytes, is read.
     for package in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "PIL"):
         packages.load(package)
-    from dovit_deploy.adapt.adapt import AdaptPlan, original_plan
-    from dovit_deploy.adapt.distil import refuse_undistillable
+    from dovit_deploy.adapt.adapt import original_plan
     from dovit_deploy.adapt.images import check_limit
     from dovit_deploy.adapt.run_folder import folder_of
-    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
     from dovit_deploy.commands.adapt_report import show_adapted
     from dovit_deploy.commands.adapt_steps import AdaptRequest, adapted
     from dovit_deploy.commands.calibrate import promised_budget, unit_kind
@@ -136,14 +134,8 @@ def adapt(
     original = _claim_original(target, inputs, overwrite=overwrite) if keep_dense else None
     outputs = (target, original, None if distil is None else folder_of(target))
     targets.claim_report(json_file, inputs=inputs, outputs=outputs)
-    layers = _gate_layers(gates)
-    wanted_size = arguments.size(size, option="--size")
-    dense = checkpoint_from_path(source, head=head, config=config)
-    plan = AdaptPlan.resolve(
-        dense, target, gates=layers, answer=answer, context=context, size=wanted_size, overwrite=overwrite
-    )
-    if distil is not None:
-        refuse_undistillable(plan.spec, plan.dense.source)
+    parts = _GateParts(gates, answer, context, tuned=distil is not None)
+    plan = _plan(source, target, parts, head=head, config=config, size=size, overwrite=overwrite)
     _remark(plan, source, quiet=quiet, verbose=verbose)
     wanted = AdaptRequest(
         given=given,
@@ -226,6 +218,46 @@ def _distillation(
 def _claim_original(target: Path, inputs: targets.Inputs, *, overwrite: bool) -> Path:
     """Claim where the network as it was given is kept: NAME-dense.dovit beside NAME.dovit."""
     return targets.claim_bundle(None, target, inputs=inputs, overwrite=overwrite, added="-dense")
+
+
+class _GateParts(NamedTuple):
+    """What is added to the network, as the flags say it."""
+
+    layers: str | None
+    answer: str | None
+    context: str | None
+    tuned: bool
+    """The network is to be fine-tuned with them."""
+
+
+def _plan(
+    source: Path,
+    target: Path,
+    parts: _GateParts,
+    *,
+    head: Path | None,
+    config: Path | None,
+    size: str | None,
+    overwrite: bool,
+) -> AdaptPlan:
+    from dovit_deploy.adapt.adapt import AdaptPlan
+    from dovit_deploy.adapt.distil import refuse_undistillable
+    from dovit_deploy.checkpoints.checkpoint import checkpoint_from_path
+
+    wanted = arguments.size(size, option="--size")
+    dense = checkpoint_from_path(source, head=head, config=config)
+    plan = AdaptPlan.resolve(
+        dense,
+        target,
+        gates=_gate_layers(parts.layers),
+        answer=parts.answer,
+        context=parts.context,
+        size=wanted,
+        overwrite=overwrite,
+    )
+    if parts.tuned:
+        refuse_undistillable(plan.spec, plan.dense.source)
+    return plan
 
 
 def _remark(plan: AdaptPlan, source: Path, *, quiet: bool, verbose: bool) -> None:

@@ -91,7 +91,7 @@ def saved(folder, spec):
         (tiny_spec(head="query", gates=(1,)), {}, "queries answer .*is not trained here"),
         (tiny_spec(gates=(1,), context="pooled"), {}, "layers see what has stopped .*is not trained here"),
     ],
-    ids=["rotary positions in Evo-ViT", "queries"],
+    ids=["rotary positions in Evo-ViT", "queries", "pooled context"],
 )
 def test_what_is_not_trained_is_refused(tmp_path, spec, choice, message):
     path = saved(tmp_path / "made", spec)

@@ -13,18 +13,27 @@ behind its norm, so that it is asked once a class, for the mean of the tokens' n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from dovit_deploy.families.layers import Attend, Block, attention_with_bias
 
-if TYPE_CHECKING:
-    from dovit_deploy.families.vit.network import Lens
-
 EMPTY = -1e4
 """Added to the scores of a class that nothing has stopped as: finite, also in float16, and e to it is 0."""
+
+
+class AffineLens(Protocol):
+    """A gate's lens: a norm without weights, and a linear layer."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """(..., C) -> (..., C)."""
+
+    @property
+    def linear(self) -> nn.Module:
+        """(..., C) -> (..., C)."""
 
 
 class PooledKeys(NamedTuple):
@@ -51,7 +60,7 @@ def members(votes: Tensor, running: Tensor) -> Tensor:
     return chosen.to(votes.dtype) * stopped[:, None]
 
 
-def with_stopped(lens: Lens, patches: Tensor, chosen: Tensor, before: Tensor | None) -> Tensor:
+def with_stopped(lens: AffineLens, patches: Tensor, chosen: Tensor, before: Tensor | None) -> Tensor:
     """The sums (K, C + 1) with what stopped at one gate: of what its lens makes of them, and how many, in shares.
 
     Args:
