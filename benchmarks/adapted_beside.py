@@ -27,7 +27,7 @@ from dovit_deploy.runtime.session import Session
 from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.sources.images import read_image
 
-FloatArray = NDArray[np.float64]
+AgreementCurves = NDArray[np.float64]
 THRESHOLDS = (0.99, 0.98, 0.96, 0.91, 0.83)
 
 
@@ -41,7 +41,7 @@ def held_out(folder: Path, taken: int, count: int) -> list[Path]:
     return [others[number] for number in spread(len(others), count)]
 
 
-def curves(sessions: Sequence[Session], paths: Sequence[Path], thresholds: Sequence[float]) -> FloatArray:
+def curves(sessions: Sequence[Session], paths: Sequence[Path], thresholds: Sequence[float]) -> AgreementCurves:
     """(images, sessions, thresholds, 2): share of the MACs saved, and of the pixels with the dense class."""
     found = np.zeros((len(paths), len(sessions), len(thresholds), 2))
     predictors = [Predictor(session) for session in sessions]
@@ -58,7 +58,7 @@ def curves(sessions: Sequence[Session], paths: Sequence[Path], thresholds: Seque
     return found
 
 
-def gains(found: FloatArray, nothing: float) -> tuple[FloatArray, FloatArray]:
+def gains(found: AgreementCurves, nothing: float) -> tuple[AgreementCurves, AgreementCurves]:
     """(images, thresholds): what the first one's curve has where the second saves as much, and how much more that has.
 
     Args:
@@ -74,7 +74,7 @@ def gains(found: FloatArray, nothing: float) -> tuple[FloatArray, FloatArray]:
     return beside, found[:, 1, :, 1] - beside
 
 
-def rows_of(found: FloatArray, thresholds: Sequence[float], nothing: float) -> list[dict[str, object]]:
+def rows_of(found: AgreementCurves, thresholds: Sequence[float], nothing: float) -> list[dict[str, object]]:
     """A row a threshold: means over the images, and the interval of the gain."""
     beside, more = gains(found, nothing)
     rows: list[dict[str, object]] = []
