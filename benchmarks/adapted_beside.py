@@ -28,7 +28,7 @@ from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.sources.images import read_image
 
 AgreementCurves = NDArray[np.float64]
-THRESHOLDS = (0.99, 0.98, 0.96, 0.91, 0.83)
+THRESHOLDS = (0.99, 0.98, 0.95, 0.9)
 
 
 def held_out(folder: Path, taken: int, count: int) -> list[Path]:

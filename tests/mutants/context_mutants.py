@@ -53,7 +53,7 @@ def every_layer_takes_the_next_ones_map(patch: Patch) -> None:
 
 
 @CATALOGUE.add(caught_by="pooled")
-def keys_are_not_normed(patch: Patch) -> None:
+def pooled_keys_are_not_normed(patch: Patch) -> None:
     attend = Beside.attend
 
     def bare(self: Any, layer: int, block: Any) -> Any:
