@@ -69,6 +69,7 @@ ARGUMENTS = {
     "train": ("missing",),
     "view": ("missing.dovit", "image.png"),
     "build": ("missing.dovit",),
+    "triton": ("missing.dovit", "-o", "models"),
     "cache": ("ls",),
     "inspect": ("missing.dovit",),
     "doctor": (),
