@@ -83,7 +83,7 @@ class TimedCall:
 
 
 def processor_ms(processes: list[int]) -> float:
-    """Processor time of all threads of these processes so far; Linux reports it to the nanosecond."""
+    """Processor time of all threads of these processes so far; Linux counts it at each of its ticks."""
     threads = (path for number in processes for path in Path("/proc", str(number), "task").glob("*/schedstat"))
     return sum(int(path.read_text().split()[0]) for path in threads) / 1e6
 
