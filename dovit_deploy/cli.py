@@ -15,6 +15,7 @@ from dovit_deploy import __version__
 from dovit_deploy.commands import targets
 from dovit_deploy.commands.adapt import adapt
 from dovit_deploy.commands.arguments import CommonFlags, VerbCommand
+from dovit_deploy.commands.batch import batch
 from dovit_deploy.commands.bench import bench
 from dovit_deploy.commands.build import build
 from dovit_deploy.commands.cache import cache
@@ -40,7 +41,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 VERBS: tuple[Callable[..., None], ...] = (
-    *(run, export, adapt, bench, evaluate, calibrate, train),
+    *(run, batch, export, adapt, bench, evaluate, calibrate, train),
     *(view, build, triton, cache, inspect, doctor),
 )
 

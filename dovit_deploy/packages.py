@@ -59,6 +59,8 @@ OPTIONAL = {
         OptionalPackage("pycuda.driver", "GPU memory by --cuda-memory pycuda", "pip install 'dovit-deploy[pycuda]'"),
         OptionalPackage("tensorrt", "TensorRT engines", "pip install 'dovit-deploy[tensorrt]'"),
         OptionalPackage("tensorrt_rtx", "TensorRT engines for RTX GPUs", "pip install 'dovit-deploy[tensorrt-rtx]'"),
+        OptionalPackage("ray", "dovit batch", "pip install 'dovit-deploy[ray]'"),
+        OptionalPackage("pyarrow", "lists and figures in Parquet", "pip install 'dovit-deploy[ray]'"),
         OptionalPackage("jinja2", "pages to look at", "pip install 'dovit-deploy[report]'"),
         OptionalPackage("matplotlib", "plots", "pip install 'dovit-deploy[report]'"),
     )
@@ -176,6 +178,30 @@ def matplotlib_figure() -> Any:  # noqa: ANN401
 def supervision() -> Any:  # noqa: ANN401
     """Roboflow's supervision, which some users annotate with."""
     return load("supervision")
+
+
+def ray() -> Any:  # noqa: ANN401
+    """Ray, which reports nothing home."""
+    # Read when Ray begins.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # A warning of what a later version will do; nothing here asks for a GPU of Ray's.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Its own processes write pages to stderr when one of them is killed, which is no error here. Set it to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    return load("ray")
+
+
+def ray_data() -> Any:  # noqa: ANN401
+    """Ray Data, which passes blocks as tables of pyarrow."""
+    ray()
+    load("pyarrow")
+    return importlib.import_module("ray.data")
+
+
+def pyarrow_parquet() -> Any:  # noqa: ANN401
+    """pyarrow's Parquet files."""
+    load("pyarrow")
+    return importlib.import_module("pyarrow.parquet")
 
 
 def pyav() -> Any | None:  # noqa: ANN401

@@ -72,7 +72,7 @@ def run(
     from dovit_deploy.sources.open import open_source
 
     # What is wrong with the flags alone is found before anything is opened.
-    action = _checked_action(audit, on_drift, dense=dense, threshold=threshold, deadline_ms=deadline_ms)
+    action = checked_action(audit, on_drift, dense=dense, threshold=threshold, deadline_ms=deadline_ms)
     between = _between(every, on_drift, hold=hold, warp=warp)
     step, runs = _steps(every, between)
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
@@ -87,16 +87,17 @@ def run(
     ) as frames:
         _refuse_inputs(folder, frames)
         opened = _opened(path, classes, between, frames)
-        painted, page = _painted_and_page(_kinds(named, opened.manifest, frames, quiet=quiet), source)
-        settings = _settings(opened.manifest, thresholds, dense=dense, deadline=timed)
+        kinds = kinds_of(named, opened.manifest, video=frames.video is not None, quiet=quiet)
+        painted, page = painted_and_page(kinds, source)
+        settings = settings_of(opened.manifest, thresholds, dense=dense, deadline=timed)
         ahead, options = FramesAhead(frames), EngineOptions(cuda_memory, trust_engine)
-        audits = _audits(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
-        sizes = _images(frames, action), _windows(opened.manifest, frames, ahead)
-        given = arguments.thresholds(threshold), precision, _threads(threads, deadline=timed)
+        audits = audits_of(opened, settings, audit, action, own=threshold is None, stream=frames.kind != "images")
+        sizes = _images(frames, action), windows_of(opened.manifest, frames, ahead)
+        given = arguments.thresholds(threshold), precision, numbered_threads(threads, deadline=timed)
         wanted = Wanted(settings, *given, *sizes, options, deadline=timed, audited=audit is not None, every=runs)
-        chosen = _chosen(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
+        chosen = chosen_engine(opened, engine, wanted, source=frames, ahead=ahead, quiet=quiet)
         with chosen.session as session:
-            settings = _within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
+            settings = settings_within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
             plan = RunPlan(
                 *(folder, overwrite, painted, settings, step, not no_legend, chosen.at_once, page, audits, between)
             )
@@ -113,7 +114,7 @@ def run(
     _raise_unless_complete(outcome, folder, frames)
 
 
-def _checked_action(
+def checked_action(
     audit: int | None, on_drift: str | None, *, dense: bool, threshold: str | None, deadline_ms: float | None
 ) -> DriftAction | None:
     """What is done about drift, None where nothing is audited; raises UsageError for flags that contradict."""
@@ -166,9 +167,10 @@ def _action(audit: int | None, on_drift: str | None, *, dense: bool, deadline: b
     return action
 
 
-def _audits(
+def audits_of(
     bundle: Bundle, settings: RunSettings, every: int | None, action: DriftAction | None, *, own: bool, stream: bool
 ) -> AuditPlan | None:
+    """How often which answers are compared with the dense ones; None where none is."""
     from dovit_deploy.runtime.audit import audit_plan
 
     if every is None or action is None:
@@ -181,7 +183,7 @@ def _drifted(alarm: DriftAlarm) -> None:
     console.remark(drift_line(alarm), quiet=False)
 
 
-def _settings(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:
+def settings_of(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:
     """What the flags say of which tokens stop; a deadline only whether the model can have one."""
     from dovit_deploy.runtime.deadline import refuse_fixed_counts
     from dovit_deploy.runtime.settings import RunSettings
@@ -196,7 +198,7 @@ def _failed(line: str) -> None:
     console.remark(line, quiet=False)
 
 
-def _threads(threads: int | None, *, deadline: bool) -> int | None:
+def numbered_threads(threads: int | None, *, deadline: bool) -> int | None:
     """As given; a number where time is predicted."""
     from dovit_deploy.runtime.latencies import numbered
 
@@ -219,7 +221,7 @@ def _images(source: Source, action: DriftAction | None) -> int | None:
     return source.count if source.kind == "images" and action in (None, "warn") else None
 
 
-def _windows(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:
+def windows_of(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:
     """How many windows slide over an image, by the first that can be read: several may be run at once."""
     from dovit_deploy.runtime.transforms import window_count
 
@@ -230,7 +232,9 @@ def _windows(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:
     return window_count((first[0].rgb.shape[0], first[0].rgb.shape[1]), preprocessing, size) if first else 1
 
 
-def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool) -> Chosen:
+def chosen_engine(
+    bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool
+) -> Chosen:
     """The engine named, or the one that is chosen for `--engine auto`."""
     from dovit_deploy.runtime.auto import chosen_session, named_session, slow_precision
 
@@ -242,7 +246,7 @@ def _chosen(bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahea
     return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
 
 
-def _within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: bool) -> RunSettings:
+def settings_within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: bool) -> RunSettings:
     """The settings of the run, with its deadline, which a latency model of this machine keeps."""
     from dovit_deploy.runtime.latencies import deadline_here
     from dovit_deploy.runtime.workers import rounds_of
@@ -292,20 +296,27 @@ def _output_folder(source: str, output: Path | None, *, inputs: targets.Inputs, 
 
 def _opened(path: Path, classes: Path | None, between: Between | None, source: Source) -> Bundle:
     """The bundle with the names of `--classes`; raises UsageError where frames cannot be filled in with its answers."""
+    from dovit_deploy.runtime.between import refuse_unfit
+
+    bundle = opened_bundle(path, classes)
+    if between is not None:
+        refuse_unfit(between, source, bundle.manifest)
+    return bundle
+
+
+def opened_bundle(path: Path, classes: Path | None) -> Bundle:
+    """The bundle with the names of `--classes`."""
     from dovit_deploy.bundle.bundle import Bundle
     from dovit_deploy.bundle.class_files import classes_from_file
     from dovit_deploy.bundle.manifest import renamed
-    from dovit_deploy.runtime.between import refuse_unfit
 
     bundle = Bundle.open(path)
-    if between is not None:
-        refuse_unfit(between, source, bundle.manifest)
     if classes is None:
         return bundle
     return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
 
 
-def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *, quiet: bool) -> tuple[str, ...]:
+def kinds_of(named: tuple[str, ...] | None, manifest: Manifest, *, video: bool, quiet: bool) -> tuple[str, ...]:
     """What is written, each kind once: what `--save` names, or the default of the task and source.
 
     Raises:
@@ -325,7 +336,7 @@ def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *,
         if "cityscapes" in kinds:
             label_ids([entry.name for entry in manifest.classes])
         return kinds
-    kinds = task.images_default if source.video is None else task.video_default
+    kinds = task.video_default if video else task.images_default
     try:
         packages.load("jinja2")
     except PackageMissing as error:
@@ -334,7 +345,7 @@ def _kinds(named: tuple[str, ...] | None, manifest: Manifest, source: Source, *,
     return kinds
 
 
-def _painted_and_page(kinds: tuple[str, ...], source: str) -> tuple[tuple[str, ...], PagePlan | None]:
+def painted_and_page(kinds: tuple[str, ...], source: str) -> tuple[tuple[str, ...], PagePlan | None]:
     """What is painted of each frame, and what the page says of the run, if there is one."""
     from dovit_deploy.runtime.outputs import REPORT
     from dovit_deploy.runtime.run_page import PagePlan

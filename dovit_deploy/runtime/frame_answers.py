@@ -45,6 +45,11 @@ class FrameAnswers:
             filling.note(self._former)
         return self._former
 
+    def against(self, frame: Frame, result: ImageResult, dense: RunSettings) -> Audited:
+        """What running `frame` with the settings `dense` shows of `result`."""
+        other = self.run(frame, dense)
+        return Audited(result.differing(other), other.timing.total - other.timing.decode)
+
     def run(self, frame: Frame, settings: RunSettings) -> ImageResult:
         """The answer with these settings, whatever came before."""
         return self._predictor.run(frame.rgb, settings, decode_ms=frame.decode_ms)
@@ -78,8 +83,7 @@ class Auditing:
         """What running `frame` dense shows of `result`; None: it is not audited, or nothing was computed for it."""
         if self.audit is None or result.tokens.still or not self.audit.takes(frame):
             return None
-        dense = self._answers.run(frame, self._dense)
-        audited = Audited(result.differing(dense), dense.timing.total - dense.timing.decode)
+        audited = self._answers.against(frame, result, self._dense)
         if self._at_once:
             self._observe(frame, audited)
         return audited

@@ -74,16 +74,25 @@ class RunOutputs(Closing):
         kinds: some of `PAINTED`, and `COCO`.
         every: the source gives every n-th frame only.
         legend: letter classes and figures on overlays, and a key below the maps of tokens.
+        rated: letter frames per second; else each frame's latency, where they were computed at another time.
     """
 
     def __init__(
-        self, folder: Path, source: Source, *, kinds: tuple[str, ...], every: int = 1, legend: bool = True
+        self,
+        folder: Path,
+        source: Source,
+        *,
+        kinds: tuple[str, ...],
+        every: int = 1,
+        legend: bool = True,
+        rated: bool = True,
     ) -> None:
         self._folder, self._every, self._legend = folder, every, legend
         self._kinds = tuple(kind for kind in kinds if kind != COCO)
         self._video = source.video
         # One image has a latency and no rate.
-        self._rate = None if source.video is None and source.count == 1 else FrameRate()
+        alone = source.video is None and source.count == 1
+        self._rate = FrameRate() if rated and not alone else None
         self._rating = threading.Lock()
         self._names = names_from_paths(source.paths, source.root) if isinstance(source, ImageSource) else {}
         self._writers: dict[str, VideoWriter] = {}

@@ -86,6 +86,8 @@ class RunPlan:
     """Frames that run dense, too; settings that change with what they show are for one image at a time."""
     between: Between | None = None
     """Frames of a video that do not run, and what they take; None: all run."""
+    answers: FrameAnswers | None = None
+    """Those that were computed before; None: the session answers."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,11 @@ def _work_through(
     drifted: Callable[[DriftAlarm], None] | None,
 ) -> _Work:
     workers, failures = plan.at_once.images, list[FailedFrame]()
-    answer = FrameAnswers(session, plan.settings, plan.at_once, plan.between)
+    answer = plan.answers or FrameAnswers(session, plan.settings, plan.at_once, plan.between)
     auditing = Auditing(answer, plan.audit, drifted)
     report = RunReport(folder / ROWS)
-    outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend)
+    rated = plan.answers is None
+    outputs = RunOutputs(folder, source, kinds=plan.kinds, every=plan.every, legend=plan.legend, rated=rated)
     album = None if plan.page is None else Album(video=source.kind != "images")
 
     def predict(frame: Frame) -> _Predicted:

@@ -196,11 +196,12 @@ class ImageSource(Closing):
         self.warnings: list[str] = []
         self.count = selection.thin(len(paths))
         self._max_pixels = max_pixels
-        self._wanted = list(enumerate(paths))[:: selection.every][: selection.max_frames]
-        self.paths = tuple(path for _, path in self._wanted)
+        self.wanted = list(enumerate(paths))[:: selection.every][: selection.max_frames]
+        """Each file that is read, with its position in the source."""
+        self.paths = tuple(path for _, path in self.wanted)
 
     def __iter__(self) -> Iterator[Frame | FailedFrame]:
-        for index, path in self._wanted:
+        for index, path in self.wanted:
             try:
                 frame = _frame_from_file(path, index=index, max_pixels=self._max_pixels)
                 self._note_hdr(path)

@@ -243,6 +243,11 @@ class FrameClock:
         # Both the ticks and n / rate are whole multiples of it.
         return Fraction(1, math.lcm(self._tick.denominator, self._rate.numerator))
 
+    @property
+    def shifted(self) -> bool:
+        """Whether a stamp did not grow, so that times no longer follow from their own stamps alone."""
+        return self._shift != 0
+
     def time(self, stamp: int | None, *, index: int) -> Fraction:
         """Seconds of the frame with this time stamp; a frame without one is at index / rate.
 

@@ -68,7 +68,7 @@ class VideoReader(Closing):
         self._path = path
         self._selection = selection
         self._max_pixels = max_pixels
-        self._decoder = self._opened()
+        self._decoder = self.opened_decoder()
         try:
             self._first = self._first_frame()
         except BaseException:
@@ -80,7 +80,7 @@ class VideoReader(Closing):
         self.video = VideoInfo(
             size=upright_size(self._size[0], self._size[1], self._orientation),
             rate=self._decoder.rate,
-            time_base=CLOCK_TICK if self._decoder.timed_by_clock else self._clock().time_base,
+            time_base=CLOCK_TICK if self._decoder.timed_by_clock else self.clock().time_base,
             has_audio=bool(self._decoder.container.streams.audio),
             path=path,
         )
@@ -91,7 +91,7 @@ class VideoReader(Closing):
         selector = Selector(self._selection)
         began = time.perf_counter()
         for index, time_s, frame in selector.select(self._timed_frames()):
-            rgb = self._rgb(frame)
+            rgb = self.rgb_of(frame)
             decode_ms = (time.perf_counter() - began) * 1e3
             yield Frame(rgb=rgb, index=index, source=self.name, time_s=time_s, decode_ms=decode_ms)
             # Only from here on: what the caller does with a frame is not decoding.
@@ -109,7 +109,8 @@ class VideoReader(Closing):
         # The generator refers back to the reader: without this, megabytes wait for the garbage collector.
         self._frames: Iterator[Any] = iter(())
 
-    def _opened(self) -> VideoDecoder:
+    def opened_decoder(self) -> VideoDecoder:
+        """Another decoder of the same file or stream, at its beginning; the caller closes it."""
         return VideoDecoder(self._av, self._address, name=self.name, path=self._path, max_pixels=self._max_pixels)
 
     def _first_frame(self) -> Any:  # noqa: ANN401
@@ -125,7 +126,8 @@ class VideoReader(Closing):
         check_pixels(self.name, width=self._size[1], height=self._size[0], max_pixels=max_pixels)
         return first
 
-    def _clock(self) -> FrameClock:
+    def clock(self) -> FrameClock:
+        """What turns the time stamps of this video into seconds, from its beginning."""
         decoder = self._decoder
         return FrameClock(
             tick=Fraction(decoder.stream.time_base),
@@ -143,14 +145,14 @@ class VideoReader(Closing):
             sought = self._sought(start, self._path)
             if sought is None:
                 self.close()
-                self._decoder = self._opened()
+                self._decoder = self.opened_decoder()
                 frames = self._decoder.frames()
             else:
                 index, frames = sought
         if self._decoder.timed_by_clock:
             yield from _timed_on_arrival(frames)
             return
-        clock = self._clock()
+        clock = self.clock()
         stamped = self._decoder.has_time_stamps
         for number, frame in enumerate(frames, start=index):
             yield number, clock.time(frame.pts if stamped else None, index=number), frame
@@ -160,7 +162,7 @@ class VideoReader(Closing):
 
         The frame after the seek must not be after `start`; otherwise frames would be missing.
         """
-        decoder, clock = self._decoder, self._clock()
+        decoder, clock = self._decoder, self.clock()
         # A tick early, so that a key frame exactly at `start` is not the first frame seen, which proves nothing.
         stamp = (decoder.stream.start_time or 0) + math.floor(start / decoder.stream.time_base) - 1
         try:
@@ -176,7 +178,7 @@ class VideoReader(Closing):
                 return None if before is None else (before, itertools.chain([frame], frames))
         return None
 
-    def _rgb(self, frame: Any) -> RGB:  # noqa: ANN401
+    def rgb_of(self, frame: Any) -> RGB:  # noqa: ANN401
         """(H, W, 3) upright, with square pixels; a stream that changes its size is brought back to its first."""
         height, width = self._size
         rgb: RGB = frame.to_ndarray(format="rgb24", height=height, width=width)
@@ -191,7 +193,7 @@ def _timed_on_arrival(frames: Iterator[Any]) -> Iterator[tuple[int, Fraction, An
         yield index, last, frame
 
 
-class VideoDecoder:
+class VideoDecoder(Closing):
     """Compressed packets of one file's or stream's best video track to decoded frames, through damage.
 
     `frames()` decodes from the current position; afterwards `shortfall()` says whether all promised frames came.
@@ -243,6 +245,11 @@ class VideoDecoder:
         return Fraction(aspect) if aspect else None
 
     @property
+    def fault(self) -> str | None:
+        """What ended the reading of packets before the end of the file, or cut the last one off."""
+        return self._fault
+
+    @property
     def has_constant_rate(self) -> bool:
         """Whether the mean rate is also the smallest step between frames."""
         return bool(self.stream.average_rate and self.stream.average_rate == self.stream.base_rate)
@@ -285,7 +292,7 @@ class VideoDecoder:
 
         An error in reading ends the iteration; `shortfall()` then gives the reason.
         """
-        for packet in self._packets():
+        for packet in self.packets():
             try:
                 frames = self.stream.codec_context.decode(packet)
             except self._av.FFmpegError:
@@ -321,6 +328,14 @@ class VideoDecoder:
             av.FFmpegError: this container cannot.
         """
         self.container.seek(stamp, stream=self.stream, backward=True)
+
+    def sought(self, stamp: int) -> bool:
+        """`seek`, and whether the container can."""
+        try:
+            self.seek(stamp)
+        except self._av.FFmpegError:
+            return False
+        return True
 
     def packets_before(self, path: Path, stamp: int) -> int | None:
         """How many frames of the file are shown before `stamp`; None if its packets do not show it.
@@ -360,7 +375,7 @@ class VideoDecoder:
         """Close the file or connection; may be called twice."""
         self.container.close()
 
-    def _packets(self) -> Iterator[Any]:
+    def packets(self) -> Iterator[Any]:
         """Packets of the stream, then None, which makes the decoder give out what it still holds."""
         cut = False
         try:
