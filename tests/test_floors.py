@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engines", "sources"),
     ("runtime",),
     ("datasets", "triton", "view"),
+    ("batch", "datasets", "view"),
     ("measure", "export"),
     ("calibrate", "train"),
     ("adapt",),
@@ -61,6 +62,8 @@ OPTIONAL = {
     "supervision",
     "pycuda",
     "cuda",
+    "ray",
+    "pyarrow",
 }
 
 LONGEST_FILE, LONGEST_FUNCTION = 450, 80

@@ -21,6 +21,7 @@ from dovit_deploy.pages.page import (
     PageSection,
     PageTable,
     Paragraph,
+    Part,
     facts_table,
     html_from_page,
     machine_table,
@@ -34,7 +35,7 @@ ROWS_AT_ONCE = 4096
 EXTREMES = 10
 """Clips that the page names, the hardest and the easiest."""
 
-Summary = dict[str, Any]
+ArchiveSummary = dict[str, Any]
 
 
 def _schema() -> Any:  # noqa: ANN401  pyarrow comes with Ray
@@ -105,7 +106,7 @@ def _row(clip: str, entry: FrameEntry) -> dict[str, Any]:
 
 def write_archive(
     folder: BatchFolder, sources: Sequence[BatchSource], outcome: BatchOutcome, *, command: str, page: bool
-) -> Summary:
+) -> ArchiveSummary:
     """Write what is said of the archive beside the results of its sources; the summary.
 
     Args:
@@ -132,7 +133,7 @@ def write_archive(
     return summary
 
 
-def _summary(folder: BatchFolder, sources: Sequence[BatchSource], outcome: BatchOutcome) -> Summary:
+def _summary(folder: BatchFolder, sources: Sequence[BatchSource], outcome: BatchOutcome) -> ArchiveSummary:
     merged = [source for source in sources if source.number in outcome.merged]
     notes = outcome.merged
     frames = sum(note.frames for note in notes.values())
@@ -186,7 +187,11 @@ def page_from_archive(summary: Mapping[str, Any], command: str) -> Page:
         sections.append(PageSection("Not read", (PageTable("Sources", ("source", "why"), rows, wide=True),)))
     settings = [("engine", f"{summary['engine']} {summary['precision']}"), ("command", command)]
     mixed = [Paragraph(f"{entry['source']}: computed with different {entry['what']}") for entry in summary["mixed"]]
-    about = (facts_table("Settings", settings), *mixed, machine_table(summary["machine"], summary["versions"]))
+    about: tuple[Part, ...] = (
+        facts_table("Settings", settings),
+        *mixed,
+        machine_table(summary["machine"], summary["versions"]),
+    )
     sections.append(PageSection("How it was made", about))
     return Page("dovit batch", plural(summary["sources"], "source"), facts, tuple(sections))
 

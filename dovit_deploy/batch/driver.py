@@ -13,7 +13,7 @@ from itertools import chain, pairwise
 from typing import Protocol
 
 from dovit_deploy.batch.folder import BatchFolder, MergeNote
-from dovit_deploy.batch.parts import Origin, PartMarker, answers_of
+from dovit_deploy.batch.parts import PartMarker, PartOrigin, answers_of
 from dovit_deploy.batch.recorded import NotAsRecorded, RecordedAnswers, frames_as_recorded
 from dovit_deploy.batch.rows import BatchRow, BatchSource, refuse_changed
 from dovit_deploy.batch.work import RowOutcome, WorkPlan, outcome_of
@@ -230,7 +230,7 @@ class Driver:
         self._folder.clear(self._rows[source.number])
 
 
-def _unlike(origins: Sequence[Origin]) -> str | None:
+def _unlike(origins: Sequence[PartOrigin]) -> str | None:
     """In what the machines or versions differ that computed a source; None: in nothing."""
     facts = {"instruction sets": "features", "versions of packages": "versions"}
     unlike = [name for name, fact in facts.items() if len({str(getattr(origin, fact)) for origin in origins}) > 1]

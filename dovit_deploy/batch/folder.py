@@ -30,7 +30,7 @@ SUFFIX = ".batch"
 RECORD, PARTS, RESULTS, TABLES = "batch.json", "parts", "results", "tables"
 
 
-class Asked(Record):
+class BatchAsked(Record):
     """What a batch was asked for, as far as it bears on what is computed or written."""
 
     bundle: str
@@ -54,7 +54,7 @@ class ChosenOnce(Record):
     """By which a deadline is kept."""
     rounds: int = 1
 
-    def digest(self, asked: Asked) -> str:
+    def digest(self, asked: BatchAsked) -> str:
         """Of everything that an answer depends on."""
         return hashlib.sha256(f"{asked.model_dump_json()}{self.model_dump_json()}".encode()).hexdigest()[:16]
 
@@ -63,7 +63,7 @@ class BatchRecord(Record):
     """What a batch began with."""
 
     tool: str = f"dovit-deploy {__version__}"
-    asked: Asked
+    asked: BatchAsked
     chosen: ChosenOnce
 
 
@@ -137,7 +137,7 @@ class BatchFolder:
             ) from error
         return cls(path, record)
 
-    def refuse_other(self, asked: Asked) -> None:
+    def refuse_other(self, asked: BatchAsked) -> None:
         """Raise UsageError where this batch was asked for something else."""
         begun = self.record.asked
         if begun == asked:
@@ -145,7 +145,7 @@ class BatchFolder:
         what = "another bundle" if begun.bundle != asked.bundle else "other sources"
         if begun.flags != asked.flags:
             names = sorted({name for name, _ in begun.flags.items() ^ asked.flags.items()})
-            what = ", ".join(f"{name} {begun.flags.get(name, 'not given')}" for name in names)
+            what = f"another value of {', '.join(names)}"
         raise UsageError(f"--resume: {self.path} was begun with {what}; give the same, or begin again: --overwrite")
 
     def marker(self, row: BatchRow) -> PartMarker | None:

@@ -85,7 +85,7 @@ Entry = FrameEntry | FailedEntry
 _ENTRIES = TypeAdapter(list[FrameEntry | FailedEntry])
 
 
-class Origin(Record):
+class PartOrigin(Record):
     """What computed a part: parts that differ in it may differ in their answers' last bits."""
 
     bundle: str
@@ -103,7 +103,7 @@ class PartMarker(Record):
     row: str
     fingerprint: str
     """Of the source, as it was read."""
-    origin: Origin
+    origin: PartOrigin
     files: tuple[str, ...]
     frames: int
     first: str
@@ -138,7 +138,7 @@ def answered_from_result(frame: Frame, digest: str, result: ImageResult, audited
     """What is kept of the answer to a frame."""
     tokens, timing = result.tokens, result.timing
     grids = [grid.ravel() for window in tokens.windows for grid in window.report.keep]
-    classified = isinstance(result, ClassificationResult)
+    classes = result.classes if isinstance(result, ClassificationResult) else None
     entry = FrameEntry(
         index=frame.index,
         source=frame.source,
@@ -152,11 +152,11 @@ def answered_from_result(frame: Frame, digest: str, result: ImageResult, audited
         region=None if tokens.region is None else _of_region(tokens.region),
         still=tokens.still,
         audited=None if audited is None else (audited.differing, audited.ms),
-        scores=tuple((one.id, one.name, one.probability) for one in result.classes) if classified else None,
+        scores=None if classes is None else tuple((one.id, one.name, one.probability) for one in classes),
         shares={share.name: share.share for share in result.shares()},
     )
     bits = np.packbits(np.concatenate(grids)) if grids else np.zeros(0, dtype=np.uint8)
-    return Answered(entry, b"" if classified else result.png(), bits)
+    return Answered(entry, result.png() if classes is None else b"", bits)
 
 
 def _windows(tokens: FrameTokens) -> tuple[WindowEntry, ...]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dovit_deploy import errors
 from dovit_deploy.batch.parts import (
-    Origin,
     PartMarker,
+    PartOrigin,
     PartWriter,
     answered_from_failure,
     answered_from_result,
@@ -116,7 +116,7 @@ class Worker:
             options=plan.options,
         )
         self._dense = RunSettings.stop_nothing(bundle.manifest.spec, dense=True)
-        self._origin = Origin(
+        self._origin = PartOrigin(
             bundle=plan.digest, settings=plan.asked, features=this_machine().features, versions=package_versions()
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 from dovit_deploy import packages
 from dovit_deploy.batch.archive import foreign_in_batch, keep_table, write_archive
 from dovit_deploy.batch.driver import BatchCalls, BatchOutcome, Driver
-from dovit_deploy.batch.folder import Asked, BatchFolder, BatchRecord, ChosenOnce, folder_of
+from dovit_deploy.batch.folder import BatchAsked, BatchFolder, BatchRecord, ChosenOnce, folder_of
 from dovit_deploy.batch.listing import stems_of, texts_from
 from dovit_deploy.batch.on_ray import Cluster, connected
 from dovit_deploy.batch.rows import BatchSource, Selected, source_from_text
@@ -50,20 +50,34 @@ from dovit_deploy.runtime.settings import RunSettings
 from dovit_deploy.runtime.workers import Workers
 from dovit_deploy.sources.ahead import FramesAhead
 
+OPTIONS = {
+    "thresholds": "--threshold",
+    "named": "--save",
+    "legend": "--no-legend",
+    "options": "--cuda-memory or --trust-engine",
+    "seconds": "--segment-seconds",
+    "selected": "--every, --max-frames, --start, --end, --recursive or --max-pixels",
+}
+"""What fields of `BatchFlags` are called on the command line; the others by their names."""
+
 
 @dataclass(frozen=True)
-class BatchRequest:
-    """What the flags say, checked as far as they can be without a source."""
+class BatchPlaces:
+    """What is read and written."""
 
+    given: tuple[str, ...]
+    """SOURCE..."""
     output: Path
     overwrite: bool
     resume: bool
-    given: tuple[str, ...]
-    """SOURCE..."""
     bundle: Bundle
-    selected: Selected
-    flags: Mapping[str, str]
-    """What bears on the results, for `--resume`."""
+    json_file: Path | None
+
+
+@dataclass(frozen=True)
+class BatchFlags:
+    """What the flags say of the results, checked as far as they can be without a source."""
+
     engine: str
     precision: str | None
     thresholds: tuple[float, ...] | None
@@ -77,47 +91,68 @@ class BatchRequest:
     options: EngineOptions
     seconds: float
     """Of a segment."""
-    address: str | None
+    selected: Selected
+
+    def as_texts(self) -> dict[str, str]:
+        """Option -> value, for `--resume`."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {OPTIONS.get(name, f"--{name.replace('_', '-')}"): str(getattr(self, name)) for name in names}
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """A batch with all that was asked for."""
+
+    places: BatchPlaces
+    flags: BatchFlags
     workers: int | None
     quiet: bool
 
     @property
+    def bundle(self) -> Bundle:
+        """What runs."""
+        return self.places.bundle
+
+    @property
     def settings(self) -> RunSettings:
         """Which tokens stop, but for a deadline."""
-        own = None if self.thresholds is None else list(self.thresholds)
+        flags, own = self.flags, self.flags.thresholds
         given = own[0] if own is not None and len(own) == 1 else own
-        return settings_of(self.bundle.manifest, given, dense=self.dense, deadline=self.deadline_ms is not None)
+        return settings_of(self.bundle.manifest, given, dense=flags.dense, deadline=flags.deadline_ms is not None)
 
     @property
     def threads_of_each(self) -> int:
         """Threads of a worker: as given, else the cores shared out."""
         cores = this_machine().cores
-        return self.threads or max(1, cores // (self.workers or cores))
+        return self.flags.threads or max(1, cores // (self.workers or cores))
 
     def remark(self, text: str) -> None:
         """A line about what is going on."""
         console.remark(text, quiet=self.quiet)
 
 
-def carried_out(request: BatchRequest, json_file: Path | None) -> None:
+def carried_out(
+    places: BatchPlaces, flags: BatchFlags, *, address: str | None, workers: int | None, quiet: bool
+) -> None:
     """Do all of it; print what came out.
 
     Raises:
         PartialFailure: some sources, or images of them, could not be read.
         Interrupted: the user stopped it; `--resume` goes on.
     """
-    if request.resume and _complete_before(request):
+    if places.resume and _complete_before(places):
         return
+    request = BatchRequest(places, flags, workers, quiet)
     began = perf_counter()
-    texts = texts_from(request.given, recursive=request.selected.recursive)
-    refuse_inputs(request.output, texts)
+    texts = texts_from(request.places.given, recursive=request.flags.selected.recursive)
+    refuse_inputs(request.places.output, texts)
     sources, unread = _divided(request, texts)
-    with connected(request.address, workers=request.workers, threads=request.threads_of_each) as cluster:
+    with connected(address, workers=request.workers, threads=request.threads_of_each) as cluster:
         folder, chosen = _begun(request, texts, sources)
         with chosen.session:
             outcome = _computed(request, folder, chosen, sources, cluster)
     outcome.failed |= unread.failed
-    _put(request, folder, [*sources, *unread.sources], outcome, json_file, seconds=perf_counter() - began)
+    _put(request, folder, [*sources, *unread.sources], outcome, seconds=perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -139,7 +174,9 @@ def _divided(request: BatchRequest, texts: Sequence[str]) -> tuple[list[BatchSou
     with console.progress("indexing", total=len(texts), unit="sources", quiet=request.quiet) as shown:
         for number, text in enumerate(texts):
             try:
-                source = source_from_text(number, text, stems[text], request.selected, seconds=request.seconds)
+                source = source_from_text(
+                    number, text, stems[text], request.flags.selected, seconds=request.flags.seconds
+                )
             except SourceError as error:
                 failed[number] = str(error)
                 unread.append(BatchSource(number, text, stems[text], (), None))
@@ -158,10 +195,12 @@ def _divided(request: BatchRequest, texts: Sequence[str]) -> tuple[list[BatchSou
 
 def _begun(request: BatchRequest, texts: Sequence[str], sources: Sequence[BatchSource]) -> tuple[BatchFolder, Chosen]:
     """The batch's folder and what runs: chosen now, or as it was when the batch was begun."""
-    path = folder_of(request.output)
+    path = folder_of(request.places.output)
     names = [entry.name for entry in request.bundle.manifest.classes]
-    asked = Asked(bundle=f"{bundle_digest(request.bundle)} {names}", sources=tuple(texts), flags=dict(request.flags))
-    if request.resume and path.is_dir():
+    asked = BatchAsked(
+        bundle=f"{bundle_digest(request.bundle)} {names}", sources=tuple(texts), flags=request.flags.as_texts()
+    )
+    if request.places.resume and path.is_dir():
         folder = BatchFolder.open(path)
         folder.refuse_other(asked)
         return folder, _as_chosen(request, folder.record.chosen)
@@ -176,13 +215,15 @@ def _begun(request: BatchRequest, texts: Sequence[str], sources: Sequence[BatchS
 
 def _chosen(request: BatchRequest, source: BatchSource) -> Chosen:
     """The engine for all sources, by the first of them."""
-    with request.selected.opened(source.text) as frames:
+    with request.flags.selected.opened(source.text) as frames:
         ahead = FramesAhead(frames)
         windows = windows_of(request.bundle.manifest, frames, ahead)
-        wanted = _wanted(request, request.precision, windows)
-        chosen = chosen_engine(request.bundle, request.engine, wanted, source=frames, ahead=ahead, quiet=request.quiet)
+        wanted = _wanted(request, request.flags.precision, windows)
+        chosen = chosen_engine(
+            request.bundle, request.flags.engine, wanted, source=frames, ahead=ahead, quiet=request.quiet
+        )
     try:
-        settings = settings_within(request.deadline_ms, chosen, windows=windows, quiet=request.quiet)
+        settings = settings_within(request.flags.deadline_ms, chosen, windows=windows, quiet=request.quiet)
     except BaseException:
         chosen.session.close()
         raise
@@ -190,18 +231,18 @@ def _chosen(request: BatchRequest, source: BatchSource) -> Chosen:
 
 
 def _wanted(request: BatchRequest, precision: str | None, windows: int) -> Wanted:
-    deadline = request.deadline_ms is not None
+    deadline = request.flags.deadline_ms is not None
     threads = numbered_threads(request.threads_of_each, deadline=deadline)
     # A worker runs one image after another: there are as many workers as run side by side.
     return Wanted(
         request.settings,
-        request.thresholds,
+        request.flags.thresholds,
         precision,
         threads,
         windows=windows,
-        options=request.options,
+        options=request.flags.options,
         deadline=deadline,
-        audited=request.audit is not None,
+        audited=request.flags.audit is not None,
     )
 
 
@@ -224,8 +265,8 @@ def _as_chosen(request: BatchRequest, once: ChosenOnce) -> Chosen:
     settings = request.settings
     if once.dense and not settings.dense:
         settings = RunSettings.resolve(manifest, dense=True)
-    if once.latency is not None and request.deadline_ms is not None:
-        deadline = Deadline(request.deadline_ms, once.latency, manifest.spec, once.rounds)
+    if once.latency is not None and request.flags.deadline_ms is not None:
+        deadline = Deadline(request.flags.deadline_ms, once.latency, manifest.spec, once.rounds)
         settings = dataclasses.replace(settings, deadline=deadline)
     at_once = Workers(1, once.windows, once.threads)
     wanted = dataclasses.replace(_wanted(request, once.precision, once.windows), threads=once.threads)
@@ -238,8 +279,8 @@ def _computed(
     """Every row computed, every source merged."""
     audits = {
         video: audits_of(
-            *(request.bundle, chosen.settings, request.audit, None if request.audit is None else "warn"),
-            own=request.thresholds is None,
+            *(request.bundle, chosen.settings, request.flags.audit, None if request.flags.audit is None else "warn"),
+            own=request.flags.thresholds is None,
             stream=video,
         )
         for video in (False, True)
@@ -252,20 +293,27 @@ def _computed(
         precision=folder.record.chosen.precision,
         at_once=chosen.at_once,
         settings=chosen.settings,
-        options=request.options,
+        options=request.flags.options,
         audit=audits[True],
-        selected=request.selected,
+        selected=request.flags.selected,
         parts=folder.parts.absolute(),
     )
     kinds = {
-        video: kinds_of(request.named, request.bundle.manifest, video=video, quiet=request.quiet)
+        video: kinds_of(request.flags.named, request.bundle.manifest, video=video, quiet=request.quiet)
         for video in {source.video for source in sources}
     }
 
     def merging(source: BatchSource) -> RunPlan:
         painted, page = painted_and_page(kinds[source.video], source.text)
         return RunPlan(
-            *(folder.result(source), False, painted, chosen.settings, request.selected.every, request.legend),
+            *(
+                folder.result(source),
+                False,
+                painted,
+                chosen.settings,
+                request.flags.selected.every,
+                request.flags.legend,
+            ),
             *(chosen.at_once, page, audits[source.video]),
         )
 
@@ -284,7 +332,7 @@ def _computed(
 
 
 def _several(request: BatchRequest, sources: Sequence[BatchSource]) -> bool:
-    return len(sources) > 1 or len(request.given) > 1
+    return len(sources) > 1 or len(request.places.given) > 1
 
 
 def _run_or_explain(driver: Driver, folder: BatchFolder, stop: threading.Event) -> BatchOutcome:
@@ -319,7 +367,6 @@ def _put(
     folder: BatchFolder,
     sources: Sequence[BatchSource],
     outcome: BatchOutcome,
-    json_file: Path | None,
     *,
     seconds: float,
 ) -> None:
@@ -331,18 +378,18 @@ def _put(
     several = _several(request, ordered)
     merged = [source for source in ordered if source.number in outcome.merged]
     if several:
-        page = request.named is None or REPORT in request.named
+        page = request.flags.named is None or REPORT in request.flags.named
         summary = write_archive(
             folder, ordered, outcome, command=console.this_command(), page=page and packages.is_there("jinja2")
         )
     else:
         summary = _document(folder.result(merged[0]))
-    target = request.output.absolute()
-    with reported_writes(request.output):
-        refuse_existing(target, overwrite=request.overwrite, mark=foreign_in_batch)
-        put_in_place(folder.results if several else folder.result(merged[0]), target, replace=request.overwrite)
+    target = request.places.output.absolute()
+    with reported_writes(request.places.output):
+        refuse_existing(target, overwrite=request.places.overwrite, mark=foreign_in_batch)
+        put_in_place(folder.results if several else folder.result(merged[0]), target, replace=request.places.overwrite)
     folder.remove()
-    console.write_json(json_file, summary)
+    console.write_json(request.places.json_file, summary)
     frames = sum(note.frames for note in outcome.merged.values())
     saved = sum(note.saved for note in outcome.merged.values()) / max(frames, 1)
     chosen = folder.record.chosen
@@ -350,7 +397,7 @@ def _put(
         f"{plural(len(merged), 'source')}, {plural(frames, 'frame')} in {duration(seconds)}, {chosen.engine} "
         f"{chosen.precision}: {frames / max(seconds, 1e-3):.1f} frames per second",
         f"FLOPs saved: {saved:z.1%}; {_busy_line(outcome)}",
-        f"{request.output}: {', '.join(sorted(path.name for path in request.output.iterdir())[:8])}",
+        f"{request.places.output}: {', '.join(sorted(path.name for path in request.places.output.iterdir())[:8])}",
     )
     _raise_unless_complete(request, outcome)
 
@@ -376,25 +423,25 @@ def _raise_unless_complete(request: BatchRequest, outcome: BatchOutcome) -> None
         f"{plural(len(early), 'video')} ended early ({early[0]})" if early else "",
     ]
     if any(parts):
-        raise PartialFailure(f"{', '.join(filter(None, parts))}; the others are done: {request.output}")
+        raise PartialFailure(f"{', '.join(filter(None, parts))}; the others are done: {request.places.output}")
 
 
-def _complete_before(request: BatchRequest) -> bool:
+def _complete_before(places: BatchPlaces) -> bool:
     """Whether `--resume` finds the results in place, and nothing to go on with; what a kill left is removed.
 
     Raises:
         UsageError: something is there and nothing to go on with.
     """
-    folder = folder_of(request.output)
-    if not request.output.exists() or request.overwrite:
+    folder = folder_of(places.output)
+    if not places.output.exists() or places.overwrite:
         return False
     if not folder.is_dir():
-        raise UsageError(f"--resume: {request.output} is complete, and there is nothing to go on with")
+        raise UsageError(f"--resume: {places.output} is complete, and there is nothing to go on with")
     begun = BatchFolder.open(folder)
     # The results are moved as one, so that either they are still there or all is done.
     left = begun.results if len(begun.record.asked.sources) > 1 else next(iter(begun.results.glob("*")), None)
     if left is not None and left.exists():
-        raise UsageError(f"{request.output} exists; choose another with -o, or allow it with --overwrite")
+        raise UsageError(f"{places.output} exists; choose another with -o, or allow it with --overwrite")
     begun.remove()
-    console.result(f"{request.output} was complete already")
+    console.result(f"{places.output} was complete already")
     return True

@@ -78,10 +78,9 @@ def run(
     named = None if save is None else arguments.names(save, option="--save", allowed=KINDS)
     thresholds = arguments.thresholds_or_one(threshold)
     path = arguments.bundle_path(bundle, quiet=quiet)
-    inputs = (source, path, classes)
+    most, timed, inputs = max_pixels or DEFAULT_MAX_PIXELS, deadline_ms is not None, (source, path, classes)
     folder = _output_folder(source, output, inputs=inputs, overwrite=overwrite)
     targets.claim_report(json_file, inputs=inputs, outputs=(folder,))
-    most, timed = max_pixels or DEFAULT_MAX_PIXELS, deadline_ms is not None
     with open_source(
         source, max_pixels=most, every=step, max_frames=max_frames, start=start, end=end, recursive=recursive
     ) as frames:

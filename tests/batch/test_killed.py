@@ -169,7 +169,7 @@ def test_parts_of_another_bundle_or_of_other_settings_are_not_taken(
     assert dovit("batch", dense_bundle_path, *words, "--resume") == 2
     assert "another bundle" in capfd.readouterr().err
     assert dovit("batch", tiny_bundle_path, *words, "--resume", "--threshold", "0.5") == 2
-    assert "--threshold not given" in capfd.readouterr().err
+    assert "another value of --threshold" in capfd.readouterr().err
     cluster.before = lambda row: None
     # What another version left under the same name is computed anew.
     marker = tmp_path / "out.batch" / "parts" / "000000-000000.json"
