@@ -65,7 +65,8 @@ def staged_config(plan: ServingPlan) -> str:
     """`config.pbtxt` of the staged model, which the Python backend runs."""
     manifest, interface = plan.bundle.manifest, served_interface(plan.bundle.manifest.spec)
     pixels = interface.takes[0]
-    kind = "KIND_GPU" if engine_entry(plan.engine).on_gpu else "KIND_CPU"
+    # A session runs on the first GPU that it sees: without the number there would be one more for each other GPU.
+    kind = "KIND_GPU gpus: [ 0 ]" if engine_entry(plan.engine).on_gpu else "KIND_CPU"
     mean, std = manifest.preprocessing.mean, manifest.preprocessing.std
     return f"""\
 # {plan.name}, staged: each image is answered as it would be alone. All versions of the model share this file.

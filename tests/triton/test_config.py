@@ -58,7 +58,8 @@ def test_models_without_gates_take_no_limits_and_gpus_are_named(
     config = parsed(staged_config(plan_of(dense_bundle_path, engine="cuda")))
     assert list(shapes(config.input)) == ["pixels"]
     assert shapes(config.output)["kept"] == ("TYPE_INT64", [1])
-    assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    (group,) = config.instance_group
+    assert (group.kind, list(group.gpus)) == (group.KIND_GPU, [0])
     classifier = parsed(staged_config(plan_of(classifier_bundle_path)))
     assert shapes(classifier.output)["logits"] == ("TYPE_FP32", [5])
     assert "thresholds" not in merged_config(plan_of(dense_bundle_path), file="merged.onnx")
