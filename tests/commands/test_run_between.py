@@ -12,10 +12,12 @@ from PIL import Image
 
 from dovit_deploy.cli import _application, _run
 from dovit_deploy.runtime.between import Motion
+from dovit_deploy.runtime.latencies import LatencyCache, timed_as
 from dovit_deploy.runtime.segmentation import Predictor
 from dovit_deploy.runtime.session import Session
 from tests.commands.test_run_stills import asked, clip, lossless_clip  # noqa: F401
 from tests.runtime.test_between import texture
+from tests.runtime.test_deadline import MODEL
 
 FRAMES = 8
 
@@ -106,6 +108,28 @@ def test_what_is_held_is_audited(moving, tiny_bundle_path, tmp_path):
     for row, held, dense in zip(rows, masks(tmp_path / "out"), masks(tmp_path / "dense"), strict=True):
         assert row["audit"]["differing"] == pytest.approx(np.mean(held != dense))
     assert summary["audit"]["frames"] == FRAMES and rows[1]["audit"]["differing"] > rows[0]["audit"]["differing"]
+
+
+def test_a_deadline_is_that_of_frames_that_run(moving, tiny_bundle_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Session(tiny_bundle_path, threads=1) as session:
+        LatencyCache().remember(timed_as(session), MODEL)
+    flags = ("--every", 3, "--warp", "--threshold", 1, "--deadline-ms", 30)
+    rows, summary = run(moving, tiny_bundle_path, tmp_path / "out", *flags)
+    assert ["capped" in row for row in rows] == ["filled" not in row for row in rows]
+    assert (summary["deadline"]["capped_frames"], summary["filled"]["frames"]) == (3, 5)
+
+
+def test_windows_slide_over_frames_that_run(setr_bundle_path, tmp_path, asked):  # noqa: F811
+    rgb = texture(80, 100)
+    large = lossless_clip(tmp_path / "large.mkv", [np.roll(rgb, 6 * number, axis=1) for number in range(FRAMES)])
+    rows, _ = run(large, setr_bundle_path, tmp_path / "out", "--every", 4, "--hold", "--start", "0.08")
+    windows = rows[0]["windows"]
+    assert [row["windows"] for row in rows] == [windows] * 6 and windows > 1 and len(asked) == 2 * windows
+    # The span begins with a frame that runs, whatever its number.
+    assert [(row["index"], row.get("filled")) for row in rows[:5]] == [
+        *((2, None), (3, "hold"), (4, "hold"), (5, "hold"), (6, None))
+    ]
 
 
 def test_the_report_says_which_frames_ran(moving, tiny_bundle_path, tmp_path):

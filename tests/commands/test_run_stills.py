@@ -27,10 +27,10 @@ def clip(tmp_path: Path) -> Path:
 
 
 def lossless_clip(path: Path, images: list[np.ndarray]) -> Path:
-    """A video of `images`, each (56, 72, 3)."""
+    """A video of `images`, each (H, W, 3), of even sides."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("ffv1", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 56, 72, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts = number
