@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dovit_deploy.betting import DriftEvidence
 from dovit_deploy.cli import _application, _run
 
 STILL = 3
@@ -60,6 +61,10 @@ def test_drift_of_a_video_is_found_in_rounds_of_ten_seconds(
     assert alarm["frame"] % 2 == 0 and alarm["time_s"] == 5.0 * alarm["frame"]
     assert 4 <= alarm["frame"] <= 12
     assert alarm["evidence"] >= 20 and alarm["differing"] > 0.05
+    bets = DriftEvidence(0.05)
+    for first in range(0, alarm["frame"], 2):
+        bets.add(float(np.mean([row["audit"]["differing"] for row in rows[first : first + 2] if "audit" in row])))
+    assert alarm["evidence"] == pytest.approx(bets.wealth)
     shown = [row["index"] for row in rows if "audit" in row]
     assert shown == [number for number in range(alarm["frame"] + 1) if number != STILL]
     assert "audit" not in rows[STILL] and rows[STILL]["still"]
