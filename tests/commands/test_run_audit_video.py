@@ -46,7 +46,7 @@ def mask(folder: Path, number: int) -> np.ndarray:
     return np.asarray(Image.open(folder / "masks" / f"{number:06}.png"))
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_drift_of_a_video_is_found_in_rounds_of_ten_seconds(
     engine: str, tiny_bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
