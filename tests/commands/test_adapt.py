@@ -102,6 +102,7 @@ def test_labels_give_a_second_table(call: Call, tmp_path: Path, monkeypatch: pyt
     assert code == 3 and "gives 4 classes" in err
 
 
+@pytest.mark.slow
 def test_layers_behind_gates_may_see_what_has_stopped(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

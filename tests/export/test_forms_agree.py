@@ -49,6 +49,7 @@ SPECS = {
         size=(70, 120),
         extra_tokens=5,
         rotary=True,
+        taps=(1,),
         answer="gate",
         context="pooled",
         aggregate_rate=1.0,
@@ -58,7 +59,9 @@ SPEC = SPECS["rotary"]
 PIXELS = tiny_pixels(SPEC.size, 3).numpy()
 
 
-NAMES = ["rotary", "gates answer", "pooled", pytest.param("queries", marks=pytest.mark.exhaustive)]
+# Where there are pooled keys gates answer, too.
+ALONE = pytest.param("gates answer", marks=pytest.mark.exhaustive)
+NAMES = ["rotary", ALONE, "pooled", pytest.param("queries", marks=pytest.mark.exhaustive)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def test_engines_agree_whatever_is_kept(made: Callable[[str], Made], name: str, 
             np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_where_nothing_stops_gates_answer_nothing(made: Callable[[str], Made], engine: str) -> None:
     """The answer is then the dense network's, bit for bit."""
@@ -127,7 +131,7 @@ def test_where_nothing_stops_no_pooled_key_is_seen(made: Callable[[str], Made], 
         pytest.param("rotary", "fp32", None, 1e-4, marks=pytest.mark.exhaustive),
         ("rotary", "fp32", 7, 1e-4),
         ("rotary", "fp16", 7, 3e-2),
-        ("gates answer", "fp16", 7, 3e-2),
+        pytest.param("gates answer", "fp16", 7, 3e-2, marks=pytest.mark.exhaustive),
         ("pooled", "fp32", 7, 1e-4),
         ("pooled", "fp16", 7, 3e-2),
         pytest.param("queries", "fp32", 7, 1e-4, marks=pytest.mark.exhaustive),
@@ -144,7 +148,7 @@ def test_tensorrts_forms_agree(
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["rotary", "gates answer", "pooled"])
+@pytest.mark.parametrize("name", ["rotary", ALONE, "pooled"])
 def test_the_merged_graph_decides_as_the_stages_do(made: Callable[[str], Made], name: str) -> None:
     bundle = made(name).bundle
     extra = bundle.manifest.spec.extra_tokens

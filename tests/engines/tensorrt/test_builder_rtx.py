@@ -123,6 +123,7 @@ def test_plugins_are_layers_of_the_engine(bundle: Bundle, package: TensorRtPacka
     assert calls.count("TokenScatterValid") == 1
 
 
+@pytest.mark.exhaustive
 def test_a_stage_that_sees_what_has_stopped(package: TensorRtPackage, tmp_path: Path) -> None:
     """Sums by class are products of matrices that follow from an index of open length; keys are more than what runs."""
     spec = tiny_spec(
