@@ -137,6 +137,11 @@ class BatchFolder:
             ) from error
         return cls(path, record)
 
+    @property
+    def several(self) -> bool:
+        """Whether several sources were asked for: the results of one are those of a run, without a folder around."""
+        return len(self.record.asked.sources) > 1
+
     def refuse_other(self, asked: BatchAsked) -> None:
         """Raise UsageError where this batch was asked for something else."""
         begun = self.record.asked

@@ -318,7 +318,7 @@ def _computed(
         )
 
     # Of one source nothing but the results of a run is written.
-    record = partial(keep_table, folder) if _several(request, sources) else (lambda source, markers: None)
+    record = partial(keep_table, folder) if folder.several else (lambda source, markers: None)
     with stop_requests() as stop, _progress(request, sources) as advance:
         calls = BatchCalls(
             advance=advance,
@@ -329,10 +329,6 @@ def _computed(
         )
         driver = Driver(folder, sources, work, chosen.session, execute=cluster.execute, calls=calls, stop=stop)
         return _run_or_explain(driver, folder, stop)
-
-
-def _several(request: BatchRequest, sources: Sequence[BatchSource]) -> bool:
-    return len(sources) > 1 or len(request.places.given) > 1
 
 
 def _run_or_explain(driver: Driver, folder: BatchFolder, stop: threading.Event) -> BatchOutcome:
@@ -375,7 +371,7 @@ def _put(
     if not outcome.merged:
         folder.remove()
         raise SourceError(outcome.failed[min(outcome.failed)])
-    several = _several(request, ordered)
+    several = folder.several
     merged = [source for source in ordered if source.number in outcome.merged]
     if several:
         page = request.flags.named is None or REPORT in request.flags.named
@@ -439,7 +435,7 @@ def _complete_before(places: BatchPlaces) -> bool:
         raise UsageError(f"--resume: {places.output} is complete, and there is nothing to go on with")
     begun = BatchFolder.open(folder)
     # The results are moved as one, so that either they are still there or all is done.
-    left = begun.results if len(begun.record.asked.sources) > 1 else next(iter(begun.results.glob("*")), None)
+    left = begun.results if begun.several else next(iter(begun.results.glob("*")), None)
     if left is not None and left.exists():
         raise UsageError(f"{places.output} exists; choose another with -o, or allow it with --overwrite")
     begun.remove()

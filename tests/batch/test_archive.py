@@ -56,6 +56,15 @@ def test_several_sources_of_which_one_cannot_be_read(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out"]
 
 
+def test_one_of_two_that_can_be_read(cluster: InProcess, tiny_bundle_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    (tmp_path / "videos").mkdir()
+    write_clip(tmp_path / "videos" / "a.mp4", 6)
+    (tmp_path / "videos" / "b.mp4").write_bytes(b"no video")
+    assert dovit("batch", tiny_bundle_path, tmp_path / "videos", "-o", tmp_path / "out") == 7
+    assert (tmp_path / "out" / "a" / "frames.jsonl").is_file() and (tmp_path / "out" / "frames.parquet").is_file()
+
+
 def test_nothing_that_can_be_read(cluster: InProcess, tiny_bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     assert dovit("batch", tiny_bundle_path, tmp_path / "a.mp4", "-o", tmp_path / "out") == 3

@@ -178,3 +178,37 @@ def test_parts_of_another_bundle_or_of_other_settings_are_not_taken(
     marker.write_text(json.dumps(left))
     assert dovit("batch", tiny_bundle_path, *words, "--resume") == 0
     assert cluster.computed.count("000000-000000") == 2 and cluster.computed.count("000000-000001") == 1
+
+
+def test_parts_of_unlike_machines_are_flagged(
+    cluster: InProcess, tiny_bundle_path: Path, clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (clip, "-o", tmp_path / "out", *SEGMENTS)
+    cluster.before = at_row(2, Killed())
+    with pytest.raises(Killed):
+        dovit("batch", tiny_bundle_path, *words)
+    marker = tmp_path / "out.batch" / "parts" / "000000-000001.json"
+    left = json.loads(marker.read_bytes())
+    left["origin"]["features"] = ["another"]
+    marker.write_text(json.dumps(left))
+    cluster.before = lambda row: None
+    assert dovit("batch", tiny_bundle_path, *words, "--resume") == 0
+    assert "computed with different instruction sets" in capfd.readouterr().err
+
+
+def test_segments_that_do_not_agree_on_their_common_frame(
+    cluster: InProcess, tiny_bundle_path: Path, clip: Path, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = (clip, "-o", tmp_path / "out", *SEGMENTS)
+    cluster.before = at_row(2, Killed())
+    with pytest.raises(Killed):
+        dovit("batch", tiny_bundle_path, *words)
+    marker = tmp_path / "out.batch" / "parts" / "000000-000001.json"
+    left = json.loads(marker.read_bytes())
+    left["first"] = "another"
+    marker.write_text(json.dumps(left))
+    cluster.before = lambda row: None
+    assert dovit("batch", tiny_bundle_path, *words, "--resume") == 0
+    assert "do not decode their common frame alike" in capfd.readouterr().err
+    assert cluster.computed[-1] == "000000-whole"
+    assert_like_run(tmp_path / "out", run)
