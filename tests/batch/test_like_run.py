@@ -34,7 +34,8 @@ def test_a_video_in_segments(
     words = (clip, "--save", KINDS, "--no-legend", *flags)
     assert dovit("batch", tiny_bundle_path, *words, "-o", out, "--segment-seconds", "0.5") == 0
     assert dovit("run", tiny_bundle_path, *words, "-o", run) == 0
-    assert len(cluster.computed) > 2
+    # Cut, and not computed as a whole because the cuts did not fit.
+    assert len(cluster.computed) > 2 and "000000-whole" not in cluster.computed
     assert_like_run(out, run)
     # Without the lettered speed the overlay is the same, too.
     assert (out / "overlay.mp4").read_bytes() == (run / "overlay.mp4").read_bytes()
