@@ -133,8 +133,8 @@ def test_a_start_seeks_instead_of_decoding_everything(tmp_path, monkeypatch):
 def test_max_frames_reads_no_further(tmp_path, monkeypatch):
     clip = make_clip(tmp_path / "clip.mp4", count=200, gop=5)
     read = []
-    packets = VideoDecoder._packets
-    monkeypatch.setattr(VideoDecoder, "_packets", lambda self: (read.append(p) or p for p in packets(self)))
+    packets = VideoDecoder.packets
+    monkeypatch.setattr(VideoDecoder, "packets", lambda self: (read.append(p) or p for p in packets(self)))
     source, frames = frames_of(clip, max_frames=3)
     assert len(frames) == 3 and source.count == 3
     assert len(read) < 60
