@@ -75,7 +75,7 @@ def test_intra_refresh(cluster: InProcess, tiny_bundle_path: Path, tmp_path: Pat
     clip = write_clip(tmp_path / "clip.mp4", 24, g=group, **{"x264-params": "intra-refresh=1:scenecut=0"})
     assert dovit("batch", tiny_bundle_path, clip, "-o", tmp_path / "batch", "--segment-seconds", "0.5") == 0
     assert dovit("run", tiny_bundle_path, clip, "-o", tmp_path / "run") == 0
-    assert (cluster.computed == ["000000-whole"]) is whole
+    assert cluster.computed == ["000000-whole"] if whole else "000000-whole" not in cluster.computed
     assert_like_run(tmp_path / "batch", tmp_path / "run")
 
 
