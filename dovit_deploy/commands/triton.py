@@ -26,7 +26,8 @@ ModelName = Annotated[
     str | None, typer.Option("--name", help="Of the model, which clients ask for; default: the bundle's.")
 ]
 MaxBatch = Annotated[
-    int, typer.Option("--max-batch", min=1, max=1024, help="Images of one request, or of requests run together.")
+    int | None,
+    typer.Option("--max-batch", min=1, max=1024, help="Images of a request, or of requests run together; default: 8."),
 ]
 OperatorThreads = Annotated[
     int, typer.Option("--threads", min=1, max=1024, help="Of one operator; images run side by side on all cores.")
@@ -37,7 +38,7 @@ def triton(
     bundle: arguments.BundleName,
     output: Repository,
     name: ModelName = None,
-    max_batch: MaxBatch = 8,
+    max_batch: MaxBatch = None,
     engine: arguments.EngineName = "onnxruntime",
     precision: arguments.Precision = None,
     threads: OperatorThreads = 1,
@@ -94,7 +95,7 @@ def _claim(output: Path, bundle: Path, *, add: bool) -> None:
     """Claim the repository; with `add` it is there, and without, it is not."""
     from dovit_deploy.bundle.bundle import refuse_inside_bundle
     from dovit_deploy.files import refuse_inputs
-    from dovit_deploy.triton.repository import ADD
+    from dovit_deploy.triton.repository import ADD, CONFIG
 
     refuse_inside_bundle(output, option="-o")
     # A bundle that is served already may be added again, as when the newer one is no better.
@@ -104,6 +105,8 @@ def _claim(output: Path, bundle: Path, *, add: bool) -> None:
         raise UsageError(f"--add: {output} is no folder; leave out --add to make a new repository")
     if (output / "manifest.json").is_file():
         raise UsageError(f"-o {output}: this is a bundle; a repository holds models")
+    if (output / CONFIG).is_file():
+        raise UsageError(f"-o {output}: this is a model; its repository is the folder above")
     targets.claim(output)
     if not add and os.path.lexists(output):
         raise UsageError(f"{output} exists; {ADD}")
@@ -112,7 +115,9 @@ def _claim(output: Path, bundle: Path, *, add: bool) -> None:
 def _model_name(given: str | None, bundle: Path) -> str:
     name = bundle.stem if given is None else given
     if not NAME.fullmatch(name):
-        raise UsageError(f"--name: '{name}' given; letters, digits, '_', '-' and '.' are needed, at most 100")
+        raise UsageError(
+            f"--name: '{name}' given; a letter or digit is needed, then letters, digits, '_', '-' and '.', at most 100"
+        )
     return name
 
 

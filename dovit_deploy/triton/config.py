@@ -24,6 +24,7 @@ OPTIONAL_INPUTS = (THRESHOLDS, FLOOR)
 ANY = -1
 """A side that each request chooses."""
 TYPES = {"float32": "TYPE_FP32", "float64": "TYPE_FP64", "int64": "TYPE_INT64"}
+MAX_BATCH = 8
 BATCHES_WAITING = 8
 """Full batches that may wait; what comes then is refused at once, so that nobody waits for long without knowing."""
 LONGEST_WAIT_S = 10
@@ -40,8 +41,8 @@ class ServingPlan:
     precision: str
     threads: int
     """Of an operator; images run side by side on as many cores as there are."""
-    max_batch: int
-    """Images that run together at most."""
+    max_batch: int | None
+    """Images that run together at most; None: MAX_BATCH."""
     merged: bool
     """Also the merged graph, for the ONNX Runtime backend."""
 
@@ -64,7 +65,7 @@ def served_interface(spec: ModelSpec) -> GraphInterface:
 def staged_config(plan: ServingPlan) -> str:
     """`config.pbtxt` of the staged model, which the Python backend runs."""
     manifest, interface = plan.bundle.manifest, served_interface(plan.bundle.manifest.spec)
-    pixels = interface.takes[0]
+    pixels, most = interface.takes[0], plan.max_batch or MAX_BATCH
     # A session runs on the first GPU that it sees: without the number there would be one more for each other GPU.
     kind = "KIND_GPU gpus: [ 0 ]" if engine_entry(plan.engine).on_gpu else "KIND_CPU"
     mean, std = manifest.preprocessing.mean, manifest.preprocessing.std
@@ -72,7 +73,7 @@ def staged_config(plan: ServingPlan) -> str:
 # {plan.name}, staged: each image is answered as it would be alone. All versions of the model share this file.
 name: "{plan.name}"
 backend: "python"
-max_batch_size: {plan.max_batch}
+max_batch_size: {most}
 
 # pixels: (RGB - mean) / std of an image in 0..255; clients can ask for these parameters.
 parameters {{ key: "mean" value {{ string_value: "{_numbers(mean)}" }} }}
@@ -86,7 +87,7 @@ dynamic_batching {{
     timeout_action: REJECT
     default_timeout_microseconds: {LONGEST_WAIT_S * 1_000_000}
     allow_timeout_override: true
-    max_queue_size: {BATCHES_WAITING * plan.max_batch}
+    max_queue_size: {BATCHES_WAITING * most}
   }}
 }}
 

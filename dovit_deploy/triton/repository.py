@@ -10,6 +10,7 @@ Nothing in it points outside, so that it can be copied to wherever the server ru
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,10 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.bundle.interface import MERGED
+from dovit_deploy.bundle.manifest import Manifest
+from dovit_deploy.documents import bytes_of_document
 from dovit_deploy.engines.registry import engine_entry
-from dovit_deploy.errors import BundleError, UsageError
+from dovit_deploy.errors import DovitError, UsageError
 from dovit_deploy.files import copy_folder, put_in_place, reported_writes, working_folder, written_aside
 from dovit_deploy.record import Record
 from dovit_deploy.triton.config import ServingPlan, merged_config, served_interface, staged_config
@@ -76,7 +81,7 @@ def add_to_repository(plan: ServingPlan, repository: Path) -> tuple[WrittenVersi
     sees the new version whole, or not yet.
 
     Raises:
-        UsageError: a model of that name is none of ours, or takes and gives something else.
+        UsageError: a model of that name is none of ours, or its `config.pbtxt` does not fit.
         OutputFailed: the disk refuses it.
     """
     version = next_version(plan, repository)
@@ -99,40 +104,73 @@ def next_version(plan: ServingPlan, repository: Path) -> int:
     """The number of the version that the bundle would be in the repository; both of its models count alike.
 
     Raises:
-        UsageError: a model of that name is none of ours, or takes and gives something else.
+        UsageError: a model of that name is none of ours, or its `config.pbtxt` does not fit.
     """
-    newest = 0
-    for name in (plan.name, plan.merged_name):
-        if (repository / name).exists():
-            newest = max(newest, *versions_of(repository / name), 0)
-    if (repository / plan.name).exists():
-        _refuse_other_interface(plan, repository / plan.name)
-    elif (repository / plan.merged_name).exists():
+    staged, merged = repository / plan.name, repository / plan.merged_name
+    if os.path.lexists(staged):
+        _refuse_unlike(plan, staged)
+        if plan.merged and os.path.lexists(merged):
+            _refuse_unlike_merged(plan, merged)
+    elif os.path.lexists(merged):
         raise UsageError(
             f"{repository} has a model {plan.merged_name} and none called {plan.name}; choose another --name"
         )
-    return newest + 1
+    return max([0, *versions_of(staged), *versions_of(merged)]) + 1
 
 
 def versions_of(model: Path) -> list[int]:
-    """The numbers of the versions in the folder of a model, rising."""
+    """The numbers of the versions in the folder of a model, rising; none where there is no folder."""
     # As Triton reads them: a number that does not begin with 0.
-    return sorted(int(path.name) for path in model.iterdir() if re.fullmatch("[1-9][0-9]*", path.name))
+    names = (path.name for path in model.iterdir()) if model.is_dir() else ()
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
 
 
-def _refuse_other_interface(plan: ServingPlan, model: Path) -> None:
-    """All versions of a model share one `config.pbtxt`."""
-    found = versions_of(model)
-    newest = model / str(found[-1]) / BUNDLE if found else model
+def _newest_of(model: Path) -> Path:
+    """The folder of the newest version; of a model without one, the model's."""
+    return model / str(max(versions_of(model), default=""))
+
+
+def _refuse_unlike(plan: ServingPlan, model: Path) -> None:
+    """All versions of a model share one `config.pbtxt`, which stays as it is: it may have been changed by hand."""
+    newest = _newest_of(model)
     try:
-        before = served_interface(Bundle.open(newest).manifest.spec)
-    except BundleError as error:
-        raise UsageError(f"{model} is no model that dovit wrote ({error}); choose another --name") from error
-    if before != served_interface(plan.bundle.manifest.spec):
+        settings = ServingSettings.model_validate_json(bytes_of_document(newest / SETTINGS))
+        before = Bundle.open(newest / BUNDLE).manifest
+    except (DovitError, OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{model} is no model that dovit wrote ({reason}); choose another --name") from error
+    now = plan.bundle.manifest
+    other = {
+        "takes or gives other sizes": served_interface(before.spec) != served_interface(now.spec),
+        "takes pixels of another mean or std": _normalisation(before) != _normalisation(now),
+        f"runs on other hardware ({plan.engine} and {settings.engine})": _on_gpu(settings.engine)
+        != _on_gpu(plan.engine),
+    }
+    for what, is_so in other.items():
+        if is_so:
+            raise UsageError(
+                f"{plan.bundle.path.name} {what} than version {newest.name} of {plan.name}, "
+                "and all versions of a model share its config.pbtxt; add it under another --name"
+            )
+    if plan.max_batch is not None:
         raise UsageError(
-            f"{plan.bundle.path.name} takes or gives other sizes than version {found[-1]} of {plan.name}, "
-            "and all versions of a model share its config.pbtxt; add it under another --name"
+            f"--max-batch {plan.max_batch}: {plan.name} has a config.pbtxt, which --add leaves as it is; "
+            f"leave it out, or change max_batch_size in {model / CONFIG}"
         )
+
+
+def _refuse_unlike_merged(plan: ServingPlan, model: Path) -> None:
+    newest, graph = _newest_of(model), _merged_graph(plan).name
+    if not (newest / graph).is_file():
+        raise UsageError(f"{newest} holds no {graph}, which all versions of {model.name} share; choose another --name")
+
+
+def _normalisation(manifest: Manifest) -> tuple[object, object]:
+    return manifest.preprocessing.mean, manifest.preprocessing.std
+
+
+def _on_gpu(engine: str) -> bool:
+    return engine_entry(engine).on_gpu
 
 
 def _models(plan: ServingPlan) -> Iterator[str]:

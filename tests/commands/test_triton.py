@@ -10,6 +10,7 @@ import pytest
 
 from dovit_deploy import Bundle, Session
 from dovit_deploy.bundle.bundle import MANIFEST
+from dovit_deploy.bundle.manifest import Manifest
 from tests.attacks.test_exit_codes import refused
 from tests.conftest import Run
 from tests.tiny import tiny_pixels
@@ -83,6 +84,34 @@ def test_a_version_with_another_interface_is_refused(
     before = tree(tmp_path / "models")
     done = dovit("triton", dense_bundle_path, "-o", "models", "--add", "--name", "tiny")
     refused(done, 2, "other sizes than version 1 of tiny", "--name")
+    assert tree(tmp_path / "models") == before
+
+
+def test_what_a_shared_config_cannot_say_is_refused(dovit: Run, bundle_copy: Path, tmp_path: Path) -> None:
+    name = ("--name", "tiny")
+    assert dovit("triton", bundle_copy, "-o", "models", *name).returncode == 0
+    before = tree(tmp_path / "models")
+    refused(dovit("triton", bundle_copy, "-o", "models", "--add", *name, "--max-batch", "4"), 2, "max_batch_size")
+    refused(dovit("triton", bundle_copy, "-o", "models", "--add", *name, "--engine", "cuda"), 2, "other hardware")
+    manifest = Manifest.from_json((bundle_copy / MANIFEST).read_bytes())
+    darker = manifest.preprocessing.model_copy(update={"mean": (1.0, 2.0, 3.0)})
+    (bundle_copy / MANIFEST).write_text(manifest.model_copy(update={"preprocessing": darker}).to_json())
+    refused(dovit("triton", bundle_copy, "-o", "models", "--add", *name), 2, "mean or std", "--name")
+    assert tree(tmp_path / "models") == before
+
+
+def test_names_that_are_taken_by_something_else(dovit: Run, tiny_bundle_path: Path, tmp_path: Path) -> None:
+    for name in ("a", "a-merged"):
+        add = ("--add",) if name != "a" else ()
+        assert dovit("triton", tiny_bundle_path, "-o", "models", "--name", name, *add).returncode == 0
+    (tmp_path / "models" / "file").write_text("")
+    (tmp_path / "models" / "link").symlink_to("nowhere")
+    before = tree(tmp_path / "models")
+    add = ("triton", tiny_bundle_path, "-o", "models", "--add")
+    refused(dovit(*add, "--name", "a", "--merged"), 2, "holds no merged.onnx")
+    refused(dovit(*add, "--name", "file"), 2, "file is no model that dovit wrote")
+    refused(dovit(*add, "--name", "link"), 2, "link is no model that dovit wrote")
+    refused(dovit("triton", tiny_bundle_path, "-o", "models/a", "--add"), 2, "this is a model")
     assert tree(tmp_path / "models") == before
 
 
