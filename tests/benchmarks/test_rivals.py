@@ -153,6 +153,7 @@ def test_accuracy_and_latency_are_measured_apart_and_resumed_cell_by_cell(compar
     ]
 
 
+@pytest.mark.slow
 def test_runs_that_are_missing_are_named_and_pairs_are_of_the_seeds_that_both_have(compared, tmp_path, capsys) -> None:
     (tmp_path / "runs" / "shallow-seed1" / exports.CURVE).unlink()
     shutil.rmtree(tmp_path / "runs" / "dense-seed0")
@@ -222,6 +223,7 @@ def test_pairs_turn() -> None:
     assert order[2:] == ["one", "other", "other", "one", "other", "one", "one", "other"]
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_bundle_and_a_rival_has_no_gates(tmp_path) -> None:
     spec = tiny_spec(gates=(1,), depth=2)
     for name in ("ours-seed0", "other-seed0"):

@@ -81,6 +81,7 @@ def test_families_are_all_there(report) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 def test_every_runtime_has_its_table(int8_bundle_path, data, tmp_path, monkeypatch) -> None:
     splits, compiled = [], []

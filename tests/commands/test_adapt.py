@@ -103,6 +103,7 @@ def test_labels_give_a_second_table(call: Call, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_layers_behind_gates_may_see_what_has_stopped(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +136,9 @@ def dinov2_files(folder: Path) -> list[object]:
     return ["--backbone", folder / "dinov2.safetensors", "--head", folder / "head.safetensors"]
 
 
-@pytest.mark.parametrize("kind", ["segmenter", "dinov2", "eomt"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("segmenter", marks=pytest.mark.slow), "dinov2", pytest.param("eomt", marks=pytest.mark.slow)]
+)
 def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = write_images(tmp_path / "images", 6)
     words: list[object]

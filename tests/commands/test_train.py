@@ -110,6 +110,7 @@ def test_rendered_is_a_data_set(tmp_path, capsys):
     assert train("rendered", "-o", tmp_path / "run", "--resume", "--quiet") == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_weights(tmp_path, root):
     recipe = written(tmp_path, "steps = 60\nsave_seconds = 0.01\nvalidations = 2\nprecision = 'fp32'\n" + NETWORK)
     assert train(root, "--config", recipe, "-o", tmp_path / "straight", "--quiet") == 0
