@@ -188,6 +188,8 @@ def ray() -> Any:  # noqa: ANN401
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Its own processes write pages to stderr when one of them is killed, which is no error here. Set it to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A thread that still reads when all has ended would begin another Ray.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     return load("ray")
 
 

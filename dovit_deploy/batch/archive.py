@@ -30,6 +30,8 @@ from dovit_deploy.printing import plural
 from dovit_deploy.runtime.outputs import REPORT_PAGE, SUMMARY, foreign_in_run
 
 FRAMES = "frames.parquet"
+ARCHIVE_FILES = (FRAMES, SUMMARY, REPORT_PAGE)
+"""What lies beside the results of the sources."""
 ROWS_AT_ONCE = 4096
 """Of Parquet, in memory."""
 EXTREMES = 10
@@ -216,7 +218,7 @@ def foreign_in_batch(folder: Path) -> str | None:
         clips = None
     if clips is None:
         return foreign_in_run(folder)
-    expected = {SUMMARY, FRAMES, REPORT_PAGE, *clips}
+    expected = {*ARCHIVE_FILES, *clips}
     for path in sorted(folder.iterdir()):
         if path.name not in expected or path.is_symlink():
             return f"it holds '{path.name}', which was not written by this command"

@@ -46,8 +46,9 @@ class BatchOutcome:
 class BatchCalls:
     """Whom the driver calls."""
 
-    advance: Callable[[int, float], None]
-    """With frames that were computed, and the sum of the fractions of FLOPs that they saved."""
+    advance: Callable[[int, float, bool], None]
+    """With frames that were computed, the sum of the fractions of FLOPs that they saved, and whether that was before
+    this batch went on."""
     remark: Callable[[str], None]
     """With a line about what went otherwise than planned."""
     drifted: Callable[[DriftAlarm], None]
@@ -118,7 +119,7 @@ class Driver:
             if marker is None:
                 left.append(row)
             else:
-                self._count(outcome_of(row, marker))
+                self._count(outcome_of(row, marker), before=True)
         self._missing[source.number] = {row.name for row in left}
         return left or self._merge_or_again(source)
 
@@ -130,7 +131,7 @@ class Driver:
             self._folder.remove_result(source)
             return False
         self.outcome.merged[source.number] = note
-        self._calls.advance(note.frames, note.saved)
+        self._calls.advance(note.frames, note.saved, True)
         self._folder.clear(self._rows[source.number])
         return True
 
@@ -149,13 +150,13 @@ class Driver:
             return ()
         if outcome.uncut:
             return self._begin_whole(source, "its frames are not those that its packets promise")
-        self._count(outcome)
+        self._count(outcome, before=False)
         missing.discard(outcome.row)
         return () if missing else self._merge_or_again(source)
 
-    def _count(self, outcome: RowOutcome) -> None:
+    def _count(self, outcome: RowOutcome, *, before: bool) -> None:
         self.outcome.busy[outcome.worker] = self.outcome.busy.get(outcome.worker, 0.0) + outcome.seconds
-        self._calls.advance(outcome.frames, outcome.saved)
+        self._calls.advance(outcome.frames, outcome.saved, before)
 
     def _fail(self, source: BatchSource, message: str) -> None:
         self.outcome.failed[source.number] = message

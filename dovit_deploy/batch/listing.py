@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from dovit_deploy import packages
@@ -28,22 +28,30 @@ def texts_from(given: Sequence[str], *, recursive: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def stems_of(texts: Sequence[str]) -> dict[str, str]:
-    """Source -> the name of its results: its stem; where stems meet, with the suffix, then with a number."""
+def stems_of(texts: Sequence[str], *, reserved: Collection[str] = ()) -> dict[str, str]:
+    """Source -> the name of its results: its stem; where stems meet, with the suffix, then with a number.
+
+    Args:
+        texts: the sources.
+        reserved: names of other files beside the results.
+    """
     paths = [Path(text.rstrip("/").strip("*?[]") or "images") for text in texts]
     # A folder called "2024.05" has no suffix, and neither has a glob; only what it is called counts.
     numbered = {
         str(Path(str(number), path.name)): text for number, (path, text) in enumerate(zip(paths, texts, strict=True))
     }
     names = names_from_paths(tuple(Path(key) for key in numbered))
-    taken: dict[str, str] = {}
+    stems, taken, last = dict[str, str](), set(reserved), dict[str, int]()
     for key, text in numbered.items():
-        name, number = names[key], 1
-        while name in taken.values():
+        name, number = names[key], last.get(names[key], 1)
+        # On from the number that the last of this name got: in an archive a folder for each camera, all may have one.
+        while name in taken:
             number += 1
             name = f"{names[key]}-{number}"
-        taken[text] = name
-    return taken
+        last[names[key]] = number
+        taken.add(name)
+        stems[text] = name
+    return stems
 
 
 def _of_name(name: str, *, recursive: bool, listed: bool) -> Iterator[str]:

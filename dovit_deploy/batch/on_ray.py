@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dovit_deploy import packages
@@ -25,6 +26,8 @@ from dovit_deploy.errors import EnvironmentProblem, UsageError
 ANSWER_S = 5.0
 """Seconds in which an address must take a connection."""
 POLL_S = 0.2
+STDERR = 2
+"""Its number, which Ray's libraries write to."""
 OBJECT_STORE_BYTES = 80 << 20
 """Of a local Ray, which passes names of rows and of parts; the least that it takes is 75 MiB."""
 MOST_BLOCKS = 1_000_000
@@ -118,13 +121,14 @@ def connected(address: str | None, *, workers: int | None, threads: int) -> Iter
         here = workers or max(1, len(os.sched_getaffinity(0)) // threads)
         given |= {"num_cpus": here * threads, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     else:
-        _refuse_silent(address)
+        refuse_silent(address)
         given |= {"address": address}
     try:
-        ray.init(**given)
+        with _native_lines_dropped():
+            ray.init(**given)
     except (OSError, RuntimeError, ValueError) as error:
-        where = "does not begin here" if address is None else f"--address {address}: no Ray that can be joined"
-        raise EnvironmentProblem(f"Ray {where} ({str(error).strip().splitlines()[0]})") from error
+        what = "Ray does not begin here" if address is None else f"--address {address}: no Ray that can be joined"
+        raise EnvironmentProblem(f"{what} ({str(error).strip().splitlines()[0]})") from error
     try:
         room = int(ray.cluster_resources().get("CPU", 0)) // threads
         if room < (workers or 1):
@@ -137,7 +141,25 @@ def connected(address: str | None, *, workers: int | None, threads: int) -> Iter
         ray.shutdown()
 
 
-def _refuse_silent(address: str) -> None:
+@contextmanager
+def _native_lines_dropped() -> Iterator[None]:
+    """Ray's libraries write to this process's stderr as they begin, whatever level they are given."""
+    try:
+        kept = os.dup(STDERR)
+    except OSError:
+        # It is closed.
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), STDERR)
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+
+
+def refuse_silent(address: str) -> None:
     """Raise EnvironmentProblem for HOST:PORT where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal() or not host:

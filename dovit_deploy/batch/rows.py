@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from dovit_deploy.errors import SourceError, UsageError
+from dovit_deploy.printing import printable
 from dovit_deploy.record import Record
 from dovit_deploy.sources.images import ImageSource
 from dovit_deploy.sources.open import open_source
@@ -116,9 +117,10 @@ def source_from_text(number: int, text: str, stem: str, selected: Selected, *, s
         seconds: of a segment of a video.
 
     Raises:
-        SourceError: it cannot be opened.
+        SourceError: it cannot be opened, or a name is no UTF-8 text.
         UsageError: it is a camera or stream, or a segment would be shorter than a frame.
     """
+    _refuse_unwritable(text)
     with selected.opened(text) as source:
         if source.kind == "live" or "://" in text:
             raise UsageError(f"{source.name}: a batch takes files; a camera or stream is for dovit run")
@@ -147,8 +149,16 @@ def source_from_text(number: int, text: str, stem: str, selected: Selected, *, s
     return BatchSource(number, text, stem, tuple(rows) or (whole,), sum(segment.frames for segment in segments))
 
 
+def _refuse_unwritable(name: str) -> None:
+    # What goes to workers, and the tables, are UTF-8.
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise SourceError(f"{printable(name)}: its name is no UTF-8 text; rename it, or give it to dovit run")
+
+
 def _image_rows(number: int, text: str, source: ImageSource) -> tuple[BatchRow, ...]:
     items = [ImageItem(index=index, path=str(path)) for index, path in source.wanted]
+    for item in items:
+        _refuse_unwritable(item.path)
     chunks = [tuple(items[begin : begin + IMAGES_A_ROW]) for begin in range(0, len(items), IMAGES_A_ROW)]
     return tuple(
         BatchRow(

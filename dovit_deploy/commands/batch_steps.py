@@ -14,11 +14,11 @@ from time import perf_counter
 from typing import Any
 
 from dovit_deploy import packages
-from dovit_deploy.batch.archive import foreign_in_batch, keep_table, write_archive
+from dovit_deploy.batch.archive import ARCHIVE_FILES, foreign_in_batch, keep_table, write_archive
 from dovit_deploy.batch.driver import BatchCalls, BatchOutcome, Driver
 from dovit_deploy.batch.folder import BatchAsked, BatchFolder, BatchRecord, ChosenOnce, folder_of
 from dovit_deploy.batch.listing import stems_of, texts_from
-from dovit_deploy.batch.on_ray import Cluster, connected
+from dovit_deploy.batch.on_ray import Cluster, connected, refuse_silent
 from dovit_deploy.batch.rows import BatchSource, Selected, source_from_text
 from dovit_deploy.batch.work import WorkPlan
 from dovit_deploy.bundle.bundle import Bundle
@@ -40,7 +40,7 @@ from dovit_deploy.errors import EnvironmentProblem, Interrupted, PartialFailure,
 from dovit_deploy.files import put_in_place, refuse_existing, refuse_inputs, reported_writes
 from dovit_deploy.interruption import stop_requests
 from dovit_deploy.machine import this_machine
-from dovit_deploy.printing import plural
+from dovit_deploy.printing import plural, printable
 from dovit_deploy.runtime.auto import Chosen, Wanted, named_session
 from dovit_deploy.runtime.choices import bundle_digest
 from dovit_deploy.runtime.deadline import Deadline
@@ -144,6 +144,9 @@ def carried_out(
         return
     request = BatchRequest(places, flags, workers, quiet)
     began = perf_counter()
+    # Before sources are indexed, which takes long for an archive.
+    if address is not None:
+        refuse_silent(address)
     texts = texts_from(request.places.given, recursive=request.flags.selected.recursive)
     refuse_inputs(request.places.output, texts)
     sources, unread = _divided(request, texts)
@@ -169,7 +172,7 @@ def _divided(request: BatchRequest, texts: Sequence[str]) -> tuple[list[BatchSou
     Raises:
         SourceError: none can be opened.
     """
-    stems, sources = stems_of(texts), list[BatchSource]()
+    stems, sources = stems_of(texts, reserved=ARCHIVE_FILES), list[BatchSource]()
     unread, failed = list[BatchSource](), dict[int, str]()
     with console.progress("indexing", total=len(texts), unit="sources", quiet=request.quiet) as shown:
         for number, text in enumerate(texts):
@@ -179,7 +182,7 @@ def _divided(request: BatchRequest, texts: Sequence[str]) -> tuple[list[BatchSou
                 )
             except SourceError as error:
                 failed[number] = str(error)
-                unread.append(BatchSource(number, text, stems[text], (), None))
+                unread.append(BatchSource(number, printable(text), stems[text], (), None))
             else:
                 sources.append(source)
                 if source.note is not None:
@@ -198,7 +201,9 @@ def _begun(request: BatchRequest, texts: Sequence[str], sources: Sequence[BatchS
     path = folder_of(request.places.output)
     names = [entry.name for entry in request.bundle.manifest.classes]
     asked = BatchAsked(
-        bundle=f"{bundle_digest(request.bundle)} {names}", sources=tuple(texts), flags=request.flags.as_texts()
+        bundle=f"{bundle_digest(request.bundle)} {names}",
+        sources=tuple(map(printable, texts)),
+        flags=request.flags.as_texts(),
     )
     if request.places.resume and path.is_dir():
         folder = BatchFolder.open(path)
@@ -346,13 +351,13 @@ def _progress(request: BatchRequest, sources: Sequence[BatchSource]) -> Iterator
     """Shows frames, rate, time left and FLOPs saved, of what comes in segment by segment."""
     counts = [source.frames for source in sources]
     total = None if None in counts else sum(count for count in counts if count is not None)
-    done, saved, began = 0, 0.0, perf_counter()
+    done, found, saved, began = 0, 0, 0.0, perf_counter()
     with console.progress("computing", total=total, unit="frames", quiet=request.quiet) as shown:
 
-        def advance(frames: int, more: float) -> None:
-            nonlocal done, saved
-            done, saved = done + frames, saved + more
-            rate = done / max(perf_counter() - began, 1e-3)
+        def advance(frames: int, more: float, before: bool) -> None:
+            nonlocal done, found, saved
+            done, found, saved = done + frames, found + frames * before, saved + more
+            rate = (done - found) / max(perf_counter() - began, 1e-3)
             shown.reach(done, note=f"{rate:.1f} frames/s  FLOPs saved {saved / max(done, 1):z.0%}")
 
         yield advance
@@ -402,7 +407,8 @@ def _busy_line(outcome: BatchOutcome) -> str:
     busy = sorted(outcome.busy.values())
     if not busy:
         return "nothing was left to compute"
-    return f"{plural(len(busy), 'worker')} busy for {busy[0]:.1f} to {busy[-1]:.1f} s"
+    span = f"{busy[0]:.1f} to {busy[-1]:.1f}" if len(busy) > 1 else f"{busy[0]:.1f}"
+    return f"{plural(len(busy), 'worker')} busy for {span} s"
 
 
 def _document(folder: Path) -> dict[str, Any]:

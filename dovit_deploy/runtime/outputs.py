@@ -206,12 +206,16 @@ def names_from_paths(paths: tuple[Path, ...], root: Path | None = None) -> dict[
     # A result called as one of the folders would be in its way: "a.png" and "a.png/b.png".
     taken = {str(parent) for folder in folders.values() for parent in (folder, *folder.parents)}
     names: dict[str, str] = {}
+    last: dict[tuple[PurePosixPath, str], int] = {}
     for path, folder in folders.items():
         name = path.stem if stems[folder, path.stem] == 1 else path.name
-        number, free = 1, _image_stem(name)
+        # On from the number that the last of this name got: thousands may have one.
+        number = last.get((folder, name), 1)
+        free = _image_stem(name, f"-{number}" if number > 1 else "")
         while f"{folder / free}.png" in taken:
             number += 1
             free = _image_stem(name, f"-{number}")
+        last[folder, name] = number
         taken.add(f"{folder / free}.png")
         names[str(path)] = str(folder / free)
     return names

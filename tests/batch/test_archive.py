@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from dovit_deploy.batch.archive import ARCHIVE_FILES
 from dovit_deploy.batch.listing import stems_of, texts_from
-from dovit_deploy.batch.on_ray import _refuse_silent
+from dovit_deploy.batch.on_ray import refuse_silent
 from dovit_deploy.batch.rows import Selected, source_from_text
 from dovit_deploy.errors import EnvironmentProblem, SourceError, UsageError
 from tests.batch.conftest import InProcess, assert_like_run, dovit, write_clip, write_images
@@ -115,9 +117,9 @@ def test_without_ray(tiny_bundle_path: Path, tmp_path: Path) -> None:
 
 def test_an_address_that_does_not_answer() -> None:
     with pytest.raises(EnvironmentProblem, match="no Ray answers there"):
-        _refuse_silent("127.0.0.1:9")
+        refuse_silent("127.0.0.1:9")
     with pytest.raises(UsageError, match="HOST:PORT"):
-        _refuse_silent("nowhere")
+        refuse_silent("nowhere")
 
 
 def test_what_sources_mean(tmp_path: Path) -> None:
@@ -152,6 +154,34 @@ def test_names_of_results_do_not_meet() -> None:
     texts = ("x/a.mp4", "y/a.mp4", "z/a.mov", "photos/", "w/a.mp4")
     names = stems_of(texts)
     assert len(set(names.values())) == len(texts) and names["photos/"] == "photos"
+    assert stems_of(("x/summary.json.mp4", "y.mp4"), reserved=ARCHIVE_FILES) == {
+        "x/summary.json.mp4": "summary.json-2",
+        "y.mp4": "y",
+    }
+
+
+def test_names_of_thousands_that_are_called_alike() -> None:
+    texts = [f"camera{number}/000001.mp4" for number in range(4000)]
+    began = time.process_time()
+    assert len(set(stems_of(texts).values())) == 4000
+    # Trying every number for each of them took 25 s.
+    assert time.process_time() - began < 5
+
+
+def test_names_that_no_table_holds_and_names_of_what_lies_beside(
+    cluster: InProcess, tiny_bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    videos, photos = tmp_path / "videos", write_images(tmp_path / "photos", 2)
+    videos.mkdir()
+    for name in ("frames.parquet.mp4", os.fsdecode(b"bad\xff.mp4")):
+        write_clip(videos / name, 2)
+    (photos / "000.png").rename(photos / os.fsdecode(b"\xfe.png"))
+    assert dovit("batch", tiny_bundle_path, videos, photos, "-o", tmp_path / "out") == 7
+    said = capfd.readouterr().err
+    assert said.count("no UTF-8 text") == 2 and "2 sources could not be read" in said
+    assert (tmp_path / "out" / "frames.parquet-2" / "frames.jsonl").is_file()
+    assert (tmp_path / "out" / "frames.parquet").is_file()
 
 
 def test_segments_hold_every_frame_once(tmp_path: Path) -> None:

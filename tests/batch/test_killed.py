@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from dovit_deploy.batch import driver as driver_module
 from dovit_deploy.batch.parts import PartWriter
 from dovit_deploy.batch.rows import BatchRow
+from dovit_deploy.commands import batch_steps, console
 from dovit_deploy.errors import OutputFailed
 from dovit_deploy.runtime.session import Session
 from tests.batch.conftest import InProcess, assert_like_run, dovit, write_clip
@@ -212,3 +217,18 @@ def test_segments_that_do_not_agree_on_their_common_frame(
     assert "do not decode their common frame alike" in capfd.readouterr().err
     assert cluster.computed[-1] == "000000-whole"
     assert_like_run(tmp_path / "out", run)
+
+
+def test_the_rate_is_of_what_is_computed_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    @contextmanager
+    def progress(*_: object, **__: object) -> Iterator[Any]:
+        yield SimpleNamespace(reach=lambda done, note: notes.append(note))
+
+    monkeypatch.setattr(console, "progress", progress)
+    request: Any = SimpleNamespace(quiet=True)
+    with batch_steps._progress(request, ()) as advance:
+        advance(900, 450.0, True)
+        advance(0, 0.0, False)
+    assert [note.split("  ") for note in notes] == [["0.0 frames/s", "FLOPs saved 50%"]] * 2
