@@ -66,4 +66,5 @@ def test_all_see_the_same_image(tmp_path, kind):
 def test_no_other_file_opens_images():
     opening = re.compile(r"\bimread\b|\bimdecode\b|pillow\(\)\.open|pillow\.open|Image\.open")
     found = {path.name for path in (ROOT / "dovit_deploy").rglob("*.py") if opening.search(path.read_text())}
-    assert found == {"images.py"}
+    # A part of a batch holds masks that a worker wrote.
+    assert found == {"images.py", "recorded.py"}

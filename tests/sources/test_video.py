@@ -200,8 +200,9 @@ def test_a_video_cut_before_its_first_frame(tmp_path):
 def test_damage_in_the_middle_is_counted_not_fatal(tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", count=60, codec="mjpeg", noise=True)
     data = bytearray(clip.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 12000] = bytes(12000)
+    # A share of the file: encoders make less of the same frames where there is one processor.
+    middle, damaged = len(data) // 2, len(data) // 7
+    data[middle : middle + damaged] = bytes(damaged)
     clip.write_bytes(data)
     source, frames = frames_of(clip)
     assert 50 <= len(frames) <= 60
