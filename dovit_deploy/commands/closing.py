@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from dovit_deploy.sources.source import Source
 
 PARTS = ("decode", "preprocess", "model", "postprocess")
-MOST_WARPED = 8
-"""Frames between two that run are recommended up to here: it is what was measured (docs/benchmarks.md)."""
+MOST_EVERY = 8
+"""That one of more frames runs is not recommended: it is not measured (docs/benchmarks.md)."""
+WARP_MS = 8.0
+"""Of a megapixel, what moving an answer is taken to cost: measured were 5 to 6 on one core (docs/run.md)."""
 NOT_COMPARED = "speed against dense: not measured by run; dovit bench measures it"
 
 
@@ -97,12 +99,18 @@ def keeping_up_lines(summary: dict[str, Any], plan: RunPlan, source: Source, *, 
     # Only maps of classes can be moved.
     if source.video is None or plan.between is not None or task != "segmentation":
         return []
-    interval, step = 1e3 / float(source.video.rate), summary["latency_ms"]["model"]["p50"]
-    every = math.ceil(step / interval)
-    if step <= plan.every * interval or every > MOST_WARPED:
+    interval, latency = 1e3 / float(source.video.rate), summary["latency_ms"]
+    # Reading is done beside it.
+    taken = sum(latency[part]["p50"] for part in PARTS[1:])
+    if taken <= plan.every * interval:
+        return []
+    warping = WARP_MS * math.prod(source.video.size) / 1e6
+    # In the time of so many frames one runs, and the answer of that is moved to the others.
+    every = math.ceil((taken - warping) / (interval - warping)) if warping < interval else math.inf
+    if every > MOST_EVERY:
         return []
     return [
-        f"frames come every {plan.every * interval:.0f} ms, and the model step takes {step:.0f}: "
+        f"frames come every {plan.every * interval:.0f} ms, and one takes {taken:.0f} without reading: "
         f"--every {every} --warp would keep up"
     ]
 

@@ -98,8 +98,10 @@ def draw_figures(painted: RGB, tokens: FrameTokens, speed: str) -> None:
     margin = line // 2
     room = painted.shape[1] - 4 * margin
     saved = f"{tokens.flops_saved:z.0%}"
+    # What an answer that was taken over had kept is not what this frame ran.
+    ran = f"tokens {tokens.kept[-1]}/{tokens.total}" if tokens.computed else "did not run"
     forms = (
-        (f"{speed}   FLOPs saved {saved}   tokens {tokens.kept[-1]}/{tokens.total}",),
+        (f"{speed}   FLOPs saved {saved}   {ran}",),
         (f"{speed}   FLOPs saved {saved}",),
         (speed, f"FLOPs saved {saved}"),
         (speed, f"saved {saved}"),

@@ -85,23 +85,30 @@ def test_several_have_a_rate_and_many_a_99th_percentile():
 @pytest.mark.parametrize(
     ("model_ms", "every", "words"),
     [
-        (39.0, 1, ""),
-        (88.0, 1, "frames come every 40 ms, and the model step takes 88: --every 3 --warp would keep up"),
-        (88.0, 3, ""),
-        (130.0, 3, "frames come every 120 ms, and the model step takes 130: --every 4 --warp would keep up"),
-        (320.0, 1, "frames come every 40 ms, and the model step takes 320: --every 8 --warp would keep up"),
-        (321.0, 1, ""),
+        (33.0, 1, ""),
+        (35.0, 1, "frames come every 40 ms, and one takes 41 without reading: --every 2 --warp would keep up"),
+        (82.0, 1, "frames come every 40 ms, and one takes 88 without reading: --every 3 --warp would keep up"),
+        (82.0, 3, ""),
+        # Three frames' time is 120 ms, of which the two that do not run take 16.
+        (99.0, 1, "frames come every 40 ms, and one takes 105 without reading: --every 4 --warp would keep up"),
+        (124.0, 3, "frames come every 120 ms, and one takes 130 without reading: --every 4 --warp would keep up"),
+        (258.0, 1, "frames come every 40 ms, and one takes 264 without reading: --every 8 --warp would keep up"),
+        (259.0, 1, ""),
     ],
 )
 def test_of_a_video_that_is_faster_than_the_model_a_line_says_what_keeps_up(model_ms, every, words):
-    video = SimpleNamespace(video=SimpleNamespace(rate=Fraction(25)))
+    video = SimpleNamespace(video=SimpleNamespace(rate=Fraction(25), size=(1000, 1000)))
     images, plain = SimpleNamespace(video=None), SimpleNamespace(every=every, between=None)
-    summary = {**figures(9), "latency_ms": {"model": {"p50": model_ms}}}
+    parts = {"decode": 9.0, "preprocess": 2.0, "model": model_ms, "postprocess": 4.0}
+    summary = {**figures(9), "latency_ms": {name: {"p50": part} for name, part in parts.items()}}
     assert keeping_up_lines(summary, plain, video, task="segmentation") == ([words] if words else [])
     assert keeping_up_lines(summary, plain, video, task="classification") == []
     assert keeping_up_lines(summary, plain, images, task="segmentation") == []
     warped = SimpleNamespace(every=1, between=Between(2, "warp"))
     assert keeping_up_lines(summary, warped, video, task="segmentation") == []
+    # Frames that take as long to be moved as to come are too large for it.
+    large = SimpleNamespace(video=SimpleNamespace(rate=Fraction(25), size=(2000, 2500)))
+    assert keeping_up_lines(summary, plain, large, task="segmentation") == []
 
 
 def test_what_was_gained_and_whether_that_is_known():

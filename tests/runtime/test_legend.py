@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,11 @@ def test_speed_and_saving_are_shown_in_the_longest_form_that_fits(monkeypatch):
     full, saving, *stacked = written
     assert (full, saving) == ("24.9 fps   FLOPs saved 42%   tokens 3/5", "24.9 fps   FLOPs saved 42%")
     assert stacked == ["24.9 fps", "FLOPs saved 42%", "24.9 fps", "saved 42%"]
+
+
+@pytest.mark.parametrize("how", [{"still": True}, {"filled": "hold"}, {"filled": "warp"}])
+def test_of_a_frame_that_did_not_run_no_tokens_are_named(how, monkeypatch):
+    written = []
+    monkeypatch.setattr(legend, "write", lambda rgb, text, **where: written.append(text))
+    draw_figures(np.zeros((540, 960, 3), dtype=np.uint8), replace(tokens(), **how), "24.9 fps")
+    assert written == ["24.9 fps   FLOPs saved 100%   did not run"]
