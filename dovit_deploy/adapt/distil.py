@@ -69,7 +69,7 @@ def refuse_undistillable(spec: VisionTransformerSpec, source: str) -> None:
     if spec.pooled_keys:
         raise UsageError(
             "--context pooled: a network that is fine-tuned learns to do without what has stopped, and sees nothing of "
-            "it; leave out --context, or --minutes"
+            "it; leave out --context pooled, or --minutes and --resume"
         )
 
 

@@ -195,4 +195,6 @@ def seen_from_images(
     entering = {layer: next(columns) for layer in between_gates(model.spec)}
     reached = tuple(columns)
     entering |= {gate.layer: at for gate, at in zip(model.spec.gates, reached, strict=True) if model.spec.pooled_keys}
-    return SeenTokens(reached, last, answers, tuple(cache.windows), tapped, entering)
+    # Fitted, and said to be, from the first layer to the last.
+    rising = dict(sorted(entering.items()))
+    return SeenTokens(reached, last, answers, tuple(cache.windows), tapped, rising)

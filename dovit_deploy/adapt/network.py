@@ -70,7 +70,9 @@ def stopped_answer(spec: VisionTransformerSpec, wanted: str | None) -> Literal["
 
 def stopped_context(wanted: str | None) -> Context:
     """What layers behind a gate see of tokens that have stopped; raises UsageError for another than there are."""
-    found: Context | None = next((one for one in CONTEXTS if one == (wanted or CONTEXTS[0])), None)
+    if wanted is None:
+        return "none"
+    found = next((one for one in CONTEXTS if one == wanted), None)
     if found is None:
         raise UsageError(f"--context '{wanted}' given; there are: {', '.join(CONTEXTS)}")
     return found

@@ -182,7 +182,12 @@ def test_networks_that_people_have(call: Call, tmp_path: Path, kind: str, monkey
         (("dense", "images", "--gates", "two"), 2, "--gates: 'two' given; layers separated by commas"),
         (("dense", "images", "--answer", "feature"), 2, "--answer 'feature' given; there are: gate, lens"),
         (("dense", "images", "--context", "all"), 2, "--context 'all' given; there are: none, pooled"),
-        (("dense", "images", "--context", "pooled", "--minutes", "1"), 2, "leave out --context, or --minutes"),
+        (
+            ("dense", "images", "--context", "pooled", "--minutes", "1"),
+            2,
+            "leave out --context pooled, or --minutes and --resume",
+        ),
+        (("dense", "images", "--context", ""), 2, "--context '' given; there are: none, pooled"),
         (("dense", "few"), 3, "3 images; at least 5 are needed"),
         (("dense", "empty"), 3, "no image in this folder"),
         (("dense", "nowhere"), 3, "no such file or folder"),
