@@ -6,14 +6,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from dovit_deploy.errors import SourceError, UsageError
 from dovit_deploy.printing import printable
 from dovit_deploy.record import Record
 from dovit_deploy.sources.images import ImageSource
-from dovit_deploy.sources.open import open_source
+from dovit_deploy.sources.open import exact_seconds, open_source
 from dovit_deploy.sources.segments import VideoSegment, index_from_packets, segments_of
 from dovit_deploy.sources.source import FrameSelection, Source
 from dovit_deploy.sources.video import VideoReader
@@ -46,9 +45,8 @@ class Selected(Record):
 
     @property
     def frames(self) -> FrameSelection:
-        """The same, exact."""
-        start, end = (None if value is None else Fraction(str(value)) for value in (self.start, self.end))
-        return FrameSelection(self.every, self.max_frames, start, end)
+        """The same, exact; raises UsageError where a span is none."""
+        return FrameSelection(self.every, self.max_frames, exact_seconds(self.start), exact_seconds(self.end))
 
 
 class ImageItem(Record):

@@ -49,7 +49,7 @@ def open_source(
         UsageError: the selection makes no sense for it.
         PackageMissing: neither PyAV nor OpenCV, or no Pillow, is installed.
     """
-    selection = FrameSelection(every=every, max_frames=max_frames, start=_seconds(start), end=_seconds(end))
+    selection = FrameSelection(every=every, max_frames=max_frames, start=exact_seconds(start), end=exact_seconds(end))
     # What exists comes first: a folder may well be called "0" or "night[2]".
     path = Path(text)
     if path.is_file():
@@ -112,7 +112,7 @@ def _refuse_span(text: str, selection: FrameSelection) -> None:
         )
 
 
-def _seconds(value: float | Fraction | None) -> Fraction | None:
+def exact_seconds(value: float | Fraction | None) -> Fraction | None:
     """The decimal number that was typed: 0.1 is one tenth, not the nearest binary fraction.
 
     Raises:

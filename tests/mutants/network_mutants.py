@@ -163,9 +163,9 @@ def gelu_is_approximated_by_tanh(patch: Patch) -> None:
 
 @CATALOGUE.add(caught_by="mask")
 def attention_is_scaled_by_the_whole_width(patch: Patch) -> None:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         width = query.shape[-3] * query.shape[-1]
-        return functional.scaled_dot_product_attention(query, key, value, scale=width**-0.5)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask, scale=width**-0.5)
 
     patch.setattr(layers, "functional", Overlay(functional, scaled_dot_product_attention=attend))
 

@@ -244,7 +244,7 @@ def test_a_bundle_is_swapped_without_a_dropped_request(
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(ask_on) for _ in range(2)]
         try:
-            add_to_repository(plan_of(newer), repository)
+            add_to_repository(plan_of(newer, max_batch=None), repository)
             client.calls.load_model("tiny")
             until_new()
             # Side by side: who asks for a version gets it.
@@ -295,7 +295,7 @@ def test_versions_appear_and_go_by_polling(tiny_repository: Path, tiny_bundle_pa
     flags = ("--model-control-mode=poll", "--repository-poll-secs=1")
     with running_server(models, scratch, flags=flags) as server, Session(newer, threads=1) as session:
         client, answer = Client.of(server, "grpc"), session.run(PIXELS)[0]
-        add_to_repository(plan_of(newer), models)
+        add_to_repository(plan_of(newer, max_batch=None), models)
         until = time.monotonic() + LOAD_S
         while not np.array_equal(client.ask("tiny", pixels=PIXELS).as_numpy("logits"), answer):
             assert time.monotonic() < until
