@@ -95,6 +95,7 @@ def test_what_export_brings_is_enough_to_export(tmp_path: Path) -> None:
     assert (tmp_path / "x.dovit" / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_export_needs_no_package_of_other_extras(dovit: Run, tmp_path: Path) -> None:
     """The same, without the minutes of installing: what `[export]` does not bring cannot be imported."""
     blocked = tmp_path / "blocked"

@@ -413,7 +413,7 @@ def test_a_truncated_video(runs, tmp_path: Path) -> None:
 # 130: interrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_leaves_a_playable_file_and_a_valid_report(
     tiny_bundle_path: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -47,6 +47,7 @@ def test_nothing_kept_is_the_network_of_the_session(network, tiny_bundle_path):
     assert ran.macs == pytest.approx(1e9 * report.gmacs_actual)
 
 
+@pytest.mark.slow
 def test_frozen_context_of_an_equal_frame_changes_nothing(network):
     pixels = tiny_pixels(network.spec.size, 5)
     halfway(network, pixels)

@@ -84,6 +84,7 @@ def test_drift_of_a_video_is_found_in_rounds_of_ten_seconds(
         assert rows[number]["audit"]["differing"] == pytest.approx(differing)
 
 
+@pytest.mark.slow
 def test_ten_seconds_are_too_short_for_an_alarm(
     tiny_bundle_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,7 @@ def test_fixed_token_counts_have_nothing_to_stop(images: Path, classifier_bundle
     assert "is a model without gates" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_model_a_short_one_is_measured_and_kept(
     images: Path, tiny_bundle_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
