@@ -43,9 +43,8 @@ class Selected(Record):
             recursive=self.recursive,
         )
 
-    @property
-    def frames(self) -> FrameSelection:
-        """The same, exact; raises UsageError where a span is none."""
+    def exact(self) -> FrameSelection:
+        """The same, in exact seconds; raises UsageError where a span is none."""
         return FrameSelection(self.every, self.max_frames, exact_seconds(self.start), exact_seconds(self.end))
 
 
@@ -138,7 +137,7 @@ def source_from_text(number: int, text: str, stem: str, selected: Selected, *, s
         index = index_from_packets(source)
         if isinstance(index, str):
             return BatchSource(number, text, stem, (whole,), source.count, index)
-        segments = segments_of(index, selected.frames, seconds)
+        segments = segments_of(index, selected.exact(), seconds)
     rows = (
         BatchRow(source=number, number=position, text=text, segment=segment, fingerprint=fingerprint)
         for position, segment in enumerate(segments)

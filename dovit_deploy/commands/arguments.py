@@ -66,6 +66,8 @@ SaveKinds = Annotated[
         help="overlay, masks, tokens, report, coco, cityscapes. Default: overlay, report; of images also masks.",
     ),
 ]
+StopNothing = Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")]
+Every = Annotated[int, typer.Option(min=1, max=10**9, help="Take every N-th frame.")]
 NoLegend = Annotated[
     bool, typer.Option("--no-legend", help="Only colours: no class names, speed or savings on what is painted.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dovit_deploy.commands import arguments, targets
-from dovit_deploy.commands.run import checked_action, opened_bundle
+from dovit_deploy.commands.run_flags import checked_action, opened_bundle
 from dovit_deploy.engines.registry import AUTO
 from dovit_deploy.errors import UsageError
 
@@ -32,9 +32,7 @@ SegmentSeconds = Annotated[
     float, typer.Option(metavar="S", help="Seconds of a video that are computed, and lost by a kill, together.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a batch that was ended or killed.")]
-Dense = Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")]
 MaxFrames = Annotated[int | None, typer.Option(min=1, max=10**9, help="Of each source, so many frames.")]
-Every = Annotated[int, typer.Option(min=1, max=10**9, help="Take every N-th frame.")]
 BeginSeconds = Annotated[float | None, typer.Option(max=1e9, help="Seconds into each video to begin at.")]
 EndSeconds = Annotated[float | None, typer.Option(max=1e9, help="Seconds into each video to stop before.")]
 ThreadsOfEach = Annotated[
@@ -55,7 +53,7 @@ def batch(
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
     classes: arguments.OtherNames = None,
-    dense: Dense = False,
+    dense: arguments.StopNothing = False,
     deadline_ms: arguments.DeadlineMs = None,
     audit: arguments.AuditEvery = None,
     save: arguments.SaveKinds = None,
@@ -63,7 +61,7 @@ def batch(
     overwrite: arguments.Overwrite = False,
     recursive: arguments.Recursive = False,
     max_frames: MaxFrames = None,
-    every: Every = 1,
+    every: arguments.Every = 1,
     start: BeginSeconds = None,
     end: EndSeconds = None,
     threads: ThreadsOfEach = None,
@@ -80,10 +78,19 @@ def batch(
 
     checked_action(audit, None, dense=dense, threshold=threshold, deadline_ms=deadline_ms)
     _check_seconds(segment_seconds)
-    chosen = engine, precision, arguments.thresholds(threshold), dense, deadline_ms, audit
     flags = BatchFlags(
-        *(*chosen, _kinds(save), not no_legend, threads, EngineOptions(cuda_memory, trust_engine), segment_seconds),
-        _selected(every, max_frames, start, end, recursive=recursive, max_pixels=max_pixels),
+        engine=engine,
+        precision=precision,
+        thresholds=arguments.thresholds(threshold),
+        dense=dense,
+        deadline_ms=deadline_ms,
+        audit=audit,
+        named=_kinds(save),
+        legend=not no_legend,
+        threads=threads,
+        options=EngineOptions(cuda_memory, trust_engine),
+        seconds=segment_seconds,
+        selected=_selected(every, max_frames, start, end, recursive=recursive, max_pixels=max_pixels),
     )
     places = _claimed(sources, output, bundle, classes, json_file, overwrite=overwrite, resume=resume, quiet=quiet)
     carried_out(places, flags, address=address, workers=workers, quiet=quiet)
@@ -122,8 +129,8 @@ def _selected(
         recursive=recursive,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    # It checks itself.
-    assert selected.frames
+    # Found now, before anything is claimed.
+    selected.exact()
     return selected
 
 

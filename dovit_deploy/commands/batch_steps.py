@@ -24,7 +24,7 @@ from dovit_deploy.batch.work import WorkPlan
 from dovit_deploy.bundle.bundle import Bundle
 from dovit_deploy.commands import console
 from dovit_deploy.commands.closing import drift_line, duration
-from dovit_deploy.commands.run import (
+from dovit_deploy.commands.run_flags import (
     audits_of,
     chosen_engine,
     kinds_of,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,20 +11,29 @@ import typer
 
 from dovit_deploy.commands import arguments, console, targets
 from dovit_deploy.commands.closing import bench_command, closing_lines, drift_line, noun_of
+from dovit_deploy.commands.run_flags import (
+    audits_of,
+    checked_action,
+    chosen_engine,
+    kinds_of,
+    numbered_threads,
+    opened_bundle,
+    painted_and_page,
+    settings_of,
+    settings_within,
+    windows_of,
+)
 from dovit_deploy.credentials import masked
 from dovit_deploy.engines.registry import AUTO, engine_entry
-from dovit_deploy.errors import Interrupted, OutputFailed, PackageMissing, PartialFailure, UsageError
+from dovit_deploy.errors import Interrupted, OutputFailed, PartialFailure, UsageError
 from dovit_deploy.printing import plural
 
 if TYPE_CHECKING:
     from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.bundle.manifest import Manifest
-    from dovit_deploy.runtime.audit import AuditPlan, DriftAction, DriftAlarm
-    from dovit_deploy.runtime.auto import Chosen, Wanted
+    from dovit_deploy.runtime.audit import DriftAction, DriftAlarm
     from dovit_deploy.runtime.between import Between
-    from dovit_deploy.runtime.run import RunOutcome
-    from dovit_deploy.runtime.run_page import PagePlan
-    from dovit_deploy.runtime.settings import RunSettings, Thresholds
+    from dovit_deploy.runtime.run import RunOutcome, RunPlan
+    from dovit_deploy.runtime.session import Session
     from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.source import Source
 
@@ -39,7 +46,7 @@ def run(
     precision: arguments.Precision = None,
     threshold: arguments.Threshold = None,
     classes: arguments.OtherNames = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Stop nothing: every token runs through every layer.")] = False,
+    dense: arguments.StopNothing = False,
     deadline_ms: arguments.DeadlineMs = None,
     audit: arguments.AuditEvery = None,
     on_drift: arguments.OnDrift = None,
@@ -48,7 +55,7 @@ def run(
     overwrite: arguments.Overwrite = False,
     recursive: arguments.Recursive = False,
     max_frames: Annotated[int | None, typer.Option(min=1, max=10**9, help="Stop after this many frames.")] = None,
-    every: Annotated[int, typer.Option(min=1, max=10**9, help="Take every N-th frame.")] = 1,
+    every: arguments.Every = 1,
     hold: Annotated[bool, typer.Option("--hold", help="With --every: the others take its answer, and stay.")] = False,
     warp: Annotated[bool, typer.Option("--warp", help="The same, the answer moved along with the image.")] = False,
     start: Annotated[float | None, typer.Option(max=1e9, help="Seconds into the video to begin at.")] = None,
@@ -63,10 +70,9 @@ def run(
 ) -> None:
     """Segment or classify images or video; report latency, tokens and FLOPs saved, frame by frame."""
     from dovit_deploy.engines.base import EngineOptions
-    from dovit_deploy.interruption import stop_requests
     from dovit_deploy.runtime.auto import Wanted
     from dovit_deploy.runtime.outputs import KINDS
-    from dovit_deploy.runtime.run import RunPlan, run_source
+    from dovit_deploy.runtime.run import RunPlan
     from dovit_deploy.sources.ahead import FramesAhead
     from dovit_deploy.sources.images import DEFAULT_MAX_PIXELS
     from dovit_deploy.sources.open import open_source
@@ -98,14 +104,9 @@ def run(
         with chosen.session as session:
             settings = settings_within(deadline_ms, chosen, windows=wanted.windows, quiet=quiet)
             plan = RunPlan(
-                *(folder, overwrite, painted, settings, step, not no_legend, chosen.at_once, page, audits, between)
+                folder, overwrite, painted, settings, step, not no_legend, chosen.at_once, page, audits, between
             )
-            unit = f"{noun_of(frames)}s"
-            with stop_requests() as stop, console.progress(total=frames.count, unit=unit, quiet=quiet) as shown:
-                advance = shown.advance
-                outcome = run_source(
-                    session, frames, plan, stop=stop, advance=advance, failed=_failed, frames=ahead, drifted=_drifted
-                )
+            outcome = _carried_out(session, frames, ahead, plan, quiet=quiet)
     _write_report(json_file, outcome)
     console.remarks((f"note: {line}" for line in (*frames.warnings, *outcome.warnings)), quiet=quiet)
     console.result(*closing_lines(outcome, plan, frames, opened.manifest))
@@ -113,18 +114,16 @@ def run(
     _raise_unless_complete(outcome, folder, frames)
 
 
-def checked_action(
-    audit: int | None, on_drift: str | None, *, dense: bool, threshold: str | None, deadline_ms: float | None
-) -> DriftAction | None:
-    """What is done about drift, None where nothing is audited; raises UsageError for flags that contradict."""
-    if dense and threshold is not None:
-        raise UsageError("--dense stops nothing, so --threshold has no meaning; give one of them")
-    if dense and deadline_ms is not None:
-        raise UsageError("--dense stops nothing, so --deadline-ms cannot be kept; give one of them")
-    # Written so that NaN is refused, too.
-    if deadline_ms is not None and not 0 < deadline_ms < float("inf"):
-        raise UsageError(f"--deadline-ms {deadline_ms:g}: a finite number of milliseconds above 0 is needed")
-    return _action(audit, on_drift, dense=dense, deadline=deadline_ms is not None)
+def _carried_out(session: Session, source: Source, ahead: FramesAhead, plan: RunPlan, *, quiet: bool) -> RunOutcome:
+    """The run itself, with its progress; Ctrl-C ends it in order."""
+    from dovit_deploy.interruption import stop_requests
+    from dovit_deploy.runtime.run import run_source
+
+    unit = f"{noun_of(source)}s"
+    with stop_requests() as stop, console.progress(total=source.count, unit=unit, quiet=quiet) as shown:
+        return run_source(
+            session, source, plan, stop=stop, advance=shown.advance, failed=_failed, frames=ahead, drifted=_drifted
+        )
 
 
 def _between(every: int, on_drift: str | None, *, hold: bool, warp: bool) -> Between | None:
@@ -148,60 +147,14 @@ def _steps(every: int, between: Between | None) -> tuple[int, int]:
     return (every, 1) if between is None else (1, every)
 
 
-def _action(audit: int | None, on_drift: str | None, *, dense: bool, deadline: bool) -> DriftAction | None:
-    """What is done about drift; None: nothing is audited."""
-    from dovit_deploy.runtime.audit import DRIFT_ACTIONS
-
-    if audit is None:
-        if on_drift is not None:
-            raise UsageError("--on-drift says what an audit does; give --audit N, too")
-        return None
-    if dense:
-        raise UsageError("--dense stops nothing, so --audit has nothing to compare; give one of them")
-    action = next((known for known in DRIFT_ACTIONS if known == (on_drift or "warn")), None)
-    if action is None:
-        raise UsageError(f"--on-drift: '{on_drift}' given; allowed: {', '.join(DRIFT_ACTIONS)}")
-    if deadline and action != "warn":
-        raise UsageError(f"--deadline-ms stops tokens whatever they cost, so --on-drift {action} cannot be kept")
-    return action
-
-
-def audits_of(
-    bundle: Bundle, settings: RunSettings, every: int | None, action: DriftAction | None, *, own: bool, stream: bool
-) -> AuditPlan | None:
-    """How often which answers are compared with the dense ones; None where none is."""
-    from dovit_deploy.runtime.audit import audit_plan
-
-    if every is None or action is None:
-        return None
-    return audit_plan(bundle, settings, every=every, on_drift=action, own_thresholds=own, stream=stream)
-
-
 def _drifted(alarm: DriftAlarm) -> None:
     """Report an alarm, also to who wants quiet."""
     console.remark(drift_line(alarm), quiet=False)
 
 
-def settings_of(manifest: Manifest, thresholds: Thresholds | None, *, dense: bool, deadline: bool) -> RunSettings:
-    """What the flags say of which tokens stop; a deadline only whether the model can have one."""
-    from dovit_deploy.runtime.deadline import refuse_fixed_counts
-    from dovit_deploy.runtime.settings import RunSettings
-
-    if deadline:
-        refuse_fixed_counts(manifest)
-    return RunSettings.resolve(manifest, thresholds=thresholds, dense=dense)
-
-
 def _failed(line: str) -> None:
     """Report a frame that could not be read, also to who wants quiet."""
     console.remark(line, quiet=False)
-
-
-def numbered_threads(threads: int | None, *, deadline: bool) -> int | None:
-    """As given; a number where time is predicted."""
-    from dovit_deploy.runtime.latencies import numbered
-
-    return numbered(threads) if deadline else threads
 
 
 def _refuse_inputs(folder: Path, source: Source) -> None:
@@ -218,46 +171,6 @@ def _images(source: Source, action: DriftAction | None) -> int | None:
     None: one after another, as frames of a stream are, and images where an alarm of an audit changes what is run.
     """
     return source.count if source.kind == "images" and action in (None, "warn") else None
-
-
-def windows_of(manifest: Manifest, source: Source, ahead: FramesAhead) -> int:
-    """How many windows slide over an image, by the first that can be read: several may be run at once."""
-    from dovit_deploy.runtime.transforms import window_count
-
-    preprocessing, size = manifest.preprocessing, manifest.spec.size
-    if source.video is not None:
-        return window_count(source.video.size, preprocessing, size)
-    first = ahead.first(1) if preprocessing.stride is not None else []
-    return window_count((first[0].rgb.shape[0], first[0].rgb.shape[1]), preprocessing, size) if first else 1
-
-
-def chosen_engine(
-    bundle: Bundle, engine: str, wanted: Wanted, *, source: Source, ahead: FramesAhead, quiet: bool
-) -> Chosen:
-    """The engine named, or the one that is chosen for `--engine auto`."""
-    from dovit_deploy.runtime.auto import chosen_session, named_session, slow_precision
-
-    slow = slow_precision(wanted.precision, on_gpu=engine != AUTO and engine_entry(engine).on_gpu)
-    if slow is not None:
-        console.remark(slow, quiet=quiet)
-    if engine != AUTO:
-        return wanted.run_in(engine, named_session(bundle, engine, wanted))
-    return chosen_session(bundle, source, ahead, wanted, remark=partial(console.remark, quiet=quiet))
-
-
-def settings_within(deadline_ms: float | None, chosen: Chosen, *, windows: int, quiet: bool) -> RunSettings:
-    """The settings of the run, with its deadline, which a latency model of this machine keeps."""
-    from dovit_deploy.runtime.latencies import deadline_here
-    from dovit_deploy.runtime.workers import rounds_of
-
-    if deadline_ms is None:
-        return chosen.settings
-    rounds = rounds_of(windows, at_once=chosen.at_once.windows)
-    remark = partial(console.remark, quiet=quiet)
-    # Timed, so nothing may be drawn by another thread meanwhile.
-    with console.progress("getting ready for the deadline", unit="steps", quiet=quiet, timed=True) as shown:
-        deadline = deadline_here(chosen.session, deadline_ms, rounds=rounds, remark=remark, advance=shown.advance)
-    return dataclasses.replace(chosen.settings, deadline=deadline)
 
 
 def _next(summary: Mapping[str, Any], bundle: Path | None, source: str, recursive: bool, threads: int | None) -> str:
@@ -301,57 +214,6 @@ def _opened(path: Path, classes: Path | None, between: Between | None, source: S
     if between is not None:
         refuse_unfit(between, source, bundle.manifest)
     return bundle
-
-
-def opened_bundle(path: Path, classes: Path | None) -> Bundle:
-    """The bundle with the names of `--classes`."""
-    from dovit_deploy.bundle.bundle import Bundle
-    from dovit_deploy.bundle.class_files import classes_from_file
-    from dovit_deploy.bundle.manifest import renamed
-
-    bundle = Bundle.open(path)
-    if classes is None:
-        return bundle
-    return dataclasses.replace(bundle, manifest=renamed(bundle.manifest, classes_from_file(classes)))
-
-
-def kinds_of(named: tuple[str, ...] | None, manifest: Manifest, *, video: bool, quiet: bool) -> tuple[str, ...]:
-    """What is written, each kind once: what `--save` names, or the default of the task and source.
-
-    Raises:
-        PackageMissing: a report is named, and what makes it is not installed.
-        UsageError: a kind that the bundle cannot give.
-    """
-    from dovit_deploy import packages
-    from dovit_deploy.runtime.cityscapes import label_ids
-    from dovit_deploy.runtime.outputs import REPORT
-    from dovit_deploy.runtime.tasks import task_from_manifest
-
-    task = task_from_manifest(manifest)
-    if named is not None:
-        kinds = task.checked(tuple(dict.fromkeys(named)), name=manifest.name)
-        if REPORT in kinds:
-            packages.load("jinja2")
-        if "cityscapes" in kinds:
-            label_ids([entry.name for entry in manifest.classes])
-        return kinds
-    kinds = task.video_default if video else task.images_default
-    try:
-        packages.load("jinja2")
-    except PackageMissing as error:
-        console.remark(f"note: no report.html: {error}", quiet=quiet)
-        return tuple(kind for kind in kinds if kind != REPORT)
-    return kinds
-
-
-def painted_and_page(kinds: tuple[str, ...], source: str) -> tuple[tuple[str, ...], PagePlan | None]:
-    """What is painted of each frame, and what the page says of the run, if there is one."""
-    from dovit_deploy.runtime.outputs import REPORT
-    from dovit_deploy.runtime.run_page import PagePlan
-
-    if REPORT not in kinds:
-        return kinds, None
-    return tuple(kind for kind in kinds if kind != REPORT), PagePlan(masked(source), console.this_command())
 
 
 def _raise_unless_complete(outcome: RunOutcome, folder: Path, source: Source) -> None:
